@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType as Form
@@ -65,8 +66,21 @@ def write(run: FinishedRun) -> list[Path]:
 def source_of(run: FinishedRun) -> Source:
     """Read a run for its GGUF files; the errors are those of ``write``."""
     weights = weights_of(run)
+    layout = layout_of(weights.config)  # first: in other families the embedding has another name
     rows = len(weights.others["model.embed_tokens.weight"])
-    return Source(weights, layout_of(weights.config), vocabulary_of(weights.tokenizer, rows), str(run.best["model"]))
+    return Source(weights, layout, vocabulary_of(weights.tokenizer, rows), str(run.best["model"]))
+
+
+def refuse_base(model: Any, tokenizer: Any) -> None:
+    """Refuse a base model of transformers, or its tokenizer, that has no form in GGUF.
+
+    Raises:
+        ConfigError: With the reason.
+    """
+    layout = layout_of(model.config)
+    for name in model.state_dict():
+        layout.name(name)
+    vocabulary_of(tokenizer, len(model.get_input_embeddings().weight))
 
 
 def refuse_formats(modules: Mapping[str, ModuleRecord]) -> None:

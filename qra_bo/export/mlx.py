@@ -83,6 +83,12 @@ def refuse_formats(modules: Iterable[ModuleRecord]) -> None:
                           "columns. Search again with serve=mlx, or export merged, a copy in 16 bits")
 
 
+def refuse_base(model: Any, tokenizer: Any) -> None:
+    """Refuse a base model of transformers that mlx-lm computes otherwise; ``ConfigError`` says why. The ``tokenizer``
+    is copied as it is."""
+    mlx_config(model.config, {})
+
+
 def _has_form(fmt: StorageFormat, columns: int) -> bool:
     return fmt.backend == "none" or (has_affine_codes(fmt, columns) and fmt.block in GROUPS and fmt.bits in MLX_BITS)
 

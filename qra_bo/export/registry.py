@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qra_bo.export import bitsandbytes, compressed_tensors, gguf, merged, mlx, packed, uniform_rank, vllm
 from qra_bo.export.run import GGUF_FILES, FinishedRun
@@ -19,8 +20,8 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
     Target("uniform_rank", uniform_rank.FOLDER, uniform_rank.write, small=True, loader=uniform_rank.LOADER),
     Target("packed", "packed.safetensors", packed.write),
     Target("compressed_tensors", compressed_tensors.FOLDER, compressed_tensors.write, loader=compressed_tensors.LOADER),
-    Target("gguf", gguf.FOLDER, gguf.write, loader=gguf.LOADER, start=gguf.start),
-    Target("mlx", mlx.FOLDER, mlx.write, loader=mlx.LOADER, start=mlx.start),
+    Target("gguf", gguf.FOLDER, gguf.write, loader=gguf.LOADER, start=gguf.start, refuse_base=gguf.refuse_base),
+    Target("mlx", mlx.FOLDER, mlx.write, loader=mlx.LOADER, start=mlx.start, refuse_base=mlx.refuse_base),
     Target("merged", merged.FOLDER, merged.write, loader=merged.LOADER),
     Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, loader=bitsandbytes.LOADER),
 )}
@@ -44,10 +45,25 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
         ConfigError: If a target is unknown; all of them at once, the nearest known names first.
         OutputError: If the run is not finished, or a file of it is malformed.
     """
-    unknown = [f"export target {t!r} is unknown; known: {', '.join(nearest_first(t, TARGETS))}"
-               for t in targets if t not in TARGETS]
-    if unknown:
+    if unknown := _unknown(targets):
         raise ConfigError(unknown)
     run = FinishedRun.read(run_folder, trust_remote_code, merged_base, gguf_files)
     with writing(run_folder, f"export again: task=export out={run_folder}"), without_bars():
         return [path for name in dict.fromkeys(targets) for path in TARGETS[name].write(run)]
+
+
+def base_problems(targets: Sequence[str], model: Any, tokenizer: Any) -> list[str]:
+    """Return why a base model of transformers can't be exported to some of the targets, or which are unknown."""
+    problems = _unknown(targets)
+    for name in targets:
+        if name in TARGETS and (refuse := TARGETS[name].refuse_base) is not None:
+            try:
+                refuse(model, tokenizer)
+            except ConfigError as error:
+                problems += error.problems
+    return problems
+
+
+def _unknown(targets: Sequence[str]) -> list[str]:
+    return [f"export target {t!r} is unknown; known: {', '.join(nearest_first(t, TARGETS))}"
+            for t in targets if t not in TARGETS]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qra_bo.export.comparison import Loader
 from qra_bo.export.run import FinishedRun, render
@@ -20,6 +21,8 @@ class Target:
         small: Whether it is written unless targets are named: it copies no weights of the base.
         loader: Program that loads it again; ``None`` for configurations and texts.
         start: Return the command that serves it, from any folder; ``None`` where its files serve nothing.
+        refuse_base: Raises ``ConfigError`` for a base model of transformers and its tokenizer that have no form there;
+            ``None`` where all have.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Target:
     small: bool = False
     loader: Loader | None = None
     start: Callable[[FinishedRun], str | None] | None = None
+    refuse_base: Callable[[Any, Any], None] | None = None
 
 
 def text_target(name: str, path: str) -> Target:

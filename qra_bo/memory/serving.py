@@ -110,16 +110,18 @@ def _mlx(fmt: StorageFormat) -> tuple[int, int]:
 
 
 _SYM, _INT = (tuple(bits for bits, width in WIDTHS.items() if kind in width.kinds) for kind in (_SYMMETRIC, _ZEROS))
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
+"""Decoders whose exports ``gguf`` and ``mlx`` were compared with transformers."""
 CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
     Consumer(ANY, "any program", {}),
     Consumer("transformers", "transformers", {_SYMMETRIC: _SYM}, group_bytes=_packed, exports=("compressed_tensors",)),
     Consumer("vllm", "vLLM", {_SYMMETRIC: _SYM}, ("layer", "block", "fused"), _packed,
              exports=("compressed_tensors", "vllm")),
     Consumer("llamacpp", "llama.cpp", {_SYMMETRIC: _SYM, _ZEROS: tuple(b for b in _INT if b < 8)}, group_bytes=_gguf,
-             exports=("gguf",)),
+             families=_FAMILIES, exports=("gguf",)),
     Consumer("mlx", "MLX", {_SYMMETRIC: tuple(b for b in _SYM if b in MLX_BITS),
                             _ZEROS: tuple(b for b in _INT if b <= 3)}, group_bytes=_mlx,
-             families=("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"), exports=("mlx",)))}
+             families=_FAMILIES, exports=("mlx",)))}
 """By the value of ``serve``."""
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.report.tables import print_line
-from qra_bo.utils.errors import UserError, from_lack_of_memory
+from qra_bo.utils.errors import ConfigError, UserError, from_lack_of_memory
 from qra_bo.utils.files import write_json, writing
 
 CHECKS = Path("export") / "checks.json"
@@ -39,7 +40,7 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
             if console is not None:
                 print_line(console, f"Warning: {what}, and the run's other files are complete: {known}")
 
-    for target in dict.fromkeys((*(config.export.targets or ()), *CONSUMERS[config.serve].exports)):
+    for target in asked_for(config):
         if target not in SMALL:
             attempt(partial(export_all, folder, [target], config.export.merged_base, trust, config.export.gguf),
                     f"the export {target} was not written")
@@ -48,6 +49,27 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
         for line in commands(config, folder):
             print_line(console, line)
     return files
+
+
+def asked_for(config: RunConfig) -> list[str]:
+    """Return the targets that ``export.targets`` names and those that the program of ``serve`` loads."""
+    return list(dict.fromkeys((*(config.export.targets or ()), *CONSUMERS[config.serve].exports)))
+
+
+def refuse_base(config: RunConfig, model: Any, tokenizer: Any) -> None:
+    """Refuse a base model, before it is trained, whose result could not be exported as asked.
+
+    Raises:
+        ConfigError: With every reason.
+    """
+    from qra_bo.export.registry import base_problems  # loads torch
+    named = config.export.targets or ()
+    of_serve = [target for target in CONSUMERS[config.serve].exports if target not in named]
+    problems = base_problems(named, model, tokenizer)
+    problems += [f"{problem}; serve={config.serve} writes this export, and serve=any none"
+                 for problem in base_problems(of_serve, model, tokenizer)]
+    if problems:
+        raise ConfigError(problems)
 
 
 def commands(config: RunConfig, folder: Path) -> list[str]:

@@ -29,6 +29,7 @@ from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory import format_size
 from qra_bo.pipeline.build import bank_formats, card_capability, keeps_dense, make_memory
+from qra_bo.pipeline.exports import refuse_base
 from qra_bo.pipeline.plan import budgets_of, packed_bytes, spills
 from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.space.decoder import spec_from_model
@@ -51,6 +52,8 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     if cfg.executor.name == "ray":
         fetch(cfg.model, bars=False)  # the driver's cache may be on another machine
     model, tokenizer = load_base(cfg.model)
+    if cfg.task in ("search", "finetune"):
+        refuse_base(cfg, model, tokenizer)
     spec = spec_from_model(model, cfg.model_name)
     if spec.linears != make_spec(cfg).linears:
         raise ModelError(f"the shapes of {cfg.model_name!r} in conf/model differ from those of the model itself; "

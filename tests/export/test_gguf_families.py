@@ -17,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from qra_bo.export.gguf import source_of
 from qra_bo.export.gguf_file import Source
 from qra_bo.export.gguf_layout import layout_of
 from qra_bo.export.gguf_tokenizer import vocabulary_of
@@ -131,6 +132,9 @@ def test_settings_that_llama_cpp_computes_otherwise_are_refused(config: Any, rea
         layout_of(config)
 
 
-def test_other_families_are_refused_with_those_that_are_known() -> None:
+def test_other_families_are_refused_with_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {"gpt_neox.embed_in.weight": torch.zeros(320, 64)}  # a name of its own, which must not be a KeyError
+    weights = RunWeights(None, {}, others, GPTNeoXConfig(), None, byte_tokenizer(), None)  # type: ignore[arg-type]
+    monkeypatch.setattr("qra_bo.export.gguf.weights_of", lambda run: weights)
     with pytest.raises(ConfigError, match=r"families llama, mistral, qwen2.*'gpt_neox'"):
-        layout_of(GPTNeoXConfig())
+        source_of(None)  # type: ignore[arg-type]

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from qra_bo.config import load_config
+from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.pipeline import exports
-from qra_bo.pipeline.exports import write_exports
-from qra_bo.utils.errors import OutputError
+from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.exports import refuse_base, write_exports
+from qra_bo.utils.errors import ConfigError, OutputError
 
 CONFIG = load_config(["+model=tiny", "data=tiny", "export.targets=[merged,packed]"])
 
@@ -44,3 +47,37 @@ def test_a_bug_in_an_export_is_no_warning(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("qra_bo.export.registry.export_all", export_all)
     with pytest.raises(RuntimeError, match="shapes differ"):
         write_exports(CONFIG, tmp_path, None)
+
+
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4,
+                         "num_key_value_heads": 2, "vocab_size": 320, "pad_token_id": None, "bos_token_id": None,
+                         "eos_token_id": None}
+
+
+@pytest.mark.parametrize(("words", "parts"), [
+    (["serve=llamacpp"], ["llama.cpp computes this mistral model otherwise", "sliding window", "serve=llamacpp"]),
+    (["serve=mlx"], ["mlx-lm has no sliding window, here of 8 tokens", "serve=mlx writes this export"]),
+    (["serve=mlx", "export.targets=[mlx,gguff]"], ["'gguff' is unknown; known: ", "mlx-lm has no sliding window"])])
+def test_base_that_an_export_can_not_hold_is_refused(words: list[str], parts: list[str]) -> None:
+    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8, max_position_embeddings=64))
+    with pytest.raises(ConfigError) as caught:
+        refuse_base(load_config(["+model=tiny", "data=tiny", *words]), model, byte_tokenizer())
+    assert all(part in str(caught.value) for part in parts)
+
+
+@pytest.mark.parametrize("words", [["serve=llamacpp", "export.targets=[mlx]"], ["serve=any"]])
+def test_base_that_all_exports_hold_is_accepted(words: list[str]) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=64))
+    refuse_base(load_config(["+model=tiny", "data=tiny", *words]), model, byte_tokenizer())
+
+
+def test_tokenizer_without_a_form_in_gguf_is_refused() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=64))
+    with pytest.raises(ConfigError, match=r"tokenizer has no form in GGUF.*serve=llamacpp writes this export"):
+        refuse_base(load_config(["+model=tiny", "data=tiny", "serve=llamacpp"]), model, object())
+
+
+def test_base_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    config = load_config(["+model=tiny", "data=tiny", "export.targets=[nope]"])
+    with pytest.raises(ConfigError, match="'nope' is unknown"):
+        make_oracle(config.to_dict(), str(tmp_path))
