@@ -4,9 +4,11 @@ import torch
 
 from qra_bo.export.comparison import Reference, Row, View
 from qra_bo.export.load import load
-from qra_bo.export.registry import TARGETS
+from qra_bo.export.registry import TARGETS, stale_exports
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference, read_manifest, read_probe
+
+_STALE = "failed: it is unfinished, or of an earlier result of this run; export it again"
 
 
 def check_exports(run: FinishedRun) -> list[Row]:
@@ -21,7 +23,9 @@ def check_exports(run: FinishedRun) -> list[Row]:
     reference = Reference(run, read_probe(run.folder / PROBE)[0][0], model)
     rows.append(reference.row(View("adapter", reference.fused, note="the same sums in another order"),
                               "peft on the mixed base"))
+    stale = stale_exports(run)
     for target in TARGETS.values():
         if target.loader is not None and (run.folder / target.path).exists():
-            rows += target.loader.rows(target.name, run, reference)
+            rows += [Row(target.name, target.loader.name, None, None, None, _STALE)] if target.name in stale else \
+                target.loader.rows(target.name, run, reference)
     return rows

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.export import bitsandbytes, compressed_tensors, gguf, merged, mlx, packed, uniform_rank, vllm
+from qra_bo.export.record import current_exports, recorded
 from qra_bo.export.run import GGUF_FILES, FinishedRun
 from qra_bo.export.target import Target, text_target
 from qra_bo.finetune.models.load import without_bars
@@ -49,7 +50,21 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
         raise ConfigError(unknown)
     run = FinishedRun.read(run_folder, trust_remote_code, merged_base, gguf_files)
     with writing(run_folder, f"export again: task=export out={run_folder}"), without_bars():
-        return [path for name in dict.fromkeys(targets) for path in TARGETS[name].write(run)]
+        return [path for name in dict.fromkeys(targets) for path in _written(TARGETS[name], run)]
+
+
+def _written(target: Target, run: FinishedRun) -> list[Path]:
+    if target.loader is None:  # it holds nothing that an adapter determines
+        return target.write(run)
+    with recorded(run, target.name):
+        return target.write(run)
+
+
+def stale_exports(run: FinishedRun) -> list[str]:
+    """Return the targets of which a run's folder holds an export that is unfinished, or of an earlier adapter."""
+    current = current_exports(run)
+    return [target.name for target in TARGETS.values() if target.loader is not None and target.name not in current
+            and (run.folder / target.path).exists()]
 
 
 def base_problems(targets: Sequence[str], model: Any, tokenizer: Any) -> list[str]:

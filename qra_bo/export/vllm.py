@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 from qra_bo.export import compressed_tensors, merged, uniform_rank
+from qra_bo.export.record import current_exports
 from qra_bo.export.run import FinishedRun
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import CONSUMERS
@@ -16,6 +17,8 @@ from qra_bo.report.next_steps import server_rank
 from qra_bo.space.decoder import fused_of
 
 FILE = "export/serve_vllm.txt"
+_FILES = ["compressed_tensors", "uniform_rank"]
+"""Targets that the run's own mix is served from."""
 
 
 def write(run: FinishedRun) -> list[Path]:
@@ -52,7 +55,7 @@ def _own_mix(run: FinishedRun, folder: Path) -> list[str]:
         "on CUDA with its Humming kernels installed"
     return [f"# The run's own mix ({', '.join(map(str, widths)) or '16'} bits), {where}.",
             "# The adapter has one rank, padded with zeros.",
-            _export(folder, ["compressed_tensors", "uniform_rank"]),
+            _export(folder, _FILES),
             _serve(run),
             "# Requests name the model qra_bo; without an adapter it is the folder's path."]
 
@@ -66,7 +69,8 @@ def _serve(run: FinishedRun) -> str:
 
 def start(run: FinishedRun) -> str | None:
     """Return the command that serves the run's own mix; ``None`` where its files are not there."""
-    there = all((run.folder / part).is_dir() for part in (compressed_tensors.FOLDER, uniform_rank.FOLDER))
+    there = set(_FILES) <= current_exports(run) and all(
+        (run.folder / part).is_dir() for part in (compressed_tensors.FOLDER, uniform_rank.FOLDER))
     reason = obstacle({name: str(entry["name"]) for name, entry in run.manifest["modules"].items()})
     return _serve(run) if there and reason is None else None
 

@@ -1,5 +1,6 @@
 """Exports of a run in its folder: written, loaded again, and told in a line each."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -73,16 +74,24 @@ def refuse_base(config: RunConfig, model: Any, tokenizer: Any) -> None:
 
 
 def commands(config: RunConfig, folder: Path) -> list[str]:
-    """Return a line with the command of every server that the exports in a run's folder are for."""
+    """Return a line with the command of every server that the exports in a run's folder are for, and a warning of those
+    that are not of its present result."""
     from qra_bo.export import gguf  # loads torch, like the two below
-    from qra_bo.export.registry import TARGETS
+    from qra_bo.export.registry import TARGETS, stale_exports
     from qra_bo.export.run import FinishedRun
     run = FinishedRun.read(folder, gguf=config.export.gguf)
+    stale = stale_exports(run)
     found = [(target.name, target.start(run)) for target in TARGETS.values()
-             if target.start is not None and (folder / target.path).exists()]
-    if (folder / gguf.FOLDER).exists():
+             if target.start is not None and target.name not in stale and (folder / target.path).exists()]
+    if "gguf" not in stale and (folder / gguf.FOLDER).exists():
         found.append(("Ollama", gguf.start_ollama(run)))
-    return [f"Talk to it ({name}): {command}" for name, command in found if command is not None]
+    lines = [f"Talk to it ({name}): {command}" for name, command in found if command is not None]
+    if stale:
+        again = shlex.join(["python", "-m", "qra_bo", "task=export", f"out={folder}",
+                            f"export.targets=[{','.join(stale)}]"])
+        lines.append(f"Warning: the exports {', '.join(stale)} are unfinished, or of an earlier result of this run; "
+                     f"write them again: {again}")
+    return lines
 
 
 def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:

@@ -3,12 +3,16 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 
+from qra_bo.config import load_config
 from qra_bo.export import gguf, vllm
-from qra_bo.export.registry import SMALL, TARGETS, export_all
+from qra_bo.export.record import recorded
+from qra_bo.export.registry import SMALL, TARGETS, export_all, stale_exports
 from qra_bo.export.run import FinishedRun
+from qra_bo.pipeline.exports import commands
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.fixtures import manifest_json, module_ranks, write_finished
 
@@ -172,6 +176,39 @@ def test_vllm_is_started_where_its_files_are(tmp_path):
     formats = dict.fromkeys(module_ranks(), "sym4-g64")
     (run / "quant_manifest.json").write_text(json.dumps(manifest_json(module_ranks(), formats)))
     assert vllm.start(FinishedRun.read(run)) is None
-    for part in ("compressed_tensors", "export/adapter_uniform_rank"):
-        (run / part).mkdir(parents=True)
+    for name in ("compressed_tensors", "uniform_rank"):
+        (run / TARGETS[name].path).mkdir(parents=True)
+        assert vllm.start(FinishedRun.read(run)) is None  # begun, and perhaps not ended
+        with recorded(FinishedRun.read(run), name):
+            pass
     assert vllm.start(FinishedRun.read(run)).startswith(f"vllm serve {run.resolve() / 'compressed_tensors'} ")
+
+
+def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, monkeypatch):
+    run = write_finished(tmp_path / "run")
+    broken = []
+
+    def write(finished):
+        (finished.folder / "mlx").mkdir(exist_ok=True)
+        if broken:
+            raise OSError(28, "No space left on device")
+        return []
+
+    monkeypatch.setitem(TARGETS, "mlx", replace(TARGETS["mlx"], write=write))
+    found = lambda: stale_exports(FinishedRun.read(run))  # noqa: E731
+    assert found() == []
+    export_all(run, ["mlx"])
+    assert found() == []
+    broken.append(True)
+    with pytest.raises(OutputError, match="No space left"):
+        export_all(run, ["mlx"])
+    assert found() == ["mlx"]
+    broken.clear()
+    export_all(run, ["mlx"])
+    assert found() == []
+    manifest = json.loads((run / "quant_manifest.json").read_text())
+    (run / "quant_manifest.json").write_text(json.dumps({**manifest, "adapter_sha256": "1" * 64}))
+    assert found() == ["mlx"]
+    [line] = commands(load_config([]), run)
+    assert line.startswith("Warning: the exports mlx are unfinished, or of an earlier result")
+    assert line.endswith(f"python -m qra_bo task=export out={run} 'export.targets=[mlx]'")

@@ -18,6 +18,7 @@ from qra_bo.export.check import check_exports
 from qra_bo.export.comparison import Loader, Reference, View, divergence
 from qra_bo.export.load import load
 from qra_bo.export.merged import ORIGINAL, merged_model
+from qra_bo.export.record import recorded
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import weights_of
@@ -115,7 +116,7 @@ def test_bitsandbytes_export_loads_in_plain_transformers(servable: Path, monkeyp
     with monkeypatch.context() as patch:  # the folder of temporary files may be in memory
         patch.setattr("tempfile.tempdir", str(servable / "nowhere"))
         export_all(servable, ["bitsandbytes"])
-    assert [path.name for path in (servable / "export").iterdir()] == ["bitsandbytes"]
+    assert not list((servable / "export").glob(".*"))
     model = AutoModelForCausalLM.from_pretrained(str(servable / "export" / "bitsandbytes"), dtype=torch.bfloat16)
     for name, record in read_manifest(servable).modules.items():
         kind = type(model.get_submodule(name)).__name__
@@ -185,10 +186,15 @@ def test_check_names_loader_difference_and_reason(mixed: Path, capsys: pytest.Ca
 
 
 def test_export_that_fails_to_load_states_the_error(servable: Path) -> None:
+    run = FinishedRun.read(servable)
     (servable / "export" / "merged").mkdir(parents=True)
-    [row] = [r for r in check_exports(FinishedRun.read(servable)) if r.what == "merged"]
+    with recorded(run, "merged"):
+        [row] = [r for r in check_exports(run) if r.what == "merged"]
+        assert row.note == "failed: it is unfinished, or of an earlier result of this run; export it again"
+    [row] = [r for r in check_exports(run) if r.what == "merged"]
     assert row.largest is None
     assert row.note.startswith("failed: ")
+    assert "unfinished" not in row.note
 
 
 def test_reference_in_fp32_is_the_model_loaded_to_compute_in_fp32(mixed: Path) -> None:
