@@ -17,9 +17,11 @@ def check_exports(run: FinishedRun) -> list[Row]:
     An export that can't be loaded has a row with the reason. Errors: those of ``load``.
     """
     model, _ = load(run.folder, trust_remote_code=run.trust_remote_code)
-    packed = "from packed.safetensors" if read_manifest(run.folder).packed == PACKED else "the base quantised again"
+    manifest = read_manifest(run.folder)
+    packed = "from packed.safetensors" if manifest.packed == PACKED else "the base quantised again"
+    then = "" if manifest.packed_on == "cpu" else f", which were computed on {manifest.packed_on} and here on a CPU"
     rows = [Row("manifest and adapter", "qra_bo.load", probe_difference(model, run.folder / PROBE, torch.device("cpu")),
-                None, None, f"{packed}, every checksum held; against the logits kept at the end of the run")]
+                None, None, f"{packed}, every checksum held; against the logits kept at the end of the run{then}")]
     reference = Reference(run, read_probe(run.folder / PROBE)[0][0], model)
     rows.append(reference.row(View("adapter", reference.fused, note="the same sums in another order"),
                               "peft on the mixed base"))

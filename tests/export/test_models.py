@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from qra_bo.export.record import recorded
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import weights_of
-from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
+from qra_bo.finetune.manifest import MANIFEST, PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.tasks.export import run as export
 from qra_bo.utils.errors import ConfigError, OutputError
+from qra_bo.utils.files import write_json
 from tests.export.finished import finish
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -195,6 +198,14 @@ def test_export_that_fails_to_load_states_the_error(servable: Path) -> None:
     assert row.largest is None
     assert row.note.startswith("failed: ")
     assert "unfinished" not in row.note
+
+
+def test_check_of_a_run_on_cuda_names_the_other_device(servable: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(servable, tmp_path / "run"))
+    export_all(run, ["packed"])
+    write_json(run / MANIFEST, replace(read_manifest(run), packed_on="cuda").to_json())
+    row = check_exports(FinishedRun.read(run))[0]
+    assert row.note.endswith("kept at the end of the run, which were computed on cuda and here on a CPU")
 
 
 def test_reference_in_fp32_is_the_model_loaded_to_compute_in_fp32(mixed: Path) -> None:
