@@ -15,7 +15,7 @@ from qra_bo.finetune.cache import ProfileCache, TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
 from qra_bo.finetune.models.checkpointing import use_checkpointing
-from qra_bo.finetune.models.load import commit_of
+from qra_bo.finetune.models.load import commit_of, located
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load, release_unused
@@ -219,7 +219,7 @@ class FinetuneOracle:
         def save() -> None:
             run.after = self._sample()
             ranks = unit_choice(self.units, chosen.ranks)
-            node = {**model_cfg, "revision": model_cfg.get("revision") or commit_of(self.model)}
+            node = {**located(model_cfg), "revision": model_cfg.get("revision") or commit_of(self.model)}
             with writing(folder, "run the same command again"):
                 self.peft.save_pretrained(str(folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)
                 follow_umask(folder / ADAPTER / ADAPTER_WEIGHTS)

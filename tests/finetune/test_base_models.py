@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from qra_bo.config import load_config, make_spec
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.host_linear import keep_on_host
-from qra_bo.finetune.models.load import cast_parameters, load_base, load_tokenizer, without_dropout
+from qra_bo.finetune.models.load import cast_parameters, load_base, load_tokenizer, located, without_dropout
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.pipeline.build import make_oracle
 from qra_bo.utils.errors import ModelError
@@ -114,3 +114,20 @@ def test_head_of_its_own_is_not_called_tied(own: bool, tmp_path: Path) -> None:
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     assert (loaded.lm_head.weight is not loaded.model.embed_tokens.weight) == own
     assert loaded.config.tie_word_embeddings is not own
+
+
+def test_base_in_a_relative_folder_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_llama(vocab=320)[0].save_pretrained(tmp_path / "models" / "own")
+    byte_tokenizer().save_pretrained(tmp_path / "models" / "own")
+    monkeypatch.chdir(tmp_path)
+    node = {"name": "own", "source": "path", "path": "models/own"}
+    recorded, (model, _) = located(node), load_base(node)
+    monkeypatch.chdir("/")
+    assert recorded == {**node, "path": str(tmp_path / "models" / "own")}
+    assert model.name_or_path == recorded["path"]  # PEFT writes it into the adapter's configuration
+    assert load_base(recorded)[0].config.vocab_size == 320
+
+
+@pytest.mark.parametrize("node", [{"source": "path", "path": "ORG/NAME"}, {"source": "random", "path": None}])
+def test_other_sources_of_a_base_are_recorded_as_they_are(node: dict[str, Any]) -> None:
+    assert located(node) == node

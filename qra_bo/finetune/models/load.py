@@ -102,8 +102,14 @@ def source_folder(model_cfg: Mapping[str, Any]) -> Path | None:
             raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json and "
                              "*.safetensors; got nothing")
         case "path" | "hub":
-            return cached(model_cfg) if is_on_hub(model_cfg) else Path(str(path))
+            return cached(model_cfg) if is_on_hub(model_cfg) else Path(str(path)).absolute()
     raise ModelError(f"model.source must be wheel, random, hub or path; got {model_cfg['source']!r}")
+
+
+def located(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a node of ``conf/model`` that means the same in any working directory: of a folder, its absolute path."""
+    here = model_cfg["source"] == "path" and not is_on_hub(model_cfg)
+    return {**model_cfg, "path": str(source_folder(model_cfg))} if here else dict(model_cfg)
 
 
 def without_dropout(model: Any) -> None:
