@@ -12,7 +12,7 @@ from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
 from qra_bo.memory.optimizers import is_paged
-from qra_bo.memory.serving import CONSUMERS
+from qra_bo.memory.serving import CONSUMERS, TARGET_FORMATS
 from qra_bo.oracle.emulator.table import TASK as TASK_FILE
 from qra_bo.oracle.emulator.table import folder_of, load_facts
 from qra_bo.searchers.priors import shipped_priors
@@ -104,12 +104,12 @@ def _lacking(config: RunConfig) -> list[int]:
 
 def _targets(config: RunConfig) -> Iterator[Problem]:
     """Yield the export targets of a search that refuse formats it may choose: its result could not be exported."""
-    lost = [fmt.name for fmt in _named(config) if fmt.backend == "bitsandbytes"]
-    for target in config.export.targets or ():
-        serve = next((name for name, consumer in CONSUMERS.items() if target in consumer.exports[:1]), None)
-        if serve is not None and lost and config.task == "search":
+    for target, (holds, instead) in TARGET_FORMATS.items():
+        if config.task != "search" or target not in (config.export.targets or ()):
+            continue
+        if lost := [fmt.name for fmt in _named(config) if not holds(fmt)]:
             yield Problem("export.targets", f"the export {target} has no form for {', '.join(lost)}, which the search "
-                                            f"may choose: use serve={serve}, or leave {target} out.")
+                                            f"may choose: use {instead}, or leave {target} out.")
 
 
 def serve_problems(config: RunConfig) -> Iterator[Problem]:

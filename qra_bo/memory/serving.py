@@ -109,6 +109,15 @@ def _mlx(fmt: StorageFormat) -> tuple[int, int]:
     return fmt.bits * fmt.block // 8, 4
 
 
+def _in_gguf(fmt: StorageFormat) -> bool:
+    return fmt.backend == "none" or (fmt.backend == "hqq" and fmt.bits <= 5) or (
+        fmt.backend == "integer" and gguf_bits(fmt) is not None)
+
+
+def _in_mlx(fmt: StorageFormat) -> bool:
+    return fmt.backend == "none" or (fmt.backend in ("integer", "hqq") and fmt.bits in MLX_BITS)
+
+
 _SYM, _INT = (tuple(bits for bits, width in WIDTHS.items() if kind in width.kinds) for kind in (_SYMMETRIC, _ZEROS))
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
 """Decoders whose exports ``gguf`` and ``mlx`` were compared with transformers."""
@@ -123,6 +132,13 @@ CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
                             _ZEROS: tuple(b for b in _INT if b <= 3)}, group_bytes=_mlx,
              families=_FAMILIES, exports=("mlx",)))}
 """By the value of ``serve``."""
+
+TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
+    "compressed_tensors": (CONSUMERS["transformers"].loads, "serve=transformers"),
+    "gguf": (_in_gguf, "serve=llamacpp"),
+    "mlx": (_in_mlx, "serve=mlx"),
+    "bitsandbytes": (lambda fmt: fmt.name in ("nf4", "fp16"), "bits=[4,16] and no other formats")}
+"""By export target that holds some formats alone: whether it holds one, exactly or rounded, and what to search with."""
 
 
 def served_bytes(serve: str, fmt: StorageFormat, out_features: int, in_features: int) -> tuple[int, int]:

@@ -8,10 +8,13 @@ from dataclasses import replace
 import pytest
 
 from qra_bo.config import load_config
-from qra_bo.export import gguf, vllm
+from qra_bo.export import bitsandbytes, compressed_tensors, gguf, mlx, vllm
 from qra_bo.export.record import recorded
 from qra_bo.export.registry import SMALL, TARGETS, export_all, stale_exports
 from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.manifest import ModuleRecord
+from qra_bo.memory.formats import FORMATS
+from qra_bo.memory.serving import TARGET_FORMATS
 from qra_bo.pipeline.exports import commands
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.fixtures import manifest_json, module_ranks, write_finished
@@ -212,3 +215,19 @@ def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, mo
     [line] = commands(load_config([]), run)
     assert line.startswith("Warning: the exports mlx are unfinished, or of an earlier result")
     assert line.endswith(f"python -m qra_bo task=export out={run} 'export.targets=[mlx]'")
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
+def test_search_is_refused_the_formats_that_its_exports_refuse(fmt):
+    def holds(refuse, *given):
+        try:
+            refuse(*given)
+        except ConfigError:
+            return False
+        return True
+
+    record = ModuleRecord(fmt, (4, 256), 0, 0.0, "")
+    found = {"compressed_tensors": holds(compressed_tensors.refuse_formats, {"x": fmt}),
+             "gguf": holds(gguf.refuse_formats, {"x": record}), "mlx": holds(mlx.refuse_formats, [record]),
+             "bitsandbytes": fmt.name in bitsandbytes.SERVABLE}
+    assert found == {target: stated(fmt) for target, (stated, _) in TARGET_FORMATS.items()}
