@@ -154,8 +154,8 @@ def test_methods_on_nf4_take_fewer_bits_where_it_does_not_fit(tmp_path: Path) ->
     rows = {r["method"]: r for r in table["rows"]}
     assert [rows[m]["avg_bits"] for m in ("loftq", "adalora")] == [3, 3]
     assert rows["loftq"]["avg_rank"] == 8
-    assert rows["loftq"]["note"].startswith("on hqq3, as NF4 does not fit")
-    assert ", on hqq3, as NF4 does not fit" in rows["adalora"]["note"]
+    assert rows["loftq"]["note"].startswith("on int3-g64, as NF4 does not fit")
+    assert ", on int3-g64, as NF4 does not fit" in rows["adalora"]["note"]
 
 
 def test_the_command_prints_a_plan_first_and_a_summary_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
