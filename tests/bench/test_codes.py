@@ -24,6 +24,7 @@ def test_codes_are_compared_with_the_nearest_on_the_same_seeds() -> None:
     assert not alone.met
 
 
+@pytest.mark.slow
 def test_a_small_run_goes_on_with_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     settings = ["--rank", "2", "--seeds", "2", "--work", str(tmp_path / "w"), "--out", str(tmp_path), "+model=tiny",

@@ -98,6 +98,7 @@ def test_more_seeds_repeat_no_trial() -> None:
     assert len(order) == formats + 3 * families + 2 * formats
 
 
+@pytest.mark.slow
 def test_settings_hold_the_formats_of_their_trials() -> None:
     for trial in answered(make_plan(("plays",), (24,), 1, 2))[0]:
         task, stage = setting_of(trial).split("-")
@@ -105,6 +106,7 @@ def test_settings_hold_the_formats_of_their_trials() -> None:
         assert set(trial.allocation.formats) <= set(load_config(overrides_of(stage)).format_names)
 
 
+@pytest.mark.slow
 def test_stopped_study_resumes_without_repeating_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "trials.jsonl"
     command = ["--out", str(out), "--steps", "2", "--seeds", "1", *TINY]

@@ -157,6 +157,7 @@ def test_difference_needs_two_common_seeds() -> None:
         "high": pytest.approx(-0.3 + 12.7062 * 0.1)}
 
 
+@pytest.mark.slow
 def test_stopped_study_resumes_without_repeating_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(["+model=tiny", "data=tiny", "dtype=float32", "device=cpu", "quantizer.rounding=rtn",
                           "eval.sequences=8"])

@@ -44,6 +44,7 @@ def test_the_rate_of_least_validation_loss_counts(tmp_path: Path) -> None:
     assert rows[2]["perplexity"] == pytest.approx(27.1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_trainings_that_are_there_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     config = worth.study_config

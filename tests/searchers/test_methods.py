@@ -162,12 +162,15 @@ def test_nested_options_reach_the_model() -> None:
     assert searcher._temperatures == [1.0]
 
 
-def test_a_run_begins_with_learned_rates_and_a_benchmark_does_not() -> None:
+def test_a_run_begins_with_learned_rates_and_a_benchmark_with_none_of_its_own_text() -> None:
     assert load_config([]).method.target["rates"] == "smollm2_135m"
     assert method_target("default")["rates"] is None
     assert method_target("default", {"rates": "mine.json"})["rates"] == "mine.json"
     assert "rates" not in method_target("random")
-    assert load_table([]).run.method.target["rates"] is None
+    for data, other in (("plays", "gsm8k"), ("gsm8k", "plays")):
+        run = load_table([f"data={data}", *(["data.path=x.jsonl"] if data == "gsm8k" else [])]).run
+        assert run.method.target["rates"] == run.surrogate.rates == f"bench/data/{other}/prior.json"
+    assert load_table(["+model=tiny", "data=tiny"]).run.method.target["rates"] == "smollm2_135m"
     assert load_table(["method.rates=smollm2_135m"]).run.method.target["rates"] == "smollm2_135m"
 
 
