@@ -27,7 +27,8 @@ def make_spec(config: RunConfig) -> DecoderSpec:
 
 
 def hf_config(config: RunConfig) -> Any:
-    """Return the transformers configuration at ``model.path``.
+    """Return the transformers configuration at ``model.path``; of a checkpoint with other parts beside its text
+    decoder, that of the decoder, which alone is loaded.
 
     Raises:
         ModelError: If there is none, or it is of weights that are quantised already.
@@ -39,6 +40,7 @@ def hf_config(config: RunConfig) -> Any:
     from transformers import AutoConfig  # heavy, and not needed where conf/model has the numbers
 
     from qra_bo.finetune.models.hub import small_files
+    from qra_bo.finetune.models.text_part import text_part
     path = small_files(model)
     try:
         found = AutoConfig.from_pretrained(str(path), trust_remote_code=may_run(model))
@@ -54,7 +56,7 @@ def hf_config(config: RunConfig) -> Any:
         raise ModelError(reason) from error
     if model["gguf_file"] is None:
         check_unquantised(path, config.model_name)
-    return found
+    return text_part(found, str(model["path"]))
 
 
 def make_space(config: RunConfig, spec: DecoderSpec) -> SearchSpace:

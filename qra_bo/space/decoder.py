@@ -77,6 +77,7 @@ _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "qkv_proj": "qkv", 
           "o_proj": "o", "out_proj": "o", "dense": "o",
           "gate_proj": "gateup", "up_proj": "gateup", "gate_up_proj": "gateup", "dense_h_to_4h": "gateup",
           "fc1": "gateup", "c_fc": "gateup", "down_proj": "down", "dense_4h_to_h": "down", "fc2": "down"}
+_SIZES = {"head_dim", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"}
 
 
 def fused_of(leaf: str) -> str:
@@ -177,10 +178,15 @@ def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
 def _check_dense(model: Any) -> None:
     """Refuse layers that the memory model and the adapters do not cover; ``ModelError`` says which.
 
+    A configuration of layers that differ in size has no value of that size, and transformers raises where it is read.
+
     Experts are no linear modules: they would stay in 16 bits, and be most of the model. Layers of a vision part would
     be quantised and adapted, and take no gradient from a text.
     """
     kind = model.config.model_type
+    if unlike := sorted(_SIZES & set(getattr(model.config.get_text_config(), "per_layer_attributes", None) or ())):
+        raise ModelError(f"{kind!r} has layers that differ in {', '.join(unlike)}, which the memory model does not "
+                         "cover; expected a decoder of like layers such as Llama, Qwen or Mistral")
     layers = [path for path, _ in model.named_modules() if _LAYER.search(path)]
     experts = next((path for path in layers if path.endswith(".experts")), None)
     if experts is not None:
@@ -190,7 +196,8 @@ def _check_dense(model: Any) -> None:
     outside = next((path for path in layers if id(model.get_submodule(path)) not in decoder), None)
     if outside is not None:
         raise ModelError(f"{kind!r} has layers outside its text decoder ({outside}), as models with a vision or audio "
-                         "part have, which are not handled; give a model of text alone")
+                         "part have; they are loaded without that part only where transformers has a causal language "
+                         "model for their text_config. Give a model of text alone")
 
 
 def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_code: bool = False) -> DecoderSpec:

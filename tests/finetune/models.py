@@ -1,10 +1,13 @@
 """A small random decoder with the real modules, for tests of everything that touches a model."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
+from qra_bo.finetune.data.load import byte_tokenizer
+from qra_bo.finetune.models.load import without_bars
 from qra_bo.space import DecoderSpec
 from qra_bo.space.decoder import spec_from_model
 
@@ -22,3 +25,22 @@ def tiny_llama(layers: int = 2, vocab: int = 97, dtype: torch.dtype = torch.floa
         parameter.data.mul_(3)  # far enough from zero that quantisation and training matter
     model.config.use_cache = False
     return model, spec_from_model(model, "tiny")
+
+
+def tiny_gemma3_with_vision(folder: Path, *, original: bool = True, tied: bool = True) -> Any:
+    """Save a Gemma 3 of 6 layers with a vision part and return it; ``original``: with the names of the hub's files,
+    else with those of the modules of transformers."""
+    sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6, "num_attention_heads": 4}
+    text = {**sizes, "num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 32, "vocab_size": 320,
+            "sliding_window": 16, "max_position_embeddings": 256, "tie_word_embeddings": tied,
+            "initializer_range": 0.08, "pad_token_id": 256, "bos_token_id": None, "eos_token_id": 1}
+    config = Gemma3Config(text_config=text, tie_word_embeddings=tied, eos_token_id=[1, 257], vision_config={
+        **sizes, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16, "vision_use_head": False})
+    with torch.random.fork_rng(devices=[]), without_bars():
+        torch.manual_seed(0)
+        model = Gemma3ForConditionalGeneration(config).eval()
+        for parameter in model.parameters():  # buffers stay in fp32, as in a model that was loaded
+            parameter.data = parameter.data.to(torch.bfloat16)
+        model.save_pretrained(folder, save_original_format=original)
+    byte_tokenizer().save_pretrained(folder)
+    return model

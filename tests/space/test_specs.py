@@ -121,12 +121,19 @@ def test_mixtures_of_experts_are_refused(family: str, changes: dict[str, int]) -
         spec_from_hf_config(AutoConfig.for_model(family, **small, **changes))
 
 
-def test_models_with_a_vision_part_are_refused() -> None:
+def test_a_vision_part_beside_the_decoder_is_refused() -> None:
     small = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1)
     text = dict(**small, num_key_value_heads=1, head_dim=16, vocab_size=64, pad_token_id=0)
     with pytest.raises(ModelError, match=r"'gemma3' has layers outside its text decoder \(model\.vision_tower.*"
-                                         "give a model of text alone"):
+                                         "Give a model of text alone"):
         spec_from_hf_config(AutoConfig.for_model("gemma3", text_config=text, vision_config=small))
+
+
+def test_a_decoder_of_unlike_layers_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"'gemma4_text' has layers that differ in head_dim, .*like layers"):
+        spec_from_hf_config(AutoConfig.for_model("gemma4_text", hidden_size=32, intermediate_size=64,
+                                                 num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=2,
+                                                 vocab_size=64, vocab_size_per_layer_input=64, pad_token_id=0))
 
 
 @pytest.mark.parametrize(("family", "changes", "width"), [

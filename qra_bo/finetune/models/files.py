@@ -56,7 +56,9 @@ def check_unquantised(folder: Path, name: str) -> None:
         ModelError: If its configuration says so.
     """
     config = _read(folder / CONFIG)
-    marks = config.get("quantization_config") if isinstance(config, dict) else None
+    parts = (config, config.get("text_config")) if isinstance(config, dict) else ()
+    marks = next((part["quantization_config"] for part in parts
+                  if isinstance(part, dict) and part.get("quantization_config")), None)
     if marks:
         method = marks.get("quant_method", "unknown") if isinstance(marks, dict) else "unknown"
         raise ModelError(f"the weights of {name!r} in {folder} are quantised already ({str(method)[:40]}), and bits "

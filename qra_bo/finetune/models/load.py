@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -24,6 +25,7 @@ from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.files import check_model_files, check_unquantised, may_run
 from qra_bo.finetune.models.gguf_reading import reading_gguf
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
+from qra_bo.finetune.models.text_part import TEXT_NAMES, text_part
 from qra_bo.utils.device import takes_groups
 from qra_bo.utils.errors import ModelError
 
@@ -188,9 +190,14 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
                 check_unquantised(folder, str(cfg["name"]))
             model = None
             if weights:
-                model, found = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust,
-                                                                    output_loading_info=True, **safe)
+                alone = {} if gguf is not None else _text_alone(cfg, folder, trust)
+                with _without_report() if alone else nullcontext():
+                    model, found = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust,
+                                                                        output_loading_info=True, **safe, **alone)
                 _check_complete(model, found["missing_keys"], folder, str(cfg["name"]))
+                model.is_text_part = bool(alone)
+                if alone:  # save_pretrained would undo the renaming, and no text model reads the former names
+                    model._weight_conversions = None
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust, **file)
     except ModelError:
         raise
@@ -207,6 +214,13 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
         model.config._commit_hash = folder.name
         model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(cfg["path"])
     return model, tokenizer
+
+
+def _text_alone(cfg: Mapping[str, Any], folder: Path, trust: bool) -> dict[str, Any]:
+    """Return the arguments that load the text decoder of a checkpoint alone; none where it is all there is."""
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
+    text = text_part(config, str(cfg["path"]))
+    return {} if text is config else {"config": text, "key_mapping": TEXT_NAMES}
 
 
 def _check_complete(model: Any, missing: Iterable[str], folder: Path, name: str) -> None:
@@ -292,3 +306,14 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Hide transformers' warning that lists every weight of the parts that are left out."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
