@@ -83,6 +83,12 @@ class FinishedRun:
         return str(self.adapter_config.get("base_model_name_or_path") or self.best["model"])
 
     @property
+    def text_part(self) -> bool:
+        """Whether the base is the text decoder of a checkpoint with other parts, which other programs load whole."""
+        node = self.manifest.get("model")
+        return isinstance(node, Mapping) and node.get("text_part") is True
+
+    @property
     def weights(self) -> int:
         """Number of weights of the quantised linears."""
         return sum(math.prod(entry.get("shape", (0,))) for entry in self.manifest["modules"].values())

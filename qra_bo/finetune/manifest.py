@@ -94,7 +94,8 @@ class Manifest:
     """Contents of ``quant_manifest.json``.
 
     Args:
-        model: Node of ``conf/model`` that ``load_base`` takes: source, path, revision, GGUF file ...
+        model: Node of ``conf/model`` that ``load_base`` takes: source, path, revision, GGUF file ...; ``text_part``
+            states whether the base is the text decoder of a checkpoint with other parts.
         compute_dtype: Name of the compute type, e.g. ``"bfloat16"``.
         packed_on: Device type that packed the weights.
         modules: Record of every linear of the decoder by name, in module order.

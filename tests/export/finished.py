@@ -11,21 +11,24 @@ from qra_bo.space import Allocation
 from qra_bo.study.results import TRAINING
 from tests.export.fixtures import best_json
 
-SETTINGS = ["+model=tiny", "data=tiny", "device=cpu", "dtype=bfloat16", "train.batch=2", "train.length=32",
-            "eval.sequences=8", "data.max_records=64", "model.intermediate_size=192", "bits=[2,4,8,16]"]
+MODEL = ("+model=tiny", "model.intermediate_size=192")
+SETTINGS = [*MODEL, "data=tiny", "device=cpu", "dtype=bfloat16", "train.batch=2", "train.length=32",
+            "eval.sequences=8", "data.max_records=64", "bits=[2,4,8,16]"]
 """Widths are multiples of 64: on some CPUs bitsandbytes' own kernel takes nothing else."""
 
 
 LR_SCALE = 20.0
 
 
-def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: str) -> Path:
-    """Train ``formats`` and ``ranks`` (one of each a layer, 4 layers) for a few steps and save what a run saves.
+def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: str, base: Path | None = None) -> Path:
+    """Train ``formats`` and ``ranks`` (one of each a layer, of which the default base has 4) for a few steps and save
+    what a run saves.
 
-    ``more`` are further overrides of the configuration.
+    ``more`` are further overrides of the configuration; ``base`` is the folder of another base model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = load_config([*SETTINGS, *more, f"out={folder}"])
+    settings = SETTINGS if base is None else ["+model=hf", f"model.path={base}", *SETTINGS[len(MODEL):]]
+    config = load_config([*settings, *more, f"out={folder}"])
     oracle = make_oracle(config.to_dict(), str(folder))
     allocation = Allocation(tuple(formats), tuple(ranks))
     try:
@@ -35,8 +38,8 @@ def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: st
     finally:
         oracle.close()
     found = [parse_format(f) for f in formats]
-    best = best_json(units=[f"model.layers.{i}" for i in range(4)], bits=[f.bits for f in found], ranks=list(ranks),
-                     formats=[f.to_json() for f in found], alpha_over_rank=2.0,
+    best = best_json(units=[f"model.layers.{i}" for i in range(len(formats))], bits=[f.bits for f in found],
+                     ranks=list(ranks), formats=[f.to_json() for f in found], alpha_over_rank=2.0,
                      learning_rate=config.adapter.lr * LR_SCALE, lr_rule=config.adapter.lr_rule,
                      training={"trial_steps": 24, "steps": 12,
                                **{key: config.to_dict()["train"][key] for key in TRAINING}})

@@ -1,0 +1,110 @@
+"""A run on the text decoder of a checkpoint with a vision part: it reloads, and its exports are models of text."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from qra_bo.export.comparison import Reference
+from qra_bo.export.load import load
+from qra_bo.export.registry import TARGETS, export_all
+from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.manifest import PROBE, read_manifest
+from qra_bo.finetune.models.load import load_base
+from tests.export.finished import finish
+from tests.finetune.models import tiny_gemma3_with_vision
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+FORMATS = ("sym4-g64", "fp16", "sym8-g64", "sym4-g64", "fp16", "sym8-g64")
+RANKS = (1, 4, 0, 3, 2, 2)
+LARGEST = {"merged": 0.02, "compressed_tensors": 1e-4, "gguf": 0.1, "mlx": 0.1}
+"""Largest difference of logits to the run's own by target: merged rounds to 16 bits, llama.cpp and MLX activations."""
+
+
+@pytest.fixture(scope="module", name="whole")
+def make_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_gemma3_with_vision(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", name="run")
+def make_run(tmp_path_factory: pytest.TempPathFactory, whole: Path) -> Path:
+    folder = tmp_path_factory.mktemp("text") / "run"
+    return finish(folder, FORMATS, RANKS, "quantizer.rounding=rtn", "dtype=float32", base=whole)
+
+
+def probe(model: Any, run: Path) -> torch.Tensor:
+    with torch.no_grad():
+        ids = load_file(run / PROBE)["input_ids"]
+        logits: torch.Tensor = model.eval()(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def test_the_run_reloads_to_the_logits_of_its_end(run: Path) -> None:
+    assert read_manifest(run).model["text_part"] is True
+    model, _ = load(run)
+    assert model.config.model_type == "gemma3_text"
+    assert torch.equal(probe(model, run), load_file(run / PROBE)["logits"])
+
+
+def test_the_run_goes_on_training(run: Path) -> None:
+    model, _ = load(run, trainable=True)
+    ids = load_file(run / PROBE)["input_ids"]
+    model(input_ids=ids, labels=ids).loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) == 2 * 7 * sum(rank > 0 for rank in RANKS)
+    assert all(p.grad is not None for p in trained)
+
+
+@pytest.mark.parametrize("target", LARGEST)
+def test_exports_are_models_of_text(run: Path, target: str) -> None:
+    if target == "mlx":
+        pytest.importorskip("mlx_lm")
+    export_all(run, [target])
+    loader, finished = TARGETS[target].loader, FinishedRun.read(run)
+    assert loader is not None
+    rows = list(loader.rows(target, finished, Reference(finished, load_file(run / PROBE)["input_ids"][0])))
+    measured = [row for row in rows if "original" not in row.what]
+    assert measured
+    for row in measured:
+        assert row.largest is not None, row
+        assert row.largest <= LARGEST[target], row
+    if target != "gguf":
+        config = json.loads((run / TARGETS[target].path / "config.json").read_text())
+        assert config["model_type"] == "gemma3_text"
+        assert config["architectures"] == ["Gemma3ForCausalLM"]
+        assert config["eos_token_id"] == [1, 257]
+        assert "vision_config" not in config
+
+
+def test_the_card_puts_the_adapter_on_the_whole_checkpoint(run: Path, whole: Path, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    export_all(run, ["card"])
+    [code] = [code for code in re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.S)
+              if "whole" in code]
+    (tmp_path / "adapter").symlink_to(run / "adapter")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert f'"{whole}"' in code
+    base, _ = load_base(read_manifest(run).model)
+    decoder, _ = load_base({**read_manifest(run).model, "path": "decoder"})
+    assert not decoder.is_text_part
+    assert torch.equal(probe(decoder.float(), run), probe(base.float(), run))
+    adapted, alone = probe(found["whole"].float(), run), probe(base, run)
+    torch.testing.assert_close(adapted, probe(PeftModel.from_pretrained(base, "adapter"), run), rtol=0, atol=1e-4)
+    assert (adapted - alone).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("target", "key"), [("axolotl", "base_model"), ("llamafactory", "model_name_or_path")])
+def test_trainers_of_whole_checkpoints_ask_for_the_decoder(run: Path, target: str, key: str) -> None:
+    [path] = export_all(run, [target])
+    assert "adapter/README.md shows how to save it as a model" in path.read_text()
+    assert yaml.safe_load(path.read_text())[key] == "SET-ME"
