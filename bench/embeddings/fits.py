@@ -12,11 +12,8 @@ from qra_bo.pipeline.build import make_memory
 
 MODELS: dict[str, tuple[str, ...]] = {
     "llama3_1_8b": ("+model=llama3_1_8b",), "qwen2_5_7b": ("+model=qwen2_5_7b",),
-    "text decoder of Gemma 3 4B": (
-        "+model=gemma3_1b_instruct", "model.n_layers=34", "model.hidden_size=2560", "model.intermediate_size=10240",
-        "model.n_heads=8", "model.n_kv_heads=4", "model.vocab_size=262208")}
-"""Overrides by the name in the table. Gemma 3 4B is priced by its shapes (torchtune's model builder): it sees images
-too, and ``conf/model`` has text models."""
+    "text decoder of Gemma 3 4B": ("+model=gemma3_4b_instruct",)}
+"""Overrides by the name in the table."""
 CARDS_GB = (8, 10, 12)
 SETTINGS = ("task=memory", "train=gpu", "train.batch=1", "train.length=2048", "bits=[2,3,4,5,6,8]")
 QLORA = ("nf4", 16)

@@ -213,7 +213,7 @@ def test_help_all_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> No
     assert caught.value.code == 0
     out = capfd.readouterr().out
     assert "python -m qra_bo [task=TASK] +model=NAME budget=SIZE [key=value ...]" in out
-    assert "\nmodel: gemma3_1b_instruct, " in out  # not the internal _hub
+    assert "\nmodel: gemma3_12b_instruct, " in out  # not the internal _hub
     assert ", smollm2_135m, " in out
     assert "\nserve: any, " in out
     assert "granularity: layer" in out

@@ -146,7 +146,7 @@ def test_own_trainer_of_a_config_dir(tmp_path: Path) -> None:
 
 
 def test_every_model_of_the_hub_makes_a_space() -> None:
-    for name in ("gemma3_1b_instruct", "phi4", "phi3_5_mini", "mistral_7b_instruct"):
+    for name in ("gemma3_1b_instruct", "gemma3_4b_instruct", "phi4", "phi3_5_mini", "mistral_7b_instruct"):
         config = load_config([f"+model={name}", "granularity=fused"])
         space = make_space(config, make_spec(config))
         assert space.n_units == 4 * make_spec(config).n_layers

@@ -69,10 +69,12 @@ PUBLISHED = {"smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama2_70
              "qwen2_5_32b_instruct": 32_763_876_352,
              "qwen3_0_6b": 596_049_920, "qwen3_1_7b": 1_720_574_976, "qwen3_4b": 4_022_468_096,
              "qwen3_8b": 8_190_735_360, "qwen3_14b": 14_768_307_200, "qwen3_32b": 32_762_123_264,
-             "mistral_7b_instruct": 7_248_023_552, "gemma3_1b_instruct": 999_885_952, "phi4": 14_659_507_200,
-             "phi3_5_mini": 3_821_079_552}
+             "mistral_7b_instruct": 7_248_023_552, "gemma3_1b_instruct": 999_885_952,
+             "gemma3_4b_instruct": 3_880_263_168, "gemma3_12b_instruct": 11_766_034_176,
+             "gemma3_27b_instruct": 27_009_346_304, "phi4": 14_659_507_200, "phi3_5_mini": 3_821_079_552}
 """Parameters, those of tied heads counted once: the wheel's GGUF, KerasHub's presets, and totals of safetensors on the
-hub that public repositories quote (Llama of 1 B, 3 B and 70 B; Qwen2.5 of 1.5, 7 and 14 B; Phi)."""
+hub that public repositories quote (Llama of 1 B, 3 B and 70 B; Qwen2.5 of 1.5, 7 and 14 B; Phi; Gemma 3 of 4, 12 and
+27 B, less their vision part)."""
 VARIANTS = {"llama2_7b_chat": "llama2_7b", "llama3_1_8b_instruct": "llama3_1_8b", "llama3_2_3b_instruct": "llama3_2_3b",
             "qwen2_5_3b_instruct": "qwen2_5_3b", "qwen2_5_7b_instruct": "qwen2_5_7b"}
 """Instruction-tuned models by the base model that they share the architecture with."""
