@@ -179,8 +179,12 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
     quantised = np.array([fmt.bits < 16 for fmt in formats], dtype=bool)  # 16 bits are the reference itself
     with _on_device(bank.device, text), in_float32(bank):
         for part, (ids, labels) in enumerate(parts):
-            def measured(unit: int, make: Callable[[], FloatArray], done: int, part: int = part) -> FloatArray:
-                found = _kept(kept, f"quantisation-{part}-{unit}", make)
+            first = sum(map(len, found))
+            name = f"quantisation-{first}-{first + len(ids)}"  # another run may take more sequences a pass
+
+            def measured(unit: int, make: Callable[[], FloatArray], done: int, part: int = part,
+                         name: str = name) -> FloatArray:
+                found = _kept(kept, f"{name}-{unit}", make)
                 progress(QUANTIZATION, part * len(units) + done, len(parts) * len(units))
                 return found
 

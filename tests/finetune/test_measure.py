@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from qra_bo.finetune import profiling
+from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.profiling import leading_energy, measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
@@ -174,6 +176,25 @@ def test_a_base_that_crosses_to_the_device_takes_two_sequences_a_pass(monkeypatc
     assert sizes == {1, 2}
     np.testing.assert_allclose(together.measured.kl, alone.measured.kl, rtol=1e-3)
     assert (together.sequences, together.forward_tokens) == (alone.sequences, alone.forward_tokens)
+
+
+def test_a_killed_profile_goes_on_with_other_sequences_a_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(profiling, "settled", lambda kl: False)
+    model, spec = tiny_llama(layers=2)
+    formats, units = (parse_format("ref2"),), make_units(spec, "layer")
+    bank, store = LayerBank(model, spec, formats, torch.float32, CPU), TensorStore(tmp_path, {})
+
+    def killed(_what: str, done: int, n: int) -> None:
+        if done == n - 1:  # of four parts with a sequence each, all but one unit of the last are kept
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_quantization_sensitivity(bank, units, formats, TEXT, killed, store)
+    monkeypatch.setattr(LayerBank, "streams", True)  # another program took the memory of the card
+    found = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet, store)
+    expected = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
+    np.testing.assert_array_equal(found.measured, expected.measured)
+    assert found.sequences == expected.sequences
 
 
 @pytest.mark.parametrize(("part", "measure"), [("hidden_states", measure_quantization_sensitivity),
