@@ -12,6 +12,7 @@ import torch
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import ProfileCache, TensorStore, weights_fingerprint
+from qra_bo.finetune.checked_tensors import fast_hash
 from qra_bo.finetune.data.load import check_tokens, data_notes, load_data
 from qra_bo.finetune.manifest import package_versions
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
@@ -77,7 +78,10 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     if cfg.train.isolated:
         check_isolation(model, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": versions}
-    codes, factors, profiles = caches(cfg, facts | {"embeddings": cfg.embeddings}, data.sha256)
+    # The same weights give other activations where their configuration (e.g. of RoPE) or tokenizer was changed.
+    used = facts | {"embeddings": cfg.embeddings, "config": model.config.to_json_string()}
+    tokens = {"ids": torch.from_numpy(data.train.input_ids), "labels": torch.from_numpy(data.train.labels)}
+    codes, factors, profiles = caches(cfg, used, fast_hash(tokens, data.sha256))
     bank_store = _bank_store(cfg, spec, space, facts, device) if spills(cfg, spec, space, device.type) else None
     rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
     if cfg.quantizer.rounding != "rtn":
@@ -133,13 +137,16 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
         cfg.eval.sequences, (), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds, cfg.serve)
 
 
-def caches(cfg: RunConfig, facts: dict[str, Any], data_sha256: str) -> tuple[TensorStore, TensorStore, ProfileCache]:
-    """Return what is kept between runs of this model and data: chosen codes, decomposed residuals, the profile."""
+def caches(cfg: RunConfig, facts: dict[str, Any], data: str) -> tuple[TensorStore, TensorStore, ProfileCache]:
+    """Return what is kept between runs of this model and data: chosen codes, decomposed residuals, the profile.
+
+    ``data`` is a hash of the texts and of the tokens that they became.
+    """
     facts = {**facts, "packing": cfg.train.packing}
     codes = {} if cfg.quantizer.rounding == "rtn" else {
-        "rounding": cfg.quantizer.rounding, "tokens": cfg.quantizer.tokens, "data": data_sha256,
+        "rounding": cfg.quantizer.rounding, "tokens": cfg.quantizer.tokens, "data": data,
         "length": cfg.train.length, "ladder": cfg.format_names}
-    profile = {"data": data_sha256, "granularity": cfg.granularity, "formats": cfg.format_names,
+    profile = {"data": data, "granularity": cfg.granularity, "formats": cfg.format_names,
                "calibration": cfg.data.calibration, "length": cfg.train.length, "batch": cfg.train.batch,
                "largest_rank": cfg.ranks[-1]}
     return (TensorStore(cache_folder("codes"), {**facts, **codes}),

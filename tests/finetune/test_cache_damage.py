@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,35 @@ def test_other_weights_in_the_same_files_share_no_cache(tmp_path: Path) -> None:
     after = results(tmp_path / "shared", tmp_path / "b", options)
     assert after["weights"] != before["weights"]
     assert same(after, results(tmp_path / "fresh", tmp_path / "c", options))
+
+
+def other_positions(folder: Path) -> None:
+    """Turn positions faster, as a RoPE scaling that is written into a configuration by hand does."""
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 10.0
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def other_tokens(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["e"], vocabulary["q"] = vocabulary["q"], vocabulary["e"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize("change", [other_positions, other_tokens])
+def test_the_same_weights_used_otherwise_share_no_cache(change: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    tiny_llama(vocab=512)[0].save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    options = ["+model=hf", f"model.path={folder}"]
+    before = results(tmp_path / "shared", tmp_path / "a", options)
+    change(folder)
+    after = results(tmp_path / "shared", tmp_path / "b", options)
+    assert after["weights"] == before["weights"]
+    expected = results(tmp_path / "fresh", tmp_path / "c", options)
+    assert not same(before, expected)
+    assert same(after, expected)
 
 
 def test_weights_are_hashed_once_until_their_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
