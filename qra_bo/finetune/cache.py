@@ -1,6 +1,6 @@
 """Results that take long to make, kept on disk between runs: chosen codes, decompositions, sensitivity profiles.
 
-The key of a result is a hash of all that determines it: the facts that the caller gives and the code of this package.
+The key of a result is a hash of all that determines it: the facts that the caller gives and the code of ``FOLDERS``.
 Every file has a checksum, which covers its key. A file that is damaged, or can't be read or written, costs time: the
 result is made anew with a warning.
 """
@@ -28,6 +28,9 @@ from qra_bo.utils.files import cache_folder, read_sealed, write_sealed
 from qra_bo.utils.holder import holder_of, name_holder
 
 log = logging.getLogger(__name__)
+FOLDERS = ("finetune", "memory", "space")
+"""Folders whose code decides results: ``memory`` defines formats and the planes of their codes, ``space`` the names and
+the order of linears and units."""
 LOCK = ".lock"
 POLL_SECONDS = 0.5
 """Time between two attempts to take the lock of another process."""
@@ -79,12 +82,12 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
 
 @functools.cache
 def _code_hash() -> str:
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    sources = sorted(path for name in FOLDERS for path in (Path(__file__).parents[1] / name).rglob("*.py"))
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _key(facts: Mapping[str, Any]) -> str:
-    """Return the hash of the facts and of this package's code; the number of threads decides the last bit."""
+    """Return the hash of the facts and of the code; the number of threads decides the last bit."""
     text = json.dumps({**facts, "code": _code_hash(), "threads": torch.get_num_threads()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -1,12 +1,17 @@
 """Results kept on disk between runs."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from qra_bo.finetune import cache
 from qra_bo.finetune.adapters.lowrank import Factors, leading
 from qra_bo.finetune.cache import TensorStore
+from qra_bo.finetune.quantization import planes
+from qra_bo.memory import formats
+from qra_bo.space import decoder
 
 
 def test_tensors_are_kept_on_disk_and_the_oldest_go(tmp_path: Path) -> None:
@@ -30,3 +35,17 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFi
     next(store.folder.iterdir()).write_bytes(b"not a tensor")
     assert store.load("layer.nf4") is None
     assert "made anew" in caplog.text
+
+
+@pytest.mark.parametrize("module", [planes, formats, decoder])
+def test_a_release_with_other_code_reads_no_older_results(module: ModuleType, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder() -> Path:
+        cache._code_hash.cache_clear()
+        return TensorStore(tmp_path, {}).folder
+
+    before, read, changed = folder(), Path.read_bytes, Path(str(module.__file__))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path == changed))
+    assert folder() != before
+    monkeypatch.undo()
+    assert folder() == before
