@@ -269,6 +269,7 @@ def measure_rank_sensitivity(bank: LayerBank, units: Sequence[Unit], text: Calib
 
     Raises:
         DeviceError: If memory runs out.
+        ModelError: If a gradient is not finite.
     """
     names, batches = [linear.name for unit in units for linear in unit.linears], text.batches()
 

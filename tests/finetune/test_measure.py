@@ -15,7 +15,7 @@ from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import make_units
-from qra_bo.utils.errors import DeviceError
+from qra_bo.utils.errors import DeviceError, ModelError
 from tests.finetune.models import tiny_llama
 
 CPU = torch.device("cpu")
@@ -210,6 +210,15 @@ def test_lack_of_memory_in_the_profile_is_a_device_error(part: str, measure: Cal
     arguments = (bank, units, (), TEXT) if part == "hidden_states" else (bank, units, TEXT, 2)
     with pytest.raises(DeviceError, match=r"on 2 sequences of 12 tokens at once.*lower train\.batch"):
         measure(*arguments, _quiet)
+
+
+def test_gradients_that_overflow_are_a_model_error() -> None:
+    model, spec = tiny_llama(layers=2)
+    with torch.no_grad():  # as activations that exceed fp16
+        model.get_submodule(spec.linears[-1].name).weight.fill_(torch.inf)
+    bank, units = LayerBank(model, spec, (), torch.float32, "cpu"), make_units(spec, "block")
+    with pytest.raises(ModelError, match=r"gradient of model\.layers.* not finite in float32.*another dtype"):
+        measure_rank_sensitivity(bank, units, TEXT, 2, _quiet)
 
 
 def test_leading_energy_of_a_thin_matrix_is_padded() -> None:

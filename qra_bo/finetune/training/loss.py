@@ -167,6 +167,9 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
     a linear's name, the gradient of its output (``t x out``) and its input (``t x in``), both in fp32: the weight's
     gradient is the first's transpose times the second. With gradient checkpointing inputs wait in host memory.
     ``done`` is called with the number of batches done and of all.
+
+    Raises:
+        ModelError: If a gradient is not finite.
     """
     away = torch.device("cpu") if recomputes(model) else device
     last: list[Tensor] = []  # an input and its copy, which several linears share
@@ -180,8 +183,14 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
                 x = kept(args[0])
-                output.register_hook(lambda gradient: use(  # type: ignore[no-untyped-call]
-                    name, gradient.reshape(-1, gradient.shape[-1]).float() / max(1, count), x.to(device).float()))
+                output.register_hook(lambda gradient: passed(gradient, x))  # type: ignore[no-untyped-call]
+
+        def passed(gradient: Tensor, x: Tensor) -> None:
+            if not torch.isfinite(gradient).all():  # a decomposition would fail, or give directions of nothing
+                raise ModelError(f"the gradient of {name} is not finite in {str(gradient.dtype).removeprefix('torch.')}"
+                                 ": this model's activations or gradients exceed the range of that type, or its "
+                                 "weights are damaged; use another dtype, such as dtype=bfloat16 or dtype=float32")
+            use(name, gradient.reshape(-1, gradient.shape[-1]).float() / max(1, count), x.to(device).float())
 
         return hook
 
