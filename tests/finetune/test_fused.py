@@ -1,7 +1,9 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from qra_bo.finetune.adapters.lora import (
     AdapterSettings,
@@ -38,10 +40,14 @@ def _loss_and_gradients(model: torch.nn.Module) -> tuple[torch.Tensor, list[torc
     return loss, list(torch.autograd.grad(loss, parameters))
 
 
-def test_loss_and_gradients_are_those_of_peft(model: torch.nn.Module) -> None:
-    fused_loss, fused = _loss_and_gradients(model)
+def _unfuse(model: torch.nn.Module) -> None:
     for layer in lora_layers(model).values():
         layer.__class__ = type(layer).__bases__[1]  # back to PEFT's own
+
+
+def test_loss_and_gradients_are_those_of_peft(model: torch.nn.Module) -> None:
+    fused_loss, fused = _loss_and_gradients(model)
+    _unfuse(model)
     loss, gradients = _loss_and_gradients(model)
     torch.testing.assert_close(fused_loss, loss, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(fused, gradients, strict=True):
@@ -51,3 +57,23 @@ def test_loss_and_gradients_are_those_of_peft(model: torch.nn.Module) -> None:
 def test_every_layer_is_fused(model: torch.nn.Module) -> None:
     fuse(model)  # a second time changes nothing
     assert all(isinstance(layer, FusedLayer) for layer in lora_layers(model).values())
+
+
+@pytest.mark.filterwarnings("ignore:Adapter default was active")
+@pytest.mark.parametrize("switch", [
+    lambda model: model.base_model.set_adapter(["default", "later"]), lambda model: model.set_adapter("later"),
+    lambda model: model.delete_adapter("default")], ids=["both active", "the later active", "the first deleted"])
+def test_adapters_added_later_compute_as_in_peft(switch: Callable[[Any], None]) -> None:
+    dense, spec = tiny_llama()
+    names = [linear.name for linear in spec.linears]
+    bank = LayerBank(dense, spec, (parse_format("nf4"),), torch.float32, "cpu")
+    bank.install(dict.fromkeys(names, "nf4"))
+    wrapped = attach(dense, dict.fromkeys(names, 3), AdapterSettings(), 0, torch.float32)
+    wrapped.add_adapter("later", LoraConfig(r=2, target_modules=names[:3], lora_dropout=0.5, init_lora_weights=False))
+    switch(wrapped.train())
+    found = []
+    for undo in (lambda _: None, _unfuse):
+        undo(dense)
+        torch.manual_seed(0)  # of the dropout
+        found.append(wrapped(input_ids=IDS).logits)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)

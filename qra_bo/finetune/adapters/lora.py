@@ -69,12 +69,24 @@ class FusedLayer:
     """
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Map ``... x in`` to ``... x out``; as PEFT does where adapters are merged, disabled or of another type."""
-        base, (name,) = self.get_base_layer(), self.active_adapters
-        down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        if x.dtype != down.dtype or self.disable_adapters or self.merged or args or kwargs:
+        """Map ``... x in`` to ``... x out``; as PEFT does where adapters are several, merged, disabled or of another
+        type."""
+        name = _alone(self)  # asked each time: a user may add, switch and delete adapters
+        if name is None or x.dtype != self.lora_A[name].weight.dtype or self.disable_adapters or self.merged \
+                or args or kwargs:
             return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]
-        return fused_linear(x, down, up, base, self.scaling[name])
+        return fused_linear(x, self.lora_A[name].weight, self.lora_B[name].weight, self.get_base_layer(),
+                            self.scaling[name])
+
+
+def _alone(layer: Any) -> str | None:
+    """Return the active adapter of a LoRA layer where it is the only one, without dropout, bias and variants such as
+    DoRA; else ``None``."""
+    names: list[str] = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(names) != 1 or not isinstance(layer.lora_dropout[names[0]], torch.nn.Identity) or layer.lora_variant \
+            or layer.lora_B[names[0]].bias is not None:
+        return None
+    return names[0]
 
 
 @cache
@@ -88,12 +100,8 @@ def fuse(model: torch.nn.Module) -> None:
     Layers with dropout, several adapters or variants such as DoRA keep PEFT's own.
     """
     for layer in model.modules():
-        if not isinstance(layer, LoraLayer) or isinstance(layer, FusedLayer) \
-                or not isinstance(layer.get_base_layer(), PackedLinear):
-            continue
-        (name, *others) = layer.active_adapters
-        if not others and isinstance(layer.lora_dropout[name], torch.nn.Identity) and not layer.lora_variant \
-                and layer.lora_B[name].bias is None:
+        if isinstance(layer, LoraLayer) and not isinstance(layer, FusedLayer) \
+                and isinstance(layer.get_base_layer(), PackedLinear) and _alone(layer) is not None:
             layer.__class__ = _fused_class(cast(Hashable, type(layer)))
 
 
