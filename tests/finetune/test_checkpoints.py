@@ -67,6 +67,16 @@ def test_the_oldest_checkpoints_are_removed_first(tmp_path: Path) -> None:
     assert store.load("c", 1) is not None
 
 
+def test_what_a_killed_process_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for name in (".t7-lr1.4711", ".t7-lr1.5.4711"):  # halves of the rates 1 and 1.5
+        (tmp_path / name).write_bytes(b"cut off")
+    store.save("t7-lr1", _checkpoint(1, 8))
+    assert {path.name for path in tmp_path.iterdir()} == {"t7-lr1.safetensors", ".t7-lr1.5.4711"}
+    store.remove("t7-lr1.5")
+    assert {path.name for path in tmp_path.iterdir()} == {"t7-lr1.safetensors"}
+
+
 def test_a_full_disk_costs_the_checkpoint_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                            caplog: pytest.LogCaptureFixture) -> None:
     store = CheckpointStore(tmp_path / "c")

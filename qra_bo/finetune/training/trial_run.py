@@ -64,6 +64,7 @@ class CheckpointStore:
         temporary = self.folder / f".{name}.{os.getpid()}"
         try:
             self.folder.mkdir(exist_ok=True)
+            self._clear(name)
             self._write(name, checkpoint, temporary)
         except OSError as error:
             log.warning("no checkpoint can be written to %s (%s); the trial continues, and after a kill it repeats its "
@@ -94,7 +95,14 @@ class CheckpointStore:
     def remove(self, name: str) -> None:
         """Remove the checkpoint of ``name``, if there is one."""
         with suppress(OSError):  # it costs space alone
+            self._clear(name)
             self._path(name).unlink()
+
+    def _clear(self, name: str) -> None:
+        """Remove halves of ``name`` that processes left which were killed while they wrote: each may have a GB."""
+        for path in self.folder.glob(f".{name}.*"):
+            if path.name.removeprefix(f".{name}.").isdigit():  # a name may begin with another one and a dot
+                path.unlink(missing_ok=True)
 
     def load(self, name: str, at_most: int) -> Checkpoint | None:
         """Return the checkpoint of ``name`` for at most ``at_most`` steps, or ``None``; remove an unreadable one."""
