@@ -12,6 +12,7 @@ from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.finetune.adapters.lora import detach
 from qra_bo.finetune.data.load import load_data
 from qra_bo.finetune.data.records import batches
+from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import cast_parameters, load_base
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.training.loop import train_steps
@@ -91,7 +92,7 @@ def plain_qlora(stage: Stage, config: RunConfig) -> list[float]:
     model.config.use_cache = False
     model.is_loaded_in_4bit = True
     if config.train.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        use_checkpointing(model)
         model.enable_input_require_grads()
     ranks = {linear.name: RANK for unit in units for linear in unit.linears}
     model = get_peft_model(model, LoraConfig(**peft_patterns(ranks, config.adapter.alpha_over_rank), bias="none",
