@@ -84,8 +84,9 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     run = table = None
     try:
         run = load_config(rest)
-        if not any(o.startswith(("surrogate.rates=", "method.rates=")) for o in rest):
-            run = load_config([*rest, *learned_elsewhere(run)])
+        given = any(o.startswith(("surrogate.rates=", "method.rates=")) for o in rest)
+        if not given and (rates := learned_elsewhere(run)):
+            run = load_config([*rest, *rates])
         problems += _run_problems(run)
     except ConfigError as error:
         problems += error.problems

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,7 +13,12 @@ CONFIG, INDEX, ADAPTER = "config.json", "model.safetensors.index.json", "adapter
 REDIRECTS = ("transformers_weights", "configuration_files")
 """Keys of a configuration that make transformers read files that are not checked here."""
 log = logging.getLogger(__name__)
-_announced: set[str] = set()
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning once per process and text."""
+    log.warning(message)
 
 
 def check_model_files(folder: Path, name: str, *, gguf: bool = False) -> None:
@@ -87,9 +93,6 @@ def may_run(model_cfg: Mapping[str, Any]) -> bool:
     """Whether ``model.trust_remote_code`` is set; if so, a warning is logged once per process and model."""
     if not model_cfg.get("trust_remote_code"):
         return False
-    where = str(model_cfg.get("path"))
-    if where not in _announced:
-        _announced.add(where)
-        log.warning("model.trust_remote_code=true: code that comes with %s will run on this machine, with all that you "
-                    "may do; pin it with model.revision", where)
+    warn_once(f"model.trust_remote_code=true: code that comes with {model_cfg.get('path')} will run on this machine, "
+              "with all that you may do; pin it with model.revision")
     return True

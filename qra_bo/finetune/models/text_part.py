@@ -1,10 +1,8 @@
 """The text decoder of a checkpoint with other parts beside it, such as one for images, as a model of its own."""
 
-import logging
 from typing import Any
 
-log = logging.getLogger(__name__)
-_announced: set[str] = set()
+from qra_bo.finetune.models.files import warn_once
 
 TEXT_NAMES = {r"^language_model\.lm_head\.": "lm_head.", r"^language_model\.model\.": "model.",
               r"^model\.(language|text)_model\.": "model."}
@@ -26,8 +24,6 @@ def text_part(config: Any, where: str) -> Any:
         return config
     if (ends := getattr(config, "eos_token_id", None)) is not None:
         text.eos_token_id = ends  # the tokens that end an answer are often set for the whole checkpoint alone
-    if where not in _announced:
-        _announced.add(where)
-        log.warning("%s (%s) has other parts beside its text decoder: the decoder alone (%s) is planned, loaded and "
-                    "trained, and parts for images or sound are left out", where, config.model_type, text.model_type)
+    warn_once(f"{where} ({config.model_type}) has other parts beside its text decoder: the decoder alone "
+              f"({text.model_type}) is planned, loaded and trained, and parts for images or sound are left out")
     return text
