@@ -16,13 +16,17 @@ from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import UserError
 
 
+def text_overrides(task: str, gsm8k: Path | None) -> list[str]:
+    """Return the overrides that choose a text; GSM8K's records are in a JSONL file of the user's."""
+    return ["data=plays"] if task == "plays" else [
+        "data=jsonl", f"data.path={json.dumps(str(gsm8k))}", "data.max_cut=1"]  # answers are cut at 128 tokens
+
+
 def study_config(task: str, gsm8k: Path | None, more: Sequence[str] = ()) -> RunConfig:
     """Return the configuration of all trials on one text: codes by GPTQ, the ladder with 5 and 6 bits, no time limits,
     and factors on one learning rate at all lengths."""
-    data = ["data=plays"] if task == "plays" else [
-        "data=jsonl", f"data.path={json.dumps(str(gsm8k))}", "data.max_cut=1"]  # answers are cut at 128 tokens
-    return load_config([*data, "dtype=float32", "device=cpu", "bits=[2,3,4,5,6,8]", "quantizer.rounding=gptq",
-                        "adapter.lr_rule=inverse_sqrt",
+    return load_config([*text_overrides(task, gsm8k), "dtype=float32", "device=cpu", "bits=[2,3,4,5,6,8]",
+                        "quantizer.rounding=gptq", "adapter.lr_rule=inverse_sqrt",
                         *(f"quantizer.formats.{bits}=[{name}]" for bits, name in FORMATS.items()),
                         "worker.deadline_seconds=null", "worker.slowdown=null", *more])
 

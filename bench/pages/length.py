@@ -112,9 +112,9 @@ def rate_checks() -> str:
 
 def predicted() -> str:
     """What is predicted for the final length and for that of a trial, after whole trainings on unseen seeds."""
-    return grid(("stored", "steps", "allocation", "bits", "rank", "seeds", "test loss", "less the best uniform choice",
-                 "less that for 24 steps"), [
-        [r["limit"], str(r["steps"]), r["name"], fixed(r["bits"]), fixed(r["rank"], 1), str(r["seeds"]),
+    return grid(("text", "stored", "steps", "allocation", "bits", "rank", "seeds", "test loss",
+                 "less the best uniform choice", "less that for 24 steps"), [
+        [r["task"], r["limit"], str(r["steps"]), r["name"], fixed(r["bits"]), fixed(r["rank"], 1), str(r["seeds"]),
          fixed(r["loss"], 4), *("" if (d := r.get(key)) is None else between(d["mean"], d["low"], d["high"], 4)
                                 for key in ("over_uniform", "over_short"))]
         for r in read(PREDICTED)["rows"]]) + source(PREDICTED)

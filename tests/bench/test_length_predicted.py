@@ -8,7 +8,7 @@ import pytest
 
 from bench.length import predicted, rates
 from bench.length.plan import UNSEEN_SEEDS, uniform_choice
-from bench.length.predicted import BEST_UNIFORM, LONG, SHORT, UNIFORM
+from bench.length.predicted import BEST_UNIFORM, FACTORS, GSM8K, LONG, PLAYS, SHORT, UNIFORM
 from bench.length.trials import Key
 
 FINDS = {SHORT: uniform_choice(4, 2).allocation.to_json(), LONG: uniform_choice(4, 3).allocation.to_json()}
@@ -23,14 +23,14 @@ def best_factor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def first(most: int) -> dict[Key, dict[str, Any]]:
     """Return the first trials, as ``load`` does."""
-    trials = list(predicted.trials_of("54MB", FINDS))[:most]
+    trials = list(predicted.trials_of(PLAYS, "54MB", FINDS, 1.25))[:most]
     return {t.key: {"loss": LOSSES[name] + i / 1e6} for i, (t, name) in enumerate(trials)}
 
 
 def test_all_three_are_trained_on_a_seed_before_the_next_and_differences_are_paired() -> None:
     found = first(6)
     assert {key[3] for key in found} == set(UNSEEN_SEEDS[:2])
-    uniform, short, long = predicted.rows_of("54MB", FINDS, found)
+    uniform, short, long = predicted.rows_of(PLAYS, "54MB", FINDS, found)
     assert [r["seeds"] for r in (uniform, short, long)] == [2, 2, 2]
     assert "over_uniform" not in uniform
     assert "over_short" not in short
@@ -41,9 +41,24 @@ def test_all_three_are_trained_on_a_seed_before_the_next_and_differences_are_pai
 
 
 def test_a_seed_that_one_alone_has_counts_in_no_difference() -> None:
-    assert "over_short" not in predicted.rows_of("54MB", FINDS, first(3))[2]
-    assert predicted.rows_of("54MB", FINDS, first(8))[1]["over_uniform"]["seeds"] == 3
-    assert predicted.rows_of("54MB", FINDS, first(7))[1]["over_uniform"]["seeds"] == 2
+    assert "over_short" not in predicted.rows_of(PLAYS, "54MB", FINDS, first(3))[2]
+    assert predicted.rows_of(PLAYS, "54MB", FINDS, first(8))[1]["over_uniform"]["seeds"] == 3
+    assert predicted.rows_of(PLAYS, "54MB", FINDS, first(7))[1]["over_uniform"]["seeds"] == 2
+
+
+def test_the_rate_of_gsm8ks_uniform_choice_is_tuned_on_the_validation_split_before_anything_else() -> None:
+    found: dict[Key, dict[str, Any]] = {}
+    for loss, scale in zip((1.2, 1.0, 1.1), FACTORS, strict=True):
+        trial, _ = predicted.wanted(GSM8K, "54MB", FINDS, found) or pytest.fail("nothing is wanted")
+        assert (trial.task, trial.split, trial.lr_scale) == (GSM8K, "validation", scale)
+        assert predicted.rows_of(GSM8K, "54MB", FINDS, found) == []
+        found[trial.key] = {"loss": loss}
+    trial, name = predicted.wanted(GSM8K, "54MB", FINDS, found) or pytest.fail("nothing is wanted")
+    assert (name, trial.split, trial.train_seed) == (UNIFORM, "test", UNSEEN_SEEDS[0])
+    assert 1.0 < trial.lr_scale < 2.0  # the parabola's least
+    found[trial.key] = {"loss": 1.05}
+    trial, name = predicted.wanted(GSM8K, "54MB", FINDS, found) or pytest.fail("nothing is wanted")
+    assert (name, trial.lr_scale, trial.task) == (SHORT, 1.0, GSM8K)
 
 
 def test_every_uniform_choice_has_tuned_rates_planned() -> None:
