@@ -4,7 +4,7 @@
 
 Reads what is committed and trains nothing: repeats in the tables of real trials (bench/data/TASK/evaluations.csv and
 finds.csv), losses by part of the held-out text (parts.jsonl, of ``python -m bench.noise_trials``), and losses of the
-comparison of methods and of searches on the real oracle (bench/results/table1, real-search). A paired difference is
+comparison of methods and of searches on the real oracle (bench/results/table1_earlier, real-search). A paired difference is
 that of two allocations on one training seed: what the seed does to both alike is not in it. *Near* allocations have
 mean losses at most ``NEAR`` apart; all count that are in the better half of a table's repeats, or of the comparison and
 at most at ``GOOD``. Intervals are of a bootstrap over allocations.
@@ -44,7 +44,7 @@ WAYS = (("today", 1, 1), ("twice the text", 1, 2), ("four times the text", 1, 4)
         ("a second seed and twice the text", 2, 2))
 """Ways to a less noisy comparison: training seeds, and held-out text as a multiple of a trial's."""
 RESAMPLES = 2000
-JOURNALS = "table1", "real-search"
+JOURNALS = "table1_earlier", "real-search"
 """Folders of the comparison and of searches on the real oracle, below the results."""
 COMPARED = "plays"
 """Task of the comparison."""

@@ -13,13 +13,18 @@ from bench.table1.run import run_table
 from qra_bo.study.journal import read_journal
 from qra_bo.utils.errors import ConfigError, JournalError
 
-PUBLISHED = Path(__file__).parents[3] / "bench" / "results" / "table1"
-THEN = ("quantizer.formats.2=[hqq2]", "quantizer.formats.3=[hqq3]", "adapter.lr_rule=inverse_sqrt", "method.rates=null",
+RESULTS = Path(__file__).parents[3] / "bench" / "results"
+METHODS = "lora_16,qlora,best_uniform_finer_gptq,qra_bo_finer_gptq,autoqra,amq_lora,loftq,lq_lora"
+PUBLISHED = {
+    "table1": (f"table1.methods=[{METHODS}]", "table1.limits=["
+               "'stored 54MB','stored uniform:4,16','peak uniform:4,4','peak uniform:4,16']"),
+    "table1_earlier": (
+        "quantizer.formats.2=[hqq2]", "quantizer.formats.3=[hqq3]", "adapter.lr_rule=inverse_sqrt", "method.rates=null",
         "table1.limits=["
         "'peak uniform:4,4','peak uniform:4,16 for best_uniform,best_uniform_gptq,best_uniform_finer_gptq,"
         "qra_bo,qra_bo_gptq,qra_bo_finer_gptq','peak uniform:4,16 <=4','free for autoqra,qra_bo','stored uniform:4,16',"
-        "'stored uniform:3,8 for amq_lora,best_uniform,best_uniform_gptq,autoqra,autoqra_gptq,qra_bo,qra_bo_gptq']")
-"""What was the default when the published table was made."""
+        "'stored uniform:3,8 for amq_lora,best_uniform,best_uniform_gptq,autoqra,autoqra_gptq,qra_bo,qra_bo_gptq']")}
+"""Folders of published tables, and how each was made."""
 LIMITS = ("peak uniform:4,8 <=4 for qra_bo,autoqra,amq_lora", "stored uniform:4,4 for qra_bo,loftq,best_uniform")
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
             "effort.max_full_trials=9", "table1=short", "table1.seeds=2", "table1.key_seeds=2",
@@ -101,10 +106,11 @@ def test_results_that_do_not_compare_are_refused(parts: tuple[Path, Path, Path],
         make(joined, LIMITS, f"table1.join=[{other}]")
 
 
-def test_published_results_give_the_published_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_results_give_the_published_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     monkeypatch.setattr("qra_bo.pipeline.run.check_ram", lambda *_: None)  # nothing is loaded
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # the published table was made on a CPU
-    config = load_table(["+model=smollm2_135m", "data=plays", "effort=quick", "display=none", *THEN,
-                         f"table1.join=[{PUBLISHED}]", f"out={tmp_path / 't'}"])
-    assert run_table(config).table == json.loads((PUBLISHED / "table1.json").read_text())
+    config = load_table(["+model=smollm2_135m", "data=plays", "effort=quick", "display=none", *PUBLISHED[name],
+                         f"table1.join=[{RESULTS / name}]", f"out={tmp_path / 't'}"])
+    assert run_table(config).table == json.loads((RESULTS / name / "table1.json").read_text())
