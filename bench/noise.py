@@ -3,11 +3,11 @@
     python -m bench.noise
 
 Reads what is committed and trains nothing: repeats in the tables of real trials (bench/data/TASK/evaluations.csv and
-finds.csv), losses by part of the held-out text (parts.jsonl, of ``python -m bench.noise_trials``), and losses of the
-comparison of methods and of searches on the real oracle (bench/results/table1_earlier, real-search). A paired difference is
-that of two allocations on one training seed: what the seed does to both alike is not in it. *Near* allocations have
-mean losses at most ``NEAR`` apart; all count that are in the better half of a table's repeats, or of the comparison and
-at most at ``GOOD``. Intervals are of a bootstrap over allocations.
+finds.csv), losses by part of the held-out text (parts.jsonl, of ``python -m bench.noise_trials``), and losses of an
+earlier comparison of methods and of searches on the real oracle (bench/results/table1_earlier, real-search). A paired
+difference is that of two allocations on one training seed: what the seed does to both alike is not in it. *Near*
+allocations have mean losses at most ``NEAR`` apart; all count that are in the better half of a table's repeats, or of
+the comparison and at most at ``GOOD``. Intervals are of a bootstrap over allocations.
 """
 
 import json
