@@ -114,6 +114,7 @@ class EffortConfig(Group):
         references: Whether 16-bit LoRA and QLoRA of rank 16 are evaluated too; they need not fit the budget.
         compare: What a predicted allocation is trained beside, on one training seed (``study.comparison``).
         sequential: Whether the confirmation ends before ``confirm.seeds`` where its sign is decided.
+        stop: Chance of a gain above the noise below which the search ends; ``None``: it never ends early.
         ranking_top: Allocations whose ranking is checked at a longer training, winner and best uniform baseline among
             them; none below 4.
         rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
@@ -305,7 +306,7 @@ class FinalConfig(Group):
 
     Args:
         steps: Optimiser steps; ``None``: ``epochs`` over the training split, at most ``max_steps``.
-        validate_every: Steps between two validations; ``None``: a tenth of the training.
+        validate_every: Steps between two validations; ``None``: a tenth of the training, at least 25.
         keep: Adapter that is delivered: that of the least validation loss, or the last.
         patience: Validations without a lower loss after which training ends; ``None``: it never ends early.
     """
