@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="50 workers, 1,000 evaluations, and nothing is kept")
     parser.add_argument("--only", choices=("search", "proposals"), help="make this half again")
     options = parser.parse_args(arguments)
-    evaluations, workers, counts = options.trials, options.workers, COUNTS
+    evaluations, workers, counts = options.evaluations, options.workers, COUNTS
     if options.quick:
         evaluations, workers, counts = QUICK["evaluations"], QUICK["workers"], QUICK["counts"]
     earlier, rows = RESULTS / "scale.json", []

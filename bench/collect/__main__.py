@@ -169,10 +169,10 @@ def session(options: argparse.Namespace, config: RunConfig, folder: Path, execut
     plan = Plan(setting.facts, setting.problems, setting.rules, options.seed)
     collection.take_up(options.runs, plan)
     if options.finds is None:
-        work(collection, plan, options.trials, options.hours)
+        work(collection, plan, options.evaluations, options.hours)
         return
     given = GivenPlan(setting.facts, read_finds(options.finds), table_rate(collection.rows))
-    work(Collection(folder, setting, executor, provenance, FINDS), given, options.trials, options.hours)
+    work(Collection(folder, setting, executor, provenance, FINDS), given, options.evaluations, options.hours)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

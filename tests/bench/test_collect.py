@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.collect import __main__ as program
 from bench.collect.__main__ import ROWS, main, work
 from bench.collect.journals import take_up
 from bench.collect.plan import CALIBRATION, REPEAT, Sizes, lr_scale
 from bench.collect.summary import publish_summary
 from bench.collect.task import Setting, begin, differences, task_config, touches, untouched_seeds
 from bench.collect.worker import make_oracle as make_worker
+from bench.collect.writing import FINDS
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.execution.base import InProcessExecutor, run_profile
 from qra_bo.finetune.data.records import batches
@@ -149,6 +151,23 @@ def test_tasks_say_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
         task_config("plays", "x.jsonl")
     assert main(["--task", "gsm8k"]) == 2
     assert "needs --data FILE" in capsys.readouterr().err
+
+
+def test_the_command_adds_as_many_rows_as_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting, table, finds = make_setting(), tmp_path / "table", tmp_path / "finds.json"
+    monkeypatch.setattr(program, "LocalExecutor", lambda specs, limits: make_collection(table, setting)._executor)
+    monkeypatch.setattr(program, "load_setting", lambda folder, config: setting)
+    for heavy in ("begin", "prepare_worker_environment"):
+        monkeypatch.setattr(program, heavy, lambda *_: None)
+    command = ["--task", "plays", "--table", str(table), "--evaluations"]
+    deciding = len(make_plan(setting).calibration())
+    for asked, rows in ((2, 2), (0, 2), (deciding, deciding + 2)):
+        assert main([*command, str(asked)]) == 0
+        assert len(load_rows(table / ROWS, setting.facts)) == rows
+    found = [{"method": "walk", **uniform(4, fmt, 2).to_json()} for fmt in ("nf4", "int8")]
+    finds.write_text(json.dumps(found))
+    assert main([*command, "1", "--finds", str(finds)]) == 0
+    assert [row.origin for row in load_rows(table / FINDS, setting.facts)] == ["found by walk"]
 
 
 def write_run(folder: Path, setting: Setting, rows: list[dict[str, Any]], **changes: Any) -> Path:
