@@ -84,11 +84,12 @@ def refusal(evaluation: Trial, header: Mapping[str, Any], provenance: Mapping[st
         setting: Of the table.
     """
     facts, request, config = facts_to_json(setting.facts), evaluation.spec, header["config"]
+    length = config["train"]["length"]
     theirs = {"model": header["model"], "model_sha256": provenance.get("model_sha256"),
               "data_sha256": provenance.get("data_sha256"), "granularity": header["granularity"],
               "units": header["units"], "dtype": provenance.get("dtype"), "trainer": provenance.get("train"),
               "adapter": {"init": header["init"], "alpha_over_rank": header["alpha_over_rank"]},
-              "length": config.get("train", {}).get("length"), "eval_tokens": config.get("eval", {}).get("tokens")}
+              "length": length, "eval_tokens": config["eval"]["sequences"] * length}
     wrong = differences({key: facts[key] for key in theirs}, theirs)
     if header["oracle"] != "finetune":
         return f"oracle={header['oracle']}: nothing was trained"

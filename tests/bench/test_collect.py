@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -170,13 +171,19 @@ def test_the_command_adds_as_many_rows_as_it_is_asked_for(tmp_path: Path, monkey
     assert [row.origin for row in load_rows(table / FINDS, setting.facts)] == ["found by walk"]
 
 
+@cache
+def recorded(change: str = "quantizer.rounding=rtn") -> dict[str, Any]:
+    """The configuration in a run's header."""
+    return load_config([change]).to_journal()
+
+
 def write_run(folder: Path, setting: Setting, rows: list[dict[str, Any]], **changes: Any) -> Path:
     """The journal of a run on the planted landscape; ``changes`` go to its header and its provenance."""
     facts = setting.facts
-    header = {"schema_version": 2, "config": {"train": {"length": facts.length}, "eval": {"tokens": facts.eval_tokens}},
-              "config_sha256": "c0", "model": facts.model, "granularity": "layer", "units": list(facts.units),
-              "oracle": "finetune", "method": "walk", "effort": "normal", "seed": 0, "budget_text": "uniform:4,4",
-              "scope": "peak", **facts.adapter}
+    assert (facts.length, facts.eval_tokens) == (128, 64 * 128)  # what a run has by default
+    header = {"schema_version": 2, "config": recorded(), "config_sha256": "c0", "model": facts.model,
+              "granularity": "layer", "units": list(facts.units), "oracle": "finetune", "method": "walk",
+              "effort": "normal", "seed": 0, "budget_text": "uniform:4,4", "scope": "peak", **facts.adapter}
     provenance = {"model_sha256": facts.model_sha256, "data_sha256": facts.data_sha256, "dtype": facts.dtype,
                   "train": dict(facts.trainer), "data": "/home/somebody/text.jsonl"}
     folder.mkdir()
@@ -228,14 +235,14 @@ def test_evaluations_of_a_run_are_taken_up_once_and_refused_with_the_reason(tmp_
     ({"model_sha256": "other"}, "model_sha256 was 'm0'"), ({"data_sha256": "other"}, "data_sha256"),
     ({"dtype": "bfloat16"}, "dtype"), ({"train": {"batch": 8}}, "trainer"), ({"init": "eva"}, "adapter"),
     ({"units": ["a"]}, "units"), ({"oracle": "synthetic"}, "oracle=synthetic"),
-    ({"codes": "gptq"}, "codes of GPTQ")])
+    ({"config": "quantizer.rounding=gptq"}, "codes of GPTQ"), ({"config": "train.length=64"}, "length was 128"),
+    ({"config": "eval.sequences=32"}, "eval_tokens was 8192 and is 4096")])
 def test_a_run_of_something_else_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     setting = make_setting()
     plan = make_plan(setting)
     allocation, scale = plan.calibration()[0]
-    if "codes" in change:
-        lengths = {"train": {"length": setting.facts.length}, "eval": {"tokens": setting.facts.eval_tokens}}
-        change = {"config": {**lengths, "quantizer": {"rounding": change["codes"]}}}
+    if "config" in change:
+        change = {"config": recorded(change["config"])}
     run = write_run(tmp_path / "run", setting, [{"allocation": allocation, "lr_scale": scale}], **change)
     taken = take_up(run, setting, plan, ())
     assert not taken.rows
