@@ -11,7 +11,7 @@ from bench.collect.task import Setting, differences, touches
 from bench.collect.writing import facts_to_json, is_known
 from qra_bo.oracle.emulator.table import TableRow, comparable_rate
 from qra_bo.study.journal import JOURNAL_NAME, checksum, read_journal
-from qra_bo.trials import Trial, TrialState, rounding_of
+from qra_bo.trials import Trial, TrialState, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError
 
 
@@ -97,6 +97,10 @@ def refusal(evaluation: Trial, header: Mapping[str, Any], provenance: Mapping[st
         return "; ".join(wrong)
     if "rtn" not in (rounding_of(config), request.codes):
         return "codes of GPTQ, not round-to-nearest"
+    if embeddings_of(config) != 16:
+        return f"an embedding in {embeddings_of(config)} bits, not in 16"
+    if config["train"]["packing"] != "joined":
+        return "records that share a sequence were isolated"
     if (request.steps, request.schedule_steps) != (setting.facts.steps, setting.facts.steps):
         return f"{request.steps} steps of a schedule of {request.schedule_steps}, not {setting.facts.steps}"
     if request.init not in (None, setting.facts.adapter["init"]):

@@ -174,7 +174,7 @@ def test_the_command_adds_as_many_rows_as_it_is_asked_for(tmp_path: Path, monkey
 @cache
 def recorded(change: str = "quantizer.rounding=rtn") -> dict[str, Any]:
     """The configuration in a run's header."""
-    return load_config([change]).to_journal()
+    return load_config(change.split()).to_journal()
 
 
 def write_run(folder: Path, setting: Setting, rows: list[dict[str, Any]], **changes: Any) -> Path:
@@ -236,7 +236,9 @@ def test_evaluations_of_a_run_are_taken_up_once_and_refused_with_the_reason(tmp_
     ({"dtype": "bfloat16"}, "dtype"), ({"train": {"batch": 8}}, "trainer"), ({"init": "eva"}, "adapter"),
     ({"units": ["a"]}, "units"), ({"oracle": "synthetic"}, "oracle=synthetic"),
     ({"config": "quantizer.rounding=gptq"}, "codes of GPTQ"), ({"config": "train.length=64"}, "length was 128"),
-    ({"config": "eval.sequences=32"}, "eval_tokens was 8192 and is 4096")])
+    ({"config": "eval.sequences=32"}, "eval_tokens was 8192 and is 4096"),
+    ({"config": "quantizer.rounding=rtn embeddings=8"}, "an embedding in 8 bits"),
+    ({"config": "quantizer.rounding=rtn train.packing=isolated"}, "were isolated")])
 def test_a_run_of_something_else_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     setting = make_setting()
     plan = make_plan(setting)
