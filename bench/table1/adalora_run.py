@@ -118,12 +118,13 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
     order = batches(len(data.train.input_ids), settings.step_sequences, task.steps, task.train_seed)
     for step in range(task.steps):
         with probe.watch(step) as mark:
-            result["training_tokens"] += train_steps(oracle.model, optimizer, data.train.input_ids, data.train.labels,
-                                                     order, step, step + 1, task.steps, settings, oracle.device, mark)
+            result["training_tokens"] += train_steps(
+                oracle.model, optimizer, data.train.input_ids, data.train.labels, order, step, step + 1, task.steps,
+                settings, oracle.device, mark, data.train.positions)
         progress(TRAINING, step + 1, task.steps)
     ranks = realise(oracle.model, allocator.kept)
-    blocks, limit = data.test if task.split == "test" else data.validation, oracle.settings.eval_blocks
-    found = held_out(oracle.model, blocks.input_ids[:limit], blocks.labels[:limit], settings, oracle.device)
+    blocks = (data.test if task.split == "test" else data.validation).take(oracle.settings.eval_blocks)
+    found = held_out(oracle.model, blocks.input_ids, blocks.labels, settings, oracle.device, positions=blocks.positions)
     result["forward_tokens"] = found.tokens
     if not math.isfinite(found.loss):
         raise DivergedError(f"held-out loss {found.loss} after {task.steps} steps")

@@ -1,7 +1,9 @@
 """AdaLoRA: the schedule and masks of PEFT's, ranks that really change, on every backend, within predicted bytes."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -138,6 +140,17 @@ def test_ranks_change_and_their_sum_is_the_target() -> None:
     start = evaluate_adalora(make("kaiming"), lr_scale=1e-9, **task)  # type: ignore[arg-type]
     assert found["loss"] < start["loss"]  # it learns
     assert evaluate_adalora(oracle, lr_scale=1e30, **task)["state"] == "diverged"  # type: ignore[arg-type]
+
+
+def test_records_are_isolated_in_training_and_in_evaluation() -> None:
+    losses = []
+    for isolated in ((), ("validation",), ("train", "validation")):
+        oracle = make("kaiming")
+        blocks = {name: getattr(oracle.data, name) for name in isolated}
+        halves = {name: replace(b, positions=np.tile(np.arange(16), (len(b), 2))) for name, b in blocks.items()}
+        oracle.data = replace(oracle.data, **halves)
+        losses.append(evaluate_adalora(oracle, MIXED, 4, 2, 4, 3, "validation", 4.0, False, quiet)["loss"])
+    assert len(set(losses)) == 3
 
 
 @pytest.mark.parametrize("scope", ["peak", "stored"])
