@@ -19,7 +19,7 @@ from qra_bo.utils.errors import ConfigError, DataError, MissingExtraError
 FILE_ENDINGS = (".jsonl", ".json")
 MARK = "####"
 """Mark before the short answer in a worked one, as in GSM8K."""
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"-?\d+(?:,\d+)*(?:\.\d+)?")
 SPARE_TOKENS = 16
 """Tokens by which an answer may be longer than the longest target."""
 BOOTSTRAPS = 100

@@ -48,6 +48,7 @@ def test_malformed_task_files_name_the_line(tmp_path: Path, records: list[Any], 
 
 @pytest.mark.parametrize(("written", "target", "same"), [
     (" So 3 x 4 = 12.\n#### 12\nQuestion: next", "3 x 4\n#### 12", True), (" it is 1,200", "x\n#### 1200", True),
+    (" it is 12, as asked", "x\n#### 12", True), (" it is 1,200, so there", "x\n#### 1200", True),
     (" it is 13, no 12.", "x\n#### 12", True), (" none", "x\n#### 12", False), ("#### 13", "x\n#### 12", False),
     (" Paris.\nQuestion: more", "Paris", True), (" Paris  is", "Paris is", True), ("London", "Paris", False),
 ])
