@@ -157,14 +157,12 @@ def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tupl
         beyond: Bytes that the adapters need beyond those of LoRA with that rank.
 
     Returns:
-        Formats of the units, and the cost: the profile, and the forward tokens of the measurements.
+        Formats of the units, and the cost of the measurements, beside the profile's.
 
     Raises:
         BudgetError: If even the lowest bits are not within the limit.
     """
-    profile, results = session.profile(), session.results
-    cost = profile.training_tokens + FORWARD_SHARE * profile.forward_tokens
-    n = session.options.amq_evaluations
+    results, n = session.results, session.options.amq_evaluations
     budget = session.budget_bytes(limit)
     costs = session.costs_at(limit, rank)
     costs = replace(costs, phases=tuple(p if p.name == "codes" else replace(p, fixed=p.fixed + beyond)
@@ -188,8 +186,14 @@ def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tupl
 
     options = AMQOptions(evaluations=n, initial=max(2, n // 3))
     rng = np.random.default_rng(np.random.SeedSequence([session.config.seed, *b"amq", rank]))
-    result = AMQ(costs, budget, profile.profile.quantization_kl, options, rng).run(measure)
-    return names(session, result.choice), cost + FORWARD_SHARE * spent
+    result = AMQ(costs, budget, session.profile().profile.quantization_kl, options, rng).run(measure)
+    return names(session, result.choice), FORWARD_SHARE * spent
+
+
+def profile_cost(session: Session) -> float:
+    """Return the cost of the profile, which AMQ begins with whatever the number of ranks."""
+    profile = session.profile()
+    return profile.training_tokens + FORWARD_SHARE * profile.forward_tokens
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,8 @@ class AMQLoRA(Row):
         return session.options.rank_choices * (1.0 + amq_equivalents(session))
 
     def find(self, session: Session, limit: Limit) -> Found:
-        return choose_rank(session, limit, "kaiming", lambda rank: amq_bits(session, limit, rank))
+        found = choose_rank(session, limit, "kaiming", lambda rank: amq_bits(session, limit, rank))
+        return replace(found, cost=found.cost + profile_cost(session))
 
 
 def amq_equivalents(session: Session) -> float:
@@ -254,7 +259,7 @@ class AMQAdaLoRA(Row):
         beyond = adalora_bytes(memory, space, (FOUR_BIT,) * n, initial, target) - uniform_bytes(memory, space, nf4,
                                                                                                initial)
         formats, cost = amq_bits(session, limit, initial, beyond)
-        return Found(Recipe(Allocation(formats, (target,) * n), "adalora", initial), cost,
+        return Found(Recipe(Allocation(formats, (target,) * n), "adalora", initial), cost + profile_cost(session),
                      f"initial rank {initial}, target {target}")
 
 

@@ -1,12 +1,20 @@
-"""Ranks that are tried for methods which take theirs as given."""
+"""Ranks that are tried for methods which take theirs as given, and what that costs."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bench.sessions import table_session
 from bench.table1 import rows_given_rank
+from bench.table1.config import load_options
 from bench.table1.limits import parse_limit
+from bench.table1.rows import ROWS
+from bench.table1.rows_given_rank import SENSITIVITY
+from qra_bo.config import load_config
+from qra_bo.study.state import FORWARD_SHARE
 
 
 @pytest.mark.parametrize(("largest", "choices", "ranks"), [
@@ -16,3 +24,21 @@ def test_ranks_are_halved_from_the_largest_with_nf4_and_doubled_from_one_where_t
     monkeypatch.setattr(rows_given_rank, "largest_fitting_rank", lambda *_: largest)
     session: Any = SimpleNamespace(options=SimpleNamespace(rank_choices=choices))
     assert rows_given_rank.rank_choices(session, parse_limit("peak 1GB")) == ranks
+
+
+def test_amq_is_charged_one_profile_for_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    config = load_config(["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=rtn"])
+    options = load_options(["table1.rank_choices=3", "table1.amq_evaluations=4"])
+    with table_session(config, tmp_path / "t", options) as session:
+        found = ROWS["amq_lora"].find(session, parse_limit("peak uniform:4,16"))
+        assert found.note.endswith("of [4, 8, 16] by validation loss")
+        events = session.results._events
+        trials = [e for (kind, _), e in events.items() if kind == "trial"]
+        each = {e["forward_tokens"] for (kind, _), e in events.items() if kind == SENSITIVITY}
+        profile = session.profile()
+    (tokens,) = each
+    forward = profile.forward_tokens + 3 * 4 * tokens + sum(e["forward_tokens"] for e in trials)
+    trained = profile.training_tokens + sum(e["training_tokens"] for e in trials)
+    assert len(trials) == 3
+    assert found.cost == pytest.approx(trained + FORWARD_SHARE * forward)
