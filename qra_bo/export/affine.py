@@ -7,7 +7,6 @@ from torch import Tensor
 
 from qra_bo.export.weights import LinearWeights
 from qra_bo.finetune.quantization.planes import codes_of, words_of
-from qra_bo.space import StorageFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +21,6 @@ class Affine:
     codes: Tensor
     scale: Tensor
     zero: Tensor
-
-
-def has_affine_codes(fmt: StorageFormat, columns: int) -> bool:
-    """Return whether the format is affine by groups that do not go beyond a row of ``columns`` weights."""
-    return fmt.backend in ("integer", "hqq") and columns % fmt.block == 0
 
 
 def affine_codes(linear: LinearWeights, group: int | None = None) -> Affine:

@@ -18,7 +18,7 @@ from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.quantization.integer import integer_codes
-from qra_bo.memory.formats import has_zeros
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -60,7 +60,7 @@ def refuse_formats(formats: dict[str, StorageFormat]) -> None:
     Raises:
         ConfigError: With all of them, the reason, and the formats to search instead.
     """
-    others = {fmt.name: fmt for fmt in formats.values() if not _symmetric(fmt) and fmt.backend != "none"}
+    others = {fmt.name: fmt for fmt in formats.values() if not CONSUMERS["transformers"].loads(fmt)}
     if not others:
         return
     reasons = [f"{', '.join(sorted(others))} {'has' if len(others) == 1 else 'have'} no form there"]
@@ -70,10 +70,6 @@ def refuse_formats(formats: dict[str, StorageFormat]) -> None:
     raise ConfigError(f"the export compressed_tensors holds symmetric integers (sym formats) and 16 bits; in this run "
                       f"{', and '.join(reasons)}. Search again with serve=transformers, whose formats are these, or "
                       "export merged, a copy in 16 bits")
-
-
-def _symmetric(fmt: StorageFormat) -> bool:
-    return fmt.backend == "integer" and not has_zeros(fmt)
 
 
 def quantization_config(weights: RunWeights) -> dict[str, Any]:

@@ -40,12 +40,8 @@ def form_of(fmt: StorageFormat, columns: int) -> Form | None:
     """
     if fmt.backend == "none":
         return Form.F16
-    if columns % BLOCK or fmt.backend not in ("integer", "hqq"):
-        return None
-    if fmt.backend == "hqq":
-        return next((form for bits, form in _ROUNDED.items() if bits >= fmt.bits), None)
     bits = gguf_bits(fmt)
-    return None if bits is None else _EXACT[bits]
+    return None if bits is None or columns % BLOCK else (_EXACT if is_exact(fmt) else _ROUNDED)[bits]
 
 
 def is_exact(fmt: StorageFormat) -> bool:

@@ -1,6 +1,6 @@
 """``mlx/``: the mixed base with its own codes and the adapter, as mlx-lm loads them on Apple silicon.
 
-MLX computes ``code * scale + bias`` with codes of ``MLX_BITS`` bits by group, at a width and group of each
+MLX computes ``code * scale + bias`` with codes of the formats ``in_mlx`` by group, at a width and group of each
 module's own. The bias is ``-zero * scale``. Scales and biases are stored in fp16, and so is what is not quantised: in
 bf16, MLX's products round 8-bit codes. That is exact for the symmetric formats and for integer zeros of 2 and 3 bits;
 other zeros are rounded, by less than 2^-11 of themselves.
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_bo.export.affine import affine_codes, has_affine_codes
+from qra_bo.export.affine import affine_codes
 from qra_bo.export.comparison import Loader, Reference, View
 from qra_bo.export.compressed_tensors import in_words
 from qra_bo.export.mlx_config import mlx_config
@@ -28,13 +28,10 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ModuleRecord, read_manifest
-from qra_bo.memory.serving import CONSUMERS, MLX_BITS
-from qra_bo.space import StorageFormat
+from qra_bo.memory.serving import CONSUMERS, in_mlx
 from qra_bo.utils.errors import ConfigError
 
 FOLDER, ADAPTER = "mlx", "adapter"
-GROUPS = (32, 64, 128)
-"""Groups that MLX has kernels for."""
 MIXED = torch.float16
 
 
@@ -77,7 +74,7 @@ def write_model(weights: RunWeights, folder: Path) -> bool:
 def refuse_formats(modules: Iterable[ModuleRecord]) -> None:
     """Refuse linears whose format has no form in MLX. Raises ``ConfigError`` that names these formats."""
     names = sorted({f"{module.format.name} ({module.shape[1]} columns)" for module in modules
-                    if not _has_form(module.format, module.shape[1])})
+                    if not in_mlx(module.format) or module.shape[1] % (module.format.block or 1)})
     if names:
         raise ConfigError(f"MLX has no form for {', '.join(names)}: it holds integer codes of groups of 32, 64 or 128 "
                           "columns. Search again with serve=mlx, or export merged, a copy in 16 bits")
@@ -87,10 +84,6 @@ def refuse_base(model: Any, tokenizer: Any) -> None:
     """Refuse a base model of transformers that mlx-lm computes otherwise; ``ConfigError`` says why. The ``tokenizer``
     is copied as it is."""
     mlx_config(model.config, {})
-
-
-def _has_form(fmt: StorageFormat, columns: int) -> bool:
-    return fmt.backend == "none" or (has_affine_codes(fmt, columns) and fmt.block in GROUPS and fmt.bits in MLX_BITS)
 
 
 def linear_tensors(linear: LinearWeights) -> dict[str, Tensor]:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.utils.errors import ConfigError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
-"""``model_type`` of the decoders whose logits in mlx-lm were compared with those of transformers."""
+FAMILIES = CONSUMERS["mlx"].families
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 

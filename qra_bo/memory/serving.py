@@ -37,14 +37,24 @@ ANY = "any"
 _SYMMETRIC, _ZEROS = "sym", "int"
 MLX_BITS = (2, 3, 4, 5, 6, 8)
 """Bit-widths that MLX has kernels for."""
-_GGUF_BLOCK, _GGUF_BITS = 32, (4, 5, 8)
-"""Weights of a block and code bits of the GGUF types Q4_0, Q5_0 and Q8_0."""
+_GGUF_BLOCK = 32
+"""Weights of a block of a GGUF type."""
+_GGUF_BITS = {"integer": (4, 5, 8), "hqq": (4, 5)}
+"""Code bits of the GGUF types by backend: Q4_0, Q5_0 and Q8_0; with an offset Q4_1 and Q5_1."""
 
 
 def gguf_bits(fmt: StorageFormat) -> int | None:
-    """Return the code bits of the GGUF type that holds the codes of an integer format less their zeros, with a sign;
-    ``None`` where there is none. These differences need a bit more where the zero is not the middle code."""
-    return next((bits for bits in _GGUF_BITS if bits >= fmt.bits + has_zeros(fmt)), None)
+    """Return the code bits of the GGUF type that holds a format below 16 bits, ``None`` where there is none.
+
+    Codes of an integer format are kept less their zeros, with a sign: these differences need a bit more where the zero
+    is not the middle code.
+    """
+    return next((bits for bits in _GGUF_BITS.get(fmt.backend, ()) if bits >= fmt.bits + has_zeros(fmt)), None)
+
+
+def in_mlx(fmt: StorageFormat) -> bool:
+    """Return whether MLX holds a format, exactly or with a rounded bias."""
+    return fmt.backend == "none" or (fmt.backend in ("integer", "hqq") and fmt.bits in MLX_BITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +119,6 @@ def _mlx(fmt: StorageFormat) -> tuple[int, int]:
     return fmt.bits * fmt.block // 8, 4
 
 
-def _in_gguf(fmt: StorageFormat) -> bool:
-    return fmt.backend == "none" or (fmt.backend == "hqq" and fmt.bits <= 5) or (
-        fmt.backend == "integer" and gguf_bits(fmt) is not None)
-
-
-def _in_mlx(fmt: StorageFormat) -> bool:
-    return fmt.backend == "none" or (fmt.backend in ("integer", "hqq") and fmt.bits in MLX_BITS)
-
-
 _SYM, _INT = (tuple(bits for bits, width in WIDTHS.items() if kind in width.kinds) for kind in (_SYMMETRIC, _ZEROS))
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
 """Decoders whose exports ``gguf`` and ``mlx`` were compared with transformers."""
@@ -135,8 +136,8 @@ CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
 
 TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
     "compressed_tensors": (CONSUMERS["transformers"].loads, "serve=transformers"),
-    "gguf": (_in_gguf, "serve=llamacpp"),
-    "mlx": (_in_mlx, "serve=mlx"),
+    "gguf": (lambda fmt: fmt.backend == "none" or gguf_bits(fmt) is not None, "serve=llamacpp"),
+    "mlx": (in_mlx, "serve=mlx"),
     "bitsandbytes": (lambda fmt: fmt.name in ("nf4", "fp16"), "bits=[4,16] and no other formats")}
 """By export target that holds some formats alone: whether it holds one, exactly or rounded, and what to search with."""
 

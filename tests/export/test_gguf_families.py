@@ -19,12 +19,13 @@ from transformers import (
 
 from qra_bo.export.gguf import source_of
 from qra_bo.export.gguf_file import Source
-from qra_bo.export.gguf_layout import layout_of
+from qra_bo.export.gguf_layout import ARCHITECTURES, layout_of
 from qra_bo.export.gguf_tokenizer import vocabulary_of
 from qra_bo.export.llamacpp import LlamaCpp
 from qra_bo.export.weights import LinearWeights, LoraPair, RunWeights, _others
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.memory.formats import parse_format
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.utils.errors import ConfigError
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "num_attention_heads": 4,
@@ -138,3 +139,7 @@ def test_other_families_are_refused_with_those_that_are_known(monkeypatch: pytes
     monkeypatch.setattr("qra_bo.export.gguf.weights_of", lambda run: weights)
     with pytest.raises(ConfigError, match=r"families llama, mistral, qwen2.*'gpt_neox'"):
         source_of(None)  # type: ignore[arg-type]
+
+
+def test_families_of_serve_are_those_of_the_export() -> None:
+    assert CONSUMERS["llamacpp"].families == tuple(ARCHITECTURES)

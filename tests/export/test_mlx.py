@@ -146,11 +146,6 @@ def test_other_families_are_refused() -> None:
         mlx_config(GPTNeoXConfig(), {})
 
 
-def test_families_of_serve_are_those_of_the_export() -> None:
-    from qra_bo.export.mlx_config import FAMILIES
-    assert CONSUMERS["mlx"].families == FAMILIES
-
-
 @pytest.fixture(scope="module", name="run")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     folder = finish(tmp_path_factory.mktemp("mlx") / "run", ("sym2-g64", "sym3-g32", "sym8-g64", "fp16"), (1, 4, 0, 3),

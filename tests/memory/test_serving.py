@@ -7,7 +7,7 @@ import pytest
 from qra_bo.memory import MemoryModel, TrainShape, default_format
 from qra_bo.memory.formats import BITS, FORMATS, WIDTHS, metadata_bytes, parse_format, weight_bytes
 from qra_bo.memory.plan import memory_plan
-from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, served_bytes
+from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, TARGET_FORMATS, served_bytes
 from qra_bo.memory.serving_cost import serving_notes
 from qra_bo.space import uniform
 from qra_bo.utils.errors import ConfigError, SpaceError
@@ -48,6 +48,17 @@ def test_consumers_load_integer_grids_and_16_bits_alone() -> None:
     assert {name.split("-")[0] for name in loaded["llamacpp"] - symmetric} == {"int2", "int3", "int4"}
     assert {name.split("-")[0] for name in loaded["mlx"] - symmetric} == {"int2", "int3"}
     assert {parse_format(name).bits for name in loaded["mlx"]} == {2, 3, 4, 5, 6, 8, 16}
+
+
+def test_targets_hold_these_formats_exactly_or_rounded() -> None:
+    held = {target: {name.split("-")[0] for name, fmt in FORMATS.items() if holds(fmt)}
+            for target, (holds, _) in TARGET_FORMATS.items()}
+    sym = {f"sym{bits}" for bits in WIDTHS} | {"fp16"}
+    assert held["compressed_tensors"] == sym
+    assert held["gguf"] == sym | {"int2", "int3", "int4", "hqq2", "hqq3", "hqq4", "hqq5"}
+    assert held["mlx"] == {f.name.split("-")[0] for f in FORMATS.values()
+                           if f.backend in ("integer", "hqq") and f.bits in MLX_BITS} | {"fp16"}
+    assert held["bitsandbytes"] == {"nf4", "fp16"}
 
 
 @pytest.mark.parametrize("serve", OTHERS)
