@@ -182,14 +182,16 @@ class SearchLoop:
     def _stops(self, searcher: Searcher, planned: PlannedTrial) -> bool:
         """Return whether the search ends before ``planned``, and record it: no trial is likely to show a gain.
 
-        A search that stopped here before stops again, whatever is pending; one with a lower ``effort.stop`` goes on.
+        A search that stopped here before stops again, whatever is pending; one with a lower ``effort.stop`` goes on,
+        and so does one whose journal holds ``planned``, of an effort that went on.
         """
         run, least = self.run, self.run.config.effort.stop
         chance = searcher.chance_of_gain if isinstance(searcher, Forecasting) else None
         if least is None or chance is None or chance >= least:
             return False
         fields = {"before": planned.spec.key, "chance": chance, "least": least}
-        if run.replay and run.study.last.get("stopped", {}).get("before") != planned.spec.key:
+        if run.replay and (run.study.last.get("stopped", {}).get("before") != planned.spec.key
+                           or any(trial.spec.key == planned.spec.key for trial, *_ in run.replay)):
             return False
         run.record_conclusion("stopped", fields)
         self._stopped = True

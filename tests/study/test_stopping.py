@@ -43,6 +43,18 @@ def test_stopped_search_stops_again_and_a_longer_one_goes_on(tmp_path: Path) -> 
     assert len(searched(longer)) > 3
 
 
+def test_stopped_search_takes_over_what_a_longer_one_did_until_it_was_killed(tmp_path: Path) -> None:
+    first = run(tmp_path, searcher=Fading, effort__stop=0.2)
+    longer = run(tmp_path, searcher=Fading, effort__stop=None)
+    path, after = tmp_path / "trials.jsonl", len(searched(first)) + 1
+    lines = path.read_bytes().splitlines(keepends=True)
+    trials = [i for i, line in enumerate(lines) if b'"trial"' in line and b'"stage":"evolution"' in line]
+    path.write_bytes(b"".join(lines[:trials[after - 1] + 1]))
+    again = run(tmp_path, searcher=Fading, effort__stop=0.2)
+    assert searched(again) == searched(longer)[:after]
+    assert "confirmation" in again.study.last
+
+
 def test_several_workers_stop_where_they_stopped(tmp_path: Path) -> None:
     first = run(tmp_path, ShuffledExecutor(2, 0), searcher=Fading, effort__stop=0.1)
     again = run(tmp_path, ShuffledExecutor(3, 1), searcher=Fading, effort__stop=0.1)
