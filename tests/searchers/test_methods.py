@@ -162,6 +162,12 @@ def test_nested_options_reach_the_model() -> None:
     assert searcher._temperatures == [1.0]
 
 
+def test_example_of_a_part_to_leave_out_is_a_part() -> None:
+    line = next(line for line in (METHODS / "structured.yaml").read_text().splitlines() if line.startswith("without:"))
+    parts = line.partition("e.g. [")[2].rstrip("]").split(", ")
+    assert make_searcher(method_target("default", {"without": parts}), make_problem(GAIN)).name == "structured"
+
+
 def test_a_run_begins_with_learned_rates_and_a_benchmark_with_none_of_its_own_text() -> None:
     assert load_config([]).method.target["rates"] == "smollm2_135m"
     assert method_target("default")["rates"] is None
