@@ -72,7 +72,7 @@ def _render(name: str, **values: Any) -> str:
 
 def render_html(d: ReportData) -> str:
     """The report as one HTML document; everything that comes from the journal is escaped."""
-    planned = float({**d.study.header, **d.study.last.get("extension", {})}.get("planned_cost", 0.0))
+    planned = d.study.planned_cost
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
     figures, sheet = pictures(PLOTS, d)
     return _render("report.html.jinja", d=d, delivered=story.delivered(d), answer=story.answer(d),

@@ -70,8 +70,7 @@ class RunState:
         if not header:
             return None
         after = 0.0 if self.study.given else trials_after_search(self.study)
-        return float(self.study.last.get("extension", header)["planned_cost"]) + \
-            float(header["full_trial_tokens"]) * after
+        return self.study.planned_cost + float(header["full_trial_tokens"]) * after
 
     def eta_seconds(self) -> float | None:
         """Time for the rest of the planned cost at the measured seconds a training token, or ``None``."""

@@ -158,16 +158,22 @@ class Study:
         return int(self.last.get("final", {}).get("planned_steps", self.header["high_steps"]))
 
     @property
+    def planned_cost(self) -> float:
+        """Training tokens that profile, calibration, uniform baselines and search may spend, by the effort that the run
+        was last started with."""
+        return float(self.last.get("extension", self.header).get("planned_cost", 0.0))
+
+    @property
     def confirmation_steps(self) -> int:
         """Optimiser steps of the confirmation's trainings: of the length that is minimised, where the effort affords
         it (``affordable_steps``)."""
         trial = int(self.header["high_steps"])
         if self.objective_steps <= trial:
             return trial
-        config, planned = self.header["config"], self.last.get("extension", self.header)["planned_cost"]
+        config = self.header["config"]
         train = config["train"]
         step_tokens = int(train["batch"]) * int(train["accumulate"]) * int(train["length"])
-        return affordable_steps(float(planned), int(config["confirm"]["seeds"]), step_tokens, trial,
+        return affordable_steps(self.planned_cost, int(config["confirm"]["seeds"]), step_tokens, trial,
                                 self.objective_steps)
 
     def carried(self, allocation: Allocation) -> float:

@@ -77,8 +77,7 @@ class TrialRunner:
                 if type(workers) is not int or workers < 1:
                     raise JournalError(f"a trial in the journal {journal.path} was made by {workers!r} workers; it was "
                                        "not written by this program")
-                planned = float(self.study.last.get("extension", self.study.header)["planned_cost"])
-                self.replay.append((self.study.trials[-1], workers, planned - spent))
+                self.replay.append((self.study.trials[-1], workers, self.study.planned_cost - spent))
 
     def begin(self) -> None:
         """Write the header of a new run, or check that the journal is of this one and note a changed effort.
@@ -106,7 +105,7 @@ class TrialRunner:
                     raise JournalError(f"the run in {self.journal.path} can't be continued: the file of surrogate."
                                        f"{name.removesuffix('_sha256')} has changed since it began (sha256 was "
                                        f"{before} and is {now}). Restore it, or start a new run with another out=")
-            if self.study.last.get("extension", header)["planned_cost"] != self.setting.planned_cost:
+            if self.study.planned_cost != self.setting.planned_cost:
                 self._append("extension", effort)
             other = [f"{key} {old} -> {new}" for key, old, new in
                      differences(header.get("config", {}), config, harmless=True) if key not in UNSAID]

@@ -25,7 +25,7 @@ from qra_bo.study.status import StatusFile
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
 from qra_bo.utils.files import write_json
 from tests.study.oracles import DAMAGE, FORMATS, UNITS, PlantedOracle
-from tests.study.problem import BUDGET, predict_bytes
+from tests.study.problem import BUDGET, EQUIVALENT, predict_bytes, run
 
 RULES = BaselineRules(4, FORMATS, 32, BUDGET, predict_bytes)
 PROFILE = SensitivityProfile(UNITS, FORMATS, DAMAGE, DAMAGE, None, 4.0, "planted")
@@ -157,6 +157,12 @@ def test_progress_is_written_now_and_then(tmp_path: Path) -> None:
         if now[0] == 0.5:
             assert json.loads((tmp_path / "status.json").read_text())["progress"]["done"] == 0
     assert json.loads((tmp_path / "status.json").read_text())["progress"] == {"what": "train", "done": 15, "total": 20}
+
+
+def test_status_of_an_extended_run_plans_for_the_larger_effort(tmp_path: Path) -> None:
+    for trials in (12, 24):
+        run(tmp_path, effort__max_full_trials=trials, confirm__seeds=0, effort__ranking_top=0)
+        assert json.loads((tmp_path / "status.json").read_text())["planned_cost"] == trials * EQUIVALENT
 
 
 def test_the_stand_in_is_an_oracle() -> None:
