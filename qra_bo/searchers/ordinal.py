@@ -1,5 +1,6 @@
 """The search methods on problems other than language models: two ordered ladders a unit, one hard budget."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,8 @@ class OrdinalSearch:
         return list(found)
 
     def tell(self, choice: Choice, value: float | None) -> None:
-        """Learn the objective of a choice, asked for or not; ``None`` where it failed."""
+        """Learn the objective of a choice, asked for or not; it failed where that is ``None`` or not finite."""
+        value = None if value is None or not math.isfinite(value) else value
         space = self._problem.space
         row = np.array([*choice[0], *choice[1]])
         allocation = space.decode(row)
@@ -119,7 +121,7 @@ def minimise(problem: OrdinalProblem, objective: Callable[[Choice], float | None
 
     Args:
         problem: Units, levels, costs and budget.
-        objective: Value of a choice, lower is better; ``None`` where it failed.
+        objective: Value of a choice, lower is better; ``None`` or a value that is not finite where it failed.
         evaluations: How often ``objective`` is called at most.
         first: Choices to begin with, such as the one in use now; each must fit.
         **search: For ``OrdinalSearch``: ``searcher``, ``seed`` and options of the searcher.

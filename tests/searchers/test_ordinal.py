@@ -1,6 +1,7 @@
 """The searchers on an ordinal problem: near the exact optimum, and never over the budget."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -70,6 +71,21 @@ def test_given_choices_come_first_and_count() -> None:
     minimise(problem(), tell, evaluations=4, first=[now], searcher=RandomSearch)
     assert asked[0] == now
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("failed", [math.nan, math.inf, -math.inf])
+def test_value_that_is_not_finite_is_a_failure(failed: float) -> None:
+    search = OrdinalSearch(problem(), seed=1, evaluations=8)
+    values = []
+    for i in range(8):
+        (choice,) = search.ask(1)
+        values.append(failed if i in (0, 5) else objective(choice))
+        search.tell(choice, values[-1])
+    assert search.best is not None
+    assert search.best[1] == min(v for v in values if math.isfinite(v))
+    lost = OrdinalSearch(problem())
+    lost.tell(((0,) * 4, (0,) * 4), failed)
+    assert lost.best is None
 
 
 def test_wrong_shapes_and_too_small_budgets_are_refused() -> None:
