@@ -80,6 +80,9 @@ def _beats_uniform(study: Study) -> Part:
     if study.given:
         return UNKNOWN, f"Nothing was searched: {study.header['given']['reason']}.", \
             "Search within the same budget to compare it with other allocations."
+    if p is not None and winner is not None and winner.to_json() != p["allocations"][0]:
+        return UNKNOWN, "The predicted allocation measured over the budget; nothing is predicted of the delivered " \
+            "one.", "Predict again with a slightly smaller budget."
     if p is not None:
         found = "" if p["reference"] is None else f"; {_interval(p)} are predicted"
         beside = compared(study)

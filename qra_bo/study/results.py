@@ -75,7 +75,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "init": header["init"], "codes": rounding_of(header["config"]),
             "embeddings": embeddings_of(header["config"]), "oracle": header["oracle"], "method": header["method"],
             "effort": study.last.get("extension", header)["effort"],
-            "searched": not study.untried, "prediction": _prediction(study), "one_seed": _one_seed(study),
+            "searched": not study.untried, "prediction": _prediction(study, winner), "one_seed": _one_seed(study),
             "winner_kind": "uniform" if uniform else "mixed",
             "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
             "training": _training(study),
@@ -128,11 +128,15 @@ def _loss(study: Study, point: Trial | None) -> dict[str, Any]:
             "metric": "validation_loss", "search_loss": point.loss}
 
 
-def _prediction(study: Study) -> dict[str, Any] | None:
-    """Return the predicted difference to the best uniform baseline, where the winner was predicted and not searched."""
+def _prediction(study: Study, winner: Allocation) -> dict[str, Any] | None:
+    """Return the predicted difference to the best uniform baseline, where the winner was predicted and not searched:
+    ``None`` for its numbers where there is no such baseline, or another allocation is delivered."""
     found = study.last.get("prediction")
-    return None if found is None else {
-        "label": PREDICTED, **{k: found[k] for k in ("mean", "low", "high", "steps", "sources", "reference")}}
+    if found is None:
+        return None
+    is_compared = found["reference"] is not None and winner.to_json() == found["allocations"][0]
+    return {"label": PREDICTED, **{k: found[k] if is_compared else None for k in ("mean", "low", "high")},
+            **{k: found[k] for k in ("steps", "sources", "reference")}}
 
 
 def _one_seed(study: Study) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from qra_bo.study import load_study
 from qra_bo.study.health import card
 from qra_bo.study.journal import read_journal
 from qra_bo.study.prediction import solved
+from qra_bo.study.results import build_best
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError, JournalError
@@ -176,6 +177,9 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
     assert f"delivered instead: {d.name(second)}. Its difference" in said.sentence
     assert (said.figure, said.interval, said.tone) == ("", "", "open")
     assert versus(d) == "not predicted"
+    own = build_best(d.study)["prediction"]
+    assert (own["label"], own["mean"], own["low"], own["high"]) == ("predicted, not searched", None, None, None)
+    assert card(d.study, "beats_uniform").finding.endswith("nothing is predicted of the delivered one.")
     if not compared:
         assert [row.role for row in comparison(d)] == ["winner", "best uniform"]
 
