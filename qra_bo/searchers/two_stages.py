@@ -50,11 +50,15 @@ class TwoStages:
         return [p for p in self._second.ask(n) if (p.allocation.fingerprint, p.fidelity) not in self._awaited]
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Let both stages learn of everything; the second of high fidelity only."""
+        """Let both stages learn of everything; the second of high fidelity only.
+
+        Trials of the first stage that were not asked for here are those of the run's search before less memory was
+        left: they count against its share too.
+        """
         for trial in trials:
             key = (trial.allocation.fingerprint, trial.fidelity)
-            if key in self._awaited:
-                self._awaited.remove(key)
+            if key in self._awaited or trial.stage == self._first.name:
+                self._awaited.discard(key)
                 # A failed trial does not report its steps: it counts in full where it trained at all.
                 charged_in_full = not trial.ok and trial.result.training_tokens > 0
                 self._left -= trial.result.new_steps or (self._steps[trial.fidelity] if charged_in_full else 0)

@@ -113,6 +113,16 @@ def test_a_failure_without_steps_counts_where_it_was_charged(charged: int, stage
     assert [p.stage for p in both.ask(1)] == [stage]
 
 
+def test_share_that_was_spent_before_is_not_given_again() -> None:
+    problem = make_problem(PROFILE)
+    first = Scripted(problem, Walk.name, 4)
+    before = [evaluated(problem, proposal) for proposal in first.ask(2)]
+    for trials, stage in ((3.0, Walk.name), (2.0, "two")):
+        both = two_stages(problem, first, Scripted(problem, "two", 2), trials)
+        both.tell(before)
+        assert [p.stage for p in both.ask(1)] == [stage]
+
+
 def test_second_stage_leaves_out_pending_trials_of_the_first() -> None:
     problem = make_problem(PROFILE)
     both = two_stages(problem, Scripted(problem, "one", 1), Scripted(problem, "two", 2), 1.0)
