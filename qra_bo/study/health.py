@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from qra_bo.memory.budget import format_size
+from qra_bo.space import Allocation
 from qra_bo.study.choice import fails
 from qra_bo.study.comparison import compared
 from qra_bo.study.conclusion import LEAST_RANKED
@@ -196,8 +197,8 @@ def _memory(study: Study) -> Part:
              f"{signed(100 * over, 1)} %), within a budget of {format_size(limit)}")
     if measured > limit or not fits:
         return FAIL, f"{found.replace('within', 'over')}.", "Search with a smaller budget, or memory.calibrate=true."
-    others = sum(not m["fits"] for m in study.measured)
-    if others:
+    latest = {Allocation.from_json(m["allocation"]): m["fits"] for m in study.measured}  # a resumed run measures again
+    if others := sum(not fitted for fitted in latest.values()):
         return WARN, f"{found}; {others} better allocations measured over it.", "memory.calibrate=true learns from it."
     if over < LEAST_OVER:
         return WARN, f"{found}: more than was promised.", "memory.calibrate=true learns from it."

@@ -103,6 +103,14 @@ def test_memory_is_held_to_what_is_promised(measured: int, status: str) -> None:
     assert only("memory", events).status == status
 
 
+def test_memory_counts_an_allocation_once_however_often_it_was_measured() -> None:
+    events = make_events()
+    own = next(e for e in events if e["event"] == "measured")
+    other = {**own, "allocation": next(e for e in events if e["event"] == "trial"), "fits": False}
+    assert "; 1 better allocations" in only("memory", [other, other, own, *events]).finding
+    assert only("memory", [{**own, "fits": False}, *events]).status == PASS  # its last measurement fits
+
+
 def test_memory_falls_back_on_the_winner_s_own_trial() -> None:
     c = only("memory", without("measured"))
     assert c.status == PASS
