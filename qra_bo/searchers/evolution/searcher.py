@@ -87,7 +87,7 @@ class EvolutionarySearch:
         self._queue = [(row, f) for row, f in self._queue if (row.tobytes(), f) not in known]
 
     def _generation_batches(self) -> Iterator[list[tuple[IntArray, Fidelity]]]:
-        """Yield the rows to ask for next: offspring, the promoted ones, and none once the next parents are selected."""
+        """Yield the rows to ask for next: offspring, then the promoted ones; the next parents are selected after."""
         for _ in range(self._generations):
             offspring, promoted = self._offspring(), []
             yield [(row, self._explore) for row in offspring]
@@ -104,7 +104,6 @@ class EvolutionarySearch:
             converged = len(recent) > self._patience and recent[-1] - recent[0] < self._tolerance
             if converged or not (offspring or promoted):
                 return
-            yield []
 
     def _offspring(self) -> list[IntArray]:
         """Claim up to ``population`` new rows that fit, for the exploring fidelity."""
