@@ -164,17 +164,22 @@ class TensorBoard(Tracker):
 class Wandb(Tracker):
     """Weights & Biases: offline files in ``where`` or below the run's folder, unless WANDB_MODE is set.
 
-    The run's id follows from its folder, so that a resumed run stays one run.
+    The run's id follows from its folder, so that a resumed run stays one run. No symbolic links stay in that folder,
+    which would be refused with them (``check_run_folder``).
     """
 
     module = "wandb"
 
     def begin(self, parameters: Mapping[str, Any]) -> None:
+        inside = self._where is None
         name = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:16]
         self._run = self._package.init(
             project=self._project, name=self._folder.name, id=name, resume="allow", config=dict(parameters),
             dir=str(self._where or self._folder), mode=os.environ.get("WANDB_MODE", "offline"),
-            settings=self._package.Settings(console="off", silent=True))
+            settings=self._package.Settings(console="off", silent=True, symlink=not inside))
+        for path in (self._folder / "wandb").rglob("*") if inside else ():
+            if path.is_symlink():  # wandb's service links to its log, whatever the setting
+                path.unlink()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)

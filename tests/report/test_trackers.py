@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +14,7 @@ from qra_bo.report.data import parse_events
 from qra_bo.report.trackers import TensorBoard, Tracker, Wandb, make_listener, metrics_of
 from qra_bo.study.state import Study
 from qra_bo.utils.errors import ConfigError, MissingExtraError
+from qra_bo.utils.files import check_run_folder
 from tests.report.fixtures import make_events
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -185,3 +187,20 @@ def test_wandb_writes_offline_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     follow(Wandb(tmp_path, "p", born=LONG_AGO))
     [file] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert b"search/best_loss" in file.read_bytes()
+    check_run_folder(tmp_path)
+
+
+def test_wandb_leaves_a_folder_that_can_be_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*, dir: str, settings: dict[str, Any], **_: Any) -> SimpleNamespace:
+        """Make the folders and links that wandb makes."""
+        own = Path(dir) / "wandb" / "offline-run-1"
+        own.mkdir(parents=True)
+        (own / "debug-core.log").symlink_to("/dev/null")
+        if settings.get("symlink", True):
+            (own.parent / "latest-run").symlink_to(own)
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Settings=dict, init=init))
+    follow(Wandb(tmp_path, "p", born=LONG_AGO))
+    assert (tmp_path / "wandb" / "offline-run-1").is_dir()
+    check_run_folder(tmp_path)
