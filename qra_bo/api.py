@@ -1,6 +1,5 @@
 """The Python interface: search, fine-tune and plan, with the keys of the configuration as keyword arguments."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -8,6 +7,7 @@ from qra_bo.config import RunConfig
 from qra_bo.config.compose import load_config
 from qra_bo.memory.plan import Plan
 from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.words import override_value
 
 if TYPE_CHECKING:
     from qra_bo.pipeline.run import Result
@@ -164,12 +164,9 @@ def _overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A value in Hydra's grammar; texts other than plain words are quoted."""
+    """A value in Hydra's grammar."""
     if value is None or isinstance(value, bool | int | float):
         return "null" if value is None else str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_text, value))}]"
-    text = str(value)
-    if re.fullmatch(r"[A-Za-z_][\w.+-]*", text):
-        return text
-    return "'{}'".format(text.replace("'", r"\'"))
+    return override_value(str(value))

@@ -44,7 +44,8 @@ def test_keywords_equal_overrides() -> None:
     assert configure(model="tiny", budget=["uniform:4,4", "1MB"], effort="quick", max_hours=None, bits=(2, 4),
                      out="a b", train={"length": 64, "checkpointing": True}) == configure(words)
     assert configure(["model=tiny"], **{"train.length": 64}).train.length == 64
-    assert configure(model="tiny", out="it's").out == "it's"
+    for name in ("it's", "naïve", "a=1,b=2", 'say "no"'):
+        assert configure(model="tiny", out=name).out == name
 
 
 def test_mistakes_in_keywords_are_all_named() -> None:

@@ -15,6 +15,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.report.next_steps import server_rank
 from qra_bo.space.decoder import fused_of
+from qra_bo.utils.words import override_value
 
 FILE = "export/serve_vllm.txt"
 _FILES = ["compressed_tensors", "uniform_rank"]
@@ -76,4 +77,5 @@ def start(run: FinishedRun) -> str | None:
 
 
 def _export(folder: Path, targets: list[str]) -> str:
-    return f"python -m qra_bo task=export {shlex.quote(f'out={folder}')} 'export.targets=[{','.join(targets)}]'"
+    run = shlex.quote(f"out={override_value(str(folder))}")
+    return f"python -m qra_bo task=export {run} 'export.targets=[{','.join(targets)}]'"

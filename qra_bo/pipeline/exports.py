@@ -14,6 +14,7 @@ from qra_bo.memory.serving import CONSUMERS
 from qra_bo.report.tables import print_line
 from qra_bo.utils.errors import ConfigError, UserError, from_lack_of_memory
 from qra_bo.utils.files import write_json, writing
+from qra_bo.utils.words import override_value
 
 CHECKS = Path("export") / "checks.json"
 QUICK_WEIGHTS = 500_000_000
@@ -87,7 +88,7 @@ def commands(config: RunConfig, folder: Path) -> list[str]:
         found.append(("Ollama", gguf.start_ollama(run)))
     lines = [f"Talk to it ({name}): {command}" for name, command in found if command is not None]
     if stale:
-        again = shlex.join(["python", "-m", "qra_bo", "task=export", f"out={folder}",
+        again = shlex.join(["python", "-m", "qra_bo", "task=export", f"out={override_value(str(folder))}",
                             f"export.targets=[{','.join(stale)}]"])
         lines.append(f"Warning: the exports {', '.join(stale)} are unfinished, or of an earlier result of this run; "
                      f"write them again: {again}")

@@ -20,6 +20,7 @@ from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.text import rough
 from qra_bo.study.health import FAIL, PASS, UNKNOWN, WARN, Card, health
 from qra_bo.utils.redact import printable
+from qra_bo.utils.words import override_value
 
 TONES = {"better": "green", "equal": "yellow", "open": "cyan"}
 STATUS_STYLE = {PASS: "green", WARN: "yellow", FAIL: "bold red", UNKNOWN: "dim"}
@@ -94,7 +95,8 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
         print_line(console, f"Warning: {warning}")
     if files:
         print_line(console, f"Files in {folder}: " + ", ".join(files))
-    quoted = {'"RUN"': json.dumps(printable(str(folder))), "RUN": shlex.quote(printable(str(folder)))}
+    run = printable(str(folder))
+    quoted = {'"RUN"': json.dumps(run), "RUN": shlex.quote(override_value(run))}
     steps = [(s.what, s.code.splitlines()[-1]) for s in next_steps(d)]
     if not d.ended:
         steps.append(("Continue", "the same command again, with out=RUN"))

@@ -69,13 +69,14 @@ def test_lines_to_copy_into_a_shell_run_no_command(tmp_path: Path) -> None:
         modules = {"layers.0.mlp.x\n$(evil)": {"name": fmt, "bits": 4, "rank": 4}}
         [path] = vllm.write(FinishedRun(folder, {"model": "$(touch evil)", "ranks": [4]}, {}, {"modules": modules}))
         words = shlex.split(path.read_text(), comments=True)
-        assert words[:5] == ["python", "-m", "qra_bo", "task=export", f"out={folder.resolve()}"]
+        assert words[:5] == ["python", "-m", "qra_bo", "task=export", f'out="{folder.resolve()}"']
         assert words[6:9] == ["vllm", "serve", str(folder.resolve() / base)]
         assert not any("evil" in word for word in words)
     console = Console(file=None, width=400, force_terminal=False, record=True)
     print_result(console, parse_events(make_events()), folder)
     lines = console.export_text().splitlines()
-    assert any(f"out={shlex.quote(str(folder))}" in line for line in lines)
+    [command] = [shlex.split(line) for line in lines if "task=export" in line]
+    assert f'out="{folder}"' in command  # as Hydra reads it
     assert any(f"qra_bo.load({json.dumps(str(folder))})" in line for line in lines)
 
 
