@@ -28,10 +28,10 @@ def _look(theme: Theme, i: int) -> tuple[str, str]:
 def differences(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
     """Difference to each run's best uniform baseline, with its interval where confirmed; ``None`` without any.
 
-    A run whose mixed allocation failed on unseen seeds has none.
+    A run whose mixed allocation failed on unseen seeds has none, and one that delivered another than it compared.
     """
-    rows = [(run.name, run.data.confirmation, difference) for run in runs
-            if (difference := unconfirmed_difference(run.data)) is not None or run.data.confirmation is not None]
+    rows = [(run.name, run.data.confirmation, difference) for run in runs if not run.data.replaced
+            and ((difference := unconfirmed_difference(run.data)) is not None or run.data.confirmation is not None)]
     rows = [row for row in rows if row[1] is None or row[1].differences or not row[1].candidate_failed]
     if not rows:
         return None

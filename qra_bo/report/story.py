@@ -92,17 +92,17 @@ def _given(d: ReportData, where: str, reason: str) -> Answer:
     return Answer(f"{name} of {where} {trained}. Nothing was searched: {reason}.", "", "", "open")
 
 
-def _replaced(d: ReportData, what: str, chosen: Allocation, known: str) -> Answer:
-    return Answer(f"The {what}, {d.name(chosen)}, was measured over the budget; the next best that fits was delivered "
-                  f"instead: {d.name(d.winner or chosen)}. Its difference to the best uniform baseline was not "
-                  f"{known}.", "", "", "open")
+def _replaced(d: ReportData, what: str, known: str) -> Answer:
+    chosen, delivered = (DASH if a is None else d.name(a) for a in (d.chosen, d.winner))
+    return Answer(f"The {what}, {chosen}, was measured over the budget; the next best that fits was delivered instead: "
+                  f"{delivered}. Its difference to the best uniform baseline was not {known}.", "", "", "open")
 
 
 def _predicted(d: ReportData, where: str, p: Prediction) -> Answer:
     """State what was predicted, and at which length."""
     final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
     if d.replaced:
-        return _replaced(d, f"allocation predicted for {where}", p.allocations[0], "predicted")
+        return _replaced(d, f"allocation predicted for {where}", "predicted")
     text = f"Predicted, not searched: {name} for {where}."
     if p.reference is None:
         return Answer(f"{text} No uniform baseline is on the ladders to compare with.", "", "", "open")
@@ -130,9 +130,8 @@ def _on_one_seed(d: ReportData, p: Prediction, own: Trial, reference: Trial, tex
 
 def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
     mixed, reference = c.winner_kind == "mixed", d.name(c.reference)
-    chosen = c.candidate if mixed else c.reference
-    if d.winner != chosen:
-        return _replaced(d, f"winner for {where}", chosen, "confirmed")
+    if d.replaced:
+        return _replaced(d, f"winner for {where}", "confirmed")
     if c.candidate == c.reference:
         return Answer(f"A uniform baseline wins for {where}: {reference}. The search found no mixed allocation that "
                       "is better at its own training seed.", "", "", "equal")
@@ -199,7 +198,7 @@ def unconfirmed_difference(d: ReportData) -> float | None:
 def versus(d: ReportData) -> str:
     """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
     if d.replaced:
-        return "not predicted"
+        return "not confirmed" if d.prediction is None else "not predicted"
     beside = compared(d.study)
     if beside is not None and beside.difference is not None:
         return f"{signed(beside.difference)} on one seed"

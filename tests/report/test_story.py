@@ -11,6 +11,9 @@ from qra_bo.report import story
 from qra_bo.report.data import parse_events
 from qra_bo.report.next_steps import server_rank
 from qra_bo.report.notes import notes
+from qra_bo.report.plots import RUNS_PLOTS
+from qra_bo.report.side_by_side import NamedRun
+from qra_bo.report.style import LIGHT
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
 from qra_bo.study.health import health
@@ -61,9 +64,14 @@ def test_worse_is_said_only_over_enough_seeds():
 def test_next_best_does_not_inherit_the_confirmation():
     events = make_events()
     reference = parse_events(events).confirmation.reference
-    a = story.answer(parse_events([*events[:-1], {**events[-1], "status": "next_best", "best": reference.fingerprint}]))
+    d = parse_events([*events[:-1], {**events[-1], "status": "next_best", "best": reference.fingerprint}])
+    a = story.answer(d)
     assert "measured over the budget" in a.sentence
     assert (a.tone, a.interval) == ("open", "")
+    assert story.versus(d) == "not confirmed"
+    shown = [NamedRun("replaced", d), NamedRun("whole", parse_events(events))]
+    labels = RUNS_PLOTS["differences"](shown, LIGHT).axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["whole"]
 
 
 def test_plain_output_has_no_empty_parentheses():
