@@ -14,7 +14,7 @@ from qra_bo.report import plots_search, plots_units, style
 from qra_bo.report.data import ReportData
 from qra_bo.report.side_by_side import NamedRun, comparable
 from qra_bo.report.story import unconfirmed_difference
-from qra_bo.report.style import LIGHT, MB, Theme, axes, dress, figure, heatmap, legend, name_units, png_bytes
+from qra_bo.report.style import LIGHT, MB, Theme, axes, dress, figure, heatmap, legend, literal, name_units, png_bytes
 from qra_bo.report.text import short_names
 from qra_bo.study.state import loss_of
 
@@ -43,7 +43,7 @@ def differences(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
         else:
             ax.errorbar([c.mean], [y], xerr=[[c.mean - c.low], [c.high - c.mean]], color=theme.main, marker="D",
                         markersize=6, capsize=4, linewidth=1.8, zorder=3)
-    ax.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+    ax.set_yticks(range(len(rows)), [literal(name) for name, _, _ in reversed(rows)])
     ax.set_ylim(-0.6, len(rows) - 0.4)
     dress(ax, theme, "loss minus that of the best uniform baseline (nats)")
     return fig
@@ -58,7 +58,8 @@ def memory_loss(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
     for i, run in enumerate(shown):
         (colour, dashes), steps = _look(theme, i), plots_search.front(run.data.points)
         ax.plot([e.predicted_bytes / MB for e in steps], [loss_of(e) for e in steps], color=colour, linewidth=1.5,
-                linestyle=dashes, marker=style.MARKERS[i % len(style.MARKERS)], drawstyle="steps-post", label=run.name)
+                linestyle=dashes, marker=style.MARKERS[i % len(style.MARKERS)], drawstyle="steps-post",
+                label=literal(run.name))
         ax.axvline(run.data.header.budget_bytes / MB, color=colour, linestyle=":", linewidth=1)
     dress(ax, theme, f"predicted {shown[0].data.header.scope} memory (MB)", "validation loss (nats per token)")
     legend(fig, ax, theme, columns=3)
@@ -73,7 +74,7 @@ def convergence(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
     fig, ax = axes(theme, 8.0, 4.2)
     for i, (run, cost, best) in enumerate(shown):
         colour, dashes = _look(theme, i)
-        ax.step(cost, best, where="post", color=colour, linestyle=dashes, linewidth=1.8, label=run.name)
+        ax.step(cost, best, where="post", color=colour, linestyle=dashes, linewidth=1.8, label=literal(run.name))
     ax.set_xlim(left=0)
     dress(ax, theme, "cost (full-trial equivalents)", "best validation loss so far (nats per token)")
     legend(fig, ax, theme, columns=3)

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from qra_bo.report import style
 from qra_bo.report.data import BREAKDOWN, ReportData
-from qra_bo.report.style import MB, Theme, axes, dress, figure, heatmap, legend, name_units
+from qra_bo.report.style import MB, Theme, axes, dress, figure, heatmap, legend, literal, name_units
 from qra_bo.report.text import short_names, size
 from qra_bo.utils.numbers import MINUS
 
@@ -85,7 +85,8 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
     for j, name in enumerate(p.formats):
         spread = None if p.quantization_se is None else 1.96 * p.quantization_se[:, j]
         above.errorbar(x, p.quantization_sensitivity[:, j], yerr=spread, marker=style.MARKERS[j % len(style.MARKERS)],
-                       markersize=5, linewidth=1.3, elinewidth=0.8, color=colours[j % len(colours)], label=name)
+                       markersize=5, linewidth=1.3, elinewidth=0.8, color=colours[j % len(colours)],
+                       label=literal(name))
     _symlog(above, p.quantization_sensitivity)
     dress(above, theme, y="loss increase (nats)", title="Quantisation: only this unit quantised ($I_q$)")
     legend(fig, above, theme, columns=8)

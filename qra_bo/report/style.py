@@ -55,6 +55,11 @@ IN_THE_DARK = {c.lower(): c.lower() for c in (ORANGE, GREEN, VERMILLION, PURPLE,
 """What each colour of a light figure is in the dark one; colours of a ramp are not among them."""
 
 
+def literal(name: str) -> str:
+    """Return a name as a figure's text; matplotlib reads what stands between two dollar signs as a formula."""
+    return name.replace("$", r"\$")
+
+
 def narrow(theme: Theme) -> Theme:
     """Return the same appearance for a narrow screen."""
     return replace(theme, narrow=True)
@@ -87,10 +92,10 @@ def axes(theme: Theme, width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def dress(ax: Axes, theme: Theme, x: str = "", y: str = "", title: str = "") -> None:
-    """Set labels, ticks, spines and grid of one axes."""
+    """Set labels, ticks, spines and grid of one axes; formulas stand in a title alone."""
     ax.set_facecolor(theme.paper)
-    ax.set_xlabel(x, color=theme.ink)
-    ax.set_ylabel(y, color=theme.ink)
+    ax.set_xlabel(literal(x), color=theme.ink)
+    ax.set_ylabel(literal(y), color=theme.ink)
     if title:
         ax.set_title(title, color=theme.ink, loc="left", fontsize=9 if theme.narrow else 10.5)
     ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
@@ -120,7 +125,8 @@ def name_units(ax: Axes, names: Sequence[str], theme: Theme) -> None:
     """Name every unit on the horizontal axis where there are few; some of them on a crowded narrow one."""
     if len(names) <= FEW_UNITS:
         step = 1 + (len(names) - 1) // CROWDED if theme.narrow else 1
-        ax.set_xticks(range(0, len(names), step), names[::step], rotation=90 if max(map(len, names)) > 3 else 0)
+        ax.set_xticks(range(0, len(names), step), [literal(name) for name in names[::step]],
+                      rotation=90 if max(map(len, names)) > 3 else 0)
 
 
 def heatmap(ax: Axes, theme: Theme, title: str, image: npt.NDArray[np.float64], rows: Sequence[str],
@@ -129,7 +135,7 @@ def heatmap(ax: Axes, theme: Theme, title: str, image: npt.NDArray[np.float64], 
     ax.imshow(image, cmap=theme.cmap, vmin=0, vmax=top, aspect="auto")
     dress(ax, theme, title=title)
     ax.grid(False)
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_yticks(range(len(rows)), [literal(row) for row in rows])
     if image.shape[1] <= FEW_UNITS:
         for (r, c), v in np.ndenumerate(image):
             if np.isfinite(v):

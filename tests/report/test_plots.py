@@ -13,7 +13,7 @@ from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.plots_search import front
 from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.style import DARK, LIGHT, NARROW, narrow
-from tests.report.fixtures import failed_alone, make_events
+from tests.report.fixtures import L, failed_alone, make_events
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,17 @@ def test_every_alternative_text_holds_the_numbers(data):
     assert "hqq2 at units 0, 11, 1" in alt["sensitivity"]
     assert "optimiser states" in alt["memory"]
     assert "Spearman 0.97" in alt["surrogate"]
+
+
+def test_dollar_signs_in_names_make_no_formula():
+    evil = r"$\no$"
+    names = {"units": [f"model.layers.{u}.{evil}" for u in range(L)]}
+    events = [e | (names if e["event"] in ("header", "profile") else {}) for e in make_events()]
+    events[0] |= {"scope": evil}
+    d = parse_events(events)
+    runs = [NamedRun(f"a {evil}", d), NamedRun(f"b {evil}", d)]
+    for fig in (*(draw(d, LIGHT) for draw in PLOTS.values()), *(draw(runs, LIGHT) for draw in RUNS_PLOTS.values())):
+        fig.draw_without_rendering()  # an unknown command in a formula ends it
 
 
 def test_a_choice_is_not_drawn_against_itself():
