@@ -79,6 +79,11 @@ class Prediction:
     steps: int
     sources: tuple[str, ...]
 
+    @property
+    def uniform(self) -> bool:
+        """Whether the best uniform baseline itself was predicted, so that there is no difference."""
+        return self.allocations[0] == self.reference
+
 
 @checked(frozen=True, slots=True)
 class Confirmation:

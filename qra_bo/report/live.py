@@ -107,8 +107,8 @@ def _describe(e: Event) -> str | None:
     if kind == "profile":
         return f"profile of {len(e['units'])} units and {len(e['formats'])} formats in {duration(e['seconds'])}"
     if kind == "prediction":
-        gain = "" if e["reference"] is None else \
-            f": {signed(e['mean'])} nats against the best uniform choice ({_in_words(e['reference'])})"
+        gain = "" if e["reference"] is None else ", the best uniform choice" if e["reference"] == e["allocations"][0] \
+            else f": {signed(e['mean'])} nats against the best uniform choice ({_in_words(e['reference'])})"
         return f"predicted allocation: {_in_words(e['allocations'][0])}{gain}"
     if kind == "untuned":
         return f"untuned model: test loss {e['loss']:.4f}"

@@ -106,6 +106,9 @@ def _predicted(d: ReportData, where: str, p: Prediction) -> Answer:
     text = f"Predicted, not searched: {name} for {where}."
     if p.reference is None:
         return Answer(f"{text} No uniform baseline is on the ladders to compare with.", "", "", "open")
+    if p.uniform:
+        return Answer(f"{text} It is the best uniform baseline: no mixed allocation is predicted to be better.", "", "",
+                      "open")
     beside = compared(d.study)
     if beside is not None and beside.predicted is not None and beside.uniform is not None:
         return _on_one_seed(d, p, beside.predicted, beside.uniform, text)
@@ -204,6 +207,8 @@ def versus(d: ReportData) -> str:
         return f"{signed(beside.difference)} on one seed"
     if d.prediction is not None:
         p = d.prediction
+        if p.uniform:
+            return "the best uniform itself, as predicted"
         return f"{signed(p.mean)} [{signed(p.low)}, {signed(p.high)}] predicted, not searched"
     if d.study.given:
         return "not searched"

@@ -85,13 +85,16 @@ def _beats_uniform(study: Study) -> Part:
         return UNKNOWN, "The predicted allocation measured over the budget; nothing is predicted of the delivered " \
             "one.", "Predict again with a slightly smaller budget."
     if p is not None:
+        again = "Run the same command with effort=quick and the same out=, which compares on more seeds."
+        if p["allocations"][0] == p["reference"]:
+            return UNKNOWN, "A uniform baseline is predicted to be the best allocation; no trial compared it with " \
+                "mixed ones.", again
         found = "" if p["reference"] is None else f"; {_interval(p)} are predicted"
         beside = compared(study)
         one = None if beside is None else beside.difference
         how = "No trial compared the predicted allocation with the best uniform baseline" if one is None else \
             f"The predicted allocation was compared on one training seed alone: {signed(one)} nats"
-        return UNKNOWN, f"{how}{found}.", \
-            "Run the same command with effort=quick and the same out=, which compares on more seeds."
+        return UNKNOWN, f"{how}{found}.", again
     if c is None:
         best, uniform = study.incumbent, study.best_uniform
         own = "" if best is None or uniform is None else \

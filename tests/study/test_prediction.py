@@ -90,6 +90,20 @@ def test_instant_runs_no_trial_and_is_labelled_as_predicted(tmp_path: Path) -> N
     assert "predicted, not searched" in versus(d)
 
 
+def test_a_uniform_prediction_is_not_compared_with_itself(tmp_path: Path) -> None:
+    instant(tmp_path)
+    events = read_journal(tmp_path / "trials.jsonl").events
+    event = next(e for e in events if e["event"] == "prediction")
+    assert event["reference"] in event["allocations"]
+    same = {**event, "allocations": [event["reference"]], "mean": 0.0, "low": 0.0, "high": 0.0}
+    d = parse_events([same if e is event else e for e in events if e["event"] != "end"])
+    said, own = answer(d), card(d.study, "beats_uniform")
+    assert "It is the best uniform baseline" in said.sentence
+    assert (said.figure, said.interval, said.tone) == ("", "", "open")
+    assert own.finding.startswith("A uniform baseline is predicted to be the best allocation")
+    assert "0.0000" not in own.finding + versus(d) + str(RunState().feed(same))
+
+
 def test_instant_again_changes_nothing(tmp_path: Path) -> None:
     first, journal = instant(tmp_path).best, (tmp_path / "trials.jsonl")
     before = journal.read_text().count("prediction")
