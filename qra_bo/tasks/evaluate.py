@@ -15,7 +15,8 @@ def run(config: RunConfig) -> int:
     """Score the model of the run in ``out`` on the tasks of ``eval.tasks``; returns 0.
 
     Raises:
-        UserError: If a task is unknown or malformed, lm-eval is not installed, or the folder holds no finished run.
+        UserError: If a task is unknown or malformed, lm-eval is not installed, the folder holds no finished run, or
+            can't be written; the scores have been printed by then.
     """
     from qra_bo.export.load import load  # these three load torch and transformers
     from qra_bo.finetune.evaluation import check_tasks, score_tasks
@@ -25,12 +26,12 @@ def run(config: RunConfig) -> int:
     model, tokenizer = load(folder, resolve_device(config.device),
                             trust_remote_code=bool(config.model["trust_remote_code"]))
     scores = score_tasks(model, tokenizer, config.eval.tasks, batch=config.train.batch, limit=config.eval.limit)
+    for s in scores:  # first: the folder may be someone else's
+        error = "" if s.stderr is None else f" (standard error {s.stderr:.4f})"
+        print(f"{s.task}: {s.metric} {s.value:.4f}{error}, {s.questions} questions")
     with writing(folder / SCORES_NAME, "ask again"):
         versions = {**package_versions(), "lm-eval": metadata.version("lm-eval")}
         write_json(folder / SCORES_NAME, {"schema_version": 1, "limit": config.eval.limit,
                                           "scores": [asdict(s) for s in scores], "versions": versions})
-    for s in scores:
-        error = "" if s.stderr is None else f" (standard error {s.stderr:.4f})"
-        print(f"{s.task}: {s.metric} {s.value:.4f}{error}, {s.questions} questions")
     print(f"Files: {folder / SCORES_NAME}")
     return 0

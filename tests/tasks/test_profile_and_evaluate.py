@@ -1,5 +1,6 @@
 """``task=profile`` on the planted oracle, and ``task=evaluate``: what they print, what they write, what they refuse."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from qra_bo.cli.app import main
 from qra_bo.config import load_config
+from qra_bo.finetune.evaluation import TaskScore
 from qra_bo.pipeline.run import make_setting
 from qra_bo.sensitivity.io import load_profile, save_profile
 from qra_bo.utils.errors import ProfileError
@@ -106,3 +108,20 @@ def test_tasks_are_read_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.
     (tmp_path / "t.jsonl").write_text('{"text": "plain"}\n')
     assert main(["task=evaluate", f"out={tmp_path}", f"eval.tasks=[{tmp_path / 't.jsonl'}]"]) == 2
     assert "line 1: a task needs a question" in capsys.readouterr().err
+
+
+def test_scores_are_printed_where_the_folder_takes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    score = TaskScore("t", "acc", 0.5, None, 2)
+    monkeypatch.setattr("qra_bo.finetune.evaluation.check_tasks", lambda _: None)  # lm-eval is an extra
+    monkeypatch.setattr("qra_bo.export.load.load", lambda *_, **__: (None, None))
+    monkeypatch.setattr("qra_bo.finetune.evaluation.score_tasks", lambda *_, **__: [score])
+    monkeypatch.setattr("qra_bo.tasks.evaluate.metadata.version", lambda _: "0")
+    monkeypatch.setattr("qra_bo.tasks.evaluate.write_json", full)
+    assert main(["task=evaluate", f"out={tmp_path}", "eval.tasks=[t]"]) == 2
+    out, err = capsys.readouterr()
+    assert "t: acc 0.5000, 2 questions" in out
+    assert "Read-only file system" in err
