@@ -223,7 +223,7 @@ def versus(d: ReportData) -> str:
 def comparison(d: ReportData) -> list[Row]:
     """Return winner, best mixed, best uniform baseline and references (QLoRA, 16-bit LoRA), in this order.
 
-    An allocation that has several roles is one line, e.g. ``"winner = best uniform"``. Where a predicted allocation was
+    An allocation of several roles is one line, e.g. ``"winner = best uniform"``. Where a predicted allocation was
     compared on one seed, the lines are what was trained for that, and the untuned model.
     """
     beside = compared(d.study)
@@ -239,7 +239,8 @@ def comparison(d: ReportData) -> list[Row]:
     if c is not None:
         if c.train_seeds:
             tests = {c.candidate: float(np.mean(c.candidate_losses)), c.reference: float(np.mean(c.reference_losses))}
-        chosen += [("best mixed", c.candidate, None), ("best uniform", c.reference, None)]
+        chosen += [] if c.candidate in (c.reference, d.winner) else [("best mixed", c.candidate, None)]
+        chosen.append(("best uniform", c.reference, None))
     elif d.prediction is not None and d.prediction.reference is not None:
         chosen.append(("best uniform", d.prediction.reference, None))
     elif d.study.best_uniform is not None:
@@ -248,9 +249,8 @@ def comparison(d: ReportData) -> list[Row]:
     chosen += [(role, e.allocation, e.spec.codes) for role, e in references if e is not None]
     roles: dict[tuple[Allocation, str | None], str] = {}
     for role, allocation, codes in chosen:
-        known = roles.setdefault((allocation, codes), role)
-        if known == leader and role not in (leader, "best mixed"):
-            roles[allocation, codes] = f"{leader} = {role}"
+        known = roles.get((allocation, codes))
+        roles[allocation, codes] = role if known is None else f"{known} = {role}"
     return [_row(d, role, allocation, codes, None if codes else tests.get(allocation))
             for (allocation, codes), role in roles.items()]
 

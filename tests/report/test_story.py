@@ -16,9 +16,10 @@ from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.style import LIGHT
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
+from qra_bo.space import uniform
 from qra_bo.study.health import health
 from qra_bo.utils.numbers import signed
-from tests.report.fixtures import failed_alone, make_events
+from tests.report.fixtures import L, failed_alone, make_events
 
 RUN = Path("runs/a")
 
@@ -43,6 +44,17 @@ def test_a_uniform_winner_is_named_so():
     assert a.sentence.startswith("A uniform baseline wins")
     assert a.tone == "equal"
     assert story.comparison(d)[0].role == "winner = best uniform"
+
+
+def test_a_reference_that_is_the_best_uniform_choice_keeps_its_role():
+    qlora = uniform(L, "nf4", 16)
+    events = [{**e, "reference": qlora.to_json()} if e["event"] == "confirmation" else e for e in make_events()]
+    roles = [row.role for row in story.comparison(parse_events(events))]
+    assert roles == ["winner", "best uniform = QLoRA", "LoRA, 16-bit"]
+    won = [{**e, "winner_kind": "uniform"} if e["event"] == "confirmation" else
+           {**e, "best": qlora.fingerprint} if e["event"] == "end" else e for e in events]
+    roles = [row.role for row in story.comparison(parse_events(won))]
+    assert roles == ["winner = best uniform = QLoRA", "best mixed", "LoRA, 16-bit"]
 
 
 def test_a_mixed_allocation_that_failed_has_no_difference():
