@@ -4,10 +4,11 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -18,6 +19,7 @@ from rich.text import Text
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.text import duration, rough, size
+from qra_bo.space import average_bits
 from qra_bo.study.state import Study, cost_of, loss_of
 from qra_bo.trials import Fidelity, Trial
 from qra_bo.utils.numbers import signed
@@ -60,7 +62,7 @@ class RunState:
         if kind == "stage" and event["state"] != "end":
             self.stage = str(event["stage"])
             return f"stage {self.stage}"
-        return self._trial(before) if kind == "trial" else _describe(event)
+        return self._trial(before) if kind == "trial" else _describe(event, self.study)
 
     @property
     def planned(self) -> float | None:
@@ -94,22 +96,22 @@ class RunState:
         e, m, best = self.study.trials[-1], self.study.trials[-1].result, self.study.incumbent
         self._pace = (self._pace[0] + m.seconds, self._pace[1] + cost_of(e).tokens)
         if not e.ok or e.loss is None:
-            return f"{e.stage}: {_name(e)} {m.state.value} ({m.message or 'no loss'})"
+            return f"{e.stage}: {_name(e, self.study)} {m.state.value} ({m.message or 'no loss'})"
         self._seconds[e.fidelity].append(m.seconds)
         mark = "  <- best so far" if best is not None and best is not before and best.id == e.id else ""
-        return (f"{e.stage}: {_name(e)} loss {e.loss:.4f} after {e.spec.steps} steps, {size(e.predicted_bytes)}, "
-                f"{m.seconds:.1f} s{mark}")
+        return (f"{e.stage}: {_name(e, self.study)} loss {e.loss:.4f} after {e.spec.steps} steps, "
+                f"{size(e.predicted_bytes)}, {m.seconds:.1f} s{mark}")
 
 
-def _describe(e: Event) -> str | None:
+def _describe(e: Event, study: Study) -> str | None:
     """The line of an event that changes nothing in ``RunState`` but its study."""
     kind = e["event"]
     if kind == "profile":
         return f"profile of {len(e['units'])} units and {len(e['formats'])} formats in {duration(e['seconds'])}"
     if kind == "prediction":
         gain = "" if e["reference"] is None else ", the best uniform choice" if e["reference"] == e["allocations"][0] \
-            else f": {signed(e['mean'])} nats against the best uniform choice ({_in_words(e['reference'])})"
-        return f"predicted allocation: {_in_words(e['allocations'][0])}{gain}"
+            else f": {signed(e['mean'])} nats against the best uniform choice ({_in_words(e['reference'], study)})"
+        return f"predicted allocation: {_in_words(e['allocations'][0], study)}{gain}"
     if kind == "untuned":
         return f"untuned model: test loss {e['loss']:.4f}"
     if kind == "calibration":
@@ -148,21 +150,26 @@ def trials_after_search(study: Study) -> float:
         int(effort["ranking_top"]) * int(confirm["ranking_factor"])
 
 
-def _in_words(allocation: Mapping[str, Any]) -> str:
+def _in_words(allocation: Mapping[str, Any], study: Study) -> str:
     """Average bits and rank of an allocation's JSON, and how many ranks there are."""
     bits, ranks = [parse_format(f).bits for f in allocation["formats"]], allocation["ranks"]
     spread = f"{min(ranks)}" if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
-    widths = f"{bits[0]}" if len(set(bits)) == 1 else f"{min(bits)} to {max(bits)} (mean {sum(bits) / len(bits):.2f})"
+    widths = f"{bits[0]}" if len(set(bits)) == 1 else \
+        f"{min(bits)} to {max(bits)} (mean {_average_bits(bits, study):.2f})"
     return f"{widths} bits, rank {spread}"
 
 
-def _name(e: Trial) -> str:
+def _name(e: Trial, study: Study) -> str:
     """``4-bit r16`` for a uniform allocation, else the average bits and rank."""
     bits, ranks = e.bits, e.allocation.ranks
     if len(set(bits)) == 1 and len(set(ranks)) == 1:
         return f"{bits[0]}-bit r{ranks[0]}"
-    n = len(bits)
-    return f"{e.allocation.fingerprint[:6]} ({sum(bits) / n:.2f} bits, rank {sum(ranks) / n:.1f})"
+    return (f"{e.allocation.fingerprint[:6]} ({_average_bits(bits, study):.2f} bits, "
+            f"rank {sum(ranks) / len(ranks):.1f})")
+
+
+def _average_bits(bits: Sequence[int], study: Study) -> float:
+    return average_bits(bits, np.array(study.header["unit_numel"]))
 
 
 class LiveView:
@@ -240,8 +247,9 @@ class LiveView:
             grid.add_row("", f"{s.share()}, {left}{pace}; {duration(self._clock() - self._started)} so far")
         best, uniform = s.study.incumbent, s.study.best_uniform
         if best is not None:
-            versus = "" if uniform is None else f"  {signed(loss_of(best) - loss_of(uniform))} against {_name(uniform)}"
-            grid.add_row("best", f"[bold]{loss_of(best):.4f}[/bold] {escape(_name(best) + versus)}")
+            versus = "" if uniform is None else \
+                f"  {signed(loss_of(best) - loss_of(uniform))} against {_name(uniform, s.study)}"
+            grid.add_row("best", f"[bold]{loss_of(best):.4f}[/bold] {escape(_name(best, s.study) + versus)}")
             used, budget = best.predicted_bytes, s.study.budget_bytes
             grid.add_row("memory", _bar(used, budget, "green"))
             grid.add_row("", f"{size(used)} of {size(budget)} ({100 * used / budget:.1f} %)")

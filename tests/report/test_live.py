@@ -8,7 +8,7 @@ from rich.console import Console
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, RunState
-from tests.report.fixtures import failed_alone, make_events
+from tests.report.fixtures import L, failed_alone, make_events
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -20,6 +20,17 @@ def test_state_agrees_with_the_report_of_the_same_journal():
         state.feed(e)
     d = parse_events(events)
     assert (state.study.incumbent, state.study.best_uniform) == (d.study.incumbent, d.study.best_uniform)
+
+
+def test_average_bits_are_weighted_as_in_the_report():
+    state, events = RunState(), make_events()
+    events[0]["unit_numel"] = [100, *[1] * (L - 1)]
+    lines = {len(state.study.trials): line for e in events if (line := state.feed(e)) and e["event"] == "trial"}
+    d = parse_events(events)
+    mixed = [e for e in d.study.trials if e.ok and len(set(e.bits)) > 1]
+    assert len(mixed) > 10
+    for e in mixed:
+        assert f"({d.average_bits(e.allocation):.2f} bits, " in lines[e.id]
 
 
 def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
@@ -79,8 +90,9 @@ def test_a_uniform_choice_without_a_difference_says_why(failed: bool) -> None:
 
 def test_prediction_and_untuned_model_have_a_line():
     state, mixed = RunState(), {"formats": ["nf4", "hqq3"], "ranks": [1, 4]}
+    state.feed({**make_events()[0], "unit_numel": [3, 1]})
     event = {"event": "prediction", "allocations": [mixed], "mean": -0.1, "reference": None}
-    assert state.feed(event) == "predicted allocation: 3 to 4 (mean 3.50) bits, rank 1 to 4"
+    assert state.feed(event) == "predicted allocation: 3 to 4 (mean 3.75) bits, rank 1 to 4"
     event = {**event, "reference": {"formats": ["nf4"] * 2, "ranks": [3, 3]}}
     assert state.feed(event).endswith(": \u22120.1000 nats against the best uniform choice (4 bits, rank 3)")
     assert state.feed({"event": "untuned", "loss": 4.5, "forward_tokens": 3}) == "untuned model: test loss 4.5000"
