@@ -46,6 +46,11 @@ class FoundRun:
         """Whether it ended early and nothing works on it."""
         return self.state in (*STOPPED, "unfinished")
 
+    @property
+    def finished(self) -> bool:
+        """Whether it has a result, and nothing works on it."""
+        return not self.stopped and self.state not in ("active", "unreadable")
+
 
 def find_runs(folder: Path) -> list[FoundRun]:
     """Find the runs in ``folder``, itself included, at any depth, in order of their paths.
