@@ -16,6 +16,7 @@ from qra_bo.finetune.manifest import ModuleRecord
 from qra_bo.memory.formats import FORMATS
 from qra_bo.memory.serving import TARGET_FORMATS
 from qra_bo.pipeline.exports import commands
+from qra_bo.study.results import PREDICTED
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.fixtures import manifest_json, module_ranks, write_finished
 
@@ -101,6 +102,17 @@ def test_card_of_a_uniform_winner_does_not_compare_it_with_itself(tmp_path, seed
     [path] = export_all(write_finished(tmp_path / "run", winner_kind="uniform", versus_best_uniform=same), ["card"])
     assert "This allocation is the best uniform baseline; no mixed one was preferred to it." in path.read_text()
     assert "95 % interval" not in path.read_text()
+
+
+@pytest.mark.parametrize(("numbers", "compares"), [((-.02, -.03, -.01), True), ((None, None, None), False),
+                                                   ((0.0, 0.0, 0.0), False)])
+def test_card_states_a_predicted_difference_of_the_delivered_allocation_alone(tmp_path, numbers, compares):
+    prediction = {"label": PREDICTED, **dict(zip(("mean", "low", "high"), numbers, strict=True)), "steps": 24}
+    run = write_finished(tmp_path / "run", searched=False, prediction=prediction, versus_best_uniform=None)
+    [path] = export_all(run, ["card"])
+    text = path.read_text()
+    assert PREDICTED in text
+    assert ("nats against the best uniform choice" in text) == compares
 
 
 def test_card_of_a_synthetic_run_says_so_first(tmp_path):
