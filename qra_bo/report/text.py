@@ -76,7 +76,8 @@ def allocation_text(best: Mapping[str, Any]) -> str:
     if versus:
         difference = (f", {signed(versus['mean'])} nats against the best uniform baseline (95 % CI "
                       f"{signed(versus['low'])} to {signed(versus['high'])})")
-    return (f"{best['winner_kind']} allocation of {best['model']}: loss {best['loss']:.4f}{difference}; "
+    loss = "no loss measured" if best["loss"] is None else f"loss {best['loss']:.4f}"
+    return (f"{best['winner_kind']} allocation of {best['model']}: {loss}{difference}; "
             f"{size(memory['predicted_bytes'])} of {size(memory['budget_bytes'])} ({memory['scope']})")
 
 

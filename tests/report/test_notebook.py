@@ -10,6 +10,7 @@ def test_text_has_loss_interval_and_memory():
     assert text.startswith("mixed allocation of tiny: loss 4.0100, \u22120.0120 nats against the best uniform baseline")
     assert text.endswith("1.90 MB of 2.00 MB (peak)")
     assert "nats" not in allocation_text(best_json(versus_best_uniform=None))
+    assert ": no loss measured; 1.90 MB" in allocation_text(best_json(loss=None, versus_best_uniform=None))
 
 
 def test_table_has_a_row_a_group_of_units_and_escapes_names():

@@ -77,8 +77,9 @@ def test_smaller_shares_of_the_budget_are_of_memory_and_not_of_average_bits() ->
 
 
 def test_instant_runs_no_trial_and_is_labelled_as_predicted(tmp_path: Path) -> None:
-    best = instant(tmp_path).best
-    study, d = load_study(tmp_path), load_run(tmp_path)
+    result = instant(tmp_path)
+    best, study, d = result.best, load_study(tmp_path), load_run(tmp_path)
+    assert "no loss measured" in repr(result)
     assert study.trials == []
     assert (best["searched"], best["versus_best_uniform"], best["loss"]) == (False, None, None)
     p = best["prediction"]
