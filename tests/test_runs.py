@@ -39,6 +39,18 @@ def test_list_has_a_line_a_run_and_keeps_unreadable_ones(outputs, capsys):
     assert any(line.startswith(f"{outputs / 'broken'}: ") and "header" in line for line in lines)
 
 
+def test_a_run_whose_winner_is_in_no_line_hides_no_others(outputs, capsys):
+    events = make_events()
+    write_run(outputs / "odd", [*events[:-1], {**events[-1], "best": "0" * 64}])
+    assert main(["list", str(outputs)]) == 0
+    shown = capsys.readouterr().out
+    assert "odd\tunreadable" in shown
+    assert "neither evaluated nor given" in shown
+    assert "done\tdone" in shown
+    assert command([f"out={outputs}", "task=report"]) == 0
+    assert "odd is left out" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("mode", [0, 0o444])
 def test_folder_without_permission_is_named(outputs, capsys, mode):
     with open_copy(outputs) as copy:

@@ -133,6 +133,7 @@ class ReportData:
     Args:
         header: Fields of the header event.
         study: The journal, folded.
+        winner: The delivered allocation, or the one that would be delivered if the run ended now.
         profile: The measured sensitivities, with their cost.
         prediction: What learned exchange rates predict of an allocation that was not searched for.
         confirmation: Comparison on unseen seeds.
@@ -143,6 +144,7 @@ class ReportData:
 
     header: Header
     study: Study
+    winner: Allocation | None
     profile: ProfileResult | None
     prediction: Prediction | None
     confirmation: Confirmation | None
@@ -203,11 +205,6 @@ class ReportData:
         """Points of the search and references, in journal order."""
         references = [e for e in self.study.baselines if e.stage == "reference"]
         return tuple(sorted((*self.study.points, *references), key=lambda e: e.id))
-
-    @cached_property
-    def winner(self) -> Allocation | None:
-        """The delivered allocation, or the one that would be delivered if the run ended now."""
-        return self.study.winner
 
     @property
     def winner_point(self) -> Trial | None:
@@ -278,7 +275,7 @@ def parse_events(events: Sequence[Mapping[str, Any]], warnings: Sequence[str] = 
     """Check a journal's events and fold them; ``warnings`` are messages of the journal's reader.
 
     Raises:
-        JournalError: If there is no header, or an event lacks a field.
+        JournalError: If there is no header, an event lacks a field, or the delivered allocation is in none.
     """
     header = next((e for e in events if e.get("event") == "header"), None)
     if header is None:
@@ -289,7 +286,7 @@ def parse_events(events: Sequence[Mapping[str, Any]], warnings: Sequence[str] = 
         predicted = study.last.get("prediction")
         said = [str(e["message"]) for e in events if e["event"] == "warning"]
         return ReportData(
-            header=TypeAdapter(Header).validate_python(header), study=study,
+            header=TypeAdapter(Header).validate_python(header), study=study, winner=study.winner,
             profile=None if profile is None else ProfileResult.from_json(profile),
             prediction=None if predicted is None else TypeAdapter(Prediction).validate_python(predicted),
             confirmation=None if confirmation is None else TypeAdapter(Confirmation).validate_python(confirmation),
