@@ -153,7 +153,8 @@ def _tested(d: ReportData) -> str:
         return f"one training seed, after {d.header.high_steps} steps"
     if d.study.untried:
         return "after the final fine-tune"
-    return f"mean over unseen training seeds, after {d.study.confirmation_steps} steps"
+    steps = d.study.confirmation_steps if d.confirmation is None else d.confirmation.steps
+    return f"mean over unseen training seeds, after {steps} steps"
 
 
 def _unit_rows(d: ReportData) -> list[tuple[str, str, int, int]]:

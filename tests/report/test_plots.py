@@ -160,6 +160,15 @@ def test_every_alternative_text_holds_the_numbers(data):
     assert "Spearman 0.97" in alt["surrogate"]
 
 
+def test_the_convergence_is_told_as_it_is_drawn_where_another_length_is_minimised():
+    d = parse_events(make_events())
+    d.study.incumbent = max(d.study.points, key=lambda e: e.loss)  # the best at that length
+    told = re.search(r"Best validation loss ([\d.]+), found by trial (\d+)", render_html(d))
+    best = min(d.study.points, key=lambda e: e.loss)
+    assert told.groups() == (f"{best.loss:.4f}", f"{best.id}")
+    assert told[1] == f"{PLOTS['convergence'](d, LIGHT).axes[0].lines[0].get_ydata()[-1]:.4f}"
+
+
 def test_dollar_signs_in_names_make_no_formula():
     evil = r"$\no$"
     names = {"units": [f"model.layers.{u}.{evil}" for u in range(L)]}
