@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from bench.headline import OURS, UNIFORM
+from bench.headline import LIMITS, OURS, UNIFORM
 from bench.pages.blocks import Row, Tables, between, grid, read, source
 from bench.table1.markdown import gap_text, render, versus_text
 from qra_bo.report.text import size
@@ -13,7 +13,6 @@ TABLE, EARLIER = "table1/table1", "table1_earlier/table1"
 """The comparison, and the one of an earlier version's formats of 2 and 3 bits, which has more methods."""
 NORMAL, SHORT, RATES = "table1_normal", "table1_short", "table1_rates"
 """Of the earlier version: longer searches, the comparison made again, and other learning rates."""
-LIMITS = ("stored 54MB", "stored uniform:4,16", "peak uniform:4,4", "peak uniform:4,16")
 METHODS = (("LoftQ", ("loftq",)), ("LQ-LoRA", ("lq_lora",)), ("AMQ, then LoRA", ("amq_lora",)),
            ("AutoQRA as published", ("autoqra",)), ("best uniform choice", UNIFORM), ("**qra_bo**", OURS))
 CLASSES = (("GPTQ, 5 and 6 bits too", "best_uniform_finer_gptq"), ("GPTQ", "best_uniform_gptq"),
