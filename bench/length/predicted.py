@@ -1,14 +1,15 @@
 """Trainings of the final length: allocations that are predicted for it, for a trial, and the best uniform choice.
 
-    python -m bench.length.predicted [--limits 54MB ...] [--work FOLDER] [--out FOLDER] [--hours 2] [--summary]
+    python -m bench.length.predicted [--limits 54MB ...] [--steps 240] [--work FOLDER] [--out FOLDER] [--hours 2]
     python -m bench.length.predicted --task gsm8k --gsm8k RECORDS.jsonl [...]
+    python -m bench.length.predicted --summary
 
 One text in bf16, six formats, codes by GPTQ. Within each limit ``effort=instant`` predicts one allocation for 24 steps
-and one for ``STEPS``, with what is learned from the other text alone; both cost a profile. They and the best uniform
-choice are trained ``STEPS`` steps on unseen seeds and evaluated on the test split. Learning rates are those of
-``adapter.lr_rule=by_length``, and for the uniform choice the best of three that were tried for it at this length: for
-the plays by ``python -m bench.length.rates``, for GSM8K here. Processes may do a limit each. The command may be stopped
-and started again.
+and one for 240, with what is learned from the other text alone; both cost a profile. (No prediction differs beyond
+240.) They and the best uniform choice are trained ``--steps`` steps on unseen seeds and evaluated on the test split.
+Learning rates are those of ``adapter.lr_rule=by_length``, and for the uniform choice the best of three that were tried
+for it at this length: for the plays by ``python -m bench.length.rates``, for GSM8K here. Processes may do a limit each.
+The command may be stopped and started again.
 """
 
 import json
@@ -30,16 +31,21 @@ from bench.search.play import ALONE
 from bench.search.real_efforts import DEFAULTS, folder_name, found_by
 from qra_bo.config import load_config
 from qra_bo.memory.formats import parse_format
+from qra_bo.searchers.structured.lengths import LONGEST as LONGEST_RATIO
 from qra_bo.space import Allocation
 from qra_bo.study.baselines import best_scale
+from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import write_json
 
 FOLDER = RESULTS / "length" / "predicted"
 FINDS = "finds.json"
-STEPS = 240
-SHORT, LONG, UNIFORM = f"predicted for {rates.TRIAL} steps", f"predicted for {STEPS} steps", "best uniform choice"
+LONGEST = rates.TRIAL * int(LONGEST_RATIO)
+"""Most steps for which a prediction is another one than for fewer."""
+SHORT, LONG, UNIFORM = f"predicted for {rates.TRIAL} steps", f"predicted for {LONGEST} steps", "best uniform choice"
+SEEDS = {LONGEST: 5, 720: 3}
+"""Unseen seeds by steps."""
 BEST_UNIFORM = {"54MB": (3, 15), "uniform:4,16": (4, 16)}
-"""Bits and rank of the best uniform choice after ``STEPS`` steps of the plays, by limit."""
+"""Bits and rank of the best uniform choice after ``LONGEST`` steps of the plays, by limit."""
 PLAYS, GSM8K = "plays", "gsm8k"
 OTHER = {PLAYS: GSM8K, GSM8K: PLAYS}
 FACTORS = (0.5, 1.0, 2.0)
@@ -50,7 +56,7 @@ Row = dict[str, Any]
 def predicted(task: str, limit: str, folder: Path, overrides: Sequence[str]) -> dict[str, Row]:
     """Return what ``effort=instant`` predicts within ``limit`` for both lengths; its profile is kept in ``folder``."""
     found = {}
-    for name, steps in ((SHORT, rates.TRIAL), (LONG, STEPS)):
+    for name, steps in ((SHORT, rates.TRIAL), (LONG, LONGEST)):
         config = load_config([*DEFAULTS, f"surrogate.rates={DATA / OTHER[task] / ALONE}", "search.length=final",
                               f"final.steps={steps}", *overrides, f"budget={limit}", "seed=0"])
         row = found_by(config, folder / f"{steps}", "instant")
@@ -58,56 +64,66 @@ def predicted(task: str, limit: str, folder: Path, overrides: Sequence[str]) -> 
     return found
 
 
-def tuned_factor(bits: int, rank: int) -> float:
-    """Return the best factor on the rate of ``by_length`` of a uniform choice of the plays after ``STEPS`` steps."""
-    (row,) = (r for r in rates.rate_rows(load(rates.FILE)) if (r["steps"], r["bits"], r["rank"]) == (STEPS, bits, rank))
-    return float(f"{row['best'] / row['by_length']:.3g}")
+def tuned_factor(steps: int, bits: int, rank: int) -> float | None:
+    """Return the best factor on the rate of ``by_length`` of a uniform choice of the plays, where it was tuned."""
+    return next((float(f"{row['best'] / row['by_length']:.3g}") for row in rates.rate_rows(load(rates.FILE))
+                 if (row["steps"], row["bits"], row["rank"]) == (steps, bits, rank)), None)
 
 
-def rate_trials(limit: str) -> list[PlannedTrial]:
+def rate_trials(limit: str, steps: int) -> list[PlannedTrial]:
     """Return the trials that tune the rate of GSM8K's uniform choice."""
     uniform = uniform_choice(*BEST_UNIFORM[limit]).allocation
-    return [PlannedTrial(GSM8K, uniform, STEPS, SEARCH_SEED, "validation", factor) for factor in FACTORS]
+    return [PlannedTrial(GSM8K, uniform, steps, SEARCH_SEED, "validation", factor) for factor in FACTORS]
 
 
-def uniform_factor(task: str, limit: str, found: Found) -> float | None:
+def uniform_factor(task: str, limit: str, steps: int, found: Found) -> float | None:
     """Return the tuned factor on the rate of a uniform choice; ``None`` before its trials are finished."""
     if task == PLAYS:
-        return tuned_factor(*BEST_UNIFORM[limit])
-    trials = rate_trials(limit)
+        return tuned_factor(steps, *BEST_UNIFORM[limit])
+    trials = rate_trials(limit, steps)
     tried = [(t.lr_scale, found[t.key]["loss"]) for t in trials if t.key in found]
     return float(f"{best_scale(tried)[0]:.3g}") if len(tried) == len(trials) else None
 
 
-def trials_of(task: str, limit: str, finds: dict[str, Row], factor: float) -> Iterator[tuple[PlannedTrial, str]]:
+def trials_of(task: str, limit: str, steps: int, finds: dict[str, Row],
+              factor: float) -> Iterator[tuple[PlannedTrial, str]]:
     """Yield the trials on unseen seeds, all of one seed before the next; ``factor`` is of the uniform choice's rate."""
     uniform = uniform_choice(*BEST_UNIFORM[limit]).allocation
     choices = {UNIFORM: (uniform, factor), **{name: (Allocation.from_json(of), 1.0) for name, of in finds.items()}}
-    for seed in UNSEEN_SEEDS:
+    for seed in UNSEEN_SEEDS[:SEEDS[steps]]:
         for name, (allocation, scale) in choices.items():
-            yield PlannedTrial(task, allocation, STEPS, seed, "test", scale), name
+            yield PlannedTrial(task, allocation, steps, seed, "test", scale), name
 
 
-def wanted(task: str, limit: str, finds: dict[str, Row], found: Found) -> tuple[PlannedTrial, str] | None:
-    """Return the first trial that is missing, with its title."""
-    factor = uniform_factor(task, limit, found)
-    planned = ((t, UNIFORM) for t in rate_trials(limit)) if factor is None else trials_of(task, limit, finds, factor)
+def wanted(task: str, limit: str, steps: int, finds: dict[str, Row],
+           found: Found) -> tuple[PlannedTrial, str] | None:
+    """Return the first trial that is missing, with its title.
+
+    Raises:
+        ConfigError: If a rate of the plays has to be tuned first.
+    """
+    factor = uniform_factor(task, limit, steps, found)
+    if factor is None and task == PLAYS:
+        raise ConfigError(f"the best uniform choice within {limit} has no learning rate for {steps} steps yet; first "
+                          f"run python -m bench.length.rates")
+    planned = ((t, UNIFORM) for t in rate_trials(limit, steps)) if factor is None else \
+        trials_of(task, limit, steps, finds, factor)
     return next((one for one in planned if one[0].key not in found), None)
 
 
-def rows_of(task: str, limit: str, finds: dict[str, Row], found: Found) -> list[Row]:
+def rows_of(task: str, limit: str, steps: int, finds: dict[str, Row], found: Found) -> list[Row]:
     """Return mean losses, and paired differences of predictions to the uniform choice and to that for 24 steps."""
     losses: dict[str, dict[int, float]] = {}
     trials: dict[str, PlannedTrial] = {}
-    factor = uniform_factor(task, limit, found)
-    for trial, name in () if factor is None else trials_of(task, limit, finds, factor):
+    factor = uniform_factor(task, limit, steps, found)
+    for trial, name in () if factor is None else trials_of(task, limit, steps, finds, factor):
         trials[name] = trial
         if (event := found.get(trial.key)) is not None and event["loss"] is not None:
             losses.setdefault(name, {})[trial.train_seed] = event["loss"]
     rows = []
     for name, of in losses.items():
         allocation = trials[name].allocation
-        row: Row = {"task": task, "limit": limit, "name": name, "steps": STEPS, "seeds": len(of),
+        row: Row = {"task": task, "limit": limit, "name": name, "steps": steps, "seeds": len(of),
                     "loss": fmean(of.values()), "bits": fmean(parse_format(f).bits for f in allocation.formats),
                     "rank": fmean(allocation.ranks), "factor": trials[name].lr_scale, **allocation.to_json()}
         for key, other in (("over_uniform", UNIFORM), ("over_short", SHORT)):
@@ -122,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = study_parser("length.predicted", __doc__)
     parser.add_argument("--task", choices=list(OTHER), default=PLAYS)
     parser.add_argument("--limits", nargs="+", choices=list(BEST_UNIFORM), default=list(BEST_UNIFORM))
+    parser.add_argument("--steps", type=int, choices=list(SEEDS), default=LONGEST, help="optimiser steps")
     parser.add_argument("--work", type=Path, default=Path("outputs/predicted"), help="where profiles are kept")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the trials, one a text and limit")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
@@ -140,8 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                                  [*text, *options.overrides]))
         finds = json.loads((folder / FINDS).read_text(encoding="utf-8"))
         config = study_config(task, options.gsm8k, ["dtype=bfloat16", "adapter.lr_rule=by_length"])
-        work(lambda found: wanted(task, limit, finds, found), folder / NAME, {task: config}, options.trials,
-             options.hours)
+        work(lambda found: wanted(task, limit, options.steps, finds, found), folder / NAME, {task: config},
+             options.trials, options.hours)
 
     def job() -> None:
         for limit in () if options.summary else options.limits:
@@ -152,8 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 folder = options.out / text / folder_name(limit)
                 if (folder / FINDS).exists():  # else not begun
                     finds = json.loads((folder / FINDS).read_text(encoding="utf-8"))
-                    rows += rows_of(text, limit, finds, load(folder / NAME))
-        publish("length_predicted", (), rows, ("task", "limit", "name", "bits", "rank", "seeds", "loss"),
+                    found = load(folder / NAME)
+                    rows += [row for steps in SEEDS for row in rows_of(text, limit, steps, finds, found)]
+        publish("length_predicted", (), rows, ("task", "limit", "steps", "name", "bits", "rank", "seeds", "loss"),
                 folder=options.results)
 
     return run(job)

@@ -32,7 +32,7 @@ TRIAL = 24
 """Steps of the trials that a search calibrates its rate on."""
 LENGTHS: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = (
     (TRIAL, ((4, 1), (4, 4), (4, 16), (3, 2), (3, 15), (8, 4))), (240, ((4, 1), (4, 16))), (240, ((3, 15), (3, 2))),
-    (TRIAL, ((2, 8), (2, 2))), (72, ((4, 1), (4, 16))), (720, ((4, 1), (4, 16))))
+    (TRIAL, ((2, 8), (2, 2))), (720, ((3, 15),)), (72, ((4, 1), (4, 16))), (720, ((4, 1), (4, 16))))
 """Steps, with bits and rank of the allocations, in the order in which they are trained."""
 EARLY = 4
 """How many of ``LENGTHS`` come before the checks; ``by_length`` was fitted to the first two."""

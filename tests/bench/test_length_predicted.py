@@ -10,6 +10,7 @@ from bench.length import predicted, rates
 from bench.length.plan import UNSEEN_SEEDS, uniform_choice
 from bench.length.predicted import BEST_UNIFORM, FACTORS, GSM8K, LONG, PLAYS, SHORT, UNIFORM
 from bench.length.trials import Key
+from qra_bo.utils.errors import ConfigError
 
 FINDS = {SHORT: uniform_choice(4, 2).allocation.to_json(), LONG: uniform_choice(4, 3).allocation.to_json()}
 LOSSES = {UNIFORM: 3.8, SHORT: 3.75, LONG: 3.74}
@@ -18,19 +19,19 @@ LOSSES = {UNIFORM: 3.8, SHORT: 3.75, LONG: 3.74}
 @pytest.fixture(autouse=True)
 def best_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The uniform choices' factor is a published one, or any other."""
-    monkeypatch.setattr(predicted, "tuned_factor", lambda bits, rank: 1.25)
+    monkeypatch.setattr(predicted, "tuned_factor", lambda steps, bits, rank: 1.25)
 
 
 def first(most: int) -> dict[Key, dict[str, Any]]:
     """Return the first trials, as ``load`` does."""
-    trials = list(predicted.trials_of(PLAYS, "54MB", FINDS, 1.25))[:most]
+    trials = list(predicted.trials_of(PLAYS, "54MB", 240, FINDS, 1.25))[:most]
     return {t.key: {"loss": LOSSES[name] + i / 1e6} for i, (t, name) in enumerate(trials)}
 
 
 def test_all_three_are_trained_on_a_seed_before_the_next_and_differences_are_paired() -> None:
     found = first(6)
     assert {key[3] for key in found} == set(UNSEEN_SEEDS[:2])
-    uniform, short, long = predicted.rows_of(PLAYS, "54MB", FINDS, found)
+    uniform, short, long = predicted.rows_of(PLAYS, "54MB", 240, FINDS, found)
     assert [r["seeds"] for r in (uniform, short, long)] == [2, 2, 2]
     assert "over_uniform" not in uniform
     assert "over_short" not in short
@@ -41,29 +42,39 @@ def test_all_three_are_trained_on_a_seed_before_the_next_and_differences_are_pai
 
 
 def test_a_seed_that_one_alone_has_counts_in_no_difference() -> None:
-    assert "over_short" not in predicted.rows_of(PLAYS, "54MB", FINDS, first(3))[2]
-    assert predicted.rows_of(PLAYS, "54MB", FINDS, first(8))[1]["over_uniform"]["seeds"] == 3
-    assert predicted.rows_of(PLAYS, "54MB", FINDS, first(7))[1]["over_uniform"]["seeds"] == 2
+    assert "over_short" not in predicted.rows_of(PLAYS, "54MB", 240, FINDS, first(3))[2]
+    assert predicted.rows_of(PLAYS, "54MB", 240, FINDS, first(8))[1]["over_uniform"]["seeds"] == 3
+    assert predicted.rows_of(PLAYS, "54MB", 240, FINDS, first(7))[1]["over_uniform"]["seeds"] == 2
 
 
 def test_the_rate_of_gsm8ks_uniform_choice_is_tuned_on_the_validation_split_before_anything_else() -> None:
     found: dict[Key, dict[str, Any]] = {}
     for loss, scale in zip((1.2, 1.0, 1.1), FACTORS, strict=True):
-        trial, _ = predicted.wanted(GSM8K, "54MB", FINDS, found) or pytest.fail("nothing is wanted")
+        trial, _ = predicted.wanted(GSM8K, "54MB", 240, FINDS, found) or pytest.fail("nothing is wanted")
         assert (trial.task, trial.split, trial.lr_scale) == (GSM8K, "validation", scale)
-        assert predicted.rows_of(GSM8K, "54MB", FINDS, found) == []
+        assert predicted.rows_of(GSM8K, "54MB", 240, FINDS, found) == []
         found[trial.key] = {"loss": loss}
-    trial, name = predicted.wanted(GSM8K, "54MB", FINDS, found) or pytest.fail("nothing is wanted")
+    trial, name = predicted.wanted(GSM8K, "54MB", 240, FINDS, found) or pytest.fail("nothing is wanted")
     assert (name, trial.split, trial.train_seed) == (UNIFORM, "test", UNSEEN_SEEDS[0])
     assert 1.0 < trial.lr_scale < 2.0  # the parabola's least
     found[trial.key] = {"loss": 1.05}
-    trial, name = predicted.wanted(GSM8K, "54MB", FINDS, found) or pytest.fail("nothing is wanted")
+    trial, name = predicted.wanted(GSM8K, "54MB", 240, FINDS, found) or pytest.fail("nothing is wanted")
     assert (name, trial.lr_scale, trial.task) == (SHORT, 1.0, GSM8K)
+
+
+def test_a_longer_training_has_fewer_seeds_and_needs_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = list(predicted.trials_of(PLAYS, "54MB", 720, FINDS, 1.25))
+    assert {trial.steps for trial, _ in planned} == {720}
+    assert {trial.train_seed for trial, _ in planned} == set(UNSEEN_SEEDS[:3])
+    assert predicted.rows_of(PLAYS, "54MB", 720, FINDS, first(6)) == []  # losses after 240 steps count for nothing
+    monkeypatch.setattr(predicted, "tuned_factor", lambda steps, bits, rank: None)
+    with pytest.raises(ConfigError, match=r"54MB has no learning rate for 720 steps yet; first run .*length\.rates"):
+        predicted.wanted(PLAYS, "54MB", 720, FINDS, {})
 
 
 def test_every_uniform_choice_has_tuned_rates_planned() -> None:
     planned = [(steps, *choice) for steps, choices in rates.LENGTHS for choice in choices]
-    assert all((predicted.STEPS, *choice) in planned for choice in BEST_UNIFORM.values())
+    assert all((predicted.LONGEST, *choice) in planned for choice in BEST_UNIFORM.values())
 
 
 def test_the_published_rows_are_of_the_published_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
