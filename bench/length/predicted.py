@@ -7,9 +7,9 @@
 One text in bf16, six formats, codes by GPTQ. Within each limit ``effort=instant`` predicts one allocation for 24 steps
 and one for 240, with what is learned from the other text alone; both cost a profile. (No prediction differs beyond
 240.) They and the best uniform choice are trained ``--steps`` steps on unseen seeds and evaluated on the test split.
-Learning rates are those of ``adapter.lr_rule=by_length``, and for the uniform choice the best of three that were tried
-for it at this length: for the plays by ``python -m bench.length.rates``, for GSM8K here. Processes may do a limit each.
-The command may be stopped and started again.
+Learning rates are those of ``adapter.lr_rule=by_length``, and for the uniform choice the best at this length: for the
+plays by ``python -m bench.length.rates``, for GSM8K of those tried here. Processes may do a limit each. The command may
+be stopped and started again.
 """
 
 import json
@@ -33,7 +33,6 @@ from qra_bo.config import load_config
 from qra_bo.memory.formats import parse_format
 from qra_bo.searchers.structured.lengths import LONGEST as LONGEST_RATIO
 from qra_bo.space import Allocation
-from qra_bo.study.baselines import best_scale
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import write_json
 
@@ -49,7 +48,8 @@ BEST_UNIFORM = {"54MB": (3, 15), "uniform:4,16": (4, 16)}
 PLAYS, GSM8K = "plays", "gsm8k"
 OTHER = {PLAYS: GSM8K, GSM8K: PLAYS}
 FACTORS = (0.5, 1.0, 2.0)
-"""Factors on the rate of ``by_length`` that are tried for a uniform choice of GSM8K."""
+"""Factors on the rate of ``by_length`` that are tried for a uniform choice of GSM8K, and twice the last if it is the
+best."""
 Row = dict[str, Any]
 
 
@@ -70,19 +70,21 @@ def tuned_factor(steps: int, bits: int, rank: int) -> float | None:
                  if (row["steps"], row["bits"], row["rank"]) == (steps, bits, rank)), None)
 
 
-def rate_trials(limit: str, steps: int) -> list[PlannedTrial]:
-    """Return the trials that tune the rate of GSM8K's uniform choice."""
+def rate_trials(limit: str, steps: int, found: Found) -> list[PlannedTrial]:
+    """Return the trials that tune the rate of GSM8K's uniform choice, as far as finished ones decide of them."""
     uniform = uniform_choice(*BEST_UNIFORM[limit]).allocation
-    return [PlannedTrial(GSM8K, uniform, steps, SEARCH_SEED, "validation", factor) for factor in FACTORS]
+    trials = [PlannedTrial(GSM8K, uniform, steps, SEARCH_SEED, "validation", f) for f in (*FACTORS, 2 * FACTORS[-1])]
+    losses = [found[t.key]["loss"] for t in trials[:-1] if t.key in found]
+    return trials if len(losses) == len(FACTORS) and losses[-1] == min(losses) else trials[:-1]
 
 
 def uniform_factor(task: str, limit: str, steps: int, found: Found) -> float | None:
     """Return the tuned factor on the rate of a uniform choice; ``None`` before its trials are finished."""
     if task == PLAYS:
         return tuned_factor(steps, *BEST_UNIFORM[limit])
-    trials = rate_trials(limit, steps)
-    tried = [(t.lr_scale, found[t.key]["loss"]) for t in trials if t.key in found]
-    return float(f"{best_scale(tried)[0]:.3g}") if len(tried) == len(trials) else None
+    trials = rate_trials(limit, steps, found)
+    tried = {t.lr_scale: found[t.key]["loss"] for t in trials if t.key in found}
+    return min(tried, key=lambda factor: tried[factor]) if len(tried) == len(trials) else None
 
 
 def trials_of(task: str, limit: str, steps: int, finds: dict[str, Row],
@@ -106,7 +108,7 @@ def wanted(task: str, limit: str, steps: int, finds: dict[str, Row],
     if factor is None and task == PLAYS:
         raise ConfigError(f"the best uniform choice within {limit} has no learning rate for {steps} steps yet; first "
                           f"run python -m bench.length.rates")
-    planned = ((t, UNIFORM) for t in rate_trials(limit, steps)) if factor is None else \
+    planned = ((t, UNIFORM) for t in rate_trials(limit, steps, found)) if factor is None else \
         trials_of(task, limit, steps, finds, factor)
     return next((one for one in planned if one[0].key not in found), None)
 

@@ -56,10 +56,19 @@ def test_the_rate_of_gsm8ks_uniform_choice_is_tuned_on_the_validation_split_befo
         found[trial.key] = {"loss": loss}
     trial, name = predicted.wanted(GSM8K, "54MB", 240, FINDS, found) or pytest.fail("nothing is wanted")
     assert (name, trial.split, trial.train_seed) == (UNIFORM, "test", UNSEEN_SEEDS[0])
-    assert 1.0 < trial.lr_scale < 2.0  # the parabola's least
+    assert trial.lr_scale == 1.0
     found[trial.key] = {"loss": 1.05}
     trial, name = predicted.wanted(GSM8K, "54MB", 240, FINDS, found) or pytest.fail("nothing is wanted")
     assert (name, trial.lr_scale, trial.task) == (SHORT, 1.0, GSM8K)
+
+
+def test_twice_the_largest_rate_is_tried_if_that_is_the_best() -> None:
+    found: dict[Key, dict[str, Any]] = {}
+    for loss, scale in zip((1.2, 1.1, 1.0, 1.3), (*FACTORS, 4.0), strict=True):
+        trial, name = predicted.wanted(GSM8K, "54MB", 240, FINDS, found) or pytest.fail("nothing is wanted")
+        assert (name, trial.split, trial.lr_scale) == (UNIFORM, "validation", scale)
+        found[trial.key] = {"loss": loss}
+    assert predicted.uniform_factor(GSM8K, "54MB", 240, found) == 2.0
 
 
 def test_a_longer_training_has_fewer_seeds_and_needs_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
