@@ -118,7 +118,8 @@ def test_all_forms_of_a_conversation_are_the_same() -> None:
              {"conversations": [{"from": "system", "value": "s"}, *turns]},
              {"messages": messages[1:], "system": "s"}, {"conversations": messages[1:], "system": "s"},
              {"messages": messages, "system": "another"}, {"messages": messages, "prompt": None, "completion": None},
-             {"prompt": messages[:2], "completion": messages[2:]}]
+             {"prompt": messages[:2], "completion": messages[2:]},
+             {"prompt": messages[1:2], "completion": messages[2:], "system": "s"}]
     assert {chat(form) for form in forms} == {chat({"messages": messages})}
 
 

@@ -75,6 +75,8 @@ def test_at_most_max_records_are_read(tmp_path: Path) -> None:
     ([{"prompt": "a", "completion": "  "}], "is empty; .*; left out, because their target text is empty: 1"),
     ([{"question": "q", "human_answers": []}], "must be a list of texts"),
     ([{"question": "q", "context": "c", "answer": "a"}], "line 1: the field 'context' .* would be lost"),
+    ([{"question": "q", "answer": "a", "history": ["h"]}], "line 1: the field 'history' .* would be lost"),
+    ([{"prompt": "p", "completion": "c", "history": ["h"]}], "line 1: the field 'history' .* would be lost"),
     ([{"instruction": "i", "output": "o", "system": "s"}], "line 1: the field 'system' .* would be lost"),
     ([{"instruction": "i", "output": "o", "history": [["q", "a"]]}], "line 1: the field 'history' .* would be lost"),
     ([], "is empty"),

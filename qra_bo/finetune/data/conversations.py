@@ -113,7 +113,7 @@ def from_prompt_and_completion(fields: Fields, where: str) -> Conversation:
     Raises:
         DataError: If a message is malformed, or the completion has no turn of the assistant.
     """
-    prompt = _messages(fields["prompt"], "prompt", where)
+    prompt = _with_system(_messages(fields["prompt"], "prompt", where), fields, where)
     return _conversation(prompt + _messages(fields["completion"], "completion", where), len(prompt), fields, where)
 
 

@@ -14,6 +14,8 @@ from qra_bo.utils.files import strict_json
 Fields = Mapping[str, Any]
 _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a response that appropriately completes "
            "the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n")
+_UNREAD = ("system", "history")
+"""Fields for which the text of an instruction, a question or a prompt has no place."""
 FALSE_LABEL, EMPTY_TARGET = "their label is false", "their target text is empty"
 """Reasons for which records are left out."""
 
@@ -149,7 +151,7 @@ def _refuse_unread(fields: Fields, names: Iterable[str], where: str) -> None:
 
 
 def _instruction(fields: Fields, where: str) -> Record:
-    _refuse_unread(fields, ("system", "history"), where)
+    _refuse_unread(fields, _UNREAD, where)
     extra = _text(fields, "input", where) if fields.get("input") else ""
     prompt = _ALPACA.format(with_input=", paired with an input that provides further context" if extra else "",
                             instruction=_text(fields, "instruction", where),
@@ -167,7 +169,7 @@ def _question(question: str, answer: str) -> Record:
 
 
 def _question_and_answer(fields: Fields, where: str) -> Record:
-    _refuse_unread(fields, ("context", "system"), where)
+    _refuse_unread(fields, ("context", *_UNREAD), where)
     return _question(_text(fields, "question", where), _text(fields, "answer", where))
 
 
@@ -181,7 +183,7 @@ def _hc3(fields: Fields, where: str) -> Record:
 def _completion(fields: Fields, where: str) -> Record | Conversation:
     if isinstance(fields["prompt"], list) and isinstance(fields["completion"], list):
         return from_prompt_and_completion(fields, where)
-    _refuse_unread(fields, ("system",), where)
+    _refuse_unread(fields, _UNREAD, where)
     return Record(_text(fields, "prompt", where), _text(fields, "completion", where))
 
 
