@@ -130,6 +130,9 @@ def test_which_turns_are_trained() -> None:
     assert chat({"prompt": turns, "completion": turns[1:2]}).trained == (4,)
     weighted = [turns[0], {**turns[1], "loss_weight": 0.0}, turns[2], {**turns[3], "weight": 1}]
     assert chat({"messages": weighted}).trained == (3,)
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
+    calls = [{"from": "human", "value": "a"}, {**call, "weight": 0}, {"from": "tool", "value": "1"}, call]
+    assert chat({"conversations": calls}).trained == (3,)
     with pytest.raises(DataError, match=r"'weight' of a message must be 0 \(no loss\) or 1; got 0\.5"):
         chat({"messages": [turns[0], {**turns[1], "weight": 0.5}]})
 

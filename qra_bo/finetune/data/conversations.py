@@ -100,10 +100,10 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
             raise DataError(f"{where}: 'from' must be one of {', '.join(SHAREGPT)}; got {turn['from']!r}")
         if turn["from"] == "function_call":
             calls = _parsed(turn["value"], "the value of a function_call", where)
-            messages.append({"role": "assistant", "content": "", "tool_calls": _tool_calls(calls, where)})
+            message: Message = {"role": "assistant", "content": "", "tool_calls": _tool_calls(calls, where)}
         else:
-            messages.append({"role": SHAREGPT[turn["from"]], "content": turn["value"],
-                             **{key: turn[key] for key in _WEIGHTS if turn.get(key) is not None}})
+            message = {"role": SHAREGPT[turn["from"]], "content": turn["value"]}
+        messages.append(message | {key: turn[key] for key in _WEIGHTS if turn.get(key) is not None})
     return _conversation(_with_system(messages, fields, where), 0, fields, where)
 
 
