@@ -101,6 +101,21 @@ def test_records_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> N
         to_record(rows[0], "line 1")
 
 
+def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> None:
+    def turns(*contents: str, **last: Any) -> list[dict[str, Any]]:
+        talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+        return [*talk[:-1], {**talk[-1], **last}]
+
+    call = {"function": {"name": "f", "arguments": {}}}
+    path = write(tmp_path, *[{"messages": talk} for talk in (
+        turns("a", " \n"), turns("b", "", "c", ""), turns("d", "e", "f", ""), turns("g", "", tool_calls=[call]),
+        turns("h", "", reasoning="hm"), turns("i", ""))])
+    for chat, kept in (("all", ["d", "g", "h"]), ("last", ["g", "h"])):
+        records, left_out = read_data(config("jsonl", path=path, chat=chat))
+        assert [r.messages[0]["content"] for r in records if isinstance(r, Conversation)] == kept
+        assert left_out == {"their target text is empty": 6 - len(kept)}
+
+
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file 'nowhere\.jsonl'"):
         read_records("nowhere.jsonl", None)

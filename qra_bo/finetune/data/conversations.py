@@ -65,6 +65,13 @@ class Conversation:
         """Content of the last trained turn."""
         return str(self.messages[self.trained[-1]]["content"])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no trained turn has a text, thoughts or a tool call."""
+        messages = self.messages
+        return not any(messages[i]["content"].strip() or any(messages[i].get(key) for key in ("tool_calls", *REASONING))
+                       for i in self.trained)
+
     def last_turn(self) -> "Conversation":
         """Return the conversation with the loss on the assistant's last trained turn alone."""
         return replace(self, trained=self.trained[-1:])

@@ -43,12 +43,13 @@ def read_records(path: str | None, max_records: int | None) -> list[Record | Con
     return records_of(read_rows(path), max_records, str(path))[0]
 
 
-def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None,
-               source: str) -> tuple[list[Record | Conversation], Counter[str]]:
+def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source: str,
+               last_turns: bool = False) -> tuple[list[Record | Conversation], Counter[str]]:
     """Return the records of a source in order, at most ``max_records``, and how many were left out, by reason.
 
     A record whose ``label`` is false is left out: data sets of preferences mark the answers that are bad so. One whose
-    target is empty is left out too: Alpaca itself has 28 of them.
+    target is empty is left out too: Alpaca itself has 28 of them. With ``last_turns`` conversations keep their last
+    trained turn alone.
 
     Raises:
         DataError: If there is no record, or one is malformed; the message names its place.
@@ -62,7 +63,9 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None,
             left_out[FALSE_LABEL] += 1
             continue
         record = _converted(fields, where)
-        if _is_empty(record):
+        if last_turns and isinstance(record, Conversation):
+            record = record.last_turn()
+        if record.is_empty:
             left_out[EMPTY_TARGET] += 1
         else:
             records.append(record)
@@ -107,16 +110,13 @@ def to_record(fields: Any, where: str) -> Record | Conversation:
     """Return prompt and target, or the conversation, of one object.
 
     Raises:
-        DataError: If it is not an object, has no known fields, or a field is malformed, or its target is empty.
+        DataError: If it is not an object, has no known fields, or a field is malformed, or the target of a text is
+            empty.
     """
     record = _converted(fields, where)
-    if _is_empty(record):
+    if isinstance(record, Record) and record.is_empty:
         raise DataError(f"{where}: the target text is empty")
     return record
-
-
-def _is_empty(record: Record | Conversation) -> bool:
-    return isinstance(record, Record) and not record.target.strip()
 
 
 def _converted(fields: Any, where: str) -> Record | Conversation:
