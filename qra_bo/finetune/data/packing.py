@@ -31,6 +31,21 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return ids
 
 
+def encode_pairs(tokenizer: Any, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
+    """Return the token ids of prompt and target of every record, without special tokens.
+
+    Some tokenizers put a space before every text (SentencePiece's of Llama 2, Mistral and Phi-3). A target that follows
+    a prompt gets none: it is encoded behind a line break, whose tokens are dropped.
+    """
+    prompts, targets = encode(tokenizer, [r.prompt for r in records]), encode(tokenizer, [r.target for r in records])
+    lead, alone, behind = encode(tokenizer, ["\n", "x", "\nx"])
+    if behind != lead + alone:
+        whole = encode(tokenizer, [f"\n{r.target}" for r in records])
+        targets = [ids[len(lead):] if r.prompt and ids[:len(lead)] == lead else target
+                   for r, ids, target in zip(records, whole, targets, strict=True)]
+    return list(zip(prompts, targets, strict=True))
+
+
 def beginning_of(tokenizer: Any) -> list[int]:
     """Return the token with which the tokenizer begins every text, as servers and evaluations do too; empty for none.
     """
@@ -82,11 +97,10 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     pad = next((int(t) for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     texts = [r for r in records if isinstance(r, Record)]
-    prompts, targets = encode(tokenizer, [r.prompt for r in texts]), encode(tokenizer, [r.target for r in texts])
     pieces: list[Piece] = []
     sizes, answers = [], 0  # of records that can be cut
     begin = beginning_of(tokenizer) if texts else []
-    for prompt, target in zip(prompts, targets, strict=True):
+    for prompt, target in encode_pairs(tokenizer, texts):
         if begin and (prompt or target)[:1] == begin:
             del (prompt or target)[0]
         if target[-1:] != end:
