@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Allocation
-from tests.memory.steps import Step, config_of, predicted, run_step
+from tests.memory.steps import DTYPES, Step, config_of, predicted, run_step
 
 UNDER, OVER = 0.005, 0.05
 
@@ -31,6 +32,13 @@ def test_families(family: str, checkpointing: bool, compute: int) -> None:
     extra: dict[str, Any] = dict(eos_token_id=1, bos_token_id=1) if family == "phi3" else {}
     shape, formats, ranks = shape_of(4, 64, checkpointing, compute), ("fp16",) * 3, (4,) * 3
     check(run_step(config_of(family, **extra), shape, formats, ranks), shape, formats, ranks)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_both_types_of_16_bits(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DTYPES, 2, torch.float16)
+    shape, formats, ranks = shape_of(4, 64, checkpointing, 2), ("sym4-g64",) * 3, (4,) * 3
+    check(run_step(config_of("llama"), shape, formats, ranks), shape, formats, ranks)
 
 
 @pytest.mark.parametrize(("batch", "length", "checkpointing", "compute"),
