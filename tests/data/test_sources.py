@@ -123,8 +123,8 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         read_records(None, None)
     with pytest.raises(DataError, match="there is no file"):
         read_records(str(tmp_path), None)
-    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}')
-    with pytest.raises(DataError, match="can't be read as UTF-8"):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "a"}\r\n\n{"text": "caf\xe9"}\n')
+    with pytest.raises(DataError, match=r"latin\.jsonl, line 3: not UTF-8 text \(the byte 0xe9\); save the file as"):
         read_records(str(tmp_path / "latin.jsonl"), None)
 
 

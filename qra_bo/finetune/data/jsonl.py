@@ -76,11 +76,15 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file. Raises ``DataError`` if it can't be read as UTF-8."""
+    """Return the text of a file. Raises ``DataError`` if it can't be read as UTF-8; the message names the line."""
     try:
         return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(file)!r} can't be read as UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}, line {line}: not UTF-8 text (the byte 0x{error.object[error.start]:02x}); save the "
+                        "file as UTF-8, or mend the line") from error
+    except OSError as error:
+        raise DataError(f"{file} can't be read ({error.strerror}); name a file that you can read") from error
 
 
 def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
