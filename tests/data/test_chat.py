@@ -15,6 +15,7 @@ from qra_bo.finetune.data.packing import assemble, pack, piece_of_conversation
 from qra_bo.finetune.data.records import NO_LOSS, split_records
 from qra_bo.utils.errors import DataError
 from tests.data.chat_templates import GEMMA, LLAMA3, MISTRAL, PHI, TEMPLATES, THINKING, TOOLS, chat_tokenizer, marked
+from tests.data.test_records import beginning
 from tests.data.test_sources import config, write
 
 CONTENTS = ("Hi", "", "  two  spaces ", "line\nline\n", "Noël 你好 🙂", "{{ 'jinja' }} <b>&amp;</b>", "a",
@@ -106,6 +107,16 @@ def test_a_tokenizer_without_a_template_gets_a_plain_one_and_says_so(tmp_path: P
     (note,) = data_notes(fields, load_data(fields, tokenizer, 64))
     assert note.startswith("the tokenizer has no chat template")
     assert data_notes(fields, load_data(fields, chat_tokenizer(LLAMA3), 64)) == []
+
+
+def test_a_plain_template_begins_as_the_tokenizer_begins_a_text() -> None:
+    tokenizer = beginning()
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    blocks = pack(tokenizer, [talk("a", "b")], 23, 0)
+    assert blocks.input_ids.tolist() == [[begin, *b"User: a\nAssistant: b", end, *b"\n"]]
+    assert blocks.labels.tolist() == [[NO_LOSS] * 19 + [*b" b", end, *b"\n"]]
+    tokenizer.chat_template = LLAMA3
+    assert pack(tokenizer, [talk("a", "b")], 128, 0).input_ids[0].tolist().count(begin) == 1
 
 
 def test_all_forms_of_a_conversation_are_the_same() -> None:
