@@ -50,6 +50,13 @@ def test_backends(fmt: str, batch: int, length: int, checkpointing: bool, comput
     check(run_step(config_of("llama"), shape, formats, ranks), shape, formats, ranks)
 
 
+@pytest.mark.parametrize(("family", "scale"), [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.5})])
+def test_scaled_logits_are_made_in_chunks(family: str, scale: dict[str, float]) -> None:
+    shape, formats, ranks = replace(shape_of(4, 64, True, 4, 8), eval_batch=4), ("fp16",) * 3, (4,) * 3
+    config = config_of(family, vocab_size=4096, **scale)
+    check(run_step(config, shape, formats, ranks), shape, formats, ranks, over=0.5)  # families that are not listed
+
+
 @pytest.mark.parametrize("compute", [2, 4])
 @pytest.mark.parametrize("bits", [8, 6])
 @pytest.mark.parametrize(("family", "tied", "tile", "tokens", "checkpointing"), [
