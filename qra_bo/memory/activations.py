@@ -98,7 +98,6 @@ class Family:
         partial_rotary: Rotated heads are assembled anew, in a layout that makes attention's output be copied.
         fused: One projection each for q, k, v and for gate and up; parts are views that keep the whole.
         fp32_norm_weight: The norm's weight is applied in fp32.
-        soft_cap: Whether logits are capped, so that the head can't be evaluated in chunks.
     """
 
     extra_norms: int = 0
@@ -109,12 +108,11 @@ class Family:
     partial_rotary: bool = False
     fused: bool = False
     fp32_norm_weight: bool = False
-    soft_cap: bool = False
 
 
 _FAMILIES = {"llama": Family(), "mistral": Family(), "qwen2": Family(), "qwen3": Family(head_norms=True),
              "phi3": Family(partial_rotary=True, fused=True), "gemma": Family(fp32_norm_weight=True),
-             "gemma2": Family(extra_norms=2, fp32_norm_weight=True, soft_cap=True),
+             "gemma2": Family(extra_norms=2, fp32_norm_weight=True),
              "gemma3_text": Family(extra_norms=2, head_norms=True, fp32_norm_weight=True),
              "gpt_neox": Family(gated=False, layer_norm=True, parallel=True, partial_rotary=True, fused=True)}
 _CAUTIOUS = Family(extra_norms=2, head_norms=True, partial_rotary=True, fused=True, fp32_norm_weight=True)
@@ -269,13 +267,10 @@ class LayerModel:
     @property
     def loss_bytes(self) -> int:
         """Bytes beyond all saved activations while the head and the loss are evaluated (forward)."""
-        shape, vocab = self.shape, self.spec.vocab_size
-        c, targets = shape.compute_dtype_bytes, shape.batch * (shape.length - 1)
-        if self.family.soft_cap:
-            return self.norm_saved + self.stream + targets * vocab * (3 * c + 12)
+        shape, targets = self.shape, self.shape.batch * (self.shape.length - 1)
         chunk = min(shape.logits_chunk or targets, targets)
-        return self.norm_saved + 2 * self.stream + head_bytes(self.spec, shape.embeddings, chunk, c, shape.device,
-                                                              gradients=True)
+        return self.norm_saved + 2 * self.stream + head_bytes(self.spec, shape.embeddings, chunk,
+                                                              shape.compute_dtype_bytes, shape.device, gradients=True)
 
     @property
     def inputs(self) -> int:

@@ -56,13 +56,10 @@ def evaluation_spikes(layer: LayerModel, space: SearchSpace) -> IntArray:
     """Largest instant of an evaluation beyond the resident bytes, ``L x F x R``; see ``evaluation_layer``."""
     ranks = np.array(space.ranks.values, dtype=np.int64)
     moments, shape = forward_moments(layer), layer.shape
-    # The head has the last hidden states and one chunk of logits; all logits of a sequence where they are capped.
+    # The head has the last hidden states and one chunk of logits.
     targets, c = shape.length - 1, shape.compute_dtype_bytes
-    if layer.family.soft_cap:
-        losses = targets * layer.spec.vocab_size * (3 * c + 8)
-    else:
-        losses = head_bytes(layer.spec, shape.embeddings, min(shape.logits_chunk or targets, targets), c, shape.device,
-                            gradients=False)
+    losses = head_bytes(layer.spec, shape.embeddings, min(shape.logits_chunk or targets, targets), c, shape.device,
+                        gradients=False)
     plain = max([layer.stream + losses, *(m.extra for m in moments if not m.group)])
 
     def spike(unit: Unit) -> IntArray:

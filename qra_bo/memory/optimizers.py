@@ -13,6 +13,8 @@ they must be on the device, while their own unit is updated, and nowhere else. A
 keeps the states of paged optimisers like those of the others.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from qra_bo.space import IntArray
@@ -49,6 +51,13 @@ def state_bytes(kind: str, numel: IntArray, device: str) -> tuple[IntArray, IntA
     beside = np.where(narrow, 8 * -(-numel // BLOCK), 4 if kind == "adamw" else 0)
     in_pages = (numel >= LEAST_PAGED) & (is_paged(kind) and device == "cuda")
     return np.where(in_pages, 0, moments) + beside, np.where(in_pages, moments, 0)
+
+
+def shrinking_ranks(kind: str, sides: Iterable[int], device: str) -> list[int]:
+    """Return the ranks from which on the states of an adapter's tensor, ``rank`` times one of ``sides`` elements, take
+    fewer bytes of the device than at the rank below."""
+    least = [LEAST_8BIT] * has_8bit_states(kind) + [LEAST_PAGED] * (is_paged(kind) and device == "cuda")
+    return sorted({-(-numel // side) for numel in least for side in sides})
 
 
 def shared_bytes(kind: str) -> int:

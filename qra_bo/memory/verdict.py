@@ -7,6 +7,7 @@ from typing import Any
 
 from qra_bo.memory.budget import format_size, smallest, uniform_bytes
 from qra_bo.memory.model import MemoryModel
+from qra_bo.memory.optimizers import shrinking_ranks
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat, make_units
 from qra_bo.utils.errors import SpaceError
 
@@ -107,9 +108,21 @@ def within_average(space: SearchSpace, most_bits: float | None) -> list[StorageF
 def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, budget: int,
                  most: int | None = None) -> int:
     """Return the largest integer rank that fits with ``fmt`` on every unit, of at most ``most`` (``None``: the largest
-    of the space); 0 where rank 1 does not fit."""
-    return _most(lambda rank: uniform_bytes(memory, space, fmt, rank) <= budget,
-                 space.ranks.values[-1] if most is None else most)
+    of the space); 0 where none does.
+
+    Bytes grow with the rank but where optimiser states shrink, so that each run of ranks between is bisected alone.
+    """
+    def fits(rank: int) -> bool:
+        return uniform_bytes(memory, space, fmt, rank) <= budget
+
+    last = space.ranks.values[-1] if most is None else most
+    sides = {side for unit in space.units for m in unit.linears for side in (m.out_features, m.in_features)}
+    for first in reversed([1, *shrinking_ranks(memory.shape.optimizer, sides, memory.shape.device)]):
+        if first <= last:
+            if fits(first):
+                return _most(fits, last, first)
+            last = first - 1
+    return 0
 
 
 def best_uniform(memory: MemoryModel, space: SearchSpace, size: int,
@@ -125,9 +138,10 @@ def smallest_side(space: SearchSpace) -> int:
     return min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
 
 
-def _most(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest integer of 1 to ``most`` that fits, by bisection; 0 where none does."""
-    low, high = 0, most
+def _most(fits: Callable[[int], bool], most: int, least: int = 0) -> int:
+    """Return the largest integer above ``least``, and of at most ``most``, that fits, by bisection; ``least`` where
+    none does."""
+    low, high = least, most
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

@@ -18,15 +18,9 @@ from qra_bo.utils.errors import BudgetError
 
 
 def largest_rank(rules: BaselineRules, fmt: str) -> int:
-    """Return the largest rank with which the uniform allocation of ``fmt`` fits; 0 if rank 1 does not."""
-    low, high = 0, rules.max_rank
-    while low < high:
-        middle = (low + high + 1) // 2
-        if rules.fits(uniform(rules.n_units, fmt, middle)):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    """Return the largest rank with which the uniform allocation of ``fmt`` fits; 0 if none does."""
+    ranks = range(rules.max_rank, 0, -1)  # a larger one needs less where 8-bit moments or pages begin
+    return next((rank for rank in ranks if rules.fits(uniform(rules.n_units, fmt, rank))), 0)
 
 
 def uniform_baselines(rules: BaselineRules, profile: SensitivityProfile) -> list[Allocation]:

@@ -15,6 +15,7 @@ from qra_bo.finetune.data.packing import assemble, pack, piece_of_conversation
 from qra_bo.finetune.data.records import NO_LOSS, split_records
 from qra_bo.utils.errors import DataError
 from tests.data.chat_templates import GEMMA, LLAMA3, MISTRAL, PHI, TEMPLATES, THINKING, TOOLS, chat_tokenizer, marked
+from tests.data.test_records import beginning
 from tests.data.test_sources import config, write
 
 CONTENTS = ("Hi", "", "  two  spaces ", "line\nline\n", "Noël 你好 🙂", "{{ 'jinja' }} <b>&amp;</b>", "a",
@@ -108,6 +109,16 @@ def test_a_tokenizer_without_a_template_gets_a_plain_one_and_says_so(tmp_path: P
     assert data_notes(fields, load_data(fields, chat_tokenizer(LLAMA3), 64)) == []
 
 
+def test_a_plain_template_begins_as_the_tokenizer_begins_a_text() -> None:
+    tokenizer = beginning()
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    blocks = pack(tokenizer, [talk("a", "b")], 23, 0)
+    assert blocks.input_ids.tolist() == [[begin, *b"User: a\nAssistant: b", end, *b"\n"]]
+    assert blocks.labels.tolist() == [[NO_LOSS] * 19 + [*b" b", end, *b"\n"]]
+    tokenizer.chat_template = LLAMA3
+    assert pack(tokenizer, [talk("a", "b")], 128, 0).input_ids[0].tolist().count(begin) == 1
+
+
 def test_all_forms_of_a_conversation_are_the_same() -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
                 {"role": "assistant", "content": "a"}]
@@ -118,7 +129,8 @@ def test_all_forms_of_a_conversation_are_the_same() -> None:
              {"conversations": [{"from": "system", "value": "s"}, *turns]},
              {"messages": messages[1:], "system": "s"}, {"conversations": messages[1:], "system": "s"},
              {"messages": messages, "system": "another"}, {"messages": messages, "prompt": None, "completion": None},
-             {"prompt": messages[:2], "completion": messages[2:]}]
+             {"prompt": messages[:2], "completion": messages[2:]},
+             {"prompt": messages[1:2], "completion": messages[2:], "system": "s"}]
     assert {chat(form) for form in forms} == {chat({"messages": messages})}
 
 
@@ -129,6 +141,9 @@ def test_which_turns_are_trained() -> None:
     assert chat({"prompt": turns, "completion": turns[1:2]}).trained == (4,)
     weighted = [turns[0], {**turns[1], "loss_weight": 0.0}, turns[2], {**turns[3], "weight": 1}]
     assert chat({"messages": weighted}).trained == (3,)
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
+    calls = [{"from": "human", "value": "a"}, {**call, "weight": 0}, {"from": "tool", "value": "1"}, call]
+    assert chat({"conversations": calls}).trained == (3,)
     with pytest.raises(DataError, match=r"'weight' of a message must be 0 \(no loss\) or 1; got 0\.5"):
         chat({"messages": [turns[0], {**turns[1], "weight": 0.5}]})
 

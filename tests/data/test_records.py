@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from qra_bo.finetune.data.load import byte_tokenizer, tiny_records
 from qra_bo.finetune.data.packing import assemble, pack, pieces_of
@@ -83,6 +85,31 @@ def test_texts_begin_as_the_tokenizer_begins_them(length: int) -> None:
         blocks = pack(tokenizer, [Record("", text)], 8, seed=0)
         assert blocks.input_ids[0][:6].tolist() == rows[8][0]
         assert blocks.labels[0][:6].tolist() == [NO_LOSS, a, b, c, x, end]
+
+
+def spaced(**steps: Any) -> Any:
+    """Return a tokenizer of characters that marks spaces, and the beginning of a text, as ``steps`` say."""
+    names = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"+=24ab"]
+    core = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[], unk_token="<unk>",
+                                byte_fallback=True))
+    for name, step in steps.items():
+        setattr(core, name, step)
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+
+
+MARKED = normalizers.Replace(" ", "\u2581")
+LLAMA2 = normalizers.Sequence([normalizers.Prepend("\u2581"), MARKED])
+
+
+@pytest.mark.parametrize(("first", "tokenizer"), [
+    (["\u2581"], spaced(normalizer=LLAMA2)), ([], spaced(normalizer=MARKED)),
+    (["\u2581"], spaced(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="first", split=False))),
+    (["\u2581"], spaced(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="always", split=False)))])
+def test_an_answer_follows_its_prompt_without_a_space(first: list[str], tokenizer: Any) -> None:
+    for prompt, target, tokens in (("2+2=", "4", [*first, *"2+2=4"]), ("a", " b", [*first, "a", "\u2581", "b"]),
+                                   ("a\n", "\nb", [*first, "a", "<0x0A>", "<0x0A>", "b"]), ("", "ab", [*first, *"ab"])):
+        (row,) = pack(tokenizer, [Record(prompt, target)], 16, seed=0).input_ids
+        assert tokenizer.convert_ids_to_tokens(row[:len(tokens) + 1].tolist()) == [*tokens, "</s>"]
 
 
 def test_a_text_ends_with_one_end_token() -> None:

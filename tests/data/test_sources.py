@@ -75,6 +75,8 @@ def test_at_most_max_records_are_read(tmp_path: Path) -> None:
     ([{"prompt": "a", "completion": "  "}], "is empty; .*; left out, because their target text is empty: 1"),
     ([{"question": "q", "human_answers": []}], "must be a list of texts"),
     ([{"question": "q", "context": "c", "answer": "a"}], "line 1: the field 'context' .* would be lost"),
+    ([{"question": "q", "answer": "a", "history": ["h"]}], "line 1: the field 'history' .* would be lost"),
+    ([{"prompt": "p", "completion": "c", "history": ["h"]}], "line 1: the field 'history' .* would be lost"),
     ([{"instruction": "i", "output": "o", "system": "s"}], "line 1: the field 'system' .* would be lost"),
     ([{"instruction": "i", "output": "o", "history": [["q", "a"]]}], "line 1: the field 'history' .* would be lost"),
     ([], "is empty"),
@@ -99,6 +101,21 @@ def test_records_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> N
         to_record(rows[0], "line 1")
 
 
+def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> None:
+    def turns(*contents: str, **last: Any) -> list[dict[str, Any]]:
+        talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+        return [*talk[:-1], {**talk[-1], **last}]
+
+    call = {"function": {"name": "f", "arguments": {}}}
+    path = write(tmp_path, *[{"messages": talk} for talk in (
+        turns("a", " \n"), turns("b", "", "c", ""), turns("d", "e", "f", ""), turns("g", "", tool_calls=[call]),
+        turns("h", "", reasoning="hm"), turns("i", ""))])
+    for chat, kept in (("all", ["d", "g", "h"]), ("last", ["g", "h"])):
+        records, left_out = read_data(config("jsonl", path=path, chat=chat))
+        assert [r.messages[0]["content"] for r in records if isinstance(r, Conversation)] == kept
+        assert left_out == {"their target text is empty": 6 - len(kept)}
+
+
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file 'nowhere\.jsonl'"):
         read_records("nowhere.jsonl", None)
@@ -106,8 +123,8 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         read_records(None, None)
     with pytest.raises(DataError, match="there is no file"):
         read_records(str(tmp_path), None)
-    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}')
-    with pytest.raises(DataError, match="can't be read as UTF-8"):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "a"}\r\n\n{"text": "caf\xe9"}\n')
+    with pytest.raises(DataError, match=r"latin\.jsonl, line 3: not UTF-8 text \(the byte 0xe9\); save the file as"):
         read_records(str(tmp_path / "latin.jsonl"), None)
 
 

@@ -9,7 +9,8 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from qra_bo.finetune.training.loss import ChunkedHeadLoss, hidden_states, logits_of, plain_head, token_losses
+from qra_bo.finetune.training.loop import TrainSettings, held_out
+from qra_bo.finetune.training.loss import ChunkedHeadLoss, hidden_states, logits_of, token_losses
 from tests.finetune.models import tiny_llama
 
 
@@ -40,27 +41,28 @@ def test_token_losses_are_the_models_own() -> None:
     assert float(total) / count == pytest.approx(float(model(input_ids=ids, labels=labels).loss), abs=1e-5)
 
 
-def test_a_soft_cap_between_head_and_loss_is_honoured() -> None:
-    model, _ = tiny_llama()
-    ids = torch.arange(12).reshape(1, 12)
-    model.config.final_logit_softcapping = 30.0  # the config says so: the model's own forward has to be asked
-    total, _ = token_losses(model, ids, ids, chunk=5)
-    logits = model(input_ids=ids).logits[:, :-1]
-    expected = torch.nn.functional.cross_entropy(logits.reshape(11, -1), ids[:, 1:].reshape(-1), reduction="sum")
-    torch.testing.assert_close(total, expected)
-
-
 @pytest.mark.parametrize(("config", "kind", "given"), [
     (GraniteConfig, GraniteForCausalLM, {"logits_scaling": 7.0}),
     (CohereConfig, CohereForCausalLM, {"logit_scale": 0.25}),
     (Gemma2Config, Gemma2ForCausalLM, {"final_logit_softcapping": 0.5, "head_dim": 16})])
-def test_logits_of_hidden_states_are_the_models_own(config: type, kind: type, given: dict[str, float]) -> None:
+def test_scaled_and_capped_logits_are_the_models_own(config: type, kind: type, given: dict[str, float]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind(config(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                             num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, bos_token_id=None,
-                            eos_token_id=None, **given))
-    assert not plain_head(model)
-    ids = torch.arange(12).reshape(1, 12)
+                            eos_token_id=None, **given)).requires_grad_(False)
+    ids, norm = torch.arange(12).reshape(1, 12), model.model.norm.weight.requires_grad_()
+    logits = model(input_ids=ids).logits
     with torch.no_grad():
-        torch.testing.assert_close(logits_of(model, hidden_states(model, ids)), model(input_ids=ids).logits)
+        torch.testing.assert_close(logits_of(model, hidden_states(model, ids)), logits)
+    expected = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+    largest: list[int] = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _module, _args, out: largest.append(out.numel() // 97))
+    total, _ = token_losses(model, ids, ids, chunk=5)
+    assert max(largest) == 5
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(torch.autograd.grad(total, norm), torch.autograd.grad(expected, norm))
+    result = held_out(model, ids.numpy(), ids.numpy(), TrainSettings(1, logits_chunk=5), torch.device("cpu"))
+    assert result.loss == pytest.approx(float(expected.detach()) / 11, rel=1e-5)
+    assert max(largest) == 5

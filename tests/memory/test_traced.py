@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Allocation
-from tests.memory.steps import Step, config_of, predicted, run_step
+from tests.memory.steps import DTYPES, Step, config_of, predicted, run_step
 
 UNDER, OVER = 0.005, 0.05
 
@@ -33,6 +34,13 @@ def test_families(family: str, checkpointing: bool, compute: int) -> None:
     check(run_step(config_of(family, **extra), shape, formats, ranks), shape, formats, ranks)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_both_types_of_16_bits(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DTYPES, 2, torch.float16)
+    shape, formats, ranks = shape_of(4, 64, checkpointing, 2), ("sym4-g64",) * 3, (4,) * 3
+    check(run_step(config_of("llama"), shape, formats, ranks), shape, formats, ranks)
+
+
 @pytest.mark.parametrize(("batch", "length", "checkpointing", "compute"),
                          [(2, 64, False, 2), (1, 16, False, 4), (2, 64, True, 2)])
 @pytest.mark.parametrize("fmt", ["nf4", "int8", "hqq2", "hqq3", "fp16", "ref4", "sym3-g64", "sym8-g32", "int2-g32",
@@ -40,6 +48,13 @@ def test_families(family: str, checkpointing: bool, compute: int) -> None:
 def test_backends(fmt: str, batch: int, length: int, checkpointing: bool, compute: int) -> None:
     shape, formats, ranks = shape_of(batch, length, checkpointing, compute, 32), (fmt,) * 3, (8,) * 3
     check(run_step(config_of("llama"), shape, formats, ranks), shape, formats, ranks)
+
+
+@pytest.mark.parametrize(("family", "scale"), [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.5})])
+def test_scaled_logits_are_made_in_chunks(family: str, scale: dict[str, float]) -> None:
+    shape, formats, ranks = replace(shape_of(4, 64, True, 4, 8), eval_batch=4), ("fp16",) * 3, (4,) * 3
+    config = config_of(family, vocab_size=4096, **scale)
+    check(run_step(config, shape, formats, ranks), shape, formats, ranks, over=0.5)  # families that are not listed
 
 
 @pytest.mark.parametrize("compute", [2, 4])

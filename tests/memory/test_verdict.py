@@ -42,6 +42,17 @@ def test_four_bits_that_just_fail_are_told_from_others() -> None:
         in just.sentence
 
 
+@pytest.mark.parametrize("optimizer", ["paged_adamw", "paged_adamw_8bit"])
+def test_the_largest_rank_may_lie_above_ranks_that_need_more(optimizer: str) -> None:
+    space, nf4 = space_of(LLAMA2_7B, formats=("nf4",), ranks=(1, 32)), parse_format("nf4")
+    model = MemoryModel(LLAMA2_7B, TrainShape(1, 512, True, optimizer=optimizer, device="cuda"))
+    sizes = [uniform_bytes(model, space, nf4, rank) for rank in range(1, 33)]
+    assert sizes != sorted(sizes)  # moments of large tensors move into pages
+    for size in (*sizes, min(sizes) - 1):
+        fitting = [rank for rank, needed in enumerate(sizes, start=1) if needed <= size]
+        assert largest_rank(model, space, nf4, size) == max(fitting, default=0)
+
+
 def test_a_limit_on_average_bits_binds_where_memory_does_not() -> None:
     size = needs("int8", 8)
     assert verdict_of(MODEL, SPACE, size, most_bits=8).region == NOTHING_BINDS

@@ -65,6 +65,13 @@ class Conversation:
         """Content of the last trained turn."""
         return str(self.messages[self.trained[-1]]["content"])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no trained turn has a text, thoughts or a tool call."""
+        messages = self.messages
+        return not any(messages[i]["content"].strip() or any(messages[i].get(key) for key in ("tool_calls", *REASONING))
+                       for i in self.trained)
+
     def last_turn(self) -> "Conversation":
         """Return the conversation with the loss on the assistant's last trained turn alone."""
         return replace(self, trained=self.trained[-1:])
@@ -100,10 +107,10 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
             raise DataError(f"{where}: 'from' must be one of {', '.join(SHAREGPT)}; got {turn['from']!r}")
         if turn["from"] == "function_call":
             calls = _parsed(turn["value"], "the value of a function_call", where)
-            messages.append({"role": "assistant", "content": "", "tool_calls": _tool_calls(calls, where)})
+            message: Message = {"role": "assistant", "content": "", "tool_calls": _tool_calls(calls, where)}
         else:
-            messages.append({"role": SHAREGPT[turn["from"]], "content": turn["value"],
-                             **{key: turn[key] for key in _WEIGHTS if turn.get(key) is not None}})
+            message = {"role": SHAREGPT[turn["from"]], "content": turn["value"]}
+        messages.append(message | {key: turn[key] for key in _WEIGHTS if turn.get(key) is not None})
     return _conversation(_with_system(messages, fields, where), 0, fields, where)
 
 
@@ -113,7 +120,7 @@ def from_prompt_and_completion(fields: Fields, where: str) -> Conversation:
     Raises:
         DataError: If a message is malformed, or the completion has no turn of the assistant.
     """
-    prompt = _messages(fields["prompt"], "prompt", where)
+    prompt = _with_system(_messages(fields["prompt"], "prompt", where), fields, where)
     return _conversation(prompt + _messages(fields["completion"], "completion", where), len(prompt), fields, where)
 
 

@@ -14,6 +14,8 @@ from qra_bo.utils.files import strict_json
 Fields = Mapping[str, Any]
 _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a response that appropriately completes "
            "the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n")
+_UNREAD = ("system", "history")
+"""Fields for which the text of an instruction, a question or a prompt has no place."""
 FALSE_LABEL, EMPTY_TARGET = "their label is false", "their target text is empty"
 """Reasons for which records are left out."""
 
@@ -41,12 +43,13 @@ def read_records(path: str | None, max_records: int | None) -> list[Record | Con
     return records_of(read_rows(path), max_records, str(path))[0]
 
 
-def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None,
-               source: str) -> tuple[list[Record | Conversation], Counter[str]]:
+def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source: str,
+               last_turns: bool = False) -> tuple[list[Record | Conversation], Counter[str]]:
     """Return the records of a source in order, at most ``max_records``, and how many were left out, by reason.
 
     A record whose ``label`` is false is left out: data sets of preferences mark the answers that are bad so. One whose
-    target is empty is left out too: Alpaca itself has 28 of them.
+    target is empty is left out too: Alpaca itself has 28 of them. With ``last_turns`` conversations keep their last
+    trained turn alone.
 
     Raises:
         DataError: If there is no record, or one is malformed; the message names its place.
@@ -60,7 +63,9 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None,
             left_out[FALSE_LABEL] += 1
             continue
         record = _converted(fields, where)
-        if _is_empty(record):
+        if last_turns and isinstance(record, Conversation):
+            record = record.last_turn()
+        if record.is_empty:
             left_out[EMPTY_TARGET] += 1
         else:
             records.append(record)
@@ -71,11 +76,15 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None,
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file. Raises ``DataError`` if it can't be read as UTF-8."""
+    """Return the text of a file. Raises ``DataError`` if it can't be read as UTF-8; the message names the line."""
     try:
         return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(file)!r} can't be read as UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}, line {line}: not UTF-8 text (the byte 0x{error.object[error.start]:02x}); save the "
+                        "file as UTF-8, or mend the line") from error
+    except OSError as error:
+        raise DataError(f"{file} can't be read ({error.strerror}); name a file that you can read") from error
 
 
 def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
@@ -105,16 +114,13 @@ def to_record(fields: Any, where: str) -> Record | Conversation:
     """Return prompt and target, or the conversation, of one object.
 
     Raises:
-        DataError: If it is not an object, has no known fields, or a field is malformed, or its target is empty.
+        DataError: If it is not an object, has no known fields, or a field is malformed, or the target of a text is
+            empty.
     """
     record = _converted(fields, where)
-    if _is_empty(record):
+    if isinstance(record, Record) and record.is_empty:
         raise DataError(f"{where}: the target text is empty")
     return record
-
-
-def _is_empty(record: Record | Conversation) -> bool:
-    return isinstance(record, Record) and not record.target.strip()
 
 
 def _converted(fields: Any, where: str) -> Record | Conversation:
@@ -149,7 +155,7 @@ def _refuse_unread(fields: Fields, names: Iterable[str], where: str) -> None:
 
 
 def _instruction(fields: Fields, where: str) -> Record:
-    _refuse_unread(fields, ("system", "history"), where)
+    _refuse_unread(fields, _UNREAD, where)
     extra = _text(fields, "input", where) if fields.get("input") else ""
     prompt = _ALPACA.format(with_input=", paired with an input that provides further context" if extra else "",
                             instruction=_text(fields, "instruction", where),
@@ -167,7 +173,7 @@ def _question(question: str, answer: str) -> Record:
 
 
 def _question_and_answer(fields: Fields, where: str) -> Record:
-    _refuse_unread(fields, ("context", "system"), where)
+    _refuse_unread(fields, ("context", *_UNREAD), where)
     return _question(_text(fields, "question", where), _text(fields, "answer", where))
 
 
@@ -181,7 +187,7 @@ def _hc3(fields: Fields, where: str) -> Record:
 def _completion(fields: Fields, where: str) -> Record | Conversation:
     if isinstance(fields["prompt"], list) and isinstance(fields["completion"], list):
         return from_prompt_and_completion(fields, where)
-    _refuse_unread(fields, ("system",), where)
+    _refuse_unread(fields, _UNREAD, where)
     return Record(_text(fields, "prompt", where), _text(fields, "completion", where))
 
 

@@ -53,10 +53,7 @@ def read_data(cfg: DataConfig, seed: int = 0) -> tuple[list[Record | Conversatio
     if isinstance(cfg, TinyData):
         return list(tiny_records(cfg.max_records or 512, seed)), Counter()
     rows = hub_rows(cfg) if isinstance(cfg, HubData) else read_rows(cfg.path)
-    records, left_out = records_of(rows, cfg.max_records, str(cfg.path))
-    if cfg.chat == "last":
-        records = [r.last_turn() if isinstance(r, Conversation) else r for r in records]
-    return records, left_out
+    return records_of(rows, cfg.max_records, str(cfg.path), cfg.chat == "last")
 
 
 def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, isolate: bool = False,

@@ -31,6 +31,21 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return ids
 
 
+def encode_pairs(tokenizer: Any, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
+    """Return the token ids of prompt and target of every record, without special tokens.
+
+    Some tokenizers put a space before every text (SentencePiece's of Llama 2, Mistral and Phi-3). A target that follows
+    a prompt gets none: it is encoded behind a line break, whose tokens are dropped.
+    """
+    prompts, targets = encode(tokenizer, [r.prompt for r in records]), encode(tokenizer, [r.target for r in records])
+    lead, alone, behind = encode(tokenizer, ["\n", "x", "\nx"])
+    if behind != lead + alone:
+        whole = encode(tokenizer, [f"\n{r.target}" for r in records])
+        targets = [ids[len(lead):] if r.prompt and ids[:len(lead)] == lead else target
+                   for r, ids, target in zip(records, whole, targets, strict=True)]
+    return list(zip(prompts, targets, strict=True))
+
+
 def beginning_of(tokenizer: Any) -> list[int]:
     """Return the token with which the tokenizer begins every text, as servers and evaluations do too; empty for none.
     """
@@ -71,10 +86,10 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
     """Pack ``records`` into shuffled sequences; an end token closes every text where the tokenizer has one.
 
     A text begins as the tokenizer begins it, and has that token and the end token once where it brings its own. A
-    conversation is what its chat template writes. Pieces are packed by best fit in decreasing order, so that records
-    stay whole and little is padded. The order of the rows is a shuffle drawn from ``seed``, so that the first ``n``
-    rows are a fair sample. With ``isolate`` every piece has positions of its own, from 0, and its first token no label;
-    padding counts as one more piece.
+    conversation is what its chat template writes; in the plain template it begins as a text does. Pieces are packed by
+    best fit in decreasing order, so that records stay whole and little is padded. The order of the rows is a shuffle
+    drawn from ``seed``, so that the first ``n`` rows are a fair sample. With ``isolate`` every piece has positions of
+    its own, from 0, and its first token no label; padding counts as one more piece.
 
     Raises:
         DataError: If a chat template can't render a conversation.
@@ -82,11 +97,10 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     pad = next((int(t) for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     texts = [r for r in records if isinstance(r, Record)]
-    prompts, targets = encode(tokenizer, [r.prompt for r in texts]), encode(tokenizer, [r.target for r in texts])
     pieces: list[Piece] = []
     sizes, answers = [], 0  # of records that can be cut
-    begin = beginning_of(tokenizer) if texts else []
-    for prompt, target in zip(prompts, targets, strict=True):
+    begin = beginning_of(tokenizer)
+    for prompt, target in encode_pairs(tokenizer, texts):
         if begin and (prompt or target)[:1] == begin:
             del (prompt or target)[0]
         if target[-1:] != end:
@@ -97,9 +111,11 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
     conversations = [r for r in records if isinstance(r, Conversation)]
     if conversations:
         from qra_bo.finetune.data.chat_template import ChatTemplate  # loads transformers, which other texts do without
-        for ids, trained in ChatTemplate(tokenizer).encode(conversations):
-            pieces.append(piece_of_conversation(ids, trained, length))
-            sizes.append(len(ids))
+        template = ChatTemplate(tokenizer)
+        first = begin if template.is_plain else []  # a model's own template writes that token itself
+        for ids, trained in template.encode(conversations):
+            pieces.append(piece_of_conversation([*first, *ids], [False] * len(first) + trained, length))
+            sizes.append(len(first) + len(ids))
             answers += sum(trained)
     bins = _best_fit([len(ids) for ids, _ in pieces], length)
     inputs = np.full((len(bins), length), pad, dtype=np.int64)
@@ -152,12 +168,13 @@ def assemble(tokenizer: Any, splits: Sequence[Sequence[Record | Conversation]], 
             raise DataError(f"the {name} split of {source} has {len(split)} records and no target token; "
                             "give more records, or a larger data.held_out")
     train, validation, test = packed
-    sources, plain = "", False
+    sources, plain, begin = "", False, "".join(map(str, beginning_of(tokenizer)))
     if any(isinstance(record, Record) for split in splits for record in split):
-        sources = "".join(map(str, beginning_of(tokenizer)))
+        sources = begin
     if any(isinstance(record, Conversation) for split in splits for record in split):
         from qra_bo.finetune.data.chat_template import ChatTemplate  # see pack
         template = ChatTemplate(tokenizer)
-        sources, plain = sources + template.source(), template.is_plain
+        plain = template.is_plain
+        sources += template.source() + begin * plain
     return DataSplits(train, validation, test, train.take(calibration), texts_sha256(splits, sources), source,
                       plain_template=plain)

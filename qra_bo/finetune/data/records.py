@@ -28,6 +28,11 @@ class Record:
         """Length of the whole text."""
         return len(self.prompt) + len(self.target)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the target has no text."""
+        return not self.target.strip()
+
 
 AnyRecord = TypeVar("AnyRecord", bound=Record | Conversation)
 

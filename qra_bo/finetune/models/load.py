@@ -236,8 +236,9 @@ def fp32_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tens
                attention_mask: torch.Tensor | None, **kwargs: Any) -> tuple[torch.Tensor, None]:
     """SDPA on ``b x heads x length x head_dim`` tensors, computed in fp32, returned in the input's type.
 
-    The bf16 backward of PyTorch's CPU kernel takes about twice as long as the fp32 one. A model that was moved to a GPU
-    computes in its own type there: the kernel is that of the device it was loaded on.
+    The bf16 backward of PyTorch's CPU kernel takes about twice as long as the fp32 one. fp16 is treated alike, so that
+    predictions of memory hold for both types. A model that was moved to a GPU computes in its own type there: the
+    kernel is that of the device it was loaded on.
     """
     dtype = query.dtype
     wide = dtype if query.device.type == "cuda" else torch.float32
@@ -270,7 +271,7 @@ def use_fast_attention(model: Any, device: torch.device, dtype: torch.dtype) -> 
     """
     name, kernel = "sdpa", None
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    if device.type == "cpu" and dtype == torch.bfloat16:
+    if device.type == "cpu" and dtype.itemsize == 2:
         name, kernel = "sdpa_fp32_on_cpu", fp32_attention
     elif not takes_groups(dtype.itemsize, device.type, capability):
         name, kernel = "sdpa_ungrouped", ungrouped_attention

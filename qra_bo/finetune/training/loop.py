@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from qra_bo.finetune.training.learning_rate import RATE_RULES, RateRule
-from qra_bo.finetune.training.loss import hidden_states, plain_head, token_losses
+from qra_bo.finetune.training.loss import hidden_states, logits_of, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 
 Blocks = npt.NDArray[np.int64]
@@ -156,16 +156,12 @@ def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings
 
 def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int,
                    positions: torch.Tensor | None) -> list[float]:
-    if not plain_head(model):
-        return [float(token_losses(model, ids[i:i + 1], goal[i:i + 1], chunk,
-                                   None if positions is None else positions[i:i + 1])[0]) for i in range(len(ids))]
     hidden = hidden_states(model, ids, positions)[:, :-1]
-    head = model.get_output_embeddings()
     out = []
     for i in range(len(ids)):
         targets, total = goal[i, 1:], 0.0
         for start in range(0, len(targets), chunk):
-            logits = head(hidden[i, start:start + chunk]).float()
+            logits = logits_of(model, hidden[i, start:start + chunk]).float()
             part = torch.nn.functional.cross_entropy(logits, targets[start:start + chunk], reduction="sum",
                                                      ignore_index=-100)
             total += float(part)

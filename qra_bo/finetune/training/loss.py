@@ -20,22 +20,31 @@ class ChunkedHeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int) -> Tensor:
-        """``hidden`` is ``n x d``, ``head`` maps ``d`` to ``v``, ``targets`` are ``n`` (-100: no loss)."""
+    def forward(ctx: Any, hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int, factor: float = 1.0,
+                cap: float = 0.0) -> Tensor:
+        """``hidden`` is ``n x d``, ``head`` maps ``d`` to ``v``, ``targets`` are ``n`` (-100: no loss); ``factor`` and
+        ``cap``: see ``scale_and_cap``."""
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.zeros_like(hidden) if hidden.requires_grad else None
         for start in range(0, len(hidden), chunk):
             part, goal = hidden[start:start + chunk], targets[start:start + chunk]
-            logits = head(part)
+            logits = scaled(head(part), factor, cap)
             log_p = torch.log_softmax(logits.float(), dim=-1)
+            shift = logits[:, :1].float() - log_p[:, :1] if cap else None  # what log_softmax took away
             del logits
             valid = goal != -100
             picked = goal.clamp(min=0).unsqueeze(1)
             total += -(log_p.gather(1, picked).squeeze(1) * valid).sum()
             if gradient is not None:
+                slope = None if shift is None else (log_p + shift).div_(cap).square_().neg_().add_(1.0)
                 p = log_p.exp_()
                 p.scatter_add_(1, picked, torch.full_like(picked, -1.0, dtype=p.dtype))
                 p *= valid.unsqueeze(1)
+                if slope is not None:
+                    p *= slope
+                    del slope
+                if factor != 1.0:
+                    p *= factor
                 gradient[start:start + chunk] = input_gradient(head, p)
                 del p
             del log_p  # freed before the next chunk's logits are made
@@ -43,10 +52,10 @@ class ChunkedHeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        scaled = None if gradient is None else gradient * grad_outputs[0].to(gradient.dtype)
-        return scaled, None, None, None
+        passed = None if gradient is None else gradient * grad_outputs[0].to(gradient.dtype)
+        return passed, None, None, None, None, None
 
 
 def input_gradient(head: Any, gradient: Tensor) -> Tensor:
@@ -56,24 +65,26 @@ def input_gradient(head: Any, gradient: Tensor) -> Tensor:
     return product
 
 
-def plain_head(model: Any) -> bool:
-    """Whether logits are ``head(hidden)``, without a soft cap or a scale."""
+def scale_and_cap(model: Any) -> tuple[float, float]:
+    """Return the factor by which a base multiplies the logits of its head, and their soft cap after that; 0 for none.
+    """
     config = model.config.get_text_config()
-    return not any(getattr(config, name, None) for name in
-                   ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"))
+    scale, multiplier, divisor, cap = (getattr(config, name, None) or 0.0 for name in (
+        "logit_scale", "lm_head_multiplier", "logits_scaling", "final_logit_softcapping"))
+    return (scale or 1.0) * (multiplier or 1.0) / (divisor or 1.0), cap
+
+
+def scaled(logits: Tensor, factor: float, cap: float) -> Tensor:
+    """Multiply and cap ``logits`` as ``scale_and_cap`` says, in place."""
+    if factor != 1.0:
+        logits.mul_(factor)
+    return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """Return logits, ``n x vocabulary``, of final hidden states, ``n x d``, with the base's own scale and soft cap."""
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    logits: Tensor = head(hidden)
-    for name in ("logit_scale", "lm_head_multiplier"):
-        if getattr(config, name, None):
-            logits = logits * getattr(config, name)
-    if getattr(config, "logits_scaling", None):
-        logits = logits / config.logits_scaling
-    cap = getattr(config, "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
+    """Return logits, ``n x vocabulary``, of final hidden states, ``n x d``, with the base's own scale and soft cap; no
+    gradient may be asked for."""
+    return scaled(model.get_output_embeddings()(hidden), *scale_and_cap(model))
 
 
 def check_isolation(model: Any, length: int) -> None:
@@ -127,14 +138,10 @@ def token_losses(model: Any, input_ids: Tensor, labels: Tensor, chunk: int,
     """
     targets = labels[:, 1:].reshape(-1)
     count = int((targets != -100).sum())
-    if plain_head(model):
-        hidden = hidden_states(model, input_ids, positions)[:, :-1].reshape(targets.numel(), -1)
-        head = model.get_output_embeddings()
-        total: Tensor = ChunkedHeadLoss.apply(hidden, head, targets, chunk)  # type: ignore[no-untyped-call]
-        return total, count
-    logits = model(input_ids=input_ids, use_cache=False, **isolating(model, positions)).logits[:, :-1].float()
-    return torch.nn.functional.cross_entropy(logits.reshape(targets.numel(), -1), targets, reduction="sum",
-                                             ignore_index=-100), count
+    hidden = hidden_states(model, input_ids, positions)[:, :-1].reshape(targets.numel(), -1)
+    total: Tensor = ChunkedHeadLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, model.get_output_embeddings(), targets, chunk, *scale_and_cap(model))
+    return total, count
 
 
 @dataclass(frozen=True, slots=True)
