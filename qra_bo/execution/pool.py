@@ -157,8 +157,7 @@ class WorkerHandle(ABC):
         progress(what, done, total)
 
     def _check_overdue(self) -> None:
-        if self.state is WorkerState.WORKING and self._allowed is not None \
-                and self._spent >= self._allowed:
+        if self.state is WorkerState.WORKING and self._allowed is not None and self._spent >= self._allowed:
             raise self._hung(f"it took more than {self._allowed:.3g} s, far longer than such trials before it, and "
                              "counts as hung")
 
@@ -220,6 +219,12 @@ class PoolExecutor(Executor, Generic[Handle]):
             if self._running:
                 self._listen(progress)
         return self._done.popleft()
+
+    def abandon(self) -> None:
+        working, self._running = tuple(self._running), {}
+        self._waiting.clear()
+        self._done.clear()
+        _end(working, self._patience)
 
     def close(self) -> None:
         """End the workers: those at work keep their trials on disk first; one that takes too long is killed."""
