@@ -73,11 +73,7 @@ class TrialRunner:
             spent = self.study.search_cost.tokens
             self._take_in(event)
             if event["event"] == "trial" and self.study.trials[-1].stage not in ENGINE_STAGES:
-                workers = event.get("workers", 1)
-                if type(workers) is not int or workers < 1:
-                    raise JournalError(f"a trial in the journal {journal.path} was made by {workers!r} workers; it was "
-                                       "not written by this program")
-                self.replay.append((self.study.trials[-1], workers, self.study.planned_cost - spent))
+                self.replay.append((self.study.trials[-1], self.study.workers, self.study.planned_cost - spent))
         self._searched = session_seconds(filter(_of_search, journal.content.events))
 
     def begin(self) -> None:
