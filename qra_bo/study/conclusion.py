@@ -239,7 +239,8 @@ def fine_tune(run: TrialRunner, allocation: Allocation, folder: Path) -> dict[st
     validation loss, the test loss with its standard error (nats), and a text before and after, if there is one."""
     final = run.executor.call("finalise", {
         "allocation": allocation.to_json(), "options": run.config.final.model_dump(),
-        "train_seed": run.setting.train_seed, "lr_scale": run.study.lr_scale, "out": str(folder),
+        "train_seed": run.setting.train_seed, "lr_scale": run.study.lr_scale,
+        "out": str(folder.absolute()),  # a worker of a cluster has another working directory
         "model_cfg": run.config.model}, run.progress)
     return {**{key: final[key] for key in ("steps", "planned_steps", "kept_step", "curve", "loss", "loss_se")},
             "sample": final.get("sample")}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +430,21 @@ def test_the_next_best_is_delivered_with_status_3(tmp_path: Path) -> None:
     assert outcome.winner == outcome.study.ranked[1].allocation
     assert outcome.best["ranks"] == list(outcome.winner.ranks)
     assert run(tmp_path, InProcessExecutor(Measured())).exit_status == 3
+
+
+def test_a_worker_elsewhere_saves_into_the_folder_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(PlantedOracle):
+        """Has another working directory than the run, as a worker of a cluster has."""
+
+        def finalise(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            (tmp_path / "elsewhere" / "run").mkdir(parents=True)
+            with chdir(tmp_path / "elsewhere"):
+                return super().finalise(*args, **kwargs)
+
+    monkeypatch.chdir(tmp_path)
+    run(Path("run"), InProcessExecutor(Elsewhere()))
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not list((tmp_path / "elsewhere" / "run").iterdir())
 
 
 def test_the_final_fine_tune_is_done_again_where_its_files_are_gone(tmp_path: Path) -> None:
