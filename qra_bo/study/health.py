@@ -126,7 +126,9 @@ def _beats_uniform(study: Study) -> Part:
         return WARN, f"{found}: the interval includes 0.", \
             "Take the uniform allocation, which is simpler, or compare on more seeds (confirm.seeds)."
     if n < LEAST_SEEDS:
+        most = study.header["config"].get("confirm", {}).get("seeds", LEAST_SEEDS)
         return WARN, f"{found}: ahead, on fewer than {LEAST_SEEDS} seeds.", \
+            f"Search again with confirm.seeds={LEAST_SEEDS} and another out=." if most < LEAST_SEEDS else \
             f"Run the same command with effort=normal and the same out=, which compares on {LEAST_SEEDS} seeds or more."
     if turned or failed_at:
         what = "not ahead" if turned else "it failed on a seed, where the uniform baseline did not,"
