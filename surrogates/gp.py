@@ -141,8 +141,8 @@ def gp_predict(model: SingleTaskGP, X: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def condition_on_pending(model: SingleTaskGP, X: Tensor) -> SingleTaskGP:
-    """Return the model with ``m x d`` pending inputs at their predicted values (kriging believer): their variance
-    vanishes, hyperparameters stay."""
+    """Return the model with ``m x d`` pending inputs as if each had been observed once at its predicted mean (kriging
+    believer): variances fall as one more value with the model's noise lowers them; means and hyperparameters stay."""
     mean, _ = gp_predict(model, X)
     with torch.no_grad():
         conditioned: SingleTaskGP = model.condition_on_observations(X, mean[:, None])

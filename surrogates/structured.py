@@ -242,8 +242,8 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         return self.warp.moments(*self.latent(rows))
 
     def condition_on_pending(self, rows: Tensor) -> "StructuredModel":
-        """Return the model with ``m x 2 L`` pending rows at their predicted values (kriging believer); scales and warp
-        stay."""
+        """Return the model with ``m x 2 L`` pending rows as if each had been observed once at its latent mean (kriging
+        believer): deviations fall as one more value with the fitted noise lowers them; means, scales and warp stay."""
         predicted = self.warp.inverse(self.latent(rows)[0])
         counts = torch.cat([self._counts, torch.ones(len(rows), dtype=torch.float64)])
         return StructuredModel(self.design, torch.cat([self.rows, rows]), torch.cat([self.y, predicted]), counts,

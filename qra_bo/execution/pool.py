@@ -157,8 +157,7 @@ class WorkerHandle(ABC):
         progress(what, done, total)
 
     def _check_overdue(self) -> None:
-        if self.state is WorkerState.WORKING and self._allowed is not None \
-                and self._spent >= self._allowed:
+        if self.state is WorkerState.WORKING and self._allowed is not None and self._spent >= self._allowed:
             raise self._hung(f"it took more than {self._allowed:.3g} s, far longer than such trials before it, and "
                              "counts as hung")
 
@@ -171,11 +170,11 @@ class WorkerHandle(ABC):
 
 @dataclass(slots=True)
 class Job:
-    """One trial: when it was submitted (monotonic seconds), how often it was begun again, and how many processes the
+    """One trial: when it was first begun (monotonic seconds), how often it was begun again, and how many processes the
     kernel had killed for want of memory when it was begun."""
 
     spec: TrialSpec
-    submitted: float
+    begun: float = 0.0
     tries: int = 0
     kills: int = 0
 
@@ -212,7 +211,7 @@ class PoolExecutor(Executor, Generic[Handle]):
         return self._ask({"op": "call", "method": method, "kwargs": dict(kwargs)}, progress)
 
     def submit(self, spec: TrialSpec) -> None:
-        self._waiting.append(Job(spec, time.monotonic()))
+        self._waiting.append(Job(spec))
 
     def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         while not self._done:
@@ -220,6 +219,12 @@ class PoolExecutor(Executor, Generic[Handle]):
             if self._running:
                 self._listen(progress)
         return self._done.popleft()
+
+    def abandon(self) -> None:
+        working, self._running = tuple(self._running), {}
+        self._waiting.clear()
+        self._done.clear()
+        _end(working, self._patience)
 
     def close(self) -> None:
         """End the workers: those at work keep their trials on disk first; one that takes too long is killed."""
@@ -253,7 +258,7 @@ class PoolExecutor(Executor, Generic[Handle]):
         free = sorted((w for w in self._workers if w not in self._running), key=lambda w: w.state is WorkerState.ABSENT)
         for worker in free[: len(self._waiting)]:
             job = self._waiting.popleft()
-            job.kills = self._memory_kills()
+            job.begun, job.kills = job.begun or time.monotonic(), self._memory_kills()
             self._running[worker] = job
             try:
                 worker.begin({"op": "evaluate", "spec": job.spec.to_json()}, self._allowed(job.spec))
@@ -307,7 +312,7 @@ class PoolExecutor(Executor, Generic[Handle]):
         why = f"{lost}: the machine ran out of memory" if starved else str(lost)
         log.warning("a trial was lost: %s; another worker is started for the next one", why)
         state = TrialState.OOM if starved else TrialState.FAILED
-        self._done.append((job.spec, failure(state, why, worker.done, time.monotonic() - job.submitted)))
+        self._done.append((job.spec, failure(state, why, worker.done, time.monotonic() - job.begun)))
 
     def _ask(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Return an answer of the first worker, which has nothing else to do; a lost one is asked again."""

@@ -20,7 +20,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.text import duration, rough, size
 from qra_bo.space import average_bits
-from qra_bo.study.state import Study, cost_of, loss_of
+from qra_bo.study.state import Study, loss_of
 from qra_bo.trials import Fidelity, Trial
 from qra_bo.utils.numbers import signed
 from qra_bo.utils.process import tolerant
@@ -43,7 +43,6 @@ class RunState:
         self.stage = "start"
         self.title = ""
         self._seconds: dict[Fidelity, deque[float]] = {f: deque(maxlen=25) for f in Fidelity}
-        self._pace = (0.0, 0.0)
 
     def feed(self, event: Event) -> str | None:
         """Take one journal event; returns the line that describes it, or ``None`` if it needs none."""
@@ -76,10 +75,8 @@ class RunState:
 
     def eta_seconds(self) -> float | None:
         """Time for the rest of the planned cost at the measured seconds a training token, or ``None``."""
-        seconds, tokens = self._pace
-        if not self.planned or tokens == 0:
-            return None
-        return max(0.0, self.planned - self.study.cost.tokens) * seconds / tokens
+        pace = self.study.pace
+        return max(0.0, self.planned - self.study.cost.tokens) * pace if self.planned and pace is not None else None
 
     def pace(self) -> str:
         """Median seconds of a trial by fidelity, e.g. ``20.3 s at high, 5.1 s at low fidelity``."""
@@ -94,7 +91,6 @@ class RunState:
 
     def _trial(self, before: Trial | None) -> str:
         e, m, best = self.study.trials[-1], self.study.trials[-1].result, self.study.incumbent
-        self._pace = (self._pace[0] + m.seconds, self._pace[1] + cost_of(e).tokens)
         if not e.ok or e.loss is None:
             return f"{e.stage}: {_name(e, self.study)} {m.state.value} ({m.message or 'no loss'})"
         self._seconds[e.fidelity].append(m.seconds)

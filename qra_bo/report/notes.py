@@ -104,11 +104,15 @@ def _comparison(d: ReportData) -> str:
 
 
 def _rates(d: ReportData) -> str:
-    rates = (d.last("rate_check") or {}).get("rates", [])
+    check = d.last("rate_check") or {}
     found = "; ".join(f"{number(float(r['factor']), 2)} times the rate {signed(float(r['mean']))} "
                       f"({signed(float(r['low']))} to {signed(float(r['high']))}, {len(r['train_seeds'])} seeds)"
-                      for r in rates)
-    return found and f"The same comparison at {found}."
+                      for r in check.get("rates", []))
+    failed = ", ".join(number(float(factor), 2) for factor in check.get("failed_at", []))
+    return " ".join(text for text in (
+        found and f"The same comparison at {found}.",
+        failed and f"At {failed} times the rate the mixed allocation failed on a seed where the uniform one did not.")
+        if text)
 
 
 def _failures(d: ReportData) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from qra_bo.space import Allocation
 from qra_bo.study.setting import training_seeds
 from qra_bo.study.state import Study, loss_of
@@ -18,9 +20,10 @@ def choose(run: TrialRunner, recommended: Sequence[Allocation]) -> Trial | None:
 
     The first mixed allocation that the method recommends is taken where its surrogate passes its own leave-one-out
     check, or has none. Else measured losses decide: where the recommended one and the one of least loss differ, both
-    are trained again on one more training seed, and the lower mean of both seeds wins. The event ``choice`` holds
-    ``by`` (``"surrogate"``, ``"loss"`` or ``"agreement"``), ``candidate``, ``other`` (the one that was not taken, if
-    any), ``spearman_good`` and ``losses`` (of candidate and other, by training seed, where a repeat decided).
+    are trained again on one more training seed, and the lower mean of both seeds wins; one that fails there alone
+    loses. The event ``choice`` holds ``by`` (``"surrogate"``, ``"loss"`` or ``"agreement"``), ``candidate``, ``other``
+    (the one that was not taken, if any), ``spearman_good`` and ``losses`` (of candidate and other, by training seed,
+    where repeats of both gave one).
     """
     study = run.study
     points = (study.point(a) for a in recommended)
@@ -36,10 +39,9 @@ def choose(run: TrialRunner, recommended: Sequence[Allocation]) -> Trial | None:
         return _recorded(run, "surrogate", ours, least, agreement)
     losses = _repeated(run, least, ours)
     longer = 2 * (study.carried(ours.allocation) - study.carried(least.allocation))
-    better = bool(losses) and sum(losses["ours"]) + longer < sum(losses["least"])
-    first, other = (ours, least) if better else (least, ours)
-    both = [losses["ours"], losses["least"]] if losses else []
-    return _recorded(run, "loss", first, other, agreement, both if first is ours else both[::-1])
+    first, other = (ours, least) if sum(losses[ours]) + longer < sum(losses[least]) else (least, ours)
+    both = [losses[first], losses[other]]
+    return _recorded(run, "loss", first, other, agreement, both if np.isfinite(both).all() else ())
 
 
 def fails(check: Mapping[str, Any] | None) -> bool:
@@ -50,15 +52,12 @@ def fails(check: Mapping[str, Any] | None) -> bool:
     return agreement is None or float(agreement) <= LEAST_AGREEMENT
 
 
-def _repeated(run: TrialRunner, least: Trial, ours: Trial) -> dict[str, list[float]]:
-    """Return both allocations' losses on the search's training seed and one more; empty where one of them failed."""
+def _repeated(run: TrialRunner, *points: Trial) -> dict[Trial, list[float]]:
+    """Return the points' losses on the search's training seed and on one more, infinite where that failed."""
     config = run.config
     seed = training_seeds(config.seed, config.confirm.seeds + 1)[1][-1]  # none of the confirmation's
-    found = run.evaluate_all([run.plan(e.allocation, "repeat", train_seed=seed) for e in (least, ours)])
-    if not all(e.ok for e in found):
-        return {}
-    return {name: [loss_of(e), loss_of(again)] for name, e, again in zip(("least", "ours"), (least, ours), found,
-                                                                         strict=True)}
+    found = run.evaluate_all([run.plan(e.allocation, "repeat", train_seed=seed) for e in points])
+    return {e: [loss_of(e), loss_of(again)] for e, again in zip(points, found, strict=True)}
 
 
 def _recorded(run: TrialRunner, by: str, candidate: Trial, other: Trial | None, agreement: float | None,

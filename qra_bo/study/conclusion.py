@@ -132,23 +132,26 @@ def check_rates(run: TrialRunner) -> None:
     """Record whether the confirmation's difference holds at other learning rates than the calibrated one.
 
     Both allocations are trained again at every factor of ``effort.rate_factors``, on the confirmation's seeds and
-    split. Nothing is recorded without a confirmation, or where its two sides are one allocation.
+    split. ``failed_at`` of the event holds the factors at which the candidate failed on a seed where the reference did
+    not. Nothing is recorded without a confirmation, or where its two sides are one allocation.
     """
     last, calibrated = run.study.last.get("confirmation"), run.study.lr_scale
     if last is None or calibrated is None or last["candidate"] == last["reference"]:
         return
     candidate, reference = (Allocation.from_json(last[side]) for side in ("candidate", "reference"))
-    rates = []
+    rates, failed_at = [], []
     for factor in run.config.effort.rate_factors:
-        pairs, _ = _pairs(run, candidate, reference, "rate_check", run.setting.confirm_seeds, last["steps"],
-                          factor * calibrated)
+        pairs, failed = _pairs(run, candidate, reference, "rate_check", run.setting.confirm_seeds, last["steps"],
+                               factor * calibrated)
+        if failed:
+            failed_at.append(factor)
         if len(pairs) < 2:
             run.warn(f"fewer than two training seeds gave a loss for both allocations at {factor:g} times the "
                      "calibrated learning rate")
             continue
         rates.append({"factor": factor, **_compared(pairs)})
     run.record_conclusion("rate_check", {"candidate": last["candidate"], "reference": last["reference"],
-                                         "rates": rates})
+                                         "rates": rates, "failed_at": failed_at})
 
 
 def check_ranking(run: TrialRunner) -> None:
@@ -236,7 +239,8 @@ def fine_tune(run: TrialRunner, allocation: Allocation, folder: Path) -> dict[st
     validation loss, the test loss with its standard error (nats), and a text before and after, if there is one."""
     final = run.executor.call("finalise", {
         "allocation": allocation.to_json(), "options": run.config.final.model_dump(),
-        "train_seed": run.setting.train_seed, "lr_scale": run.study.lr_scale, "out": str(folder),
+        "train_seed": run.setting.train_seed, "lr_scale": run.study.lr_scale,
+        "out": str(folder.absolute()),  # a worker of a cluster has another working directory
         "model_cfg": run.config.model}, run.progress)
     return {**{key: final[key] for key in ("steps", "planned_steps", "kept_step", "curve", "loss", "loss_se")},
             "sample": final.get("sample")}

@@ -1,7 +1,7 @@
 """Health cards of a run: six questions about its result, each with a status, one sentence and what to do."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -119,26 +119,26 @@ def _beats_uniform(study: Study) -> Part:
     if not mixed:
         why = ", where it failed on a seed" if c["candidate_failed"] else ""
         return FAIL, f"The best mixed allocation found has {found}{why}: the uniform one was delivered.", smaller
-    turned = [r for r in _rates(study) if r["mean"] * c["mean"] <= 0]
+    check = study.last.get("rate_check", {})
+    turned = [r["factor"] for r in check.get("rates", ()) if r["mean"] * c["mean"] <= 0]
+    failed_at = check.get("failed_at", ())
     if c["high"] >= 0:
         return WARN, f"{found}: the interval includes 0.", \
             "Take the uniform allocation, which is simpler, or compare on more seeds (confirm.seeds)."
     if n < LEAST_SEEDS:
+        most = study.header["config"].get("confirm", {}).get("seeds", LEAST_SEEDS)
         return WARN, f"{found}: ahead, on fewer than {LEAST_SEEDS} seeds.", \
+            f"Search again with confirm.seeds={LEAST_SEEDS} and another out=." if most < LEAST_SEEDS else \
             f"Run the same command with effort=normal and the same out=, which compares on {LEAST_SEEDS} seeds or more."
-    if turned:
-        return WARN, f"{found}, and not ahead at {number(turned[0]['factor'], 1)} times the learning rate.", \
+    if turned or failed_at:
+        what = "not ahead" if turned else "it failed on a seed, where the uniform baseline did not,"
+        return WARN, f"{found}, and {what} at {number((*turned, *failed_at)[0], 1)} times the learning rate.", \
             "Widen calibrate.lr_scales and search again, or take the uniform allocation."
     return PASS, f"{found}.", ""
 
 
 def _interval(found: Mapping[str, Any]) -> str:
     return f"{signed(found['mean'])} nats ({signed(found['low'])} to {signed(found['high'])})"
-
-
-def _rates(study: Study) -> Sequence[Mapping[str, Any]]:
-    rates: Sequence[Mapping[str, Any]] = study.last.get("rate_check", {}).get("rates", ())
-    return rates
 
 
 def _surrogate(study: Study) -> Part:

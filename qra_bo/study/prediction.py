@@ -26,6 +26,7 @@ REL_GAP = 1e-4
 def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, baselines: Sequence[Allocation]) -> None:
     """Record the allocation that the learned rates call best, and what they predict of it; no trial is run.
 
+    A prediction in the journal stays: another machine or solver may find another optimum within ``REL_GAP``.
     The event ``prediction`` holds ``allocations`` (the one to deliver, then those to take in turn where it measures
     over the budget), ``reference`` (the best of ``baselines`` as predicted; ``None`` where no rank of theirs is on the
     ladders), predicted difference to it with a 95 % interval (``mean``, ``low``, ``high``, nats), the ``steps`` of the
@@ -35,6 +36,8 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
     Raises:
         ConfigError: If the file of ``surrogate.rates`` can't be read or holds no prior.
     """
+    if "prediction" in run.study.last and run.study.lr_scale is not None:
+        return
     config = run.config
     prior = load_prior(config.surrogate.rates)
     rates = at_length(prior.rates, run.study.objective_steps)

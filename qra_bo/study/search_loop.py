@@ -233,7 +233,7 @@ class SearchLoop:
             return held[0]
         waiting = [p for key, p in pending.items() if key not in self._submitted]
         hours = run.config.max_hours
-        if hours is None or run.wall_seconds < 3600 * hours:
+        if hours is None or run.search_seconds < 3600 * hours:
             self._again += len(waiting) if run.replay else 0
             for planned in waiting:
                 self._submitted.add(planned.spec.key)

@@ -129,8 +129,14 @@ class SharedExecutor(Executor):
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
         return self._inner.call(method, kwargs, progress)
 
+    def abandon(self) -> None:
+        self._waiting.clear()
+        self._inner.abandon()
+        self._under_way = 0
+
     def close(self) -> None:
-        """Nothing: the next run needs the oracle."""
+        """Give up this run's trials, which an error may have left under way; the next run needs the oracle."""
+        self.abandon()
 
     @staticmethod
     def _charged(spec: TrialSpec, m: TrialResult, own: Ledger, others: Sequence[Ledger]) -> TrialResult:

@@ -66,6 +66,13 @@ def as_observation(e: Trial) -> Trial:
     return replace(e, spec=replace(e.spec, lr_scale=1.0))
 
 
+def _workers(event: Mapping[str, Any]) -> int:
+    workers = event.get("workers", 1)
+    if type(workers) is not int or workers < 1:
+        raise ValueError(f"it was made by {workers!r} workers")
+    return int(workers)
+
+
 def is_uniform(allocation: Allocation) -> bool:
     """Whether every unit has the same format and rank."""
     return len(set(allocation.formats)) == 1 and len(set(allocation.ranks)) == 1
@@ -91,6 +98,7 @@ class Study:
         lr_scale: The calibrated factor on the base learning rate; ``None`` before the calibration has ended.
         cost: All of it: profile, calibration, uniform baselines, search, failures, references, confirmation and checks.
         search_cost: The part that the effort limits: up to the end of the search, less the references.
+        workers: Trials that were kept under way when the last one ended.
     """
 
     def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -100,7 +108,8 @@ class Study:
         self.trials: list[Trial] = []
         self.last: dict[str, Mapping[str, Any]] = {}
         self.measured: list[Mapping[str, Any]] = []
-        self.overhead_seconds = self.evaluation_seconds = 0.0
+        self.overhead_seconds = self.evaluation_seconds = self._trial_tokens = 0.0
+        self.workers = 1
         self.points: list[Trial] = []
         self.incumbent: Trial | None = None
         self.change: Change | None = None
@@ -126,6 +135,7 @@ class Study:
                 self._begin(event)
             elif kind == "trial":
                 self._add_trial(Trial.from_json(event))
+                self.workers = _workers(event)
                 self.overhead_seconds += float(event.get("overhead_seconds", 0.0))
             elif kind == "profile":
                 self._spend(Cost(int(event["training_tokens"]), int(event["forward_tokens"])), True)
@@ -156,6 +166,11 @@ class Study:
     def final_steps(self) -> int:
         """Optimiser steps that the final fine-tune planned; those of a trial where there was none."""
         return int(self.last.get("final", {}).get("planned_steps", self.header["high_steps"]))
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds of a training token in the trials so far, ``workers`` of them at once; ``None`` before the first."""
+        return self.evaluation_seconds / (self._trial_tokens * self.workers) if self._trial_tokens else None
 
     @property
     def planned_cost(self) -> float:
@@ -211,6 +226,7 @@ class Study:
         for outdated in CONCLUSIONS if for_search else ():
             self.last.pop(outdated, None)
         self.evaluation_seconds += trial.result.seconds
+        self._trial_tokens += cost_of(trial).tokens
         self._add_point(trial)
 
     def _add_point(self, trial: Trial) -> None:

@@ -57,14 +57,12 @@ class StatusFile:
 
     def write(self, study: Study, state: str, message: str = "") -> None:
         """Write ``state``, one of ``STATES``, now; ``message`` is the reason of an end before the end."""
-        best, eta = study.incumbent, None
-        if study.evaluation_seconds and study.cost.tokens:  # the rest of the planned search, at the pace so far
-            rest = max(0.0, study.planned_cost - study.search_cost.tokens)
-            eta = rest * study.evaluation_seconds / study.cost.tokens
+        best, pace, rest = study.incumbent, study.pace, max(0.0, study.planned_cost - study.search_cost.tokens)
         data = {"schema_version": 1, "state": state, "stage": self.stage, "progress": self._activity,
                 "message": redact(message), "trials": study.states, "cost": study.cost.tokens,
                 "search_cost": study.search_cost.tokens, "planned_cost": study.planned_cost,
-                "eta_seconds": eta, "best_loss": None if best is None else best.loss,
+                "eta_seconds": None if pace is None else rest * pace,  # of the search
+                "best_loss": None if best is None else best.loss,
                 "pid": os.getpid(), "host": socket.gethostname(),
                 "updated": datetime.now().astimezone().isoformat(timespec="seconds")}
         self._written = self._clock()

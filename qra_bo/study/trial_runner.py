@@ -73,11 +73,8 @@ class TrialRunner:
             spent = self.study.search_cost.tokens
             self._take_in(event)
             if event["event"] == "trial" and self.study.trials[-1].stage not in ENGINE_STAGES:
-                workers = event.get("workers", 1)
-                if type(workers) is not int or workers < 1:
-                    raise JournalError(f"a trial in the journal {journal.path} was made by {workers!r} workers; it was "
-                                       "not written by this program")
-                self.replay.append((self.study.trials[-1], workers, self.study.planned_cost - spent))
+                self.replay.append((self.study.trials[-1], self.study.workers, self.study.planned_cost - spent))
+        self._searched = session_seconds(filter(_of_search, journal.content.events))
 
     def begin(self) -> None:
         """Write the header of a new run, or check that the journal is of this one and note a changed effort.
@@ -200,6 +197,11 @@ class TrialRunner:
         """Seconds that all sessions have spent on the run."""
         return self._before + self.journal.elapsed
 
+    @property
+    def search_seconds(self) -> float:
+        """Seconds up to the end of the search in all earlier sessions, and all of this one."""
+        return self._searched + self.journal.elapsed
+
     def plan(self, allocation: Allocation, stage: str, fidelity: Fidelity = Fidelity.HIGH, *,
              lr_scale: float | None = None, train_seed: int | None = None, split: str = "validation",
              length: int | None = None, codes: str | None = None) -> PlannedTrial:
@@ -276,6 +278,11 @@ class TrialRunner:
             tokens = round(self.setting.full_trial_tokens * spec.steps / self.config.fidelity.high)
         curve = tuple(p for p in r.curve if math.isfinite(p[1]))
         return replace(r, loss=None, loss_se=None, curve=curve, training_tokens=tokens)
+
+
+def _of_search(event: Event) -> bool:
+    return event["event"] in ("profile", "calibration") or \
+        (event["event"] == "trial" and event["stage"] not in UNSEARCHED_STAGES)
 
 
 def no_loss(what: str, trials: Sequence[Trial]) -> QRABOError:

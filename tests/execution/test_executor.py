@@ -93,6 +93,15 @@ def test_what_is_lost_twice_is_a_failure(faulty: Any) -> None:
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
 
 
+def test_the_seconds_of_a_lost_trial_begin_with_its_turn(faulty: Any) -> None:
+    executor = faulty(pause=1.0, at2="kill")
+    for seed in range(3):
+        executor.submit(replace(REQUEST, train_seed=seed))
+    first, second, lost = (executor.finished(quiet)[1] for _ in range(3))
+    assert lost.state is TrialState.FAILED
+    assert lost.seconds < first.seconds + second.seconds
+
+
 def test_what_ran_out_of_memory_is_not_begun_again(faulty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kills = iter([0, 1])
     monkeypatch.setattr(LocalExecutor, "_memory_kills", lambda self: next(kills))

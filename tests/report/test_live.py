@@ -42,6 +42,10 @@ def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
     tokens = sum(e["training_tokens"] + e["forward_tokens"] / 3 for e in first[1:])
     seconds = sum(e["seconds"] for e in first[1:])
     assert state.eta_seconds() == pytest.approx((state.planned - tokens) * seconds / tokens)
+    several = RunState()
+    for e in first:
+        several.feed({**e, "workers": 4})
+    assert several.eta_seconds() == pytest.approx(state.eta_seconds() / 4)
     assert RunState().eta_seconds() is None
 
 

@@ -1,5 +1,6 @@
 """The mixed allocation that is confirmed: by the surrogate where it passes its check, else by measured losses."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,8 @@ def checked(agreement: float | None) -> type[Contrary]:
 
 
 class Shifted(PlantedOracle):
-    """Adds ``shift`` to the losses of one allocation on training seeds other than the first that it sees."""
+    """Adds ``shift`` to the losses of one allocation on training seeds other than the first that it sees; an infinite
+    one is a divergence."""
 
     shifted, shift = MIXED[0], 0.0
 
@@ -53,13 +55,14 @@ def outcome_of(folder: Path, agreement: float | None, shift: float = 0.0) -> Run
 
 @pytest.mark.parametrize(("agreement", "shift", "by", "takes_least", "repeats"), [
     (GOOD, 0.0, "surrogate", False, 0), (BAD, 0.0, "loss", True, 2), (None, 0.0, "loss", True, 2),
-    (BAD, 50.0, "loss", False, 2)])
+    (BAD, 50.0, "loss", False, 2), (BAD, math.inf, "loss", False, 2)])
 def test_failed_surrogate_leaves_the_choice_to_losses(tmp_path: Path, agreement: float | None, shift: float, by: str,
                                                       takes_least: bool, repeats: int) -> None:
     study = outcome_of(tmp_path, agreement, shift).study
     choice, least = study.last["choice"], study.best_mixed
     assert least is not None
     assert choice["by"] == by
+    assert len(choice["losses"]) == (2 if repeats and shift < math.inf else 0)
     assert (Allocation.from_json(choice["candidate"]) == least.allocation) == takes_least
     assert study.last["confirmation"]["candidate"] == choice["candidate"]
     again = [e for e in study.trials if e.stage == "repeat"]

@@ -9,9 +9,11 @@ import pytest
 
 from qra_bo.execution import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
+from qra_bo.report.data import load_run
+from qra_bo.report.notes import notes
 from qra_bo.space import Allocation, uniform
 from qra_bo.study import RunOutcome
-from qra_bo.study.health import FAIL, card
+from qra_bo.study.health import FAIL, PASS, WARN, card
 from qra_bo.study.journal import read_journal
 from qra_bo.study.results import load_study
 from qra_bo.study.state import Study
@@ -70,6 +72,37 @@ def test_what_diverges_on_unseen_seeds_is_not_delivered(tmp_path: Path, failures
         assert found.status == FAIL
         assert "failed on unseen training seeds" in found.finding
         assert outcome.best["metric"] == "validation_loss"
+
+
+class Sensitive(Favoured):
+    """Mixed formats diverge at twice the calibrated learning rate on the ``diverging`` training seeds."""
+
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
+        if request.lr_scale == 4.0:
+            return super().evaluate(request, progress)
+        seeds, self.diverging = self.diverging, set()
+        try:
+            return super().evaluate(request, progress)
+        finally:
+            self.diverging = seeds
+
+
+@pytest.mark.parametrize(("failures", "status"), [(0, PASS), (2, WARN), (5, WARN)])
+def test_what_diverges_at_another_rate_alone_is_no_clear_winner(tmp_path: Path, failures: int, status: str) -> None:
+    oracle = Sensitive(diverging=SEEDS[:failures])
+    outcome = run(tmp_path, InProcessExecutor(oracle), Contrary, confirm__seeds=5, effort__rate_factors=[2.0])
+    assert outcome.best["winner_kind"] == "mixed"
+    compared = [len(rate["train_seeds"]) for rate in outcome.study.last["rate_check"]["rates"]]
+    assert compared == [5 - failures] * (failures < 5)
+    found = card(outcome.study, "beats_uniform")
+    assert found.status == status
+    assert ("it failed on a seed" in found.finding and "at 2.0 times the learning rate" in found.finding) == \
+        (failures > 0)
+    note = dict(notes(load_run(tmp_path)))["Other learning rates"]
+    assert ("At 2.00 times the rate the mixed allocation failed" in note) == (failures > 0)
+    raw = (tmp_path / "trials.jsonl").read_bytes()
+    run(tmp_path, InProcessExecutor(oracle), Contrary, confirm__seeds=5, effort__rate_factors=[2.0])
+    assert (tmp_path / "trials.jsonl").read_bytes() == raw
 
 
 def test_an_extension_checks_the_surrogate_of_all_its_baselines(tmp_path: Path) -> None:

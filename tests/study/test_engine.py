@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.intervals import paired_interval
-from qra_bo.study.journal import checksum, read_journal
+from qra_bo.study.journal import Journal, checksum, read_journal
 from qra_bo.study.results import load_study, write_best
 from qra_bo.study.search_loop import SearcherError
-from qra_bo.trials import Fidelity, Proposal, TrialState
+from qra_bo.study.state import UNSEARCHED_STAGES
+from qra_bo.trials import Fidelity, Proposal, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, JournalError, QRABOError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import BUDGET, EQUIVALENT, HIGH, Walk, comparable, make_setting, predict_bytes, run
@@ -389,6 +391,26 @@ def test_max_hours_ends_the_search_and_says_so_and_more_goes_on(whole: tuple[Pat
     assert set(keys(tmp_path)) >= set(keys(whole[0]))
 
 
+def test_more_hours_go_on_however_long_confirmation_and_final_took(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Slow(PlantedOracle):
+        """A trial takes six minutes, one of the confirmation ten hours."""
+
+        def evaluate(self, request: TrialSpec, progress: Any) -> TrialResult:
+            now[0] += 36_000 if request.split == "test" else 360
+            return super().evaluate(request, progress)
+
+    monkeypatch.setattr(Journal, "elapsed", property(lambda self: now[0]))
+    counts = []
+    for hours in (2.0, 2.5, 2.5, 2.6):
+        now[0] = 0.0
+        study = run(tmp_path, InProcessExecutor(Slow()), max_hours=hours).study
+        counts.append(sum(e.stage not in UNSEARCHED_STAGES for e in study.trials))
+    assert counts == [18, 23, 23, 24]  # of the first 20 trials two are references
+
+
 class Measured(PlantedOracle):
     """Measures the first allocation over any budget."""
 
@@ -408,6 +430,21 @@ def test_the_next_best_is_delivered_with_status_3(tmp_path: Path) -> None:
     assert outcome.winner == outcome.study.ranked[1].allocation
     assert outcome.best["ranks"] == list(outcome.winner.ranks)
     assert run(tmp_path, InProcessExecutor(Measured())).exit_status == 3
+
+
+def test_a_worker_elsewhere_saves_into_the_folder_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(PlantedOracle):
+        """Has another working directory than the run, as a worker of a cluster has."""
+
+        def finalise(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            (tmp_path / "elsewhere" / "run").mkdir(parents=True)
+            with chdir(tmp_path / "elsewhere"):
+                return super().finalise(*args, **kwargs)
+
+    monkeypatch.chdir(tmp_path)
+    run(Path("run"), InProcessExecutor(Elsewhere()))
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not list((tmp_path / "elsewhere" / "run").iterdir())
 
 
 def test_the_final_fine_tune_is_done_again_where_its_files_are_gone(tmp_path: Path) -> None:

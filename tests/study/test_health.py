@@ -55,6 +55,13 @@ def test_better_takes_five_seeds_and_an_interval_below_0(fields: dict[str, Any],
     assert only("beats_uniform", changed("confirmation", **fields)).status == status
 
 
+@pytest.mark.parametrize(("seeds", "action"), [(3, "Search again with confirm.seeds=5 and another out=."),
+                                               (5, "Run the same command with effort=normal and the same out=")])
+def test_more_seeds_than_the_configuration_has_take_another_run(seeds: int, action: str) -> None:
+    events = changed("header", changed("confirmation", train_seeds=[1, 2, 3]), config={"confirm": {"seeds": seeds}})
+    assert only("beats_uniform", events).action.startswith(action)
+
+
 def test_a_uniform_winner_fails_and_is_no_unknown() -> None:
     assert only("beats_uniform", make_events(wins=False)).status == FAIL
 

@@ -170,7 +170,8 @@ def test_a_straggler_holds_nobody(tmp_path: Path) -> None:
 
 def test_time_that_is_up_lets_what_is_under_way_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(TrialRunner, "wall_seconds", property(lambda self: 3600.0 * (len(self.study.trials) >= 20)))
+    monkeypatch.setattr(TrialRunner, "search_seconds",
+                        property(lambda self: 3600.0 * (len(self.study.trials) >= 20)))
     run(tmp_path, ShuffledExecutor(4, 1), max_hours=.5)
     ended.append(len(searched(tmp_path)))
     warned = [e["message"] for e in read_journal(tmp_path / "trials.jsonl").events if e["event"] == "warning"]

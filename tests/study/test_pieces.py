@@ -17,10 +17,11 @@ from qra_bo.space import Allocation, uniform
 from qra_bo.study.baselines import fill, largest_rank, uniform_baselines
 from qra_bo.study.conclusion import confirmation
 from qra_bo.study.intervals import paired_interval, spearman
+from qra_bo.study.journal import read_journal
 from qra_bo.study.provenance import changes, collect, git_commit
 from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import Cost, Study
+from qra_bo.study.state import Cost, Study, cost_of
 from qra_bo.study.status import StatusFile
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
 from qra_bo.utils.files import write_json
@@ -163,6 +164,18 @@ def test_status_of_an_extended_run_plans_for_the_larger_effort(tmp_path: Path) -
     for trials in (12, 24):
         run(tmp_path, effort__max_full_trials=trials, confirm__seeds=0, effort__ranking_top=0)
         assert json.loads((tmp_path / "status.json").read_text())["planned_cost"] == trials * EQUIVALENT
+
+
+def test_time_left_is_shared_by_the_workers(tmp_path: Path) -> None:
+    run(tmp_path)
+    events, left = read_journal(tmp_path / "trials.jsonl").events, []
+    for workers in (1, 4):
+        begun = [{**e, "seconds": 6.0, "workers": workers} if e["event"] == "trial" else e for e in events[:12]]
+        StatusFile(tmp_path).write(study := Study(begun), "running")
+        left.append(json.loads((tmp_path / "status.json").read_text())["eta_seconds"])
+    trained = sum(cost_of(e).tokens for e in study.trials)
+    assert left[0] == pytest.approx(6.0 * len(study.trials) * (study.planned_cost - study.search_cost.tokens) / trained)
+    assert left[1] == pytest.approx(left[0] / 4)
 
 
 def test_the_stand_in_is_an_oracle() -> None:

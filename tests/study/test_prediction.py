@@ -15,7 +15,7 @@ from qra_bo.report.live import RunState
 from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space import limit_average_bits
-from qra_bo.study import load_study
+from qra_bo.study import load_study, prediction
 from qra_bo.study.health import card
 from qra_bo.study.journal import read_journal
 from qra_bo.study.prediction import solved
@@ -89,6 +89,20 @@ def test_instant_runs_no_trial_and_is_labelled_as_predicted(tmp_path: Path) -> N
     assert answer(d).sentence.startswith("Predicted, not searched")
     assert "for 24 steps" in answer(d).interval
     assert "predicted, not searched" in versus(d)
+
+
+@pytest.mark.parametrize("cut", [b'"stage":"comparison"', b'"event":"end"'])
+def test_a_run_goes_on_with_the_prediction_in_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          cut: bytes) -> None:
+    more = {"effort.compare": ["uniform"]}
+    best = instant(tmp_path, **more).best
+    lines = (tmp_path / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if cut in line)
+    (tmp_path / "trials.jsonl").write_bytes(b"".join(lines[:first + 1]))
+    monkeypatch.setattr(prediction, "solved", lambda problem, table, shares: solved(problem, -table, shares))
+    again = instant(tmp_path, **more).best
+    assert (again["bits"], again["ranks"], again["one_seed"]) == (best["bits"], best["ranks"], best["one_seed"])
+    assert [e["event"] for e in read_journal(tmp_path / "trials.jsonl").events].count("prediction") == 1
 
 
 def test_a_uniform_prediction_is_not_compared_with_itself(tmp_path: Path) -> None:

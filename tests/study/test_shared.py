@@ -1,17 +1,20 @@
 """What runs share is charged to each as if it had been alone."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qra_bo.execution.base import InProcessExecutor
+from qra_bo.execution import InProcessExecutor, Limits, LocalExecutor, OracleSpec
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import Allocation, uniform
+from qra_bo.study.results import load_study
+from qra_bo.study.search_loop import SearcherError
 from qra_bo.study.shared import Ledger, SharedExecutor
-from qra_bo.trials import TrialResult, TrialSpec, TrialState
+from qra_bo.trials import Fidelity, Proposal, TrialResult, TrialSpec, TrialState
 from tests.study import problem
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import comparable, make_setting, predict_bytes
@@ -49,6 +52,16 @@ def run(folder: Path, oracle: Continuing, budget: int, siblings: tuple[Path, ...
     settings = make_setting(**changes).config.to_dict()
     executor = SharedExecutor(InProcessExecutor(oracle), folder, siblings, settings, MAY_DIFFER)
     return problem.run(folder, executor, budget=budget, fine_tunes=False, **changes).best
+
+
+class Broken(problem.Walk):
+    """Breaks its contract at the third proposal, while another trial is under way."""
+
+    asked = 0
+
+    def ask(self, n: int) -> list[Proposal]:
+        self.asked += 1
+        return super().ask(n) if self.asked < 3 else [Proposal(uniform(4, "fp16", 8), Fidelity.HIGH, "evolution")]
 
 
 BUDGETS = (predict_bytes(A) + 7, predict_bytes(A) + 60, predict_bytes(A))
@@ -135,3 +148,17 @@ def test_any_order_of_prefixes_costs_the_same(tmp_path: Path, theirs: tuple[int,
         assert (got.new_steps, got.training_tokens, got.forward_tokens) == \
             (want.new_steps, want.training_tokens, want.forward_tokens)
         assert got.loss == want.loss
+
+
+def test_a_run_that_failed_leaves_none_of_its_trials_to_the_next(tmp_path: Path) -> None:
+    settings, folders = make_setting().config.to_dict(), [tmp_path / "first", tmp_path / "second"]
+    spec = OracleSpec("tests.study.oracles:make", {"pause": .05})
+    with closing(LocalExecutor([spec, spec], Limits(30))) as inner:
+        shared = [SharedExecutor(inner, folder, siblings, settings, MAY_DIFFER)
+                  for folder, siblings in zip(folders, ([], folders[:1]), strict=True)]
+        with pytest.raises(SearcherError):
+            problem.run(folders[0], shared[0], Broken, fine_tunes=False)
+        second = problem.run(folders[1], shared[1], budget=BUDGETS[1], fine_tunes=False).study
+    keys = [e.spec.key for e in second.trials]
+    assert len(keys) == len(set(keys))
+    assert len([key for key in keys if key in load_study(folders[0]).by_key]) > 3
