@@ -1,6 +1,7 @@
 """All export targets, and the one call that writes several."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
 def _written(target: Target, run: FinishedRun) -> list[Path]:
     if target.loader is None:  # it holds nothing that an adapter determines
         return target.write(run)
-    with recorded(run, target.name):
-        return target.write(run)
+    with recorded(run, target.name) as current:
+        return target.write(replace(run, renew=not current))
 
 
 def stale_exports(run: FinishedRun) -> list[str]:

@@ -39,7 +39,8 @@ class FinishedRun:
     """The folder of a finished run, the contents of its three files, and the options of exports.
 
     ``trust_remote_code`` lets code run that comes with the base model; ``merged_base`` is the base that the target
-    ``merged`` merges into; ``gguf`` are the files that the target ``gguf`` writes.
+    ``merged`` merges into; ``gguf`` are the files that the target ``gguf`` writes. ``renew`` says that what the folder
+    holds of the target being written is unfinished, or of an earlier adapter: nothing of it is kept.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class FinishedRun:
     trust_remote_code: bool = False
     merged_base: str = "dequantised"
     gguf: tuple[str, ...] = GGUF_FILES
+    renew: bool = False
 
     @classmethod
     def read(cls, folder: Path, trust_remote_code: bool = False, merged_base: str = "dequantised",

@@ -174,15 +174,19 @@ def test_padding_without_weights_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize(("files", "said"), [
     (("base", "adapter", "merged-f16"), "-m {}/base.gguf --lora {}/adapter.gguf"),
     (("merged-q8_0",), "-m {}/merged-q8_0.gguf"),
-    (("base",), None),
+    (("base",), None), ((), None),
 ])
 def test_the_server_of_llamacpp_is_started_with_the_files_at_hand(tmp_path, files, said):
     run = write_finished(tmp_path / "run")
     folder = run.resolve() / "gguf"
+    folder.mkdir()
+    merged = any(name.startswith("merged") for name in files)
+    for name in (*(f"{name}.gguf" for name in files), *["Modelfile"] * merged):
+        (folder / name).touch()
     wanted = None if said is None else f"llama-server {said.replace('{}', str(folder))} --host 127.0.0.1 --port 8080"
-    assert gguf.start(FinishedRun.read(run, gguf=files)) == wanted
-    ollama = gguf.start_ollama(FinishedRun.read(run, gguf=files))
-    assert (ollama is None) == (not any(name.startswith("merged") for name in files))
+    assert gguf.start(FinishedRun.read(run)) == wanted
+    ollama = gguf.start_ollama(FinishedRun.read(run))
+    assert (ollama is None) == (not merged)
     assert ollama is None or ollama.startswith(f"cd {shlex.quote(str(run.resolve() / 'gguf'))} && ollama create ")
 
 
