@@ -8,14 +8,14 @@ import torch
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model
 from qra_bo.export.load import dense_base, dequantise_embeddings
-from qra_bo.export.run import FinishedRun
+from qra_bo.export.run import MERGED_BASE, FinishedRun
 from qra_bo.export.weights import linears_of
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.models.load import cast_parameters
 from qra_bo.utils.files import follow_umask
 
 FOLDER = "export/merged"
-DEQUANTISED, ORIGINAL = "dequantised", "original"
+DEQUANTISED, ORIGINAL = MERGED_BASE, "original"
 MEANING = {
     DEQUANTISED: "dequant(Q) + scale B A, the base that the adapter was trained on: the run's own function, up to "
                  "rounding to 16 bits",

@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_bo.export import bitsandbytes, compressed_tensors, gguf, merged, mlx, packed, uniform_rank, vllm
 from qra_bo.export.record import current_exports, recorded
-from qra_bo.export.run import GGUF_FILES, FinishedRun
+from qra_bo.export.run import GGUF_FILES, FinishedRun, export_command
 from qra_bo.export.target import Target, text_target
 from qra_bo.finetune.models.load import without_bars
 from qra_bo.utils.errors import ConfigError, nearest_first
@@ -50,7 +50,7 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
     if unknown := _unknown(targets):
         raise ConfigError(unknown)
     run = FinishedRun.read(run_folder, trust_remote_code, merged_base, gguf_files)
-    with writing(run_folder, f"export again: task=export out={run_folder}"), without_bars():
+    with writing(run_folder, f"export again: {export_command(run, targets)}"), without_bars():
         return [path for name in dict.fromkeys(targets) for path in _written(TARGETS[name], run)]
 
 

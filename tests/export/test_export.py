@@ -11,7 +11,7 @@ from qra_bo.config import load_config
 from qra_bo.export import bitsandbytes, compressed_tensors, gguf, mlx, vllm
 from qra_bo.export.record import recorded
 from qra_bo.export.registry import SMALL, TARGETS, export_all, stale_exports
-from qra_bo.export.run import FinishedRun
+from qra_bo.export.run import GGUF_FILES, FinishedRun
 from qra_bo.finetune.manifest import ModuleRecord
 from qra_bo.memory.formats import FORMATS
 from qra_bo.memory.serving import TARGET_FORMATS
@@ -231,6 +231,28 @@ def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, mo
     [line] = commands(load_config([]), run)
     assert line.startswith("Warning: the exports mlx are unfinished, or of an earlier result")
     assert line.endswith(f"python -m qra_bo task=export out={run} 'export.targets=[mlx]'")
+
+
+def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, monkeypatch):
+    def write(finished):
+        raise OSError(28, "No space left on device")
+
+    run = write_finished(tmp_path / "a run, of mine").resolve()
+    asked = ["export.gguf=[base,adapter,merged-q8_0]", "export.merged_base=original"]
+    for name in ("gguf", "merged"):
+        (run / TARGETS[name].path).mkdir(parents=True)
+    monkeypatch.setitem(TARGETS, "merged", replace(TARGETS["merged"], write=write))
+    with pytest.raises(OutputError, match="No space left") as failed:
+        export_all(run, ["merged"], "original")
+    [line] = commands(load_config(asked), run)
+    for told, targets, gguf_files in ((str(failed.value), ["merged"], GGUF_FILES),
+                                      (line, ["gguf", "merged"], ("base", "adapter", "merged-q8_0"))):
+        words = shlex.split(told.partition("again: ")[2])
+        assert words[:4] == ["python", "-m", "qra_bo", "task=export"]
+        again = load_config(words[3:])
+        assert str(again.out) == str(run)
+        assert (list(again.export.targets), tuple(again.export.gguf)) == (targets, gguf_files)
+        assert again.export.merged_base == "original"
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
