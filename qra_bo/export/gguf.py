@@ -37,6 +37,8 @@ _MEANING = {
 _PARAMETERS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
                "repetition_penalty": "repeat_penalty"}
 """Ollama's names of settings of transformers' generation configuration."""
+_LONGEST = 80
+"""Characters of a name that Ollama takes."""
 _ROUNDING = "llama.cpp multiplies packed weights by activations rounded to 8 bits, and 16-bit ones by 16 bits"
 
 
@@ -119,8 +121,10 @@ def _card(run: FinishedRun, source: Source) -> str:
 
 
 def _label(run: FinishedRun) -> str:
-    """Return a name of the run's model that Ollama takes."""
-    return re.sub(r"[^a-z0-9._-]+", "-", str(run.best["model"]).lower()).strip("-.") or "tuned"
+    """Return a name that Ollama takes and other runs don't have: a name that is there already would be replaced."""
+    model, folder = str(run.best["model"]), run.folder.resolve().name
+    text = folder if folder.startswith(model) else f"{model}-{folder}"
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower())[-_LONGEST:].strip("-.") or "tuned"
 
 
 def start_ollama(run: FinishedRun) -> str | None:

@@ -190,6 +190,18 @@ def test_the_server_of_llamacpp_is_started_with_the_files_at_hand(tmp_path, file
     assert ollama is None or ollama.startswith(f"cd {shlex.quote(str(run.resolve() / 'gguf'))} && ollama create ")
 
 
+def test_models_of_two_runs_have_names_of_their_own_in_ollama(tmp_path):
+    names = set()
+    for folder in ("runs/tiny-8GB-20260101", "runs/2", "other runs/é" + 90 * "x"):
+        run = write_finished(tmp_path / folder)
+        (run / "gguf").mkdir()
+        (run / "gguf" / "Modelfile").touch()
+        names.add(shlex.split(gguf.start_ollama(FinishedRun.read(run)))[-1])
+    assert len(names) == 3
+    assert {"tiny-8gb-20260101", "tiny-2"} < names
+    assert all(re.fullmatch(r"[a-z0-9_][a-z0-9._-]{0,79}", name) for name in names)
+
+
 def test_vllm_is_started_where_its_files_are(tmp_path):
     run = write_finished(tmp_path / "run")
     formats = dict.fromkeys(module_ranks(), "sym4-g64")
