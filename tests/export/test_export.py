@@ -85,6 +85,19 @@ def test_card_names_base_baseline_and_interval(tmp_path):
         assert part in text
 
 
+@pytest.mark.parametrize(("bits", "ranks", "said", "tag"), [
+    ([4, 4], [8, 8], "A LoRA adapter of rank 8, trained on a base model of 4 bits. Both were", False),
+    ([8, 8], [2, 5], "whose rank differs by unit, trained on a base model of 8 bits. Both were", False),
+    ([8, 4], [2, 2], "of rank 2, trained on a base model whose bit-width differs by unit. Both were", True)])
+def test_card_says_what_differs_by_unit(tmp_path, bits, ranks, said, tag):
+    run = write_finished(tmp_path / "run", bits=bits, ranks=ranks)
+    [path] = export_all(run, ["card"])
+    text = path.read_text()
+    assert said in text
+    assert ("mixed-precision" in text.split("---")[1]) == tag
+    assert ("needs its mixed base" in text) == tag
+
+
 def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
     final = {"loss": 3.871, "loss_se": .005, "steps": 320, "kept_step": 240, "metric": "test_loss"}
     [path] = export_all(write_finished(tmp_path / "run", delivered=final, search_loss=4.07), ["card"])
