@@ -71,6 +71,7 @@ def packing_device(manifest: Manifest) -> str:
 
 def save_dense(model: Any, tokenizer: Any, folder: Path) -> None:
     """Save a model whose weights are dense, with its tokenizer."""
+    model.config.use_cache = True  # which the training had switched off
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
     follow_umask(*folder.glob("*.safetensors"))

@@ -93,6 +93,7 @@ def test_merged_model_is_base_plus_update(mixed: Path, base: str) -> None:
     export_all(mixed, ["merged"], base)
     folder = mixed / "export" / "merged"
     merged = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
+    assert merged(input_ids=load_file(mixed / PROBE)["input_ids"]).past_key_values is not None
     assert AutoTokenizer.from_pretrained(str(folder))("one")["input_ids"] == list(b"one")
     tensors = load_file(mixed / "adapter" / "adapter_model.safetensors")
     quantised, dense = load(mixed, adapter=False)[0], load_base(read_manifest(mixed).model)[0].to(torch.bfloat16)
@@ -125,6 +126,7 @@ def test_bitsandbytes_export_loads_in_plain_transformers(servable: Path, monkeyp
         kind = type(model.get_submodule(name)).__name__
         assert kind == {"nf4": "Linear4bit", "fp16": "Linear"}[record.format.name], name
     assert type(model.lm_head).__name__ == "Linear"
+    assert model.config.use_cache
     adapted = PeftModel.from_pretrained(model, str(servable / "adapter"))
     assert float((logits(adapted, servable) - logits(load(servable)[0], servable)).abs().max()) < ROUNDING
 
