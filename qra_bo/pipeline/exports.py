@@ -82,7 +82,7 @@ def commands(config: RunConfig, folder: Path) -> list[str]:
     stale = stale_exports(run)
     found = [(target.name, target.start(run)) for target in TARGETS.values()
              if target.start is not None and target.name not in stale and (folder / target.path).exists()]
-    if "gguf" not in stale and (folder / gguf.FOLDER).exists():
+    if "gguf" not in stale:
         found.append(("Ollama", gguf.start_ollama(run)))
     lines = [f"Talk to it ({name}): {command}" for name, command in found if command is not None]
     if stale:
