@@ -31,7 +31,7 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found = list(_model(config))
     if found:  # without a model the other rules can't be applied
         return found
-    for rule in (_task, _formats, _targets, serve_problems, _rounding, _numbers, _method, _files, _device):
+    for rule in (_task, _formats, target_problems, serve_problems, _rounding, _numbers, _method, _files, _device):
         found += rule(config)
     if config.model["n_layers"] is not None and not any(p.key in ("bits", "quantizer.formats") for p in found):
         found += _try("ranks", lambda: make_space(config, make_spec(config)))
@@ -102,14 +102,16 @@ def _lacking(config: RunConfig) -> list[int]:
     return [bits for bits in config.bits if bits in BITS and bits not in CONSUMERS[config.serve].widths]
 
 
-def _targets(config: RunConfig) -> Iterator[Problem]:
-    """Yield the export targets of a search that refuse formats it may choose: its result could not be exported."""
+def target_problems(config: RunConfig, given: bool = False) -> Iterator[Problem]:
+    """Yield the export targets that refuse formats which a search may choose or a ``given`` allocation has: the result
+    could not be exported."""
+    why = "the allocation has" if given else "the search may choose"
     for target, (holds, instead) in TARGET_FORMATS.items():
-        if config.task != "search" or target not in (config.export.targets or ()):
+        if not (given or config.task == "search") or target not in (config.export.targets or ()):
             continue
         if lost := [fmt.name for fmt in _named(config) if not holds(fmt)]:
-            yield Problem("export.targets", f"the export {target} has no form for {', '.join(lost)}, which the search "
-                                            f"may choose: use {instead}, or leave {target} out.")
+            yield Problem("export.targets", f"the export {target} has no form for {', '.join(lost)}, which {why}: use "
+                                            f"{instead}, or leave {target} out.")
 
 
 def serve_problems(config: RunConfig) -> Iterator[Problem]:

@@ -7,12 +7,11 @@ import torch
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
 from qra_bo.export.load import dense_base, dequantise_embeddings, stored_states
-from qra_bo.export.merged import half, packing_device, save_dense
+from qra_bo.export.merged import half, packing_device, save_model
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.models.load import cast_parameters
 from qra_bo.utils.errors import ModelError, OutputError
-from qra_bo.utils.files import follow_umask
 
 FOLDER = "export/bitsandbytes"
 SERVABLE = ("nf4", "fp16")
@@ -43,7 +42,7 @@ def write(run: FinishedRun) -> list[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     # transformers quantises while it loads from a folder; that of temporary files is often small, or in memory
     with tempfile.TemporaryDirectory(prefix=".bitsandbytes-", dir=target.parent) as folder:
-        save_dense(base.to(half(manifest)), tokenizer, Path(folder))
+        save_model(base.to(half(manifest)), tokenizer, Path(folder))
         model = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=config, dtype=half(manifest), device_map={"": where},
             trust_remote_code=run.trust_remote_code)
@@ -58,9 +57,7 @@ def write(run: FinishedRun) -> list[Path]:
             outer.absmax = state["absmax"].to(weight.device)
             outer.state2.absmax = state["nested_absmax"].to(weight.device)
             outer.offset = state["offset"].to(weight.device)
-        model.save_pretrained(str(target), safe_serialization=True)
-        tokenizer.save_pretrained(str(target))
-        follow_umask(*target.glob("*.safetensors"))
+        save_model(model, tokenizer, target)
     return sorted(p for p in target.iterdir() if p.is_file())
 
 

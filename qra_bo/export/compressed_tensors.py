@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
 from qra_bo.export.run import FinishedRun, render
-from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
+from qra_bo.export.weights import LinearWeights, RunWeights, save_generation, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.quantization.integer import integer_codes
@@ -43,8 +43,7 @@ def write(run: FinishedRun) -> list[Path]:
     folder.mkdir(exist_ok=True)
     weights.tokenizer.save_pretrained(str(folder))
     weights.config.save_pretrained(str(folder))
-    if weights.generation_config is not None:
-        weights.generation_config.save_pretrained(str(folder))
+    save_generation(weights.generation_config, folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["quantization_config"] = quantization_config(weights)

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from qra_bo.export.weights import RunWeights, weights_of
 from qra_bo.finetune.manifest import ModuleRecord, read_manifest
 from qra_bo.utils.errors import ConfigError
 
-FOLDER = "gguf"
+FOLDER, MODELFILE = "gguf", "Modelfile"
 FILES: dict[str, Callable[[Source, Path], None]] = {
     "base": lambda source, path: source.write_model(path),
     "adapter": lambda source, path: source.write_adapter(path),
@@ -37,6 +37,8 @@ _MEANING = {
 _PARAMETERS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
                "repetition_penalty": "repeat_penalty"}
 """Ollama's names of settings of transformers' generation configuration."""
+_LONGEST = 80
+"""Characters of a name that Ollama takes."""
 _ROUNDING = "llama.cpp multiplies packed weights by activations rounded to 8 bits, and 16-bit ones by 16 bits"
 
 
@@ -52,12 +54,15 @@ def write(run: FinishedRun) -> list[Path]:
     source = source_of(run)
     folder = run.folder / FOLDER
     folder.mkdir(exist_ok=True)
+    if run.renew:
+        for name in (*(f"{name}.gguf" for name in FILES), MODELFILE):
+            (folder / name).unlink(missing_ok=True)
     written = [folder / f"{name}.gguf" for name in run.gguf]
     for name, path in zip(run.gguf, written, strict=True):
         FILES[name](source, path)
     texts = {"README.md": _card(run, source)}
-    if (merged := _merged(run)) is not None:
-        texts["Modelfile"] = modelfile(f"{merged}.gguf", source.weights)
+    if (merged := _merged(run.gguf)) is not None:
+        texts[MODELFILE] = modelfile(f"{merged}.gguf", source.weights)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [*written, *(folder / name for name in texts)]
@@ -110,27 +115,31 @@ def modelfile(merged: str, weights: RunWeights) -> str:
 def _card(run: FinishedRun, source: Source) -> str:
     formats = {linear.format.name: linear.format for linear in source.weights.linears.values()}
     rounded = sorted(name for name, fmt in formats.items() if not is_exact(fmt))
-    return render("gguf.md", run, files=run.gguf, rounded=rounded, notes=source.vocabulary.notes, meaning=_MEANING,
-                  merged=_merged(run), label=_label(run))
+    files = _at_hand(run)
+    return render("gguf.md", run, files=files, rounded=rounded, notes=source.vocabulary.notes, meaning=_MEANING,
+                  merged=_merged(run.gguf) or _merged(files), label=_label(run))
 
 
 def _label(run: FinishedRun) -> str:
-    """Return a name of the run's model that Ollama takes."""
-    return re.sub(r"[^a-z0-9._-]+", "-", str(run.best["model"]).lower()).strip("-.") or "tuned"
+    """Return a name that Ollama takes and other runs don't have: a name that is there already would be replaced."""
+    model, folder = str(run.best["model"]), run.folder.resolve().name
+    text = folder if folder.startswith(model) else f"{model}-{folder}"
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower())[-_LONGEST:].strip("-.") or "tuned"
 
 
 def start_ollama(run: FinishedRun) -> str | None:
     """Return the command that gives the merged file to Ollama and asks it; ``None`` without one."""
-    if _merged(run) is None:
+    if not (run.folder / FOLDER / MODELFILE).is_file():
         return None
-    return f"cd {shlex.quote(str(run.folder.resolve() / FOLDER))} && ollama create {_label(run)} -f Modelfile && " \
+    return f"cd {shlex.quote(str(run.folder.resolve() / FOLDER))} && ollama create {_label(run)} -f {MODELFILE} && " \
            f"ollama run {_label(run)}"
 
 
 def start(run: FinishedRun) -> str | None:
     """Return the command of llama.cpp's server, with the adapter beside the searched base where both are there."""
-    folder, merged = run.folder.resolve() / FOLDER, _merged(run)
-    if {"base", "adapter"} <= set(run.gguf):
+    folder, files = run.folder.resolve() / FOLDER, _at_hand(run)
+    merged = _merged(files)
+    if {"base", "adapter"} <= set(files):
         files = [str(folder / "base.gguf"), "--lora", str(folder / "adapter.gguf")]
     elif merged is not None:
         files = [str(folder / f"{merged}.gguf")]
@@ -139,8 +148,13 @@ def start(run: FinishedRun) -> str | None:
     return shlex.join(["llama-server", "-m", *files, "--host", "127.0.0.1", "--port", "8080"])
 
 
-def _merged(run: FinishedRun) -> str | None:
-    return next((name for name in run.gguf if name.startswith("merged")), None)
+def _at_hand(run: FinishedRun) -> list[str]:
+    """Return the names of the files that the run's folder holds."""
+    return [name for name in FILES if (run.folder / FOLDER / f"{name}.gguf").is_file()]
+
+
+def _merged(files: Sequence[str]) -> str | None:
+    return next((name for name in files if name.startswith("merged")), None)
 
 
 def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:

@@ -80,7 +80,8 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
 
     Raises:
         OutputError: If the manifest names none, or describes it badly.
-        ModelError: If it is not at hand, or needs code to run and the caller does not allow that.
+        ModelError: If it is not at hand, or no longer where the run found it, or needs code to run and the caller does
+            not allow that.
     """
     node = manifest.model
     if not isinstance(node.get("source"), str) or not isinstance(node.get("name"), str):
@@ -94,6 +95,10 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
                          "a command")
     if node["source"] == "random":
         check_random_base(manifest)
+    where = Path(str(node.get("path")))
+    if node["source"] == "path" and where.is_absolute() and not where.exists():
+        raise ModelError(f"the run in {folder} trained on the model in {where}, which is not there: copy that model "
+                         f"to {where}, or make it a link to the folder that holds the same model now")
     try:
         fetch({**node, "trust_remote_code": runs_code})
         return load_base({**node, "trust_remote_code": runs_code})

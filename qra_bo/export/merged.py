@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model
 from qra_bo.export.load import dense_base, dequantise_embeddings
-from qra_bo.export.run import FinishedRun
-from qra_bo.export.weights import linears_of
+from qra_bo.export.run import MERGED_BASE, FinishedRun
+from qra_bo.export.weights import linears_of, save_generation
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.models.load import cast_parameters
 from qra_bo.utils.files import follow_umask
 
 FOLDER = "export/merged"
-DEQUANTISED, ORIGINAL = "dequantised", "original"
+DEQUANTISED, ORIGINAL = MERGED_BASE, "original"
 MEANING = {
     DEQUANTISED: "dequant(Q) + scale B A, the base that the adapter was trained on: the run's own function, up to "
                  "rounding to 16 bits",
@@ -33,7 +34,7 @@ def write(run: FinishedRun) -> list[Path]:
     """
     base, target = run.merged_base, run.folder / FOLDER
     model, tokenizer = merged_model(run, read_manifest(run.folder), base)
-    save_dense(model, tokenizer, target)
+    save_model(model, tokenizer, target)
     other = ORIGINAL if base == DEQUANTISED else DEQUANTISED
     (target / "README.md").write_text(
         f"# {run.best['model']}, adapter merged into the {base} base\n\n{MEANING[base]}.\n\nThe other choice is "
@@ -69,9 +70,12 @@ def packing_device(manifest: Manifest) -> str:
     return "cuda" if manifest.packed_on == "cuda" and torch.cuda.is_available() else "cpu"
 
 
-def save_dense(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save a model whose weights are dense, with its tokenizer."""
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save a model, which loses its defaults for generation, with these and its tokenizer."""
+    model.config.use_cache = True  # which the training had switched off
+    settings, model.generation_config = model.generation_config, GenerationConfig()
     model.save_pretrained(str(folder), safe_serialization=True)
+    save_generation(settings, folder)
     tokenizer.save_pretrained(str(folder))
     follow_umask(*folder.glob("*.safetensors"))
 

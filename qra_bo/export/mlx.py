@@ -25,7 +25,7 @@ from qra_bo.export.comparison import Loader, Reference, View
 from qra_bo.export.compressed_tensors import in_words
 from qra_bo.export.mlx_config import mlx_config
 from qra_bo.export.run import FinishedRun
-from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
+from qra_bo.export.weights import LinearWeights, RunWeights, save_generation, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ModuleRecord, read_manifest
 from qra_bo.memory.serving import CONSUMERS, in_mlx
@@ -66,8 +66,7 @@ def write_model(weights: RunWeights, folder: Path) -> bool:
     save_tensors(folder / "model.safetensors", tensors, {"format": "mlx"})
     _write_json(folder / "config.json", config)
     weights.tokenizer.save_pretrained(str(folder))
-    if weights.generation_config is not None:
-        weights.generation_config.save_pretrained(str(folder))
+    save_generation(weights.generation_config, folder)
     return _write_adapter(weights, folder / ADAPTER)
 
 

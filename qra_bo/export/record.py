@@ -21,12 +21,14 @@ def current_exports(run: FinishedRun) -> set[str]:
 
 
 @contextmanager
-def recorded(run: FinishedRun, target: str) -> Iterator[None]:
-    """Take a target off the record, and put it there after the block. Raises ``OSError`` if that can't be written."""
+def recorded(run: FinishedRun, target: str) -> Iterator[bool]:
+    """Take a target off the record, and put it there after the block, which is told whether it was current. Raises
+    ``OSError`` if that can't be written."""
+    current = target in current_exports(run)
     path, others = run.folder / FILE, {name: adapter for name, adapter in _read(run).items() if name != target}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, others)
-    yield
+    yield current
     write_json(path, {**others, target: run.manifest.get("adapter_sha256")})
 
 

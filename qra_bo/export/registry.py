@@ -1,12 +1,13 @@
 """All export targets, and the one call that writes several."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qra_bo.export import bitsandbytes, compressed_tensors, gguf, merged, mlx, packed, uniform_rank, vllm
 from qra_bo.export.record import current_exports, recorded
-from qra_bo.export.run import GGUF_FILES, FinishedRun
+from qra_bo.export.run import GGUF_FILES, FinishedRun, export_command
 from qra_bo.export.target import Target, text_target
 from qra_bo.finetune.models.load import without_bars
 from qra_bo.utils.errors import ConfigError, nearest_first
@@ -49,15 +50,15 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
     if unknown := _unknown(targets):
         raise ConfigError(unknown)
     run = FinishedRun.read(run_folder, trust_remote_code, merged_base, gguf_files)
-    with writing(run_folder, f"export again: task=export out={run_folder}"), without_bars():
+    with writing(run_folder, f"export again: {export_command(run, targets)}"), without_bars():
         return [path for name in dict.fromkeys(targets) for path in _written(TARGETS[name], run)]
 
 
 def _written(target: Target, run: FinishedRun) -> list[Path]:
     if target.loader is None:  # it holds nothing that an adapter determines
         return target.write(run)
-    with recorded(run, target.name):
-        return target.write(run)
+    with recorded(run, target.name) as current:
+        return target.write(replace(run, renew=not current))
 
 
 def stale_exports(run: FinishedRun) -> list[str]:

@@ -17,6 +17,7 @@ from qra_bo.study.results import build_best, load_study
 from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.files import check_run_folder, strict_json
 from qra_bo.utils.numbers import number, signed
+from qra_bo.utils.words import override_value
 
 REQUIRED = {
     "best.json": ("model", "granularity", "units", "bits", "ranks", "formats", "memory", "oracle", "alpha_over_rank",
@@ -27,7 +28,8 @@ REQUIRED = {
 """Files of a finished run and the fields that exports need."""
 GGUF_FILES = ("base", "adapter", "merged-f16")
 """Files of the target ``gguf`` unless others are named."""
-
+MERGED_BASE = "dequantised"
+"""Base of the target ``merged`` unless the other is named."""
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit",
               "paged_adamw_8bit": "paged_adamw_8bit"}
@@ -39,7 +41,8 @@ class FinishedRun:
     """The folder of a finished run, the contents of its three files, and the options of exports.
 
     ``trust_remote_code`` lets code run that comes with the base model; ``merged_base`` is the base that the target
-    ``merged`` merges into; ``gguf`` are the files that the target ``gguf`` writes.
+    ``merged`` merges into; ``gguf`` are the files that the target ``gguf`` writes. ``renew`` says that what the folder
+    holds of the target being written is unfinished, or of an earlier adapter: nothing of it is kept.
     """
 
     folder: Path
@@ -47,11 +50,12 @@ class FinishedRun:
     adapter_config: Mapping[str, Any]
     manifest: Mapping[str, Any]
     trust_remote_code: bool = False
-    merged_base: str = "dequantised"
+    merged_base: str = MERGED_BASE
     gguf: tuple[str, ...] = GGUF_FILES
+    renew: bool = False
 
     @classmethod
-    def read(cls, folder: Path, trust_remote_code: bool = False, merged_base: str = "dequantised",
+    def read(cls, folder: Path, trust_remote_code: bool = False, merged_base: str = MERGED_BASE,
              gguf: Sequence[str] = GGUF_FILES) -> "FinishedRun":
         """Read the three files.
 
@@ -108,6 +112,17 @@ class FinishedRun:
     @property
     def adapter(self) -> Path:
         return self.folder.resolve() / "adapter"
+
+
+def export_command(run: FinishedRun, targets: Sequence[str]) -> str:
+    """Return the command that writes these exports of a run with its options, for a shell in any folder."""
+    options = [f"export.targets=[{','.join(targets)}]"]
+    if "gguf" in targets and run.gguf != GGUF_FILES:
+        options.append(f"export.gguf=[{','.join(run.gguf)}]")
+    if "merged" in targets and run.merged_base != MERGED_BASE:
+        options.append(f"export.merged_base={run.merged_base}")
+    folder = override_value(str(run.folder.resolve()))
+    return shlex.join(["python", "-m", "qra_bo", "task=export", f"out={folder}", *options])
 
 
 def rate_of(best: Mapping[str, Any], rank: float) -> float:

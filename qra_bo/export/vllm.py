@@ -10,12 +10,11 @@ from pathlib import Path
 
 from qra_bo.export import compressed_tensors, merged, uniform_rank
 from qra_bo.export.record import current_exports
-from qra_bo.export.run import FinishedRun
+from qra_bo.export.run import FinishedRun, export_command
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.report.next_steps import server_rank
 from qra_bo.space.decoder import fused_of
-from qra_bo.utils.words import override_value
 
 FILE = "export/serve_vllm.txt"
 _FILES = ["compressed_tensors", "uniform_rank"]
@@ -26,10 +25,10 @@ def write(run: FinishedRun) -> list[Path]:
     """Write the commands; returns the file."""
     reason = obstacle({name: str(entry["name"]) for name, entry in run.manifest["modules"].items()})
     folder = run.folder.resolve()
-    lines = _own_mix(run, folder) if reason is None else [
+    lines = _own_mix(run) if reason is None else [
         f"# {reason}: this serves a copy in 16 bits with the adapter merged in.",
         "# A search whose mix vLLM serves: serve=vllm.",
-        _export(folder, ["merged"]), f"vllm serve {shlex.quote(str(folder / merged.FOLDER))}"]
+        export_command(run, ["merged"]), f"vllm serve {shlex.quote(str(folder / merged.FOLDER))}"]
     path = run.folder / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -50,13 +49,13 @@ def obstacle(formats: dict[str, str]) -> str | None:
         if unlike else None
 
 
-def _own_mix(run: FinishedRun, folder: Path) -> list[str]:
+def _own_mix(run: FinishedRun) -> list[str]:
     widths = sorted({int(entry["bits"]) for entry in run.manifest["modules"].values()} - {16})
     where = "on a GPU and on a CPU" if set(widths) <= {4} else "on a GPU" if set(widths) <= {4, 8} else \
         "on CUDA with its Humming kernels installed"
     return [f"# The run's own mix ({', '.join(map(str, widths)) or '16'} bits), {where}.",
             "# The adapter has one rank, padded with zeros.",
-            _export(folder, _FILES),
+            export_command(run, _FILES),
             _serve(run),
             "# Requests name the model qra_bo; without an adapter it is the folder's path."]
 
@@ -74,8 +73,3 @@ def start(run: FinishedRun) -> str | None:
         (run.folder / part).is_dir() for part in (compressed_tensors.FOLDER, uniform_rank.FOLDER))
     reason = obstacle({name: str(entry["name"]) for name, entry in run.manifest["modules"].items()})
     return _serve(run) if there and reason is None else None
-
-
-def _export(folder: Path, targets: list[str]) -> str:
-    run = shlex.quote(f"out={override_value(str(folder))}")
-    return f"python -m qra_bo task=export {run} 'export.targets=[{','.join(targets)}]'"

@@ -16,6 +16,8 @@ from qra_bo.finetune.models.load import source_folder
 from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.space import StorageFormat
 
+GENERATION = "generation_config.json"
+
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
@@ -118,6 +120,7 @@ def weights_of(run: FinishedRun) -> RunWeights:
     dequantise_embeddings(model, manifest, run.folder)
     model.config.architectures = [type(model).__name__]
     model.config.dtype = getattr(torch, manifest.compute_dtype)
+    model.config.use_cache = True  # which the training had switched off
     return RunWeights(manifest, linears, _others(model, linears), model.config,
                       getattr(model, "generation_config", None), tokenizer, source_folder(manifest.model), tables)
 
@@ -134,6 +137,13 @@ def linears_of(model: Any, manifest: Manifest, run: FinishedRun) -> Iterator[tup
             lora = LoraPair(down, up, record.alpha / record.rank)
         yield linear, LinearWeights(name, record.format, record.shape, {k: t.cpu() for k, t in state.items()},
                                     None if linear.bias is None else linear.bias.detach(), lora)
+
+
+def save_generation(settings: Any, folder: Path) -> None:
+    """Write the defaults for generation of a base as they are, ``None`` for none: many releases of transformers load
+    published ones that they refuse to save."""
+    if settings is not None:
+        settings.to_json_file(str(folder / GENERATION), use_diff=True, keys_to_pop=["compile_config"])
 
 
 def _tables(states: Mapping[str, State], manifest: Manifest) -> dict[str, LinearWeights]:

@@ -1,6 +1,5 @@
 """Exports of a run in its folder: written, loaded again, and told in a line each."""
 
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +13,6 @@ from qra_bo.memory.serving import CONSUMERS
 from qra_bo.report.tables import print_line
 from qra_bo.utils.errors import ConfigError, UserError, from_lack_of_memory
 from qra_bo.utils.files import write_json, writing
-from qra_bo.utils.words import override_value
 
 CHECKS = Path("export") / "checks.json"
 QUICK_WEIGHTS = 500_000_000
@@ -79,19 +77,17 @@ def commands(config: RunConfig, folder: Path) -> list[str]:
     that are not of its present result."""
     from qra_bo.export import gguf  # loads torch, like the two below
     from qra_bo.export.registry import TARGETS, stale_exports
-    from qra_bo.export.run import FinishedRun
-    run = FinishedRun.read(folder, gguf=config.export.gguf)
+    from qra_bo.export.run import FinishedRun, export_command
+    run = FinishedRun.read(folder, merged_base=config.export.merged_base, gguf=config.export.gguf)
     stale = stale_exports(run)
     found = [(target.name, target.start(run)) for target in TARGETS.values()
              if target.start is not None and target.name not in stale and (folder / target.path).exists()]
-    if "gguf" not in stale and (folder / gguf.FOLDER).exists():
+    if "gguf" not in stale:
         found.append(("Ollama", gguf.start_ollama(run)))
     lines = [f"Talk to it ({name}): {command}" for name, command in found if command is not None]
     if stale:
-        again = shlex.join(["python", "-m", "qra_bo", "task=export", f"out={override_value(str(folder))}",
-                            f"export.targets=[{','.join(stale)}]"])
         lines.append(f"Warning: the exports {', '.join(stale)} are unfinished, or of an earlier result of this run; "
-                     f"write them again: {again}")
+                     f"write them again: {export_command(run, stale)}")
     return lines
 
 

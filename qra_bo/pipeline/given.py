@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.config import RunConfig, named_specs
-from qra_bo.config.rules import serve_problems
+from qra_bo.config.rules import serve_problems, target_problems
 from qra_bo.export.run import read_object
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.budget import OF_ALLOCATION, format_for
@@ -35,7 +35,7 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
 
     Raises:
         ConfigError: If there is no such file, it does not fit the model's units, it states no budget and
-            ``budget=allocation``, or the program named by ``serve`` does not load its formats.
+            ``budget=allocation``, or the program named by ``serve`` or an export target does not hold its formats.
         SpaceError: If it is malformed.
     """
     text = str(config.allocation).strip()
@@ -58,7 +58,7 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
             raise ConfigError(f"allocation: {text} states no budget that it was found within; give budget=SIZE")
         config = config.with_changes(budget=(budget,))
     config = with_ladders_of(config, given.allocations)
-    if problems := [problem.message for problem in serve_problems(config)]:
+    if problems := [p.message for p in (*serve_problems(config), *target_problems(config, given=True))]:
         raise ConfigError(problems)
     return given, config
 

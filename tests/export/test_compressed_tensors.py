@@ -68,6 +68,7 @@ def test_folder_brings_tokenizer_and_type(runs: list[Path]) -> None:
     assert AutoTokenizer.from_pretrained(str(folder))("one")["input_ids"] == list(b"one")
     config = json.loads((folder / "config.json").read_text())
     assert config["dtype"] == read_manifest(runs[0]).compute_dtype
+    assert config["use_cache"] is True
     assert "PeftModel.from_pretrained" in (folder / "README.md").read_text()
 
 

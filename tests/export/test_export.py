@@ -11,7 +11,7 @@ from qra_bo.config import load_config
 from qra_bo.export import bitsandbytes, compressed_tensors, gguf, mlx, vllm
 from qra_bo.export.record import recorded
 from qra_bo.export.registry import SMALL, TARGETS, export_all, stale_exports
-from qra_bo.export.run import FinishedRun
+from qra_bo.export.run import GGUF_FILES, FinishedRun
 from qra_bo.finetune.manifest import ModuleRecord
 from qra_bo.memory.formats import FORMATS
 from qra_bo.memory.serving import TARGET_FORMATS
@@ -83,6 +83,19 @@ def test_card_names_base_baseline_and_interval(tmp_path):
     for part in ('"base_model": "org/tiny"', "| uniform-4bit-r16 | 4.1300", "\u22120.0120", "needs its mixed base",
                  "| 0 | 8 | bitsandbytes 8-bit | 2 |", "| 1 | 4 | bitsandbytes 4-bit | 5 |", "Licence"):
         assert part in text
+
+
+@pytest.mark.parametrize(("bits", "ranks", "said", "tag"), [
+    ([4, 4], [8, 8], "A LoRA adapter of rank 8, trained on a base model of 4 bits. Both were", False),
+    ([8, 8], [2, 5], "whose rank differs by unit, trained on a base model of 8 bits. Both were", False),
+    ([8, 4], [2, 2], "of rank 2, trained on a base model whose bit-width differs by unit. Both were", True)])
+def test_card_says_what_differs_by_unit(tmp_path, bits, ranks, said, tag):
+    run = write_finished(tmp_path / "run", bits=bits, ranks=ranks)
+    [path] = export_all(run, ["card"])
+    text = path.read_text()
+    assert said in text
+    assert ("mixed-precision" in text.split("---")[1]) == tag
+    assert ("needs its mixed base" in text) == tag
 
 
 def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
@@ -174,16 +187,32 @@ def test_padding_without_weights_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize(("files", "said"), [
     (("base", "adapter", "merged-f16"), "-m {}/base.gguf --lora {}/adapter.gguf"),
     (("merged-q8_0",), "-m {}/merged-q8_0.gguf"),
-    (("base",), None),
+    (("base",), None), ((), None),
 ])
 def test_the_server_of_llamacpp_is_started_with_the_files_at_hand(tmp_path, files, said):
     run = write_finished(tmp_path / "run")
     folder = run.resolve() / "gguf"
+    folder.mkdir()
+    merged = any(name.startswith("merged") for name in files)
+    for name in (*(f"{name}.gguf" for name in files), *["Modelfile"] * merged):
+        (folder / name).touch()
     wanted = None if said is None else f"llama-server {said.replace('{}', str(folder))} --host 127.0.0.1 --port 8080"
-    assert gguf.start(FinishedRun.read(run, gguf=files)) == wanted
-    ollama = gguf.start_ollama(FinishedRun.read(run, gguf=files))
-    assert (ollama is None) == (not any(name.startswith("merged") for name in files))
+    assert gguf.start(FinishedRun.read(run)) == wanted
+    ollama = gguf.start_ollama(FinishedRun.read(run))
+    assert (ollama is None) == (not merged)
     assert ollama is None or ollama.startswith(f"cd {shlex.quote(str(run.resolve() / 'gguf'))} && ollama create ")
+
+
+def test_models_of_two_runs_have_names_of_their_own_in_ollama(tmp_path):
+    names = set()
+    for folder in ("runs/tiny-8GB-20260101", "runs/2", "other runs/é" + 90 * "x"):
+        run = write_finished(tmp_path / folder)
+        (run / "gguf").mkdir()
+        (run / "gguf" / "Modelfile").touch()
+        names.add(shlex.split(gguf.start_ollama(FinishedRun.read(run)))[-1])
+    assert len(names) == 3
+    assert {"tiny-8gb-20260101", "tiny-2"} < names
+    assert all(re.fullmatch(r"[a-z0-9_][a-z0-9._-]{0,79}", name) for name in names)
 
 
 def test_vllm_is_started_where_its_files_are(tmp_path):
@@ -227,6 +256,28 @@ def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, mo
     [line] = commands(load_config([]), run)
     assert line.startswith("Warning: the exports mlx are unfinished, or of an earlier result")
     assert line.endswith(f"python -m qra_bo task=export out={run} 'export.targets=[mlx]'")
+
+
+def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, monkeypatch):
+    def write(finished):
+        raise OSError(28, "No space left on device")
+
+    run = write_finished(tmp_path / "a run, of mine").resolve()
+    asked = ["export.gguf=[base,adapter,merged-q8_0]", "export.merged_base=original"]
+    for name in ("gguf", "merged"):
+        (run / TARGETS[name].path).mkdir(parents=True)
+    monkeypatch.setitem(TARGETS, "merged", replace(TARGETS["merged"], write=write))
+    with pytest.raises(OutputError, match="No space left") as failed:
+        export_all(run, ["merged"], "original")
+    [line] = commands(load_config(asked), run)
+    for told, targets, gguf_files in ((str(failed.value), ["merged"], GGUF_FILES),
+                                      (line, ["gguf", "merged"], ("base", "adapter", "merged-q8_0"))):
+        words = shlex.split(told.partition("again: ")[2])
+        assert words[:4] == ["python", "-m", "qra_bo", "task=export"]
+        again = load_config(words[3:])
+        assert str(again.out) == str(run)
+        assert (list(again.export.targets), tuple(again.export.gguf)) == (targets, gguf_files)
+        assert again.export.merged_base == "original"
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)

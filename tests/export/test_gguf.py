@@ -1,5 +1,6 @@
 """A run as GGUF files: every weight as it was, and llama.cpp's own logits beside the run's."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from qra_bo.finetune.quantization.base import backend_of
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving_cost import gguf_bytes
+from qra_bo.pipeline.exports import commands
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
 from qra_bo.utils.errors import ConfigError
-from tests.export.allocations import VOCABULARY, build, check_refusal, make_case, slow_cases
+from tests.export.allocations import VOCABULARY, Case, build, check_refusal, make_case, slow_cases
 from tests.export.finished import SETTINGS, finish
 
 RTN = "quantizer.rounding=rtn"
@@ -171,6 +173,39 @@ def test_files_are_those_that_were_asked_for(tmp_path: Path, run: FinishedRun) -
     written = export_all(folder, ["gguf"], gguf_files=["base"])
     assert [p.name for p in written] == ["base.gguf", "README.md"]
     assert "llama-server" not in written[1].read_text()
+
+
+def built(number: int, folder: Path) -> Path:
+    return build(Case(number, "llama", True, 2, "float32", ("sym4-g64",), (number,)), folder).folder
+
+
+def test_files_of_an_earlier_adapter_do_not_stay_beside_new_ones(tmp_path: Path) -> None:
+    folder = built(1, tmp_path)
+    export_all(folder, ["gguf"])
+    (folder / FOLDER / "notes.txt").touch()
+    export_all(built(2, tmp_path), ["gguf"], gguf_files=["base", "adapter"])
+    assert {path.name for path in (folder / FOLDER).iterdir()} == {"base.gguf", "adapter.gguf", "README.md",
+                                                                  "notes.txt"}
+
+
+def test_a_file_that_is_added_leaves_the_others_and_their_commands(tmp_path: Path) -> None:
+    folder = built(1, tmp_path)
+    export_all(folder, ["gguf"], gguf_files=["base", "adapter", "merged-q8_0"])
+    export_all(folder, ["gguf"], gguf_files=["base-f32"])
+    text = (folder / FOLDER / "README.md").read_text()
+    for part in ("`merged-q8_0.gguf`", "`base-f32.gguf`", "llama-server -m base.gguf --lora adapter.gguf", "ollama"):
+        assert part in text
+    printed = commands(load_config([]), folder)
+    assert [line.partition("):")[0] for line in printed] == ["Talk to it (gguf", "Talk to it (Ollama"]
+
+
+def test_commands_name_files_that_are_there(tmp_path: Path) -> None:
+    folder = built(1, tmp_path)
+    export_all(folder, ["gguf"], gguf_files=["merged-q8_0"])
+    server, _ = commands(load_config([]), folder)  # whose export.gguf lists other files
+    named = [Path(word) for word in shlex.split(server) if word.endswith(".gguf")]
+    assert [path.name for path in named] == ["merged-q8_0.gguf"]
+    assert all(path.is_file() for path in named)
 
 
 def merged_values(linear: LinearWeights, form: Form) -> Any:

@@ -1,14 +1,17 @@
 """Decoders of every supported family as GGUF: llama.cpp's logits beside those of transformers, with an adapter too."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader, GGUFWriter
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
+    GenerationConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -131,6 +134,21 @@ def test_llama_cpp_computes_the_logits_of_transformers(name: str, tmp_path: Path
 def test_settings_that_llama_cpp_computes_otherwise_are_refused(config: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=rf"llama.cpp computes this {config.model_type} model.*{reason}"):
         layout_of(config)
+
+
+def test_sampling_is_written_with_releases_of_gguf_without_methods_for_it(tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in dir(GGUFWriter) if name.startswith("add_sampling_")]:
+        monkeypatch.delattr(GGUFWriter, name)  # they came with 0.18
+    wanted = {"temp": 0.5, "top_k": 20, "top_p": 0.25, "min_p": 0.125, "penalty_repeat": 1.5}
+    settings = GenerationConfig(do_sample=True, temperature=0.5, top_k=20, top_p=0.25, min_p=0.125,
+                                repetition_penalty=1.5)
+    weights = replace(weights_with_adapter(random_model(CONFIGS["llama"])), generation_config=settings)
+    source = Source(weights, layout_of(weights.config), vocabulary_of(byte_tokenizer(), 320), "llama")
+    source.write_model(tmp_path / "base.gguf")
+    fields = GGUFReader(tmp_path / "base.gguf").fields
+    assert {key.rpartition(".")[2]: field.contents() for key, field in fields.items()
+            if key.startswith("general.sampling.")} == wanted
 
 
 def test_other_families_are_refused_with_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from qra_bo.config import load_config
 from qra_bo.export import bitsandbytes
@@ -29,6 +29,7 @@ from qra_bo.finetune.models.load import load_base
 from qra_bo.tasks.export import run as export
 from qra_bo.utils.errors import ConfigError, OutputError
 from qra_bo.utils.files import write_json
+from tests.export.allocations import Case, base_folder, build_on
 from tests.export.finished import finish
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -93,6 +94,7 @@ def test_merged_model_is_base_plus_update(mixed: Path, base: str) -> None:
     export_all(mixed, ["merged"], base)
     folder = mixed / "export" / "merged"
     merged = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
+    assert merged(input_ids=load_file(mixed / PROBE)["input_ids"]).past_key_values is not None
     assert AutoTokenizer.from_pretrained(str(folder))("one")["input_ids"] == list(b"one")
     tensors = load_file(mixed / "adapter" / "adapter_model.safetensors")
     quantised, dense = load(mixed, adapter=False)[0], load_base(read_manifest(mixed).model)[0].to(torch.bfloat16)
@@ -105,6 +107,24 @@ def test_merged_model_is_base_plus_update(mixed: Path, base: str) -> None:
     if base == "dequantised":  # the other is another model, if only a little in one as small as this
         assert float((logits(merged, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
     assert f"into the {base} base" in (folder / "README.md").read_text()
+
+
+def test_generation_settings_that_transformers_does_not_save_are_kept(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    def strict(self: GenerationConfig, *_: Any, **__: Any) -> None:  # as release 5.0 does
+        self.validate(strict=True)
+
+    base = Path(shutil.copytree(base_folder("llama", True, 2), tmp_path / "base"))
+    published = {"do_sample": False, "temperature": 0.6, "eos_token_id": 257}
+    (base / "generation_config.json").write_text(json.dumps(published))
+    node = {"name": "x", "source": "path", "path": str(base), "gguf_file": None, "revision": None,
+            "trust_remote_code": False}
+    run = build_on(node, Case(1, "llama", True, 2, "float32", ("fp16",), (1,)), tmp_path / "run").folder
+    monkeypatch.setattr(GenerationConfig, "save_pretrained", strict)
+    export_all(run, ["merged", "compressed_tensors", "mlx"])
+    for folder in ("export/merged", "compressed_tensors", "mlx"):
+        kept = json.loads((run / folder / "generation_config.json").read_text())
+        assert (kept["temperature"], kept["eos_token_id"]) == (0.6, 257)
 
 
 def test_merging_into_the_original_base_keeps_16_bits(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +145,7 @@ def test_bitsandbytes_export_loads_in_plain_transformers(servable: Path, monkeyp
         kind = type(model.get_submodule(name)).__name__
         assert kind == {"nf4": "Linear4bit", "fp16": "Linear"}[record.format.name], name
     assert type(model.lm_head).__name__ == "Linear"
+    assert model.config.use_cache
     adapted = PeftModel.from_pretrained(model, str(servable / "adapter"))
     assert float((logits(adapted, servable) - logits(load(servable)[0], servable)).abs().max()) < ROUNDING
 

@@ -1,6 +1,7 @@
 """Tensors for exporters are those that the run's own model computes with."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import RunWeights, weights_of
-from qra_bo.utils.errors import OutputError
+from qra_bo.finetune.manifest import MANIFEST, read_manifest
+from qra_bo.utils.errors import ModelError, OutputError
+from qra_bo.utils.files import write_json
+from tests.export.allocations import Case, build
 from tests.export.finished import finish
 
 RANKS = (1, 4, 0, 3)
@@ -53,6 +57,18 @@ def test_merged_weight_is_rounded_once(run: Path, weights: RunWeights) -> None:
 
 def test_tied_weights_are_listed_once(weights: RunWeights) -> None:
     assert ("lm_head.weight" in weights.others) is not weights.config.tie_word_embeddings
+
+
+def test_a_base_that_was_moved_is_found_again_by_a_link(tmp_path: Path) -> None:
+    run = build(Case(1, "llama", True, 2, "float32", ("sym4-g64",), (1,)), tmp_path / "run")
+    manifest = read_manifest(run.folder)
+    former, there = tmp_path / "former place", Path(manifest.model["path"])
+    write_json(run.folder / MANIFEST, replace(manifest, model={**manifest.model, "path": str(former)}).to_json())
+    with pytest.raises(ModelError, match=f"trained on the model in {former}, which is not there: copy .* or make it a "
+                                         "link"):
+        load(run.folder)
+    former.symlink_to(there)
+    load(run.folder)
 
 
 def test_damaged_adapter_is_refused(run: Path, tmp_path: Path) -> None:

@@ -49,3 +49,23 @@ def test_an_allocation_of_other_formats_is_refused(tmp_path: Path) -> None:
     config = load_config([*TINY, "task=finetune", f"allocation={file}", "budget=1GB", "serve=mlx"])
     with pytest.raises(ConfigError, match=r"serve=mlx searches only what MLX loads exactly.* formats nf4, int8"):
         read_allocation(config, make_space(config, make_spec(config)))
+
+
+@pytest.mark.parametrize(("allocation", "said"), [
+    ("uniform:4,2", "the export gguf has no form for nf4, which the allocation has: use serve=llamacpp"),
+    ("mix.json", "the export gguf has no form for int8, which the allocation has")])
+def test_an_allocation_that_an_export_can_not_hold_is_refused_before_it_is_trained(allocation: str, said: str,
+                                                                                   tmp_path: Path) -> None:
+    file = tmp_path / "mix.json"
+    file.write_text(json.dumps({"formats": ["sym4-g64", "int8", "sym4-g64", "fp16"], "ranks": [1, 2, 3, 4]}))
+    chosen = allocation.replace("mix.json", str(file))
+    words = [*TINY, "task=finetune", f"allocation={chosen}", "budget=1GB", "export.targets=[gguf,merged]"]
+
+    def read(*more: str) -> Any:
+        config = load_config([*words, *more])
+        return read_allocation(config, make_space(config, make_spec(config)))
+
+    with pytest.raises(ConfigError, match=said):
+        read()
+    assert read("export.targets=[merged]")
+    assert "mix" in allocation or read("serve=llamacpp")
