@@ -72,7 +72,6 @@ def packing_device(manifest: Manifest) -> str:
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Save a model, which loses its defaults for generation, with these and its tokenizer."""
-    model.config.use_cache = True  # which the training had switched off
     settings, model.generation_config = model.generation_config, GenerationConfig()
     model.save_pretrained(str(folder), safe_serialization=True)
     save_generation(settings, folder)

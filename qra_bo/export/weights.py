@@ -120,7 +120,6 @@ def weights_of(run: FinishedRun) -> RunWeights:
     dequantise_embeddings(model, manifest, run.folder)
     model.config.architectures = [type(model).__name__]
     model.config.dtype = getattr(torch, manifest.compute_dtype)
-    model.config.use_cache = True  # which the training had switched off
     return RunWeights(manifest, linears, _others(model, linears), model.config,
                       getattr(model, "generation_config", None), tokenizer, source_folder(manifest.model), tables)
 

@@ -42,7 +42,6 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     folder = source_folder(model_cfg)
     model, tokenizer = _random(model_cfg) if folder is None else _pretrained(model_cfg, folder)
     model.requires_grad_(False)
-    model.config.use_cache = False
     _untie_own_head(model)
     without_dropout(model)
     return model, tokenizer
