@@ -81,6 +81,11 @@ def test_free_keys_need_no_plus() -> None:
     assert config.format_names == ("int2-g64", "int3-g64", "nf4", "hqq4", "hqq8")
 
 
+def test_one_name_stands_for_a_list() -> None:
+    config = load_config(["effort=instant", "effort.compare=untuned", "export.gguf=base"])
+    assert (config.effort.compare, config.export.gguf) == (("untuned",), ("base",))
+
+
 def test_any_other_model_needs_a_path() -> None:
     assert "needs model.path" in problems("+model=hf")[0]
     assert load_config(["+model=hf", "model.path=org/name"]).model["path"] == "org/name"
@@ -148,6 +153,10 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["train.warmup=1"], "train.warmup must be below 1.0; got 1"),
     (["confirm.seeds=1"], r"confirm\.seeds must be 0 \(no confirmation\) or at least 2; got 1"),
     (["effort.rate_factors=[1]"], "a list of distinct positive factors other than 1"),
+    (["effort.compare=[unifrm]"], r"effort\.compare must be a list of the names uniform, .*; got \['unifrm'\]"),
+    (["export.gguf=[bas]"], r"export\.gguf must be a list of the names base, .*; got \['bas'\]"),
+    (["export.gguf=base,adapter"], r"write export\.gguf=\[base,adapter\] for a list"),
+    (["export.check=yes"], r"^export\.check must be one of true, false, auto; got 'yes'\.$"),
     (["train.betas=[0.9]"], "train.betas must be two numbers"),
     (["fidelity.low=24"], r"fidelity\.low must be below fidelity\.high=24, or null; got 24"),
     (["calibrate.lr_scales=[]"], "calibrate.lr_scales must be a list of distinct positive numbers"),
