@@ -13,7 +13,6 @@ from hydra.errors import HydraException
 from qra_bo.config.check import Problem, fields_of, unknown_key
 from qra_bo.config.other_names import answer
 from qra_bo.config.schema import RunConfig
-from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.utils.errors import nearest_first
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -24,7 +23,6 @@ ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG
 """By group, how to give what no file of the group names."""
 _UNIFORM = re.compile(r"(?<!['\"\w])uniform\s*:\s*\d+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
 _TAKES_UNIFORM = re.compile(r"^(\+{0,2})(budget|allocation)=")
-_BUDGET = re.compile(r"^(\+{0,2})budget=")
 _MODEL = re.compile(r"^(\+{0,2})model=")
 
 
@@ -39,10 +37,9 @@ def options(config_dir: str | None = None) -> dict[str, tuple[str, ...]]:
 
 
 def normalise(overrides: Iterable[str]) -> list[str]:
-    """Accept ``model=NAME`` like ``+model=NAME``, quote ``uniform:BITS,RANK``, and let a given allocation bring its own
-    budget where none is named.
+    """Accept ``model=NAME`` like ``+model=NAME``, and quote ``uniform:BITS,RANK``.
 
-    A key of the schema may be given with or without ``+``. A flag passes as it is.
+    A key of the schema and a group may be given with or without ``+``. A flag passes as it is.
     """
     out = []
     for text in overrides:
@@ -51,13 +48,11 @@ def normalise(overrides: Iterable[str]) -> list[str]:
         key = text.split("=", 1)[0].lstrip("+")
         if _MODEL.match(text):
             text = _MODEL.sub("+model=", text)
-        elif key in VALUES and key in options():  # a group of files that set a value of its name: serve
+        elif key in options():
             text = text.lstrip("+")
         elif "=" in text and _is_value(key) and (text.startswith("+") or key.startswith(OPEN)):
             text = f"++{text.lstrip('+')}"
         out.append(text)
-    if "task=finetune" in out and not any(_BUDGET.match(text) for text in out):
-        out.append(f"budget={OF_ALLOCATION}")
     return out
 
 

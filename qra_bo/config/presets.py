@@ -6,6 +6,7 @@ from typing import Any
 
 from qra_bo.config.derive import NUMBERS
 from qra_bo.config.schema import RunConfig
+from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.cards import CARDS
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.device import planned_device
@@ -19,7 +20,8 @@ QLoRA's rate of its 65 B model (Dettmers et al. 2023, table 9). It stands for mo
 
 
 def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
-    """Return further overrides for what the given ones leave open: the trainer, and the budget of a named card.
+    """Return further overrides for what the given ones leave open: the trainer, and the budget, which a given
+    allocation or a named card brings.
 
     Args:
         overrides: Normalised overrides, a model among them.
@@ -30,8 +32,9 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     suits = trainer_of(raw)[0]
     if not given & {"train", "profile"} and isinstance(train, Mapping) and train.get("name") != suits:
         chosen.append(f"train={suits}")
-    if "budget" not in given and raw.get("gpu") is not None:
-        chosen.append("budget=auto")
+    budget = OF_ALLOCATION if raw.get("task") == "finetune" else None if raw.get("gpu") is None else "auto"
+    if budget is not None and "budget" not in given:
+        chosen.append(f"budget={budget}")
     return chosen
 
 

@@ -74,6 +74,19 @@ def test_a_known_key_may_be_given_with_a_plus(override: str) -> None:
     assert load_config([override]).seed == 3
 
 
+@pytest.mark.parametrize("plus", ["+", "++"])
+def test_a_group_may_be_given_with_a_plus(plus: str) -> None:
+    config = load_config([f"{plus}data=tiny", f"{plus}effort=quick", f"{plus}profile=paper", "task=memory"])
+    assert (config.data.name, config.effort.name, config.fidelity.high) == ("tiny", "quick", 100)
+
+
+@pytest.mark.parametrize("task", ["task=finetune", "+task=finetune", "task='finetune'", 'task="finetune"'])
+def test_an_allocation_brings_its_budget_however_the_task_is_spelled(task: str) -> None:
+    assert load_config([task, "allocation=uniform:4,16"]).budget == ("allocation",)
+    assert load_config(["budget=8GB", task, "allocation=uniform:4,16"]).budget == ("8GB",)
+    assert load_config([task, "task=search"]).budget == ("uniform:4,4",)
+
+
 def test_free_keys_need_no_plus() -> None:
     assert load_config(["bits=[4,5,6]"]).format_names == ("nf4", "hqq5-g128", "hqq6-g128")
     config = load_config(["method.extra=1.5", "quantizer.formats.4=[nf4,hqq4]", "quantizer.formats.8=[hqq8]"])
