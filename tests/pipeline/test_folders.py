@@ -9,6 +9,7 @@ import qra_bo
 from qra_bo.config import load_config
 from qra_bo.pipeline.folders import run_folder
 from qra_bo.study import Engine, RunInterrupted
+from qra_bo.utils.errors import OutputError
 
 PLANTED = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick"]
 
@@ -28,3 +29,10 @@ def test_a_stopped_run_names_the_folder_that_the_same_command_takes(budget: str,
     named = str(stopped.value).removeprefix("stopped by SIGINT; run the same command again with ")
     out = named.removesuffix(" to go on")
     assert run_folder(load_config([*PLANTED, f"budget={budget}", out])) == Path(out.removeprefix("out="))
+
+
+def test_resume_without_a_folder_begins_no_new_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for more in (["budget=8MB"], ["budget=[8MB,9MB]"]):
+        with pytest.raises(OutputError, match="resume=true needs out=FOLDER"):
+            run_folder(load_config([*PLANTED, *more, "resume=true"]))
