@@ -1,6 +1,7 @@
 """Command-line overrides: shorthands that Hydra does not know, and every mistake in them at once."""
 
 import functools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from qra_bo.config.check import Problem, fields_of, unknown_key
 from qra_bo.config.other_names import answer
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import nearest_first
+from qra_bo.utils.words import override_value
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """The package's configuration, found by its place: a folder ``conf`` of the working directory is another one."""
@@ -24,6 +26,7 @@ ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG
 _UNIFORM = re.compile(r"(?<!['\"\w])uniform\s*:\s*\d+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
 _TAKES_UNIFORM = re.compile(r"^(\+{0,2})(budget|allocation)=")
 _MODEL = re.compile(r"^(\+{0,2})model=")
+_HOME = re.compile(r"~(/[^,'\"]*)?")
 
 
 @functools.cache
@@ -37,7 +40,7 @@ def options(config_dir: str | None = None) -> dict[str, tuple[str, ...]]:
 
 
 def normalise(overrides: Iterable[str]) -> list[str]:
-    """Accept ``model=NAME`` like ``+model=NAME``, and quote ``uniform:BITS,RANK``.
+    """Accept ``model=NAME`` like ``+model=NAME``, quote ``uniform:BITS,RANK``, and read ``~`` as a shell does.
 
     A key of the schema and a group may be given with or without ``+``. A flag passes as it is.
     """
@@ -52,6 +55,9 @@ def normalise(overrides: Iterable[str]) -> list[str]:
             text = text.lstrip("+")
         elif "=" in text and _is_value(key) and (text.startswith("+") or key.startswith(OPEN)):
             text = f"++{text.lstrip('+')}"
+        name, _, value = text.partition("=")
+        if _HOME.fullmatch(value):
+            text = f"{name}={override_value(os.path.expanduser(value))}"
         out.append(text)
     return out
 

@@ -94,6 +94,17 @@ def test_free_keys_need_no_plus() -> None:
     assert config.format_names == ("int2-g64", "int3-g64", "nf4", "hqq4", "hqq8")
 
 
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_tilde_is_the_users_folder(quote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "hara, j"
+    monkeypatch.setenv("HOME", str(home))
+    given = {key: f"{key}={quote}~/{name}{quote}" for key, name in (
+        ("out", "runs/a"), ("model.path", "models/mine"), ("oracle.table", "table"))}
+    config = load_config(["+model=hf", given["model.path"], given["out"]])
+    assert (config.model["path"], config.out) == (f"{home}/models/mine", f"{home}/runs/a")
+    assert f"there is no file '{home}/table/task.json'" in problems("oracle=benchmark", given["oracle.table"])[0]
+
+
 def test_one_name_stands_for_a_list() -> None:
     config = load_config(["effort=instant", "effort.compare=untuned", "export.gguf=base"])
     assert (config.effort.compare, config.export.gguf) == (("untuned",), ("base",))
