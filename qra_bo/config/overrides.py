@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from qra_bo.config.check import Problem, fields_of, unknown_key
+from qra_bo.config.check import Problem, fields_of, options_of, unknown_key
 from qra_bo.config.other_names import answer
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import nearest_first
@@ -26,6 +26,7 @@ ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG
 _UNIFORM = re.compile(r"(?<!['\"\w])uniform\s*:\s*\d+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
 _TAKES_UNIFORM = re.compile(r"^(\+{0,2})(budget|allocation)=")
 _MODEL = re.compile(r"^(\+{0,2})model=")
+_NUMBER = re.compile(r"[+-]?[\d_.]+(e[+-]?[\d_]+)?", re.IGNORECASE)
 _HOME = re.compile(r"~(/[^,'\"]*)?")
 
 
@@ -58,6 +59,8 @@ def normalise(overrides: Iterable[str]) -> list[str]:
         name, _, value = text.partition("=")
         if _HOME.fullmatch(value):
             text = f"{name}={override_value(os.path.expanduser(value))}"
+        elif key in TEXTS and _NUMBER.fullmatch(value):
+            text = f"{name}={override_value(value)}"
         out.append(text)
     return out
 
@@ -143,6 +146,8 @@ def _values(hint: Any, prefix: str = "") -> dict[str, Any]:
 
 
 VALUES = _values(RunConfig)
+TEXTS = frozenset(key for key, hint in VALUES.items() if str in (hint, *options_of(hint)))
+"""Keys of paths, ids and names: what looks like a number is a text as it stands, such as ``out=2026_05_01``."""
 OPEN = ("method.", "logger.", "oracle.", "data.", "executor.", "quantizer.formats.")
 """Beginnings of keys that depend on the chosen option: the composed configuration is checked for these."""
 

@@ -12,6 +12,7 @@ from qra_bo.config.compose import config_from
 from qra_bo.config.groups import AdapterConfig
 from qra_bo.config.other_names import OURS
 from qra_bo.config.overrides import VALUES, options
+from qra_bo.finetune.data.options import HubData
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.memory.formats import BITS, default_format
 from qra_bo.utils.errors import ConfigError, nearest_first
@@ -103,6 +104,15 @@ def test_a_tilde_is_the_users_folder(quote: str, tmp_path: Path, monkeypatch: py
     config = load_config(["+model=hf", given["model.path"], given["out"]])
     assert (config.model["path"], config.out) == (f"{home}/models/mine", f"{home}/runs/a")
     assert f"there is no file '{home}/table/task.json'" in problems("oracle=benchmark", given["oracle.table"])[0]
+
+
+@pytest.mark.parametrize("text", ["2026_05_01", "1.10", "12e3", "20260501"])
+def test_names_that_look_like_numbers_stay_as_they_are(text: str) -> None:
+    config = load_config([f"out={text}", "+model=hf", "model.path=ORG/NAME", f"model.revision={text}", "data=hub",
+                          f"data.path={text}", f"data.subset={text}", "adapter.lr=1e-3", "budget=1_000"])
+    assert isinstance(config.data, HubData)
+    assert {config.out, config.model["revision"], config.data.path, config.data.subset} == {text}
+    assert (config.adapter.lr, config.budget) == (1e-3, ("1000",))
 
 
 def test_one_name_stands_for_a_list() -> None:
