@@ -93,7 +93,7 @@ def _advice(config: RunConfig, final: int | None) -> str:
         return ""
     lower = "" if low is None else f" fidelity.low={max(1, shorter * low // high)}"
     return (f"A trial has {high} steps, and the final fine-tune {final}. fidelity.high={shorter}{lower} makes a search "
-            f"about {high / shorter:.0f} times shorter; such short trials say less of ranks.")
+            f"about {high / shorter:.2g} times shorter; such short trials say less of ranks.")
 
 
 def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
