@@ -62,7 +62,7 @@ class RunState:
         if kind == "stage" and event["state"] != "end":
             self.stage = str(event["stage"])
             return f"stage {self.stage}"
-        return self._trial(before) if kind == "trial" else _describe(event, self.study)
+        return self._trial(before, event.get("workers", 1)) if kind == "trial" else _describe(event, self.study)
 
     @property
     def planned(self) -> float | None:
@@ -75,7 +75,8 @@ class RunState:
         return self.study.planned_cost + float(header["full_trial_tokens"]) * after
 
     def eta_seconds(self) -> float | None:
-        """Time for the rest of the planned cost at the measured seconds a training token, or ``None``."""
+        """Time for the rest of the planned cost at the measured seconds a training token, of all workers together, or
+        ``None``."""
         seconds, tokens = self._pace
         if not self.planned or tokens == 0:
             return None
@@ -92,9 +93,9 @@ class RunState:
         spent = self.study.cost.tokens
         return f"{min(100, 100 * spent / self.planned):.0f} % of the planned cost" if self.planned else ""
 
-    def _trial(self, before: Trial | None) -> str:
+    def _trial(self, before: Trial | None, workers: int) -> str:
         e, m, best = self.study.trials[-1], self.study.trials[-1].result, self.study.incumbent
-        self._pace = (self._pace[0] + m.seconds, self._pace[1] + cost_of(e).tokens)
+        self._pace = (self._pace[0] + m.seconds / workers, self._pace[1] + cost_of(e).tokens)
         if not e.ok or e.loss is None:
             return f"{e.stage}: {_name(e, self.study)} {m.state.value} ({m.message or 'no loss'})"
         self._seconds[e.fidelity].append(m.seconds)

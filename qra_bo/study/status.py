@@ -40,10 +40,11 @@ class StatusFile:
     Args:
         folder: The run's folder.
         clock: Monotonic seconds.
+        workers: Trials that run at once.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self.path = folder / STATUS_NAME
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic, workers: int = 1) -> None:
+        self.path, self._workers = folder / STATUS_NAME, workers
         self.stage = "start"
         self._clock = clock
         self._written = float("-inf")
@@ -60,7 +61,7 @@ class StatusFile:
         best, eta = study.incumbent, None
         if study.evaluation_seconds and study.cost.tokens:  # the rest of the planned search, at the pace so far
             rest = max(0.0, study.planned_cost - study.search_cost.tokens)
-            eta = rest * study.evaluation_seconds / study.cost.tokens
+            eta = rest * study.evaluation_seconds / study.cost.tokens / self._workers
         data = {"schema_version": 1, "state": state, "stage": self.stage, "progress": self._activity,
                 "message": redact(message), "trials": study.states, "cost": study.cost.tokens,
                 "search_cost": study.search_cost.tokens, "planned_cost": study.planned_cost,

@@ -60,7 +60,8 @@ class TrialRunner:
     def __init__(self, setting: Setting, budget_bytes: int, journal: Journal, executor: Executor,
                  listeners: Sequence[Listener] = (), progress: Progress = quiet) -> None:
         self.setting, self.config, self.budget_bytes = setting, setting.config, budget_bytes
-        self.journal, self.executor, self.status = journal, executor, StatusFile(journal.path.parent)
+        self.journal, self.executor = journal, executor
+        self.status = StatusFile(journal.path.parent, workers=executor.workers)
         self.study = Study()
         self._listeners, self._progress = listeners, progress
         self._before = session_seconds(journal.content.events)
@@ -70,13 +71,12 @@ class TrialRunner:
         self.under_way: dict[str, PlannedTrial] = {}
         self.replay: deque[tuple[Trial, int, float]] = deque()
         for event in journal.content.events:
-            spent = self.study.search_cost.tokens
+            spent, workers = self.study.search_cost.tokens, event.get("workers", 1)
+            if event["event"] == "trial" and (type(workers) is not int or workers < 1):
+                raise JournalError(f"a trial in the journal {journal.path} was made by {workers!r} workers; it was "
+                                   "not written by this program")
             self._take_in(event)
             if event["event"] == "trial" and self.study.trials[-1].stage not in ENGINE_STAGES:
-                workers = event.get("workers", 1)
-                if type(workers) is not int or workers < 1:
-                    raise JournalError(f"a trial in the journal {journal.path} was made by {workers!r} workers; it was "
-                                       "not written by this program")
                 self.replay.append((self.study.trials[-1], workers, self.study.planned_cost - spent))
 
     def begin(self) -> None:

@@ -33,15 +33,16 @@ def test_average_bits_are_weighted_as_in_the_report():
         assert f"({d.average_bits(e.allocation):.2f} bits, " in lines[e.id]
 
 
-def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
+@pytest.mark.parametrize("workers", [1, 4])
+def test_eta_is_the_rest_of_the_plan_at_the_measured_pace(workers: int):
     state = RunState()
     events = make_events()
-    first = [e for e in events if e["event"] in ("header", "trial")][:3]
+    first = [e | {"workers": workers} for e in events if e["event"] in ("header", "trial")][:3]
     for e in first:
         state.feed(e)
     tokens = sum(e["training_tokens"] + e["forward_tokens"] / 3 for e in first[1:])
     seconds = sum(e["seconds"] for e in first[1:])
-    assert state.eta_seconds() == pytest.approx((state.planned - tokens) * seconds / tokens)
+    assert state.eta_seconds() == pytest.approx((state.planned - tokens) * seconds / tokens / workers)
     assert RunState().eta_seconds() is None
 
 

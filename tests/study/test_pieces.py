@@ -159,6 +159,17 @@ def test_progress_is_written_now_and_then(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "status.json").read_text())["progress"] == {"what": "train", "done": 15, "total": 20}
 
 
+def test_time_left_is_that_of_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = run(tmp_path, effort__max_full_trials=4, confirm__seeds=0, effort__ranking_top=0).study
+    monkeypatch.setattr(Study, "planned_cost", 2 * study.search_cost.tokens)
+    left = []
+    for workers in (1, 4):
+        StatusFile(tmp_path, workers=workers).write(study, "running")
+        left.append(json.loads((tmp_path / "status.json").read_text())["eta_seconds"])
+    assert left[0] == pytest.approx(4 * left[1])
+    assert left[1] > 0
+
+
 def test_status_of_an_extended_run_plans_for_the_larger_effort(tmp_path: Path) -> None:
     for trials in (12, 24):
         run(tmp_path, effort__max_full_trials=trials, confirm__seeds=0, effort__ranking_top=0)
