@@ -27,6 +27,7 @@ from qra_bo.space import DecoderSpec
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.words import override_value
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 MAIN = "config"  # in conf/
@@ -92,7 +93,8 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
 
 def search_path(config_dir: str | None) -> list[str]:
     """The override that adds the user's own folder of groups."""
-    return [] if config_dir is None else [f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
+    return [] if config_dir is None else [
+        f"hydra.searchpath=[{override_value(f'file://{os.path.abspath(config_dir)}')}]"]
 
 
 def compose_plain(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
