@@ -1,6 +1,7 @@
 """The command line: one run or a sweep, with exit statuses that scripts can rely on."""
 
 import functools
+import itertools
 import json
 import os
 import sys
@@ -44,6 +45,8 @@ from qra_bo.utils.version import __version__
 BUG = 1
 JOBS = "jobs.jsonl"
 """A line for every start and end of a job in the sweep's folder, whatever launcher runs it."""
+NAMING = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+"""Options whose value is the next argument, which may hold ``=``."""
 COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
 
 
@@ -88,8 +91,10 @@ def _run(argv: list[str]) -> int:
                           "overrides again.")
     if any(a.startswith(COMPLETION) for a in argv):
         return _show(argv)
-    given = [a for a in argv if not a.startswith("-") and ("=" in a or a.startswith("~"))]
-    flags = [a for a in argv if a not in given]  # argparse wants them first
+    is_key = [before not in NAMING and not a.startswith("-") and ("=" in a or a.startswith("~"))
+              for before, a in zip(["", *argv[:-1]], argv, strict=True)]
+    given = list(itertools.compress(argv, is_key))
+    flags = [a for a, key in zip(argv, is_key, strict=True) if not key]  # argparse wants them first
     args, unknown = get_args_parser().parse_known_args([*flags, *normalise(given)])
     if unknown := [a for a in unknown if a.startswith("-")]:
         raise ConfigError([unknown_flag(flag).message for flag in unknown])

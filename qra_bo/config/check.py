@@ -105,15 +105,21 @@ def _problem(cls: type[BaseModel], raw: Mapping[str, Any], error: ErrorDetails) 
 
 def _must_be(hint: Any, kind: str, value: object) -> str | None:
     """Say what a value of a list, a mapping or a choice must be; ``None`` for all others."""
-    shape = next((o for o in map(_bare, (hint, *options_of(hint))) if typing.get_origin(o) is not None), None)
+    options = [_bare(option) for option in options_of(hint) or (hint,)]
+    shape = next((option for option in options if typing.get_origin(option) is not None), None)
     match typing.get_origin(shape):
         case builtins.tuple if kind != MUST:
-            return f"a list of {_ITEMS[_bare(typing.get_args(shape)[0])]}"
+            item = _bare(typing.get_args(shape)[0])
+            return f"a list of {_ITEMS.get(item) or f'the names {_choices(item, value)}'}"
         case builtins.dict:
             return "a mapping from bit-widths to lists of format names"
         case typing.Literal:
-            return f"one of {', '.join(nearest_first(str(value), map(str, typing.get_args(shape))))}"
+            return f"one of {'true, false, ' * (bool in options)}{_choices(shape, value)}"
     return None
+
+
+def _choices(literal: Any, value: object) -> str:
+    return ", ".join(nearest_first(str(value), map(str, typing.get_args(literal))))
 
 
 def _tags(option: Any) -> list[str]:

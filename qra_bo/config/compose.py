@@ -27,6 +27,7 @@ from qra_bo.space import DecoderSpec
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.words import override_value
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 MAIN = "config"  # in conf/
@@ -92,7 +93,8 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
 
 def search_path(config_dir: str | None) -> list[str]:
     """The override that adds the user's own folder of groups."""
-    return [] if config_dir is None else [f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
+    return [] if config_dir is None else [
+        f"hydra.searchpath=[{override_value(f'file://{os.path.abspath(config_dir)}')}]"]
 
 
 def compose_plain(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = (), overrides
         ConfigError: With every problem at once.
     """
     unresolved = raw.unresolved if isinstance(raw, Resolved) else {}
-    raw = with_learning_rate(raw)
+    raw = _with_home(with_learning_rate(raw))
     config, mismatches = validated(RunConfig, raw)
     if config is None:  # defaults stand in for broken values, so that the rules between the others are still checked
         config, _ = validated(RunConfig, _mended(raw, [p.key for p in mismatches]))
@@ -137,6 +139,19 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = (), overrides
     if config is None or problems:
         raise ConfigError(dict.fromkeys(p.message for p in problems))
     return config.with_unresolved(unresolved)
+
+
+def _with_home(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """``raw`` with the user's folder for ``~`` in the paths that are not expanded where they are read."""
+    def expanded(value: Any) -> Any:
+        return os.path.expanduser(value) if isinstance(value, str) and value[:2] in ("~", "~/") else value
+
+    found = {**raw, "out": expanded(raw["out"])} if "out" in raw else dict(raw)
+    for group, key in (("model", "path"), ("oracle", "table")):
+        node = raw.get(group)
+        if isinstance(node, Mapping) and key in node:
+            found[group] = {**node, key: expanded(node[key])}
+    return found
 
 
 def hydra_message(error: Exception) -> str:

@@ -297,7 +297,7 @@ class ExportConfig(Group):
 
     targets: Texts | None
     merged_base: Literal["dequantised", "original"]
-    gguf: list[Literal["base", "adapter", "merged-f16", "merged-q8_0", "base-f32"]]
+    gguf: Annotated[tuple[Literal["base", "adapter", "merged-f16", "merged-q8_0", "base-f32"], ...], ONE_IS_A_LIST]
     check: StrictBool | Literal["auto"]
 
 

@@ -1,6 +1,7 @@
 """Command-line overrides: shorthands that Hydra does not know, and every mistake in them at once."""
 
 import functools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from qra_bo.config.check import Problem, fields_of, unknown_key
+from qra_bo.config.check import Problem, fields_of, options_of, unknown_key
 from qra_bo.config.other_names import answer
 from qra_bo.config.schema import RunConfig
-from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.utils.errors import nearest_first
+from qra_bo.utils.words import override_value
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """The package's configuration, found by its place: a folder ``conf`` of the working directory is another one."""
@@ -24,8 +25,9 @@ ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG
 """By group, how to give what no file of the group names."""
 _UNIFORM = re.compile(r"(?<!['\"\w])uniform\s*:\s*\d+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
 _TAKES_UNIFORM = re.compile(r"^(\+{0,2})(budget|allocation)=")
-_BUDGET = re.compile(r"^(\+{0,2})budget=")
 _MODEL = re.compile(r"^(\+{0,2})model=")
+_NUMBER = re.compile(r"[+-]?[\d_.]+(e[+-]?[\d_]+)?", re.IGNORECASE)
+_HOME = re.compile(r"~(/[^,'\"]*)?")
 
 
 @functools.cache
@@ -39,10 +41,9 @@ def options(config_dir: str | None = None) -> dict[str, tuple[str, ...]]:
 
 
 def normalise(overrides: Iterable[str]) -> list[str]:
-    """Accept ``model=NAME`` like ``+model=NAME``, quote ``uniform:BITS,RANK``, and let a given allocation bring its own
-    budget where none is named.
+    """Accept ``model=NAME`` like ``+model=NAME``, quote ``uniform:BITS,RANK``, and read ``~`` as a shell does.
 
-    A key of the schema may be given with or without ``+``. A flag passes as it is.
+    A key of the schema and a group may be given with or without ``+``. A flag passes as it is.
     """
     out = []
     for text in overrides:
@@ -51,13 +52,16 @@ def normalise(overrides: Iterable[str]) -> list[str]:
         key = text.split("=", 1)[0].lstrip("+")
         if _MODEL.match(text):
             text = _MODEL.sub("+model=", text)
-        elif key in VALUES and key in options():  # a group of files that set a value of its name: serve
+        elif key in options():
             text = text.lstrip("+")
         elif "=" in text and _is_value(key) and (text.startswith("+") or key.startswith(OPEN)):
             text = f"++{text.lstrip('+')}"
+        name, _, value = text.partition("=")
+        if _HOME.fullmatch(value):
+            text = f"{name}={override_value(os.path.expanduser(value))}"
+        elif key in TEXTS and _NUMBER.fullmatch(value):
+            text = f"{name}={override_value(value)}"
         out.append(text)
-    if "task=finetune" in out and not any(_BUDGET.match(text) for text in out):
-        out.append(f"budget={OF_ALLOCATION}")
     return out
 
 
@@ -142,6 +146,8 @@ def _values(hint: Any, prefix: str = "") -> dict[str, Any]:
 
 
 VALUES = _values(RunConfig)
+TEXTS = frozenset(key for key, hint in VALUES.items() if str in (hint, *options_of(hint)))
+"""Keys of paths, ids and names: what looks like a number is a text as it stands, such as ``out=2026_05_01``."""
 OPEN = ("method.", "logger.", "oracle.", "data.", "executor.", "quantizer.formats.")
 """Beginnings of keys that depend on the chosen option: the composed configuration is checked for these."""
 

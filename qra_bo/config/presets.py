@@ -1,11 +1,16 @@
 """Choices that follow from the model and the device where the user made none: trainer, budget, learning rate, text."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from qra_bo.config.derive import NUMBERS
+from qra_bo.config.overrides import CONF
 from qra_bo.config.schema import RunConfig
+from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.cards import CARDS
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.device import planned_device
@@ -19,7 +24,10 @@ QLoRA's rate of its 65 B model (Dettmers et al. 2023, table 9). It stands for mo
 
 
 def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
-    """Return further overrides for what the given ones leave open: the trainer, and the budget of a named card.
+    """Return further overrides for what the given ones leave open: the trainer, and the budget, which a given
+    allocation or a named card brings.
+
+    What a profile chooses stays: a trainer or a budget other than the default of ``conf/config.yaml``.
 
     Args:
         overrides: Normalised overrides, a model among them.
@@ -27,12 +35,18 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     """
     given = {re.split("[=@]", text)[0].lstrip("+") for text in overrides}
     train, chosen = raw.get("train"), []
-    suits = trainer_of(raw)[0]
-    if not given & {"train", "profile"} and isinstance(train, Mapping) and train.get("name") != suits:
+    name, suits = train.get("name") if isinstance(train, Mapping) else None, trainer_of(raw)[0]
+    if name not in (None, suits) and "train" not in given and ("profile" not in given or name == "cpu"):
         chosen.append(f"train={suits}")
-    if "budget" not in given and raw.get("gpu") is not None:
-        chosen.append("budget=auto")
+    budget = OF_ALLOCATION if raw.get("task") == "finetune" else None if raw.get("gpu") is None else "auto"
+    if budget is not None and "budget" not in given and raw.get("budget") == _default_budget():
+        chosen.append(f"budget={budget}")
     return chosen
+
+
+@functools.cache
+def _default_budget() -> Any:
+    return OmegaConf.select(OmegaConf.load(CONF / "config.yaml"), "budget")
 
 
 def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:

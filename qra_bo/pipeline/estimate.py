@@ -24,6 +24,8 @@ CODE_SECONDS = 1.5e-7
 """Rough seconds of one core to pack a weight in one format and choose its code by GPTQ (SmolLM2-135M)."""
 PROFILE = "profile"
 """Name of the plan's part that is over before the first trial."""
+ALONE = "final"
+"""Beginning of the name of the part after the last trial, which one worker trains."""
 
 
 def card_of(setting: Setting) -> Card | None:
@@ -92,6 +94,11 @@ def basis(setting: Setting, card: Card | None) -> str:
     return f"times are estimates for a {card.title} from the number of operations, not measured on a GPU"
 
 
+def shares(part: str, workers: int) -> int:
+    """Return by how many of the ``workers`` a part of the plan is divided."""
+    return 1 if part.startswith(ALONE) else workers
+
+
 class FirstTrial:
     """Listener that prints the times of a plan again once a trial has been timed.
 
@@ -111,11 +118,10 @@ class FirstTrial:
         if trial.result.state is not TrialState.OK or tokens <= 0 or seconds <= 0:
             return
         self._waiting, each = False, seconds / tokens
-        parts = [f"{row.what}: about {rough(each * row.cost)}" for row in self._rows if row.cost]
-        known = [row for row in self._rows if row.seconds is not None]
-        guess = sum(row.seconds or 0.0 for row in known)
-        factor = each * sum(row.cost for row in known) / guess if guess else None
+        ahead = [each * row.cost / shares(row.what, event.get("workers", 1)) for row in self._rows]
+        parts = [f"{row.what}: about {rough(s)}" for row, s in zip(self._rows, ahead, strict=True) if row.cost]
+        guess = sum(row.seconds or 0.0 for row in self._rows)
+        factor = sum(s for row, s in zip(self._rows, ahead, strict=True) if row.seconds) / guess if guess else None
         compared = "" if factor is None else f", {factor:.1f} times the estimate"
-        total = rough(each * sum(row.cost for row in self._rows))
         print_line(self._console, f"Times by the first trial ({tokens / seconds:,.0f} tokens a second{compared}): "
-                                  f"{'; '.join(parts)}; in all about {total}")
+                                  f"{'; '.join(parts)}; in all about {rough(sum(ahead))}")

@@ -24,6 +24,9 @@ def run_folder(config: RunConfig) -> Path:
         OutputError: If it holds anything else, or links, or nothing where a run is to be resumed.
     """
     several = len(config.budget) > 1
+    if config.out is None and config.resume:
+        raise OutputError("resume=true needs out=FOLDER, the run to go on with; python -m qra_bo.runs list outputs "
+                          "shows them. Without both a new run begins")
     if config.out is None:
         return new_folder(config, "budgets" if several else config.budget[0])
     folder, runs = Path(config.out), "runs of several budgets" if several else "a run"

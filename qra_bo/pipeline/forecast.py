@@ -8,7 +8,7 @@ from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory import Plan
 from qra_bo.memory.cards import Card
 from qra_bo.pipeline.data import TextSize, text_size
-from qra_bo.pipeline.estimate import PROFILE, basis, profile_cost, profile_seconds, token_seconds
+from qra_bo.pipeline.estimate import ALONE, PROFILE, basis, profile_cost, profile_seconds, shares, token_seconds
 from qra_bo.report.tables import PlanRow
 from qra_bo.study.comparison import QLORA, UNIFORM
 from qra_bo.study.setting import FINAL, Setting, affordable_steps
@@ -93,7 +93,7 @@ def _advice(config: RunConfig, final: int | None) -> str:
         return ""
     lower = "" if low is None else f" fidelity.low={max(1, shorter * low // high)}"
     return (f"A trial has {high} steps, and the final fine-tune {final}. fidelity.high={shorter}{lower} makes a search "
-            f"about {high / shorter:.0f} times shorter; such short trials say less of ranks.")
+            f"about {high / shorter:.2g} times shorter; such short trials say less of ranks.")
 
 
 def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
@@ -123,8 +123,10 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
             what, cost = f"{what} of the comparison", cost - config.fidelity.high * config.train.step_tokens
         share = f"; {100 * cost / (cost + sum(costs.values())):.0f} % of the whole" if cost and costs else ""
         costs[f"final fine-tune ({what}{share})"] = cost
-    return [*profile, *(PlanRow(what, cost, None if seconds is None or not cost else seconds * cost)
-                        for what, cost in costs.items() if cost or what.startswith("final"))]
+    workers = config.executor.workers if setting.memory.shape.device == "cuda" else 1  # on a CPU they share its cores
+    return [*profile, *(PlanRow(what, cost, None if seconds is None or not cost else
+                                seconds * cost / shares(what, workers))
+                        for what, cost in costs.items() if cost or what.startswith(ALONE))]
 
 
 def confirmation_steps(setting: Setting) -> int:

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from qra_bo.memory import MemoryModel, Plan
@@ -24,6 +25,8 @@ from qra_bo.utils.redact import redact
 
 OF_A_PLAN = ("task", "gpu", "memory.format", "memory.verify", "out", "resume")
 """Overrides that a run after the plan does without; two of the commands can't have one folder."""
+OF_A_SEARCH = ("budget", "effort", "oracle")
+"""Values and groups that task=finetune does without, or refuses."""
 LEAST_RANK = 4
 """Rank from which uniform 4 bits are worth a change of the trainer before a search."""
 _UNIFORM = re.compile(r"'(uniform:\d+,\d+)'")
@@ -78,7 +81,8 @@ def after_all(memory: MemoryModel, space: SearchSpace, size: int, whole_length: 
 
 
 def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
-               forecast: Forecast | None = None, most_bits: float | None = None) -> list[NextStep]:
+               forecast: Forecast | None = None, most_bits: float | None = None,
+               config_dir: str | None = None) -> list[NextStep]:
     """Return what to run after a plan of one budget: train a uniform choice, or search, the better advice first.
     Nothing after one of several budgets, and where no uniform choice fits.
 
@@ -88,6 +92,7 @@ def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
         overrides: Of the command that made it.
         forecast: Times.
         most_bits: Limit on average code bits; ``None``: none.
+        config_dir: Of the command that made it: the user's own folder of groups.
     """
     answer = plan.budgets[0]
     if len(plan.budgets) > 1 or answer.best is None or answer.verdict.region == NOTHING_FITS:
@@ -97,19 +102,20 @@ def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
     if plan.card is not None:
         kept = {"budget": "budget=auto", "device": "device=cuda"} | kept
     final = None if forecast is None else forecast.final_seconds
-    trained = [text for key, text in kept.items() if key not in ("budget", "effort")]
-    train = NextStep("train that uniform choice", _command(
-        *trained, "task=finetune", f"allocation=uniform:{answer.best.bits},{answer.best.rank}"), _time(final))
+    trained = {key: text for key, text in kept.items() if key.partition(".")[0] not in OF_A_SEARCH}
+    command = partial(_command, [] if config_dir is None else [f"--config-dir={config_dir}"])
+    train = NextStep("train that uniform choice", command(
+        *trained.values(), "task=finetune", f"allocation=uniform:{answer.best.bits},{answer.best.rank}"), _time(final))
     text = None if forecast is None else forecast.text
     if answer.verdict.region == NOTHING_BINDS:
         return [train]
     efforts = {} if forecast is None else {effort.effort: effort.seconds for effort in forecast.efforts}
-    searches = [NextStep(what, _command(*(kept | {"effort": f"effort={effort}"}).values()),
+    searches = [NextStep(what, command(*(kept | {"effort": f"effort={effort}"}).values()),
                          _time(efforts.get(effort), final))
                 for effort, what in (("quick", "search, confirm and train the winner"),
                                      ("instant", "predict an allocation without a trial, and train it"))
                 if kept.get("effort", f"effort={effort}") == f"effort={effort}"]
-    searches = searches or [NextStep("search, confirm and train the winner", _command(*kept.values()), None)]
+    searches = searches or [NextStep("search, confirm and train the winner", command(*kept.values()), None)]
     if answer.verdict.region != MIXING_PAYS:
         return [train, searches[0]]
     change = after_all(plan.memory, space, answer.size, None if text is None else text.whole_length,
@@ -117,14 +123,14 @@ def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
     if change is None:
         return searches
     keys = {text.partition("=")[0] for text in change.overrides}
-    return [NextStep(f"before a search, train uniform {change.bits} bits, which fit so ({change.why})", _command(
-        *(text for key, text in kept.items() if key not in {"budget", "effort", *keys}), *change.overrides,
+    return [NextStep(f"before a search, train uniform {change.bits} bits, which fit so ({change.why})", command(
+        *(text for key, text in trained.items() if key not in keys), *change.overrides,
         "task=finetune", f"allocation=uniform:{change.bits},{change.rank}"), _time(final)), *searches]
 
 
-def _command(*overrides: str) -> str:
+def _command(flags: Sequence[str], *overrides: str) -> str:
     first = sorted(overrides, key=lambda text: not text.startswith("+model"))
-    return redact(shlex.join(["python", "-m", "qra_bo", *first]))
+    return redact(shlex.join(["python", "-m", "qra_bo", *flags, *first]))
 
 
 def _time(*seconds: float | None) -> str | None:

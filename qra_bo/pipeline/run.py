@@ -148,6 +148,8 @@ def run_budgets(config: RunConfig) -> Result:
                           **{key: done.best["memory"][key] for key in ("predicted_bytes", "measured_bytes")}}
             except OF_ALL:
                 raise
+            except RunInterrupted as stop:
+                raise RunInterrupted(stop.signum, out) from stop
             except QRABOError as error:
                 message = " ".join(str(error).split())
                 print(f"qra_bo: budget {entry['budget']}: {message}", file=tolerant(sys.stderr))
@@ -254,7 +256,7 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
         try:
             outcome = engine.run()
         except RunInterrupted as stop:
-            raise RunInterrupted(stop.signum, folder if len(config.budget) == 1 else folder.parent) from stop
+            raise RunInterrupted(stop.signum, folder) from stop
     return _written(config, folder, outcome)
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -46,7 +47,8 @@ def run(config: RunConfig) -> int:
     except (DataError, ModelError) as error:  # the plan of the memory stands without the text
         unread = error
     space = make_space(config, plan.memory.spec)
-    steps = next_steps(plan, space, HydraConfig.get().overrides.task, forecast, config.max_average_bits) \
+    steps = next_steps(plan, space, HydraConfig.get().overrides.task, forecast, config.max_average_bits,
+                       _config_dir(HydraConfig.get())) \
         if HydraConfig.initialized() and unread is None else []  # a command would end with the same error
     if config.memory.format == "json":
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
@@ -73,6 +75,11 @@ def run(config: RunConfig) -> int:
     if problems:
         raise BudgetError("; ".join(dict.fromkeys(problems)))
     return 0
+
+
+def _config_dir(composed: HydraConf) -> str | None:
+    """Return the folder of groups that the command names by ``--config-dir``."""
+    return next((s.path for s in composed.runtime.config_sources if s.provider.startswith("hydra.searchpath")), None)
 
 
 def plan_lines(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None,

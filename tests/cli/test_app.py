@@ -235,6 +235,14 @@ def test_config_dir_adds_options(seen: list[RunConfig], elsewhere: Path) -> None
         assert config.method.target == {"_target_": "my_package.MySearcher", "radius": 4}
 
 
+def test_config_dir_may_have_any_name(seen: list[RunConfig], elsewhere: Path) -> None:
+    mine = elsewhere / "o'hara's" / "lr=1, new"
+    write(mine / "effort" / "tiniest.yaml", "defaults:\n  - quick\n  - _self_\nname: tiniest\nmax_full_trials: 2\n")
+    arguments = ["model=llama2_7b", "effort=tiniest", "task=memory", "--config-dir", str(mine)]
+    assert app.main(arguments) == app.main([*arguments, "-m", "seed=0"]) == 0
+    assert [(config.effort.max_full_trials, config.train.name) for config in seen] == [(2, "gpu")] * 2
+
+
 def test_missing_config_dir_exits_2(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
     assert app.main(["--config-dir=nowhere", "model=tiny"]) == 2
     assert "there is no folder 'nowhere'" in capfd.readouterr().err

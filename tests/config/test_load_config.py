@@ -12,6 +12,7 @@ from qra_bo.config.compose import config_from
 from qra_bo.config.groups import AdapterConfig
 from qra_bo.config.other_names import OURS
 from qra_bo.config.overrides import VALUES, options
+from qra_bo.finetune.data.options import HubData
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.memory.formats import BITS, default_format
 from qra_bo.utils.errors import ConfigError, nearest_first
@@ -74,11 +75,49 @@ def test_a_known_key_may_be_given_with_a_plus(override: str) -> None:
     assert load_config([override]).seed == 3
 
 
+@pytest.mark.parametrize("plus", ["+", "++"])
+def test_a_group_may_be_given_with_a_plus(plus: str) -> None:
+    config = load_config([f"{plus}data=tiny", f"{plus}effort=quick", f"{plus}profile=paper", "task=memory"])
+    assert (config.data.name, config.effort.name, config.fidelity.high) == ("tiny", "quick", 100)
+
+
+@pytest.mark.parametrize("task", ["task=finetune", "+task=finetune", "task='finetune'", 'task="finetune"'])
+def test_an_allocation_brings_its_budget_however_the_task_is_spelled(task: str) -> None:
+    assert load_config([task, "allocation=uniform:4,16"]).budget == ("allocation",)
+    assert load_config(["budget=8GB", task, "allocation=uniform:4,16"]).budget == ("8GB",)
+    assert load_config([task, "task=search"]).budget == ("uniform:4,4",)
+
+
 def test_free_keys_need_no_plus() -> None:
     assert load_config(["bits=[4,5,6]"]).format_names == ("nf4", "hqq5-g128", "hqq6-g128")
     config = load_config(["method.extra=1.5", "quantizer.formats.4=[nf4,hqq4]", "quantizer.formats.8=[hqq8]"])
     assert config.method.target["extra"] == 1.5
     assert config.format_names == ("int2-g64", "int3-g64", "nf4", "hqq4", "hqq8")
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_tilde_is_the_users_folder(quote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "hara, j"
+    monkeypatch.setenv("HOME", str(home))
+    given = {key: f"{key}={quote}~/{name}{quote}" for key, name in (
+        ("out", "runs/a"), ("model.path", "models/mine"), ("oracle.table", "table"))}
+    config = load_config(["+model=hf", given["model.path"], given["out"]])
+    assert (config.model["path"], config.out) == (f"{home}/models/mine", f"{home}/runs/a")
+    assert f"there is no file '{home}/table/task.json'" in problems("oracle=benchmark", given["oracle.table"])[0]
+
+
+@pytest.mark.parametrize("text", ["2026_05_01", "1.10", "12e3", "20260501"])
+def test_names_that_look_like_numbers_stay_as_they_are(text: str) -> None:
+    config = load_config([f"out={text}", "+model=hf", "model.path=ORG/NAME", f"model.revision={text}", "data=hub",
+                          f"data.path={text}", f"data.subset={text}", "adapter.lr=1e-3", "budget=1_000"])
+    assert isinstance(config.data, HubData)
+    assert {config.out, config.model["revision"], config.data.path, config.data.subset} == {text}
+    assert (config.adapter.lr, config.budget) == (1e-3, ("1000",))
+
+
+def test_one_name_stands_for_a_list() -> None:
+    config = load_config(["effort=instant", "effort.compare=untuned", "export.gguf=base"])
+    assert (config.effort.compare, config.export.gguf) == (("untuned",), ("base",))
 
 
 def test_any_other_model_needs_a_path() -> None:
@@ -148,6 +187,10 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["train.warmup=1"], "train.warmup must be below 1.0; got 1"),
     (["confirm.seeds=1"], r"confirm\.seeds must be 0 \(no confirmation\) or at least 2; got 1"),
     (["effort.rate_factors=[1]"], "a list of distinct positive factors other than 1"),
+    (["effort.compare=[unifrm]"], r"effort\.compare must be a list of the names uniform, .*; got \['unifrm'\]"),
+    (["export.gguf=[bas]"], r"export\.gguf must be a list of the names base, .*; got \['bas'\]"),
+    (["export.gguf=base,adapter"], r"write export\.gguf=\[base,adapter\] for a list"),
+    (["export.check=yes"], r"^export\.check must be one of true, false, auto; got 'yes'\.$"),
     (["train.betas=[0.9]"], "train.betas must be two numbers"),
     (["fidelity.low=24"], r"fidelity\.low must be below fidelity\.high=24, or null; got 24"),
     (["calibrate.lr_scales=[]"], "calibrate.lr_scales must be a list of distinct positive numbers"),

@@ -145,6 +145,22 @@ def test_own_trainer_of_a_config_dir(tmp_path: Path) -> None:
     assert (config.train.name, config.train.batch) == ("mine", 2)
 
 
+def test_own_profile_keeps_its_budget_and_gets_the_trainer_that_suits(tmp_path: Path) -> None:
+    (tmp_path / "profile").mkdir()
+    site = "# @package _global_\nbudget: 20GB\ntrain:\n  length: 512\n"
+    (tmp_path / "profile" / "site.yaml").write_text(site)
+    given = ["+model=llama2_7b", "profile=site"]
+    for more in (["gpu=rtx4090"], ["task=finetune", "allocation=uniform:4,16"]):
+        config = load_config([*given, *more], str(tmp_path))
+        assert (config.budget, config.train.name, config.train.length) == (("20GB",), "gpu", 512)
+        assert load_config([*given, *more, "budget=9GB"], str(tmp_path)).budget == ("9GB",)
+    assert load_config([*given, "train=cpu"], str(tmp_path)).train.name == "cpu"
+
+
+def test_profile_paper_keeps_its_trainer() -> None:
+    assert load_config(["+model=tiny", "profile=paper", "device=cpu"]).train.name == "gpu"
+
+
 def test_every_model_of_the_hub_makes_a_space() -> None:
     for name in ("gemma3_1b_instruct", "gemma3_4b_instruct", "phi4", "phi3_5_mini", "mistral_7b_instruct"):
         config = load_config([f"+model={name}", "granularity=fused"])

@@ -119,6 +119,20 @@ def test_the_first_timed_trial_corrects_the_plan() -> None:
                               "17 min; final: about 8 min; in all about 25 min\n")
 
 
+def test_workers_share_all_but_the_final_fine_tune() -> None:
+    out = io.StringIO()
+    first = FirstTrial([PlanRow("search", 100_000, 50.0), PlanRow("final", 50_000, 25.0)], Console(file=out, width=400))
+    first(trial(TrialState.OK, 12, 2) | {"workers": 4})
+    assert out.getvalue() == ("Times by the first trial (100 tokens a second, 10.0 times the estimate): search: about "
+                              "4 min; final: about 8 min; in all about 12 min\n")
+    run = replace(on_gpu("+model=tiny", "data=tiny"), sequences=40.0)
+    many = replace(run, config=run.config.with_changes(executor=run.config.executor.with_changes(workers=4)))
+    ratios = [a.seconds / b.seconds for a, b in zip(plan_rows(run, CARD), plan_rows(many, CARD), strict=True)]
+    assert ratios == pytest.approx([*[4] * (len(ratios) - 1), 1])
+    assert [row.seconds for row in plan_rows(setting("+model=tiny", "data=tiny", "executor.workers=4"))] == \
+        [row.seconds for row in plan_rows(setting("+model=tiny", "data=tiny"))]  # they share the cores
+
+
 def test_without_an_estimate_the_first_trial_gives_one() -> None:
     out = io.StringIO()
     FirstTrial([PlanRow("search", 1000, None), PlanRow("final", 0, None)], Console(file=out, width=400))(

@@ -131,7 +131,7 @@ def test_times_are_those_of_the_parts_at_every_effort(card: str | None, file: Pa
 
 @pytest.mark.parametrize(("final", "advice"), [
     (33, "fidelity.high=8 fidelity.low=2 makes a search about 4 times shorter"), (100, "fidelity.high=25"),
-    (500, None)])
+    (108, "fidelity.high=27 fidelity.low=6 makes a search about 1.2 times shorter"), (500, None)])
 def test_trials_as_long_as_the_final_fine_tune_are_advised_against(final: int, advice: str | None) -> None:
     config = load_config(["task=memory", "+model=llama3_1_8b", "gpu=rtx4090", f"final.steps={final}"])
     found = make_forecast(config, make_plan(config))

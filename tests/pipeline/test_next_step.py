@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,26 @@ def test_commands_compose_and_keep_what_was_given() -> None:
         assert (config.model_name, config.train.length, config.device) == ("llama3_1_8b", 512, "cuda")
         assert not {"gpu=rtx3060", "memory.format=json", "out=one"} & set(overrides)
         assert step.time is None  # without a forecast
+
+
+@pytest.mark.parametrize("more", [["effort=instant", "effort.compare=[untuned,uniform]"], ["oracle=synthetic"]])
+def test_what_is_of_a_search_alone_is_left_out_of_a_training(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [step for budget in ("7GB", "8GB") for step in steps_of(MODEL, f"budget={budget}", "device=cuda", *more)]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    tasks = [load_config(shlex.split(step.command)[3:]).task for step in steps]
+    assert tasks.count("finetune") == 2
+    assert tasks.count("search") >= 2
+
+
+def test_own_groups_are_found_by_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "my groups"
+    (mine / "model").mkdir(parents=True)
+    (mine / "model" / "mine.yaml").write_text("defaults:\n  - llama3_1_8b\n  - _self_\nname: mine\n")
+    assert main(["--config-dir", str(mine), "task=memory", "+model=mine", "gpu=rtx4090"]) == 0
+    command = capfd.readouterr().out.splitlines()[-1]
+    assert command.endswith(" +model=mine device=cuda task=finetune allocation=uniform:8,32")
+    flag, model, *_ = shlex.split(command)[3:]
+    assert main([flag, model, "task=memory", "gpu=rtx4090"]) == 0
 
 
 @pytest.mark.parametrize(("whole", "scope", "overrides", "fits"), [
