@@ -74,7 +74,7 @@ class TrialRunner:
             self._take_in(event)
             if event["event"] == "trial" and self.study.trials[-1].stage not in ENGINE_STAGES:
                 self.replay.append((self.study.trials[-1], self.study.workers, self.study.planned_cost - spent))
-        self._searched = session_seconds(filter(_of_search, journal.content.events))
+        self._searched = session_seconds(e for e in journal.content.events if _of_search(e))
 
     def begin(self) -> None:
         """Write the header of a new run, or check that the journal is of this one and note a changed effort.
@@ -280,7 +280,7 @@ class TrialRunner:
         return replace(r, loss=None, loss_se=None, curve=curve, training_tokens=tokens)
 
 
-def _of_search(event: Event) -> bool:
+def _of_search(event: Mapping[str, Any]) -> bool:
     return event["event"] in ("profile", "calibration") or \
         (event["event"] == "trial" and event["stage"] not in UNSEARCHED_STAGES)
 
