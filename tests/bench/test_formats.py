@@ -27,6 +27,7 @@ from bench.formats.summary import COLUMNS, rows_of, summarise, targets_of
 from bench.formats.untrained_weights import BASELINE, DECODER, DIVERGENCE, decoder_errors, draw, matrix_errors
 from bench.length.plan import SEARCH_SEED, UNSEEN_SEEDS
 from bench.length.trials import Key, PlannedTrial, load
+from bench.report import RESULTS
 from qra_bo.config import load_config, make_spec
 from qra_bo.memory.formats import check_shape, parse_format
 
@@ -177,3 +178,10 @@ def test_more_bytes_err_less_on_random_weights() -> None:
     assert list(found) == [DECODER, DIVERGENCE]
     for coarse, fine, eight in (values.values() for values in found.values()):
         assert coarse > fine > eight > 0
+
+
+def test_the_published_rows_are_of_the_published_trials(tmp_path: Path) -> None:
+    assert program.main(["--out", str(RESULTS / "formats" / "trials.jsonl"), "--tasks", "plays,gsm8k", "--steps", "24",
+                         "--summary", "--results", str(tmp_path)]) == 0
+    published = json.loads((RESULTS / "formats.json").read_text())["rows"]
+    assert json.loads((tmp_path / "formats.json").read_text())["rows"] == published
