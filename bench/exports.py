@@ -11,6 +11,7 @@ row with the reason.
 """
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -86,7 +87,8 @@ CONSUMERS = (
              environment={"VLLM_CPU_KVCACHE_SPACE": "1"}, without=("torchaudio", "torchcodec")))
 """Scripts take the export's folder, the adapter's, a file of tokens (``n``, .npy) and their output (.npz): arrays of
 logits (``n x v``, fp32) by the name of a variant (``base`` has no adapter; ``log_probabilities`` in their place have no
-difference from logits), ``load_seconds``, ``version``."""
+difference from logits), ``load_seconds``, ``version``. ``SERVED`` may be of the first tokens alone."""
+SERVED = "served"
 
 
 def make_run(folder: Path, formats: Sequence[str]) -> Path:
@@ -154,9 +156,17 @@ def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, refer
     for variant, logits in found.items():
         if logits.ndim == 2:
             view = View(variant, torch.from_numpy(logits), adapted=variant != "base")
-            compared = reference.row(view, consumer.name)
+            n = len(logits) if variant == SERVED else N_TOKENS
+            compared = beginning(reference, n).row(view, consumer.name)
             apart = {} if variant == "log_probabilities" else {"largest": compared.largest, "mean": compared.mean}
-            yield {**row, "variant": variant, **apart, "kl": compared.kl, "note": compared.note}
+            yield {**row, "tokens": n, "variant": variant, **apart, "kl": compared.kl, "note": compared.note}
+
+
+def beginning(reference: Reference, n: int) -> Reference:
+    """Return the reference of the first ``n`` tokens, which depend on no later one."""
+    first = copy.copy(reference)
+    first.own, first.base = reference.own[:n], reference.base[:n]
+    return first
 
 
 def targets_of(rows: Sequence[Mapping[str, Any]], consumers: Sequence[Consumer] = CONSUMERS) -> list[Target]:
