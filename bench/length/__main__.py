@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.length.command import run, study_config, study_parser
 from bench.length.plan import make_plan, wanted
+from bench.length.predicted import drawn_rows
 from bench.length.study import work
 from bench.length.summary import publish
 from bench.length.trials import NAME
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def job() -> None:
         if options.summary:
-            publish(options.out, study_config("plays", None), make_plan(), FIGURE if options.out == FOLDER else None)
+            config = study_config("plays", None)
+            publish(options.out, config, make_plan(), FIGURE if options.out == FOLDER else None,
+                    drawn_rows(config.train.step_tokens))
             return
         options.out.mkdir(parents=True, exist_ok=True)
         work(lambda found: wanted(make_plan(), found, tasks), options.out / NAME,

@@ -37,7 +37,7 @@ from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import write_json
 
 FOLDER = RESULTS / "length" / "predicted"
-FINDS = "finds.json"
+RESULT, FINDS = "length_predicted", "finds.json"
 LONGEST = rates.TRIAL * int(LONGEST_RATIO)
 """Most steps for which a prediction is another one than for fewer."""
 SHORT, LONG, UNIFORM = f"predicted for {rates.TRIAL} steps", f"predicted for {LONGEST} steps", "best uniform choice"
@@ -135,6 +135,14 @@ def rows_of(task: str, limit: str, steps: int, finds: dict[str, Row], found: Fou
     return rows
 
 
+def drawn_rows(step_tokens: int) -> list[Row]:
+    """Return the published differences to the best uniform choice as the figure of the study takes them."""
+    path = RESULTS / f"{RESULT}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return [{"task": r["task"], "limit": r["limit"], "name": f"{r['name']}, {r['limit']}, bf16",
+             "tokens": r["steps"] * step_tokens, "minus_best_uniform": r.get("over_uniform")} for r in rows]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = study_parser("length.predicted", __doc__)
@@ -173,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     finds = json.loads((folder / FINDS).read_text(encoding="utf-8"))
                     found = load(folder / NAME)
                     rows += [row for steps in SEEDS for row in rows_of(text, limit, steps, finds, found)]
-        publish("length_predicted", (), rows, ("task", "limit", "steps", "name", "bits", "rank", "seeds", "loss"),
+        publish(RESULT, (), rows, ("task", "limit", "steps", "name", "bits", "rank", "seeds", "loss"),
                 folder=options.results)
 
     return run(job)

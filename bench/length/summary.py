@@ -65,13 +65,14 @@ def summarise(plan: Sequence[Block], found: Found, config: RunConfig) -> dict[st
             "curves": curves}
 
 
-def publish(folder: Path, config: RunConfig, plan: Sequence[Block], figure: Path | None = None) -> None:
+def publish(folder: Path, config: RunConfig, plan: Sequence[Block], figure: Path | None = None,
+            beside: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write ``length.json`` to ``folder``, and ``figure`` (by default ``length.png`` there) once there are differences
-    to draw."""
+    to draw; rows ``beside`` those of the study are drawn too."""
     summary = summarise(plan, load(folder / NAME), config)
     write_json(folder / "length.json", summary)
     if any(r["minus_best_uniform"] is not None for r in summary["rows"]):
-        (figure or folder / "length.png").write_bytes(png_bytes(draw(summary["rows"])))
+        (figure or folder / "length.png").write_bytes(png_bytes(draw([*summary["rows"], *beside])))
     print(f"written to {folder}")
 
 

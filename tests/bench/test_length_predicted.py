@@ -91,3 +91,10 @@ def test_the_published_rows_are_of_the_published_trials(tmp_path: Path, monkeypa
     assert predicted.main(["--summary", "--results", str(tmp_path)]) == 0
     published = json.loads((predicted.RESULTS / "length_predicted.json").read_text())["rows"]
     assert json.loads((tmp_path / "length_predicted.json").read_text())["rows"] == published
+
+
+def test_the_figure_has_the_differences_by_training_tokens() -> None:
+    rows = predicted.drawn_rows(512)
+    drawn = {(r["task"], r["name"], r["tokens"]): r["minus_best_uniform"] for r in rows}
+    assert drawn[PLAYS, f"{SHORT}, 54MB, bf16", 240 * 512]["high"] < 0
+    assert drawn[GSM8K, f"{UNIFORM}, 54MB, bf16", 240 * 512] is None
