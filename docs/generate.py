@@ -61,12 +61,15 @@ def change_on_resume(key: str) -> str:
 
 
 def table(path: Path, prefix: str = "") -> str:
-    """Keys, defaults, comments and what a change does to a continued run, of one file; its first line says what it is,
-    after one for Hydra in some. ``prefix`` is that of the keys in the whole configuration, where the file is not
-    global."""
+    """Keys as on a command line, defaults, comments and what a change does to a continued run, of one file; its first
+    line says what it is, after one for Hydra in some.
+
+    ``prefix`` is that of the keys in the whole configuration, where the file is not global. A key without a comment has
+    that of the mapping that holds it.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     prefix = "" if lines[0] == "# @package _global_" else prefix
-    rows, parents = [], []
+    rows, parents, meanings = [], list[str](), list[str]()
     for line in lines:
         if line.startswith("hydra:"):
             break
@@ -74,11 +77,11 @@ def table(path: Path, prefix: str = "") -> str:
         if not separator or key.lstrip().startswith(("#", "-")):
             continue
         depth = (len(key) - len(key.lstrip())) // 2
-        parents[depth:] = [key.strip().strip('"')]
         value, _, comment = rest.partition("  # ")
+        parents[depth:], meanings[depth:] = [key.strip().strip('"')], [comment.strip().replace("|", "\\|")]
         if value.strip():
-            shown = value.strip().replace("|", "\\|")
-            name, meaning = ".".join(parents), comment.strip().replace("|", "\\|")
-            rows.append(f"| `{name}` | `{shown}` | {meaning} | {change_on_resume(prefix + name)} |")
+            shown, name = value.strip().replace("|", "\\|"), prefix + ".".join(parents)
+            meaning = next((text for text in reversed(meanings) if text), "")
+            rows.append(f"| `{name}` | `{shown}` | {meaning} | {change_on_resume(name)} |")
     head = next(line for line in lines if not line.startswith("# @")).removeprefix("# ")
     return f"{head}.\n\n| key | default | meaning | on resume |\n|---|---|---|---|\n" + "\n".join(rows)

@@ -183,10 +183,13 @@ def test_the_reference_lists_every_key() -> None:
     for key in ("budget", "memory.scope", "quantizer.formats.4", "export.merged_base"):
         assert f"| `{key}` |" in text
     for key, change in (("budget", "refused"), ("max_hours", "may change"), ("out", "names the run"),
-                        ("max_full_trials", "may change"), ("kind", "refused")):
+                        ("effort.max_full_trials", "may change"), ("data.kind", "refused")):
         found = [line for line in text.splitlines() if line.startswith(f"| `{key}` |")]
         assert found
         assert all(line.endswith(f"| {change} |") for line in found)
+    assert [line for line in text.splitlines() if line.startswith("| `") and line.split(" | ")[-2].strip() == ""] == []
+    named = re.findall(r"^\| `([\w.-]+)` \|", text, re.M)
+    assert [key for key in named if key not in options() and inspect([f"++{key}=1"], sweep=False)[1]] == []
     for group in ("method", "model", "logger"):
         for option in (ROOT / "conf" / group).glob("[!_]*.yaml"):
             assert f"### {group}={option.stem}" in text
