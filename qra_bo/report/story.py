@@ -92,17 +92,23 @@ def _given(d: ReportData, where: str, reason: str) -> Answer:
     return Answer(f"{name} of {where} {trained}. Nothing was searched: {reason}.", "", "", "open")
 
 
-def _replaced(d: ReportData, what: str, known: str) -> Answer:
-    chosen, delivered = (DASH if a is None else d.name(a) for a in (d.chosen, d.winner))
-    return Answer(f"The {what}, {chosen}, was measured over the budget; the next best that fits was delivered instead: "
-                  f"{delivered}. Its difference to the best uniform baseline was not {known}.", "", "", "open")
+def _replaced(d: ReportData, what: str, known: str, reference: Allocation | None) -> Answer:
+    """State that the allocation chosen was measured over the budget, and what is known of the one delivered."""
+    c, (first, other) = d.confirmation, (DASH if a is None else d.name(a) for a in (d.chosen, d.winner))
+    text = f"The {what}, {first}, was measured over the budget; the next best that fits was delivered instead: {other}."
+    if d.winner == reference:
+        return Answer(f"{text} It is the best uniform baseline.", "", "", "open")
+    if c is not None and c.differences and d.winner == c.candidate:
+        return Answer(f"{text} The two were compared on unseen training seeds.", f"{signed(c.mean)} nats",
+                      _interval(d, c), "open")
+    return Answer(f"{text} Its difference to the best uniform baseline was not {known}.", "", "", "open")
 
 
 def _predicted(d: ReportData, where: str, p: Prediction) -> Answer:
     """State what was predicted, and at which length."""
     final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
     if d.replaced:
-        return _replaced(d, f"allocation predicted for {where}", "predicted")
+        return _replaced(d, f"allocation predicted for {where}", "predicted", p.reference)
     text = f"Predicted, not searched: {name} for {where}."
     if p.reference is None:
         return Answer(f"{text} No uniform baseline is on the ladders to compare with.", "", "", "open")
@@ -134,7 +140,7 @@ def _on_one_seed(d: ReportData, p: Prediction, own: Trial, reference: Trial, tex
 def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
     mixed, reference = c.winner_kind == "mixed", d.name(c.reference)
     if d.replaced:
-        return _replaced(d, f"winner for {where}", "confirmed")
+        return _replaced(d, f"winner for {where}", "confirmed", c.reference)
     if c.candidate == c.reference:
         return Answer(f"A uniform baseline wins for {where}: {reference}. The search found no mixed allocation that "
                       "is better at its own training seed.", "", "", "equal")
@@ -200,19 +206,22 @@ def unconfirmed_difference(d: ReportData) -> float | None:
 
 def versus(d: ReportData) -> str:
     """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
+    c, p, difference = d.confirmation, d.prediction, unconfirmed_difference(d)
     if d.replaced:
-        return "not confirmed" if d.prediction is None else "not predicted"
+        if d.winner in [known.reference for known in (c, p) if known is not None]:
+            return "the best uniform itself"
+        if c is not None and c.differences and d.winner == c.candidate:
+            return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] mixed"
+        return "not confirmed" if p is None else "not predicted"
     beside = compared(d.study)
     if beside is not None and beside.difference is not None:
         return f"{signed(beside.difference)} on one seed"
-    if d.prediction is not None:
-        p = d.prediction
+    if p is not None:
         if p.uniform:
             return "the best uniform itself, as predicted"
         return f"{signed(p.mean)} [{signed(p.low)}, {signed(p.high)}] predicted, not searched"
     if d.study.given:
         return "not searched"
-    c, difference = d.confirmation, unconfirmed_difference(d)
     if c is not None and c.candidate_failed and not c.train_seeds:
         return "mixed failed on unseen seeds"
     if c is not None:

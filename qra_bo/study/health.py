@@ -103,8 +103,13 @@ def _beats_uniform(study: Study) -> Part:
             f"Compare on unseen seeds: confirm.seeds={LEAST_SEEDS}." if "end" in study.last else "Let the run end."
     mixed = c["winner_kind"] == "mixed"
     if winner is not None and winner.to_json() != c["candidate" if mixed else "reference"]:
-        return UNKNOWN, "The winner measured over the budget; the next best that was delivered was not compared.", \
-            "Repeat the search with a slightly smaller budget."
+        again = "Repeat the search with a slightly smaller budget."
+        if winner.to_json() == c["reference"]:
+            return FAIL, "The winner measured over the budget: the best uniform baseline was delivered.", again
+        if winner.to_json() == c["candidate"] and c["train_seeds"]:
+            return WARN, "The best uniform baseline measured over the budget: a mixed allocation was delivered, with " \
+                f"{_interval(c)} against it.", again
+        return UNKNOWN, "The winner measured over the budget; the next best that was delivered was not compared.", again
     smaller = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
     if c["candidate"] == c["reference"]:
         return FAIL, "The search found no mixed allocation to compare: a uniform one was delivered.", smaller

@@ -113,7 +113,7 @@ def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
 def test_card_of_a_uniform_winner_does_not_compare_it_with_itself(tmp_path, seeds):
     same = {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": seeds}
     [path] = export_all(write_finished(tmp_path / "run", winner_kind="uniform", versus_best_uniform=same), ["card"])
-    assert "This allocation is the best uniform baseline; no mixed one was preferred to it." in path.read_text()
+    assert "This allocation is the best uniform baseline.\n" in path.read_text()  # a mixed one may not have fitted
     assert "95 % interval" not in path.read_text()
 
 

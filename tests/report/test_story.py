@@ -73,10 +73,15 @@ def test_worse_is_said_only_over_enough_seeds():
     assert "had a higher loss" in story.answer(with_confirmation(wins=False, **lost, **few)).sentence
 
 
+def delivering(events, allocation):
+    return parse_events([*events[:-1], {**events[-1], "status": "next_best", "best": allocation.fingerprint}])
+
+
 def test_next_best_does_not_inherit_the_confirmation():
     events = make_events()
-    reference = parse_events(events).confirmation.reference
-    d = parse_events([*events[:-1], {**events[-1], "status": "next_best", "best": reference.fingerprint}])
+    c = parse_events(events).confirmation
+    d = delivering(events, next(e.allocation for e in parse_events(events).study.ranked
+                                if e.allocation not in (c.candidate, c.reference)))
     a = story.answer(d)
     assert "measured over the budget" in a.sentence
     assert (a.tone, a.interval) == ("open", "")
@@ -84,6 +89,19 @@ def test_next_best_does_not_inherit_the_confirmation():
     shown = [NamedRun("replaced", d), NamedRun("whole", parse_events(events))]
     labels = RUNS_PLOTS["differences"](shown, LIGHT).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == ["whole"]
+
+
+def test_a_next_best_that_was_compared_keeps_what_is_known_of_it():
+    won = make_events()
+    c = parse_events(won).confirmation
+    d = delivering(won, c.reference)
+    assert story.answer(d).sentence.endswith(f"instead: {d.name(c.reference)}. It is the best uniform baseline.")
+    assert (story.answer(d).figure, story.versus(d)) == ("", "the best uniform itself")
+    lost = make_events(wins=False)
+    d, mean = delivering(lost, c.candidate), signed(parse_events(lost).confirmation.mean)
+    assert (story.answer(d).figure, story.answer(d).tone) == (f"{mean} nats", "open")
+    assert "not confirmed" not in story.answer(d).sentence
+    assert story.versus(d).startswith(mean)
 
 
 def test_plain_output_has_no_empty_parentheses():
