@@ -42,7 +42,7 @@ class Row:
         average_rank: Mean over units, not weighted.
         search_loss: Validation loss at the search's training seed.
         test_loss: Mean over the confirmation's seeds on the test split.
-        fits: Whether the predicted bytes are within the budget.
+        fits: Whether the predicted bytes are within the budget, and the measured ones where they were measured.
     """
 
     role: str
@@ -270,9 +270,9 @@ def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, te
     if predicted is None and d.ended and allocation == d.winner:
         predicted = int(d.study.last["end"]["predicted_bytes"])
     measured = m.measured_bytes if m else e.result.measured_bytes if e else None
+    fits = None if predicted is None else max(predicted, measured or 0) <= d.header.budget_bytes and (not m or m.fits)
     return Row(role, d.name(allocation, codes), d.average_bits(allocation), float(np.average(allocation.ranks)),
-               e.loss if e else None, test_loss, predicted, measured,
-               None if predicted is None else predicted <= d.header.budget_bytes)
+               e.loss if e else None, test_loss, predicted, measured, fits)
 
 
 def _one_seed_rows(d: ReportData, beside: Compared) -> list[Row]:

@@ -104,6 +104,17 @@ def test_a_next_best_that_was_compared_keeps_what_is_known_of_it():
     assert story.versus(d).startswith(mean)
 
 
+@pytest.mark.parametrize("measured", [1, None])
+def test_an_allocation_that_was_measured_over_the_budget_does_not_fit(measured):
+    events = make_events()
+    budget, c = events[0]["budget_bytes"], parse_events(events).confirmation
+    over = {"measured_bytes": measured and budget + measured, "fits": False}  # none where memory ran out
+    events = [{**e, **over} if e["event"] == "measured" else e for e in events]
+    rows = {row.role: row for row in story.comparison(delivering(events, c.reference))}
+    assert rows["best mixed"].predicted_bytes <= budget
+    assert (rows["winner = best uniform"].fits, rows["best mixed"].fits) == (True, False)
+
+
 def test_plain_output_has_no_empty_parentheses():
     d = with_confirmation(wins=False)
     same = replace(d, confirmation=replace(d.confirmation, candidate=d.confirmation.reference))
