@@ -195,7 +195,9 @@ def _unconfirmed(d: ReportData, where: str) -> Answer:
     text = (f"So far no allocation of {where} beats the best uniform baseline, {reference}." if best is uniform else
             f"The best allocation of {where} so far is {d.name(best.allocation)}; the best uniform baseline is "
             f"{reference}.")
-    return Answer(text, f"{signed(difference)} nats", f"validation loss, one training seed; {missing}", "open")
+    expected = d.study.value(best) - d.study.value(uniform)
+    beyond = "" if expected == difference else f"; {signed(expected)} predicted for {d.study.objective_steps} steps"
+    return Answer(text, f"{signed(difference)} nats", f"validation loss, one training seed{beyond}; {missing}", "open")
 
 
 def unconfirmed_difference(d: ReportData) -> float | None:

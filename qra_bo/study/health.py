@@ -98,7 +98,9 @@ def _beats_uniform(study: Study) -> Part:
     if c is None:
         best, uniform = study.incumbent, study.best_uniform
         own = "" if best is None or uniform is None else \
-            f"; at the search's own seed the best allocation has {signed(loss_of(best) - loss_of(uniform))} nats"
+            f"; at the search's own seed the best allocation has {signed(loss_of(best) - loss_of(uniform))} nats" + \
+            ("" if study.change is None else f", and {signed(study.value(best) - study.value(uniform))} predicted for "
+             f"{study.objective_steps} steps")
         return UNKNOWN, f"Nothing was compared with the best uniform baseline on unseen training seeds{own}.", \
             f"Compare on unseen seeds: confirm.seeds={LEAST_SEEDS}." if "end" in study.last else "Let the run end."
     mixed = c["winner_kind"] == "mixed"

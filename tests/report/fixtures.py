@@ -194,6 +194,14 @@ def failed_alone(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**e, **none} if e["event"] == "confirmation" else e for e in events]
 
 
+def minimised_at(events: list[dict[str, Any]], steps: int, per_doubling: float = 0.001) -> list[dict[str, Any]]:
+    """The events of a run that minimises the loss after ``steps`` steps, where a doubling of a rank changes so much."""
+    change = {"formats": [f.name for f in FORMATS], "by_format": np.zeros((L, len(FORMATS))).tolist(),
+              "per_doubling": [per_doubling] * L}
+    fields = {"event": "objective", "session": 1, "elapsed": 0.0, "steps": steps, "before": HIGH, "change": change}
+    return [events[0], {"time": events[0]["time"], **fields}, *events[1:]]
+
+
 def write_run(folder: Path, events: list[dict[str, Any]]) -> Path:
     """A run's folder with these events in its journal, as the program itself writes them."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,9 @@ from qra_bo.report.style import LIGHT
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
 from qra_bo.space import uniform
-from qra_bo.study.health import health
+from qra_bo.study.health import card, health
 from qra_bo.utils.numbers import signed
-from tests.report.fixtures import L, failed_alone, make_events
+from tests.report.fixtures import L, failed_alone, make_events, minimised_at
 
 RUN = Path("runs/a")
 
@@ -141,6 +141,18 @@ def test_unconfirmed_difference_is_labelled():
     a = story.answer(parse_events(make_events(finished=False)))
     assert a.tone == "open"
     assert "not confirmed" in a.interval
+
+
+def test_unconfirmed_difference_states_what_learned_rates_expect():
+    d = parse_events(minimised_at(make_events(finished=False), 480))
+    best, uniform_one = d.study.incumbent, d.study.best_uniform
+    expected = d.study.value(best) - d.study.value(uniform_one)
+    assert abs(expected - (best.loss - uniform_one.loss)) > 1e-3
+    said = f"{signed(expected)} predicted for 480 steps"
+    assert f"one training seed; {said}; not confirmed" in story.answer(d).interval
+    assert f"nats, and {said}." in card(d.study, "beats_uniform").finding
+    alone = parse_events(make_events(finished=False))
+    assert "predicted" not in story.answer(alone).interval + card(alone.study, "beats_uniform").finding
 
 
 def test_gap_under_three_standard_errors_is_unresolved():
