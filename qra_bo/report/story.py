@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qra_bo.report.data import Confirmation, Prediction, ReportData
-from qra_bo.report.text import describe_allocation, duration, size
+from qra_bo.report.text import ITSELF, describe_allocation, duration, size
 from qra_bo.space import Allocation
 from qra_bo.study import LEAST_SEEDS, loss_of, metadata_bits
 from qra_bo.study.comparison import Compared, compared
@@ -210,8 +210,9 @@ def versus(d: ReportData) -> str:
     """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
     c, p, difference = d.confirmation, d.prediction, unconfirmed_difference(d)
     if d.replaced:
-        if d.winner in [known.reference for known in (c, p) if known is not None]:
-            return "the best uniform itself"
+        known: Confirmation | Prediction | None = c if p is None else p
+        if known is not None and d.winner == known.reference:
+            return ITSELF
         if c is not None and c.differences and d.winner == c.candidate:
             return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] mixed"
         return "not confirmed" if p is None else "not predicted"
@@ -220,14 +221,15 @@ def versus(d: ReportData) -> str:
         return f"{signed(beside.difference)} on one seed"
     if p is not None:
         if p.uniform:
-            return "the best uniform itself, as predicted"
+            return f"{ITSELF}, as predicted"
         return f"{signed(p.mean)} [{signed(p.low)}, {signed(p.high)}] predicted, not searched"
     if d.study.given:
         return "not searched"
     if c is not None and c.candidate_failed and not c.train_seeds:
         return "mixed failed on unseen seeds"
     if c is not None:
-        return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] {c.winner_kind}"
+        compares = c.candidate != c.reference
+        return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] {c.winner_kind}" if compares else ITSELF
     return DASH if difference is None else f"{signed(difference)} not confirmed"
 
 

@@ -186,12 +186,20 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
                   "breakdown": breakdown(chosen)})
 
 
+NOTHING_COMPARED = {"train_seeds": [], "candidate_losses": [], "reference_losses": [], "differences": [], "mean": 0.0,
+                    "low": 0.0, "high": 0.0}
+
+
 def failed_alone(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events with a mixed allocation that gave fewer than two losses on unseen seeds, where the uniform one gave
     all."""
-    none = {"train_seeds": [], "candidate_losses": [], "reference_losses": [], "differences": [], "mean": 0.0,
-            "low": 0.0, "high": 0.0, "candidate_failed": True}
-    return [{**e, **none} if e["event"] == "confirmation" else e for e in events]
+    return [{**e, **NOTHING_COMPARED, "candidate_failed": True} if e["event"] == "confirmation" else e for e in events]
+
+
+def without_mixed(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of a search that found no mixed allocation to confirm."""
+    return [{**e, **NOTHING_COMPARED, "candidate": e["reference"]} if e["event"] == "confirmation" else e
+            for e in events]
 
 
 def minimised_at(events: list[dict[str, Any]], steps: int, per_doubling: float = 0.001) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from qra_bo.report.text import describe_allocation, duration, rough, short_names
 from qra_bo.space import uniform
 from qra_bo.study.health import card, health
 from qra_bo.utils.numbers import signed
-from tests.report.fixtures import L, failed_alone, make_events, minimised_at
+from tests.report.fixtures import L, failed_alone, make_events, minimised_at, without_mixed
 
 RUN = Path("runs/a")
 
@@ -55,6 +55,10 @@ def test_a_reference_that_is_the_best_uniform_choice_keeps_its_role():
            {**e, "best": qlora.fingerprint} if e["event"] == "end" else e for e in events]
     roles = [row.role for row in story.comparison(parse_events(won))]
     assert roles == ["winner = best uniform = QLoRA", "best mixed", "LoRA, 16-bit"]
+
+
+def test_a_uniform_winner_without_a_comparison_has_no_interval():
+    assert story.versus(parse_events(without_mixed(make_events(wins=False)))) == "the best uniform itself"
 
 
 def test_a_mixed_allocation_that_failed_has_no_difference():
