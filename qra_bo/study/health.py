@@ -181,7 +181,7 @@ def _noise(study: Study) -> Part:
             "" if study.untried else f"confirm.seeds={LEAST_SEEDS} measures it."
     gap, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
     sure = 1.0 if spread == 0 else 0.5 * (1 + math.erf(gap / spread / math.sqrt(2)))
-    found = (f"Differences between winner and best uniform baseline of {number(gap)} nats spread by {number(spread)} "
+    found = (f"Differences of {number(gap)} nats between mixed and best uniform allocation spread by {number(spread)} "
              f"over seeds: one pair of trainings names the better in {100 * sure:.0f} % of cases.")
     action = "Raise eval.sequences or fidelity.high, so that the search sees differences of this size."
     return (PASS, found, "") if sure >= SURE else (WARN if sure >= UNSURE else FAIL, found, action)

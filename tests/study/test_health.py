@@ -112,6 +112,10 @@ def test_noise_is_the_chance_of_a_pair_to_name_the_better(gap: float, status: st
     assert only("noise", changed("confirmation", differences=(-gap + unit).tolist())).status == status
 
 
+def test_noise_is_of_the_mixed_allocation_whoever_won() -> None:
+    assert "winner" not in only("noise", make_events(wins=False)).finding
+
+
 def test_two_differences_are_no_spread() -> None:
     assert only("noise", changed("confirmation", differences=[-.1, -.1])).status == UNKNOWN
 
