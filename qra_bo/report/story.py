@@ -304,7 +304,9 @@ def gap_closed(d: ReportData) -> str | None:
         return None
     gap = loss_of(qlora) - loss_of(lora)
     error = math.hypot(qlora.result.loss_se or 0.0, lora.result.loss_se or 0.0)
-    if gap < CLOSED_GAP_ERRORS * error or gap <= 0:
+    if gap <= 0:
+        return f"unresolved: with one seed each, 16-bit LoRA is no better than QLoRA ({signed(-gap)} nats)"
+    if gap < CLOSED_GAP_ERRORS * error:
         return (f"unresolved: QLoRA and 16-bit LoRA, each trained with one seed, differ by {signed(gap)}, under "
                 f"{CLOSED_GAP_ERRORS} standard errors of their losses")
     share = 100 * (loss_of(qlora) - loss_of(best)) / gap

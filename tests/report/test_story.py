@@ -167,6 +167,15 @@ def test_gap_under_three_standard_errors_is_unresolved():
     assert story.gap_closed(parse_events([e for e in events if e.get("stage") != "reference"])) is None
 
 
+def test_a_16_bit_reference_that_is_worse_leaves_no_gap_to_close():
+    events = make_events()
+    worse = [{**e, "loss": e["loss"] + 1, "loss_se": .001} if e.get("stage") == "reference" and e["event"] == "trial"
+             and "fp16" in e["formats"] else e for e in events]
+    said = story.gap_closed(parse_events(worse))
+    assert "no better than QLoRA (+0." in said
+    assert "standard errors" not in said  # it is far more than three
+
+
 def test_proxy_results_are_labelled_everywhere():
     d = parse_events(make_events(oracle="synthetic"))
     assert "SYNTHETIC" in d.proxy_label
