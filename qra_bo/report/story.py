@@ -42,7 +42,8 @@ class Row:
         average_rank: Mean over units, not weighted.
         search_loss: Validation loss at the search's training seed.
         test_loss: Mean over the confirmation's seeds on the test split.
-        fits: Whether the predicted bytes are within the budget, and the measured ones where they were measured.
+        fits: Whether the predicted bytes are within the budget, the measured ones where they were measured, and the
+            average bits within ``max_average_bits``.
     """
 
     role: str
@@ -274,7 +275,8 @@ def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, te
     if predicted is None and d.ended and allocation == d.winner:
         predicted = int(d.study.last["end"]["predicted_bytes"])
     measured = m.measured_bytes if m else e.result.measured_bytes if e else None
-    fits = None if predicted is None else max(predicted, measured or 0) <= d.header.budget_bytes and (not m or m.fits)
+    fits = None if predicted is None else max(predicted, measured or 0) <= d.header.budget_bytes \
+        and (m is None or m.fits) and d.study.admits(d.bits(allocation))
     return Row(role, d.name(allocation, codes), d.average_bits(allocation), float(np.average(allocation.ranks)),
                e.loss if e else None, test_loss, predicted, measured, fits)
 
@@ -287,7 +289,7 @@ def _one_seed_rows(d: ReportData, beside: Compared) -> list[Row]:
             a, m = e.allocation, d.measurement(e.allocation)
             rows.append(Row(role, d.name(a, e.spec.codes), d.average_bits(a), float(np.average(a.ranks)), None, e.loss,
                             e.predicted_bytes, e.result.measured_bytes if m is None else m.measured_bytes,
-                            e.within(d.header.budget_bytes)))
+                            e.within(d.header.budget_bytes) and d.study.admits(e.bits)))
     if beside.untuned is not None:
         rows.append(Row("untuned", "16-bit, no adapter", 16.0, 0.0, None, beside.untuned, None, None, None))
     return rows

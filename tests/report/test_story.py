@@ -119,6 +119,16 @@ def test_an_allocation_that_was_measured_over_the_budget_does_not_fit(measured):
     assert (rows["winner = best uniform"].fits, rows["best mixed"].fits) == (True, False)
 
 
+def test_a_reference_beyond_the_limit_of_average_bits_does_not_fit():
+    events = make_events()
+    for limit, fits in ((None, True), (4.5, False)):
+        wide = [{**events[0], "budget_bytes": 10**12, "max_average_bits": limit}, *events[1:]]
+        rows = {row.role: row.fits for row in story.comparison(parse_events(wide))}
+        assert (rows["LoRA, 16-bit"], rows["QLoRA"]) == (fits, True)
+        study = parse_events(wide).study
+        assert [study.admits(e.bits) for e in study.baselines if e.stage == "reference"] == [fits, True]
+
+
 def test_plain_output_has_no_empty_parentheses():
     d = with_confirmation(wins=False)
     same = replace(d, confirmation=replace(d.confirmation, candidate=d.confirmation.reference))
