@@ -21,8 +21,8 @@ from qra_bo.utils.words import override_value
 
 REQUIRED = {
     "best.json": ("model", "granularity", "units", "bits", "ranks", "formats", "memory", "oracle", "alpha_over_rank",
-                  "loss", "loss_se", "metric", "baselines", "versus_best_uniform", "searched", "provenance",
-                  "learning_rate", "lr_rule", "training"),
+                  "loss", "loss_se", "metric", "baselines", "versus_best_uniform", "objective", "searched",
+                  "provenance", "learning_rate", "lr_rule", "training"),
     "adapter/adapter_config.json": ("rank_pattern", "alpha_pattern", "r", "lora_alpha"),
     "quant_manifest.json": ("modules",)}
 """Files of a finished run and the fields that exports need."""

@@ -33,7 +33,7 @@ from qra_bo.report.live import LiveView
 from qra_bo.report.mirror import OptunaMirror, storage_url
 from qra_bo.report.opening import print_needs
 from qra_bo.report.tables import print_line, print_plan, print_result, print_table
-from qra_bo.report.text import allocation_html, allocation_text, size
+from qra_bo.report.text import ITSELF, allocation_html, allocation_text, size
 from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
@@ -187,7 +187,8 @@ def _cells(e: Mapping[str, Any]) -> tuple[str, str, str]:
     if e["message"]:
         return DASH, DASH, str(e["message"])
     v = e["versus_best_uniform"]
-    versus = "not confirmed" if v is None else f"{signed(v['mean'])} [{signed(v['low'])}, {signed(v['high'])}]"
+    versus = "not confirmed" if v is None else ITSELF if e["winner_kind"] == "uniform" else \
+        f"{signed(v['mean'])} [{signed(v['low'])}, {signed(v['high'])}]"
     return f"{e['winner_kind']}, {e['average_bits']:.2f} bits, rank {e['average_rank']:.1f}", number(e["loss"]), versus
 
 

@@ -120,8 +120,9 @@ def _describe(e: Event, study: Study) -> str | None:
             "no mixed allocation to confirm"
         return f"{why}; a uniform one is chosen"
     if kind == "confirmation":
+        beyond = f", {signed(e['mean'] + e['ahead'])} predicted for {study.objective_steps} steps" if e["ahead"] else ""
         return (f"confirmed on {len(e['train_seeds'])} unseen seeds: difference to the best uniform baseline "
-                f"{signed(e['mean'])}, 95 % interval {signed(e['low'])} to {signed(e['high'])}; a "
+                f"{signed(e['mean'])}, 95 % interval {signed(e['low'])} to {signed(e['high'])}{beyond}; a "
                 f"{e['winner_kind']} allocation is chosen")
     if kind == "measured":
         measured = "not measured" if e["measured_bytes"] is None else f"{size(e['measured_bytes'])} measured"

@@ -28,11 +28,12 @@ def _look(theme: Theme, i: int) -> tuple[str, str]:
 def differences(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
     """Difference to each run's best uniform baseline, with its interval where confirmed; ``None`` without any.
 
-    A run whose mixed allocation failed on unseen seeds has none, and one that delivered another than it compared.
+    A run that compared nothing on unseen seeds has none (its mixed allocation failed there, or it found none), and one
+    that delivered another than it chose.
     """
     rows = [(run.name, run.data.confirmation, difference) for run in runs if not run.data.replaced
             and ((difference := unconfirmed_difference(run.data)) is not None or run.data.confirmation is not None)]
-    rows = [row for row in rows if row[1] is None or row[1].differences or not row[1].candidate_failed]
+    rows = [row for row in rows if row[1] is None or row[1].differences]
     if not rows:
         return None
     fig, ax = axes(theme, 8.0, 1.2 + 0.38 * len(rows))

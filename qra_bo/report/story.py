@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qra_bo.report.data import Confirmation, Prediction, ReportData
-from qra_bo.report.text import describe_allocation, duration, size
+from qra_bo.report.text import ITSELF, describe_allocation, duration, size
 from qra_bo.space import Allocation
 from qra_bo.study import LEAST_SEEDS, loss_of, metadata_bits
 from qra_bo.study.comparison import Compared, compared
@@ -42,7 +42,8 @@ class Row:
         average_rank: Mean over units, not weighted.
         search_loss: Validation loss at the search's training seed.
         test_loss: Mean over the confirmation's seeds on the test split.
-        fits: Whether the predicted bytes are within the budget.
+        fits: Whether the predicted bytes are within the budget, the measured ones where they were measured, and the
+            average bits within ``max_average_bits``.
     """
 
     role: str
@@ -92,17 +93,23 @@ def _given(d: ReportData, where: str, reason: str) -> Answer:
     return Answer(f"{name} of {where} {trained}. Nothing was searched: {reason}.", "", "", "open")
 
 
-def _replaced(d: ReportData, what: str, known: str) -> Answer:
-    chosen, delivered = (DASH if a is None else d.name(a) for a in (d.chosen, d.winner))
-    return Answer(f"The {what}, {chosen}, was measured over the budget; the next best that fits was delivered instead: "
-                  f"{delivered}. Its difference to the best uniform baseline was not {known}.", "", "", "open")
+def _replaced(d: ReportData, what: str, known: str, reference: Allocation | None) -> Answer:
+    """State that the allocation chosen was measured over the budget, and what is known of the one delivered."""
+    c, (first, other) = d.confirmation, (DASH if a is None else d.name(a) for a in (d.chosen, d.winner))
+    text = f"The {what}, {first}, was measured over the budget; the next best that fits was delivered instead: {other}."
+    if d.winner == reference:
+        return Answer(f"{text} It is the best uniform baseline.", "", "", "open")
+    if c is not None and c.differences and d.winner == c.candidate:
+        return Answer(f"{text} The two were compared on unseen training seeds.", f"{signed(c.mean)} nats",
+                      _interval(d, c), "open")
+    return Answer(f"{text} Its difference to the best uniform baseline was not {known}.", "", "", "open")
 
 
 def _predicted(d: ReportData, where: str, p: Prediction) -> Answer:
     """State what was predicted, and at which length."""
     final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
     if d.replaced:
-        return _replaced(d, f"allocation predicted for {where}", "predicted")
+        return _replaced(d, f"allocation predicted for {where}", "predicted", p.reference)
     text = f"Predicted, not searched: {name} for {where}."
     if p.reference is None:
         return Answer(f"{text} No uniform baseline is on the ladders to compare with.", "", "", "open")
@@ -134,7 +141,7 @@ def _on_one_seed(d: ReportData, p: Prediction, own: Trial, reference: Trial, tex
 def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
     mixed, reference = c.winner_kind == "mixed", d.name(c.reference)
     if d.replaced:
-        return _replaced(d, f"winner for {where}", "confirmed")
+        return _replaced(d, f"winner for {where}", "confirmed", c.reference)
     if c.candidate == c.reference:
         return Answer(f"A uniform baseline wins for {where}: {reference}. The search found no mixed allocation that "
                       "is better at its own training seed.", "", "", "equal")
@@ -189,7 +196,9 @@ def _unconfirmed(d: ReportData, where: str) -> Answer:
     text = (f"So far no allocation of {where} beats the best uniform baseline, {reference}." if best is uniform else
             f"The best allocation of {where} so far is {d.name(best.allocation)}; the best uniform baseline is "
             f"{reference}.")
-    return Answer(text, f"{signed(difference)} nats", f"validation loss, one training seed; {missing}", "open")
+    expected = d.study.value(best) - d.study.value(uniform)
+    beyond = "" if expected == difference else f"; {signed(expected)} predicted for {d.study.objective_steps} steps"
+    return Answer(text, f"{signed(difference)} nats", f"validation loss, one training seed{beyond}; {missing}", "open")
 
 
 def unconfirmed_difference(d: ReportData) -> float | None:
@@ -200,23 +209,28 @@ def unconfirmed_difference(d: ReportData) -> float | None:
 
 def versus(d: ReportData) -> str:
     """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
+    c, p, difference = d.confirmation, d.prediction, unconfirmed_difference(d)
     if d.replaced:
-        return "not confirmed" if d.prediction is None else "not predicted"
+        known: Confirmation | Prediction | None = c if p is None else p
+        if known is not None and d.winner == known.reference:
+            return ITSELF
+        if c is not None and c.differences and d.winner == c.candidate:
+            return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] mixed"
+        return "not confirmed" if p is None else "not predicted"
     beside = compared(d.study)
     if beside is not None and beside.difference is not None:
         return f"{signed(beside.difference)} on one seed"
-    if d.prediction is not None:
-        p = d.prediction
+    if p is not None:
         if p.uniform:
-            return "the best uniform itself, as predicted"
+            return f"{ITSELF}, as predicted"
         return f"{signed(p.mean)} [{signed(p.low)}, {signed(p.high)}] predicted, not searched"
     if d.study.given:
         return "not searched"
-    c, difference = d.confirmation, unconfirmed_difference(d)
     if c is not None and c.candidate_failed and not c.train_seeds:
         return "mixed failed on unseen seeds"
     if c is not None:
-        return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] {c.winner_kind}"
+        compares = c.candidate != c.reference
+        return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] {c.winner_kind}" if compares else ITSELF
     return DASH if difference is None else f"{signed(difference)} not confirmed"
 
 
@@ -261,9 +275,10 @@ def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, te
     if predicted is None and d.ended and allocation == d.winner:
         predicted = int(d.study.last["end"]["predicted_bytes"])
     measured = m.measured_bytes if m else e.result.measured_bytes if e else None
+    fits = None if predicted is None else max(predicted, measured or 0) <= d.header.budget_bytes \
+        and (m is None or m.fits) and d.study.admits(d.bits(allocation))
     return Row(role, d.name(allocation, codes), d.average_bits(allocation), float(np.average(allocation.ranks)),
-               e.loss if e else None, test_loss, predicted, measured,
-               None if predicted is None else predicted <= d.header.budget_bytes)
+               e.loss if e else None, test_loss, predicted, measured, fits)
 
 
 def _one_seed_rows(d: ReportData, beside: Compared) -> list[Row]:
@@ -274,7 +289,7 @@ def _one_seed_rows(d: ReportData, beside: Compared) -> list[Row]:
             a, m = e.allocation, d.measurement(e.allocation)
             rows.append(Row(role, d.name(a, e.spec.codes), d.average_bits(a), float(np.average(a.ranks)), None, e.loss,
                             e.predicted_bytes, e.result.measured_bytes if m is None else m.measured_bytes,
-                            e.within(d.header.budget_bytes)))
+                            e.within(d.header.budget_bytes) and d.study.admits(e.bits)))
     if beside.untuned is not None:
         rows.append(Row("untuned", "16-bit, no adapter", 16.0, 0.0, None, beside.untuned, None, None, None))
     return rows
@@ -291,7 +306,9 @@ def gap_closed(d: ReportData) -> str | None:
         return None
     gap = loss_of(qlora) - loss_of(lora)
     error = math.hypot(qlora.result.loss_se or 0.0, lora.result.loss_se or 0.0)
-    if gap < CLOSED_GAP_ERRORS * error or gap <= 0:
+    if gap <= 0:
+        return f"unresolved: with one seed each, 16-bit LoRA is no better than QLoRA ({signed(-gap)} nats)"
+    if gap < CLOSED_GAP_ERRORS * error:
         return (f"unresolved: QLoRA and 16-bit LoRA, each trained with one seed, differ by {signed(gap)}, under "
                 f"{CLOSED_GAP_ERRORS} standard errors of their losses")
     share = 100 * (loss_of(qlora) - loss_of(best)) / gap

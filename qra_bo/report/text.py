@@ -8,6 +8,8 @@ from qra_bo.utils.html import html_table
 from qra_bo.utils.numbers import DASH, signed
 
 T = TypeVar("T")
+ITSELF = "the best uniform itself"
+"""Instead of a difference to the best uniform baseline, where that is what was delivered."""
 
 
 def size(n: float) -> str:
@@ -73,7 +75,7 @@ def allocation_text(best: Mapping[str, Any]) -> str:
     """One line: kind, model, loss, difference to the best uniform baseline where confirmed, predicted memory."""
     versus, memory = best.get("versus_best_uniform"), best["memory"]
     difference = ""
-    if versus:
+    if versus and best["winner_kind"] != "uniform":  # which is no difference to itself
         difference = (f", {signed(versus['mean'])} nats against the best uniform baseline (95 % CI "
                       f"{signed(versus['low'])} to {signed(versus['high'])})")
     loss = "no loss measured" if best["loss"] is None else f"loss {best['loss']:.4f}"

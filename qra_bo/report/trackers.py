@@ -192,6 +192,8 @@ def metrics_of(study: Study, event: Event) -> dict[str, float]:
     """Numbers that one event adds, by name; empty where it adds none. ``study`` has the event folded in."""
     if event["event"] != "trial":
         group, names = NUMBERS.get(event["event"], ("", ()))
+        if not event.get("train_seeds", True):  # a confirmation without a comparison has no difference
+            return {}
         return {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}
     e, best, uniform = study.trials[-1], study.incumbent, study.best_uniform
     found = {"trial/loss": e.loss, "trial/seconds": e.result.seconds, "trial/predicted_bytes": e.predicted_bytes,

@@ -98,13 +98,20 @@ def _beats_uniform(study: Study) -> Part:
     if c is None:
         best, uniform = study.incumbent, study.best_uniform
         own = "" if best is None or uniform is None else \
-            f"; at the search's own seed the best allocation has {signed(loss_of(best) - loss_of(uniform))} nats"
+            f"; at the search's own seed the best allocation has {signed(loss_of(best) - loss_of(uniform))} nats" + \
+            ("" if study.change is None else f", and {signed(study.value(best) - study.value(uniform))} predicted for "
+             f"{study.objective_steps} steps")
         return UNKNOWN, f"Nothing was compared with the best uniform baseline on unseen training seeds{own}.", \
             f"Compare on unseen seeds: confirm.seeds={LEAST_SEEDS}." if "end" in study.last else "Let the run end."
     mixed = c["winner_kind"] == "mixed"
     if winner is not None and winner.to_json() != c["candidate" if mixed else "reference"]:
-        return UNKNOWN, "The winner measured over the budget; the next best that was delivered was not compared.", \
-            "Repeat the search with a slightly smaller budget."
+        again = "Repeat the search with a slightly smaller budget."
+        if winner.to_json() == c["reference"]:
+            return FAIL, "The winner measured over the budget: the best uniform baseline was delivered.", again
+        if winner.to_json() == c["candidate"] and c["train_seeds"]:
+            return WARN, "The best uniform baseline measured over the budget: a mixed allocation was delivered, with " \
+                f"{_interval(c)} against it.", again
+        return UNKNOWN, "The winner measured over the budget; the next best that was delivered was not compared.", again
     smaller = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
     if c["candidate"] == c["reference"]:
         return FAIL, "The search found no mixed allocation to compare: a uniform one was delivered.", smaller
@@ -174,7 +181,7 @@ def _noise(study: Study) -> Part:
             "" if study.untried else f"confirm.seeds={LEAST_SEEDS} measures it."
     gap, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
     sure = 1.0 if spread == 0 else 0.5 * (1 + math.erf(gap / spread / math.sqrt(2)))
-    found = (f"Differences between winner and best uniform baseline of {number(gap)} nats spread by {number(spread)} "
+    found = (f"Differences of {number(gap)} nats between mixed and best uniform allocation spread by {number(spread)} "
              f"over seeds: one pair of trainings names the better in {100 * sure:.0f} % of cases.")
     action = "Raise eval.sequences or fidelity.high, so that the search sees differences of this size."
     return (PASS, found, "") if sure >= SURE else (WARN if sure >= UNSURE else FAIL, found, action)

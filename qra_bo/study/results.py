@@ -216,4 +216,4 @@ def _baseline(study: Study, e: Trial) -> dict[str, Any]:
     return {"name": allocation_name(study, e.allocation, e.spec.codes), "bits": bits,
             "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks),
             "format": fmt, "codes": e.spec.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
-            "feasible": e.within(study.budget_bytes), "reference": e.stage == "reference"}
+            "feasible": e.within(study.budget_bytes) and study.admits(e.bits), "reference": e.stage == "reference"}

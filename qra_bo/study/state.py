@@ -1,13 +1,15 @@
 """The state of a run, folded from its journal: trials, incumbent, cost."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.sensitivity.change import Change
-from qra_bo.space import Allocation
+from qra_bo.space import Allocation, average_bits
 from qra_bo.study.given import given_allocations
 from qra_bo.study.setting import affordable_steps
 from qra_bo.trials import Fidelity, Trial, TrialState
@@ -249,6 +251,11 @@ class Study:
     @property
     def budget_bytes(self) -> int:
         return int(self.header["budget_bytes"])
+
+    def admits(self, bits: Sequence[int]) -> bool:
+        """Whether the average of every unit's code bits keeps to ``max_average_bits``, where that limits it."""
+        limit = self.header.get("max_average_bits")
+        return limit is None or average_bits(bits, np.array(self.header["unit_numel"])) <= limit
 
     @property
     def untried(self) -> tuple[Allocation, ...]:

@@ -113,8 +113,17 @@ def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
 def test_card_of_a_uniform_winner_does_not_compare_it_with_itself(tmp_path, seeds):
     same = {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": seeds}
     [path] = export_all(write_finished(tmp_path / "run", winner_kind="uniform", versus_best_uniform=same), ["card"])
-    assert "This allocation is the best uniform baseline; no mixed one was preferred to it." in path.read_text()
+    assert "This allocation is the best uniform baseline.\n" in path.read_text()  # a mixed one may not have fitted
     assert "95 % interval" not in path.read_text()
+
+
+@pytest.mark.parametrize(("ahead", "said"), [
+    (0.0, "after 24 steps: \u22120.0120 nats (95 % interval \u22120.0180 to \u22120.0060; negative is better).\n"),
+    (.02, "negative is better); +0.0080 predicted for 240 steps.\n")])
+def test_card_states_the_length_of_the_comparison_and_what_is_predicted_beyond(tmp_path, ahead, said):
+    objective = {"steps": 240, "trial_steps": 24, "confirmed_steps": 24, "predicted_beyond": ahead}
+    [path] = export_all(write_finished(tmp_path / "run", objective=objective), ["card"])
+    assert said in path.read_text()
 
 
 @pytest.mark.parametrize(("numbers", "compares"), [((-.02, -.03, -.01), True), ((None, None, None), False),

@@ -186,12 +186,28 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
                   "breakdown": breakdown(chosen)})
 
 
+NOTHING_COMPARED = {"train_seeds": [], "candidate_losses": [], "reference_losses": [], "differences": [], "mean": 0.0,
+                    "low": 0.0, "high": 0.0}
+
+
 def failed_alone(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events with a mixed allocation that gave fewer than two losses on unseen seeds, where the uniform one gave
     all."""
-    none = {"train_seeds": [], "candidate_losses": [], "reference_losses": [], "differences": [], "mean": 0.0,
-            "low": 0.0, "high": 0.0, "candidate_failed": True}
-    return [{**e, **none} if e["event"] == "confirmation" else e for e in events]
+    return [{**e, **NOTHING_COMPARED, "candidate_failed": True} if e["event"] == "confirmation" else e for e in events]
+
+
+def without_mixed(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of a search that found no mixed allocation to confirm."""
+    return [{**e, **NOTHING_COMPARED, "candidate": e["reference"]} if e["event"] == "confirmation" else e
+            for e in events]
+
+
+def minimised_at(events: list[dict[str, Any]], steps: int, per_doubling: float = 0.001) -> list[dict[str, Any]]:
+    """The events of a run that minimises the loss after ``steps`` steps, where a doubling of a rank changes so much."""
+    change = {"formats": [f.name for f in FORMATS], "by_format": np.zeros((L, len(FORMATS))).tolist(),
+              "per_doubling": [per_doubling] * L}
+    fields = {"event": "objective", "session": 1, "elapsed": 0.0, "steps": steps, "before": HIGH, "change": change}
+    return [events[0], {"time": events[0]["time"], **fields}, *events[1:]]
 
 
 def write_run(folder: Path, events: list[dict[str, Any]]) -> Path:

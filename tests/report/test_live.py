@@ -8,7 +8,7 @@ from rich.console import Console
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, RunState
-from tests.report.fixtures import L, failed_alone, make_events
+from tests.report.fixtures import L, failed_alone, make_events, minimised_at
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -90,6 +90,17 @@ def test_a_uniform_choice_without_a_difference_says_why(failed: bool) -> None:
     line = RunState().feed({**event, "candidate_failed": failed})
     assert line.endswith("; a uniform one is chosen")
     assert line.startswith("the mixed allocation failed" if failed else "no mixed allocation")
+
+
+def test_a_choice_that_learned_rates_turned_over_has_its_reason():
+    events = minimised_at(make_events(), 480)
+    event = next(e for e in events if e["event"] == "confirmation")
+    state = RunState()
+    for e in events[:2]:
+        state.feed(e)
+    turned = {**event, "mean": 0.01, "low": 0.005, "high": 0.015, "ahead": -0.03}
+    assert "+0.0150, \u22120.0200 predicted for 480 steps; a mixed allocation is chosen" in state.feed(turned)
+    assert "predicted" not in state.feed(event)
 
 
 def test_prediction_and_untuned_model_have_a_line():

@@ -10,6 +10,8 @@ def test_text_has_loss_interval_and_memory():
     assert text.startswith("mixed allocation of tiny: loss 4.0100, \u22120.0120 nats against the best uniform baseline")
     assert text.endswith("1.90 MB of 2.00 MB (peak)")
     assert "nats" not in allocation_text(best_json(versus_best_uniform=None))
+    same = {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 5, "steps": 24}
+    assert "nats" not in allocation_text(best_json(winner_kind="uniform", versus_best_uniform=same))
     assert ": no loss measured; 1.90 MB" in allocation_text(best_json(loss=None, versus_best_uniform=None))
 
 

@@ -13,7 +13,7 @@ from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.plots_search import front
 from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.style import DARK, LIGHT, NARROW, narrow
-from tests.report.fixtures import L, failed_alone, make_events
+from tests.report.fixtures import L, failed_alone, make_events, without_mixed
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +185,9 @@ def test_a_choice_is_not_drawn_against_itself():
     assert PLOTS["confirmation"](parse_events(events), LIGHT) is None
 
 
-def test_a_choice_that_failed_is_not_drawn_at_no_difference():
-    failed = parse_events(failed_alone(make_events(wins=False)))
+@pytest.mark.parametrize("without", [failed_alone, without_mixed])
+def test_a_run_that_compared_nothing_is_not_drawn_at_no_difference(without):
+    failed = parse_events(without(make_events(wins=False)))
     assert PLOTS["confirmation"](failed, LIGHT) is None
     shown = [NamedRun(name, d) for name, d in (("failed", failed), ("whole", parse_events(make_events())))]
     labels = RUNS_PLOTS["differences"](shown, LIGHT).axes[0].get_yticklabels()

@@ -17,9 +17,9 @@ from qra_bo.report.style import LIGHT
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
 from qra_bo.space import uniform
-from qra_bo.study.health import health
+from qra_bo.study.health import card, health
 from qra_bo.utils.numbers import signed
-from tests.report.fixtures import L, failed_alone, make_events
+from tests.report.fixtures import L, failed_alone, make_events, minimised_at, without_mixed
 
 RUN = Path("runs/a")
 
@@ -57,6 +57,10 @@ def test_a_reference_that_is_the_best_uniform_choice_keeps_its_role():
     assert roles == ["winner = best uniform = QLoRA", "best mixed", "LoRA, 16-bit"]
 
 
+def test_a_uniform_winner_without_a_comparison_has_no_interval():
+    assert story.versus(parse_events(without_mixed(make_events(wins=False)))) == "the best uniform itself"
+
+
 def test_a_mixed_allocation_that_failed_has_no_difference():
     d = parse_events(failed_alone(make_events(wins=False)))
     a = story.answer(d)
@@ -73,10 +77,15 @@ def test_worse_is_said_only_over_enough_seeds():
     assert "had a higher loss" in story.answer(with_confirmation(wins=False, **lost, **few)).sentence
 
 
+def delivering(events, allocation):
+    return parse_events([*events[:-1], {**events[-1], "status": "next_best", "best": allocation.fingerprint}])
+
+
 def test_next_best_does_not_inherit_the_confirmation():
     events = make_events()
-    reference = parse_events(events).confirmation.reference
-    d = parse_events([*events[:-1], {**events[-1], "status": "next_best", "best": reference.fingerprint}])
+    c = parse_events(events).confirmation
+    d = delivering(events, next(e.allocation for e in parse_events(events).study.ranked
+                                if e.allocation not in (c.candidate, c.reference)))
     a = story.answer(d)
     assert "measured over the budget" in a.sentence
     assert (a.tone, a.interval) == ("open", "")
@@ -84,6 +93,40 @@ def test_next_best_does_not_inherit_the_confirmation():
     shown = [NamedRun("replaced", d), NamedRun("whole", parse_events(events))]
     labels = RUNS_PLOTS["differences"](shown, LIGHT).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == ["whole"]
+
+
+def test_a_next_best_that_was_compared_keeps_what_is_known_of_it():
+    won = make_events()
+    c = parse_events(won).confirmation
+    d = delivering(won, c.reference)
+    assert story.answer(d).sentence.endswith(f"instead: {d.name(c.reference)}. It is the best uniform baseline.")
+    assert (story.answer(d).figure, story.versus(d)) == ("", "the best uniform itself")
+    lost = make_events(wins=False)
+    d, mean = delivering(lost, c.candidate), signed(parse_events(lost).confirmation.mean)
+    assert (story.answer(d).figure, story.answer(d).tone) == (f"{mean} nats", "open")
+    assert "not confirmed" not in story.answer(d).sentence
+    assert story.versus(d).startswith(mean)
+
+
+@pytest.mark.parametrize("measured", [1, None])
+def test_an_allocation_that_was_measured_over_the_budget_does_not_fit(measured):
+    events = make_events()
+    budget, c = events[0]["budget_bytes"], parse_events(events).confirmation
+    over = {"measured_bytes": measured and budget + measured, "fits": False}  # none where memory ran out
+    events = [{**e, **over} if e["event"] == "measured" else e for e in events]
+    rows = {row.role: row for row in story.comparison(delivering(events, c.reference))}
+    assert rows["best mixed"].predicted_bytes <= budget
+    assert (rows["winner = best uniform"].fits, rows["best mixed"].fits) == (True, False)
+
+
+def test_a_reference_beyond_the_limit_of_average_bits_does_not_fit():
+    events = make_events()
+    for limit, fits in ((None, True), (4.5, False)):
+        wide = [{**events[0], "budget_bytes": 10**12, "max_average_bits": limit}, *events[1:]]
+        rows = {row.role: row.fits for row in story.comparison(parse_events(wide))}
+        assert (rows["LoRA, 16-bit"], rows["QLoRA"]) == (fits, True)
+        study = parse_events(wide).study
+        assert [study.admits(e.bits) for e in study.baselines if e.stage == "reference"] == [fits, True]
 
 
 def test_plain_output_has_no_empty_parentheses():
@@ -114,12 +157,33 @@ def test_unconfirmed_difference_is_labelled():
     assert "not confirmed" in a.interval
 
 
+def test_unconfirmed_difference_states_what_learned_rates_expect():
+    d = parse_events(minimised_at(make_events(finished=False), 480))
+    best, uniform_one = d.study.incumbent, d.study.best_uniform
+    expected = d.study.value(best) - d.study.value(uniform_one)
+    assert abs(expected - (best.loss - uniform_one.loss)) > 1e-3
+    said = f"{signed(expected)} predicted for 480 steps"
+    assert f"one training seed; {said}; not confirmed" in story.answer(d).interval
+    assert f"nats, and {said}." in card(d.study, "beats_uniform").finding
+    alone = parse_events(make_events(finished=False))
+    assert "predicted" not in story.answer(alone).interval + card(alone.study, "beats_uniform").finding
+
+
 def test_gap_under_three_standard_errors_is_unresolved():
     events = make_events()
     assert story.gap_closed(parse_events(events)).startswith("\u2212")
     wide = [{**e, "loss_se": .1} if e.get("stage") == "reference" and e["event"] == "trial" else e for e in events]
     assert "unresolved" in story.gap_closed(parse_events(wide))
     assert story.gap_closed(parse_events([e for e in events if e.get("stage") != "reference"])) is None
+
+
+def test_a_16_bit_reference_that_is_worse_leaves_no_gap_to_close():
+    events = make_events()
+    worse = [{**e, "loss": e["loss"] + 1, "loss_se": .001} if e.get("stage") == "reference" and e["event"] == "trial"
+             and "fp16" in e["formats"] else e for e in events]
+    said = story.gap_closed(parse_events(worse))
+    assert "no better than QLoRA (+0." in said
+    assert "standard errors" not in said  # it is far more than three
 
 
 def test_proxy_results_are_labelled_everywhere():

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from qra_bo.report.trackers import TensorBoard, Tracker, Wandb, make_listener, m
 from qra_bo.study.state import Study
 from qra_bo.utils.errors import ConfigError, MissingExtraError
 from qra_bo.utils.files import check_run_folder
-from tests.report.fixtures import make_events
+from tests.report.fixtures import failed_alone, make_events, without_mixed
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 HERE = "tests.report.test_trackers"
@@ -81,6 +81,17 @@ def test_metrics_agree_with_the_report_of_the_journal() -> None:
     assert names >= {"confirmation/mean", "surrogate/coverage_90", "memory/measured_bytes", "final/loss"}
     assert tracker.parameters["model"] == "smollm2_135m"
     assert tracker.finished
+
+
+@pytest.mark.parametrize("without", [failed_alone, without_mixed])
+def test_a_confirmation_that_compared_nothing_logs_no_difference(without: Callable[[Any], Any]) -> None:
+    events, study = without(make_events(wins=False)), Study()
+    for event in events:
+        study.add(event)
+    event = next(e for e in events if e["event"] == "confirmation")
+    assert metrics_of(study, event) == {}
+    assert metrics_of(study, next(e for e in make_events() if e["event"] == "confirmation")).keys() == {
+        "confirmation/mean", "confirmation/low", "confirmation/high"}
 
 
 def test_the_final_fine_tune_is_logged_by_step() -> None:

@@ -1,10 +1,13 @@
 """The default method with learned exchange rates as its prior mean."""
 
 import functools
+import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from qra_bo.searchers.base import Forecasting
 from qra_bo.searchers.structured.lengths import at_length
@@ -12,6 +15,7 @@ from qra_bo.searchers.structured.rates import Rates
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space.knapsack import solve_knapsack
+from surrogates.structured import StructuredModel
 from tests.conformance.searcher import SearcherSuite, evaluate, make_problem, play, proposals_of
 
 NAME = "smollm2_135m"
@@ -69,3 +73,26 @@ def test_chance_of_a_gain_is_a_probability_once_there_is_a_model() -> None:
     said = [c for c in chances if c is not None]  # none where all that is likely good was tried
     assert all(0 <= c <= 1 for c in said)
     assert len(set(said)) > 1
+
+
+def test_chance_of_a_gain_is_over_what_was_evaluated_and_not_over_a_pending_proposal() -> None:
+    problem, oracle = make_problem()
+    known = [e for _, told in play(StructuredSearch(problem, n_prior=3), problem, oracle, 3) for e in told]
+    models: list[tuple[StructuredModel, float]] = []
+
+    def noted(model: StructuredModel, best_f: float, maximize: bool) -> Any:
+        models.append((model, best_f))
+        return lambda rows: -model.latent(rows[:, 0])[0]
+
+    searcher = StructuredSearch(problem, n_prior=0, acquisition=noted)
+    searcher.tell([replace(e, result=replace(e.result, loss=4.0 + 0.02 * i)) for i, e in enumerate(known)])
+    searcher.ask(1)
+    proposal, chance = searcher.ask(1)[0], searcher.chance_of_gain
+    model, best_f = models[1]
+    evaluated = float(model.latent(model.rows[:len(known)])[0].min())
+    assert best_f < evaluated  # the pending proposal is believed to be better
+    mean, sd = model.latent(torch.from_numpy(problem.space.encode(proposal.allocation))[None])
+    noise = math.sqrt(2) * model.scales["noise"]
+    over_evaluated, over_pending = (float(torch.special.ndtr((f - noise - mean) / sd)) for f in (evaluated, best_f))
+    assert chance == pytest.approx(over_evaluated)
+    assert over_evaluated > 1.05 * over_pending

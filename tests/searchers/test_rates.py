@@ -46,6 +46,19 @@ def test_slopes_are_never_negative() -> None:
     assert found.slopes[2] == 0
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_term_that_never_differed_stays_unknown_and_its_file_is_read(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    study = planted(1.0, seed, PLANTED * [1, 1, 0], n=14, noise=0.005)
+    ranks = np.full(14, -4.0) + rng.choice([-8.9e-16, 0.0, 8.9e-16], 14)  # one rank: sums that differ in rounding
+    found = learn([replace(study, terms=np.column_stack([study.terms[:, :2], ranks]))])
+    assert found.slopes[2] == pytest.approx(0.0, abs=1e-6)
+    assert found.slopes[0] == pytest.approx(PLANTED[0], rel=0.15)
+    assert 1.0 < found.covariance[2, 2] < 1e6
+    save_prior(Prior(found, {}, 1.0, ("a",)), tmp_path / "prior.json")
+    assert load_prior(str(tmp_path / "prior.json")).rates.covariance == pytest.approx(found.covariance)
+
+
 def test_slopes_that_differ_by_study_are_uncertain() -> None:
     alike = learn([planted(1.0, 3), planted(1.0, 4)])
     apart = learn([planted(1.0, 3), planted(1.0, 4, 2 * PLANTED)])

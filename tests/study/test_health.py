@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qra_bo.report.data import parse_events
+from qra_bo.space import Allocation
 from qra_bo.study.health import FAIL, PASS, QUESTIONS, UNKNOWN, WARN, Card, card, early_and_late, health
 from qra_bo.study.results import build_best
 from qra_bo.study.state import Study
@@ -50,7 +51,7 @@ def test_failures_and_warnings_say_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(("fields", "status"), [
-    ({}, PASS), ({"high": .001}, WARN), ({"train_seeds": [1, 2, 3, 4]}, WARN), ({"winner_kind": "uniform"}, UNKNOWN)])
+    ({}, PASS), ({"high": .001}, WARN), ({"train_seeds": [1, 2, 3, 4]}, WARN), ({"winner_kind": "uniform"}, WARN)])
 def test_better_takes_five_seeds_and_an_interval_below_0(fields: dict[str, Any], status: str) -> None:
     assert only("beats_uniform", changed("confirmation", **fields)).status == status
 
@@ -64,6 +65,18 @@ def test_more_seeds_than_the_configuration_has_take_another_run(seeds: int, acti
 
 def test_a_uniform_winner_fails_and_is_no_unknown() -> None:
     assert only("beats_uniform", make_events(wins=False)).status == FAIL
+
+
+@pytest.mark.parametrize(("which", "status", "said"), [
+    ("reference", FAIL, "best uniform baseline was delivered"), ("third", UNKNOWN, "was not compared")])
+def test_a_winner_over_the_budget_is_judged_by_what_was_delivered(which: str, status: str, said: str) -> None:
+    study = Study(make_events())
+    c = study.last["confirmation"]
+    others = [e.allocation for e in study.ranked if e.allocation.to_json() not in (c["candidate"], c["reference"])]
+    delivered = others[0] if which == "third" else Allocation.from_json(c[which])
+    found = only("beats_uniform", changed("end", status="next_best", best=delivered.fingerprint))
+    assert found.status == status
+    assert said in found.finding
 
 
 @pytest.mark.parametrize(("sign", "status"), [(1, PASS), (-1, WARN)])
@@ -97,6 +110,10 @@ def test_chance_seldom_passes_as_a_ranking() -> None:
 def test_noise_is_the_chance_of_a_pair_to_name_the_better(gap: float, status: str) -> None:
     unit = np.array([-1.0, 0.0, 1.0])
     assert only("noise", changed("confirmation", differences=(-gap + unit).tolist())).status == status
+
+
+def test_noise_is_of_the_mixed_allocation_whoever_won() -> None:
+    assert "winner" not in only("noise", make_events(wins=False)).finding
 
 
 def test_two_differences_are_no_spread() -> None:

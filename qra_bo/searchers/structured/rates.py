@@ -33,6 +33,9 @@ MISFIT = 0.3
 """Standard deviation of the model's error as a share of the excess over a study's best loss: far ones count little."""
 EFFECT = 0.1
 """Prior standard deviation of one term's effect (nats) over a study's rows."""
+STILL = 1e-3
+"""Least spread of a term over the rows that its slope's prior is scaled by. Of a term that differs in rounding alone
+(ranks in a search with one rank) nothing is learned: its slope stays 0, with a wide and finite variance."""
 UNKNOWN_SPREAD = 0.5
 """Spread of a slope between tasks as a share of it, where a single study can't show it."""
 
@@ -139,7 +142,7 @@ def _fit(studies: Sequence[Study]) -> tuple[FloatArray, FloatArray]:
     x, y = np.vstack([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
     weight = np.concatenate([_deviations(study) ** -2.0 for study in studies])
     spread = np.sqrt((x**2).sum(axis=0) / weight.sum())  # of the terms, in their own units
-    precision = np.diag(np.maximum(spread, 1e-12) / EFFECT)
+    precision = np.diag(np.maximum(spread, STILL) / EFFECT)
     slopes, _ = nnls(np.vstack([x, precision]), np.concatenate([y, np.zeros(len(NAMES))]))
     scale = max(1.0, float(((y - x @ slopes) ** 2).sum()) / max(len(y) - len(NAMES) - len(studies), 1))
     return slopes, scale * np.linalg.inv(x.T @ x + precision.T @ precision)

@@ -47,8 +47,8 @@ class StructuredSearch(ObservingSearcher):
         acquisition: ``"logei"``, ``"mean"`` (posterior mean), ``"thompson"`` (the solution of one posterior sample),
             the dotted path of a callable, or the callable itself, e.g. a partial BoTorch acquisition function. It is
             called with those of the keywords ``model`` (``StructuredModel``), ``best_f`` (least latent posterior mean
-            of the observations) and ``maximize`` (``False``) that it takes, and returns a function of ``m x 1 x 2 L``
-            index rows (float64) to ``m`` scores; the largest wins.
+            of the observations, pending ones included) and ``maximize`` (``False``) that it takes, and returns a
+            function of ``m x 1 x 2 L`` index rows (float64) to ``m`` scores; the largest wins.
         rel_gap: Relative gap at which knapsacks may stop (and, but for 0, after many nodes).
         most: Observations that the surrogate is conditioned on at most (see ``kept_indices``).
         always_fitted: Up to so many observations its scales are fitted after every one; beyond, each time their number
@@ -161,13 +161,15 @@ class StructuredSearch(ObservingSearcher):
         candidates = self._seen.fresh(self._candidates(model))
         if not len(candidates):
             return self._solve(model.mean_table().numpy(), self._rel_gap)
-        chosen, best_f = 0, float(model.latent(model.rows)[0].min())
+        means = model.latent(model.rows)[0]
+        chosen, best_f = 0, float(means.min())
         if self._acquire is not None:
             with torch.no_grad():
                 acquisition = self._acquire(model=model, best_f=best_f, maximize=False)
                 chosen = int(acquisition(torch.from_numpy(candidates).double()[:, None, :]).argmax())
         mean, sd = model.latent(torch.from_numpy(candidates[chosen:chosen + 1]))
-        needed = best_f - math.sqrt(2.0) * model.scales["noise"] - float(mean)
+        incumbent = float(means[:len(means) - len(self._seen.pending)].min())  # a pending gain may not come true
+        needed = incumbent - math.sqrt(2.0) * model.scales["noise"] - float(mean)
         self.chance_of_gain = float(torch.special.ndtr(needed / sd))
         return np.asarray(candidates[chosen])
 
