@@ -163,7 +163,7 @@ class FinetuneOracle:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return run.failed(TrialState.OOM, str(error).splitlines()[0])
+            return run.failed(TrialState.OOM, (str(error) or type(error).__name__).splitlines()[0])
         finally:
             detach(self.model)
             self.peft = None

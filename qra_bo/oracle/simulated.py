@@ -30,7 +30,7 @@ class StepsDone:
 
     def start(self, request: TrialSpec) -> int:
         """Return the steps done before this trial, and note its own as done; a repeated trial counts in full again."""
-        name = f"{request.allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}-lr{request.lr_scale:g}"
+        name = request.training
         first, target = self._read(name)
         if target != request.steps:
             first, target = (target if target < request.steps else 0), request.steps

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import Trainer, TrainingArguments
 
 import qra_bo
 from qra_bo.export.registry import export_all
-from qra_bo.export.run import rate_of
+from qra_bo.export.run import FinishedRun, rate_of, render
 from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.finetune.data.load import tiny_records
 from qra_bo.finetune.training.loop import TrainSettings, train_steps
@@ -116,6 +117,12 @@ def test_other_trainers_lose_as_much_as_our_own(run: Path, tmp_path: Path, kind:
     assert trainer_losses(run, data, tmp_path, kind) == pytest.approx(wanted, abs=1e-4)
 
 
+def test_trl_trains_over_a_packed_head(tmp_path: Path) -> None:
+    run = finish(tmp_path / "run", ("nf4",) * 4, RANKS, "quantizer.rounding=rtn", "dtype=float32", "embeddings=8")
+    data = batches(3, 200)
+    assert trainer_losses(run, data, tmp_path / "out", "trl") == pytest.approx(own_losses(run, data), abs=1e-4)
+
+
 def test_plain_loop_changes_the_adapter_and_nothing_else(run: Path) -> None:
     model, _ = qra_bo.load(run, trainable=True)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -191,6 +198,13 @@ def test_script_for_trl_trains_the_adapter(run: Path, tmp_path: Path) -> None:
     before = load_file(run / "adapter" / "adapter_model.safetensors")
     assert trained.keys() == before.keys()
     assert not any(torch.equal(trained[key].float(), before[key].float()) for key in before)
+
+
+def test_script_for_trl_scales_the_loss_of_a_run_in_float16(run: Path) -> None:
+    finished = FinishedRun.read(run)
+    assert "fp16=False" in render("train_trl.py", finished)
+    half = replace(finished, manifest={**finished.manifest, "compute_dtype": "float16"})
+    assert "fp16=cuda" in render("train_trl.py", half)
 
 
 @pytest.mark.slow

@@ -161,18 +161,21 @@ def test_divergence_is_a_result_and_the_next_trial_is_normal() -> None:
     assert oracle.evaluate(REQUEST, quiet).loss == make().evaluate(REQUEST, quiet).loss
 
 
-def test_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("error", "message"), [
+    (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "CUDA out of memory."),
+    (MemoryError(), "MemoryError")])
+def test_out_of_memory_is_a_result(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     oracle = make()
 
     def starve(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr("qra_bo.finetune.oracle.train_steps", starve)
         starved = oracle.evaluate(REQUEST, quiet)
         unmeasured = oracle.measure_peak(MIXED.to_json(), 0, quiet)
-    assert (starved.state, starved.message) == (TrialState.OOM, "CUDA out of memory.")
-    assert unmeasured == {"state": "oom", "message": "CUDA out of memory.", "measured_bytes": None, "peaks": {}}
+    assert (starved.state, starved.message) == (TrialState.OOM, message)
+    assert unmeasured == {"state": "oom", "message": message, "measured_bytes": None, "peaks": {}}
     assert oracle.evaluate(REQUEST, quiet).state is TrialState.OK
 
 

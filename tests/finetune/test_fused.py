@@ -54,6 +54,17 @@ def test_loss_and_gradients_are_those_of_peft(model: torch.nn.Module) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+def test_autocast_computes_as_in_peft(model: torch.nn.Module) -> None:
+    found = []
+    for undo in (lambda _: None, _unfuse):
+        undo(model)
+        with torch.autocast("cpu", torch.bfloat16):  # TRL's default, and Trainer's with bf16=True
+            found.append(_loss_and_gradients(model))
+    (ours, fused), (theirs, gradients) = found
+    assert torch.equal(ours, theirs)
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(fused, gradients, strict=True))
+
+
 def test_every_layer_is_fused(model: torch.nn.Module) -> None:
     fuse(model)  # a second time changes nothing
     assert all(isinstance(layer, FusedLayer) for layer in lora_layers(model).values())

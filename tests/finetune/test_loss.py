@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -46,6 +47,16 @@ def test_token_losses_are_the_models_own() -> None:
     (CohereConfig, CohereForCausalLM, {"logit_scale": 0.25}),
     (Gemma2Config, Gemma2ForCausalLM, {"final_logit_softcapping": 0.5, "head_dim": 16})])
 def test_scaled_and_capped_logits_are_the_models_own(config: type, kind: type, given: dict[str, float]) -> None:
+    check_logits(config, kind, given)
+
+
+@pytest.mark.skipif(not hasattr(transformers, "HyperCLOVAXConfig"), reason="this transformers lacks the family")
+def test_a_family_that_multiplies_where_others_divide_has_its_own_logits() -> None:
+    check_logits(transformers.HyperCLOVAXConfig, transformers.HyperCLOVAXForCausalLM, {"logits_scaling": 0.125})
+
+
+def check_logits(config: type, kind: type, given: dict[str, float]) -> None:
+    """Compare logits, loss and gradient of a small model to those of its own forward."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind(config(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2,

@@ -127,10 +127,14 @@ class LayerBank:
         alone = nullcontext() if self.store is None or not todo else self.store.alone(waiting)
         with alone, ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(self._pack, name, fmt): (name, fmt.name) for name, fmt in todo}
-            for done, future in enumerate(as_completed(futures), start=1):
-                self._states[futures[future]] = future.result()
-                if progress is not None:
-                    progress("quantise", done, len(todo))
+            try:
+                for done, future in enumerate(as_completed(futures), start=1):
+                    self._states[futures[future]] = future.result()
+                    if progress is not None:
+                        progress("quantise", done, len(todo))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # else every layer is packed before the error, or the stop, is known
+                raise
 
     def choose_codes(self, progress: Progress | None) -> None:
         """Let ``rounding`` send its text through the dense model, before the first layer is installed."""

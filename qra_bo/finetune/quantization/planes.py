@@ -91,7 +91,8 @@ def weight_of(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: 
     def fused() -> Tensor:
         from qra_bo.finetune.quantization.plane_kernel import fused_unpack  # not every platform has Triton
 
-        return fused_unpack(words, planes_of(fmt), scale, zero, fmt.block, dtype, first).view(shape)
+        with torch.cuda.device(scale.device):  # Triton launches on the current device, wherever the tensors are
+            return fused_unpack(words, planes_of(fmt), scale, zero, fmt.block, dtype, first).view(shape)
 
     return unpacked((fmt.name, dtype, scale.device), fused, plain) if scale.device.type == "cuda" else plain()
 

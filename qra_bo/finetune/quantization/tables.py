@@ -1,7 +1,7 @@
 """Embedding and head in a packed format: rows are unpacked where they are looked up, the head a tile of rows at a time.
 
 A tied head shares the embedding's packed tensors. No dense copy of a table is ever made, but where a CPU trades memory
-for time; the numbers are the same bit for bit.
+for time, or another trainer asks for a head's weight; the numbers are the same bit for bit.
 """
 
 from collections.abc import Iterator
@@ -112,6 +112,11 @@ class PackedHead(nn.Module):
         super().__init__()
         self.table, self.bias = table, frozen(bias)
         self.out_features, self.in_features = table.shape
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole matrix, ``v x d``, unpacked at each use: TRL multiplies by a head's weight without its forward."""
+        return self.table.unpacked()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``... x d`` to ``... x v``; only ``x`` takes a gradient."""

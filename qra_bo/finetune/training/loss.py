@@ -71,6 +71,8 @@ def scale_and_cap(model: Any) -> tuple[float, float]:
     config = model.config.get_text_config()
     scale, multiplier, divisor, cap = (getattr(config, name, None) or 0.0 for name in (
         "logit_scale", "lm_head_multiplier", "logits_scaling", "final_logit_softcapping"))
+    if config.model_type == "hyperclovax":  # it multiplies by what Granite and MiniCPM3 divide by
+        multiplier, divisor = divisor, 1.0
     return (scale or 1.0) * (multiplier or 1.0) / (divisor or 1.0), cap
 
 

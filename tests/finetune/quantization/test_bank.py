@@ -1,5 +1,6 @@
 """The layer bank: packed once, swapped in place, bit for bit the same on the way back."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.tracing.memory_probe import live_bytes
 from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
-from qra_bo.space import DecoderSpec
+from qra_bo.oracle.protocol import StopRequested
+from qra_bo.space import DecoderSpec, StorageFormat
 from qra_bo.utils.errors import ConfigError, ModelError, OracleError
 from tests.finetune.models import tiny_llama
 
@@ -172,6 +174,24 @@ def test_build_reports_progress() -> None:
     total = sum(fmt.bits < 16 for fmt in FORMATS) * len(spec.linears)
     assert [done for _, done, _ in seen] == list(range(1, total + 1))
     assert {(what, of) for what, _, of in seen} == {("quantise", total)}
+
+
+def test_stop_packs_none_of_the_layers_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, spec, bank = make_bank()
+    packed, pack = list[str](), bank._pack
+
+    def slow(name: str, fmt: StorageFormat) -> State:
+        time.sleep(0.05)
+        packed.append(name)
+        return pack(name, fmt)
+
+    def stop(what: str, done: int, total: int) -> None:
+        raise StopRequested
+
+    monkeypatch.setattr(bank, "_pack", slow)
+    with pytest.raises(StopRequested):
+        bank.build(stop)
+    assert 1 <= len(packed) < len(spec.linears)  # of four formats
 
 
 @pytest.mark.parametrize(("choice", "error", "message"), [

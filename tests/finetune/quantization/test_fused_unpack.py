@@ -3,12 +3,17 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from qra_bo.finetune.quantization import fused_unpack
+from qra_bo.finetune.quantization import fused_unpack, planes
 from qra_bo.finetune.quantization.fused_unpack import unpacked
+from qra_bo.memory.formats import parse_format
 
 INTERPRETED = """
 import torch
@@ -103,6 +108,29 @@ def test_operators_stand_in_for_a_kernel_that_fails(problem: str, monkeypatch: p
     (record,) = caplog.records
     said = {"absent": "No module named 'triton'", "other bits": "other numbers", "no compiler": "find C compiler."}
     assert said[problem] in record.getMessage()
+
+
+def test_kernel_runs_on_the_device_of_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    current, used = [torch.device("cuda", 0)], list[torch.device]()
+
+    @contextmanager
+    def entered(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def kernel(*_args: Any) -> torch.Tensor:
+        used.append(current[-1])
+        return torch.zeros(2, 64)
+
+    module: Any = SimpleNamespace(fused_unpack=kernel)
+    scale: Any = SimpleNamespace(device=torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    monkeypatch.setitem(sys.modules, "qra_bo.finetune.quantization.plane_kernel", module)
+    monkeypatch.setattr(planes, "unpacked", lambda _kind, fused, _plain: fused())
+    weight = planes.weight_of([], parse_format("sym4-g64"), scale, 8, (2, 64), torch.float32, None)
+    assert weight.shape == (2, 64)
+    assert (used, current) == ([torch.device("cuda", 1)], [torch.device("cuda", 0)])
 
 
 def test_lack_of_memory_is_no_fault_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
