@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,14 @@ def rows_of(blocks: Sequence[Block], found: Found, config: RunConfig) -> list[Ro
     """
     spec = make_spec(config)
     return [_row(settled, choice, found, spec, config.adapter.lr)
-            for block in blocks for settled in (settle(block, found),) for choice in block.choices]
+            for block in blocks for settled in (_settle(block, found),) for choice in block.choices]
+
+
+def _settle(block: Block, found: Found) -> Settled:
+    """Return what the trials decide; a family without a rate keeps no other one's tests back."""
+    settled = settle(block, found)
+    rated = replace(block, choices=tuple(c for c in block.choices if c.rate_class in settled.rates))
+    return replace(settled, tested=settle(rated, found).tested)
 
 
 def _row(settled: Settled, choice: Choice, found: Found, spec: DecoderSpec, lr: float) -> Row:

@@ -150,6 +150,14 @@ def test_rows_have_paired_differences_at_nearly_equal_bytes() -> None:
     assert "3 bits: test loss of sym3-g64 less that of hqq3-g128" in targets[0].what
 
 
+def test_a_family_that_is_not_trained_keeps_no_other_back() -> None:
+    trained = ("int8", "sym8-g64")
+    found = answered([make_block("plays", 24, 8, 5, SPEC.n_layers, trained)])[1]
+    rows = {row["format"]: row for row in rows_of([make_block("plays", 24, 8, 5, SPEC.n_layers)], found, CONFIG)}
+    assert {name for name, row in rows.items() if row["mean"] is not None} == set(trained)
+    assert rows["sym8-g64"]["minus_default"]["mean"] == pytest.approx(-0.1)
+
+
 def test_summary_of_nothing_says_what_is_missing(tmp_path: Path) -> None:
     rows = [{"part": "weights never quantised", "task": "gaussian", "measure": DIVERGENCE, "bits": 4,
              "format": "sym4-g64", "reference": BASELINE,
@@ -181,7 +189,7 @@ def test_more_bytes_err_less_on_random_weights() -> None:
 
 
 def test_the_published_rows_are_of_the_published_trials(tmp_path: Path) -> None:
-    assert program.main(["--out", str(RESULTS / "formats" / "trials.jsonl"), "--tasks", "plays,gsm8k", "--steps", "24",
+    assert program.main(["--out", str(RESULTS / "formats" / "trials.jsonl"), "--tasks", "plays,gsm8k", "--steps", "24,240",
                          "--summary", "--results", str(tmp_path)]) == 0
     published = json.loads((RESULTS / "formats.json").read_text())["rows"]
     assert json.loads((tmp_path / "formats.json").read_text())["rows"] == published
