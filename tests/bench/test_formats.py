@@ -189,7 +189,7 @@ def test_more_bytes_err_less_on_random_weights() -> None:
 
 
 def test_the_published_rows_are_of_the_published_trials(tmp_path: Path) -> None:
-    assert program.main(["--out", str(RESULTS / "formats" / "trials.jsonl"), "--tasks", "plays,gsm8k", "--steps", "24,240",
-                         "--summary", "--results", str(tmp_path)]) == 0
+    assert program.main(["--out", str(RESULTS / "formats" / "trials.jsonl"), "--tasks", "plays,gsm8k",
+                         "--steps", "24,240", "--summary", "--results", str(tmp_path)]) == 0
     published = json.loads((RESULTS / "formats.json").read_text())["rows"]
     assert json.loads((tmp_path / "formats.json").read_text())["rows"] == published
