@@ -78,8 +78,8 @@ def exports() -> str:
         lines.append([version, r["variant"].replace("logits_", "").replace("logits", "as exported, with the adapter")
                       .replace("log_probabilities", "as exported, with the adapter"),
                       str(r["tokens"]), *(_tiny(r.get(k)) for k in ("largest", "mean", "kl")),
-                      size(r["file_bytes"])])
-    return grid(("program", "what", "tokens", "largest difference of logits", "mean", "KL divergence", "file"),
+                      size(r["file_bytes"]), f"{fixed(r['load_seconds'], 1)} s"])
+    return grid(("program", "what", "tokens", "largest difference of logits", "mean", "KL divergence", "file", "load"),
                 lines) + source("exports")
 
 
