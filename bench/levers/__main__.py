@@ -1,8 +1,8 @@
 """Measure what the study of levers still wants, one trial at a time; it may be stopped and started again.
 
     python -m bench.levers
-    python -m bench.levers --hours 1
-    python -m bench.levers --summary
+    python -m bench.levers --texts plays,gsm8k --gsm8k RECORDS.jsonl --hours 1
+    python -m bench.levers --texts plays,gsm8k --summary
 
 Profiles and finished trials are kept in --out, trials as lines of trials.jsonl. --summary trains nothing: it writes
 bench/results/levers.json. Further arguments are overrides of the configuration.
@@ -12,12 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.length.__main__ import FOLDER as LENGTH
 from bench.length.command import run, study_parser
-from bench.length.plan import FORMATS, LAYERS
+from bench.length.plan import FORMATS
 from bench.length.study import Study, work
 from bench.length.trials import NAME, Found, PlannedTrial, load
-from bench.levers.plan import LEVERS, PLAIN, SCHEDULE, START, TEXTS, of_length_study, setting, sources_of, wanted
+from bench.levers.plan import LEVERS, PLAIN, SCHEDULE, START, TEXTS, setting, sources_of, wanted
 from bench.levers.predicted import (
     PROFILED,
     Predictions,
@@ -31,7 +30,7 @@ from bench.levers.predicted import (
 )
 from bench.levers.summary import summarise
 from bench.report import RESULTS
-from qra_bo.config import RunConfig, make_spec
+from qra_bo.config import make_spec
 from qra_bo.sensitivity.io import profile_from_json
 from qra_bo.space import make_units
 from qra_bo.utils.errors import WorkerError
@@ -43,17 +42,23 @@ CHANGES = {START: "bench.levers.worker:start", SCHEDULE: "bench.levers.worker:sc
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = study_parser("levers", __doc__)
+    parser.add_argument("--texts", default="plays", help=f"of {','.join(TEXTS)}")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of profiles and trials")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     options, overrides = parser.parse_known_args(arguments)
     path: Path = options.out / NAME
+    texts = tuple(options.texts.split(","))
+    if unknown := sorted(set(texts) - set(TEXTS)):
+        parser.error(f"--texts takes {' and '.join(TEXTS)}; got {', '.join(unknown)}")
+    if "gsm8k" in texts and options.gsm8k is None and not options.summary:
+        parser.error("--texts gsm8k needs --gsm8k, the JSONL file of its records")
 
     def job() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
-        configs = {text: trial_config(text, options.gsm8k, overrides) for text in TEXTS}
         if options.summary:
-            summarise(configs, options.out, known(path, configs[TEXTS[0]]), options.results)
+            summarise(texts, trial_config("plays", None, overrides), options.out, load(path), options.results)
             return
+        configs = {text: trial_config(text, options.gsm8k, overrides) for text in texts}
         predictions: dict[str, Predictions] = {}
 
         def profile(study: Study) -> None:
@@ -61,26 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 measure_profiles(study, options.out, text)
                 predictions[text] = predictions_of(sources_of(LEVERS), load_profiles(options.out, text), config)
 
-        def following(_: Found) -> tuple[PlannedTrial, str] | None:
-            modules = len(make_units(make_spec(configs[TEXTS[0]]), "module"))
-            found = known(path, configs[TEXTS[0]])
-            return next((trial for text in TEXTS for trial in wanted(text, LEVERS, predictions[text], modules, found)),
+        modules = len(make_units(make_spec(configs[texts[0]]), "module"))
+
+        def following(found: Found) -> tuple[PlannedTrial, str] | None:
+            return next((trial for text in texts for trial in wanted(text, LEVERS, predictions[text], modules, found)),
                         None)
 
         work(following, path, {setting(text, change): config for text, config in configs.items()
                                for change in (PLAIN, *CHANGES)}, options.trials, options.hours,
-             changed={setting(text, change): function for text in TEXTS for change, function in CHANGES.items()},
+             changed={setting(text, change): function for text in texts for change, function in CHANGES.items()},
              first=profile)
 
     return run(job)
-
-
-def known(path: Path, config: RunConfig) -> Found:
-    """Return the finished trials of this study and those of the length study."""
-    spec = make_spec(config)
-    units = make_units(spec, "layer"), make_units(spec, "module")
-    earlier = load(LENGTH / NAME) if spec.n_layers == LAYERS else {}
-    return {**of_length_study(earlier, *units), **load(path)}
 
 
 def measure_profiles(study: Study, folder: Path, text: str) -> None:

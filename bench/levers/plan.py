@@ -1,9 +1,9 @@
 """Plan of the study of levers: which variants are compared, and which trial comes next.
 
-Each lever compares a variant with a base. The learning rates of both are chosen among equally many factors on the
-validation split at the search's seed. Both are then trained on one unseen seed and evaluated on the test split, and on
-the other four where either loss of the variant is lower by more than ``PROMISING``. Trials that levers share, and those
-of the length study, count once.
+Each lever compares a variant with a base. The learning rates of both are the best of ``RATES`` on the validation split
+at the search's seed: two, and a third beside the better of them. Both are then trained on one unseen seed and evaluated
+on the test split, and on the other four where either loss of the variant is lower by more than ``PROMISING``. Trials
+that levers share count once.
 """
 
 import math
@@ -11,27 +11,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.length.plan import FORMATS, SEARCH_SEED, UNSEEN_SEEDS
-from bench.length.trials import Found, Key, PlannedTrial, trial_of
-from bench.levers.predicted import STEPS, Prediction, Predictions, by_module
-from qra_bo.space import Allocation, Unit, uniform
+from bench.length.trials import Found, PlannedTrial
+from bench.levers.predicted import STEPS, Prediction, Predictions
+from qra_bo.space import Allocation, uniform
 
 PROMISING = 0.01
 """Gain in nats from which a lever is confirmed on all unseen seeds."""
 PLAIN, START, SCHEDULE = "", "weighted", "stable"
 """What a variant changes besides its allocation: nothing, the start of its adapters, the schedule of the rate."""
+RATES = 3
 PREDICTED_RATES = (1.0, 1.4)
-"""Factors tried for predicted allocations, about the 1.15 that ``effort=instant`` takes."""
-START_RATES = (1.0, 0.5)
-TEXTS = ("plays",)
+"""First factors tried for predicted allocations, about the 1.15 that ``effort=instant`` takes."""
+START_RATES = (0.5, 1.0)
+TEXTS = ("plays", "gsm8k")
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What is trained: a prediction or a uniform choice (bits and rank), and what else is changed."""
+    """What is trained: a prediction or a uniform choice (bits and rank), the first two factors on its learning rate,
+    the smaller first, and what else is changed."""
 
     name: str
     source: Prediction | tuple[int, int]
-    rates: tuple[float, ...]
+    rates: tuple[float, float]
     change: str = PLAIN
 
 
@@ -53,13 +55,13 @@ class Judged:
         tried: Validation loss by factor on the learning rate; infinite where there was none.
         rate: Best factor, once all are tried.
         tested: Test loss by unseen seed.
-        missing: Trials that calibrate.
+        missing: The trial that calibrates next, if any.
     """
 
     tried: dict[float, float] = field(default_factory=dict)
     rate: float | None = None
     tested: dict[int, float] = field(default_factory=dict)
-    missing: list[PlannedTrial] = field(default_factory=list)
+    missing: PlannedTrial | None = None
 
 
 def _predicted(granularity: str, bits: tuple[int, ...], by_share: bool = False) -> Variant:
@@ -117,18 +119,29 @@ def allocation_of(variant: Variant, predictions: Predictions, modules: int) -> A
 def judge(text: str, variant: Variant, allocation: Allocation, found: Found) -> Judged:
     """Follow the rules of this module as far as the finished trials of a variant go."""
     judged = Judged()
-    for rate in variant.rates:
+    while (rate := next_rate(variant.rates, judged.tried)) is not None:
         trial = PlannedTrial(setting(text, variant.change), allocation, STEPS, SEARCH_SEED, "validation", rate)
-        if trial.key in found:
-            judged.tried[rate] = _loss(found, trial)
-        else:
-            judged.missing.append(trial)
-    if not judged.missing:
-        judged.rate = min(judged.tried, key=lambda rate: judged.tried[rate])
-        for seed in UNSEEN_SEEDS:
-            if (trial := tested(text, variant, allocation, judged.rate, seed)).key in found:
-                judged.tested[seed] = _loss(found, trial)
+        if trial.key not in found:
+            judged.missing = trial
+            return judged
+        judged.tried[rate] = _loss(found, trial)
+    judged.rate = min(judged.tried, key=lambda rate: judged.tried[rate])
+    for seed in UNSEEN_SEEDS:
+        if (trial := tested(text, variant, allocation, judged.rate, seed)).key in found:
+            judged.tested[seed] = _loss(found, trial)
     return judged
+
+
+def next_rate(first: tuple[float, float], tried: Mapping[float, float]) -> float | None:
+    """The factor to try next: the two of ``first``, then one beside the better, as far from it as they are from each
+    other; ``None`` after ``RATES`` of them."""
+    for rate in first:
+        if rate not in tried:
+            return rate
+    if len(tried) >= RATES:
+        return None
+    low, high = first
+    return round(low * low / high if tried[low] <= tried[high] else high * high / low, 3)
 
 
 def tested(text: str, variant: Variant, allocation: Allocation, rate: float, seed: int) -> PlannedTrial:
@@ -156,7 +169,7 @@ def wanted(text: str, levers: Sequence[Lever], predictions: Predictions, modules
         if len(sides) < 2 or (sides[0][1] == sides[1][1] and lever.base.change == lever.variant.change):
             continue
         judged = [judge(text, variant, allocation, found) for variant, allocation in sides]
-        yield from ((trial, variant.name) for (variant, _), j in zip(sides, judged, strict=True) for trial in j.missing)
+        yield from ((j.missing, variant.name) for (variant, _), j in zip(sides, judged, strict=True) if j.missing)
         if (gained := gain(judged[1], judged[0])) is None:
             continue
         first = UNSEEN_SEEDS[0]
@@ -166,10 +179,3 @@ def wanted(text: str, levers: Sequence[Lever], predictions: Predictions, modules
             for (variant, allocation), j in zip(sides, judged, strict=True):
                 if seed not in j.tested and j.rate is not None:
                     yield tested(text, variant, allocation, j.rate, seed), variant.name
-
-
-def of_length_study(events: Found, layers: Sequence[Unit], modules: Sequence[Unit]) -> dict[Key, Mapping[str, object]]:
-    """Return the length study's finished trials of ``STEPS`` steps by their keys here: by module."""
-    trials = [(trial_of(event), event) for event in events.values() if event["steps"] == STEPS]
-    return {replace(trial, allocation=by_module(trial.allocation, layers, modules)).key: event
-            for trial, event in trials}

@@ -26,7 +26,7 @@ from qra_bo.space import Allocation, FloatArray, Unit, make_units
 from qra_bo.study.prediction import solved
 
 BUDGET_BYTES = 54_000_000
-PROFILED = {"layer": (2, 3, 4, 5, 6, 8), "module": (3, 4, 2, 5)}
+PROFILED = {"layer": (2, 3, 4, 5, 6, 8), "module": (3, 4, 2, 5), "fused": (3, 4)}
 """Bits in which every granularity is profiled, in this order; those that are added later are measured alone."""
 STEPS = 24
 Profiles = Mapping[str, SensitivityProfile]
@@ -54,7 +54,7 @@ Predictions = Mapping[Prediction, Allocation]
 def trial_config(text: str, gsm8k: Path | None, more: Sequence[str] = ()) -> RunConfig:
     """Return the configuration of all trials on a text; those of predictions differ in granularity and ladder."""
     return study_config(text, gsm8k, ["granularity=module", f"budget={BUDGET_BYTES}", "memory.scope=stored",
-                                      "search.length=trial", *more])
+                                      "search.length=trial", "dtype=bfloat16", *more])
 
 
 def profile_path(folder: Path, text: str, granularity: str) -> Path:

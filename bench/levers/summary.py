@@ -90,13 +90,13 @@ def profile_seconds(variant: Variant, rows: Sequence[Row]) -> float | None:
     return None if cost is None else float(cost["cpu_seconds"] / cost["formats"] * len(source.bits))
 
 
-def summarise(configs: Mapping[str, RunConfig], folder: Path, found: Found, results: Path) -> None:
-    """Print the table, and write ``levers.json`` to ``results``."""
+def summarise(texts: Sequence[str], config: RunConfig, folder: Path, found: Found, results: Path) -> None:
+    """Print the table, and write ``levers.json`` to ``results``; ``config`` is of any trial on any text."""
     rows: list[Row] = []
-    for text, config in configs.items():
+    for text in texts:
         predictions = predictions_of(sources_of(LEVERS), load_profiles(folder, text), config)
         rows += [*rows_of(text, predictions, found, config), *costs(folder, text)]
-    for lever, row in zip(LEVERS * len(configs), [r for r in rows if r["part"] == "lever"], strict=True):
+    for lever, row in zip(LEVERS * len(texts), [r for r in rows if r["part"] == "lever"], strict=True):
         row["profile_seconds"] = profile_seconds(lever.variant, [r for r in rows if r["task"] == row["task"]])
     for row in rows:
         if (d := row.get("minus_base")) is not None:

@@ -22,7 +22,8 @@ def levers() -> str:
 def missing() -> str:
     """Levers that no trial was made for, or too few."""
     rows = [r for r in read(NAME)["rows"] if r["part"] == "lever"]
-    return "\n".join(f"- {r['lever']}" for r in rows if r["validation_gain"] is None and not r["same_allocation"])
+    return "\n".join(f"- {r['lever']} ({r['task']})" for r in rows
+                     if r["validation_gain"] is None and not r["same_allocation"])
 
 
 def profiles() -> str:

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.length.__main__ import FOLDER as LENGTH
 from bench.length.plan import SEARCH_SEED, UNSEEN_SEEDS
 from bench.length.trials import NAME, Key, PlannedTrial, load
 from bench.levers import __main__ as program
 from bench.levers import plan
-from bench.levers.plan import LAYERS, LEVERS, PROMISING, SCHEDULE, START, of_length_study, setting, sources_of, wanted
+from bench.levers.plan import LAYERS, LEVERS, PROMISING, RATES, SCHEDULE, START, next_rate, setting, sources_of, wanted
 from bench.levers.predicted import (
     BUDGET_BYTES,
     PROFILED,
@@ -46,13 +45,12 @@ TINY = ["+model=tiny", "model.intermediate_size=128", "model.n_layers=1", "data=
         "eval.sequences=4"]
 CONFIG = trial_config("plays", None)
 SPEC = make_spec(CONFIG)
-LADDERS = {**PROFILED, "fused": (3, 4)}
-UNITS = {granularity: make_units(SPEC, granularity) for granularity in LADDERS}
+UNITS = {granularity: make_units(SPEC, granularity) for granularity in PROFILED}
 
 
 def profile_of(granularity: str) -> SensitivityProfile:
     """Sensitivities by share of the parameters, different from layer to layer and equal within one."""
-    own = CONFIG.with_changes(granularity=granularity, bits=tuple(sorted(LADDERS[granularity])))
+    own = CONFIG.with_changes(granularity=granularity, bits=tuple(sorted(PROFILED[granularity])))
     units, layer = UNITS[granularity], UNITS["layer"][0].numel
     by_bits = np.array([4.0 ** -bits for bits in own.bits])
     weight = np.array([u.numel / layer * (1 + 0.1 * u.linears[0].layer) for u in units])
@@ -61,7 +59,7 @@ def profile_of(granularity: str) -> SensitivityProfile:
                               0.1 * values)
 
 
-PROFILES = {granularity: profile_of(granularity) for granularity in LADDERS}
+PROFILES = {granularity: profile_of(granularity) for granularity in PROFILED}
 PREDICTIONS: Predictions = {source: Allocation(("nf4",) * (210 - i) + ("int3-g64",) * i, (2,) * 210)
                             for i, source in enumerate(sources_of(LEVERS))}
 
@@ -109,7 +107,7 @@ def test_formats_that_are_measured_later_join_a_profile(tmp_path: Path) -> None:
 
 def test_roots_by_share_do_not_depend_on_the_units() -> None:
     rates, totals = at_length(load_prior(CONFIG.surrogate.rates).rates, 24), {}
-    for granularity in LADDERS:
+    for granularity in PROFILED:
         config = CONFIG.with_changes(granularity=granularity, bits=(3, 4))
         space = make_space(config, SPEC)
         problem = SearchProblem(space, make_memory(config, SPEC, "cpu").table(space), BUDGET_BYTES,
@@ -129,7 +127,7 @@ def test_levers_that_are_not_promising_take_one_seed() -> None:
     variants = {(t.task, t.allocation) for t in order}
     for variant in variants:
         rates = [t.lr_scale for t in order if (t.task, t.allocation) == variant and t.split == "validation"]
-        assert len(rates) == 2  # equal effort
+        assert len(set(rates)) == len(rates) == RATES  # equal effort
     assert all(row["seeds"] == 1 and row["one_seed"] == 0.0 for row in rows_of("plays", PREDICTIONS, found, CONFIG))
 
 
@@ -162,7 +160,18 @@ def test_table_follows_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "**\N{MINUS SIGN}0.0200 (" in lines[0]
     assert lines[0].endswith(" | 5 | \N{EN DASH} |")
     assert lines[1].endswith(" | +0.0000 | 1 | \N{EN DASH} |")
-    assert pages.TABLES["levers-missing"]() == f"- {LEVERS[2].name}"
+    assert pages.TABLES["levers-missing"]() == f"- {LEVERS[2].name} (plays)"
+
+
+@pytest.mark.parametrize(("losses", "third"), [((4.0, 4.1), 0.714), ((4.1, 4.0), 1.96)])
+def test_the_third_rate_is_beside_the_better(losses: tuple[float, float], third: float) -> None:
+    tried: dict[float, float] = {}
+    for loss in losses:
+        rate = next_rate(plan.PREDICTED_RATES, tried)
+        assert rate is not None
+        tried[rate] = loss
+    assert next_rate(plan.PREDICTED_RATES, tried) == third
+    assert next_rate(plan.PREDICTED_RATES, {**tried, third: 5.0}) is None
 
 
 def test_a_profile_costs_by_its_formats() -> None:
@@ -184,14 +193,6 @@ def test_equal_allocations_are_not_trained_twice() -> None:
 def test_what_is_not_measured_is_null() -> None:
     rows = rows_of("plays", {}, {}, CONFIG)
     assert all(row["mean"] is row["minus_base"] is row["validation_gain"] is None for row in rows)
-
-
-def test_trials_of_the_length_study_count() -> None:
-    earlier = of_length_study(load(LENGTH / NAME), UNITS["layer"], UNITS["module"])
-    trial = PlannedTrial("plays", plan.allocation_of(plan._uniform(3, 15), {}, 210), 24, SEARCH_SEED,  # type: ignore[arg-type]
-                         "validation", 1.0)
-    assert earlier[trial.key]["loss"] == pytest.approx(3.9801531588937356)
-    assert {key[2] for key in earlier} == {24}
 
 
 def test_changes_have_workers_of_their_own() -> None:
