@@ -4,7 +4,7 @@ A block compares allocations within one limit after one number of steps. Learnin
 with equal effort: the same number of rates for each class of allocations (band of ranks), on the validation split at
 the search's training seed. The best uniform choice is the one with the least validation loss at its class's rate.
 Finds, best uniform choice and references are then trained on unseen seeds and evaluated on the test split, all of
-them on one seed before the next. A block without seeds only calibrates and validates: the table of curves.
+them on one seed before the next. A block without seeds only calibrates and validates.
 """
 
 import json
@@ -13,8 +13,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-
-import numpy as np
 
 from bench.length.trials import Found, PlannedTrial
 from qra_bo.space import Allocation, uniform
@@ -31,12 +29,11 @@ EFFECTS = "effects of bits and ranks"
 BAND_RATES = {"rank up to 2": 0.7, "rank up to 8": 0.85, "rank above 8": 1.0}
 """Factors on the learning rate by band of ranks, where a block calibrates none. (With 3.8 bits and rank 2, factors 0.5
 and 1 gave 3.7259 and 3.7292 after 240 steps.)"""
-CURVES = "table of curves"
 REFERENCES = "references"
 LIMITS = {"54 MB stored": ("54MB", "stored"), "uniform:4,16 stored": ("uniform:4,16", "stored")}
 """Budget and memory scope of every limit."""
 UNIFORM = {"54 MB stored": ((3, 15), (3, 8), (3, 2)), "uniform:4,16 stored": ((4, 16), (4, 8))}
-"""Bits and rank of the uniform candidates; the table of curves has fewer bits at larger ranks, which are far behind."""
+"""Bits and rank of the uniform candidates; fewer bits at larger ranks are far behind (``bench.length.table``)."""
 SEARCH_SEED, UNSEEN_SEEDS = training_seeds(0, 5)
 
 
@@ -171,7 +168,7 @@ def uniform_choice(bits: int, rank: int) -> Choice:
     return Choice(f"uniform {bits} bits, rank {rank}", uniform(LAYERS, FORMATS[bits], rank), "uniform", _band((rank,)))
 
 
-def _finds(limit: str) -> Iterator[Choice]:
+def committed_finds(limit: str) -> Iterator[Choice]:
     """Committed allocations of searches at 24 steps, and those that the rates of a length call best."""
     for find in json.loads(FINDS.read_text(encoding="utf-8")):
         if find["limit"] == limit:
@@ -183,7 +180,7 @@ def _block(task: str, limit: str, steps: int, seeds: int, uniforms: int = 3, fin
            rates: int = RATES) -> Block:
     """The first ``finds`` of a limit and its first ``uniforms`` candidates."""
     even = (uniform_choice(*choice) for choice in UNIFORM[limit][:uniforms])
-    return Block(task, limit, steps, seeds, (*islice(_finds(limit), finds), *even), rates=rates)
+    return Block(task, limit, steps, seeds, (*islice(committed_finds(limit), finds), *even), rates=rates)
 
 
 def _references(task: str, steps: int, seeds: int) -> Block:
@@ -195,32 +192,11 @@ def _references(task: str, steps: int, seeds: int) -> Block:
 def _effects(steps: int) -> Block:
     """Bits and ranks apart: along the budget of 54 MB, and beside it."""
     small = "54 MB stored"
-    finds = {choice.name.split(",")[0]: choice for choice in _finds(small)}
-    order = [uniform_choice(3, 15), finds["predicted for 240 steps"], uniform_choice(3, 2),
-             finds["predicted for 720 steps"], uniform_choice(4, 16), uniform_choice(4, 2),
-             finds["predicted for 24 steps"], uniform_choice(3, 8), uniform_choice(2, 8)]
+    named = {choice.name.split(",")[0]: choice for choice in committed_finds(small)}
+    order = [uniform_choice(3, 15), named["predicted for 240 steps"], uniform_choice(3, 2),
+             named["predicted for 720 steps"], uniform_choice(4, 16), uniform_choice(4, 2),
+             named["predicted for 24 steps"], uniform_choice(3, 8), uniform_choice(2, 8)]
     return Block("plays", EFFECTS, steps, 0, tuple(replace(choice, kind="curve") for choice in order), False)
-
-
-def _curves() -> Block:
-    """At least 48 allocations after 240 steps: uniform bits x ranks, the finds, mixed ones with small, large and mixed
-    ranks. Rates are calibrated on uniform 4 bits for each band of ranks; the rest come in a random order, so that any
-    beginning of it is a sample of all."""
-    random = np.random.default_rng(28)
-    leads = [uniform_choice(4, rank) for rank in (1, 8, 16)]
-    grid = [(bits, rank) for bits in (2, 3, 4, 5) for rank in (1, 2, 4, 8, 16, 24)] + [(8, 1), (8, 8), (8, 16)]
-    rest = [choice for bits, rank in grid if (choice := uniform_choice(bits, rank)) not in leads]
-    rest += [find for limit in LIMITS for find in _finds(limit)]
-    for i in range(18):
-        low, high = ((2, 4), (3, 4), (3, 5))[i % 3]
-        share = random.uniform(0.2, 0.8)
-        formats = tuple(FORMATS[high if random.random() < share else low] for _ in range(LAYERS))
-        ranks = (1,) if i < 6 else (8,) if i < 12 else (1, 2, 4, 8, 16, 24)
-        allocation = Allocation(formats, tuple(int(rank) for rank in random.choice(ranks, LAYERS)))
-        rest.append(Choice(f"mixed {i}, {low} and {high} bits", allocation, "curve", ""))
-    order = [*leads, *(rest[i] for i in random.permutation(len(rest)))]
-    return Block("plays", CURVES, 240, 0, tuple(replace(c, kind="curve", rate_class=_band(c.allocation.ranks))
-                                                for c in order))
 
 
 def make_plan() -> tuple[Block, ...]:
@@ -231,7 +207,7 @@ def make_plan() -> tuple[Block, ...]:
         *(_block(plays, small, steps, 5, uniforms=1, finds=1, rates=2) for steps in (240, 24)),  # the best at 24 steps
         _effects(240), _effects(24), _block(plays, small, 720, 3, uniforms=2),
         _block(plays, small, 72, 5), _block(plays, stored, 240, 5),
-        _references(plays, 240, 5), _curves(),
+        _references(plays, 240, 5),
         _block(plays, stored, 24, 5), _block(plays, stored, 72, 5), _references(plays, 24, 5),
         _references(plays, 72, 5), _references(plays, 720, 3),
         _block(gsm8k, small, 24, 5), _block(gsm8k, stored, 24, 5), _references(gsm8k, 24, 5),

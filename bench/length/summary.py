@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.length.plan import CURVES, EFFECTS, LIMITS, SEARCH_SEED, UNSEEN_SEEDS, Block, Choice, Settled, settle
+from bench.length.plan import EFFECTS, LIMITS, SEARCH_SEED, UNSEEN_SEEDS, Block, Choice, Settled, settle
 from bench.length.plot import draw
 from bench.length.trials import NAME, Found, load, trial_of
 from qra_bo.config import make_space, make_spec
@@ -41,7 +41,7 @@ def difference(losses: Mapping[int, float], others: Mapping[int, float]) -> dict
 
 
 def summarise(plan: Sequence[Block], found: Found, config: RunConfig) -> dict[str, Any]:
-    """All rows of the comparisons and of the table of curves.
+    """All rows of the comparisons and of the effects.
 
     Args:
         plan: Blocks.
@@ -53,8 +53,8 @@ def summarise(plan: Sequence[Block], found: Found, config: RunConfig) -> dict[st
     curves: list[dict[str, Any]] = []
     for block in plan:
         settled = settle(block, found)
-        if block.limit in (CURVES, EFFECTS):
-            curves += [_curve(settled, choice, found) | _facts(choice.allocation, size) for choice in block.choices]
+        if block.limit == EFFECTS:
+            curves += [_curve(settled, choice, found) | facts(choice.allocation, size) for choice in block.choices]
             continue
         best = settled.best_uniform
         rows += [_row(settled, c.name, c, size, config) for c in block.choices if c.kind != "uniform"]
@@ -87,7 +87,7 @@ def _row(settled: Settled, name: str, choice: Choice | None, size: Mapping[str, 
         "task": block.task, "limit": block.limit, "steps": block.steps,
         "tokens": block.steps * config.train.step_tokens, "name": name,
         "kind": "uniform" if choice is None else choice.kind,
-        **_facts(None if choice is None else choice.allocation, size),
+        **facts(None if choice is None else choice.allocation, size),
         "learning_rate": None if rate is None else rate * config.adapter.lr,
         "rate_trials": [[factor * config.adapter.lr, _finite(tried).get(factor)] for factor in sorted(tried)],
         "rate_is_inside": None if rate is None else min(tried) < rate < max(tried),
@@ -100,7 +100,7 @@ def _finite(losses: Mapping[Any, float]) -> dict[Any, float]:
     return {key: loss for key, loss in losses.items() if math.isfinite(loss)}
 
 
-def _facts(allocation: Allocation | None, size: Mapping[str, BytesPredictor]) -> dict[str, Any]:
+def facts(allocation: Allocation | None, size: Mapping[str, BytesPredictor]) -> dict[str, Any]:
     """Average bits and rank and predicted bytes; null without an allocation."""
     if allocation is None:
         return dict.fromkeys(("average_bits", "average_rank", "stored_bytes", "peak_bytes"))
@@ -110,7 +110,7 @@ def _facts(allocation: Allocation | None, size: Mapping[str, BytesPredictor]) ->
 
 
 def _curve(settled: Settled, choice: Choice, found: Found) -> dict[str, Any]:
-    """A row of the table of curves: validation loss at recorded steps, null while it is not measured; where a block
+    """A row of the effects: validation loss at recorded steps, null while it is not measured; where a block
     calibrates no rates, that of the least loss among all rates that were tried at its length."""
     block, rate = settled.block, settled.rates.get(choice.rate_class)
     event = None if rate is None else found.get(block.trial(choice, SEARCH_SEED, "validation", rate).key)

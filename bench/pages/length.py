@@ -16,7 +16,7 @@ COMMAND = "python -m bench.length"
 
 def effects() -> str:
     """Allocations after 240 steps at one training seed."""
-    rows = [r for r in read(STUDY)["curves"] if r["block"] != "table of curves" and r["loss"] is not None]
+    rows = [r for r in read(STUDY)["curves"] if r["loss"] is not None]
     steps = sorted({r["steps"] for r in rows})
     names = dict.fromkeys(r["name"] for r in rows)
     return grid(("allocation", "bits", "rank", "stored MB", *(f"{n} steps" for n in steps)), [

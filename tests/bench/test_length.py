@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from bench.length import table
 from bench.length.__main__ import main
 from bench.length.command import study_config
 from bench.length.plan import (
-    CURVES,
     EFFECTS,
     LIMITS,
     SEARCH_SEED,
@@ -86,9 +86,11 @@ def test_every_compared_choice_fits_its_limit() -> None:
 
 
 def test_table_of_curves_has_48_distinct_allocations() -> None:
-    block = next(b for b in make_plan() if b.limit == CURVES)
-    assert len({choice.allocation for choice in block.choices}) == len(block.choices) >= 48
-    assert [c.rate_class for c in block.choices[:3]] == ["rank up to 2", "rank up to 8", "rank above 8"]
+    order = table.choices()
+    assert len({choice.allocation for choice in order}) == len(order) >= 48
+    assert order == table.choices()
+    beginning = {choice.name.partition(" ")[0] for choice in order[:12]}
+    assert {"uniform", "mixed"} <= beginning
 
 
 @pytest.mark.parametrize(("tried", "following"), [
