@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BloomConfig, FalconConfig, GPTNeoConfig, MptConfig, PretrainedConfig
 
 from qra_bo.finetune.models.activations import carried, decoder_layers, starting_at
 from tests.finetune.models import tiny_llama
@@ -46,3 +47,18 @@ def test_layers_are_put_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), starting_at(MODEL, 2, inputs[2]):
         raise ZeroDivisionError
     assert all(a is b for a, b in zip(before, decoder_layers(MODEL), strict=True))
+
+
+@pytest.mark.parametrize("config", [
+    FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4),
+    BloomConfig(vocab_size=64, hidden_size=32, n_layer=3, n_head=4),
+    MptConfig(vocab_size=64, d_model=32, n_layers=3, n_heads=4, max_seq_len=16),
+    GPTNeoConfig(vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+                 max_position_embeddings=16, bos_token_id=0, eos_token_id=0)], ids=lambda config: config.model_type)
+def test_layers_that_return_tuples(config: PretrainedConfig) -> None:
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        final = model(input_ids=IDS, use_cache=False).logits
+        below = carried(model, IDS, 0, 1, torch.empty(0))
+        with starting_at(model, 1, below):
+            assert torch.equal(model(input_ids=IDS, use_cache=False).logits, final)

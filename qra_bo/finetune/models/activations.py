@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,8 @@ def each_input(model: Any, linears: Sequence[str], ids: Tensor, use: Callable[[l
 
 
 class _Given(nn.Module):
-    """Replacement of a decoder layer that returns its known output, or else what it is given.
+    """Replacement of a decoder layer that returns its known output, or else what it is given; first of a tuple where
+    the layer returns one.
 
     Attributes:
         taken: Its input.
@@ -53,9 +55,9 @@ class _Given(nn.Module):
 
     taken: Tensor
 
-    def __init__(self, layer: nn.Module, output: Tensor | None) -> None:
+    def __init__(self, layer: nn.Module, output: Tensor | None, in_tuple: bool) -> None:
         super().__init__()
-        self.__dict__["_layer"], self._output = layer, output
+        self.__dict__["_layer"], self._output, self._in_tuple = layer, output, in_tuple
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -63,9 +65,10 @@ class _Given(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_layer"], name)  # e.g. attention_type, read by the decoder's loop
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
         self.taken = hidden_states
-        return hidden_states if self._output is None else self._output
+        output = hidden_states if self._output is None else self._output
+        return (output, None) if self._in_tuple else output
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
@@ -76,6 +79,33 @@ def decoder_layers(model: Any) -> nn.ModuleList:
             layers: nn.ModuleList = getattr(decoder, name)
             return layers
     raise TypeError(f"{type(decoder).__name__} has no known list of layers")
+
+
+_IN_TUPLE: WeakKeyDictionary[nn.ModuleList, bool] = WeakKeyDictionary()
+
+
+class _Answered(Exception):
+    """The first layer has returned."""
+
+
+def _given(model: Any, outputs: Mapping[int, Tensor | None]) -> dict[int, _Given]:
+    """Return replacements of layers that return ``outputs``, in the form of the model's own layers: some return tuples
+    (Falcon's). The form is asked for once, with one token."""
+    layers = decoder_layers(model)
+    if layers not in _IN_TUPLE:
+        def note(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            _IN_TUPLE[layers] = isinstance(output, tuple)
+            raise _Answered
+
+        handle = layers[0].register_forward_hook(note)
+        try:
+            with torch.no_grad():
+                model.get_decoder()(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+        except _Answered:
+            pass
+        finally:
+            handle.remove()
+    return {i: _Given(layers[i], output, _IN_TUPLE[layers]) for i, output in outputs.items()}
 
 
 @contextmanager
@@ -97,8 +127,7 @@ def starting_at(model: Any, index: int, hidden: Tensor) -> Iterator[None]:
 
     Layer 0 gets the embeddings, whatever ``hidden`` is.
     """
-    layers = decoder_layers(model)
-    with _replaced(model, {i: _Given(layers[i], hidden if i == index - 1 else None) for i in range(index)}):
+    with _replaced(model, _given(model, {i: hidden if i == index - 1 else None for i in range(index)})):
         yield
 
 
@@ -108,9 +137,8 @@ def carried(model: Any, ids: Tensor, first: int, last: int, hidden: Tensor) -> T
 
     Only the layers between the two run. Layer 0 gets the embeddings of ``ids`` (``b x length``).
     """
-    layers = decoder_layers(model)
-    given = {i: _Given(layers[i], hidden if i == first - 1 else None)
-             for i in range(len(layers)) if not first <= i < last}
+    given = _given(model, {i: hidden if i == first - 1 else None
+                           for i in range(len(decoder_layers(model))) if not first <= i < last})
     with _replaced(model, given):
         model.get_decoder()(input_ids=ids, use_cache=False)
     return given[last].taken
