@@ -30,6 +30,8 @@ from qra_bo.space import Allocation, FloatArray, IntArray, uniform
 PROFILE = DATA / "plays" / "profile_default.json"
 """Sensitivities on the plays in the study's formats, as a run with ``bits=[3,4] dtype=float32`` measured them; trials
 with other formats are left out."""
+ALL_FORMATS = DATA / "plays" / "profile_bf16.json"
+"""Sensitivities on the plays in the formats of the table of curves, in bf16 (``python -m bench.levers``)."""
 STEPS, LOOKS, SHORT = 240, (24, 72, 120), 24
 """Length of the training runs whose curves are read, steps of a curve besides its end, and length of short runs."""
 Mask = npt.NDArray[np.bool_]
@@ -97,20 +99,21 @@ def of_table(task: str) -> Curves:
                   np.arange(n), bit, _elsewhere(task), data.noise.deviations[0])
 
 
-def of_trials(path: Path, profile: SensitivityProfile | None = None) -> list[Curves]:
+def of_trials(path: Path, profile: SensitivityProfile | None = None, name: str = "plays") -> list[Curves]:
     """Return the curves over ``STEPS`` steps on the plays, one for every training seed and split.
 
     Args:
-        path: Trials of the length study; an absent file holds none.
+        path: Trials of the length study, or of the table of curves; an absent file holds none.
         profile: Sensitivities; those of ``PROFILE`` where ``None``.
+        name: Origin, in words.
     """
     runs = _runs(path, STEPS)
     looks = [dict(map(tuple, e["curve"])) for e in runs]
     losses = [[curve.get(step, np.nan) for step in (*LOOKS, STEPS)] for curve in looks]
-    return _grouped("plays,", (*LOOKS, STEPS), runs, losses, profile)
+    return _grouped(f"{name},", (*LOOKS, STEPS), runs, losses, profile)
 
 
-def of_best(path: Path, profile: SensitivityProfile | None = None) -> Curves:
+def of_best(path: Path, profile: SensitivityProfile | None = None, name: str = "plays") -> Curves:
     """Return the last losses of whole runs over ``SHORT`` and over ``STEPS`` steps, each at the best of its learning
     rates, of every allocation that has both at the training seed and split of most allocations."""
     best: dict[int, dict[tuple[Allocation, str, int], dict[str, Any]]] = {SHORT: {}, STEPS: {}}
@@ -118,7 +121,7 @@ def of_best(path: Path, profile: SensitivityProfile | None = None) -> Curves:
         for e in sorted(_runs(path, steps), key=lambda e: -e["loss"]):
             of[trial_of(e).allocation, e["split"], e["train_seed"]] = e
     both = [key for key in best[STEPS] if key in best[SHORT]]
-    groups = _grouped(f"plays, runs of {SHORT} and", (SHORT, STEPS),
+    groups = _grouped(f"{name}, runs of {SHORT} and", (SHORT, STEPS),
                       [{**best[STEPS][key], "lr_scale": 1.0} for key in both],
                       [[best[steps][key]["loss"] for steps in (SHORT, STEPS)] for key in both], profile)
     return max(groups, key=lambda curves: len(curves.losses))

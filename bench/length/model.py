@@ -3,11 +3,12 @@
     python -m bench.length.model [--trials FILE.jsonl]
 
 All models are given the early losses of all allocations and the whole curves of some, and predict the last loss of the
-others. The data are the length study's trials over 240 steps, seen after 24 or 72 of them or in runs of 24, and the
-tables of real trials over 24, seen half-way (at which the form of our models was chosen). Scored is what a choice
-depends on, differences between allocations: the root mean square error of a difference of two, the rank correlation,
-and the regret, the loss of the allocation that is predicted to be best less that of the best. Every allocation counts
-once, at the best of its learning rates. Allocations that are far behind when last seen are left out.
+others. The data are the trials over 240 steps of the table of curves and of the length study, seen after 24 or 72 of
+them or in runs of 24, and the tables of real trials over 24, seen half-way (at which the form of our models was
+chosen). Scored is what a choice depends on, differences between allocations: the root mean square error of a
+difference of two, the rank correlation, and the regret, the loss of the allocation that is predicted to be best less
+that of the best. Every allocation counts once, at the best of its learning rates. Allocations that are far behind when
+last seen are left out.
 """
 
 import argparse
@@ -22,8 +23,8 @@ import numpy as np
 
 from bench.collect.task import TASKS
 from bench.learn_prior import SHIPPED
-from bench.length import rates
-from bench.length.curves import STEPS, Curves, Mask, of_best, of_rates, of_table, of_trials
+from bench.length import rates, table
+from bench.length.curves import ALL_FORMATS, STEPS, Curves, Mask, of_best, of_rates, of_table, of_trials
 from bench.length.exponents import exponents
 from bench.length.extrapolation import (
     Fit,
@@ -40,12 +41,14 @@ from bench.length.trials import NAME, load
 from bench.report import RESULTS, Target, publish
 from qra_bo.searchers.structured.rates import NAMES
 from qra_bo.searchers.structured.transfer import load_prior
+from qra_bo.sensitivity.io import load_profile
 from qra_bo.space import FloatArray, IntArray
 from qra_bo.study.intervals import spearman
 
 LAST, CARRIED = "last value seen", "exchange rates carried as a search does"
 OURS_PLAIN, OURS = "change of the exchange rates", "change of the exchange rates, early loss shrunk"
 LIBRARY = ("LatentKroneckerGP", "SingleTaskMultiFidelityGP")
+TABLE = "plays, table of curves"
 BIT = "one_bit"
 """Loss of 3 bits everywhere over that of 4 (nats)."""
 Model = Callable[[Curves, int], FloatArray]
@@ -209,13 +212,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.length.model", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=Path, default=RESULTS / "length" / NAME, help="trials of the length study")
+    parser.add_argument("--table", type=Path, default=table.FILE, help="trials of the table of curves")
     parser.add_argument("--rates", type=Path, default=rates.FILE, help="trials of the study of learning rates")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     groups, runs = of_trials(options.trials), of_best(options.trials)
     tables = [of_table(task) for task in TASKS]
     curves = max(groups, key=lambda group: group.n_allocations)
-    rows = [row for data, seen in [(curves, 0), (curves, 1), (runs, 0), *((table, 0) for table in tables)]
+    profile = load_profile(ALL_FORMATS)
+    many, whole = of_trials(options.table, profile, TABLE)[0], of_best(options.table, profile, TABLE)
+    rows = [row for data, seen in [(many, 0), (many, 1), (whole, 0), (curves, 0), (curves, 1), (runs, 0),
+                                   *((one, 0) for one in tables)]
             for row in prediction_rows(data, seen)]
     rows += [row for name, data in ((f"plays, {STEPS} steps", groups), *((c.name, [c]) for c in (runs, *tables)))
              for row in rates_rows(name, data)]

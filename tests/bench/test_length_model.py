@@ -267,7 +267,8 @@ def test_trials_become_curves_by_seed_and_split(tmp_path: Path) -> None:
 
 def test_command_writes_rows_without_any_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(program, "MODELS", dict.fromkeys(MODELS, last_value))
-    assert program.main(["--trials", str(tmp_path / "absent.jsonl"), "--out", str(tmp_path)]) == 0
+    absent = str(tmp_path / "absent.jsonl")
+    assert program.main(["--trials", absent, "--table", absent, "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "length_model.json").read_text())
     rows = [r for r in found["rows"] if r["part"] == "prediction"]
     assert {r["rmse"] is None for r in rows if r["of_steps"] == STEPS} == {True}
@@ -275,7 +276,7 @@ def test_command_writes_rows_without_any_trial(monkeypatch: pytest.MonkeyPatch, 
     rates = [r for r in found["rows"] if r["part"] == "exchange rates"]
     assert [r["step"] for r in rates] == [*COLUMNS, SHORT, STEPS, 12, 24, 12, 24]
     assert all((r[name] is None) == (r["allocations"] == 0) for r in rates for name in NAMES)
-    assert sum(t["value"] is None for t in found["targets"]) == 9  # three for each of 24, 72 and a run of 24
+    assert sum(t["value"] is None for t in found["targets"]) == 18  # three for each of 24, 72 and a run of 24, twice
 
 
 def test_planted_exponents_are_recovered_and_few_data_keep_the_prior() -> None:
