@@ -93,6 +93,17 @@ class FinishedRun:
         return isinstance(node, Mapping) and node.get("text_part") is True
 
     @property
+    def gguf_base(self) -> str | None:
+        """Name of the GGUF file that the base is read from; ``None`` where it is in safetensors, or random."""
+        node = self.manifest.get("model")
+        return node.get("gguf_file") if isinstance(node, Mapping) else None
+
+    @property
+    def base_for_trainers(self) -> str:
+        """The base as other trainers take it; to be set by hand where they can't load what the run was trained on."""
+        return "SET-ME" if self.text_part or self.gguf_base else self.base
+
+    @property
     def weights(self) -> int:
         """Number of weights of the quantised linears."""
         return sum(math.prod(entry.get("shape", (0,))) for entry in self.manifest["modules"].values())

@@ -44,6 +44,19 @@ def test_yaml_parses_to_the_same_ranks(tmp_path, target):
         assert data["adapter_name_or_path"] == str((tmp_path / "run" / "adapter").resolve())
 
 
+@pytest.mark.parametrize(("target", "key"), [("axolotl", "base_model"), ("llamafactory", "model_name_or_path")])
+def test_trainers_are_not_sent_to_a_gguf_file(tmp_path, target, key):
+    yaml = pytest.importorskip("yaml")
+    run = write_finished(tmp_path / "run")
+    for node, base in (({"source": "path", "gguf_file": None}, "org/tiny"),
+                       ({"source": "wheel", "gguf_file": "Tiny.Q4_1.gguf"}, "SET-ME")):
+        manifest = json.loads((run / "quant_manifest.json").read_text())
+        (run / "quant_manifest.json").write_text(json.dumps({**manifest, "model": node}))
+        [path] = export_all(run, [target])
+        assert yaml.safe_load(path.read_text())[key] == base
+        assert ("GGUF file Tiny.Q4_1.gguf" in path.read_text()) == (base == "SET-ME")
+
+
 def test_script_for_trl_is_python_whatever_the_model_is_called(tmp_path):
     [path] = export_all(write_finished(tmp_path / "run", model='a """ b \\ \' c'), ["trl"])
     compile(path.read_text(), str(path), "exec")
