@@ -104,6 +104,17 @@ class FinishedRun:
         return "SET-ME" if self.text_part or self.gguf_base else self.base
 
     @property
+    def uniform_bits(self) -> int:
+        """Bits of the base nearest to the run's among those of trainers that quantise every layer alike: 4, 8 or 16."""
+        least = int(min(self.best["bits"]))
+        return 16 if least == 16 else 8 if least >= 8 else 4
+
+    @property
+    def plain(self) -> bool:
+        """Whether the base has 16 bits throughout, as any program loads it."""
+        return self.uniform_bits == 16 and not self.manifest.get("embeddings")
+
+    @property
     def weights(self) -> int:
         """Number of weights of the quantised linears."""
         return sum(math.prod(entry.get("shape", (0,))) for entry in self.manifest["modules"].values())

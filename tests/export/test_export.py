@@ -101,6 +101,7 @@ def test_card_names_base_baseline_and_interval(tmp_path):
 @pytest.mark.parametrize(("bits", "ranks", "said", "tag"), [
     ([4, 4], [8, 8], "A LoRA adapter of rank 8, trained on a base model of 4 bits. Both were", False),
     ([8, 8], [2, 5], "whose rank differs by unit, trained on a base model of 8 bits. Both were", False),
+    ([16, 16], [2, 5], "whose rank differs by unit, trained on a base model of 16 bits. Both were", False),
     ([8, 4], [2, 2], "of rank 2, trained on a base model whose bit-width differs by unit. Both were", True)])
 def test_card_says_what_differs_by_unit(tmp_path, bits, ranks, said, tag):
     run = write_finished(tmp_path / "run", bits=bits, ranks=ranks)
@@ -109,6 +110,8 @@ def test_card_says_what_differs_by_unit(tmp_path, bits, ranks, said, tag):
     assert said in text
     assert ("mixed-precision" in text.split("---")[1]) == tag
     assert ("needs its mixed base" in text) == tag
+    assert ("**Its base is `org/tiny` in 16 bits**" in text) == (bits[0] == 16)
+    assert ("On a 16-bit base" in text) == (bits[0] != 16)
 
 
 def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
