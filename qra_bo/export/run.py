@@ -87,21 +87,20 @@ class FinishedRun:
         return str(self.adapter_config.get("base_model_name_or_path") or self.best["model"])
 
     @property
-    def text_part(self) -> bool:
-        """Whether the base is the text decoder of a checkpoint with other parts, which other programs load whole."""
+    def model(self) -> Mapping[str, Any]:
+        """The node of ``conf/model`` in the manifest; empty where there is none."""
         node = self.manifest.get("model")
-        return isinstance(node, Mapping) and node.get("text_part") is True
+        return node if isinstance(node, Mapping) else {}
 
     @property
-    def gguf_base(self) -> str | None:
-        """Name of the GGUF file that the base is read from; ``None`` where it is in safetensors, or random."""
-        node = self.manifest.get("model")
-        return node.get("gguf_file") if isinstance(node, Mapping) else None
+    def text_part(self) -> bool:
+        """Whether the base is the text decoder of a checkpoint with other parts, which other programs load whole."""
+        return self.model.get("text_part") is True
 
     @property
     def base_for_trainers(self) -> str:
         """The base as other trainers take it; to be set by hand where they can't load what the run was trained on."""
-        return "SET-ME" if self.text_part or self.gguf_base else self.base
+        return "SET-ME" if self.text_part or self.model.get("gguf_file") else self.base
 
     @property
     def uniform_bits(self) -> int:

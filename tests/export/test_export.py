@@ -44,17 +44,22 @@ def test_yaml_parses_to_the_same_ranks(tmp_path, target):
         assert data["adapter_name_or_path"] == str((tmp_path / "run" / "adapter").resolve())
 
 
-@pytest.mark.parametrize(("target", "key"), [("axolotl", "base_model"), ("llamafactory", "model_name_or_path")])
-def test_trainers_are_not_sent_to_a_gguf_file(tmp_path, target, key):
+@pytest.mark.parametrize(("target", "key", "pin"), [
+    ("axolotl", "base_model", "revision_of_model"), ("llamafactory", "model_name_or_path", "model_revision")])
+@pytest.mark.parametrize(("node", "base", "revision"), [
+    ({"source": "path", "gguf_file": None, "revision": None}, "org/tiny", None),
+    ({"source": "hub", "gguf_file": None, "revision": "0" * 40}, "org/tiny", "0" * 40),
+    ({"source": "hub", "gguf_file": None, "revision": "0" * 40, "text_part": True}, "SET-ME", None),
+    ({"source": "wheel", "gguf_file": "Tiny.Q4_1.gguf", "revision": None}, "SET-ME", None)])
+def test_trainers_get_the_revision_of_the_base_and_no_gguf_file(tmp_path, target, key, pin, node, base, revision):
     yaml = pytest.importorskip("yaml")
     run = write_finished(tmp_path / "run")
-    for node, base in (({"source": "path", "gguf_file": None}, "org/tiny"),
-                       ({"source": "wheel", "gguf_file": "Tiny.Q4_1.gguf"}, "SET-ME")):
-        manifest = json.loads((run / "quant_manifest.json").read_text())
-        (run / "quant_manifest.json").write_text(json.dumps({**manifest, "model": node}))
-        [path] = export_all(run, [target])
-        assert yaml.safe_load(path.read_text())[key] == base
-        assert ("GGUF file Tiny.Q4_1.gguf" in path.read_text()) == (base == "SET-ME")
+    manifest = json.loads((run / "quant_manifest.json").read_text())
+    (run / "quant_manifest.json").write_text(json.dumps({**manifest, "model": node}))
+    [path] = export_all(run, [target])
+    data = yaml.safe_load(path.read_text())
+    assert (data[key], data.get(pin)) == (base, revision)
+    assert ("GGUF file Tiny.Q4_1.gguf" in path.read_text()) == bool(node["gguf_file"])
 
 
 def test_script_for_trl_is_python_whatever_the_model_is_called(tmp_path):
