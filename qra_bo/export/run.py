@@ -142,6 +142,8 @@ def export_command(run: FinishedRun, targets: Sequence[str]) -> str:
         options.append(f"export.gguf=[{','.join(run.gguf)}]")
     if "merged" in targets and run.merged_base != MERGED_BASE:
         options.append(f"export.merged_base={run.merged_base}")
+    if run.trust_remote_code:
+        options.append("model.trust_remote_code=true")
     folder = override_value(str(run.folder.resolve()))
     return shlex.join(["python", "-m", "qra_bo", "task=export", f"out={folder}", *options])
 

@@ -78,7 +78,8 @@ def commands(config: RunConfig, folder: Path) -> list[str]:
     from qra_bo.export import gguf  # loads torch, like the two below
     from qra_bo.export.registry import TARGETS, stale_exports
     from qra_bo.export.run import FinishedRun, export_command
-    run = FinishedRun.read(folder, merged_base=config.export.merged_base, gguf=config.export.gguf)
+    run = FinishedRun.read(folder, bool(config.model["trust_remote_code"]), config.export.merged_base,
+                           config.export.gguf)
     stale = stale_exports(run)
     found = [(target.name, target.start(run)) for target in TARGETS.values()
              if target.start is not None and target.name not in stale and (folder / target.path).exists()]

@@ -293,12 +293,12 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     run = write_finished(tmp_path / "a run, of mine").resolve()
-    asked = ["export.gguf=[base,adapter,merged-q8_0]", "export.merged_base=original"]
+    asked = ["export.gguf=[base,adapter,merged-q8_0]", "export.merged_base=original", "model.trust_remote_code=true"]
     for name in ("gguf", "merged"):
         (run / TARGETS[name].path).mkdir(parents=True)
     monkeypatch.setitem(TARGETS, "merged", replace(TARGETS["merged"], write=write))
     with pytest.raises(OutputError, match="No space left") as failed:
-        export_all(run, ["merged"], "original")
+        export_all(run, ["merged"], "original", trust_remote_code=True)
     [line] = commands(load_config(asked), run)
     for told, targets, gguf_files in ((str(failed.value), ["merged"], GGUF_FILES),
                                       (line, ["gguf", "merged"], ("base", "adapter", "merged-q8_0"))):
@@ -308,6 +308,7 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
         assert str(again.out) == str(run)
         assert (list(again.export.targets), tuple(again.export.gguf)) == (targets, gguf_files)
         assert again.export.merged_base == "original"
+        assert again.model["trust_remote_code"]
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
