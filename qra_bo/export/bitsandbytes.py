@@ -62,7 +62,8 @@ def write(run: FinishedRun) -> list[Path]:
 
 
 def _views(run: FinishedRun, reference: Reference) -> list[View]:
-    model = with_adapter(plain_model(run.folder / FOLDER, run.trust_remote_code), run.adapter)
+    # asked for fp32, transformers casts biases and leaves weights, which then do not multiply
+    model = with_adapter(plain_model(run.folder / FOLDER, run.trust_remote_code, "auto"), run.adapter)
     return [View("bitsandbytes, with the adapter", reference.logits(model),
                  note="bitsandbytes multiplies by kernels of its own, in 16 bits")]
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import LinearWeights, RunWeights, save_generation, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import read_manifest
+from qra_bo.finetune.models.activations import decoder_layers
 from qra_bo.finetune.quantization.integer import integer_codes
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.space import StorageFormat
@@ -34,12 +35,16 @@ def write(run: FinishedRun) -> list[Path]:
     """Write weights, configuration, tokenizer with its chat template, and a card with the commands that load it.
 
     Raises:
-        ConfigError: If a module is in a format that has no form there.
+        ConfigError: If a module is in a format that has no form there, or is of a kind that is not loaded.
         OutputError: If a file of the run is missing, damaged or of another run.
         ModelError: If the base model is not at hand or another.
     """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING  # slow to import
     refuse_formats({name: record.format for name, record in read_manifest(run.folder).modules.items()})
     weights, folder = weights_of(run), run.folder / FOLDER
+    if (kind := MODEL_FOR_CAUSAL_LM_MAPPING.get(type(weights.config), None)) is not None:
+        with torch.device("meta"):
+            refuse_base(kind(weights.config), weights.tokenizer)
     folder.mkdir(exist_ok=True)
     weights.tokenizer.save_pretrained(str(folder))
     weights.config.save_pretrained(str(folder))
@@ -51,6 +56,17 @@ def write(run: FinishedRun) -> list[Path]:
     save_tensors(folder / WEIGHTS, tensors_of(weights), {"format": "pt"})
     (folder / "README.md").write_text(render("compressed_tensors.md", run), encoding="utf-8")
     return sorted(p for p in folder.iterdir() if p.is_file())
+
+
+def refuse_base(model: Any, tokenizer: Any) -> None:
+    """Refuse a base model of transformers whose linears compute by themselves, as Falcon's: they would look for the
+    dense weight. Raises ``ConfigError``; the ``tokenizer`` is copied as it is."""
+    kinds = {type(module).__name__ for module in decoder_layers(model).modules()
+             if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward}
+    if kinds:
+        raise ConfigError(f"transformers can't load this {model.config.model_type} model in compressed-tensors: its "
+                          f"linear layers are {', '.join(sorted(kinds))}, which multiply by a dense weight. Export "
+                          "merged, a copy in 16 bits, or choose another base model")
 
 
 def refuse_formats(formats: dict[str, StorageFormat]) -> None:

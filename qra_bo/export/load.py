@@ -143,8 +143,8 @@ def packed_linears(model: Any, manifest: Manifest, folder: Path) -> Iterator[tup
     cast_parameters(model, dtype, linears)
     tables = () if manifest.embeddings is None else embedding_modules(model)
     if unquantised_digest(model, (*linears, *tables)) != manifest.unquantised_sha256:
-        raise ModelError("the base model is not the one that this run fine-tuned: its embeddings or norms differ; "
-                         f"expected {dict(manifest.model)}")
+        raise ModelError("the base model is not the one that this run fine-tuned: its embeddings, norms or biases "
+                         f"differ; expected {dict(manifest.model)}")
     stored = stored_states(manifest, folder)
     where = torch.device(manifest.packed_on)
     for name, record in manifest.modules.items():

@@ -1,4 +1,4 @@
-"""``export/made_from.json``: the adapter that each export with weights was made with.
+"""``export/made_from.json``: the adapter that each export with weights, and ``checks.json``, was made with.
 
 A run that is extended may deliver another adapter, while its folder keeps exports of the former one. An export that was
 interrupted is not in the file.
@@ -16,7 +16,8 @@ FILE = "export/made_from.json"
 
 
 def current_exports(run: FinishedRun) -> set[str]:
-    """Return the names of the targets that were written to their end, with the adapter that the run has now."""
+    """Return the names of what was written to its end with the adapter that the run has now: targets, ``checks.json``.
+    """
     return {name for name, adapter in _read(run).items() if adapter == run.manifest.get("adapter_sha256")}
 
 

@@ -87,10 +87,31 @@ class FinishedRun:
         return str(self.adapter_config.get("base_model_name_or_path") or self.best["model"])
 
     @property
+    def model(self) -> Mapping[str, Any]:
+        """The node of ``conf/model`` in the manifest; empty where there is none."""
+        node = self.manifest.get("model")
+        return node if isinstance(node, Mapping) else {}
+
+    @property
     def text_part(self) -> bool:
         """Whether the base is the text decoder of a checkpoint with other parts, which other programs load whole."""
-        node = self.manifest.get("model")
-        return isinstance(node, Mapping) and node.get("text_part") is True
+        return self.model.get("text_part") is True
+
+    @property
+    def base_for_trainers(self) -> str:
+        """The base as other trainers take it; to be set by hand where they can't load what the run was trained on."""
+        return "SET-ME" if self.text_part or self.model.get("gguf_file") else self.base
+
+    @property
+    def uniform_bits(self) -> int:
+        """Bits of the base nearest to the run's among those of trainers that quantise every layer alike: 4, 8 or 16."""
+        least = int(min(self.best["bits"]))
+        return 16 if least == 16 else 8 if least >= 8 else 4
+
+    @property
+    def plain(self) -> bool:
+        """Whether the base has 16 bits throughout, as any program loads it."""
+        return self.uniform_bits == 16 and not self.manifest.get("embeddings")
 
     @property
     def weights(self) -> int:
@@ -121,6 +142,8 @@ def export_command(run: FinishedRun, targets: Sequence[str]) -> str:
         options.append(f"export.gguf=[{','.join(run.gguf)}]")
     if "merged" in targets and run.merged_base != MERGED_BASE:
         options.append(f"export.merged_base={run.merged_base}")
+    if run.trust_remote_code:
+        options.append("model.trust_remote_code=true")
     folder = override_value(str(run.folder.resolve()))
     return shlex.join(["python", "-m", "qra_bo", "task=export", f"out={folder}", *options])
 

@@ -99,7 +99,7 @@ class Manifest:
         compute_dtype: Name of the compute type, e.g. ``"bfloat16"``.
         packed_on: Device type that packed the weights.
         modules: Record of every linear of the decoder by name, in module order.
-        unquantised_sha256: Checksum of all other parameters.
+        unquantised_sha256: Checksum of all other parameters, biases of the linears among them.
         adapter_sha256: Checksum of the adapter's tensors and of its configuration.
         packed: File of packed tensors beside the manifest, or ``None``.
         versions: Releases of the packages that determine the numbers.
@@ -143,10 +143,11 @@ def adapter_digest(folder: Path) -> str:
 
 
 def unquantised_digest(model: nn.Module, packed: Iterable[str]) -> str:
-    """Return the checksum of the parameters outside the modules named ``packed`` and outside adapters."""
+    """Return the checksum of the parameters outside adapters that are not in the packed tensors of the modules named
+    ``packed``, whose biases are among them."""
     inside = tuple(f"{name}." for name in packed)
-    return tensors_digest({name: p for name, p in model.named_parameters()
-                           if not name.startswith(inside) and "lora_" not in name})
+    named = ((name.replace(".base_layer.", "."), p) for name, p in model.named_parameters() if "lora_" not in name)
+    return tensors_digest({name: p for name, p in named if not name.startswith(inside) or name.endswith(".bias")})
 
 
 def package_versions() -> dict[str, str]:

@@ -78,7 +78,8 @@ def commands(config: RunConfig, folder: Path) -> list[str]:
     from qra_bo.export import gguf  # loads torch, like the two below
     from qra_bo.export.registry import TARGETS, stale_exports
     from qra_bo.export.run import FinishedRun, export_command
-    run = FinishedRun.read(folder, merged_base=config.export.merged_base, gguf=config.export.gguf)
+    run = FinishedRun.read(folder, bool(config.model["trust_remote_code"]), config.export.merged_base,
+                           config.export.gguf)
     stale = stale_exports(run)
     found = [(target.name, target.start(run)) for target in TARGETS.values()
              if target.start is not None and target.name not in stale and (folder / target.path).exists()]
@@ -93,7 +94,7 @@ def commands(config: RunConfig, folder: Path) -> list[str]:
 
 def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:
     """Load the exports of a run again, where ``export.check`` says so, print a line for each, and write
-    ``export/checks.json``.
+    ``export/checks.json``. That file is removed where it is of an earlier adapter.
 
     Args:
         config: Its ``export.check`` decides.
@@ -107,10 +108,15 @@ def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Pa
         UserError: If the run itself can't be loaded.
     """
     from qra_bo.export.check import check_exports  # loads torch
+    from qra_bo.export.record import current_exports, recorded
     from qra_bo.export.run import FinishedRun
     from qra_bo.finetune.manifest import N_TOKENS, package_versions
     run = FinishedRun.read(folder, bool(config.model["trust_remote_code"]), config.export.merged_base,
                            config.export.gguf)
+    path = folder / CHECKS
+    with writing(path, "check again"):
+        if CHECKS.name not in current_exports(run):
+            path.unlink(missing_ok=True)
     if config.export.check is False or (config.export.check == "auto" and run.weights > QUICK_WEIGHTS):
         return []
     rows = check_exports(run)
@@ -119,8 +125,6 @@ def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Pa
         for row in rows:
             said = ", ".join(text for text in (row.result, row.note) if text)
             print_line(console, f"  {row.what} ({row.loaded_by}): {said}")
-    path = folder / CHECKS
-    with writing(path, "check again"):
-        path.parent.mkdir(exist_ok=True)
+    with writing(path, "check again"), recorded(run, CHECKS.name):
         write_json(path, {"schema_version": 1, "rows": [asdict(row) for row in rows], "versions": package_versions()})
     return [path]

@@ -8,17 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig, FalconForCausalLM
 
+from qra_bo.config import load_config
 from qra_bo.export.comparison import Reference, with_adapter
 from qra_bo.export.compressed_tensors import FOLDER, in_words, refuse_formats
 from qra_bo.export.load import load
 from qra_bo.export.registry import TARGETS, export_all
 from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import PROBE, read_manifest
 from qra_bo.memory.formats import FORMATS, parse_format
+from qra_bo.pipeline.exports import refuse_base
 from qra_bo.utils.errors import ConfigError
-from tests.export.allocations import check_cases, slow_cases
+from tests.export.allocations import Case, build_on, check_cases, slow_cases
 from tests.export.finished import finish
 
 RTN = "quantizer.rounding=rtn"
@@ -99,6 +102,23 @@ def test_each_format_is_held_or_refused_with_an_answer(name: str) -> None:
     reason = "can't read integer zeros" if name.startswith("int") and "-" in name else "no form"
     with pytest.raises(ConfigError, match=rf"{name}.*{reason}.*serve=transformers"):
         refuse_formats(formats)
+
+
+def test_a_decoder_with_linears_of_its_own_is_refused_before_and_after_training(tmp_path: Path) -> None:
+    config = FalconConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=320, eos_token_id=257)
+    model = FalconForCausalLM(config)
+    for serve in ("transformers", "vllm"):
+        with pytest.raises(ConfigError, match=f"FalconLinear, which multiply by a dense.*serve={serve} writes this"):
+            refuse_base(load_config(["+model=tiny", "data=tiny", f"serve={serve}"]), model, None)
+    base = tmp_path / "base"
+    model.to(torch.bfloat16).save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    node = {"name": "falcon", "source": "path", "path": str(base), "gguf_file": None, "revision": None,
+            "trust_remote_code": False}
+    run = build_on(node, Case(1, "falcon", True, 4, "bfloat16", ("sym4-g64",), (1,)), tmp_path / "run")
+    with pytest.raises(ConfigError, match="this falcon model in compressed-tensors"):
+        export_all(run.folder, ["compressed_tensors"])
+    assert not (run.folder / FOLDER).exists()
 
 
 def test_run_with_other_formats_writes_nothing(tmp_path: Path) -> None:

@@ -44,6 +44,24 @@ def test_yaml_parses_to_the_same_ranks(tmp_path, target):
         assert data["adapter_name_or_path"] == str((tmp_path / "run" / "adapter").resolve())
 
 
+@pytest.mark.parametrize(("target", "key", "pin"), [
+    ("axolotl", "base_model", "revision_of_model"), ("llamafactory", "model_name_or_path", "model_revision")])
+@pytest.mark.parametrize(("node", "base", "revision"), [
+    ({"source": "path", "gguf_file": None, "revision": None}, "org/tiny", None),
+    ({"source": "hub", "gguf_file": None, "revision": "0" * 40}, "org/tiny", "0" * 40),
+    ({"source": "hub", "gguf_file": None, "revision": "0" * 40, "text_part": True}, "SET-ME", None),
+    ({"source": "wheel", "gguf_file": "Tiny.Q4_1.gguf", "revision": None}, "SET-ME", None)])
+def test_trainers_get_the_revision_of_the_base_and_no_gguf_file(tmp_path, target, key, pin, node, base, revision):
+    yaml = pytest.importorskip("yaml")
+    run = write_finished(tmp_path / "run")
+    manifest = json.loads((run / "quant_manifest.json").read_text())
+    (run / "quant_manifest.json").write_text(json.dumps({**manifest, "model": node}))
+    [path] = export_all(run, [target])
+    data = yaml.safe_load(path.read_text())
+    assert (data[key], data.get(pin)) == (base, revision)
+    assert ("GGUF file Tiny.Q4_1.gguf" in path.read_text()) == bool(node["gguf_file"])
+
+
 def test_script_for_trl_is_python_whatever_the_model_is_called(tmp_path):
     [path] = export_all(write_finished(tmp_path / "run", model='a """ b \\ \' c'), ["trl"])
     compile(path.read_text(), str(path), "exec")
@@ -88,6 +106,7 @@ def test_card_names_base_baseline_and_interval(tmp_path):
 @pytest.mark.parametrize(("bits", "ranks", "said", "tag"), [
     ([4, 4], [8, 8], "A LoRA adapter of rank 8, trained on a base model of 4 bits. Both were", False),
     ([8, 8], [2, 5], "whose rank differs by unit, trained on a base model of 8 bits. Both were", False),
+    ([16, 16], [2, 5], "whose rank differs by unit, trained on a base model of 16 bits. Both were", False),
     ([8, 4], [2, 2], "of rank 2, trained on a base model whose bit-width differs by unit. Both were", True)])
 def test_card_says_what_differs_by_unit(tmp_path, bits, ranks, said, tag):
     run = write_finished(tmp_path / "run", bits=bits, ranks=ranks)
@@ -96,6 +115,8 @@ def test_card_says_what_differs_by_unit(tmp_path, bits, ranks, said, tag):
     assert said in text
     assert ("mixed-precision" in text.split("---")[1]) == tag
     assert ("needs its mixed base" in text) == tag
+    assert ("**Its base is `org/tiny` in 16 bits**" in text) == (bits[0] == 16)
+    assert ("On a 16-bit base" in text) == (bits[0] != 16)
 
 
 def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
@@ -272,12 +293,12 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     run = write_finished(tmp_path / "a run, of mine").resolve()
-    asked = ["export.gguf=[base,adapter,merged-q8_0]", "export.merged_base=original"]
+    asked = ["export.gguf=[base,adapter,merged-q8_0]", "export.merged_base=original", "model.trust_remote_code=true"]
     for name in ("gguf", "merged"):
         (run / TARGETS[name].path).mkdir(parents=True)
     monkeypatch.setitem(TARGETS, "merged", replace(TARGETS["merged"], write=write))
     with pytest.raises(OutputError, match="No space left") as failed:
-        export_all(run, ["merged"], "original")
+        export_all(run, ["merged"], "original", trust_remote_code=True)
     [line] = commands(load_config(asked), run)
     for told, targets, gguf_files in ((str(failed.value), ["merged"], GGUF_FILES),
                                       (line, ["gguf", "merged"], ("base", "adapter", "merged-q8_0"))):
@@ -287,6 +308,7 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
         assert str(again.out) == str(run)
         assert (list(again.export.targets), tuple(again.export.gguf)) == (targets, gguf_files)
         assert again.export.merged_base == "original"
+        assert again.model["trust_remote_code"]
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)

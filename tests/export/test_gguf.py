@@ -1,5 +1,6 @@
 """A run as GGUF files: every weight as it was, and llama.cpp's own logits beside the run's."""
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from qra_bo.export.gguf_blocks import form_of, is_exact, linear_blocks
 from qra_bo.export.gguf_file import half_form
 from qra_bo.export.gguf_layout import layout_of
 from qra_bo.export.llamacpp import LlamaCpp
-from qra_bo.export.registry import export_all
+from qra_bo.export.registry import SMALL, export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
 from qra_bo.finetune.quantization.base import backend_of
@@ -206,6 +207,16 @@ def test_commands_name_files_that_are_there(tmp_path: Path) -> None:
     named = [Path(word) for word in shlex.split(server) if word.endswith(".gguf")]
     assert [path.name for path in named] == ["merged-q8_0.gguf"]
     assert all(path.is_file() for path in named)
+
+
+def test_the_check_of_the_readme_leaves_the_files(tmp_path: Path) -> None:
+    folder = built(1, tmp_path)
+    files = {path: path.read_bytes() for path in export_all(folder, ["gguf"], gguf_files=["merged-q8_0"])}
+    [check] = re.findall("`python -m qra_bo (task=export .*)` measures", (folder / FOLDER / "README.md").read_text())
+    config = load_config(shlex.split(check))
+    assert config.export.check is True
+    export_all(folder, config.export.targets or SMALL, gguf_files=config.export.gguf)
+    assert {path: path.read_bytes() for path in (folder / FOLDER).iterdir()} == files
 
 
 def merged_values(linear: LinearWeights, form: Form) -> Any:

@@ -29,7 +29,7 @@ from qra_bo.finetune.models.load import load_base
 from qra_bo.tasks.export import run as export
 from qra_bo.utils.errors import ConfigError, OutputError
 from qra_bo.utils.files import write_json
-from tests.export.allocations import Case, base_folder, build_on
+from tests.export.allocations import Case, base_folder, build, build_on
 from tests.export.finished import finish
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -148,6 +148,14 @@ def test_bitsandbytes_export_loads_in_plain_transformers(servable: Path, monkeyp
     assert model.config.use_cache
     adapted = PeftModel.from_pretrained(model, str(servable / "adapter"))
     assert float((logits(adapted, servable) - logits(load(servable)[0], servable)).abs().max()) < ROUNDING
+
+
+def test_bitsandbytes_export_of_a_model_with_biases_is_checked(tmp_path: Path) -> None:
+    run = build(Case(2, "qwen2", True, 2, "bfloat16", ("nf4", "fp16"), (2, 0, 3)), tmp_path / "run")
+    export_all(run.folder, ["bitsandbytes"])
+    [row] = bitsandbytes.LOADER.rows("bitsandbytes", run, Reference(run, torch.arange(12)))
+    assert row.kl is not None, row.note
+    assert 0 < row.kl < 1e-3
 
 
 def test_bitsandbytes_gets_the_codes_of_the_run(tmp_path: Path, servable: Path,

@@ -160,15 +160,18 @@ def test_run_without_its_rates_is_refused(run: Path, tmp_path: Path) -> None:
         qra_bo.optimizer_groups(model, tmp_path)
 
 
-@pytest.mark.parametrize(("bits", "adapter", "kind"), [(8, "lora", "load_in_8bit"), (4, "qlora", "load_in_4bit")])
-def test_axolotl_gets_the_base_nearest_to_the_runs(run: Path, tmp_path: Path, bits: int, adapter: str,
-                                                   kind: str) -> None:
+@pytest.mark.parametrize(("bits", "adapter", "width"), [
+    ((8, 8), "lora", 8), ((4, 4), "qlora", 4), ((16, 16), "lora", None), ((8, 16), "lora", 8), ((4, 16), "qlora", 4)])
+def test_trainers_get_the_base_nearest_to_the_runs(run: Path, tmp_path: Path, bits: tuple[int, int], adapter: str,
+                                                   width: int | None) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     best = json.loads((copy / "best.json").read_text())
-    (copy / "best.json").write_text(json.dumps({**best, "bits": [bits] * len(best["bits"])}))
-    (path,) = export_all(copy, ["axolotl"])
-    given = yaml.safe_load(path.read_text())
-    assert (given["adapter"], given[kind]) == (adapter, True)
+    (copy / "best.json").write_text(json.dumps({**best, "bits": [*bits, *bits]}))
+    axolotl, factory = (yaml.safe_load(path.read_text()) for path in export_all(copy, ["axolotl", "llamafactory"]))
+    assert axolotl["adapter"] == adapter
+    assert {key for key in axolotl if key.startswith("load_in_")} == ({f"load_in_{width}bit"} if width else set())
+    assert factory.get("quantization_bit") == width
+    assert factory.get("quantization_method") == ("bnb" if width else None)
 
 
 def test_configurations_carry_the_runs_own_trainer(run: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
@@ -69,6 +70,21 @@ def test_a_base_that_was_moved_is_found_again_by_a_link(tmp_path: Path) -> None:
         load(run.folder)
     former.symlink_to(there)
     load(run.folder)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["packed", "quantised again"])
+def test_a_base_with_other_biases_is_refused(tmp_path: Path, number: int) -> None:
+    run = build(Case(number, "qwen2", True, 2, "bfloat16", ("sym4-g64", "fp16", "nf4"), (0, 2)), tmp_path / "run")
+    load(run.folder)
+    manifest = read_manifest(run.folder)
+    other = shutil.copytree(manifest.model["path"], tmp_path / "other")
+    write_json(run.folder / MANIFEST, replace(manifest, model={**manifest.model, "path": str(other)}).to_json())
+    load(run.folder)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.1.self_attn.k_proj.bias"] += 1
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="its embeddings, norms or biases differ"):
+        load(run.folder)
 
 
 def test_damaged_adapter_is_refused(run: Path, tmp_path: Path) -> None:

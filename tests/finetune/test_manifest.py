@@ -179,7 +179,7 @@ def other_format(data: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("change", "message"), [
     (wrong_checksum, r"layers\.1\.mlp\.up_proj quantised here differs.*base model's weights differ"),
     (older_release, r"hqq 0\.1 then"),
-    (lambda d: d.update(unquantised_sha256="0"), "embeddings or norms differ"),
+    (lambda d: d.update(unquantised_sha256="0"), "embeddings, norms or biases differ"),
     (lambda d: d.update(schema_version=2), "schema version 2"),
     (lambda d: d.pop("modules"), "modules"),
     (other_format, "nf4"),

@@ -1,5 +1,6 @@
 """The exports at the end of a run: what fails takes nothing from the others."""
 
+import json
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -12,12 +13,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from qra_bo.config import load_config
 from qra_bo.finetune.data.load import byte_tokenizer
+from qra_bo.finetune.manifest import MANIFEST
 from qra_bo.pipeline import exports
 from qra_bo.pipeline.build import make_oracle
-from qra_bo.pipeline.exports import refuse_base, write_exports
+from qra_bo.pipeline.exports import checked, refuse_base, write_exports
 from qra_bo.utils.errors import ConfigError, OutputError
+from tests.export.fixtures import write_finished
 
-CONFIG = load_config(["+model=tiny", "data=tiny", "export.targets=[merged,packed]"])
+RUN = ["+model=tiny", "data=tiny"]
+CONFIG = load_config([*RUN, "export.targets=[merged,packed]"])
 
 
 @pytest.mark.parametrize("error", [OutputError("no"), MemoryError("no"), torch.OutOfMemoryError("no"),
@@ -47,6 +51,19 @@ def test_a_bug_in_an_export_is_no_warning(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("qra_bo.export.registry.export_all", export_all)
     with pytest.raises(RuntimeError, match="shapes differ"):
         write_exports(CONFIG, tmp_path, None)
+
+
+def test_figures_of_an_earlier_adapter_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_finished(tmp_path / "run")
+    monkeypatch.setattr("qra_bo.export.check.check_exports", lambda finished: [])
+    [path] = checked(load_config([*RUN, "export.check=true"]), run, None)
+    unchecked = load_config([*RUN, "export.check=false"])
+    assert checked(unchecked, run, None) == []
+    assert path.exists()
+    manifest = json.loads((run / MANIFEST).read_text())
+    (run / MANIFEST).write_text(json.dumps({**manifest, "adapter_sha256": "1" * 64}))
+    assert checked(unchecked, run, None) == []
+    assert not path.exists()
 
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4,
