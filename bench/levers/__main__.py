@@ -2,6 +2,7 @@
 
     python -m bench.levers
     python -m bench.levers --texts plays,gsm8k --gsm8k RECORDS.jsonl --hours 1
+    python -m bench.levers --only "weighted start" --steps 24,240
     python -m bench.levers --texts plays,gsm8k --summary
 
 Profiles and finished trials are kept in --out, trials as lines of trials.jsonl. --summary trains nothing: it writes
@@ -9,14 +10,14 @@ bench/results/levers.json. Further arguments are overrides of the configuration.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bench.length.command import run, study_parser
 from bench.length.plan import FORMATS
 from bench.length.study import Study, work
 from bench.length.trials import NAME, Found, PlannedTrial, load
-from bench.levers.plan import LEVERS, PLAIN, SCHEDULE, START, TEXTS, setting, sources_of, wanted
+from bench.levers.plan import LENGTHS, LEVERS, PLAIN, SCHEDULE, START, TEXTS, setting, sources_of, wanted
 from bench.levers.predicted import (
     PROFILED,
     Predictions,
@@ -43,13 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = study_parser("levers", __doc__)
     parser.add_argument("--texts", default="plays", help=f"of {','.join(TEXTS)}")
+    parser.add_argument("--steps", default=str(LENGTHS[0]), help=f"of {','.join(map(str, LENGTHS))}")
+    parser.add_argument("--only", default="", help="train the levers whose names contain this")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of profiles and trials")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     options, overrides = parser.parse_known_args(arguments)
     path: Path = options.out / NAME
-    texts = tuple(options.texts.split(","))
+    texts, lengths = tuple(options.texts.split(",")), tuple(map(int, options.steps.split(",")))
+    levers = [lever for lever in LEVERS if options.only in lever.name]
     if unknown := sorted(set(texts) - set(TEXTS)):
         parser.error(f"--texts takes {' and '.join(TEXTS)}; got {', '.join(unknown)}")
+    if unexpected := sorted(set(lengths) - set(LENGTHS)):
+        parser.error(f"--steps takes {' and '.join(map(str, LENGTHS))}; got {', '.join(map(str, unexpected))}")
+    if not levers:
+        parser.error(f"no lever's name contains {options.only!r}: {'; '.join(lever.name for lever in LEVERS)}")
     if "gsm8k" in texts and options.gsm8k is None and not options.summary:
         parser.error("--texts gsm8k needs --gsm8k, the JSONL file of its records")
 
@@ -59,18 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             summarise(texts, trial_config("plays", None, overrides), options.out, load(path), options.results)
             return
         configs = {text: trial_config(text, options.gsm8k, overrides) for text in texts}
-        predictions: dict[str, Predictions] = {}
+        sources = sources_of(levers)
+        predictions: dict[tuple[str, int], Predictions] = {}
 
         def profile(study: Study) -> None:
             for text, config in configs.items():
-                measure_profiles(study, options.out, text)
-                predictions[text] = predictions_of(sources_of(LEVERS), load_profiles(options.out, text), config)
+                measure_profiles(study, options.out, text, {source.granularity for source in sources})
+                for steps in lengths:
+                    predictions[text, steps] = predictions_of(sources, load_profiles(options.out, text), config, steps)
 
         modules = len(make_units(make_spec(configs[texts[0]]), "module"))
 
         def following(found: Found) -> tuple[PlannedTrial, str] | None:
-            return next((trial for text in texts for trial in wanted(text, LEVERS, predictions[text], modules, found)),
-                        None)
+            return next((trial for steps in lengths for text in texts for trial in
+                         wanted(text, steps, levers, predictions[text, steps], modules, found)), None)
 
         work(following, path, {setting(text, change): config for text, config in configs.items()
                                for change in (PLAIN, *CHANGES)}, options.trials, options.hours,
@@ -80,13 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(job)
 
 
-def measure_profiles(study: Study, folder: Path, text: str) -> None:
-    """Measure and save the profiles that are missing, or their missing formats.
+def measure_profiles(study: Study, folder: Path, text: str, wanted: Collection[str]) -> None:
+    """Measure and save the profiles of granularities that are missing, or their missing formats.
 
     Raises:
         WorkerError: If formats that were measured later took other sequences.
     """
     for granularity, bits in PROFILED.items():
+        if granularity not in wanted:
+            continue
         path = profile_path(folder, text, granularity)
         known = load_profile(path) if path.exists() else None
         formats = [FORMATS[b] for b in bits if known is None or FORMATS[b] not in known[0].formats]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from bench.length.plan import FORMATS, SEARCH_SEED, UNSEEN_SEEDS
 from bench.length.trials import Found, PlannedTrial
-from bench.levers.predicted import STEPS, Prediction, Predictions
+from bench.levers.predicted import Prediction, Predictions
 from qra_bo.space import Allocation, uniform
 
 PROMISING = 0.01
@@ -24,6 +24,8 @@ PREDICTED_RATES = (1.0, 1.4)
 """First factors tried for predicted allocations, about the 1.15 that ``effort=instant`` takes."""
 START_RATES = (0.5, 1.0)
 TEXTS = ("plays", "gsm8k")
+LENGTHS = (24, 240)
+"""Optimiser steps: all levers are screened after the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +118,18 @@ def allocation_of(variant: Variant, predictions: Predictions, modules: int) -> A
     return uniform(modules, FORMATS[bits], rank)
 
 
-def judge(text: str, variant: Variant, allocation: Allocation, found: Found) -> Judged:
-    """Follow the rules of this module as far as the finished trials of a variant go."""
+def judge(text: str, steps: int, variant: Variant, allocation: Allocation, found: Found) -> Judged:
+    """Follow the rules of this module as far as the finished trials of a variant of so many steps go."""
     judged = Judged()
     while (rate := next_rate(variant.rates, judged.tried)) is not None:
-        trial = PlannedTrial(setting(text, variant.change), allocation, STEPS, SEARCH_SEED, "validation", rate)
+        trial = PlannedTrial(setting(text, variant.change), allocation, steps, SEARCH_SEED, "validation", rate)
         if trial.key not in found:
             judged.missing = trial
             return judged
         judged.tried[rate] = _loss(found, trial)
     judged.rate = min(judged.tried, key=lambda rate: judged.tried[rate])
     for seed in UNSEEN_SEEDS:
-        if (trial := tested(text, variant, allocation, judged.rate, seed)).key in found:
+        if (trial := tested(text, steps, variant, allocation, judged.rate, seed)).key in found:
             judged.tested[seed] = _loss(found, trial)
     return judged
 
@@ -144,9 +146,9 @@ def next_rate(first: tuple[float, float], tried: Mapping[float, float]) -> float
     return round(low * low / high if tried[low] <= tried[high] else high * high / low, 3)
 
 
-def tested(text: str, variant: Variant, allocation: Allocation, rate: float, seed: int) -> PlannedTrial:
+def tested(text: str, steps: int, variant: Variant, allocation: Allocation, rate: float, seed: int) -> PlannedTrial:
     """Return the trial of a variant on an unseen seed."""
-    return PlannedTrial(setting(text, variant.change), allocation, STEPS, seed, "test", rate)
+    return PlannedTrial(setting(text, variant.change), allocation, steps, seed, "test", rate)
 
 
 def gain(variant: Judged, base: Judged) -> float | None:
@@ -161,14 +163,14 @@ def _loss(found: Found, trial: PlannedTrial) -> float:
     return math.inf if value is None else float(value)
 
 
-def wanted(text: str, levers: Sequence[Lever], predictions: Predictions, modules: int,
+def wanted(text: str, steps: int, levers: Sequence[Lever], predictions: Predictions, modules: int,
            found: Found) -> Iterator[tuple[PlannedTrial, str]]:
     """Yield the missing trials of levers in order, with their titles; a lever whose profile is missing has none."""
     for lever in levers:
         sides = [(v, a) for v in (lever.base, lever.variant) if (a := allocation_of(v, predictions, modules))]
         if len(sides) < 2 or (sides[0][1] == sides[1][1] and lever.base.change == lever.variant.change):
             continue
-        judged = [judge(text, variant, allocation, found) for variant, allocation in sides]
+        judged = [judge(text, steps, variant, allocation, found) for variant, allocation in sides]
         yield from ((j.missing, variant.name) for (variant, _), j in zip(sides, judged, strict=True) if j.missing)
         if (gained := gain(judged[1], judged[0])) is None:
             continue
@@ -178,4 +180,4 @@ def wanted(text: str, levers: Sequence[Lever], predictions: Predictions, modules
         for seed in UNSEEN_SEEDS if gained > PROMISING else (first,):
             for (variant, allocation), j in zip(sides, judged, strict=True):
                 if seed not in j.tested and j.rate is not None:
-                    yield tested(text, variant, allocation, j.rate, seed), variant.name
+                    yield tested(text, steps, variant, allocation, j.rate, seed), variant.name

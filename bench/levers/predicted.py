@@ -28,7 +28,6 @@ from qra_bo.study.prediction import solved
 BUDGET_BYTES = 54_000_000
 PROFILED = {"layer": (2, 3, 4, 5, 6, 8), "module": (3, 4, 2, 5), "fused": (3, 4)}
 """Bits in which every granularity is profiled, in this order; those that are added later are measured alone."""
-STEPS = 24
 Profiles = Mapping[str, SensitivityProfile]
 
 
@@ -90,20 +89,21 @@ def load_profiles(folder: Path, text: str) -> Profiles:
     return {granularity: load_profile(path)[0] for granularity, path in paths.items() if path.exists()}
 
 
-def predict(wanted: Prediction, profile: SensitivityProfile, config: RunConfig) -> Allocation:
+def predict(wanted: Prediction, profile: SensitivityProfile, config: RunConfig, steps: int) -> Allocation:
     """Return the allocation of the granularity's own units.
 
     Args:
         wanted: What is asked for.
         profile: Of the granularity, with the formats of the ladder.
         config: Of the granularity and ladder.
+        steps: Length of the training that is predicted.
     """
     spec = make_spec(config)
     space = make_space(config, spec)
     costs = make_memory(config, spec, "cpu").table(space)
     problem = SearchProblem(space, costs, BUDGET_BYTES, profile.of_formats([f.name for f in space.formats]),
-                            STEPS, None, config.seed)
-    rates = at_length(load_prior(config.surrogate.rates).rates, STEPS)
+                            steps, None, config.seed)
+    rates = at_length(load_prior(config.surrogate.rates).rates, steps)
     table = table_by_share(rates, problem, spec.n_layers) if wanted.by_share else rates.table(problem)
     return solved(problem, table, [1.0])[0][0]
 
@@ -125,18 +125,19 @@ def by_module(allocation: Allocation, units: Sequence[Unit], modules: Sequence[U
     return Allocation(tuple(allocation.formats[p] for p in places), tuple(allocation.ranks[p] for p in places))
 
 
-def predictions_of(wanted: Iterable[Prediction], profiles: Profiles, config: RunConfig) -> Predictions:
+def predictions_of(wanted: Iterable[Prediction], profiles: Profiles, config: RunConfig, steps: int) -> Predictions:
     """Return the predicted allocations by module, of the profiles that are measured.
 
     Args:
         wanted: What is asked for.
         profiles: By granularity.
         config: Of any trial.
+        steps: Length of the training that is predicted.
     """
     spec, found = make_spec(config), {}
     for prediction in wanted:
         if (profile := profiles.get(prediction.granularity)) is not None:
             own = config.with_changes(granularity=prediction.granularity, bits=prediction.bits)
-            found[prediction] = by_module(predict(prediction, profile, own),
+            found[prediction] = by_module(predict(prediction, profile, own, steps),
                                           make_units(spec, prediction.granularity), make_units(spec, "module"))
     return found

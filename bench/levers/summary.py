@@ -10,8 +10,8 @@ from typing import Any
 from bench.length.plan import UNSEEN_SEEDS
 from bench.length.summary import difference
 from bench.length.trials import Found
-from bench.levers.plan import LEVERS, Judged, Lever, Variant, allocation_of, gain, judge, sources_of
-from bench.levers.predicted import PROFILED, STEPS, Prediction, Predictions, load_profiles, predictions_of, profile_path
+from bench.levers.plan import LENGTHS, LEVERS, Judged, Lever, Variant, allocation_of, gain, judge, sources_of
+from bench.levers.predicted import PROFILED, Prediction, Predictions, load_profiles, predictions_of, profile_path
 from bench.report import publish
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory.formats import parse_format
@@ -24,11 +24,12 @@ COLUMNS = ("lever", "task", "bits", "rank", "stored_bytes", "learning_rate", "va
 Row = dict[str, Any]
 
 
-def rows_of(text: str, predictions: Predictions, found: Found, config: RunConfig) -> list[Row]:
+def rows_of(text: str, steps: int, predictions: Predictions, found: Found, config: RunConfig) -> list[Row]:
     """Return a row for every lever.
 
     Args:
         text: Name of the text.
+        steps: Length of the trainings.
         predictions: Of the profiles that are measured.
         found: Finished trials.
         config: Of any trial.
@@ -36,13 +37,13 @@ def rows_of(text: str, predictions: Predictions, found: Found, config: RunConfig
     spec = make_spec(config)
     space = make_space(config, spec)
     stored = BytesPredictor(make_memory(config, spec, "cpu"), space)
-    return [_row(text, lever, predictions, found, config, stored) for lever in LEVERS]
+    return [_row(text, steps, lever, predictions, found, config, stored) for lever in LEVERS]
 
 
-def _row(text: str, lever: Lever, predictions: Predictions, found: Found, config: RunConfig,
+def _row(text: str, steps: int, lever: Lever, predictions: Predictions, found: Found, config: RunConfig,
          stored: BytesPredictor) -> Row:
     units = stored.space.n_units
-    sides = {side: _side(text, variant, allocation_of(variant, predictions, units), found, config, stored)
+    sides = {side: _side(text, steps, variant, allocation_of(variant, predictions, units), found, config, stored)
              for side, variant in (("", lever.variant), ("base_", lever.base))}
     (allocation, variant), (base_allocation, base) = ((side.pop("allocation"), side.pop("judged"))
                                                       for side in sides.values())
@@ -50,16 +51,16 @@ def _row(text: str, lever: Lever, predictions: Predictions, found: Found, config
     losses, others = _finite(variant.tested), _finite(base.tested)
     common = [losses[seed] - others[seed] for seed in UNSEEN_SEEDS if seed in losses and seed in others]
     return {"part": "lever", "lever": lever.name, "task": text, "model": config.model_name, "limit": lever.limit,
-            "steps": STEPS, "same_allocation": same,
+            "steps": steps, "same_allocation": same,
             **{f"{side}{key}": value for side, facts in sides.items() for key, value in facts.items()},
             "validation_gain": None if same else gain(variant, base), "seeds": 0 if same else len(common),
             "one_seed": common[0] if len(common) == 1 and not same else None,
             "minus_base": None if same else difference(losses, others)}
 
 
-def _side(text: str, variant: Variant, allocation: Allocation | None, found: Found, config: RunConfig,
-          stored: BytesPredictor) -> Row:
-    judged = Judged() if allocation is None else judge(text, variant, allocation, found)
+def _side(text: str, steps: int, variant: Variant, allocation: Allocation | None, found: Found,
+          config: RunConfig, stored: BytesPredictor) -> Row:
+    judged = Judged() if allocation is None else judge(text, steps, variant, allocation, found)
     losses = _finite(judged.tested)
     return {
         "allocation": allocation, "judged": judged, "name": variant.name,
@@ -91,13 +92,19 @@ def profile_seconds(variant: Variant, rows: Sequence[Row]) -> float | None:
 
 
 def summarise(texts: Sequence[str], config: RunConfig, folder: Path, found: Found, results: Path) -> None:
-    """Print the table, and write ``levers.json`` to ``results``; ``config`` is of any trial on any text."""
+    """Print the table, and write ``levers.json`` to ``results``; ``config`` is of any trial on any text.
+
+    Of trainings longer than the first length there are rows where something was measured.
+    """
     rows: list[Row] = []
     for text in texts:
-        predictions = predictions_of(sources_of(LEVERS), load_profiles(folder, text), config)
-        rows += [*rows_of(text, predictions, found, config), *costs(folder, text)]
-    for lever, row in zip(LEVERS * len(texts), [r for r in rows if r["part"] == "lever"], strict=True):
-        row["profile_seconds"] = profile_seconds(lever.variant, [r for r in rows if r["task"] == row["task"]])
+        profiles, own = load_profiles(folder, text), costs(folder, text)
+        for steps in LENGTHS:
+            predictions = predictions_of(sources_of(LEVERS), profiles, config, steps)
+            for lever, row in zip(LEVERS, rows_of(text, steps, predictions, found, config), strict=True):
+                if steps == LENGTHS[0] or row["validation_gain"] is not None:
+                    rows.append({**row, "profile_seconds": profile_seconds(lever.variant, own)})
+        rows += own
     for row in rows:
         if (d := row.get("minus_base")) is not None:
             row["difference"] = f"{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})"

@@ -69,7 +69,7 @@ def answered(gains: dict[str, float], predictions: Predictions = PREDICTIONS) ->
     """Planted losses: every variant ends at its ``gains`` below 4, but for a seed's own part."""
     order: list[PlannedTrial] = []
     found: dict[Key, Any] = {}
-    while (planned := next(wanted("plays", LEVERS, predictions, 210, found), None)) is not None:
+    while (planned := next(wanted("plays", 24, LEVERS, predictions, 210, found), None)) is not None:
         trial, name = planned
         order.append(trial)
         found[trial.key] = {"loss": 4 - gains.get(name, 0.0) + (trial.lr_scale - 1) ** 2 + trial.train_seed % 7}
@@ -87,11 +87,11 @@ def test_layers_spread_over_their_modules() -> None:
 
 
 def test_predictions_are_those_of_the_product_and_fit() -> None:
-    predictions = predictions_of(sources_of(LEVERS), PROFILES, CONFIG)
+    predictions = predictions_of(sources_of(LEVERS), PROFILES, CONFIG, 24)
     stored = BytesPredictor(make_memory(CONFIG, SPEC, "cpu"), make_space(CONFIG, SPEC))
     assert set(predictions) == set(sources_of(LEVERS))
     assert all(stored(a) <= BUDGET_BYTES and len(a) == 210 for a in predictions.values())
-    assert predictions_of(sources_of(LEVERS), {"layer": PROFILES["layer"]}, CONFIG).keys() == {
+    assert predictions_of(sources_of(LEVERS), {"layer": PROFILES["layer"]}, CONFIG, 24).keys() == {
         source for source in sources_of(LEVERS) if source.granularity == "layer"}
 
 
@@ -128,13 +128,13 @@ def test_levers_that_are_not_promising_take_one_seed() -> None:
     for variant in variants:
         rates = [t.lr_scale for t in order if (t.task, t.allocation) == variant and t.split == "validation"]
         assert len(set(rates)) == len(rates) == RATES  # equal effort
-    assert all(row["seeds"] == 1 and row["one_seed"] == 0.0 for row in rows_of("plays", PREDICTIONS, found, CONFIG))
+    assert all(row["seeds"] == 1 and row["one_seed"] == 0.0 for row in rows_of("plays", 24, PREDICTIONS, found, CONFIG))
 
 
 def test_promising_levers_are_paired_on_all_seeds() -> None:
     lever = LEVERS[0]
     _, found = answered({lever.variant.name: 2 * PROMISING})
-    rows = {row["lever"]: row for row in rows_of("plays", PREDICTIONS, found, CONFIG)}
+    rows = {row["lever"]: row for row in rows_of("plays", 24, PREDICTIONS, found, CONFIG)}
     assert rows[lever.name]["seeds"] == 5
     assert rows[lever.name]["minus_base"]["mean"] == pytest.approx(-2 * PROMISING)
     assert rows[lever.name]["validation_gain"] == pytest.approx(2 * PROMISING)
@@ -147,13 +147,13 @@ def test_one_unseen_seed_may_be_promising_too() -> None:
     for trial in order:
         if trial.split == "test" and trial.allocation == PREDICTIONS[lever.variant.source]:  # type: ignore[index]
             found[trial.key]["loss"] -= 2 * PROMISING
-    missing = {trial.train_seed for trial, _ in wanted("plays", LEVERS[:1], PREDICTIONS, 210, found)}
+    missing = {trial.train_seed for trial, _ in wanted("plays", 24, LEVERS[:1], PREDICTIONS, 210, found)}
     assert missing == set(UNSEEN_SEEDS[1:])
 
 
 def test_table_follows_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "RESULTS", tmp_path)
-    rows = rows_of("plays", PREDICTIONS, answered({LEVERS[0].variant.name: 2 * PROMISING})[1], CONFIG)
+    rows = rows_of("plays", 24, PREDICTIONS, answered({LEVERS[0].variant.name: 2 * PROMISING})[1], CONFIG)
     rows[2]["validation_gain"] = None
     publish("levers", [], [{**row, "profile_seconds": None} for row in rows], ("lever",), folder=tmp_path)
     lines = pages.TABLES["levers"]().splitlines()[2:]
@@ -185,13 +185,13 @@ def test_equal_allocations_are_not_trained_twice() -> None:
     order, found = answered({}, same)
     assert not [trial for trial in order if trial.task == "plays" and trial.allocation.ranks[0] == 2
                 and trial.split == "test" and trial.train_seed != UNSEEN_SEEDS[0]]
-    rows = {row["lever"]: row for row in rows_of("plays", same, found, CONFIG)}
+    rows = {row["lever"]: row for row in rows_of("plays", 24, same, found, CONFIG)}
     assert rows[LEVERS[0].name]["same_allocation"]
     assert rows[LEVERS[0].name]["validation_gain"] is None
 
 
 def test_what_is_not_measured_is_null() -> None:
-    rows = rows_of("plays", {}, {}, CONFIG)
+    rows = rows_of("plays", 24, {}, {}, CONFIG)
     assert all(row["mean"] is row["minus_base"] is row["validation_gain"] is None for row in rows)
 
 
