@@ -14,7 +14,7 @@ from qra_bo.report.html import render_html
 from qra_bo.report.live import RunState
 from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.structured.transfer import load_prior
-from qra_bo.space import limit_average_bits
+from qra_bo.space import Allocation, limit_average_bits
 from qra_bo.study import load_study, prediction
 from qra_bo.study.health import card
 from qra_bo.study.journal import read_journal
@@ -211,6 +211,16 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
     assert card(d.study, "beats_uniform").finding.endswith("nothing is predicted of the delivered one.")
     if not compared:
         assert [row.role for row in comparison(d)] == ["winner", "best uniform"]
+
+
+def test_the_best_uniform_baseline_in_its_stead_is_named_by_card_and_report(tmp_path: Path) -> None:
+    instant(tmp_path)
+    events = read_journal(tmp_path / "trials.jsonl").events
+    reference = Allocation.from_json(load_study(tmp_path).last["prediction"]["reference"])
+    d = parse_events([{**e, "status": "next_best", "best": reference.fingerprint} if e["event"] == "end" else e
+                      for e in events])
+    assert answer(d).sentence.endswith("It is the best uniform baseline.")
+    assert card(d.study, "beats_uniform").finding.endswith("budget: the best uniform baseline was delivered.")
 
 
 def test_a_page_says_which_training_its_test_losses_are_of(tmp_path: Path) -> None:
