@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
-from qra_bo.memory.budget import parse_size, total_bytes
+from qra_bo.memory.budget import parse_size, smallest, total_bytes
 from qra_bo.pipeline import plan
 from qra_bo.pipeline.build import make_memory
 from qra_bo.pipeline.plan import budgets_of, check_ram, host_parts, make_plan, needs_of
@@ -214,6 +214,14 @@ def test_auto_is_what_the_gpus_of_all_workers_have_free(changes: list[str], size
     spec = make_spec(config)
     memory = make_memory(config, spec, "cuda")
     assert budgets_of(config, memory, make_space(config, spec)) == {"auto": size * 10**9}
+
+
+def test_a_budget_that_only_mixed_allocations_fit_is_refused_before_a_profile(tmp_path: Path) -> None:
+    made = make_setting(load_config(["+model=llama3_2_1b_instruct", "oracle=synthetic", "gpu=rtx4090",
+                                     "budget=1489MB", "train=gpu"]))
+    assert smallest(made.costs(1489 * 10**6), made.space)[0] <= 1489 * 10**6
+    with pytest.raises(BudgetError, match=r"below the smallest uniform choice: int2-g64 with rank 1 needs 1,490,"):
+        checked_budget(made, tmp_path)
 
 
 def test_a_card_that_is_not_there_has_no_bytes() -> None:
