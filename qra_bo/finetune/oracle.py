@@ -130,15 +130,16 @@ class FinetuneOracle:
         """
         return self._run(TrialRun(request, self.checkpoints, self.settings.record_at), progress, then)
 
-    def forget(self, progress: Progress) -> dict[str, Any]:
-        """Remove the checkpoint of the last training where nothing can continue it; nothing is returned.
+    def forget(self, progress: Progress, trainings: Sequence[str] = ()) -> dict[str, Any]:
+        """Remove the checkpoints of the last training, where nothing can continue it, and of ``trainings``
+        (``TrialSpec.training``), which other workers may have left; nothing is returned.
 
         A training at its schedule's end is never promoted, nor is one that failed; a final fine-tune of its length may
         continue it. Until its result is in the journal its checkpoint spares a run that is killed the same steps again,
         so that it is removed as late as this: before the next training, or on request.
         """
         if self.checkpoints is not None:
-            for name in self._over:
+            for name in (*self._over, *trainings):
                 self.checkpoints.remove(name)
         self._over.clear()
         return {}

@@ -113,7 +113,7 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
         costs = {}
     profile: list[PlanRow] = []
     if setting.given is None and not effort.max_full_trials:
-        if config.oracle.trains and setting.profile is None:
+        if config.oracle.trains and config.sensitivity.path is None:
             profile.append(PlanRow(PROFILE, cost := profile_cost(setting), profile_seconds(setting, cost, seconds)))
         trained = 1 + len({UNIFORM, QLORA} & set(effort.compare))
         costs[f"comparison on one seed ({trained} allocations)"] = trained * each if effort.compare else 0.0

@@ -11,6 +11,7 @@ from qra_bo.config.rules import serve_problems, target_problems
 from qra_bo.export.run import read_object
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.budget import OF_ALLOCATION, format_for
+from qra_bo.memory.model import SCOPES
 from qra_bo.memory.verdict import NOTHING_BINDS, Verdict, verdict_of
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study.given import BY_RULE, CALIBRATED, Given
@@ -30,8 +31,8 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
     """Read ``config.allocation``; return it and the configuration with its formats and ranks as ladders.
 
     The length of a trial becomes that of the search, where the file states its rate: rates of longer trainings follow
-    from both. ``budget=allocation`` becomes the bytes within which the file's allocation was found, or what
-    ``uniform:BITS,RANK`` needs.
+    from both. ``budget=allocation`` becomes the bytes within which the file's allocation was found, in their scope, or
+    what ``uniform:BITS,RANK`` needs.
 
     Raises:
         ConfigError: If there is no such file, it does not fit the model's units, it states no budget and
@@ -43,20 +44,20 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         chosen = parse_budget(text)
         allocation = uniform(space.n_units, format_for(int(chosen.bits or 0), space).name, int(chosen.rank or 0))
         given = Given((allocation,), f"task=finetune was given {text}", 1.0, BY_RULE)
-        budget: str | None = text
+        budget, scope = text, str(config.memory.scope)
     else:
         path = Path(text).expanduser()
         data = _read(path, config, space)
         allocation, lr = parse_allocation(data, path, [u.name for u in space.units])
         given = Given((allocation,), f"task=finetune was given {text}", *_rate(lr, config.adapter.lr),
                       tuple(_notes(data, config)))
-        budget = _budget(data)
+        budget, scope = _budget(data, config.memory.scope)
         if lr is not None:
             config = _with_trials_of(data, config)
     if config.budget == (OF_ALLOCATION,):
-        if budget is None:
+        if not budget:
             raise ConfigError(f"allocation: {text} states no budget that it was found within; give budget=SIZE")
-        config = config.with_changes(budget=(budget,))
+        config = config.with_changes(budget=(budget,), memory=config.memory.with_changes(scope=scope))
     config = with_ladders_of(config, given.allocations)
     if problems := [p.message for p in (*serve_problems(config), *target_problems(config, given=True))]:
         raise ConfigError(problems)
@@ -155,10 +156,12 @@ def _with_trials_of(data: Mapping[str, Any], config: RunConfig) -> RunConfig:
         high=steps, low=None if low is None or low >= steps else low))
 
 
-def _budget(data: Mapping[str, Any]) -> str | None:
+def _budget(data: Mapping[str, Any], scope: str) -> tuple[str, str]:
+    """Return the budget that a file states, empty where it states none, and what that bounds, else ``scope``."""
     memory = data.get("memory")
-    size = memory.get("budget_bytes") if isinstance(memory, Mapping) else None
-    return str(size) if type(size) is int and size > 0 else None
+    stated = memory if isinstance(memory, Mapping) else {}
+    size, own = stated.get("budget_bytes"), stated.get("scope")
+    return str(size) if type(size) is int and size > 0 else "", own if own in SCOPES else scope
 
 
 def with_ladders_of(config: RunConfig, allocations: Sequence[Allocation]) -> RunConfig:

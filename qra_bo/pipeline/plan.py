@@ -60,7 +60,8 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def budgets_of(config: RunConfig, memory: MemoryModel, space: SearchSpace) -> dict[str, int]:
-    """Return the bytes of every budget; ``auto`` is what the device has free, or a named card has, less the headroom.
+    """Return the bytes of every budget; ``auto`` is what the device has free, of the GPUs of several workers the one
+    with the least, or what a named card has, less the headroom.
 
     Raises:
         BudgetError: If the device can't meet one.
@@ -69,7 +70,10 @@ def budgets_of(config: RunConfig, memory: MemoryModel, space: SearchSpace) -> di
     if config.gpu is not None:
         free = CARDS[config.gpu].total_bytes
     elif any(parse_budget(text).auto for text in config.budget):
-        free = free_bytes("cpu" if kind == "cpu" else resolve_device(config.device))
+        device = "cpu" if kind == "cpu" else resolve_device(config.device)
+        several = device == "cuda" and config.oracle.trains and config.executor.name == "local"
+        devices = [f"cuda:{i}" for i in range(config.executor.workers)] if several else [device]
+        free = min(map(free_bytes, devices))
     headroom = headroom_bytes(config.memory.headroom, kind)
     return {text: resolve_budget(text, memory, space, free=free, headroom=headroom) for text in config.budget}
 

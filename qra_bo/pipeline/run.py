@@ -39,6 +39,7 @@ from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
 from qra_bo.sensitivity.profile import rehearsal_profile
 from qra_bo.study import JOURNAL_NAME, Engine, Listener, MakeSearcher, RunInterrupted, RunOutcome, Setting, load_study
+from qra_bo.study.baselines import check_uniform
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.journal import Event
 from qra_bo.study.shared import SharedExecutor
@@ -230,6 +231,7 @@ def checked_budget(setting: Setting, folder: Path) -> int:
     if setting.given is None:
         check_card(config, setting.memory, budget)
         check_budget(budget, setting.costs(budget), setting.space, setting.memory)
+        check_uniform(setting.rules(budget))
     else:
         check_given(setting, setting.given, budget)
     return budget

@@ -176,19 +176,6 @@ class ReportData:
         return str(self.study.last.get("extension", self.study.header)["effort"])
 
     @property
-    def chosen(self) -> Allocation | None:
-        """The allocation that the prediction or the confirmation chose; ``None`` without one."""
-        p, c = self.prediction, self.confirmation
-        if p is not None:
-            return p.allocations[0]
-        return None if c is None else c.candidate if c.winner_kind == "mixed" else c.reference
-
-    @property
-    def replaced(self) -> bool:
-        """Whether ``chosen`` measured over the budget, so that another allocation was delivered."""
-        return self.chosen is not None and self.winner != self.chosen
-
-    @property
     def stage(self) -> str:
         return str(self.study.last.get("stage", {}).get("stage", "start"))
 

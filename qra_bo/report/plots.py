@@ -31,7 +31,7 @@ def differences(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
     A run that compared nothing on unseen seeds has none (its mixed allocation failed there, or it found none), and one
     that delivered another than it chose.
     """
-    rows = [(run.name, run.data.confirmation, difference) for run in runs if not run.data.replaced
+    rows = [(run.name, run.data.confirmation, difference) for run in runs if not run.data.study.instead
             and ((difference := unconfirmed_difference(run.data)) is not None or run.data.confirmation is not None)]
     rows = [row for row in rows if row[1] is None or row[1].differences]
     if not rows:

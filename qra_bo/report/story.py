@@ -93,13 +93,13 @@ def _given(d: ReportData, where: str, reason: str) -> Answer:
     return Answer(f"{name} of {where} {trained}. Nothing was searched: {reason}.", "", "", "open")
 
 
-def _replaced(d: ReportData, what: str, known: str, reference: Allocation | None) -> Answer:
+def _replaced(d: ReportData, what: str, known: str) -> Answer:
     """State that the allocation chosen was measured over the budget, and what is known of the one delivered."""
-    c, (first, other) = d.confirmation, (DASH if a is None else d.name(a) for a in (d.chosen, d.winner))
+    c, (first, other) = d.confirmation, (DASH if a is None else d.name(a) for a in (d.study.chosen, d.winner))
     text = f"The {what}, {first}, was measured over the budget; the next best that fits was delivered instead: {other}."
-    if d.winner == reference:
+    if d.study.instead == "reference":
         return Answer(f"{text} It is the best uniform baseline.", "", "", "open")
-    if c is not None and c.differences and d.winner == c.candidate:
+    if c is not None and d.study.instead == "candidate":
         return Answer(f"{text} The two were compared on unseen training seeds.", f"{signed(c.mean)} nats",
                       _interval(d, c), "open")
     return Answer(f"{text} Its difference to the best uniform baseline was not {known}.", "", "", "open")
@@ -108,8 +108,8 @@ def _replaced(d: ReportData, what: str, known: str, reference: Allocation | None
 def _predicted(d: ReportData, where: str, p: Prediction) -> Answer:
     """State what was predicted, and at which length."""
     final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
-    if d.replaced:
-        return _replaced(d, f"allocation predicted for {where}", "predicted", p.reference)
+    if d.study.instead:
+        return _replaced(d, f"allocation predicted for {where}", "predicted")
     text = f"Predicted, not searched: {name} for {where}."
     if p.reference is None:
         return Answer(f"{text} No uniform baseline is on the ladders to compare with.", "", "", "open")
@@ -140,8 +140,8 @@ def _on_one_seed(d: ReportData, p: Prediction, own: Trial, reference: Trial, tex
 
 def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
     mixed, reference = c.winner_kind == "mixed", d.name(c.reference)
-    if d.replaced:
-        return _replaced(d, f"winner for {where}", "confirmed", c.reference)
+    if d.study.instead:
+        return _replaced(d, f"winner for {where}", "confirmed")
     if c.candidate == c.reference:
         return Answer(f"A uniform baseline wins for {where}: {reference}. The search found no mixed allocation that "
                       "is better at its own training seed.", "", "", "equal")
@@ -210,12 +210,11 @@ def unconfirmed_difference(d: ReportData) -> float | None:
 def versus(d: ReportData) -> str:
     """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
     c, p, difference = d.confirmation, d.prediction, unconfirmed_difference(d)
-    if d.replaced:
-        known: Confirmation | Prediction | None = c if p is None else p
-        if known is not None and d.winner == known.reference:
-            return ITSELF
-        if c is not None and c.differences and d.winner == c.candidate:
-            return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] mixed"
+    if d.study.instead == "reference":
+        return ITSELF
+    if c is not None and d.study.instead == "candidate":
+        return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] mixed"
+    if d.study.instead:
         return "not confirmed" if p is None else "not predicted"
     beside = compared(d.study)
     if beside is not None and beside.difference is not None:
@@ -245,7 +244,7 @@ def comparison(d: ReportData) -> list[Row]:
         return _one_seed_rows(d, beside)
     c = d.confirmation
     tests: dict[Allocation, float] = {}
-    untried = None if d.replaced else "predicted" if d.prediction else "given" if d.study.given else None
+    untried = None if d.study.instead else "predicted" if d.prediction else "given" if d.study.given else None
     leader = untried or ("winner" if c is not None or d.ended else "best so far")
     if d.study.untried and d.winner is not None and d.final_loss is not None:
         tests[d.winner] = d.final_loss

@@ -23,6 +23,20 @@ def largest_rank(rules: BaselineRules, fmt: str) -> int:
     return next((rank for rank in ranks if rules.fits(uniform(rules.n_units, fmt, rank))), 0)
 
 
+def check_uniform(rules: BaselineRules) -> None:
+    """Refuse a budget that no uniform allocation fits: a search needs one to compare with. A mixed one may need less,
+    where a few more bits save workspace.
+
+    Raises:
+        BudgetError: With what the smallest uniform allocation needs.
+    """
+    if not any(largest_rank(rules, fmt) for fmt in rules.formats):
+        least, fmt = min((rules.predict_bytes(uniform(rules.n_units, f, 1)), f) for f in rules.formats)
+        raise BudgetError(f"the budget of {rules.budget_bytes:,} bytes is below the smallest uniform choice: "
+                          f"{fmt} with rank 1 needs {least:,} bytes; raise budget to at least that, or "
+                          "add a lower bit-width to bits")
+
+
 def uniform_baselines(rules: BaselineRules, profile: SensitivityProfile) -> list[Allocation]:
     """Return for every format the largest rank of the search's that fits and the one below, most promising first.
 
@@ -32,17 +46,13 @@ def uniform_baselines(rules: BaselineRules, profile: SensitivityProfile) -> list
     Raises:
         BudgetError: If no uniform allocation fits.
     """
+    check_uniform(rules)
     total = {f: float(profile.quantization_sensitivity[:, profile.formats.index(f)].sum()) for f in rules.formats}
     found: list[Allocation] = []
     for fmt in sorted(rules.formats, key=lambda f: total[f]):
         top = largest_rank(rules, fmt)
         candidates = [uniform(rules.n_units, fmt, rank) for rank in (top, top - 1) if rank >= 1]
         found += [a for a in candidates if rules.fits(a)]  # a smaller rank needs more where it ends 8-bit moments
-    if not found:
-        least, fmt = min((rules.predict_bytes(uniform(rules.n_units, f, 1)), f) for f in rules.formats)
-        raise BudgetError(f"the budget of {rules.budget_bytes:,} bytes is below the smallest uniform choice: "
-                          f"{fmt} with rank 1 needs {least:,} bytes; raise budget to at least that, or "
-                          "add a lower bit-width to bits")
     return found
 
 

@@ -72,7 +72,11 @@ def compare_qlora(run: TrialRunner) -> None:
         with run.stage("reference"):
             run.reset_stopwatch()  # the final fine-tune is no time of the search
             allocation, codes = _qlora(run.study)
-            run.evaluate_all([run.plan(allocation, COMPARISON, split="test", codes=codes)])
+            planned = run.plan(allocation, COMPARISON, split="test", codes=codes)
+            is_new = planned.spec.key not in run.study.by_key
+            run.evaluate_all([planned])
+            if is_new and "final" in run.study.last:
+                run.forget_checkpoints()
 
 
 def compared(study: Study) -> Compared | None:

@@ -200,7 +200,7 @@ def deliver(run: TrialRunner, winner: Allocation) -> Allocation:
             fields = fine_tune(run, delivered, folder)
             run.record("final", {**fields, "adapter": "adapter", "winner": winner.fingerprint,
                                  "delivered": delivered.fingerprint})
-            run.executor.call("forget", {}, run.progress)
+            run.forget_checkpoints()
         final = study.last["final"]
     if final["delivered"] not in by_name:
         raise OracleError(f"the final fine-tune delivered {final['delivered']}, which is no candidate of the run")

@@ -77,13 +77,15 @@ def card(study: Study, name: str) -> Card:
 
 
 def _beats_uniform(study: Study) -> Part:
-    p, c, winner = study.last.get("prediction"), study.last.get("confirmation"), study.winner
+    p, c, instead = study.last.get("prediction"), study.last.get("confirmation"), study.instead
     if study.given:
         return UNKNOWN, f"Nothing was searched: {study.header['given']['reason']}.", \
             "Search within the same budget to compare it with other allocations."
-    if p is not None and winner is not None and winner.to_json() != p["allocations"][0]:
-        return UNKNOWN, "The predicted allocation measured over the budget; nothing is predicted of the delivered " \
-            "one.", "Predict again with a slightly smaller budget."
+    if p is not None and instead:
+        delivered = ": the best uniform baseline was delivered." if instead == "reference" else \
+            "; nothing is predicted of the delivered one."
+        return UNKNOWN, f"The predicted allocation measured over the budget{delivered}", \
+            "Predict again with a slightly smaller budget."
     if p is not None:
         again = "Run the same command with effort=quick and the same out=, which compares on more seeds."
         if p["allocations"][0] == p["reference"]:
@@ -103,15 +105,14 @@ def _beats_uniform(study: Study) -> Part:
              f"{study.objective_steps} steps")
         return UNKNOWN, f"Nothing was compared with the best uniform baseline on unseen training seeds{own}.", \
             f"Compare on unseen seeds: confirm.seeds={LEAST_SEEDS}." if "end" in study.last else "Let the run end."
-    mixed = c["winner_kind"] == "mixed"
-    if winner is not None and winner.to_json() != c["candidate" if mixed else "reference"]:
-        again = "Repeat the search with a slightly smaller budget."
-        if winner.to_json() == c["reference"]:
-            return FAIL, "The winner measured over the budget: the best uniform baseline was delivered.", again
-        if winner.to_json() == c["candidate"] and c["train_seeds"]:
-            return WARN, "The best uniform baseline measured over the budget: a mixed allocation was delivered, with " \
-                f"{_interval(c)} against it.", again
-        return UNKNOWN, "The winner measured over the budget; the next best that was delivered was not compared.", again
+    if instead:
+        status, found = {
+            "reference": (FAIL, "The winner measured over the budget: the best uniform baseline was delivered."),
+            "candidate": (WARN, "The best uniform baseline measured over the budget: a mixed allocation was delivered, "
+                          f"with {_interval(c)} against it."),
+            "other": (UNKNOWN, "The winner measured over the budget; the next best that was delivered was not "
+                      "compared.")}[instead]
+        return status, found, "Repeat the search with a slightly smaller budget."
     smaller = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
     if c["candidate"] == c["reference"]:
         return FAIL, "The search found no mixed allocation to compare: a uniform one was delivered.", smaller
@@ -123,7 +124,7 @@ def _beats_uniform(study: Study) -> Part:
     if c["mean"] * (c["mean"] + c["ahead"]) < 0 and not c["candidate_failed"]:
         return WARN, f"{found}, and {signed(c['mean'] + c['ahead'])} predicted for {study.objective_steps} steps.", \
             "A longer effort confirms at a longer training; confirm.seeds=0 and task=finetune compare by hand."
-    if not mixed:
+    if c["winner_kind"] != "mixed":
         why = ", where it failed on a seed" if c["candidate_failed"] else ""
         return FAIL, f"The best mixed allocation found has {found}{why}: the uniform one was delivered.", smaller
     check = study.last.get("rate_check", {})

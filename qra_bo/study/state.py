@@ -318,12 +318,29 @@ class Study:
                 if allocation.fingerprint == named:
                     return allocation
             raise JournalError(f"the journal's end names {named} as the best, which was neither evaluated nor given")
-        if self.untried:
-            return self.untried[0]
-        if "confirmation" in self.last:
-            c = self.last["confirmation"]
-            return Allocation.from_json(c["candidate" if c["winner_kind"] == "mixed" else "reference"])
-        return None if self.incumbent is None else self.incumbent.allocation
+        return self.chosen or (None if self.incumbent is None else self.incumbent.allocation)
+
+    @property
+    def chosen(self) -> Allocation | None:
+        """The allocation that was given, predicted or confirmed to be the best; ``None`` before."""
+        c = self.last.get("confirmation")
+        if self.untried or c is None:
+            return next(iter(self.untried), None)
+        return Allocation.from_json(c["candidate" if c["winner_kind"] == "mixed" else "reference"])
+
+    @property
+    def instead(self) -> str | None:
+        """What is delivered where the predicted or confirmed allocation measured over the budget: ``"reference"``, the
+        best uniform baseline; ``"candidate"``, which was compared with it on unseen seeds; or ``"other"``.
+
+        ``None`` where ``chosen`` is delivered, nothing was chosen yet, or allocations were given.
+        """
+        known, winner = self.last.get("prediction", self.last.get("confirmation")), self.winner
+        if self.given or known is None or winner is None or winner == self.chosen:
+            return None
+        if winner.to_json() == known["reference"]:
+            return "reference"
+        return "candidate" if winner.to_json() == known.get("candidate") and known["train_seeds"] else "other"
 
     def point(self, allocation: Allocation) -> Trial | None:
         """Return the search's own trial of ``allocation``."""

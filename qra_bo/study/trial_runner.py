@@ -260,6 +260,11 @@ class TrialRunner:
         self.status.write(self.study, "running")
         return self.study.trials[-1]
 
+    def forget_checkpoints(self) -> None:
+        """Have those removed that no training continues: of trials that failed, and of all at their schedule's end."""
+        over = {e.spec.training for e in self.study.trials if not e.ok or e.spec.steps == e.spec.schedule_steps}
+        self.executor.call("forget", {"trainings": sorted(over)}, self.progress)
+
     def reset_stopwatch(self) -> None:
         """Leave the time until now out of the search's overhead."""
         self._mark = time.monotonic()

@@ -11,9 +11,14 @@ from pathlib import Path
 def name_holder(path: Path) -> None:
     """Write this process into the file of a lock that it holds.
 
+    A marker of filelock's own, which begins with the holder's number, stays: where the file system has no locks it is
+    the lock, and another process takes it over where that holder is dead.
+
     Raises:
         OSError: If it can't be written.
     """
+    if path.read_bytes()[:1].isdigit():
+        return
     path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(),
                                 "since": datetime.now().astimezone().isoformat(timespec="seconds")}))
 
@@ -21,7 +26,11 @@ def name_holder(path: Path) -> None:
 def holder_of(path: Path) -> str:
     """Return the holder's own description; one that has not written it yet is just another process."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        data = json.loads(path.read_text())
+        text = path.read_text()
+        if text[:1].isdigit():
+            number, host = text.split()[:2]
+            return f"process {number} on {host} (the file system has no locks: delete {path} if that process is gone)"
+        data = json.loads(text)
         pid = int(data["pid"])
         stopped = data["host"] == socket.gethostname() and is_stopped(pid)
         return f"process {pid} on {data['host']} since {data['since']}{' (it is stopped)' if stopped else ''}"

@@ -187,6 +187,16 @@ def test_a_trial_of_an_earlier_session_leaves_no_checkpoint(tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_one_worker_removes_the_checkpoints_of_another(tmp_path: Path) -> None:
+    requests = [replace(REQUEST, train_seed=seed) for seed in (5, 6)]
+    oracles = [make(tmp_path) for _ in requests]
+    for oracle, request in zip(oracles, requests, strict=True):
+        oracle.evaluate(request, quiet)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    oracles[0].forget(quiet, [request.training for request in requests])
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_checkpoints_that_nothing_can_continue_are_removed(tmp_path: Path) -> None:
     oracle = make(tmp_path)
 

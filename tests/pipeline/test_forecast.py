@@ -48,6 +48,17 @@ def test_a_text_is_counted_by_the_models_tokenizer(file: Path) -> None:
     assert size.sequences == len(prepared.train)
 
 
+def test_a_profile_that_is_given_takes_no_time_of_a_plan(file: Path) -> None:
+    def seconds(*more: str) -> float | None:
+        config = load_config(words(file, "budget=uniform:4,4", "effort=instant", "effort.compare=[]", *more))
+        found = make_forecast(config, make_plan(config))
+        assert found is not None
+        return {effort.effort: effort.seconds for effort in found.efforts}["instant"]
+
+    assert (seconds() or 0.0) > 0.0
+    assert seconds(f"sensitivity.path={file}") == 0.0  # a plan does not read it
+
+
 def test_a_large_text_is_counted_by_a_sample(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "SAMPLE", 4)
     size = text_size(load_config(words(file)))

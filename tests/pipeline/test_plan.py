@@ -8,10 +8,10 @@ import torch
 from rich.console import Console
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
-from qra_bo.memory.budget import parse_size, total_bytes
+from qra_bo.memory.budget import parse_size, smallest, total_bytes
 from qra_bo.pipeline import plan
 from qra_bo.pipeline.build import make_memory
-from qra_bo.pipeline.plan import check_ram, host_parts, make_plan, needs_of
+from qra_bo.pipeline.plan import budgets_of, check_ram, host_parts, make_plan, needs_of
 from qra_bo.pipeline.run import _announced, checked_budget, make_setting
 from qra_bo.space import DecoderSpec, SearchSpace, uniform
 from qra_bo.utils.errors import BudgetError, DeviceError
@@ -200,6 +200,27 @@ def test_a_budget_above_what_the_card_has_is_refused(changes: list[str], fits: b
         return
     with pytest.raises(BudgetError, match=r"a budget of 8\.10 GB is more than the GPU has, 8\.00 GB in all; use "
                                           r"budget=auto"):
+        checked_budget(made, tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "size"), [([], 20), (["executor.workers=2"], 8), (["device=cuda:1"], 8)])
+def test_auto_is_what_the_gpus_of_all_workers_have_free(changes: list[str], size: int,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
+    monkeypatch.setattr(plan, "free_bytes", {"cuda:0": 21 * 10**9, "cuda:1": 9 * 10**9}.__getitem__)
+    config = load_config(["+model=tiny", "data=tiny", "device=cuda", "budget=auto", *changes])
+    spec = make_spec(config)
+    memory = make_memory(config, spec, "cuda")
+    assert budgets_of(config, memory, make_space(config, spec)) == {"auto": size * 10**9}
+
+
+def test_a_budget_that_only_mixed_allocations_fit_is_refused_before_a_profile(tmp_path: Path) -> None:
+    made = make_setting(load_config(["+model=llama3_2_1b_instruct", "oracle=synthetic", "gpu=rtx4090",
+                                     "budget=1489MB", "train=gpu"]))
+    assert smallest(made.costs(1489 * 10**6), made.space)[0] <= 1489 * 10**6
+    with pytest.raises(BudgetError, match=r"below the smallest uniform choice: int2-g64 with rank 1 needs 1,490,"):
         checked_budget(made, tmp_path)
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class PlantedOracle:
         return {"steps": 100, "planned_steps": 100, "kept_step": 50, "curve": [[50, 3.6], [100, 3.7]], "loss": 3.5,
                 "loss_se": .01}
 
-    def forget(self, progress: Progress) -> dict[str, Any]:
+    def forget(self, progress: Progress, trainings: Sequence[str]) -> dict[str, Any]:
         """Nothing: it keeps no checkpoint."""
         return {}
 

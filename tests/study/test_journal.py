@@ -1,5 +1,7 @@
 """The journal keeps every line it promised and says what it lost."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -13,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_bo.study.journal import (
+    LOCK_NAME,
     Journal,
+    RunLock,
     checksum,
+    is_locked,
     read_journal,
     session_seconds,
 )
@@ -153,6 +158,28 @@ def test_lock_of_a_dead_process_does_not_hold(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
     with Journal(tmp_path):
         pass
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_lock_of_a_dead_process_does_not_hold_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = ("import errno, fcntl, os, sys; from pathlib import Path\n"
+            "def flock(*_):\n  raise OSError(errno.ENOSYS, 'not there')\n"
+            "fcntl.flock = flock\n"
+            "from qra_bo.study.journal import RunLock\n"
+            "lock = RunLock(Path(sys.argv[1])); lock.__enter__(); os._exit(7)")
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "not there")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):  # the second one takes it over
+        assert subprocess.run([sys.executable, "-W", "ignore", "-c", code, tmp_path], check=False).returncode == 7
+        assert (tmp_path / LOCK_NAME).exists()
+    with RunLock(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(OutputError, match=rf"in use by process {os.getpid()} on .*delete .*{LOCK_NAME} if that"):
+            RunLock(tmp_path).__enter__()
+    assert not is_locked(tmp_path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])

@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,27 @@ def test_worker_processes_share_the_work_and_a_lost_one_is_replaced(tmp_path: Pa
     assert {e["workers"] for e in trials(tmp_path / "run")} == {3}
     assert load_study(tmp_path / "run").winner == outcome.winner
     assert all(w.process is None for w in executor._workers)
+
+
+def test_at_the_end_no_worker_has_left_a_checkpoint_that_nothing_continues(tmp_path: Path) -> None:
+    class Keeping(PlantedOracle):
+        """Leaves all checkpoints, as workers do that have been ended since."""
+
+        def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
+            (tmp_path / "checkpoints" / request.training).touch()
+            return super().evaluate(request, progress)
+
+        def forget(self, progress: Progress, trainings: Sequence[str]) -> dict[str, Any]:
+            for name in trainings:
+                (tmp_path / "checkpoints" / name).unlink()
+            return {}
+
+    (tmp_path / "checkpoints").mkdir()
+    done = run(tmp_path / "run", InProcessExecutor(Keeping())).study.trials
+    full = {e.spec.training for e in done if e.spec.steps == e.spec.schedule_steps}
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {e.spec.training for e in done} - full
+    assert left
 
 
 def test_evaluations_that_sleep_are_done_side_by_side() -> None:

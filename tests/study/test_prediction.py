@@ -1,7 +1,9 @@
 """``effort=instant``: the exact optimum under learned rates, labelled as predicted, and the search that follows it."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ from qra_bo.report.html import render_html
 from qra_bo.report.live import RunState
 from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.structured.transfer import load_prior
-from qra_bo.space import limit_average_bits
+from qra_bo.space import Allocation, limit_average_bits
 from qra_bo.study import load_study, prediction
+from qra_bo.study.comparison import compare_qlora
 from qra_bo.study.health import card
 from qra_bo.study.journal import read_journal
 from qra_bo.study.prediction import solved
@@ -213,6 +216,16 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
         assert [row.role for row in comparison(d)] == ["winner", "best uniform"]
 
 
+def test_the_best_uniform_baseline_in_its_stead_is_named_by_card_and_report(tmp_path: Path) -> None:
+    instant(tmp_path)
+    events = read_journal(tmp_path / "trials.jsonl").events
+    reference = Allocation.from_json(load_study(tmp_path).last["prediction"]["reference"])
+    d = parse_events([{**e, "status": "next_best", "best": reference.fingerprint} if e["event"] == "end" else e
+                      for e in events])
+    assert answer(d).sentence.endswith("It is the best uniform baseline.")
+    assert card(d.study, "beats_uniform").finding.endswith("budget: the best uniform baseline was delivered.")
+
+
 def test_a_page_says_which_training_its_test_losses_are_of(tmp_path: Path) -> None:
     instant(tmp_path / "alone")
     instant(tmp_path / "beside", **{"effort.compare": ["uniform"]})
@@ -225,6 +238,22 @@ def test_the_final_fine_tune_is_no_time_of_the_search(tmp_path: Path, monkeypatc
     monkeypatch.setattr(TrialRunner, "reset_stopwatch", lambda run: stages.append(run.status.stage))
     instant(tmp_path, **{"effort.compare": ["qlora"]})
     assert stages == ["profile", "reference"]
+
+
+@pytest.mark.parametrize(("last", "known", "calls"), [
+    (["prediction", "final"], [], ["trained", "forgotten"]), (["prediction", "final"], ["qlora"], ["trained"]),
+    (["prediction"], [], ["trained"])])
+def test_the_checkpoint_of_qlora_is_removed_after_its_training(last: list[str], known: list[str], calls: list[str],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(effort=SimpleNamespace(compare=["qlora"])), stage=nullcontext,
+        study=SimpleNamespace(last=last, by_key=known), reset_stopwatch=lambda: None,
+        plan=lambda *_, **__: SimpleNamespace(spec=SimpleNamespace(key="qlora")),
+        evaluate_all=lambda _: said.append("trained"), forget_checkpoints=lambda: said.append("forgotten"))
+    monkeypatch.setattr("qra_bo.study.comparison._qlora", lambda study: (None, None))
+    compare_qlora(run)
+    assert said == calls
 
 
 def test_comparison_is_made_once_and_ends_with_a_search(tmp_path: Path) -> None:

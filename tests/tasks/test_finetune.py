@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.execution import InProcessExecutor
 from qra_bo.pipeline.build import make_oracle
 from qra_bo.pipeline.given import read_allocation
-from qra_bo.pipeline.run import make_setting
+from qra_bo.pipeline.run import checked_budget, make_setting
 from qra_bo.report.data import load_run
 from qra_bo.runs import main as runs
 from qra_bo.space import uniform
@@ -222,6 +223,15 @@ def test_other_models_and_settings_are_said(tmp_path: Path) -> None:
     assert [note.split(",")[0] for note in given.notes] == [
         "the allocation was found for other", "the allocation was found with adapter.init=eva and is trained with "
         "kaiming; give adapter.init=eva to train it as it was found"]
+
+
+def test_the_files_own_budget_bounds_what_it_did_in_the_search(tmp_path: Path) -> None:
+    file = file_of(tmp_path, memory={"scope": "stored", "budget_bytes": 500_000})
+    for more, scope, size in (([], "stored", 500_000), (["budget=8MB"], "peak", 8_000_000)):
+        config = load_config([*REAL, "task=finetune", f"allocation={file}", *more])
+        given, narrowed = read_allocation(config, make_space(config, make_spec(config)))
+        assert narrowed.memory.scope == scope
+        assert checked_budget(replace(make_setting(narrowed), given=given), tmp_path / "run") == size
 
 
 def test_uniform_choices_bring_their_own_budget() -> None:
