@@ -177,7 +177,7 @@ def wanted(text: str, steps: int, levers: Sequence[Lever], predictions: Predicti
         first = UNSEEN_SEEDS[0]
         if all(first in j.tested for j in judged):
             gained = max(gained, judged[0].tested[first] - judged[1].tested[first])
-        for seed in UNSEEN_SEEDS if gained > PROMISING else (first,):
-            for (variant, allocation), j in zip(sides, judged, strict=True):
+        for (variant, allocation), j in zip(sides, judged, strict=True):
+            for seed in UNSEEN_SEEDS if gained > PROMISING else (first,):
                 if seed not in j.tested and j.rate is not None:
                     yield tested(text, steps, variant, allocation, j.rate, seed), variant.name
