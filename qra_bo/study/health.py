@@ -81,8 +81,9 @@ def card(study: Study, name: str) -> Card:
 def _beats_uniform(study: Study) -> Part:
     p, c, winner = study.last.get("prediction"), study.last.get("confirmation"), study.winner
     if study.given:
+        forced = " with search.force=true and another out=" if study.header["config"].get("task") == "search" else ""
         return UNKNOWN, f"Nothing was searched: {study.header['given']['reason']}.", \
-            "Search within the same budget to compare it with other allocations."
+            f"Search within the same budget{forced} to compare it with other allocations."
     if p is not None and winner is not None and winner.to_json() != p["allocations"][0]:
         return UNKNOWN, "The predicted allocation measured over the budget; nothing is predicted of the delivered " \
             "one.", "Predict again with a slightly smaller budget."
