@@ -64,6 +64,11 @@ def test_a_plans_title_states_the_budget_in_its_unit(budget: int, said: str) -> 
     assert f"Plan: tiny within {said}, effort=normal; " in out.getvalue()
 
 
+def test_the_share_of_the_final_fine_tune_counts_the_profile() -> None:
+    profile, final = plan_rows(setting("+model=tiny", "data=tiny", "effort=instant", "final.steps=2"))
+    assert f"; {100 * final.cost / (profile.cost + final.cost):.0f} % of the whole)" in final.what
+
+
 def test_the_card_is_the_one_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["NVIDIA GeForce RTX 4090", "Tesla T4", "GeForce GT 710"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
