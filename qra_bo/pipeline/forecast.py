@@ -121,7 +121,8 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
         what, cost = _final(config, setting.sequences)
         if effort.compare and setting.given is None and _continues_a_trial(config, setting.sequences):
             what, cost = f"{what} of the comparison", cost - config.fidelity.high * config.train.step_tokens
-        share = f"; {100 * cost / (cost + sum(costs.values())):.0f} % of the whole" if cost and costs else ""
+        whole = cost + sum(costs.values()) + sum(row.cost for row in profile)
+        share = f"; {100 * cost / whole:.0f} % of the whole" if cost and costs else ""
         costs[f"final fine-tune ({what}{share})"] = cost
     workers = config.executor.workers if setting.memory.shape.device == "cuda" else 1  # on a CPU they share its cores
     return [*profile, *(PlanRow(what, cost, None if seconds is None or not cost else

@@ -278,7 +278,7 @@ def _announced(setting: Setting, budget: int, verdict: Verdict | None, console: 
     for note in (*of_serving, *preset_notes(config)):
         print_line(console, note)
     rows = plan_rows(setting, card)
-    print_plan(console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
+    print_plan(console, f"{config.model_name} within {size(budget)}, effort={config.effort.name}; "
                f"{basis(setting, card)}", rows, setting.full_trial_tokens)
     return FirstTrial(rows, console)
 

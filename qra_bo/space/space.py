@@ -126,7 +126,7 @@ class SearchSpace:
         smallest = min((min(m.out_features, m.in_features), m.name) for u in self.units for m in u.linears)
         if self.ranks.values[-1] > smallest[0]:
             raise SpaceError(f"rank {self.ranks.values[-1]} is larger than {smallest[1]} allows "
-                             f"(its smaller side is {smallest[0]}); lower the largest of ranks")
+                             f"(its smaller side is {smallest[0]}); use no rank above {smallest[0]}")
 
     @property
     def n_units(self) -> int:

@@ -43,6 +43,8 @@ LAST = 0.2
 """Last part of a final fine-tune in which its loss should have settled: its learning rate is at its lowest."""
 FALLING = 0.01
 """Fall of the loss in that part (nats) that shows an unfinished training: 1 % of the perplexity."""
+AGAIN = f"Search again with confirm.seeds={LEAST_SEEDS} and another out=."
+"""Action where seeds are missing: a run goes on with its own number of them alone."""
 Part = tuple[str, str, str]
 """Status, clause and action of a part of a question."""
 
@@ -79,8 +81,9 @@ def card(study: Study, name: str) -> Card:
 def _beats_uniform(study: Study) -> Part:
     p, c, instead = study.last.get("prediction"), study.last.get("confirmation"), study.instead
     if study.given:
+        forced = " with search.force=true and another out=" if study.header["config"].get("task") == "search" else ""
         return UNKNOWN, f"Nothing was searched: {study.header['given']['reason']}.", \
-            "Search within the same budget to compare it with other allocations."
+            f"Search within the same budget{forced} to compare it with other allocations."
     if p is not None and instead:
         delivered = ": the best uniform baseline was delivered." if instead == "reference" else \
             "; nothing is predicted of the delivered one."
@@ -104,7 +107,7 @@ def _beats_uniform(study: Study) -> Part:
             ("" if study.change is None else f", and {signed(study.value(best) - study.value(uniform))} predicted for "
              f"{study.objective_steps} steps")
         return UNKNOWN, f"Nothing was compared with the best uniform baseline on unseen training seeds{own}.", \
-            f"Compare on unseen seeds: confirm.seeds={LEAST_SEEDS}." if "end" in study.last else "Let the run end."
+            AGAIN if "end" in study.last else "Let the run end."
     if instead:
         status, found = {
             "reference": (FAIL, "The winner measured over the budget: the best uniform baseline was delivered."),
@@ -132,11 +135,10 @@ def _beats_uniform(study: Study) -> Part:
     failed_at = check.get("failed_at", ())
     if c["high"] >= 0:
         return WARN, f"{found}: the interval includes 0.", \
-            "Take the uniform allocation, which is simpler, or compare on more seeds (confirm.seeds)."
+            "Take the uniform allocation, which is simpler, or search again with more confirm.seeds and another out=."
     if n < LEAST_SEEDS:
         most = study.header["config"].get("confirm", {}).get("seeds", LEAST_SEEDS)
-        return WARN, f"{found}: ahead, on fewer than {LEAST_SEEDS} seeds.", \
-            f"Search again with confirm.seeds={LEAST_SEEDS} and another out=." if most < LEAST_SEEDS else \
+        return WARN, f"{found}: ahead, on fewer than {LEAST_SEEDS} seeds.", AGAIN if most < LEAST_SEEDS else \
             f"Run the same command with effort=normal and the same out=, which compares on {LEAST_SEEDS} seeds or more."
     if turned or failed_at:
         what = "not ahead" if turned else "it failed on a seed, where the uniform baseline did not,"
@@ -178,13 +180,15 @@ def _noise(study: Study) -> Part:
     """Compare the difference to the best uniform baseline with its spread over training seeds."""
     differences = study.last.get("confirmation", {}).get("differences", ())
     if len(differences) < LEAST_DIFFERENCES:
+        asked = study.header["config"].get("confirm", {}).get("seeds", 0)
         return UNKNOWN, f"Fewer than {LEAST_DIFFERENCES} unseen training seeds compared two allocations.", \
-            "" if study.untried else f"confirm.seeds={LEAST_SEEDS} measures it."
+            "" if study.untried or asked >= LEAST_SEEDS else AGAIN
     gap, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
     sure = 1.0 if spread == 0 else 0.5 * (1 + math.erf(gap / spread / math.sqrt(2)))
     found = (f"Differences of {number(gap)} nats between mixed and best uniform allocation spread by {number(spread)} "
              f"over seeds: one pair of trainings names the better in {100 * sure:.0f} % of cases.")
-    action = "Raise eval.sequences or fidelity.high, so that the search sees differences of this size."
+    action = "Search again with more eval.sequences or fidelity.high, so that it sees differences of this size, and " \
+        "another out=."
     return (PASS, found, "") if sure >= SURE else (WARN if sure >= UNSURE else FAIL, found, action)
 
 

@@ -17,6 +17,8 @@ from qra_bo.utils.redact import redact
 log = logging.getLogger(__name__)
 STATUS_NAME = "status.json"
 STATES = ("running", "done", "interrupted", "failed")
+SEARCHING = ("start", "profile", "calibration", "baseline", "reference", "search")
+"""Stages whose cost is the planned one."""
 REFRESH_SECONDS = 1.0
 """Least time between two writes of progress alone."""
 
@@ -57,7 +59,8 @@ class StatusFile:
 
     def write(self, study: Study, state: str, message: str = "") -> None:
         """Write ``state``, one of ``STATES``, now; ``message`` is the reason of an end before the end."""
-        best, pace, rest = study.incumbent, study.pace, max(0.0, study.planned_cost - study.search_cost.tokens)
+        best, rest = study.incumbent, max(0.0, study.planned_cost - study.search_cost.tokens)
+        pace = study.pace if state == "running" and self.stage in SEARCHING else None
         data = {"schema_version": 1, "state": state, "stage": self.stage, "progress": self._activity,
                 "message": redact(message), "trials": study.states, "cost": study.cost.tokens,
                 "search_cost": study.search_cost.tokens, "planned_cost": study.planned_cost,

@@ -110,7 +110,7 @@ def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] |
     if forecast is not None:
         parts += _times(forecast, forced=all(b.verdict.region == NOTHING_BINDS for b in plan.budgets))
     parts.append(_cards(plan))
-    if not plan.fits:
+    if not plan.fits and plan.levers:
         parts.append(_table("What lowers the smallest allocation", ["change", "then needs", "saves"],
                             [(v.change, format_size(v.needs), format_size(v.saves)) for v in plan.levers]))
     if checks is not None:

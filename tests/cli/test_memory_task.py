@@ -111,6 +111,13 @@ def test_a_budget_that_nothing_fits_still_shows_the_plan(capfd: pytest.CaptureFi
     assert "a budget of 10 bytes (a bare number means bytes) is below the smallest allocation" in captured.err
 
 
+def test_no_table_of_changes_where_none_lowers_the_need(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["task=memory", "+model=tiny", "budget=10", "memory.scope=stored"]) == 2
+    captured = capfd.readouterr()
+    assert "What lowers the smallest allocation" not in captured.out
+    assert "below the smallest allocation" in captured.err
+
+
 def test_all_budgets_that_nothing_fits_are_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["task=memory", "+model=llama2_7b", "budget=[1MB,2MB]"]) == 2
     error = capfd.readouterr().err

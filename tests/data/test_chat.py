@@ -254,6 +254,14 @@ def test_too_many_cut_answers_are_refused_until_they_are_accepted(tmp_path: Path
     assert load_data(fields, tokenizer, 86).train.facts.cut_tokens == 0
 
 
+def test_a_few_long_records_are_named_instead_of_a_shorter_length(tmp_path: Path) -> None:
+    talks = [{"messages": talk(str(i), "x" * (20_000 if i < 3 else 10)).messages} for i in range(200)]
+    fields = config("jsonl", path=write(tmp_path, *talks))
+    with pytest.raises(DataError, match=r"train\.length=64 cuts 9\d\.\d% .*\. At most 5% of the records are longer: "
+                                        r"split or drop these, raise train\.length, .* data\.max_cut=(1|0\.9\d)$"):
+        load_data(fields, chat_tokenizer(LLAMA3), 64)
+
+
 def test_the_example_marks_what_is_trained(tmp_path: Path) -> None:
     path = write(tmp_path, *[{"messages": talk(str(i), "x", "y", "z").messages} for i in range(9)])
     example = load_data(config("jsonl", path=path), chat_tokenizer(TEMPLATES["chatml"]), 256).example

@@ -72,7 +72,7 @@ def test_at_most_max_records_are_read(tmp_path: Path) -> None:
     ([{}], "got the fields none"),
     ([{"text": 3}], "line 1: the field 'text' must be text, got int"),
     ([{"question": "q", "answer": None}], "the field 'answer' must be text, got NoneType"),
-    ([{"prompt": "a", "completion": "  "}], "is empty; .*; left out, because their target text is empty: 1"),
+    ([{"prompt": "a", "completion": "  "}], "has no record to train on; left out, .* is empty: 1$"),
     ([{"question": "q", "human_answers": []}], "must be a list of texts"),
     ([{"question": "q", "context": "c", "answer": "a"}], "line 1: the field 'context' .* would be lost"),
     ([{"question": "q", "answer": "a", "history": ["h"]}], "line 1: the field 'history' .* would be lost"),

@@ -177,6 +177,17 @@ def test_an_unfinished_run_is_refused_with_all_that_is_missing(tmp_path):
         export_all(run, list(TARGETS))
 
 
+def test_checks_of_another_release_are_passed_over_and_other_changes_refused(tmp_path, monkeypatch):
+    run = write_finished(tmp_path / "run")
+    best = json.loads((run / "best.json").read_text())
+    monkeypatch.setattr("qra_bo.export.run.load_study", lambda folder: None)
+    monkeypatch.setattr("qra_bo.export.run.build_best", lambda study: {**best, "checks": [{"action": "Reworded."}]})
+    assert export_all(run, ["card"])
+    (run / "best.json").write_text(json.dumps({**best, "ranks": best["ranks"][::-1], "loss": 0.1}))
+    with pytest.raises(OutputError, match=r"is not what the run's trials\.jsonl says"):
+        export_all(run, ["card"])
+
+
 @pytest.mark.parametrize("modules", [{"a": "Int8WeightOnlyConfig"}, {"a": {"bits": 4}}, ["a"]])
 def test_a_manifest_with_other_modules_is_refused(tmp_path, modules):
     run = write_finished(tmp_path / "run")

@@ -13,7 +13,7 @@ from qra_bo.memory.speed import step_seconds
 from qra_bo.pipeline import estimate
 from qra_bo.pipeline.estimate import FirstTrial, basis, card_of, token_seconds, typical
 from qra_bo.pipeline.forecast import plan_rows
-from qra_bo.pipeline.run import make_setting
+from qra_bo.pipeline.run import _announced, make_setting
 from qra_bo.report.tables import PlanRow
 from qra_bo.space import uniform
 from qra_bo.study import Setting
@@ -55,6 +55,18 @@ def test_seconds_on_a_gpu_need_the_card_and_follow_the_given_allocation() -> Non
     wide = uniform(4, "int8", 32)
     given = replace(run, given=Given((wide,), "", 1.0, ""))
     assert token_seconds(given, CARD) == step_seconds(run.memory, run.space, wide, CARD) / run.memory.shape.tokens
+
+
+@pytest.mark.parametrize(("budget", "said"), [(10**10, "10.0 GB"), (1_627_712, "1.63 MB"), (180_000, "180.0 kB")])
+def test_a_plans_title_states_the_budget_in_its_unit(budget: int, said: str) -> None:
+    out = io.StringIO()
+    _announced(setting("+model=tiny", "data=tiny"), budget, None, Console(file=out, width=1000))
+    assert f"Plan: tiny within {said}, effort=normal; " in out.getvalue()
+
+
+def test_the_share_of_the_final_fine_tune_counts_the_profile() -> None:
+    profile, final = plan_rows(setting("+model=tiny", "data=tiny", "effort=instant", "final.steps=2"))
+    assert f"; {100 * final.cost / (profile.cost + final.cost):.0f} % of the whole)" in final.what
 
 
 def test_the_card_is_the_one_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,12 @@ def test_a_running_search_and_a_journal_cut_off_can_be_reported(tmp_path):
     assert "cut off" in (run / "report.html").read_text()
 
 
+def test_an_ended_search_without_a_check_of_its_surrogate_says_why():
+    page = render_html(parse_events([e for e in make_events() if e["event"] != "surrogate_check"]))
+    (reason,) = re.findall("<li>Calibration of the surrogate: (.*?)</li>", page)
+    assert "made too few trials" in reason
+
+
 def test_a_folder_without_a_journal_is_refused(tmp_path):
     with pytest.raises(OutputError, match=r"trials\.jsonl"):
         write_report(tmp_path)

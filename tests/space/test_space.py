@@ -82,5 +82,6 @@ def test_malformed_spaces_are_refused() -> None:
         SearchSpace((), FORMATS, ranks)
     with pytest.raises(SpaceError, match="ordered by bits"):
         SearchSpace(units, FORMATS[::-1], ranks)
-    with pytest.raises(SpaceError, match=r"rank 65 is larger than model.layers.0.mlp.up_proj allows .* 64"):
+    with pytest.raises(SpaceError, match=r"rank 65 is larger than model.layers.0.mlp.up_proj allows .* 64\); "
+                                         r"use no rank above 64$"):
         SearchSpace(units, FORMATS, Ladder("ranks", (64, 65)))

@@ -1,12 +1,13 @@
 """Health cards: each status where the journal's numbers call for it, and no card without its evidence."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from qra_bo.report.data import parse_events
-from qra_bo.space import Allocation
+from qra_bo.space import Allocation, uniform
 from qra_bo.study.health import FAIL, PASS, QUESTIONS, UNKNOWN, WARN, Card, card, early_and_late, health
 from qra_bo.study.results import build_best
 from qra_bo.study.state import Study
@@ -117,7 +118,27 @@ def test_noise_is_of_the_mixed_allocation_whoever_won() -> None:
 
 
 def test_two_differences_are_no_spread() -> None:
-    assert only("noise", changed("confirmation", differences=[-.1, -.1])).status == UNKNOWN
+    found = only("noise", changed("confirmation", differences=[-.1, -.1]))
+    assert (found.status, found.action) == (UNKNOWN, "Search again with confirm.seeds=5 and another out=.")
+    asked = changed("header", changed("confirmation", differences=[-.1, -.1]), config={"confirm": {"seeds": 5}})
+    assert only("noise", asked).action == ""
+
+
+@pytest.mark.parametrize("task", ["search", "finetune"])
+def test_a_search_that_had_nothing_to_trade_is_forced(task: str) -> None:
+    chosen = {"allocations": [uniform(12, "nf4", 4).to_json()], "reason": "all fits", "lr_scale": 1.0}
+    found = only("beats_uniform", changed("header", make_events()[:2], given=chosen, config={"task": task}))
+    assert found.finding == "Nothing was searched: all fits."
+    assert ("search.force=true and another out=" in found.action) == (task == "search")
+
+
+def test_advice_that_a_run_refuses_to_go_on_with_names_another_folder() -> None:
+    events = [changed("confirmation", low=-.1, high=.1), without("confirmation"), without("confirmation"),
+              changed("confirmation", differences=[-1., 0., 1.])]
+    names = ["beats_uniform", "beats_uniform", "noise", "noise"]
+    actions = [only(name, found).action for name, found in zip(names, events, strict=True)]
+    assert [bool(re.search(r"confirm\.seeds|fidelity\.high", action)) for action in actions] == [True] * 4
+    assert [action for action in actions if "another out=" not in action] == []
 
 
 @pytest.mark.parametrize(("measured", "status"), [

@@ -166,6 +166,17 @@ def test_status_of_an_extended_run_plans_for_the_larger_effort(tmp_path: Path) -
         assert json.loads((tmp_path / "status.json").read_text())["planned_cost"] == trials * EQUIVALENT
 
 
+def test_no_time_is_left_of_a_search_that_has_ended(tmp_path: Path) -> None:
+    run(tmp_path)
+    study, status, left = Study(read_journal(tmp_path / "trials.jsonl").events[:12]), StatusFile(tmp_path), []
+    for status.stage, state in (("search", "running"), ("search", "interrupted"), ("confirmation", "running"),
+                                ("end", "done")):
+        status.write(study, state)
+        left.append(json.loads((tmp_path / "status.json").read_text())["eta_seconds"])
+    assert left[0] > 0
+    assert left[1:] == [None] * 3
+
+
 def test_time_left_is_shared_by_the_workers(tmp_path: Path) -> None:
     run(tmp_path)
     events, left = read_journal(tmp_path / "trials.jsonl").events, []

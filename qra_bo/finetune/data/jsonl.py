@@ -71,7 +71,8 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
             records.append(record)
     if not records:
         reasons = "".join(f"; left out, because {reason}: {n:,}" for reason, n in left_out.items())
-        raise DataError(f"data.path {source!r} is empty; expected one JSON object a line with {KINDS}{reasons}")
+        lack = "has no record to train on" if left_out else f"is empty; expected one JSON object a line with {KINDS}"
+        raise DataError(f"data.path {source!r} {lack}{reasons}")
     return records, left_out
 
 
