@@ -207,7 +207,7 @@ class AdapterConfig(Group):
         lr_rule: How it depends on the rank and on the length of training (``RATE_RULES``).
     """
 
-    init: Literal["kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa"]
+    init: Literal["kaiming", "residual_svd", "cloq", "eva", "gradient", "loftq", "lq_lora", "pissa"]
     iterations: Count
     alpha_over_rank: Positive
     lr: Positive

@@ -159,7 +159,8 @@ class Setting:
             return 0, 0
         codes = c.train.length * max(1, c.quantizer.tokens // c.train.length) if c.quantizer.rounding == "gptq" else 0
         text = c.train.length * c.data.calibration
-        return text * (c.adapter.init == "gradient"), codes + text * (c.adapter.init == "eva")
+        start = {"eva": text, "cloq": codes or text}.get(c.adapter.init, 0)
+        return text * (c.adapter.init == "gradient"), codes + start
 
 
 def affordable_steps(planned_cost: float, seeds: int, step_tokens: int, trial_steps: int,

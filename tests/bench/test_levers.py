@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from bench.length.plan import SEARCH_SEED, UNSEEN_SEEDS
 from bench.length.trials import NAME, Key, PlannedTrial, load
@@ -28,7 +27,7 @@ from bench.levers.predicted import (
     trial_config,
 )
 from bench.levers.summary import profile_seconds, rows_of
-from bench.levers.worker import WarmupStableDecay, weighted
+from bench.levers.worker import WarmupStableDecay
 from bench.pages import blocks
 from bench.pages import levers as pages
 from bench.report import publish
@@ -199,37 +198,6 @@ def test_changes_have_workers_of_their_own() -> None:
     order, _ = answered({})
     assert {trial.task for trial in order} == {"plays", setting("plays", START), setting("plays", SCHEDULE)}
     assert sum(a.task != b.task for a, b in itertools.pairwise(order)) < 14
-
-
-def error_and_root(out: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    draw = torch.Generator().manual_seed(3)
-    mixed = torch.randn(4 * width, width, generator=draw, dtype=torch.float64) @ torch.randn(
-        width, width, generator=draw, dtype=torch.float64)
-    return torch.randn(out, width, generator=draw), torch.linalg.cholesky(mixed.t() @ mixed).float()
-
-
-@pytest.mark.parametrize(("out", "width"), [(5, 9), (9, 5)])
-def test_weighted_start_is_optimal_and_nested(out: int, width: int) -> None:
-    error, root = error_and_root(out, width)
-    found = weighted(error, root, 32)
-    assert torch.allclose(found.product(), error, atol=1e-4)  # full rank: nothing is left
-    assert torch.allclose(torch.linalg.vector_norm(found.down, dim=1), torch.ones(len(found.down)), atol=1e-5)
-    for rank in (1, 3):
-        first = found.first(rank)
-        assert torch.allclose(first.product(), weighted(error, root, rank).product(), atol=1e-4)
-        left = torch.linalg.svdvals((error @ root).double())[rank:].square().sum()
-        assert float(((error - first.product()) @ root).double().square().sum()) == pytest.approx(float(left), rel=1e-3)
-        draw = torch.Generator().manual_seed(5)
-        for size in (1e-3, 1e-2, 1e-1):
-            other = (first.up + size * torch.randn(first.up.shape, generator=draw)) @ (
-                first.down + size * torch.randn(first.down.shape, generator=draw))
-            assert float(((error - other) @ root).double().square().sum()) > float(left)
-
-
-def test_weighted_start_of_equal_inputs_is_the_plain_one() -> None:
-    error, _ = error_and_root(6, 8)
-    u, s, v = torch.linalg.svd(error)
-    assert torch.allclose(weighted(error, torch.eye(8), 2).product(), u[:, :2] * s[:2] @ v[:2], atol=1e-5)
 
 
 def test_stable_schedule_rises_stays_and_falls() -> None:

@@ -27,7 +27,7 @@ from qra_bo.trials import OWN_BASE, TrialSpec
 from tests.finetune.models import tiny_llama
 
 CPU = torch.device("cpu")
-INITS = ("kaiming", "residual_svd", *DIRECTIONS, *DECOMPOSITIONS)
+INITS = ("kaiming", "residual_svd", "cloq", *DIRECTIONS, *DECOMPOSITIONS)
 MODEL, SPEC = tiny_llama(layers=1, vocab=512)
 NAMES = [linear.name for linear in SPEC.linears]
 FORMATS = ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq8", "ref2")
@@ -68,6 +68,38 @@ def test_error_aware_inits_are_closer_than_qlora(fmt: str) -> None:
         assert lost(effective("lq_lora", fmt, 4)) < plain
 
 
+@pytest.mark.parametrize("fmt", ["hqq2", "nf4"])
+def test_cloq_errs_less_on_the_inputs_than_the_plain_residual(fmt: str) -> None:
+    BANK.restore_dense()
+    inputs: dict[str, torch.Tensor] = {}
+    handles = [MODEL.get_submodule(n).register_forward_pre_hook(lambda _m, args, n=n: inputs.update({n: args[0]}))
+               for n in NAMES]
+    with torch.no_grad():
+        MODEL(input_ids=TEXT)
+    for handle in handles:
+        handle.remove()
+
+    def on_inputs(init: str) -> dict[str, float]:
+        return {n: float((inputs[n] @ (BANK.dense_weight(n) - w).t()).square().sum())
+                for n, w in effective(init, fmt, 4).items()}
+
+    plain, svd, cloq = (on_inputs(init) for init in ("kaiming", "residual_svd", "cloq"))
+    assert all(cloq[n] < min(svd[n], plain[n]) for n in NAMES)
+
+
+def test_cloq_takes_one_pass_for_all_linears_in_the_formats_of_an_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    once = inits.each_input
+    monkeypatch.setattr(inits, "each_input", lambda *args: passes.append(1) or once(*args))
+    maker = Initialiser(BANK, AdapterSettings(2.0, "cloq"), START, None)
+    mixed = {name: ("hqq2", "nf4")[i % 2] for i, name in enumerate(NAMES)}
+    maker.prepare(mixed, dict.fromkeys(NAMES, 2), None)
+    maker.prepare(dict.fromkeys(NAMES, "nf4"), dict.fromkeys(NAMES, 4), None)
+    assert len(passes) == 1
+    maker.prepare({**mixed, NAMES[0]: "hqq3"}, dict.fromkeys(NAMES, 4), None)
+    assert len(passes) == 2
+
+
 @pytest.mark.parametrize("init", INITS)
 def test_inits_use_no_global_generator_and_repeat(init: str) -> None:
     state = torch.random.get_rng_state()
@@ -76,7 +108,7 @@ def test_inits_use_no_global_generator_and_repeat(init: str) -> None:
     assert all(torch.equal(first[n], again[n]) for n in NAMES)
 
 
-@pytest.mark.parametrize("init", ["residual_svd", "eva", "gradient"])
+@pytest.mark.parametrize("init", ["residual_svd", "cloq", "eva", "gradient"])
 def test_initialisations_are_rank_nested(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inits, "KEPT_RANK", 8)
     monkeypatch.setattr(inits, "SKETCH_ROWS", 64)  # fewer than the widest linear has outputs
@@ -195,7 +227,7 @@ def test_a_trial_does_not_depend_on_earlier_trials(init: str) -> None:
         assert first != make("kaiming").evaluate(REQUEST, quiet).loss
 
 
-@pytest.mark.parametrize("init", ["residual_svd", *OWN_BASE])
+@pytest.mark.parametrize("init", ["residual_svd", "cloq", *OWN_BASE])
 def test_a_loaded_run_has_the_logits_of_the_trained_model(init: str, tmp_path: Path) -> None:
     node = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128,
             "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab_size": 512, "tied": True}
@@ -210,7 +242,8 @@ def test_a_loaded_run_has_the_logits_of_the_trained_model(init: str, tmp_path: P
         REQUEST.allocation.to_json(), 0, quiet)["measured_bytes"]  # the same bytes, whatever they hold
 
 
-@pytest.mark.parametrize(("init", "training", "forward"), [("eva", 0, 4 * 32), ("gradient", 4 * 32, 0)])
+@pytest.mark.parametrize(("init", "training", "forward"), [
+    ("eva", 0, 4 * 32), ("cloq", 0, 4 * 32), ("gradient", 4 * 32, 0)])
 def test_passes_of_an_init_count_with_the_profile(init: str, training: int, forward: int) -> None:
     plain, start = make("kaiming"), make(init)
     plain.profile(quiet)

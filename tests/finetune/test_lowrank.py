@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qra_bo.finetune.adapters.lowrank import leading, low_rank_first, quantised_first
+from qra_bo.finetune.adapters.lowrank import leading, low_rank_first, nearest_for_inputs, quantised_first
 from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.memory.formats import parse_format
 from tests.conformance.quantizer import make_linear
@@ -115,3 +115,34 @@ def test_loftq_equals_pefts_on_cuda() -> None:
     dense, down, up = loftq_init(weight, 4, 8, 3)
     theirs = float((weight - dense - up @ down).norm() / weight.norm())
     assert ours.errors[-1] == pytest.approx(theirs, rel=0.02)
+
+
+def error_and_root(out: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    mixed = torch.randn(4 * width, width, generator=draw, dtype=torch.float64) @ torch.randn(
+        width, width, generator=draw, dtype=torch.float64)
+    return torch.randn(out, width, generator=draw), torch.linalg.cholesky(mixed.t() @ mixed).float()
+
+
+@pytest.mark.parametrize(("out", "width"), [(5, 9), (9, 5)])
+def test_weighted_start_is_optimal_and_nested(out: int, width: int) -> None:
+    error, root = error_and_root(out, width)
+    found = nearest_for_inputs(error, root, 5)
+    assert torch.allclose(found.product(), error, atol=1e-4)  # full rank: nothing is left
+    assert torch.allclose(torch.linalg.vector_norm(found.down, dim=1), torch.ones(len(found.down)), atol=1e-5)
+    for rank in (1, 3):
+        first = found.first(rank)
+        assert torch.allclose(first.product(), nearest_for_inputs(error, root, rank).product(), atol=1e-4)
+        left = torch.linalg.svdvals((error @ root).double())[rank:].square().sum()
+        assert float(((error - first.product()) @ root).double().square().sum()) == pytest.approx(float(left), rel=1e-3)
+        draw = torch.Generator().manual_seed(5)
+        for size in (1e-3, 1e-2, 1e-1):
+            other = (first.up + size * torch.randn(first.up.shape, generator=draw)) @ (
+                first.down + size * torch.randn(first.down.shape, generator=draw))
+            assert float(((error - other) @ root).double().square().sum()) > float(left)
+
+
+def test_weighted_start_of_equal_inputs_is_the_plain_one() -> None:
+    error, _ = error_and_root(6, 8)
+    u, s, v = torch.linalg.svd(error)
+    assert torch.allclose(nearest_for_inputs(error, torch.eye(8), 2).product(), u[:, :2] * s[:2] @ v[:2], atol=1e-5)

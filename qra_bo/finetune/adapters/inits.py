@@ -9,11 +9,20 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.adapters.lora import AdapterSettings
-from qra_bo.finetune.adapters.lowrank import Factors, Requantise, leading, low_rank_first, quantised_first
+from qra_bo.finetune.adapters.lowrank import (
+    Factors,
+    Requantise,
+    leading,
+    low_rank_first,
+    nearest_for_inputs,
+    quantised_first,
+)
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.bank import LayerBank, OwnBase
 from qra_bo.finetune.quantization.base import State, backend_of, packed
+from qra_bo.finetune.quantization.gptq import DAMPING
+from qra_bo.finetune.quantization.rounding import second_moments
 from qra_bo.finetune.training.loss import CalibrationText, each_gradient
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
@@ -98,6 +107,7 @@ class Initialiser:
     ==============  ==========================================================  =================  ===========
     kaiming         0 (A random)                                                Q(W)               yes
     residual_svd    SVD_r(W - Q(W)), rows of A as long as kaiming's             Q(W)               yes
+    cloq            the same, nearest for the linear's inputs                   Q(W)               yes
     eva             0 (A: leading right singular vectors of the inputs)         Q(W)               yes
     gradient        0 (A: leading right singular vectors of W's gradient)       Q(W)               but for length
     loftq           SVD_r(W - Q), ``iterations`` alternations from Q(W)         Q(W - scale B A)   no
@@ -107,13 +117,14 @@ class Initialiser:
 
     Linears in 16 bits lose nothing and start at random, but for ``eva`` and ``gradient``. Ranks stay those of the
     allocation: the search does what EVA's own redistribution of ranks does. Nothing is drawn from torch's generators.
-    The tokens of the one pass of ``eva`` and ``gradient`` count with the profile (ranks above 32 take one more pass for
-    every power of two).
+    The tokens of the one pass of ``cloq``, ``eva`` and ``gradient`` count with the profile. (Ranks above 32 take one
+    more for every power of two, and ``cloq`` one for every allocation that brings in new formats.)
 
     Args:
         bank: The model's quantised linears.
         settings: How adapters are built.
-        text: Calibration text of ``eva`` and ``gradient``.
+        text: Calibration text of ``eva`` and ``gradient``; ``cloq`` takes the longer one that codes were chosen on, if
+            there is one.
         store: Store of decomposed residuals across runs, or ``None``.
     """
 
@@ -131,7 +142,7 @@ class Initialiser:
     @property
     def forward_tokens(self) -> int:
         """Tokens that go forward once for this initialisation."""
-        return self._text.ids.numel() if self.settings.init == "eva" else 0
+        return {"eva": self._text.ids, "cloq": self._weighing_ids}.get(self.settings.init, torch.empty(0)).numel()
 
     @property
     def training_tokens(self) -> int:
@@ -152,13 +163,14 @@ class Initialiser:
         if init == "kaiming":
             return Prepared({}, {})
         todo = [n for n, r in ranks.items() if r > 0 and (init in DIRECTIONS or parse_format(formats[n]).bits < 16)]
+        if init == "cloq":
+            self._weigh(todo, formats, ranks, nearest, progress)
         for done, name in enumerate(todo, start=1):
             made, rank = False, ranks[name]
             if init in DIRECTIONS:
                 pairs[name] = self._measured(name, rank, progress)
-            elif init == "residual_svd":
-                other_codes = nearest and self.bank.has_chosen(name, formats[name])
-                factors, made = self._residual(name, formats[name], rank, other_codes)
+            elif init in ("residual_svd", "cloq"):
+                factors, made = self._residual(name, formats[name], rank, self._nearest(name, formats[name], nearest))
                 pairs[name] = factors.first(rank).as_adapter(self.settings.alpha_over_rank, "kaiming")
             else:
                 wanted = OwnBase(formats[name], f"{init}-r{rank}", {})
@@ -170,27 +182,84 @@ class Initialiser:
                 progress("initialise", done, len(todo))
         return Prepared(pairs, bases)
 
+    def _nearest(self, name: str, fmt: str, nearest: bool) -> bool:
+        """Whether a linear's codes are to be the library's, and differ from those that were chosen."""
+        return nearest and self.bank.has_chosen(name, fmt)
+
     def _residual(self, name: str, fmt: str, rank: int, nearest: bool) -> tuple[Factors, bool]:
         """Return factors of ``W - Q(W)`` of at least ``rank``, and whether they were made now.
 
         With ``nearest`` Q has the library's own codes: that is for a reference, and not kept on disk.
         """
-        key, store = (name, fmt, nearest), None if nearest else self.store
-        found = self._residuals.get(key)
-        if store and (found is None or len(found.down) < rank):
-            stored = store.load(f"{name}.{fmt}")
+        found = self._known(name, fmt, rank, nearest)
+        if found is not None:
+            return found, False
+        error = self._error(name, fmt, nearest)
+        return self._keep(name, fmt, nearest, leading(error, min(*error.shape, max(KEPT_RANK, rank)))), True
+
+    def _weigh(self, names: Sequence[str], formats: Mapping[str, str], ranks: Mapping[str, int], nearest: bool,
+               progress: Progress | None) -> None:
+        """Make the factors of ``cloq`` that are missing in one pass over the text: of every quantised linear of the
+        model, in all formats of the allocation in which one of its own is missing."""
+        missing = {formats[n] for n in names
+                   if self._known(n, formats[n], ranks[n], self._nearest(n, formats[n], nearest)) is None}
+        if not missing:
+            return
+        every, done, most = [linear.name for linear in self.bank.spec.linears], 0, max(ranks.values())
+
+        def approximate(sharing: list[str], inputs: Tensor) -> None:
+            nonlocal done
+            moments = second_moments(inputs)
+            mean = moments.diagonal().mean()
+            moments.diagonal().add_(torch.where(mean > 0, DAMPING * mean, 1.0))
+            root = torch.linalg.cholesky(moments)
+            for name in sharing:
+                for fmt in sorted(missing):
+                    error = self._error(name, fmt, self._nearest(name, fmt, nearest))
+                    self._keep(name, fmt, self._nearest(name, fmt, nearest),
+                               nearest_for_inputs(error, root, min(*error.shape, max(KEPT_RANK, most))))
+            done += len(sharing)
+            if progress is not None:
+                progress("initialise", done, len(every))
+
+        self.bank.restore_dense()
+        each_input(self.bank.model, every, self._weighing_ids.to(self.bank.device), approximate)
+
+    @property
+    def _weighing_ids(self) -> Tensor:
+        return self._text.ids if self.bank.rounding is None else self.bank.rounding.ids
+
+    def _error(self, name: str, fmt: str, nearest: bool) -> Tensor:
+        """Return ``W - Q(W)`` of one linear, ``out x in``."""
+        weight, form = full_weight(self.bank, name), parse_format(fmt)
+        state = self.bank.nearest(name, form) if nearest else self.bank.state(name, fmt)
+        return weight - unpacked(self.bank, form, state, weight.shape)
+
+    def _known(self, name: str, fmt: str, rank: int, nearest: bool) -> Factors | None:
+        """Return factors of at least ``rank`` that were made, or are on disk."""
+        found = self._residuals.get((name, fmt, nearest))
+        if (found is None or len(found.down) < rank) and (store := self._store(nearest)) is not None:
+            stored = store.load(self._stored_name(name, fmt))
             found = None if stored is None else Factors(**stored)
-        made = found is None or len(found.down) < rank
-        if found is None or made:
-            weight, form = full_weight(self.bank, name), parse_format(fmt)
-            state = self.bank.nearest(name, form) if nearest else self.bank.state(name, fmt)
-            factors = leading(weight - unpacked(self.bank, form, state, weight.shape),
-                              min(*weight.shape, max(KEPT_RANK, rank)))
-            found = Factors(factors.down.cpu(), factors.up.cpu())
-            if store:
-                store.save(f"{name}.{fmt}", {"down": found.down, "up": found.up})
-        self._residuals[key] = found
-        return found, made
+        if found is None or len(found.down) < rank:
+            return None
+        self._residuals[name, fmt, nearest] = found
+        return found
+
+    def _keep(self, name: str, fmt: str, nearest: bool, factors: Factors) -> Factors:
+        found = Factors(factors.down.cpu(), factors.up.cpu())
+        if (store := self._store(nearest)) is not None:
+            store.save(self._stored_name(name, fmt), {"down": found.down, "up": found.up})
+        self._residuals[name, fmt, nearest] = found
+        return found
+
+    def _store(self, nearest: bool) -> TensorStore | None:
+        """Return the store of factors, which knows the text of the chosen codes and no other."""
+        known = self.settings.init == "residual_svd" or self.bank.rounding is not None
+        return self.store if known and not nearest else None
+
+    def _stored_name(self, name: str, fmt: str) -> str:
+        return f"{name}.{fmt}" if self.settings.init == "residual_svd" else f"{name}.{fmt}.{self.settings.init}"
 
     def _decompose(self, name: str, wanted: OwnBase, rank: int) -> tuple[OwnBase, Pair]:
         requantise = requantise_in(self.bank, parse_format(wanted.fmt))

@@ -21,7 +21,8 @@ Requantise = Callable[[Tensor], tuple[State, Tensor]]
 class Factors:
     """``up @ down``: a matrix of low rank by its leading singular triplets, largest first.
 
-    ``down`` is ``k x in`` with orthonormal rows, ``up`` ``out x k``; its columns' norms are the singular values.
+    ``down`` is ``k x in`` with orthonormal rows, ``up`` ``out x k``; its columns' norms are the singular values. (From
+    ``nearest_for_inputs`` the rows have length 1 and need not be orthogonal.)
     """
 
     down: Tensor
@@ -68,6 +69,26 @@ def leading(matrix: Tensor, rank: int) -> Factors:
     rows = vectors.t() @ matrix
     values = torch.linalg.vector_norm(rows, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     return Factors((rows / values[:, None])[:rank].contiguous(), (vectors * values)[:, :rank].contiguous())
+
+
+def nearest_for_inputs(error: Tensor, root: Tensor, rank: int) -> Factors:
+    """Return the product P of rank ``rank`` that minimises ``||(E - P) L||_F``: nearest to E for inputs x with the
+    second moments ``L L^T``.
+
+    It is ``U U^T E``, with U the leading left singular vectors of ``E L`` (CLoQ, arXiv 2501.18475; QERA, arXiv
+    2410.06040): no factor is inverted, and a smaller rank is a prefix of a larger one.
+
+    Args:
+        error: E, ``out x in``.
+        root: L, ``in x in``.
+        rank: Of P; at most the smaller side of ``error``.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    up = leading(error @ root, rank).up
+    axes = up / torch.linalg.vector_norm(up, dim=0).clamp_min(tiny)
+    down = axes.t() @ error
+    lengths = torch.linalg.vector_norm(down, dim=1).clamp_min(tiny)
+    return Factors(down / lengths[:, None], axes * lengths)
 
 
 @dataclass(frozen=True, slots=True)

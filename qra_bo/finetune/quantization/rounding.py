@@ -39,7 +39,7 @@ class Rounding:
     def __init__(self, model: Any, linears: Sequence[str], formats: Sequence[StorageFormat], ids: Tensor,
                  device: torch.device, store: TensorStore | None) -> None:
         self.model, self.linears, self.formats, self.device, self.store = model, tuple(linears), formats, device, store
-        self._ids = ids
+        self.ids = ids
         self._states: dict[tuple[str, str], State] = {}
         self._chosen: set[tuple[str, str]] = set()
         self._ready = False
@@ -47,7 +47,7 @@ class Rounding:
     @property
     def forward_tokens(self) -> int:
         """Tokens that go forward once."""
-        return self._ids.numel()
+        return self.ids.numel()
 
     def state(self, name: str, fmt: StorageFormat, pack: Pack) -> State:
         """Return the packed tensors of a linear, on the host, with chosen codes where there are any; kept for one call.
@@ -138,7 +138,7 @@ class Rounding:
         try:
             # No pool of threads packs: each would keep a team of OpenMP's, and with more threads than cores that
             # library lets them sleep at every barrier. Codes took twice as long.
-            each_input(self.model, linears, self._ids.to(self.device), choose)
+            each_input(self.model, linears, self.ids.to(self.device), choose)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
