@@ -20,10 +20,11 @@ def levers() -> str:
 
 
 def missing() -> str:
-    """Levers that no trial was made for, or too few."""
-    rows = [r for r in read(NAME)["rows"] if r["part"] == "lever"]
-    return "\n".join(f"- {r['lever']} ({r['task']})" for r in rows
-                     if r["validation_gain"] is None and not r["same_allocation"])
+    """Levers that no trial was made for, or too few, by text."""
+    rows = [r for r in read(NAME)["rows"] if r["part"] == "lever" and r["validation_gain"] is None
+            and not r["same_allocation"]]
+    return "\n".join(f"- {text}: {'; '.join(r['lever'] for r in rows if r['task'] == text)}"
+                     for text in dict.fromkeys(r["task"] for r in rows))
 
 
 def profiles() -> str:

@@ -159,7 +159,7 @@ def test_table_follows_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "**\N{MINUS SIGN}0.0200 (" in lines[0]
     assert lines[0].endswith(" | 5 | \N{EN DASH} |")
     assert lines[1].endswith(" | +0.0000 | 1 | \N{EN DASH} |")
-    assert pages.TABLES["levers-missing"]() == f"- {LEVERS[2].name} (plays)"
+    assert pages.TABLES["levers-missing"]() == f"- plays: {LEVERS[2].name}"
 
 
 @pytest.mark.parametrize(("losses", "third"), [((4.0, 4.1), 0.714), ((4.1, 4.0), 1.96)])
