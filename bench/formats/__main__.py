@@ -15,29 +15,23 @@ from collections.abc import Sequence
 from bench.formats.plan import STAGES, WIDTHS, following, make_plan, overrides_of, setting_of
 from bench.formats.summary import summarise
 from bench.formats.untrained_weights import measure
-from bench.length.command import add_file_options, run, study_config, study_parser
+from bench.length.command import add_file_options, add_tasks, run, study_config, study_parser, tasks_of
 from bench.length.study import work
 from bench.length.trials import load
 from qra_bo.config import make_spec
 from qra_bo.study.intervals import LEAST_SEEDS
 from qra_bo.utils.files import write_json
 
-TEXTS = ("plays", "gsm8k")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = study_parser("formats", __doc__)
     add_file_options(parser)
-    parser.add_argument("--tasks", default="plays", help=f"texts, of {','.join(TEXTS)}")
+    add_tasks(parser)
     parser.add_argument("--steps", default="24,240", help="numbers of optimiser steps")
     parser.add_argument("--formats", default="", help="train these formats alone; not given: all")
     options, overrides = parser.parse_known_args(arguments)
-    tasks, steps = tuple(options.tasks.split(",")), tuple(int(part) for part in options.steps.split(","))
-    if unknown := sorted(set(tasks) - set(TEXTS)):
-        parser.error(f"--tasks takes {' and '.join(TEXTS)}; got {', '.join(unknown)}")
-    if "gsm8k" in tasks and options.gsm8k is None and not options.summary:
-        parser.error("--tasks gsm8k needs --gsm8k, the JSONL file of its records")
+    tasks, steps = tasks_of(parser, options), tuple(int(part) for part in options.steps.split(","))
     only = tuple(filter(None, options.formats.split(",")))
     if unknown := sorted(set(only) - {name for names in WIDTHS.values() for name in names}):
         parser.error(f"--formats takes those of the study; got {', '.join(unknown)}")

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from qra_bo.pipeline.build import prepare_worker_environment
 from qra_bo.study.intervals import LEAST_SEEDS
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import UserError
+
+TEXTS = ("plays", "gsm8k")
 
 
 def text_overrides(task: str, gsm8k: Path | None) -> list[str]:
@@ -40,6 +42,27 @@ def study_parser(program: str, description: str | None) -> ArgumentParser:
     parser.add_argument("--hours", type=float, help="start none after so long")
     parser.add_argument("--summary", action="store_true", help="only write the results of what is finished")
     return parser
+
+
+def add_folders(parser: ArgumentParser, out: Path) -> None:
+    """Add the options of a study that keeps its trials, and its results, in folders of the project."""
+    parser.add_argument("--out", type=Path, default=out, help="folder of the trials")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+
+
+def add_tasks(parser: ArgumentParser) -> None:
+    """Add the option that chooses texts; ``tasks_of`` reads it."""
+    parser.add_argument("--tasks", default=TEXTS[0], help=f"texts, of {','.join(TEXTS)}")
+
+
+def tasks_of(parser: ArgumentParser, options: Namespace) -> tuple[str, ...]:
+    """Return the texts that ``options`` choose; what is unknown, or lacks its file, ends the command."""
+    tasks = tuple(options.tasks.split(","))
+    if unknown := sorted(set(tasks) - set(TEXTS)):
+        parser.error(f"--tasks takes {' and '.join(TEXTS)}; got {', '.join(unknown)}")
+    if "gsm8k" in tasks and options.gsm8k is None and not options.summary:
+        parser.error("--tasks gsm8k needs --gsm8k, the JSONL file of its records")
+    return tasks
 
 
 def add_file_options(parser: ArgumentParser) -> None:

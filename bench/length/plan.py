@@ -97,14 +97,17 @@ class Settled:
     wanted: list[tuple[PlannedTrial, str]] = field(default_factory=list)
 
 
-def next_rate(tried: Mapping[float, float], most: int = RATES) -> float | None:
-    """The rate to try next, or ``None`` after ``most`` of them."""
-    for rate in FIRST_RATES:
+def next_rate(tried: Mapping[float, float], most: int = RATES,
+              first: tuple[float, float] = FIRST_RATES) -> float | None:
+    """The rate to try next, or ``None`` after ``most`` of them: the two of ``first``, the smaller before, then one
+    beside the better end, as far from it as they are from each other."""
+    for rate in first:
         if rate not in tried:
             return rate
     if len(tried) >= most:
         return None
-    return min(tried) / 2 if tried[min(tried)] <= tried[max(tried)] else max(tried) * 2
+    ratio = first[1] / first[0]
+    return round(min(tried) / ratio if tried[min(tried)] <= tried[max(tried)] else max(tried) * ratio, 3)
 
 
 def settle(block: Block, found: Found) -> Settled:

@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.length.command import run, study_config, study_parser
+from bench.length.command import add_folders, run, study_config, study_parser
 from bench.length.plan import UNSEEN_SEEDS, Block, Choice, settle, uniform_choice
 from bench.length.study import work
 from bench.length.trials import Found, PlannedTrial, load
@@ -124,8 +123,7 @@ def check_rows(found: Found) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = study_parser("length.rates", __doc__)
-    parser.add_argument("--out", type=Path, default=FILE.parent, help="folder of the trials")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    add_folders(parser, FILE.parent)
     options = parser.parse_args(arguments)
     config = study_config("plays", None, ["dtype=bfloat16"])
 

@@ -11,12 +11,12 @@ The command may be stopped and started again; with --summary it only writes benc
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.length.command import run, study_config, study_parser
+from bench.length.command import add_folders, run, study_config, study_parser
+from bench.length.curves import LOOKS, SHORT, STEPS
 from bench.length.plan import FORMATS, LAYERS, LIMITS, SEARCH_SEED, Choice, committed_finds, uniform_choice
 from bench.length.study import work
 from bench.length.summary import facts, predictors
@@ -26,9 +26,7 @@ from qra_bo.config import RunConfig
 from qra_bo.space import Allocation
 
 FILE = RESULTS / "length" / "table" / NAME
-LENGTHS = (240, 24)
-RECORD_AT = (24, 72, 120)
-"""Steps after which a trial's validation loss is recorded, besides its last."""
+LENGTHS = (STEPS, SHORT)
 RANKS = (1, 2, 4, 8, 16, 24)
 GRID = (*((bits, rank) for bits in (2, 3, 4, 5) for rank in RANKS), (8, 1), (8, 8), (8, 16))
 """Bits and ranks of the uniform ones."""
@@ -76,15 +74,14 @@ def rows_of(found: Found, config: RunConfig) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = study_parser("length.table", __doc__)
-    parser.add_argument("--out", type=Path, default=FILE.parent, help="folder of the trials")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    add_folders(parser, FILE.parent)
     options = parser.parse_args(arguments)
     config = study_config("plays", None, ["dtype=bfloat16", "adapter.lr_rule=by_length"])
 
     def job() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         if not options.summary:
-            work(wanted, options.out / NAME, {"plays": config}, options.trials, options.hours, record_at=RECORD_AT)
+            work(wanted, options.out / NAME, {"plays": config}, options.trials, options.hours, record_at=LOOKS)
         publish("length_table", (), rows_of(load(options.out / NAME), config),
                 ("name", "average_bits", "average_rank", "stored_bytes", "loss", "short_loss"), folder=options.results)
 

@@ -1,9 +1,9 @@
 """Measure what the study of levers still wants, one trial at a time; it may be stopped and started again.
 
     python -m bench.levers
-    python -m bench.levers --texts plays,gsm8k --gsm8k RECORDS.jsonl --hours 1
+    python -m bench.levers --tasks plays,gsm8k --gsm8k RECORDS.jsonl --hours 1
     python -m bench.levers --only "weighted start" --steps 24,240
-    python -m bench.levers --texts plays,gsm8k --summary
+    python -m bench.levers --tasks plays,gsm8k --summary
 
 Profiles and finished trials are kept in --out, trials as lines of trials.jsonl. --summary trains nothing: it writes
 bench/results/levers.json. Further arguments are overrides of the configuration.
@@ -13,11 +13,11 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from bench.length.command import run, study_parser
+from bench.length.command import add_folders, add_tasks, run, study_parser, tasks_of
 from bench.length.plan import FORMATS
 from bench.length.study import Study, work
 from bench.length.trials import NAME, Found, PlannedTrial, load
-from bench.levers.plan import LENGTHS, LEVERS, PLAIN, SCHEDULE, START, TEXTS, setting, sources_of, wanted
+from bench.levers.plan import LENGTHS, LEVERS, PLAIN, SCHEDULE, START, setting, sources_of, wanted
 from bench.levers.predicted import (
     PROFILED,
     Predictions,
@@ -43,23 +43,18 @@ CHANGES = {START: "bench.levers.worker:start", SCHEDULE: "bench.levers.worker:sc
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = study_parser("levers", __doc__)
-    parser.add_argument("--texts", default="plays", help=f"of {','.join(TEXTS)}")
+    add_tasks(parser)
     parser.add_argument("--steps", default=str(LENGTHS[0]), help=f"of {','.join(map(str, LENGTHS))}")
     parser.add_argument("--only", default="", help="train the levers whose names contain this")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of profiles and trials")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    add_folders(parser, FOLDER)
     options, overrides = parser.parse_known_args(arguments)
     path: Path = options.out / NAME
-    texts, lengths = tuple(options.texts.split(",")), tuple(map(int, options.steps.split(",")))
+    texts, lengths = tasks_of(parser, options), tuple(map(int, options.steps.split(",")))
     levers = [lever for lever in LEVERS if options.only in lever.name]
-    if unknown := sorted(set(texts) - set(TEXTS)):
-        parser.error(f"--texts takes {' and '.join(TEXTS)}; got {', '.join(unknown)}")
-    if unexpected := sorted(set(lengths) - set(LENGTHS)):
-        parser.error(f"--steps takes {' and '.join(map(str, LENGTHS))}; got {', '.join(map(str, unexpected))}")
+    if unknown := sorted(set(lengths) - set(LENGTHS)):
+        parser.error(f"--steps takes {' and '.join(map(str, LENGTHS))}; got {', '.join(map(str, unknown))}")
     if not levers:
         parser.error(f"no lever's name contains {options.only!r}: {'; '.join(lever.name for lever in LEVERS)}")
-    if "gsm8k" in texts and options.gsm8k is None and not options.summary:
-        parser.error("--texts gsm8k needs --gsm8k, the JSONL file of its records")
 
     def job() -> None:
         options.out.mkdir(parents=True, exist_ok=True)

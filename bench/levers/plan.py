@@ -1,16 +1,16 @@
 """Plan of the study of levers: which variants are compared, and which trial comes next.
 
-Each lever compares a variant with a base. The learning rates of both are the best of ``RATES`` on the validation split
+Each lever compares a variant with a base. The learning rates of both are the best of three on the validation split
 at the search's seed: two, and a third beside the better of them. Both are then trained on one unseen seed and evaluated
 on the test split, and on the other four where either loss of the variant is lower by more than ``PROMISING``. Trials
 that levers share count once.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from bench.length.plan import FORMATS, SEARCH_SEED, UNSEEN_SEEDS
+from bench.length.plan import FORMATS, SEARCH_SEED, UNSEEN_SEEDS, next_rate
 from bench.length.trials import Found, PlannedTrial
 from bench.levers.predicted import Prediction, Predictions
 from qra_bo.space import Allocation, uniform
@@ -19,11 +19,9 @@ PROMISING = 0.01
 """Gain in nats from which a lever is confirmed on all unseen seeds."""
 PLAIN, START, SCHEDULE = "", "weighted", "stable"
 """What a variant changes besides its allocation: nothing, the start of its adapters, the schedule of the rate."""
-RATES = 3
 PREDICTED_RATES = (1.0, 1.4)
 """First factors tried for predicted allocations, about the 1.15 that ``effort=instant`` takes."""
 START_RATES = (0.5, 1.0)
-TEXTS = ("plays", "gsm8k")
 LENGTHS = (24, 240)
 """Optimiser steps: all levers are screened after the first."""
 
@@ -121,7 +119,7 @@ def allocation_of(variant: Variant, predictions: Predictions, modules: int) -> A
 def judge(text: str, steps: int, variant: Variant, allocation: Allocation, found: Found) -> Judged:
     """Follow the rules of this module as far as the finished trials of a variant of so many steps go."""
     judged = Judged()
-    while (rate := next_rate(variant.rates, judged.tried)) is not None:
+    while (rate := next_rate(judged.tried, first=variant.rates)) is not None:
         trial = PlannedTrial(setting(text, variant.change), allocation, steps, SEARCH_SEED, "validation", rate)
         if trial.key not in found:
             judged.missing = trial
@@ -132,18 +130,6 @@ def judge(text: str, steps: int, variant: Variant, allocation: Allocation, found
         if (trial := tested(text, steps, variant, allocation, judged.rate, seed)).key in found:
             judged.tested[seed] = _loss(found, trial)
     return judged
-
-
-def next_rate(first: tuple[float, float], tried: Mapping[float, float]) -> float | None:
-    """The factor to try next: the two of ``first``, then one beside the better, as far from it as they are from each
-    other; ``None`` after ``RATES`` of them."""
-    for rate in first:
-        if rate not in tried:
-            return rate
-    if len(tried) >= RATES:
-        return None
-    low, high = first
-    return round(low * low / high if tried[low] <= tried[high] else high * high / low, 3)
 
 
 def tested(text: str, steps: int, variant: Variant, allocation: Allocation, rate: float, seed: int) -> PlannedTrial:

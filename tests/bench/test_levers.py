@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.length.plan import SEARCH_SEED, UNSEEN_SEEDS
+from bench.length.plan import RATES, SEARCH_SEED, UNSEEN_SEEDS, next_rate
 from bench.length.trials import NAME, Key, PlannedTrial, load
 from bench.levers import __main__ as program
 from bench.levers import plan
-from bench.levers.plan import LAYERS, LEVERS, PROMISING, RATES, SCHEDULE, START, next_rate, setting, sources_of, wanted
+from bench.levers.plan import LAYERS, LEVERS, PROMISING, SCHEDULE, START, setting, sources_of, wanted
 from bench.levers.predicted import (
     BUDGET_BYTES,
     PROFILED,
@@ -166,11 +166,11 @@ def test_table_follows_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_third_rate_is_beside_the_better(losses: tuple[float, float], third: float) -> None:
     tried: dict[float, float] = {}
     for loss in losses:
-        rate = next_rate(plan.PREDICTED_RATES, tried)
+        rate = next_rate(tried, first=plan.PREDICTED_RATES)
         assert rate is not None
         tried[rate] = loss
-    assert next_rate(plan.PREDICTED_RATES, tried) == third
-    assert next_rate(plan.PREDICTED_RATES, {**tried, third: 5.0}) is None
+    assert next_rate(tried, first=plan.PREDICTED_RATES) == third
+    assert next_rate({**tried, third: 5.0}, first=plan.PREDICTED_RATES) is None
 
 
 def test_a_profile_costs_by_its_formats() -> None:
