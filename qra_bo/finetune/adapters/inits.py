@@ -21,7 +21,7 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.bank import LayerBank, OwnBase
 from qra_bo.finetune.quantization.base import State, backend_of, packed
-from qra_bo.finetune.quantization.gptq import DAMPING
+from qra_bo.finetune.quantization.gptq import damped_diagonal
 from qra_bo.finetune.quantization.rounding import second_moments
 from qra_bo.finetune.training.loss import CalibrationText, each_gradient
 from qra_bo.memory.formats import parse_format
@@ -210,13 +210,13 @@ class Initialiser:
         def approximate(sharing: list[str], inputs: Tensor) -> None:
             nonlocal done
             moments = second_moments(inputs)
-            mean = moments.diagonal().mean()
-            moments.diagonal().add_(torch.where(mean > 0, DAMPING * mean, 1.0))
+            moments.diagonal().copy_(damped_diagonal(moments))
             root = torch.linalg.cholesky(moments)
             for name in sharing:
                 for fmt in sorted(missing):
-                    error = self._error(name, fmt, self._nearest(name, fmt, nearest))
-                    self._keep(name, fmt, self._nearest(name, fmt, nearest),
+                    other_codes = self._nearest(name, fmt, nearest)
+                    error = self._error(name, fmt, other_codes)
+                    self._keep(name, fmt, other_codes,
                                nearest_for_inputs(error, root, min(*error.shape, max(KEPT_RANK, most))))
             done += len(sharing)
             if progress is not None:

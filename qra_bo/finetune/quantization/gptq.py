@@ -64,17 +64,22 @@ class Inputs:
         return cls(order.to(moments.device), factor.to(moments.device, torch.float32))
 
 
+def damped_diagonal(moments: Tensor) -> Tensor:
+    """Return the diagonal of ``moments`` (``in x in``) that makes them positive definite."""
+    diagonal = moments.diagonal()
+    mean = diagonal.mean()
+    return diagonal + torch.where(mean > 0, DAMPING * mean, 1.0)  # 1.0: inputs that are always 0
+
+
 def _factored(moments: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Return the order of the columns, the factor, and whether a decomposition failed.
 
     A matrix goes as soon as the next is made from it: for the widest layers each takes a GB of a GPU.
     """
-    diagonal = moments.diagonal()
-    mean = diagonal.mean()
-    damped = diagonal + torch.where(mean > 0, DAMPING * mean, 1.0)  # 1.0: inputs that are always 0
+    damped = damped_diagonal(moments)
     order = torch.argsort(damped, descending=True, stable=True)
     rows = moments[order]
-    del moments, diagonal  # a view of them
+    del moments
     matrix = rows[:, order]
     del rows
     matrix.diagonal().copy_(damped[order])
