@@ -21,7 +21,7 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.bank import LayerBank, OwnBase
 from qra_bo.finetune.quantization.base import State, backend_of, packed
-from qra_bo.finetune.quantization.gptq import damped_diagonal
+from qra_bo.finetune.quantization.gptq import Inputs
 from qra_bo.finetune.quantization.rounding import second_moments
 from qra_bo.finetune.training.loss import CalibrationText, each_gradient
 from qra_bo.memory.formats import parse_format
@@ -209,9 +209,7 @@ class Initialiser:
 
         def approximate(sharing: list[str], inputs: Tensor) -> None:
             nonlocal done
-            moments = second_moments(inputs)
-            moments.diagonal().copy_(damped_diagonal(moments))
-            root = torch.linalg.cholesky(moments)
+            root = Inputs.of(second_moments(inputs)).root()
             for name in sharing:
                 for fmt in sorted(missing):
                     other_codes = self._nearest(name, fmt, nearest)

@@ -59,12 +59,18 @@ class Inputs:
                     raise
         order, factor, failed = _factored(moments.to("cpu", torch.float64))
         if failed:
-            raise ModelError("codes can't be chosen: second moments of a linear's inputs are not positive definite; "
-                             "use another dtype, or quantizer.rounding=rtn")
+            raise ModelError("second moments of a linear's inputs are not positive definite; use another dtype, or "
+                             "quantizer.rounding=rtn and adapter.init=kaiming, which need none")
         return cls(order.to(moments.device), factor.to(moments.device, torch.float32))
 
+    def root(self) -> Tensor:
+        """Return L (``in x in``) with ``L L^T`` the damped moments."""
+        units = torch.eye(len(self.order), device=self.factor.device)
+        rows: Tensor = torch.linalg.solve_triangular(self.factor, units, upper=True)
+        return rows[torch.argsort(self.order)]
 
-def damped_diagonal(moments: Tensor) -> Tensor:
+
+def _damped_diagonal(moments: Tensor) -> Tensor:
     """Return the diagonal of ``moments`` (``in x in``) that makes them positive definite."""
     diagonal = moments.diagonal()
     mean = diagonal.mean()
@@ -76,7 +82,7 @@ def _factored(moments: Tensor) -> tuple[Tensor, Tensor, bool]:
 
     A matrix goes as soon as the next is made from it: for the widest layers each takes a GB of a GPU.
     """
-    damped = damped_diagonal(moments)
+    damped = _damped_diagonal(moments)
     order = torch.argsort(damped, descending=True, stable=True)
     rows = moments[order]
     del moments
