@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from bench.length.plan import FORMATS, SEARCH_SEED, UNSEEN_SEEDS, next_rate
 from bench.length.trials import Found, PlannedTrial
-from bench.levers.predicted import Prediction, Predictions
+from bench.levers.predicted import BUDGET_BYTES, Prediction, Predictions
 from qra_bo.space import Allocation, uniform
 
 PROMISING = 0.01
@@ -64,10 +64,13 @@ class Judged:
     missing: PlannedTrial | None = None
 
 
-def _predicted(granularity: str, bits: tuple[int, ...], by_share: bool = False) -> Variant:
+def _predicted(granularity: str, bits: tuple[int, ...], by_share: bool = False,
+               budget_bytes: int = BUDGET_BYTES) -> Variant:
     ladder = f"{', '.join(map(str, bits[:-1]))} and {bits[-1]} bits"
     name = f"predicted by {granularity}, {ladder}{', roots by share' if by_share else ''}"
-    return Variant(name, Prediction(granularity, bits, by_share), PREDICTED_RATES)
+    if budget_bytes != BUDGET_BYTES:
+        name += f", within {budget_bytes / 1e6:g} MB"
+    return Variant(name, Prediction(granularity, bits, by_share, budget_bytes), PREDICTED_RATES)
 
 
 def _uniform(bits: int, rank: int, change: str = PLAIN) -> Variant:
@@ -75,11 +78,14 @@ def _uniform(bits: int, rank: int, change: str = PLAIN) -> Variant:
 
 
 def _changed(variant: Variant, change: str) -> Variant:
-    return replace(variant, name=f"{variant.name}, {change}", change=change) if change else variant
+    rates = START_RATES if change == START else variant.rates
+    return replace(variant, name=f"{variant.name}, {change}", change=change, rates=rates) if change else variant
 
 
 LAYERS = _predicted("layer", (3, 4))
 LADDER = _predicted("layer", (2, 3, 4, 8))
+TIGHT = _predicted("layer", (2, 3, 4), budget_bytes=42_000_000)
+"""About a third of its layers have 2 bits."""
 LEVERS = (
     Lever("units: single modules, 2 to 5 bits, roots by share", _predicted("module", (2, 3, 4, 5), True), LAYERS),
     Lever("weighted start, uniform 3 bits, rank 15", _uniform(3, 15, START), _uniform(3, 15)),
@@ -93,6 +99,7 @@ LEVERS = (
     Lever("ladder of 2, 3 and 4 bits", _predicted("layer", (2, 3, 4)), LADDER),
     Lever("units: fused modules", _predicted("fused", (3, 4)), LAYERS),
     Lever("weighted start, uniform 4 bits, rank 16", _uniform(4, 16, START), _uniform(4, 16), ""),
+    Lever("weighted start, 2, 3 and 4 bits", _changed(TIGHT, START), TIGHT, "42 MB stored"),
 )
 """In the order in which they are tried."""
 

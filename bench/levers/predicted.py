@@ -40,11 +40,13 @@ class Prediction:
         bits: Ladder.
         by_share: Whether the root of a sensitivity is taken per share of the parameters, so that its sum over the
             parts of a layer is about that of the layer. The product's rates take it per unit.
+        budget_bytes: Most stored bytes.
     """
 
     granularity: str
     bits: tuple[int, ...]
     by_share: bool = False
+    budget_bytes: int = BUDGET_BYTES
 
 
 Predictions = Mapping[Prediction, Allocation]
@@ -101,7 +103,7 @@ def predict(wanted: Prediction, profile: SensitivityProfile, config: RunConfig, 
     spec = make_spec(config)
     space = make_space(config, spec)
     costs = make_memory(config, spec, "cpu").table(space)
-    problem = SearchProblem(space, costs, BUDGET_BYTES, profile.of_formats([f.name for f in space.formats]),
+    problem = SearchProblem(space, costs, wanted.budget_bytes, profile.of_formats([f.name for f in space.formats]),
                             steps, None, config.seed)
     rates = at_length(load_prior(config.surrogate.rates).rates, steps)
     table = table_by_share(rates, problem, spec.n_layers) if wanted.by_share else rates.table(problem)
