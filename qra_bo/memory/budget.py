@@ -238,7 +238,7 @@ def check_budget(budget: int, table: CostTable, space: SearchSpace, memory: Memo
     if budget >= need:
         return
     least = math.ceil(need / 10**5) / 10
-    unit, peak = " (a bare number means bytes)" if budget < 10**6 else "", memory.scope == "peak"
+    unit, peak = " (a bare number means bytes)" if budget < 10**5 else "", memory.scope == "peak"
     ways = {"add lower bits": min(fmt.bits for fmt in space.formats) > LEAST_BITS,
             "add a lower rank": space.ranks.values[0] > 1, "lower train.batch or train.length": peak,
             "set train.checkpointing=true": peak and not memory.shape.checkpointing, "take a smaller model": True}

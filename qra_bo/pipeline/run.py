@@ -55,7 +55,7 @@ OF_ALL = (errors.ConfigError, errors.ModelError, errors.DataError, errors.Device
 COMPARING = (COMPARISON, "confirmation")
 """Stages after which a report can be read."""
 SUMMARISED = ("winner_kind", "average_bits", "average_rank", "loss", "loss_se", "metric", "search_loss",
-              "versus_best_uniform", "oracle")  # fields of best.json in budgets.json
+              "searched", "versus_best_uniform", "oracle")  # fields of best.json in budgets.json
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -188,8 +188,11 @@ def _cells(e: Mapping[str, Any]) -> tuple[str, str, str]:
     if e["message"]:
         return DASH, DASH, str(e["message"])
     v = e["versus_best_uniform"]
-    versus = "not confirmed" if v is None else ITSELF if e["winner_kind"] == "uniform" else \
-        f"{signed(v['mean'])} [{signed(v['low'])}, {signed(v['high'])}]"
+    if v is None:
+        versus = "not confirmed" if e["searched"] else "not searched"
+    else:
+        versus = ITSELF if e["winner_kind"] == "uniform" else \
+            f"{signed(v['mean'])} [{signed(v['low'])}, {signed(v['high'])}]"
     return f"{e['winner_kind']}, {e['average_bits']:.2f} bits, rank {e['average_rank']:.1f}", number(e["loss"]), versus
 
 

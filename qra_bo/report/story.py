@@ -143,6 +143,9 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
     if d.study.instead:
         return _replaced(d, f"winner for {where}", "confirmed")
     if c.candidate == c.reference:
+        if d.study.best_mixed is None:
+            return Answer(f"The best uniform baseline for {where} is {reference}. No mixed allocation has a loss to "
+                          "compare with it.", "", "", "open")
         return Answer(f"A uniform baseline wins for {where}: {reference}. The search found no mixed allocation that "
                       "is better at its own training seed.", "", "", "equal")
     enough, tone, expected = len(c.train_seeds) >= LEAST_SEEDS, "equal", c.mean + c.ahead

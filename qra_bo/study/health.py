@@ -118,6 +118,8 @@ def _beats_uniform(study: Study) -> Part:
         return status, found, "Repeat the search with a slightly smaller budget."
     smaller = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
     if c["candidate"] == c["reference"]:
+        if study.best_mixed is None:
+            return UNKNOWN, "No mixed allocation has a loss: the best uniform baseline was delivered.", AGAIN
         return FAIL, "The search found no mixed allocation to compare: a uniform one was delivered.", smaller
     if not c["train_seeds"]:
         return FAIL, "The best mixed allocation found failed on unseen training seeds, where the best uniform " \
@@ -160,20 +162,20 @@ def _surrogate(study: Study) -> Part:
         if "end" not in study.last:
             return UNKNOWN, "The search has not ended.", ""
         return UNKNOWN, "The method has no surrogate, or the search made too few trials to check it.", \
-            "effort=normal makes more trials."
+            "A larger effort makes more trials."
     from scipy.special import bdtr  # slow to import, and needed once a run
     observed, good, n = check["observed"], check["spearman_good"], int(check["n"])
     covered = float(check["coverage_90"])
     found = (f"Left out in turn, {n} trials are ranked with Spearman {number(check['spearman'], 2)}, the better half "
              f"of them with {number(good, 2)}; 90 % intervals hold {100 * covered:.0f} % of them.")
     if fails(check):
-        return FAIL, found, "Measured losses choose the winner instead; more trials (effort=normal) may mend it."
+        return FAIL, found, "Measured losses choose the winner instead; more trials (a larger effort) may mend it."
     half = sum(value <= float(np.median(observed)) for value in observed)
     ranked = good > CHANCE / math.sqrt(max(half - 1, 1))
     if ranked and float(bdtr(round(covered * n), n, 0.9)) >= CHANCE_SHARE:
         return PASS, found, ""
     return WARN, found, "This can't be told from chance: rely on the comparison on unseen seeds, or give the search " \
-        "more trials (effort=normal)."
+        "more trials (a larger effort)."
 
 
 def _noise(study: Study) -> Part:
@@ -268,11 +270,11 @@ def _order(study: Study) -> Part | None:
     rho = None if len(pairs) < LEAST_RANKED else spearman([early for early, _ in pairs], [loss_of(e) for _, e in pairs])
     open_order = "it is open whether the order holds at a longer training"
     if rho is None:
-        return UNKNOWN, open_order, "effort=normal trains the best allocations longer."
+        return UNKNOWN, open_order, "A larger effort trains the best allocations longer."
     found = (f"over {len(pairs)} allocations the loss after {study.header['low_steps']} steps ranks the one after "
              f"{steps} with Spearman {number(rho, 2)}")
     return (WARN, found, again) if rho <= 0 else \
-        (UNKNOWN, f"{found}, and {open_order}", "effort=normal trains the best allocations longer.")
+        (UNKNOWN, f"{found}, and {open_order}", "A larger effort trains the best allocations longer.")
 
 
 def _settled(study: Study) -> Part | None:

@@ -110,12 +110,20 @@ def test_several_budgets_share_one_oracle_and_evaluate_nothing_twice(tmp_path: P
     summary = json.loads((tmp_path / "all" / "budgets.json").read_text())
     assert summary == together.best
     assert [e["budget"] for e in summary["budgets"]] == BUDGETS
+    assert all(e["searched"] for e in summary["budgets"])
     assert [e["loss"] for e in summary["budgets"]] == [r.best["loss"] for r in together.runs]
     assert [e["average_bits"] for e in summary["budgets"]] == [r.best["average_bits"] for r in together.runs]
     for run in together.runs:
         bits = run.best["bits"]  # the tiny model's layers are alike, so that weights by parameters are equal
         assert run.best["average_bits"] == pytest.approx(sum(bits) / len(bits))
         assert 0 < run.best["metadata_bits"] < 1
+
+
+def test_the_table_of_budgets_names_what_was_predicted_only() -> None:
+    entry = {"message": "", "winner_kind": "mixed", "average_bits": 3.5, "average_rank": 2.0, "loss": None,
+             "versus_best_uniform": None}
+    assert [qra_bo.pipeline.run._cells({**entry, "searched": searched})[2] for searched in (True, False)] == [
+        "not confirmed", "not searched"]
 
 
 def test_finished_budgets_are_replayed_and_a_new_one_shares_theirs(tmp_path: Path, counted: Counted) -> None:

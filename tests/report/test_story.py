@@ -46,6 +46,15 @@ def test_a_uniform_winner_is_named_so():
     assert story.comparison(d)[0].role == "winner = best uniform"
 
 
+def test_a_uniform_baseline_wins_over_mixed_ones_alone_that_were_trained():
+    events = without_mixed(make_events(wins=False))
+    assert story.answer(parse_events(events)).sentence.startswith("A uniform baseline wins")
+    stopped = parse_events([e for e in events if e["event"] != "trial" or e["stage"] in ("baseline", "calibration")])
+    a = story.answer(stopped)
+    assert (a.tone, "No mixed allocation has a loss" in a.sentence) == ("open", True)
+    assert card(stopped.study, "beats_uniform").status == "not measured"
+
+
 def test_a_reference_that_is_the_best_uniform_choice_keeps_its_role():
     qlora = uniform(L, "nf4", 16)
     events = [{**e, "reference": qlora.to_json()} if e["event"] == "confirmation" else e for e in make_events()]
