@@ -13,6 +13,7 @@ from bench.collect.task import DATA, TASKS, task_config
 from bench.length.command import study_config
 from bench.length.plan import SEARCH_SEED, uniform_choice
 from bench.length.rates import rate_rows
+from bench.length.summary import predictors
 from bench.length.trials import Found, PlannedTrial, load, to_event, trial_of
 from bench.search.play import ALONE
 from qra_bo.config import RunConfig, make_space, make_spec
@@ -48,6 +49,7 @@ class Curves:
         terms: Of the exchange rates (``rates.terms``, summed over units), ``n x 3``.
         rates: Factor on the learning rate, ``n``.
         allocation: Number of the row's allocation, ``n``.
+        stored: Stored bytes, ``n``.
         bit: Terms of 3 bits everywhere less those of 4 bits, ``3``.
         elsewhere: Exchange rates after 24 steps, learned on another text.
         noise: Standard deviation of a loss over training seeds (nats); ``None`` where nothing was repeated.
@@ -59,6 +61,7 @@ class Curves:
     terms: FloatArray
     rates: FloatArray
     allocation: IntArray
+    stored: FloatArray
     bit: FloatArray
     elsewhere: Rates
     noise: float | None = None
@@ -77,7 +80,7 @@ class Curves:
     def rows(self, chosen: Mask) -> "Curves":
         """Return the ``chosen`` rows."""
         return replace(self, losses=self.losses[chosen], terms=self.terms[chosen], rates=self.rates[chosen],
-                       allocation=self.allocation[chosen])
+                       allocation=self.allocation[chosen], stored=self.stored[chosen])
 
     def best_rates(self) -> Mask:
         """Return which rows hold the least final loss of their allocation: its calibrated learning rate."""
@@ -96,7 +99,8 @@ def of_table(task: str) -> Curves:
     known = np.isfinite(terms[:, 0]) & np.isfinite(data.targets[:, -2:]).all(axis=1)
     n = int(known.sum())
     return Curves(f"{task}, table of {end} steps", (half, end), data.targets[known, -2:], terms[known], np.ones(n),
-                  np.arange(n), bit, _elsewhere(task), data.noise.deviations[0])
+                  np.arange(n), _stored(config, data.allocations)[known], bit, _elsewhere(task),
+                  data.noise.deviations[0])
 
 
 def of_trials(path: Path, profile: SensitivityProfile | None = None, name: str = "plays") -> list[Curves]:
@@ -153,7 +157,7 @@ def _grouped(name: str, steps: tuple[int, ...], events: Sequence[Mapping[str, An
     config = study_config("plays", None, [f"bits={[parse_format(fmt).bits for fmt in profile.formats]}"])
     allocations = [trial_of(e).allocation for e in events]
     terms, bit = _terms(config, profile, allocations)
-    values = np.array(losses, dtype=np.float64).reshape(-1, len(steps))
+    stored, values = _stored(config, allocations), np.array(losses, dtype=np.float64).reshape(-1, len(steps))
     numbers = {a: i for i, a in enumerate(dict.fromkeys(allocations))}
     groups: dict[tuple[str, int], list[int]] = defaultdict(list)
     for i in np.flatnonzero(np.isfinite(values).all(axis=1) & np.isfinite(terms[:, 0])).tolist():
@@ -163,7 +167,7 @@ def _grouped(name: str, steps: tuple[int, ...], events: Sequence[Mapping[str, An
     elsewhere = _elsewhere("plays")
     found = [Curves(f"{name} {steps[-1]} steps, {split}, seed {seed}", steps, values[rows], terms[rows],
                     np.array([events[i]["lr_scale"] for i in rows], dtype=np.float64),
-                    np.array([numbers[allocations[i]] for i in rows], dtype=np.int64), bit, elsewhere)
+                    np.array([numbers[allocations[i]] for i in rows], dtype=np.int64), stored[rows], bit, elsewhere)
              for (split, seed), rows in groups.items()]
     noise = _noise(found)
     return [replace(curves, noise=noise) for curves in found]
@@ -182,6 +186,12 @@ def _terms(config: RunConfig, profile: SensitivityProfile,
     inside = [i for i, row in enumerate(rows) if row is not None]
     terms[inside] = rows_terms(problem, np.stack([row for row in rows if row is not None]))
     return terms[2:], terms[0] - terms[1]
+
+
+def _stored(config: RunConfig, allocations: Sequence[Allocation]) -> FloatArray:
+    """Return the stored bytes of each allocation, ``n``."""
+    predict = predictors(config)["stored"]
+    return np.array([predict(a) for a in allocations], dtype=np.float64)
 
 
 def _elsewhere(task: str) -> Rates:

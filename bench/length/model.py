@@ -5,10 +5,11 @@
 All models are given the early losses of all allocations and the whole curves of some, and predict the last loss of the
 others. The data are the trials over 240 steps of the table of curves and of the length study, seen after 24 or 72 of
 them or in runs of 24, and the tables of real trials over 24, seen half-way (at which the form of our models was
-chosen). Scored is what a choice depends on, differences between allocations: the root mean square error of a
-difference of two, the rank correlation, and the regret, the loss of the allocation that is predicted to be best less
-that of the best. Every allocation counts once, at the best of its learning rates. Allocations that are far behind when
-last seen are left out.
+chosen). Scored is what a choice depends on, differences between allocations: the root mean square error of a difference
+of two, the rank correlation, and the regret within a budget: the loss of the allocation that is predicted to be best of
+those that fit, less that of the best, over the budgets that allocations fill. The regret of three is what is left where
+the three that are predicted best are trained to the end. Every allocation counts once, at the best of its learning
+rates. Allocations that are far behind when last seen are left out.
 """
 
 import argparse
@@ -66,9 +67,9 @@ of them."""
 IN_TURN, HALF = "each in turn", "half known"
 DRAWS = 1000
 """Bootstrap samples of allocations behind an interval of 95 %."""
-NOTHING = dict.fromkeys(("rmse", "over_last_value", "spearman", "regret"))
+NOTHING = dict.fromkeys(("rmse", "over_last_value", "spearman", "regret", "regret_of_3"))
 COLUMNS = ("data", "seen", "protocol", "model", "allocations", "rmse", "over_last_value", "spearman",
-           "spearman_better_half", "regret", "step", *NAMES, BIT)
+           "spearman_better_half", "regret", "regret_of_3", "step", *NAMES, BIT)
 Row = dict[str, Any]
 
 
@@ -99,13 +100,25 @@ def predict(curves: Curves, seen: int, model: Model, masks: Sequence[Mask]) -> F
     return found
 
 
-def scores(predicted: FloatArray, losses: FloatArray) -> dict[str, float | None]:
-    """Score ``m`` predictions: error of a difference (nats), rank correlation and regret, and of the better half."""
+def scores(predicted: FloatArray, losses: FloatArray, stored: FloatArray) -> dict[str, float | None]:
+    """Score ``m`` predictions: error of a difference (nats) and rank correlation, also of the better half, and regrets
+    within budgets on the ``stored`` bytes."""
     better = losses <= np.median(losses)
     return {"rmse": difference_error(predicted - losses), "spearman": spearman(predicted.tolist(), losses.tolist()),
-            "regret": float(losses[predicted.argmin()] - losses.min()),
+            "regret": regret(predicted, losses, stored, 1), "regret_of_3": regret(predicted, losses, stored, 3),
             "rmse_better_half": difference_error((predicted - losses)[better]),
             "spearman_better_half": spearman(predicted[better].tolist(), losses[better].tolist())}
+
+
+def regret(predicted: FloatArray, losses: FloatArray, stored: FloatArray, trained: int) -> float | None:
+    """Return the least loss of the ``trained`` allocations that are predicted best of those within a budget, less the
+    least of all within it (nats): the mean over the budgets that ``m`` allocations fill and ``LEAST`` fit."""
+    found = []
+    for fits in (stored <= budget for budget in np.unique(stored)):
+        if fits.sum() >= LEAST:
+            best = predicted[fits].argsort(kind="stable")[:trained]
+            found.append(losses[fits][best].min() - losses[fits].min())
+    return float(np.mean(found)) if found else None
 
 
 def difference_error(errors: FloatArray) -> float:
@@ -136,19 +149,20 @@ def prediction_rows(curves: Curves, seen: int) -> Iterator[Row]:
         return
     for protocol, masks in rounds(curves).items():
         chosen = [np.any(part, axis=0) & counted for part in masks]
+        losses, stored = ([values[rows] for rows in chosen] for values in (final, curves.stored))
         found = {name: [predict(curves, seen, model, part)[rows] for part, rows in zip(masks, chosen, strict=True)]
                  for name, model in MODELS.items()}
         for name, predicted in found.items():
             yield {**base, "protocol": protocol, "model": name,
-                   **_scored(predicted, found[LAST], [final[rows] for rows in chosen], protocol == IN_TURN)}
+                   **_scored(predicted, found[LAST], losses, stored, protocol == IN_TURN)}
 
 
 def _scored(predicted: Sequence[FloatArray], last: Sequence[FloatArray], losses: Sequence[FloatArray],
-            whole: bool) -> Row:
+            stored: Sequence[FloatArray], whole: bool) -> Row:
     """Return the mean scores over the rounds, and with the ``whole`` in one, intervals."""
     if any(np.isnan(p).any() for p in predicted):
         return {**NOTHING, "why": "a fit failed"}
-    each = [scores(p, y) for p, y in zip(predicted, losses, strict=True)]
+    each = [scores(p, y, b) for p, y, b in zip(predicted, losses, stored, strict=True)]
     own, other = (statistics.fmean(difference_error(p - y) for p, y in zip(part, losses, strict=True))
                   for part in (predicted, last))
     means = {key: _mean([s[key] for s in each]) for key in each[0]}

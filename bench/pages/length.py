@@ -84,7 +84,7 @@ def predictions() -> str:
 def _score(row: Mapping[str, Any]) -> str:
     share = percent(row["over_last_value"])
     error = f"{share} ({fixed(row['rmse'], 4)})" if row["over_last_value"] == 1 else share
-    return f"{error}, {fixed(row['spearman'])}, {fixed(row['regret'], 4)}"
+    return ", ".join((error, fixed(row["spearman"]), *(fixed(row[key], 4) for key in ("regret", "regret_of_3"))))
 
 
 def optimal_rates() -> str:

@@ -31,6 +31,7 @@ from bench.length.model import (
     intervals,
     predict,
     prediction_rows,
+    regret,
     rounds,
 )
 from bench.length.plan import SEARCH_SEED, uniform_choice
@@ -58,7 +59,8 @@ def planted(n: int = 40, noise: float = 0.0, slope: FloatArray = SLOPE, seed: in
     growth = np.log(np.array(COLUMNS) / COLUMNS[0])
     losses = 3.5 - 0.05 * growth + terms @ (FIRST[:, None] + slope[:, None] * growth) + noise * random.normal(
         size=(n, len(COLUMNS)))
-    return Curves("planted", COLUMNS, losses, terms, np.ones(n), np.arange(n), BIT_TERMS, ELSEWHERE)
+    return Curves("planted", COLUMNS, losses, terms, np.ones(n), np.arange(n), np.arange(n) * 1e6, BIT_TERMS,
+                  ELSEWHERE)
 
 
 def half_hidden(curves: Curves) -> np.ndarray:
@@ -167,7 +169,7 @@ def test_process_beats_a_constant_on_a_smooth_family(model: Any) -> None:
     growth = np.log(np.array(COLUMNS) / COLUMNS[0])
     losses = 3.8 - 0.05 * growth + np.sin(3 * terms[:, :1]) * 0.1 + 0.02 * terms[:, 2:] * growth
     curves = Curves("smooth", COLUMNS, losses + random.normal(0, 0.001, losses.shape), terms, np.ones(16),
-                    np.arange(16), BIT_TERMS, ELSEWHERE)
+                    np.arange(16), np.arange(16.0), BIT_TERMS, ELSEWHERE)
     constant = difference_error(losses[half_hidden(curves), -1])
     assert error(model, curves, 0) < 0.5 * constant
 
@@ -205,6 +207,15 @@ def test_error_of_a_difference_is_that_over_all_pairs() -> None:
     assert bounds["over_last_value_low"] == pytest.approx(0.5) == bounds["over_last_value_high"]
 
 
+def test_regret_is_of_the_choice_within_each_budget() -> None:
+    losses, stored = np.array([4.0, 3.9, 3.8, 3.7, 3.6, 3.5, 3.4]), np.array([1, 2, 3, 4, 5, 6, 6.5])
+    assert regret(losses, losses, stored, 1) == 0.0
+    upside_down = -losses
+    assert regret(upside_down, losses, stored, 1) == pytest.approx((0.5 + 0.6) / 2)  # budgets of six and of seven
+    assert regret(upside_down, losses, stored, 3) == pytest.approx((0.3 + 0.4) / 2)
+    assert regret(losses[:LEAST - 1], losses[:LEAST - 1], stored[:LEAST - 1], 1) is None
+
+
 def test_too_few_allocations_have_null_rows_that_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "LIBRARY", (program.LAST,))
     monkeypatch.setattr(program, "MODELS", {name: MODELS[name] for name in MODELS if name not in LIBRARY})
@@ -228,7 +239,8 @@ def test_far_allocations_are_left_out_and_best_rates_counted(monkeypatch: pytest
     assert row["allocations"] == 17
     assert (row["rmse"], row["spearman"], row["regret"]) == (pytest.approx(0.0, abs=1e-9), 1.0, 0.0)
     twice = replace(curves, losses=np.vstack([curves.losses, curves.losses + 0.1]), terms=np.tile(curves.terms, (2, 1)),
-                    rates=np.repeat([1.0, 2.0], 20), allocation=np.tile(np.arange(20), 2))
+                    rates=np.repeat([1.0, 2.0], 20), allocation=np.tile(np.arange(20), 2),
+                    stored=np.tile(curves.stored, 2))
     np.testing.assert_array_equal(twice.best_rates(), twice.rates == 1.0)
 
 
