@@ -5,7 +5,8 @@
 Uniform bits x ranks, committed finds of searches, and mixed ones with small, large and mixed ranks; validation loss in
 bf16 at one training seed, codes by GPTQ, learning rates by ``adapter.lr_rule=by_length``. They come in a random order,
 so that any beginning of the table is a sample of all. Trainings of 240 steps are evaluated on the way: their curves.
-The command may be stopped and started again; with --summary it only writes bench/results/length_table.json.
+The command may be stopped and started again; with --summary it only writes bench/results/length_table.json and its
+figure.
 """
 
 import sys
@@ -18,14 +19,18 @@ import numpy as np
 from bench.length.command import add_folders, run, study_config, study_parser
 from bench.length.curves import LOOKS, SHORT, STEPS
 from bench.length.plan import FORMATS, LAYERS, LIMITS, SEARCH_SEED, Choice, committed_finds, uniform_choice
+from bench.length.plot import draw_table
 from bench.length.study import work
 from bench.length.summary import facts, predictors
 from bench.length.trials import NAME, Found, PlannedTrial, load
+from bench.pages.blocks import DOCS
 from bench.report import RESULTS, publish
 from qra_bo.config import RunConfig
+from qra_bo.report.style import png_bytes
 from qra_bo.space import Allocation
 
 FILE = RESULTS / "length" / "table" / NAME
+FIGURES = DOCS / "figures"
 LENGTHS = (STEPS, SHORT)
 RANKS = (1, 2, 4, 8, 16, 24)
 GRID = (*((bits, rank) for bits in (2, 3, 4, 5) for rank in RANKS), (8, 1), (8, 8), (8, 16))
@@ -82,8 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         if not options.summary:
             work(wanted, options.out / NAME, {"plays": config}, options.trials, options.hours, record_at=LOOKS)
-        publish("length_table", (), rows_of(load(options.out / NAME), config),
+        rows = rows_of(load(options.out / NAME), config)
+        publish("length_table", (), rows,
                 ("name", "average_bits", "average_rank", "stored_bytes", "loss", "short_loss"), folder=options.results)
+        figures = FIGURES if options.results == RESULTS else options.results
+        (figures / "length_table.png").write_bytes(png_bytes(draw_table(rows, {"short_loss": SHORT, "loss": STEPS})))
 
     return run(job)
 

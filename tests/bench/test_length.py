@@ -23,6 +23,7 @@ from bench.length.plan import (
     settle,
     wanted,
 )
+from bench.length.plot import draw_table
 from bench.length.study import work
 from bench.length.summary import difference, predictors, publish, summarise
 from bench.length.trials import NAME, Found, Key, PlannedTrial, append, load, to_event
@@ -91,6 +92,22 @@ def test_table_of_curves_has_48_distinct_allocations() -> None:
     assert order == table.choices()
     beginning = {choice.name.partition(" ")[0] for choice in order[:12]}
     assert {"uniform", "mixed"} <= beginning
+
+
+def test_table_of_curves_is_drawn_and_unfinished_ones_left_out(tmp_path: Path) -> None:
+    chosen = table.choices()[:8]
+    for i, choice in enumerate(chosen):
+        for steps in table.LENGTHS[:1 if i == 7 else 2]:
+            append(tmp_path / NAME, to_event(table.trial_of(choice, steps), choice.name, {
+                "state": "ok", "loss": 3.8 + i / 100, "curve": [[steps, 3.8 + i / 100]]}, "s"))
+    assert table.main(["--summary", "--out", str(tmp_path), "--results", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "length_table.json").read_text())["rows"]
+    assert [r["name"] for r in rows] == [c.name for c in chosen]
+    assert (rows[7]["short_loss"], rows[7]["loss"]) == (None, pytest.approx(3.87))
+    assert (tmp_path / "length_table.png").stat().st_size > 0
+    short, whole = draw_table(rows, {"short_loss": 24, "loss": 240}).axes
+    assert sum(len(line.get_xdata()) for line in short.lines) == 7  # type: ignore[arg-type]
+    assert sum(len(line.get_xdata()) for line in whole.lines) == 8  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("tried", "following"), [
