@@ -1,15 +1,17 @@
-"""Trainings of the final length: allocations that are predicted for it, for a trial, and the best uniform choice.
+"""Trainings of the final length: allocations that are predicted or searched for it, for a trial, and the best uniform.
 
     python -m bench.length.predicted [--limits 54MB ...] [--steps 240] [--work FOLDER] [--out FOLDER] [--hours 2]
+    python -m bench.length.predicted --effort quick [...]
     python -m bench.length.predicted --task gsm8k --gsm8k RECORDS.jsonl [...]
     python -m bench.length.predicted --summary
 
 One text in bf16, six formats, codes by GPTQ. Within each limit ``effort=instant`` predicts one allocation for 24 steps
 and one for 240, with what is learned from the other text alone; both cost a profile. (No prediction differs beyond
-240.) They and the best uniform choice are trained ``--steps`` steps on unseen seeds and evaluated on the test split.
-Learning rates are those of ``adapter.lr_rule=by_length``, and for the uniform choice the best at this length: for the
-plays by ``python -m bench.length.rates``, for GSM8K of those tried here. Processes may do a limit each. The command may
-be stopped and started again.
+240.) With ``--effort quick`` a quick search with trials of 24 steps finds one for each length beside them. All finds
+and the best uniform choice are trained ``--steps`` steps on unseen seeds and evaluated on the test split. Learning
+rates are those of ``adapter.lr_rule=by_length``, of a search times the factor that it calibrated, and for the uniform
+choice the best at this length: for the plays by ``python -m bench.length.rates``, for GSM8K of those tried here.
+Processes may do a limit each. The command may be stopped and started again.
 """
 
 import json
@@ -40,7 +42,11 @@ FOLDER = RESULTS / "length" / "predicted"
 RESULT, FINDS = "length_predicted", "finds.json"
 LONGEST = rates.TRIAL * int(LONGEST_RATIO)
 """Most steps for which a prediction is another one than for fewer."""
-SHORT, LONG, UNIFORM = f"predicted for {rates.TRIAL} steps", f"predicted for {LONGEST} steps", "best uniform choice"
+KINDS = {"instant": "predicted", "quick": "searched"}
+"""What an effort's finds are called."""
+FOUND = {effort: (f"{kind} for {rates.TRIAL} steps", f"{kind} for {LONGEST} steps") for effort, kind in KINDS.items()}
+"""By effort, names of the find for a trial's length and of that for the final one."""
+(SHORT, LONG), UNIFORM = FOUND["instant"], "best uniform choice"
 SEEDS = {LONGEST: 5, 720: 3}
 """Unseen seeds by steps."""
 BEST_UNIFORM = {"54MB": (3, 15), "uniform:4,16": (4, 16)}
@@ -53,15 +59,17 @@ best."""
 Row = dict[str, Any]
 
 
-def predicted(task: str, limit: str, folder: Path, overrides: Sequence[str]) -> dict[str, Row]:
-    """Return what ``effort=instant`` predicts within ``limit`` for both lengths; its profile is kept in ``folder``."""
-    found = {}
-    for name, steps in ((SHORT, rates.TRIAL), (LONG, LONGEST)):
-        config = load_config([*DEFAULTS, f"surrogate.rates={DATA / OTHER[task] / ALONE}", "search.length=final",
+def find_both(task: str, limit: str, effort: str, folder: Path, overrides: Sequence[str]) -> dict[str, Row]:
+    """Return what an effort finds within ``limit`` for both lengths, a search also with the factor on its learning rate
+    and what it spent; its profile and trials are kept in ``folder``."""
+    learned, finds = str(DATA / OTHER[task] / ALONE), {}
+    for name, steps in zip(FOUND[effort], (rates.TRIAL, LONGEST), strict=True):
+        config = load_config([*DEFAULTS, f"surrogate.rates={learned}", "search.length=final",
                               f"final.steps={steps}", *overrides, f"budget={limit}", "seed=0"])
-        row = found_by(config, folder / f"{steps}", "instant")
-        found[name] = Allocation.from_json(row).to_json()
-    return found
+        row = found_by(config, folder / f"{steps}", effort, learned)
+        facts = {} if effort == "instant" else {key: row[key] for key in ("lr_scale", "equivalents", "trials")}
+        finds[name] = {**Allocation.from_json(row).to_json(), **facts}
+    return finds
 
 
 def tuned_factor(steps: int, bits: int, rank: int) -> float | None:
@@ -91,7 +99,8 @@ def trials_of(task: str, limit: str, steps: int, finds: dict[str, Row],
               factor: float) -> Iterator[tuple[PlannedTrial, str]]:
     """Yield the trials on unseen seeds, all of one seed before the next; ``factor`` is of the uniform choice's rate."""
     uniform = uniform_choice(*BEST_UNIFORM[limit]).allocation
-    choices = {UNIFORM: (uniform, factor), **{name: (Allocation.from_json(of), 1.0) for name, of in finds.items()}}
+    choices = {UNIFORM: (uniform, factor), **{
+        name: (Allocation.from_json(of), of.get("lr_scale", 1.0)) for name, of in finds.items()}}
     for seed in UNSEEN_SEEDS[:SEEDS[steps]]:
         for name, (allocation, scale) in choices.items():
             yield PlannedTrial(task, allocation, steps, seed, "test", scale), name
@@ -114,7 +123,7 @@ def wanted(task: str, limit: str, steps: int, finds: dict[str, Row],
 
 
 def rows_of(task: str, limit: str, steps: int, finds: dict[str, Row], found: Found) -> list[Row]:
-    """Return mean losses, and paired differences of predictions to the uniform choice and to that for 24 steps."""
+    """Return mean losses, and paired differences of finds to the uniform choice and to the effort's for 24 steps."""
     losses: dict[str, dict[int, float]] = {}
     trials: dict[str, PlannedTrial] = {}
     factor = uniform_factor(task, limit, steps, found)
@@ -128,7 +137,8 @@ def rows_of(task: str, limit: str, steps: int, finds: dict[str, Row], found: Fou
         row: Row = {"task": task, "limit": limit, "name": name, "steps": steps, "seeds": len(of),
                     "loss": fmean(of.values()), "bits": fmean(parse_format(f).bits for f in allocation.formats),
                     "rank": fmean(allocation.ranks), "factor": trials[name].lr_scale, **allocation.to_json()}
-        for key, other in (("over_uniform", UNIFORM), ("over_short", SHORT)):
+        short = next((pair[0] for pair in FOUND.values() if name == pair[1]), name)
+        for key, other in (("over_uniform", UNIFORM), ("over_short", short)):
             if name not in (UNIFORM, other) and (d := difference(of, losses.get(other, {}))) is not None:
                 row[key] = d
         rows.append(row)
@@ -149,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=list(OTHER), default=PLAYS)
     parser.add_argument("--limits", nargs="+", choices=list(BEST_UNIFORM), default=list(BEST_UNIFORM))
     parser.add_argument("--steps", type=int, choices=list(SEEDS), default=LONGEST, help="optimiser steps")
+    parser.add_argument("--effort", choices=list(KINDS), default="instant", help="whose finds are trained, too")
     parser.add_argument("--work", type=Path, default=Path("outputs/predicted"), help="where profiles are kept")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the trials, one a text and limit")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
@@ -162,10 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = text_overrides(task, options.gsm8k)
         folder = options.out / task / folder_name(limit)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / FINDS).exists():
-            write_json(folder / FINDS, predicted(task, limit, options.work / task / folder.name,
-                                                 [*text, *options.overrides]))
-        finds = json.loads((folder / FINDS).read_text(encoding="utf-8"))
+        path = folder / FINDS
+        finds = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not set(FOUND[options.effort]) <= set(finds):
+            finds |= find_both(task, limit, options.effort, options.work / task / folder.name / options.effort,
+                               [*text, *options.overrides])
+            write_json(path, finds)
         config = study_config(task, options.gsm8k, ["dtype=bfloat16", "adapter.lr_rule=by_length"])
         work(lambda found: wanted(task, limit, options.steps, finds, found), folder / NAME, {task: config},
              options.trials, options.hours)

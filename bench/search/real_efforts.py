@@ -66,9 +66,12 @@ def session_of(config: RunConfig, folder: Path) -> Any:
     return open_session(TableConfig(config, load_options()), folder)
 
 
-def found_by(config: RunConfig, folder: Path, name: str) -> Row:
-    """Return what an effort comes to at one search seed; its search is begun or gone on with."""
+def found_by(config: RunConfig, folder: Path, name: str, learned: str = str(LEARNED)) -> Row:
+    """Return what an effort comes to at one search seed; its search is begun or gone on with. Where its method knows
+    learned rates, they are those of the file ``learned``."""
     (changes, method), limit = EFFORTS[name], limit_of(config)
+    if "rates" in method:
+        method = {**method, "rates": learned}
     effort = load_config(changes).effort.with_changes(references=False, ranking_top=0, compare=())
     with session_of(config, folder) as session:
         outcome = search(session, name, limit, OURS, method, {"effort": effort})

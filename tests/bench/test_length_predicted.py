@@ -41,6 +41,31 @@ def test_all_three_are_trained_on_a_seed_before_the_next_and_differences_are_pai
     assert (uniform["factor"], long["factor"], long["rank"]) == (1.25, 1.0, 3)
 
 
+def test_searched_finds_join_those_that_are_predicted_with_their_own_rate(tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def search(config: Any, folder: Path, effort: str, learned: str) -> dict[str, Any]:
+        asked.append((config.search.length, config.final.steps, folder.name, effort, Path(learned).parent.name))
+        return {**uniform_choice(4, len(asked) + 3).allocation.to_json(), "lr_scale": 0.5, "equivalents": 11.5,
+                "trials": 14, "seconds": 1.0}
+
+    monkeypatch.setattr(predicted, "found_by", search)
+    finds = predicted.find_both(PLAYS, "54MB", "quick", tmp_path, ["data=plays"])
+    assert asked == [("final", steps, str(steps), "quick", GSM8K) for steps in (24, 240)]
+    names = list(predicted.FOUND["quick"])
+    assert list(finds) == names
+    assert finds[names[1]]["equivalents"] == 11.5
+    trials = list(predicted.trials_of(PLAYS, "54MB", 240, {**FINDS, **finds}, 1.25))
+    assert {name: t.lr_scale for t, name in trials} == {
+        UNIFORM: 1.25, SHORT: 1.0, LONG: 1.0, **dict.fromkeys(names, 0.5)}
+    losses = {t.key: {"loss": 3.7 if name == names[1] else 3.8} for t, name in trials}
+    rows = {r["name"]: r for r in predicted.rows_of(PLAYS, "54MB", 240, {**FINDS, **finds}, losses)}
+    assert rows[names[1]]["over_short"]["mean"] == pytest.approx(-0.1)
+    assert "over_short" not in rows[names[0]]
+    assert rows[LONG]["over_short"]["mean"] == 0.0
+
+
 def test_a_seed_that_one_alone_has_counts_in_no_difference() -> None:
     assert "over_short" not in predicted.rows_of(PLAYS, "54MB", 240, FINDS, first(3))[2]
     assert predicted.rows_of(PLAYS, "54MB", 240, FINDS, first(8))[1]["over_uniform"]["seeds"] == 3
