@@ -5,8 +5,9 @@
     python -m bench.levers --only "weighted start" --steps 24,240
     python -m bench.levers --tasks plays,gsm8k --summary
 
-Profiles and finished trials are kept in --out, trials as lines of trials.jsonl. --summary trains nothing: it writes
-bench/results/levers.json. Further arguments are overrides of the configuration.
+Profiles and finished trials are kept in --out, trials as lines of trials.jsonl; those of another machine belong into a
+folder there, with the profiles copied. --summary trains nothing: it writes bench/results/levers.json. Further arguments
+are overrides of the configuration.
 """
 
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from bench.length.command import add_folders, add_tasks, run, study_parser, tasks_of
 from bench.length.plan import FORMATS
 from bench.length.study import Study, work
-from bench.length.trials import NAME, Found, PlannedTrial, load
+from bench.length.trials import NAME, Found, PlannedTrial
 from bench.levers.plan import LENGTHS, LEVERS, PLAIN, SCHEDULE, START, setting, sources_of, wanted
 from bench.levers.predicted import (
     PROFILED,
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def job() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         if options.summary:
-            summarise(texts, trial_config("plays", None, overrides), options.out, load(path), options.results)
+            summarise(texts, trial_config("plays", None, overrides), options.out, options.results)
             return
         configs = {text: trial_config(text, options.gsm8k, overrides) for text in texts}
         sources = sources_of(levers)

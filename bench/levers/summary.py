@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.length.plan import UNSEEN_SEEDS
 from bench.length.summary import difference
-from bench.length.trials import Found
+from bench.length.trials import NAME, Found, load
 from bench.levers.plan import LENGTHS, LEVERS, Judged, Lever, Variant, allocation_of, gain, judge, sources_of
 from bench.levers.predicted import PROFILED, Prediction, Predictions, load_profiles, predictions_of, profile_path
 from bench.report import publish
@@ -91,17 +91,25 @@ def profile_seconds(variant: Variant, rows: Sequence[Row]) -> float | None:
     return None if cost is None else float(cost["cpu_seconds"] / cost["formats"] * len(source.bits))
 
 
-def summarise(texts: Sequence[str], config: RunConfig, folder: Path, found: Found, results: Path) -> None:
+def most_known(rows: Sequence[Row]) -> Row:
+    """Return of one lever's rows, each of the trials of one machine, the one with the most seeds; else the first."""
+    return max(rows, key=lambda row: (row["seeds"], row["validation_gain"] is not None))
+
+
+def summarise(texts: Sequence[str], config: RunConfig, folder: Path, results: Path) -> None:
     """Print the table, and write ``levers.json`` to ``results``; ``config`` is of any trial on any text.
 
-    Of trainings longer than the first length there are rows where something was measured.
+    Trials of other machines are in folders of ``folder``. Trainings of two machines are never compared: rounding alone
+    moved a loss by 0.03. Of trainings longer than the first length there are rows where something was measured.
     """
     rows: list[Row] = []
+    machines = [load(path) for path in (folder / NAME, *sorted(folder.glob(f"*/{NAME}")))]
     for text in texts:
         profiles, own = load_profiles(folder, text), costs(folder, text)
         for steps in LENGTHS:
             predictions = predictions_of(sources_of(LEVERS), profiles, config, steps)
-            for lever, row in zip(LEVERS, rows_of(text, steps, predictions, found, config), strict=True):
+            each = zip(*(rows_of(text, steps, predictions, found, config) for found in machines), strict=True)
+            for lever, row in zip(LEVERS, map(most_known, each), strict=True):
                 if steps == LENGTHS[0] or row["validation_gain"] is not None:
                     rows.append({**row, "profile_seconds": profile_seconds(lever.variant, own)})
         rows += own

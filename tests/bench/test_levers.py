@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.length.plan import RATES, SEARCH_SEED, UNSEEN_SEEDS, next_rate
-from bench.length.trials import NAME, Key, PlannedTrial, load
+from bench.length.trials import NAME, Key, PlannedTrial, append, load, to_event
 from bench.levers import __main__ as program
 from bench.levers import plan
 from bench.levers.plan import LAYERS, LEVERS, PROMISING, SCHEDULE, START, setting, sources_of, wanted
@@ -26,7 +26,7 @@ from bench.levers.predicted import (
     table_by_share,
     trial_config,
 )
-from bench.levers.summary import profile_seconds, rows_of
+from bench.levers.summary import profile_seconds, rows_of, summarise
 from bench.levers.worker import WarmupStableDecay
 from bench.pages import blocks
 from bench.pages import levers as pages
@@ -187,6 +187,25 @@ def test_equal_allocations_are_not_trained_twice() -> None:
     rows = {row["lever"]: row for row in rows_of("plays", 24, same, found, CONFIG)}
     assert rows[LEVERS[0].name]["same_allocation"]
     assert rows[LEVERS[0].name]["validation_gain"] is None
+
+
+def test_trials_of_two_machines_are_not_paired(tmp_path: Path) -> None:
+    lever = next(lever for lever in LEVERS if lever.name == "weighted start, uniform 2 bits, rank 16")
+    order, found = answered({lever.variant.name: 2 * PROMISING})
+    allocation = plan.allocation_of(lever.base, {}, 210)
+    (tmp_path / "other").mkdir()
+    for trial in (t for t in order if t.allocation == allocation):
+        folder = tmp_path if trial.task == "plays" else tmp_path / "other"
+        append(folder / NAME, to_event(trial, "", {"state": "ok", "loss": found[trial.key]["loss"]}, "s"))
+    summarise(["plays"], CONFIG, tmp_path, tmp_path)
+    rows = {r["lever"]: r for r in json.loads((tmp_path / "levers.json").read_text())["rows"]}
+    assert (rows[lever.name]["seeds"], rows[lever.name]["validation_gain"]) == (0, None)
+    (tmp_path / "other" / NAME).rename(tmp_path / "other" / "x")
+    with (tmp_path / NAME).open("ab") as file:
+        file.write((tmp_path / "other" / "x").read_bytes())
+    summarise(["plays"], CONFIG, tmp_path, tmp_path)
+    rows = {r["lever"]: r for r in json.loads((tmp_path / "levers.json").read_text())["rows"]}
+    assert rows[lever.name]["seeds"] == 5
 
 
 def test_what_is_not_measured_is_null() -> None:
