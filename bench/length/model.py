@@ -238,13 +238,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [row for data, seen in [(many, 0), (many, 1), (whole, 0), (curves, 0), (curves, 1), (runs, 0),
                                    *((one, 0) for one in tables)]
             for row in prediction_rows(data, seen)]
-    rows += [row for name, data in ((f"plays, {STEPS} steps", groups), *((c.name, [c]) for c in (runs, *tables)))
+    rows += [row for name, data in ((TABLE, [many]), (f"plays, {STEPS} steps", groups),
+                                    *((c.name, [c]) for c in (whole, runs, *tables)))
              for row in rates_rows(name, data)]
-    if runs.n_allocations >= LEAST:
-        tuned = of_rates(load(options.rates))
-        for data, groups in ((f"{runs.name}; {tuned.name}", [runs, tuned]), (runs.name, [runs]), (tuned.name, [tuned])):
-            rows.append({"part": "exponents", "data": data, "prior": SHIPPED,
-                         **asdict(exponents(groups, load_prior(SHIPPED).rates))})
+    each = [[c] for c in (whole, runs, of_rates(load(options.rates))) if c.n_allocations > 1]
+    for data in ([c for (c,) in each], *each):
+        rows.append({"part": "exponents", "data": "; ".join(c.name for c in data), "prior": SHIPPED,
+                     **asdict(exponents(data, load_prior(SHIPPED).rates))})
     publish("length_model", targets_of(rows), rows, COLUMNS, threads=1, folder=options.out)
     return 0
 

@@ -49,7 +49,7 @@ def _loss(rows: list[Mapping[str, Any]], steps: int) -> str:
 
 def rates() -> str:
     """Exchange rates after every number of steps."""
-    rows = [r for r in read(MODEL)["rows"] if r["part"] == "exchange rates" and r["data"].startswith("plays, 240")]
+    rows = [r for r in read(MODEL)["rows"] if (r["part"], r["data"]) == ("exchange rates", "plays, table of curves")]
     return grid(("steps", "allocations", *NAMES), [
         [str(r["step"]), str(r["allocations"]), *(_with_error(r, name) for name in NAMES)] for r in rows])
 
