@@ -286,7 +286,7 @@ def test_command_writes_rows_without_any_trial(monkeypatch: pytest.MonkeyPatch, 
     assert {r["rmse"] is None for r in rows if r["of_steps"] == STEPS} == {True}
     assert {r["over_last_value"] for r in rows if r["of_steps"] != STEPS} == {1.0}
     rates = [r for r in found["rows"] if r["part"] == "exchange rates"]
-    assert [r["step"] for r in rates] == [*COLUMNS, SHORT, STEPS, 12, 24, 12, 24]
+    assert [r["step"] for r in rates] == [*COLUMNS, *COLUMNS, SHORT, STEPS, SHORT, STEPS, 12, 24, 12, 24]
     assert all((r[name] is None) == (r["allocations"] == 0) for r in rates for name in NAMES)
     assert sum(t["value"] is None for t in found["targets"]) == 18  # three for each of 24, 72 and a run of 24, twice
 
