@@ -6,12 +6,11 @@ from math import exp
 from statistics import fmean
 from typing import Any
 
-from bench.pages.blocks import Tables, between, figure, fixed, grid, percent, read, signed, source, unless_missing
+from bench.pages.blocks import Tables, between, figure, fixed, grid, percent, read, source, unless_missing
 from qra_bo.searchers.structured.rates import NAMES
 
 STUDY, MODEL, WORTH, OPTIMA, PREDICTED = "length/length", "length_model", "worth", "length_rates", "length_predicted"
 PROMPT_LETTERS = 120
-CURVES, WITHIN_MB = "length_table", (42, 45, 48, 51, 54, 57, 60, 63, 66)
 COMMAND = "python -m bench.length"
 
 
@@ -46,28 +45,6 @@ def _place(row: Mapping[str, Any]) -> tuple[str, str, int]:
 
 def _loss(rows: list[Mapping[str, Any]], steps: int) -> str:
     return fixed(next((r["loss"] for r in rows if r["steps"] == steps), None), 4)
-
-
-def within() -> str:
-    """The best uniform and the best mixed allocation of the table of curves within several limits."""
-    rows = [r for r in read(CURVES)["rows"] if r["loss"] is not None and r["short_loss"] is not None]
-    uniform, mixed = ([r for r in rows if (len({*r["formats"]}) == 1 == len({*r["ranks"]})) is kind]
-                      for kind in (True, False))
-    lines = []
-    for limit in WITHIN_MB:
-        cells, both = [f"{limit} MB"], [[r for r in of if r["stored_bytes"] <= 1e6 * limit] for of in (uniform, mixed)]
-        if not all(both):
-            continue
-        for key in ("short_loss", "loss"):
-            best = [min(of, key=lambda r, key=key: float(r[key])) for of in both]  # type: ignore[misc]
-            cells += [*(f"{_allocation(r)}: {fixed(r[key], 4)}" for r in best), signed(best[1][key] - best[0][key], 4)]
-        lines.append(cells)
-    return grid(("within", "24 steps: best uniform", "best mixed", "difference", "240 steps: best uniform", "best mixed",
-                 "difference"), lines) + source(CURVES)
-
-
-def _allocation(row: Mapping[str, Any]) -> str:
-    return f"{fixed(row['average_bits'], 1)} bits, rank {fixed(row['average_rank'], 1)}"
 
 
 def rates() -> str:
@@ -159,7 +136,6 @@ def _one_line(text: str) -> str:
 
 
 TABLES: Tables = {"length-seeds": unless_missing(STUDY, seeds, f"{COMMAND} --summary"),
-                  "length-within": unless_missing(CURVES, within, f"{COMMAND}.table"),
                   "length-effects": unless_missing(STUDY, effects, f"{COMMAND} --summary"),
                   "length-rates": unless_missing(MODEL, rates, f"{COMMAND}.model"),
                   "length-exponents": unless_missing(MODEL, exponents, f"{COMMAND}.model"),
