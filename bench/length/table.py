@@ -30,7 +30,7 @@ from qra_bo.report.style import png_bytes
 from qra_bo.space import Allocation
 
 FILE = RESULTS / "length" / "table" / NAME
-FIGURES = DOCS / "figures"
+FIGURES, FIGURE = DOCS / "figures", "length_table"
 LENGTHS = (STEPS, SHORT)
 RANKS = (1, 2, 4, 8, 16, 24)
 GRID = (*((bits, rank) for bits in (2, 3, 4, 5) for rank in RANKS), (8, 1), (8, 8), (8, 16))
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         publish("length_table", (), rows,
                 ("name", "average_bits", "average_rank", "stored_bytes", "loss", "short_loss"), folder=options.results)
         figures = FIGURES if options.results == RESULTS else options.results
-        (figures / "length_table.png").write_bytes(png_bytes(draw_table(rows, {"short_loss": SHORT, "loss": STEPS})))
+        (figures / f"{FIGURE}.png").write_bytes(png_bytes(draw_table(rows, {"short_loss": SHORT, "loss": STEPS})))
 
     return run(job)
 
