@@ -30,7 +30,7 @@ from qra_bo.report.style import png_bytes
 from qra_bo.space import Allocation
 
 FILE = RESULTS / "length" / "table" / NAME
-FIGURES, FIGURE = DOCS / "figures", "length_table"
+FIGURE = DOCS / "figures" / "length_table.png"
 LENGTHS = (STEPS, SHORT)
 RANKS = (1, 2, 4, 8, 16, 24)
 GRID = (*((bits, rank) for bits in (2, 3, 4, 5) for rank in RANKS), (8, 1), (8, 8), (8, 16))
@@ -90,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = rows_of(load(options.out / NAME), config)
         publish("length_table", (), rows,
                 ("name", "average_bits", "average_rank", "stored_bytes", "loss", "short_loss"), folder=options.results)
-        figures = FIGURES if options.results == RESULTS else options.results
-        (figures / f"{FIGURE}.png").write_bytes(png_bytes(draw_table(rows, {"short_loss": SHORT, "loss": STEPS})))
+        figure = FIGURE if options.results == RESULTS else options.results / FIGURE.name
+        figure.write_bytes(png_bytes(draw_table(rows, {"short_loss": SHORT, "loss": STEPS})))
 
     return run(job)
 

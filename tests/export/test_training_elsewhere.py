@@ -114,13 +114,15 @@ def test_other_trainers_lose_as_much_as_our_own(run: Path, tmp_path: Path, kind:
     data = batches(2, 200).repeat(4, 1, 1)
     wanted = own_losses(run, data)
     assert wanted[0] - wanted[6] > 0.03  # it learns, so that a trainer that does nothing would differ
-    assert trainer_losses(run, data, tmp_path, kind) == pytest.approx(wanted, abs=1e-3)  # processors round otherwise
+    found = trainer_losses(run, data, tmp_path, kind)
+    assert found[:5] == pytest.approx(wanted[:5], abs=1e-4)
+    assert found == pytest.approx(wanted, abs=1e-3)  # rounding grows with the steps: 0.0005 on one processor
 
 
 def test_trl_trains_over_a_packed_head(tmp_path: Path) -> None:
     run = finish(tmp_path / "run", ("nf4",) * 4, RANKS, "quantizer.rounding=rtn", "dtype=float32", "embeddings=8")
     data = batches(3, 200)
-    assert trainer_losses(run, data, tmp_path / "out", "trl") == pytest.approx(own_losses(run, data), abs=1e-3)
+    assert trainer_losses(run, data, tmp_path / "out", "trl") == pytest.approx(own_losses(run, data), abs=1e-4)
 
 
 def test_plain_loop_changes_the_adapter_and_nothing_else(run: Path) -> None:

@@ -70,22 +70,17 @@ class Inputs:
         return rows[torch.argsort(self.order)]
 
 
-def _damped_diagonal(moments: Tensor) -> Tensor:
-    """Return the diagonal of ``moments`` (``in x in``) that makes them positive definite."""
-    diagonal = moments.diagonal()
-    mean = diagonal.mean()
-    return diagonal + torch.where(mean > 0, DAMPING * mean, 1.0)  # 1.0: inputs that are always 0
-
-
 def _factored(moments: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Return the order of the columns, the factor, and whether a decomposition failed.
 
     A matrix goes as soon as the next is made from it: for the widest layers each takes a GB of a GPU.
     """
-    damped = _damped_diagonal(moments)
+    diagonal = moments.diagonal()
+    mean = diagonal.mean()
+    damped = diagonal + torch.where(mean > 0, DAMPING * mean, 1.0)  # 1.0: inputs that are always 0
     order = torch.argsort(damped, descending=True, stable=True)
     rows = moments[order]
-    del moments
+    del moments, diagonal  # a view of them
     matrix = rows[:, order]
     del rows
     matrix.diagonal().copy_(damped[order])
