@@ -56,8 +56,10 @@ TIMES = ("status.json", "report.html", "report.json", "plots", "best.json", JOUR
 COMPARED = ("key", "bits", "ranks", "stage", "state", "loss", "loss_se", "curve", "new_steps", "training_tokens",
             "forward_tokens")
 """Fields of a trial that are the same in any two runs."""
-WITHOUT = ("checkpoints/", "status.json")
+WITHOUT = ("checkpoints/", "status.json", "export/checks.json")
 """Files that a run may end well without, as it says in a warning: no result depends on them."""
+RECORD, CHECKED = "export/made_from.json", "checks.json"
+"""What names the exports that were made, and its entry of their check, which a run may end well without."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ def _results(run: Path) -> dict[str, Any]:
         if path.is_file() and not name.startswith((*TIMES, "checkpoints")):
             raw = path.read_bytes().replace(os.fsencode(run), b"RUN")
             found[name] = _tensors(raw) if path.suffix == ".safetensors" else raw
+    if RECORD in found:
+        found[RECORD] = {name: adapter for name, adapter in json.loads(found[RECORD]).items() if name != CHECKED}
     return found
 
 

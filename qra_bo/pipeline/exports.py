@@ -1,5 +1,6 @@
 """Exports of a run in its folder: written, loaded again, and told in a line each."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +15,7 @@ from qra_bo.report.tables import print_line
 from qra_bo.utils.errors import ConfigError, UserError, from_lack_of_memory
 from qra_bo.utils.files import write_json, writing
 
+log = logging.getLogger(__name__)
 CHECKS = Path("export") / "checks.json"
 QUICK_WEIGHTS = 500_000_000
 """Largest base, by the weights of its linears, that ``export.check=auto`` loads again: a matter of seconds."""
@@ -24,7 +26,7 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
 
     These are all that copy no model, those in ``export.targets``, and those that the program of ``serve`` loads.
     Nothing that fails here, for want of memory too, takes anything from the run or from the other exports: the reason
-    is printed on ``console``, where there is one.
+    is a warning of the log, which is shown with every ``display``.
     """
     from qra_bo.export.registry import SMALL, export_all  # loads torch, which a simulation does without
     trust = bool(config.model["trust_remote_code"])
@@ -37,8 +39,7 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
             known = error if isinstance(error, UserError) else from_lack_of_memory(error)
             if known is None:
                 raise
-            if console is not None:
-                print_line(console, f"Warning: {what}, and the run's other files are complete: {known}")
+            log.warning("%s, and the run's other files are complete: %s", what, known)
 
     for target in asked_for(config):
         if target not in SMALL:

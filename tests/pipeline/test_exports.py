@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from qra_bo.config import load_config
@@ -26,8 +24,8 @@ CONFIG = load_config([*RUN, "export.targets=[merged,packed]"])
 
 @pytest.mark.parametrize("error", [OutputError("no"), MemoryError("no"), torch.OutOfMemoryError("no"),
                                    RuntimeError("CUDA driver error: out of memory: no")])
-def test_an_export_that_fails_leaves_the_others(error: Exception, tmp_path: Path,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_leaves_the_others_and_is_told_without_a_display(
+        error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def export_all(folder: Path, targets: Sequence[str], *_: Any) -> list[Path]:
         if "merged" in targets:
             raise error
@@ -36,10 +34,10 @@ def test_an_export_that_fails_leaves_the_others(error: Exception, tmp_path: Path
     monkeypatch.setattr("qra_bo.export.registry.export_all", export_all)
     monkeypatch.setattr(exports, "checked", lambda config, folder, console: [folder / "checks"])
     monkeypatch.setattr(exports, "commands", lambda config, folder: [])
-    said = StringIO()
-    assert write_exports(CONFIG, tmp_path, Console(file=said, width=1000)) == [tmp_path / "packed", tmp_path / "checks"]
-    assert said.getvalue().startswith("Warning: the export merged was not written, and the run's other files are")
-    assert "no" in said.getvalue().partition("complete: ")[2]
+    assert write_exports(CONFIG, tmp_path, None) == [tmp_path / "packed", tmp_path / "checks"]
+    [said] = caplog.messages
+    assert said.startswith("the export merged was not written, and the run's other files are complete: ")
+    assert "no" in said.partition("complete: ")[2]
 
 
 def test_a_bug_in_an_export_is_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
