@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.length.command import run, study_config, study_parser
+from bench.length.finds import drawn_rows
 from bench.length.plan import make_plan, wanted
-from bench.length.predicted import drawn_rows
 from bench.length.study import work
 from bench.length.summary import publish
 from bench.length.trials import NAME

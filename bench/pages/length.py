@@ -9,7 +9,8 @@ from typing import Any
 from bench.pages.blocks import Tables, between, figure, fixed, grid, percent, read, source, unless_missing
 from qra_bo.searchers.structured.rates import NAMES
 
-STUDY, MODEL, WORTH, OPTIMA, PREDICTED = "length/length", "length_model", "worth", "length_rates", "length_predicted"
+STUDY, MODEL, WORTH, OPTIMA = "length/length", "length_model", "worth", "length_rates"
+PREDICTED, SEARCHED = "length_predicted", "length_searched"
 PROMPT_LETTERS = 120
 COMMAND = "python -m bench.length"
 
@@ -110,14 +111,14 @@ def rate_checks() -> str:
          fixed(r["by_length_loss"], 4), between(r["difference"], r["low"], r["high"], 4)] for r in rows])
 
 
-def predicted() -> str:
-    """What is predicted for the final length and for that of a trial, after whole trainings on unseen seeds."""
+def finds(result: str) -> str:
+    """What is found for the final length and for that of a trial, after whole trainings on unseen seeds."""
     return grid(("text", "stored", "steps", "allocation", "bits", "rank", "seeds", "test loss",
                  "less the best uniform choice", "less that for 24 steps"), [
         [r["task"], r["limit"], str(r["steps"]), r["name"], fixed(r["bits"]), fixed(r["rank"], 1), str(r["seeds"]),
          fixed(r["loss"], 4), *("" if (d := r.get(key)) is None else between(d["mean"], d["low"], d["high"], 4)
                                 for key in ("over_uniform", "over_short"))]
-        for r in read(PREDICTED)["rows"]]) + source(PREDICTED)
+        for r in read(result)["rows"]]) + source(result)
 
 
 def worth() -> str:
@@ -141,7 +142,9 @@ TABLES: Tables = {"length-seeds": unless_missing(STUDY, seeds, f"{COMMAND} --sum
                   "length-exponents": unless_missing(MODEL, exponents, f"{COMMAND}.model"),
                   "length-optima": unless_missing(OPTIMA, optimal_rates, f"{COMMAND}.rates"),
                   "length-checks": unless_missing(OPTIMA, rate_checks, f"{COMMAND}.rates"),
-                  "length-predicted": unless_missing(PREDICTED, predicted, f"{COMMAND}.predicted"),
+                  "length-predicted": unless_missing(PREDICTED, lambda: finds(PREDICTED), f"{COMMAND}.finds"),
+                  "length-searched": unless_missing(SEARCHED, lambda: finds(SEARCHED),
+                                                    f"{COMMAND}.finds --effort quick"),
                   "worth": unless_missing(WORTH, worth, "python -m bench.worth --summary"),
                   "length-predictions": unless_missing(MODEL, predictions, f"{COMMAND}.model")}
 """All tables by the name that pages ask for."""

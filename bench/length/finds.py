@@ -1,17 +1,17 @@
-"""Trainings of the final length: allocations that are predicted or searched for it, for a trial, and the best uniform.
+"""Trainings of the final length: allocations that an effort finds for it and for a trial, and the best uniform choice.
 
-    python -m bench.length.predicted [--limits 54MB ...] [--steps 240] [--work FOLDER] [--out FOLDER] [--hours 2]
-    python -m bench.length.predicted --effort quick [...]
-    python -m bench.length.predicted --task gsm8k --gsm8k RECORDS.jsonl [...]
-    python -m bench.length.predicted --summary
+    python -m bench.length.finds [--limits 54MB ...] [--steps 240] [--work FOLDER] [--out FOLDER] [--hours 2]
+    python -m bench.length.finds --effort quick [...]
+    python -m bench.length.finds --task gsm8k --gsm8k RECORDS.jsonl [...]
+    python -m bench.length.finds --summary [--effort quick]
 
 One text in bf16, six formats, codes by GPTQ. Within each limit ``effort=instant`` predicts one allocation for 24 steps
 and one for 240, with what is learned from the other text alone; both cost a profile. (No prediction differs beyond
-240.) With ``--effort quick`` a quick search with trials of 24 steps finds one for each length beside them. All finds
-and the best uniform choice are trained ``--steps`` steps on unseen seeds and evaluated on the test split. Learning
-rates are those of ``adapter.lr_rule=by_length``, of a search times the factor that it calibrated, and for the uniform
-choice the best at this length: for the plays by ``python -m bench.length.rates``, for GSM8K of those tried here.
-Processes may do a limit each. The command may be stopped and started again.
+240.) With ``--effort quick`` quick searches with trials of 24 steps find them, in a study of its own. Both finds and
+the best uniform choice are trained ``--steps`` steps on unseen seeds and evaluated on the test split. Learning rates
+are those of ``adapter.lr_rule=by_length``, of a search times the factor that it calibrated, and for the uniform choice
+the best at this length: for the plays by ``python -m bench.length.rates``, for GSM8K of those tried here. Processes may
+do a limit each. The command may be stopped and started again.
 """
 
 import json
@@ -38,15 +38,17 @@ from qra_bo.space import Allocation
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import write_json
 
-FOLDER = RESULTS / "length" / "predicted"
-RESULT, FINDS = "length_predicted", "finds.json"
+FOLDER = RESULTS / "length"
+FINDS = "finds.json"
 LONGEST = rates.TRIAL * int(LONGEST_RATIO)
 """Most steps for which a prediction is another one than for fewer."""
 KINDS = {"instant": "predicted", "quick": "searched"}
-"""What an effort's finds are called."""
+"""What an effort's finds are called, and the folder of their trials."""
+RESULT = {effort: f"length_{kind}" for effort, kind in KINDS.items()}
+"""Name of an effort's results."""
 FOUND = {effort: (f"{kind} for {rates.TRIAL} steps", f"{kind} for {LONGEST} steps") for effort, kind in KINDS.items()}
 """By effort, names of the find for a trial's length and of that for the final one."""
-(SHORT, LONG), UNIFORM = FOUND["instant"], "best uniform choice"
+UNIFORM, COST = "best uniform choice", ("equivalents", "trials")
 SEEDS = {LONGEST: 5, 720: 3}
 """Unseen seeds by steps."""
 BEST_UNIFORM = {"54MB": (3, 15), "uniform:4,16": (4, 16)}
@@ -67,7 +69,7 @@ def find_both(task: str, limit: str, effort: str, folder: Path, overrides: Seque
         config = load_config([*DEFAULTS, f"surrogate.rates={learned}", "search.length=final",
                               f"final.steps={steps}", *overrides, f"budget={limit}", "seed=0"])
         row = found_by(config, folder / f"{steps}", effort, learned)
-        facts = {} if effort == "instant" else {key: row[key] for key in ("lr_scale", "equivalents", "trials")}
+        facts = {} if effort == "instant" else {key: row[key] for key in ("lr_scale", *COST)}
         finds[name] = {**Allocation.from_json(row).to_json(), **facts}
     return finds
 
@@ -136,7 +138,8 @@ def rows_of(task: str, limit: str, steps: int, finds: dict[str, Row], found: Fou
         allocation = trials[name].allocation
         row: Row = {"task": task, "limit": limit, "name": name, "steps": steps, "seeds": len(of),
                     "loss": fmean(of.values()), "bits": fmean(parse_format(f).bits for f in allocation.formats),
-                    "rank": fmean(allocation.ranks), "factor": trials[name].lr_scale, **allocation.to_json()}
+                    "rank": fmean(allocation.ranks), "factor": trials[name].lr_scale, **allocation.to_json(),
+                    **{key: finds[name][key] for key in COST if key in finds.get(name, {})}}
         short = next((pair[0] for pair in FOUND.values() if name == pair[1]), name)
         for key, other in (("over_uniform", UNIFORM), ("over_short", short)):
             if name not in (UNIFORM, other) and (d := difference(of, losses.get(other, {}))) is not None:
@@ -147,38 +150,39 @@ def rows_of(task: str, limit: str, steps: int, finds: dict[str, Row], found: Fou
 
 def drawn_rows(step_tokens: int) -> list[Row]:
     """Return the published differences to the best uniform choice as the figure of the study takes them."""
-    path = RESULTS / f"{RESULT}.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    paths = [RESULTS / f"{result}.json" for result in RESULT.values()]
+    rows = [row for path in paths if path.exists() for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     return [{"task": r["task"], "limit": r["limit"], "name": f"{r['name']}, {r['limit']}, bf16",
              "tokens": r["steps"] * step_tokens, "minus_best_uniform": r.get("over_uniform")} for r in rows]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = study_parser("length.predicted", __doc__)
+    parser = study_parser("length.finds", __doc__)
     parser.add_argument("--task", choices=list(OTHER), default=PLAYS)
     parser.add_argument("--limits", nargs="+", choices=list(BEST_UNIFORM), default=list(BEST_UNIFORM))
     parser.add_argument("--steps", type=int, choices=list(SEEDS), default=LONGEST, help="optimiser steps")
-    parser.add_argument("--effort", choices=list(KINDS), default="instant", help="whose finds are trained, too")
-    parser.add_argument("--work", type=Path, default=Path("outputs/predicted"), help="where profiles are kept")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the trials, one a text and limit")
+    parser.add_argument("--effort", choices=list(KINDS), default="instant", help="whose finds are trained")
+    parser.add_argument("--work", type=Path, default=Path("outputs/finds"),
+                        help="where profiles and searches are kept")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the trials, one an effort, text and limit")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("overrides", nargs="*", help="of the predictions' configuration, such as sensitivity.path=FILE")
     options = parser.parse_args(arguments)
     task: str = options.task
+    kept = options.out / KINDS[options.effort]
     if task == GSM8K and options.gsm8k is None and not options.summary:
         parser.error("--task gsm8k needs --gsm8k, the JSONL file of its records")
 
     def train(limit: str) -> None:
         text = text_overrides(task, options.gsm8k)
-        folder = options.out / task / folder_name(limit)
+        folder = kept / task / folder_name(limit)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FINDS
-        finds = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not set(FOUND[options.effort]) <= set(finds):
-            finds |= find_both(task, limit, options.effort, options.work / task / folder.name / options.effort,
-                               [*text, *options.overrides])
-            write_json(path, finds)
+        if not path.exists():
+            write_json(path, find_both(task, limit, options.effort, options.work / KINDS[options.effort] / task /
+                                       folder.name, [*text, *options.overrides]))
+        finds = json.loads(path.read_text(encoding="utf-8"))
         config = study_config(task, options.gsm8k, ["dtype=bfloat16", "adapter.lr_rule=by_length"])
         work(lambda found: wanted(task, limit, options.steps, finds, found), folder / NAME, {task: config},
              options.trials, options.hours)
@@ -189,12 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows: list[Row] = []
         for text in OTHER:
             for limit in BEST_UNIFORM:
-                folder = options.out / text / folder_name(limit)
+                folder = kept / text / folder_name(limit)
                 if (folder / FINDS).exists():  # else not begun
                     finds = json.loads((folder / FINDS).read_text(encoding="utf-8"))
                     found = load(folder / NAME)
                     rows += [row for steps in SEEDS for row in rows_of(text, limit, steps, finds, found)]
-        publish(RESULT, (), rows, ("task", "limit", "steps", "name", "bits", "rank", "seeds", "loss"),
+        publish(RESULT[options.effort], (), rows, ("task", "limit", "steps", "name", "bits", "rank", "seeds", "loss"),
                 folder=options.results)
 
     return run(job)
