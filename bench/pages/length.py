@@ -10,7 +10,7 @@ from bench.pages.blocks import Tables, between, figure, fixed, grid, percent, re
 from qra_bo.searchers.structured.rates import NAMES
 
 STUDY, MODEL, WORTH, OPTIMA = "length/length", "length_model", "worth", "length_rates"
-PREDICTED, SEARCHED = "length_predicted", "length_searched"
+PREDICTED, SEARCHED, PROMOTION = "length_predicted", "length_searched", "length_promotion"
 PROMPT_LETTERS = 120
 COMMAND = "python -m bench.length"
 
@@ -121,6 +121,16 @@ def finds(result: str) -> str:
         for r in read(result)["rows"]]) + source(result)
 
 
+def promotion() -> str:
+    """The regret of each rule at each cost, and what one in twenty draws exceeds."""
+    rows = read(PROMOTION)["rows"]
+    costs = dict.fromkeys(r["cost"] for r in rows)
+    cells = {(r["rule"], r["cost"]): f"{fixed(r['regret'], 4)} ({fixed(r['regret_95'], 4)})" for r in rows}
+    return grid(("trials", *(f"cost of {cost} runs of 24 steps" for cost in costs)), [
+        [rule, *(cells[rule, cost] for cost in costs)] for rule in dict.fromkeys(r["rule"] for r in rows)]) \
+        + source(PROMOTION)
+
+
 def worth() -> str:
     """What differences of the loss are worth, with the beginning of a generated text."""
     rows = read(WORTH)["rows"]
@@ -145,6 +155,7 @@ TABLES: Tables = {"length-seeds": unless_missing(STUDY, seeds, f"{COMMAND} --sum
                   "length-predicted": unless_missing(PREDICTED, lambda: finds(PREDICTED), f"{COMMAND}.finds"),
                   "length-searched": unless_missing(SEARCHED, lambda: finds(SEARCHED),
                                                     f"{COMMAND}.finds --effort quick"),
+                  "length-promotion": unless_missing(PROMOTION, promotion, f"{COMMAND}.promotion"),
                   "worth": unless_missing(WORTH, worth, "python -m bench.worth --summary"),
                   "length-predictions": unless_missing(MODEL, predictions, f"{COMMAND}.model")}
 """All tables by the name that pages ask for."""
