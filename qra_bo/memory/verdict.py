@@ -65,7 +65,7 @@ def verdict_of(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits:
         most_bits: Limit on average code bits; ``None``: none.
         larger: Further decoders, asked for where nothing binds.
     """
-    low, top, wide = space.ranks.values[0], space.ranks.values[-1], space.widest
+    top, wide = space.ranks.values[-1], space.widest
     allowed = within_average(space, most_bits)
     if wide in allowed and (need := uniform_bytes(memory, space, wide, top)) <= size:
         most = "the most that bits and ranks allow" if wide == space.formats[-1] else \
@@ -74,9 +74,9 @@ def verdict_of(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits:
                        f"{format_size(need)} of {format_size(size)}. A search has nothing to trade: this choice is "
                        "trained at once, and search.force=true searches all the same.",
                        tuple(_purchases(memory, space, size, larger())))
-    fitting = [f for f in allowed if uniform_bytes(memory, space, f, low) <= size]
-    if not fitting:
-        least, _ = smallest(memory.table(space), space)
+    fitting = [f for f in allowed if largest_rank(memory, space, f, size)]  # of all ranks, not of the ladder's alone
+    least, _ = smallest(memory.table(space), space)
+    if not fitting or least > size:
         return Verdict(NOTHING_FITS, "No uniform choice fits, and a search needs one to compare with." if least <= size
                        else f"Nothing fits: the smallest allocation needs {format_size(least)}.")
     best = fitting[-1]
@@ -93,9 +93,9 @@ def verdict_of(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits:
                        "Expect little from mixing: a uniform choice is often as good.")
     if further is not None:
         four = next((f for f in allowed if f.bits >= FOUR_BITS), further)
-        over = 100 * (uniform_bytes(memory, space, four, low) / size - 1)
+        over = 100 * (uniform_bytes(memory, space, four, 1) / size - 1)
         fails = "just fails to fit" if four.bits == further.bits else "does not fit"
-        limit = f"{_named(four)} {fails}: with rank {low} it needs {over:.1f} % more than the budget"
+        limit = f"{_named(four)} {fails}: with rank 1 it needs {over:.1f} % more than the budget"
     return Verdict(MIXING_PAYS, f"{limit[0].upper()}{limit[1:]}. {_named(best).capitalize()} fits with rank {rank}. "
                    "This is where mixing pays.")
 

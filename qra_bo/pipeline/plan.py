@@ -224,10 +224,10 @@ def check_card(config: RunConfig, memory: MemoryModel, budget: int) -> None:
 def needs_of(setting: Setting, budget: int) -> list[Need]:
     """Return what the formats of the space need on all units, and the largest rank that fits ``budget`` bytes; of
     ``USUAL_BITS`` too, where any format may be stored and the model's shapes allow it."""
-    space, low, needs = setting.space, setting.space.ranks.values[0], list[Need]()
+    space, needs = setting.space, list[Need]()
     usual = [default_format(bits) for bits in USUAL_BITS if bits not in setting.config.bits]
     for fmt in sorted([*space.formats, *(usual if setting.config.serve == "any" else ())], key=lambda fmt: fmt.bits):
         with suppress(SpaceError):
-            needs.append(Need(fmt.name, fmt.bits, low, setting.predictor(uniform(space.n_units, fmt.name, low)),
+            needs.append(Need(fmt.name, fmt.bits, setting.predictor(uniform(space.n_units, fmt.name, 1)),
                               largest_rank(setting.memory, space, fmt, budget), fmt in space.formats))
     return needs

@@ -20,21 +20,20 @@ class Need:
     """What one format needs on every unit.
 
     Args:
-        least: Predicted bytes with the smallest rank of the ladder, ``low``.
-        largest: Largest rank that fits; 0 where ``low`` does not.
+        least: Predicted bytes with rank 1.
+        largest: Largest rank that fits; 0 where none does.
         searched: Whether the run may use the format.
     """
 
     fmt: str
     bits: int
-    low: int
     least: int
     largest: int
     searched: bool = True
 
 
 def print_needs(console: Console, title: str, budget: int, needs: Sequence[Need]) -> None:
-    """Print a bar for every format: its bytes with the smallest rank as a share of ``budget`` bytes."""
+    """Print a bar for every format: its bytes with rank 1 as a share of ``budget`` bytes."""
     print_line(console, title)
     width = max(len(need.fmt) for need in needs)
     for need in needs:
@@ -43,7 +42,7 @@ def print_needs(console: Console, title: str, budget: int, needs: Sequence[Need]
         fits = f"fits, up to rank {need.largest}" if need.largest else "does not fit"
         fits += "" if need.searched else " (not among this run's bits)"
         print_line(console, f"  {need.bits:2d} bits {need.fmt:<{width}} [{'#' * filled:<{BAR}}]{over} "
-                            f"{size(need.least):>9} with rank {need.low}: {fits}")
+                            f"{size(need.least):>9} with rank 1: {fits}")
 
 
 def print_passage(console: Console, source: str, text: str) -> None:

@@ -12,6 +12,7 @@ from qra_bo.memory.verdict import (
     NOTHING_BINDS,
     NOTHING_FITS,
     RANKS,
+    best_uniform,
     largest_rank,
     smallest_side,
     verdict_of,
@@ -19,7 +20,7 @@ from qra_bo.memory.verdict import (
 from tests.memory.spaces import LLAMA2_7B, TINY, space_of
 
 MODEL = MemoryModel(TINY, TrainShape(4, 64))
-SPACE = space_of(formats=("hqq2", "hqq3", "nf4", "int8"), ranks=(2, 4, 8))
+SPACE = space_of(formats=("hqq2", "hqq3", "nf4", "int8"), ranks=(1, 4, 8))
 
 
 def needs(fmt: str, rank: int) -> int:
@@ -27,19 +28,28 @@ def needs(fmt: str, rank: int) -> int:
 
 
 @pytest.mark.parametrize(("size", "region"), [
-    (needs("int8", 8), NOTHING_BINDS), (needs("int8", 8) - 1, RANKS), (needs("int8", 2), RANKS),
-    (needs("int8", 2) - 1, BITS), (needs("nf4", 2), BITS), (needs("nf4", 2) - 1, MIXING_PAYS),
-    (needs("hqq2", 2), MIXING_PAYS), (smallest(MODEL.table(SPACE), SPACE)[0] - 1, NOTHING_FITS)])
+    (needs("int8", 8), NOTHING_BINDS), (needs("int8", 8) - 1, RANKS), (needs("int8", 1), RANKS),
+    (needs("int8", 1) - 1, BITS), (needs("nf4", 1), BITS), (needs("nf4", 1) - 1, MIXING_PAYS),
+    (needs("hqq2", 1), MIXING_PAYS), (smallest(MODEL.table(SPACE), SPACE)[0] - 1, NOTHING_FITS)])
 def test_regions_begin_where_a_uniform_choice_fits(size: int, region: str) -> None:
     assert verdict_of(MODEL, SPACE, size).region == region
 
 
 def test_four_bits_that_just_fail_are_told_from_others() -> None:
-    just, far = verdict_of(MODEL, SPACE, needs("nf4", 2) - 1), verdict_of(MODEL, SPACE, needs("hqq3", 2) - 1)
-    assert "Uniform 4 bits (nf4) just fails to fit: with rank 2 it needs 0.0 % more" in just.sentence
+    just, far = verdict_of(MODEL, SPACE, needs("nf4", 1) - 1), verdict_of(MODEL, SPACE, needs("hqq3", 1) - 1)
+    assert "Uniform 4 bits (nf4) just fails to fit: with rank 1 it needs 0.0 % more" in just.sentence
     assert "Uniform 4 bits (nf4) does not fit" in far.sentence
-    assert f"Uniform 3 bits (hqq3) fits with rank {largest_rank(MODEL, SPACE, parse_format('hqq3'), needs('nf4', 2))}" \
+    assert f"Uniform 3 bits (hqq3) fits with rank {largest_rank(MODEL, SPACE, parse_format('hqq3'), needs('nf4', 1))}" \
         in just.sentence
+
+
+def test_a_uniform_choice_may_have_a_rank_below_the_ladders() -> None:
+    size, coarse = needs("nf4", 4) - 1, space_of(formats=("hqq2", "hqq3", "nf4", "int8"), ranks=(4, 8))
+    assert best_uniform(MODEL, coarse, size) == (parse_format("int8"), 2)
+    assert "Uniform 8 bits (int8) fits with rank 2 of at most 8" in verdict_of(MODEL, coarse, size).sentence
+    least = smallest(MODEL.table(coarse), coarse)[0]
+    assert needs("hqq2", 1) < least
+    assert verdict_of(MODEL, coarse, least - 1).region == NOTHING_FITS  # a search needs a mixed one that fits
 
 
 @pytest.mark.parametrize("optimizer", ["paged_adamw", "paged_adamw_8bit"])
@@ -63,7 +73,7 @@ def test_a_limit_on_average_bits_binds_where_memory_does_not() -> None:
     (needs("int8", 8), 4, BITS, "Uniform 4 bits (nf4) fits with rank 8, and no uniform choice of more bits keeps to "
                                 "max_average_bits=4."),
     (needs("int8", 8), 3.5, MIXING_PAYS, "No uniform choice of more bits keeps to max_average_bits=3.5. Uniform 3"),
-    (needs("hqq3", 2) - 1, 3, MIXING_PAYS, "Uniform 3 bits (hqq3) just fails to fit: with rank 2 it needs 0.0 % more"),
+    (needs("hqq3", 1) - 1, 3, MIXING_PAYS, "Uniform 3 bits (hqq3) just fails to fit: with rank 1 it needs 0.0 % more"),
     (needs("nf4", 2), 4.5, BITS, "and no uniform choice of more bits keeps to max_average_bits=4.5."),
     (needs("nf4", 2), 8, BITS, "and 8 bits do not fit")])
 def test_the_limit_that_binds_is_named(size: int, most_bits: float, region: str, words: str) -> None:

@@ -177,6 +177,8 @@ def test_needs_are_of_the_searched_and_the_usual_bits() -> None:
         for rank in (need.largest, need.largest + 1):
             assert rank in (0, 33) or (run.predictor(uniform(30, need.fmt, rank)) <= 54 * 10**6) == (
                 rank == need.largest)
+    coarse = needs_of(make_setting(load_config([*common, "bits=[3,4]", "ranks=[16,32]"])), 54 * 10**6)
+    assert coarse == needs  # uniform choices have any rank
     served = needs_of(make_setting(load_config([*common, "bits=[4]", "serve=mlx"])), 54 * 10**6)
     assert [(n.bits, n.searched) for n in served] == [(4, True)]
 

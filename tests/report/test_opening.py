@@ -12,7 +12,7 @@ def lines_of(printing, *arguments):
 
 
 def test_needs_are_bars_of_the_budget():
-    title, half, over = lines_of(print_needs, "needs", 100, [Need("hqq2", 2, 1, 50, 7), Need("int8", 8, 1, 101, 0)])
+    title, half, over = lines_of(print_needs, "needs", 100, [Need("hqq2", 2, 50, 7), Need("int8", 8, 101, 0)])
     assert title == "needs"
     assert half.count("#") == BAR // 2
     assert half.endswith("with rank 1: fits, up to rank 7")
