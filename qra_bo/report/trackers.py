@@ -106,17 +106,20 @@ class Tracker(ABC):
             raise MissingExtraError(extra, extra, f"logger={extra}") from error
         self._folder, self._project, self._where = folder, project, where
         self._study, self._begun = Study(), False
+        self._validations = 0
         self._born = (born or datetime.now().astimezone()) - CLOCK_GRAIN
 
     def __call__(self, event: Event) -> None:
         self._study.add(event)
+        at = len(self._study.trials) + self._validations
+        curve = event["curve"] if event["event"] == "final" else ()
+        self._validations += len(curve)
         if datetime.fromisoformat(event["time"]) < self._born:
             return
         if not self._begun:
             self.begin({key: self._study.header[key] for key in PARAMETERS})
             self._begun = True
-        at = len(self._study.trials)
-        for step, loss in event["curve"] if event["event"] == "final" else ():
+        for step, loss in curve:
             self.log({"final/step": float(step), "final/validation_loss": float(loss)}, at)
             at += 1  # trackers want steps that never fall
         metrics = metrics_of(self._study, event)
@@ -133,8 +136,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record numbers; ``step`` is the number of trials so far, after which the final fine-tune's validations
-        count on."""
+        """Record numbers; ``step`` is the number of trials and of validations of final fine-tunes so far."""
 
     @abstractmethod
     def finish(self) -> None:

@@ -107,6 +107,18 @@ def test_the_final_fine_tune_is_logged_by_step() -> None:
     assert {"final/loss": 3.871, "final/kept_step": 240.0} in [m for m, _ in tracker.logged]
 
 
+def test_steps_go_on_after_a_final_fine_tune_of_this_session_or_another() -> None:
+    events = make_events()
+    final = next(i for i, e in enumerate(events) if e["event"] == "final")
+    later = next(e for e in events if e["event"] == "confirmation")
+    trials = sum(e["event"] == "trial" for e in events[:final])
+    for born in (events[0]["time"], events[final + 1]["time"]):
+        tracker = Kept(datetime.fromisoformat(born))
+        for event in [*events[:final + 1], {**later, "time": events[-1]["time"]}]:
+            tracker(event)
+        assert tracker.logged[-1][1] == trials + len(events[final]["curve"])
+
+
 def test_earlier_sessions_are_not_logged_again() -> None:
     events = make_events()
     tracker = Kept(datetime.fromisoformat(events[20]["time"]))
