@@ -171,12 +171,14 @@ class TrialRunner:
             self._written.add(("warning", event["message"]))
         elif event["event"] == "stage":
             self._written.add((event["stage"], event["state"]))
+        elif event["event"] == "extension":  # the stages are gone through again, some with new work
+            self._written = {written for written in self._written if written[0] == "warning"}
         for listener in self._listeners:
             listener(event)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Name the stage of the run; its start and end are written once a run."""
+        """Name the stage of the run; its start and end are written once for each effort."""
         self.status.stage = name
         self._mark_stage(name, "start")
         self.status.write(self.study, "running")

@@ -186,8 +186,14 @@ def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_
     assert short.best["effort"] == "quick"
     assert extended.best["effort"] == "normal"
     assert len([e for e in load_study(tmp_path).trials if e.stage == "evolution"]) == 21
+    events = read_journal(tmp_path / "trials.jsonl").events
+    begun = next(i for i, e in enumerate(events) if e["event"] == "extension")
+    for part in (events[:begun], events[begun:]):  # what goes on names its stages, and their ends
+        assert {(e["stage"], e["state"]) for e in part if e["event"] == "stage"} >= {
+            ("search", "start"), ("search", "end"), ("confirmation", "start"), ("confirmation", "end")}
     again = run(tmp_path)
     assert again.best == extended.best
+    assert [e["event"] for e in read_journal(tmp_path / "trials.jsonl").events[len(events):]] == []
 
 
 def test_an_extension_adds_the_anchors_that_were_left_out(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
