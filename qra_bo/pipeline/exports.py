@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -14,6 +14,9 @@ from qra_bo.memory.serving import CONSUMERS
 from qra_bo.report.tables import print_line
 from qra_bo.utils.errors import ConfigError, UserError, from_lack_of_memory
 from qra_bo.utils.files import write_json, writing
+
+if TYPE_CHECKING:
+    from qra_bo.export.run import FinishedRun
 
 log = logging.getLogger(__name__)
 CHECKS = Path("export") / "checks.json"
@@ -46,6 +49,7 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
             attempt(partial(export_all, folder, [target], config.export.merged_base, trust, config.export.gguf),
                     f"the export {target} was not written")
     attempt(partial(checked, config, folder, console), "the exports were not checked")
+    warn_of_stale(config, folder)
     if console is not None:
         for line in commands(config, folder):
             print_line(console, line)
@@ -74,23 +78,32 @@ def refuse_base(config: RunConfig, model: Any, tokenizer: Any) -> None:
 
 
 def commands(config: RunConfig, folder: Path) -> list[str]:
-    """Return a line with the command of every server that the exports in a run's folder are for, and a warning of those
-    that are not of its present result."""
-    from qra_bo.export import gguf  # loads torch, like the two below
+    """Return a line with the command of every server that the exports in a run's folder are for."""
+    from qra_bo.export import gguf  # loads torch, like the one below
     from qra_bo.export.registry import TARGETS, stale_exports
-    from qra_bo.export.run import FinishedRun, export_command
-    run = FinishedRun.read(folder, bool(config.model["trust_remote_code"]), config.export.merged_base,
-                           config.export.gguf)
+    run = _finished(config, folder)
     stale = stale_exports(run)
     found = [(target.name, target.start(run)) for target in TARGETS.values()
              if target.start is not None and target.name not in stale and (folder / target.path).exists()]
     if "gguf" not in stale:
         found.append(("Ollama", gguf.start_ollama(run)))
-    lines = [f"Talk to it ({name}): {command}" for name, command in found if command is not None]
-    if stale:
-        lines.append(f"Warning: the exports {', '.join(stale)} are unfinished, or of an earlier result of this run; "
-                     f"write them again: {export_command(run, stale)}")
-    return lines
+    return [f"Talk to it ({name}): {command}" for name, command in found if command is not None]
+
+
+def warn_of_stale(config: RunConfig, folder: Path) -> None:
+    """Warn, with every ``display``, of exports in a run's folder that are not of its present result."""
+    from qra_bo.export.registry import stale_exports  # loads torch
+    from qra_bo.export.run import export_command
+    run = _finished(config, folder)
+    if stale := stale_exports(run):
+        log.warning("the exports %s are unfinished, or of an earlier result of this run; write them again: %s",
+                    ", ".join(stale), export_command(run, stale))
+
+
+def _finished(config: RunConfig, folder: Path) -> "FinishedRun":
+    from qra_bo.export.run import FinishedRun  # loads torch
+    return FinishedRun.read(folder, bool(config.model["trust_remote_code"]), config.export.merged_base,
+                            config.export.gguf)
 
 
 def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:
@@ -110,10 +123,8 @@ def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Pa
     """
     from qra_bo.export.check import check_exports  # loads torch
     from qra_bo.export.record import current_exports, recorded
-    from qra_bo.export.run import FinishedRun
     from qra_bo.finetune.manifest import N_TOKENS, package_versions
-    run = FinishedRun.read(folder, bool(config.model["trust_remote_code"]), config.export.merged_base,
-                           config.export.gguf)
+    run = _finished(config, folder)
     path = folder / CHECKS
     with writing(path, "check again"):
         if CHECKS.name not in current_exports(run):

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.export.registry import SMALL, export_all
-from qra_bo.pipeline.exports import checked
+from qra_bo.pipeline.exports import checked, warn_of_stale
 from qra_bo.utils.process import tolerant
 
 
@@ -23,6 +23,7 @@ def run(config: RunConfig) -> int:
     folder, trust = Path(str(config.out)), bool(config.model["trust_remote_code"])
     files = export_all(folder, config.export.targets or SMALL, config.export.merged_base, trust, config.export.gguf)
     files += checked(config, folder, Console(file=tolerant(sys.stdout)))
+    warn_of_stale(config, folder)
     for path in files:
         print(path)
     return 0

@@ -15,7 +15,7 @@ from qra_bo.export.run import GGUF_FILES, FinishedRun
 from qra_bo.finetune.manifest import ModuleRecord
 from qra_bo.memory.formats import FORMATS
 from qra_bo.memory.serving import TARGET_FORMATS
-from qra_bo.pipeline.exports import commands
+from qra_bo.pipeline.exports import commands, warn_of_stale
 from qra_bo.study.results import PREDICTED
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.fixtures import manifest_json, module_ranks, write_finished
@@ -269,7 +269,7 @@ def test_vllm_is_started_where_its_files_are(tmp_path):
     assert vllm.start(FinishedRun.read(run)).startswith(f"vllm serve {run.resolve() / 'compressed_tensors'} ")
 
 
-def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, monkeypatch):
+def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, monkeypatch, caplog):
     run = write_finished(tmp_path / "run")
     broken = []
 
@@ -294,12 +294,13 @@ def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, mo
     manifest = json.loads((run / "quant_manifest.json").read_text())
     (run / "quant_manifest.json").write_text(json.dumps({**manifest, "adapter_sha256": "1" * 64}))
     assert found() == ["mlx"]
-    [line] = commands(load_config([]), run)
-    assert line.startswith("Warning: the exports mlx are unfinished, or of an earlier result")
+    warn_of_stale(load_config([]), run)
+    [line] = caplog.messages
+    assert line.startswith("the exports mlx are unfinished, or of an earlier result")
     assert line.endswith(f"python -m qra_bo task=export out={run} 'export.targets=[mlx]'")
 
 
-def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, monkeypatch):
+def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, monkeypatch, caplog):
     def write(finished):
         raise OSError(28, "No space left on device")
 
@@ -310,7 +311,9 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
     monkeypatch.setitem(TARGETS, "merged", replace(TARGETS["merged"], write=write))
     with pytest.raises(OutputError, match="No space left") as failed:
         export_all(run, ["merged"], "original", trust_remote_code=True)
-    [line] = commands(load_config(asked), run)
+    assert commands(load_config(asked), run) == []
+    warn_of_stale(load_config(asked), run)
+    [line] = caplog.messages
     for told, targets, gguf_files in ((str(failed.value), ["merged"], GGUF_FILES),
                                       (line, ["gguf", "merged"], ("base", "adapter", "merged-q8_0"))):
         words = shlex.split(told.partition("again: ")[2])

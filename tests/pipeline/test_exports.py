@@ -34,6 +34,7 @@ def test_an_export_that_fails_leaves_the_others_and_is_told_without_a_display(
     monkeypatch.setattr("qra_bo.export.registry.export_all", export_all)
     monkeypatch.setattr(exports, "checked", lambda config, folder, console: [folder / "checks"])
     monkeypatch.setattr(exports, "commands", lambda config, folder: [])
+    monkeypatch.setattr(exports, "warn_of_stale", lambda config, folder: None)
     assert write_exports(CONFIG, tmp_path, None) == [tmp_path / "packed", tmp_path / "checks"]
     [said] = caplog.messages
     assert said.startswith("the export merged was not written, and the run's other files are complete: ")
