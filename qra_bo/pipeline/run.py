@@ -38,7 +38,17 @@ from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
 from qra_bo.sensitivity.profile import rehearsal_profile
-from qra_bo.study import JOURNAL_NAME, Engine, Listener, MakeSearcher, RunInterrupted, RunOutcome, Setting, load_study
+from qra_bo.study import (
+    JOURNAL_NAME,
+    Engine,
+    Listener,
+    MakeSearcher,
+    RunInterrupted,
+    RunOutcome,
+    Setting,
+    has_begun,
+    load_study,
+)
 from qra_bo.study.baselines import check_uniform
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.journal import Event
@@ -227,7 +237,7 @@ def checked_budget(setting: Setting, folder: Path) -> int:
         JournalError: If the run's journal can't be read.
     """
     config = setting.config
-    if parse_budget(config.budget[0]).auto and (folder / JOURNAL_NAME).exists():
+    if parse_budget(config.budget[0]).auto and has_begun(folder):
         budget = load_study(folder).budget_bytes
     else:
         (budget,) = budgets_of(config, setting.memory, setting.space).values()
@@ -253,17 +263,17 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
         # Built once before anything is measured, so that bad options or a profile without its needs end the run now.
         make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
                              float(config.effort.max_full_trials)))
-    with ExitStack() as stack:
-        view, listeners = _listeners(config, folder, stack)
-        if view is not None and not (folder / JOURNAL_NAME).exists():
-            listeners.append(_announced(setting, budget, verdict, view.console))
-        engine = Engine(folder, setting, budget, executor, make, fine_tunes=config.oracle.trains, listeners=listeners,
-                        progress=quiet if view is None else view.progress)
-        try:
+    try:
+        with ExitStack() as stack:
+            view, listeners = _listeners(config, folder, stack)
+            if view is not None and not has_begun(folder):
+                listeners.append(_announced(setting, budget, verdict, view.console))
+            engine = Engine(folder, setting, budget, executor, make, fine_tunes=config.oracle.trains,
+                            listeners=listeners, progress=quiet if view is None else view.progress)
             outcome = engine.run()
-        except RunInterrupted as stop:
-            raise RunInterrupted(stop.signum, folder) from stop
-    return _written(config, folder, outcome)
+        return _written(config, folder, outcome)
+    except RunInterrupted as stop:
+        raise RunInterrupted(stop.signum, folder) from stop
 
 
 def _announced(setting: Setting, budget: int, verdict: Verdict | None, console: Console) -> Listener:

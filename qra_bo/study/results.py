@@ -37,6 +37,16 @@ def load_study(folder: Path) -> Study:
     return Study(events)
 
 
+def has_begun(folder: Path) -> bool:
+    """Return whether a run in ``folder`` has begun: an empty journal is left where its first line could not be written.
+
+    Raises:
+        JournalError: If there is a journal that can't be read.
+    """
+    path = folder / JOURNAL_NAME
+    return path.exists() and bool(read_journal(path).events)
+
+
 def write_best(folder: Path, study: Study | None = None) -> dict[str, Any]:
     """Write ``best.json`` of the run in ``folder``; returns its contents.
 
@@ -154,11 +164,14 @@ def _delivered(study: Study) -> dict[str, Any] | None:
 
 def _versus(study: Study, winner: Allocation) -> dict[str, Any] | None:
     """Return the winner's paired differences to the best uniform allocation: all zero where it is that allocation, and
-    ``None`` where it was not confirmed (no confirmation, or the next best that fits was taken)."""
+    ``None`` where it was not confirmed (no confirmation, one without a pair of losses, or the next best that fits was
+    taken)."""
     c = study.last.get("confirmation")
     if c is None or winner.to_json() not in (c["candidate"], c["reference"]):
         return None
-    differs = winner.to_json() == c["candidate"]
+    differs = winner.to_json() == c["candidate"] != c["reference"]
+    if differs and not c["train_seeds"]:
+        return None  # it was trained on no two seeds beside the uniform choice
     return {**{k: c[k] if differs else 0.0 for k in ("mean", "low", "high")}, "train_seeds": len(c["train_seeds"]),
             "steps": c["steps"]}
 

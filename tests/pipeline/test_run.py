@@ -22,6 +22,7 @@ from qra_bo.config import load_config
 from qra_bo.oracle.protocol import Progress
 from qra_bo.pipeline.folders import run_folder
 from qra_bo.study.journal import read_journal
+from qra_bo.study.signals import RunInterrupted
 from qra_bo.trials import TrialResult, TrialSpec
 from qra_bo.utils.errors import BudgetError, ConfigError, DataError, OutputError
 from tests.study.problem import comparable
@@ -224,6 +225,23 @@ def test_auto_keeps_what_it_came_to_when_the_run_began(tmp_path: Path, counted: 
     monkeypatch.setattr(qra_bo.pipeline.plan, "free_bytes", lambda device: 600_000_000)
     assert qra_bo.search(wanted).best == first.best
     assert first.best["memory"]["budget_bytes"] == 8_000_000
+
+
+def test_a_run_whose_first_line_was_not_written_begins_again(tmp_path: Path, counted: Counted,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qra_bo.pipeline.plan, "free_bytes", lambda device: 520_000_000)
+    (tmp_path / "trials.jsonl").touch()  # all that a full disk left of it
+    assert qra_bo.search([*PLANTED, "budget=auto", "device=cpu", "memory.calibrate=true", f"out={tmp_path}"]).best
+
+
+def test_a_stop_while_the_report_is_written_names_the_folder(tmp_path: Path, counted: Counted,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(folder: Path) -> list[Path]:
+        raise RunInterrupted(signal.SIGINT)
+
+    monkeypatch.setattr(qra_bo.pipeline.run, "write_report", stopped)
+    with pytest.raises(RunInterrupted, match=f"again with out={re.escape(str(tmp_path))} to go on"):
+        qra_bo.search([*PLANTED, "budget=8MB", f"out={tmp_path}"])
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[bytes]:

@@ -5,9 +5,11 @@ import pytest
 
 from qra_bo.report.data import parse_events
 from qra_bo.space import Allocation, uniform
+from qra_bo.study.results import _versus
+from qra_bo.study.state import Study
 from qra_bo.trials import Fidelity
 from qra_bo.utils.errors import JournalError
-from tests.report.fixtures import HIGH, LOW, TOKENS_A_STEP, L, make_events
+from tests.report.fixtures import HIGH, LOW, TOKENS_A_STEP, L, failed_alone, make_events
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,11 @@ def test_what_is_no_journal_is_refused(events):
         parse_events(events[1:])
     with pytest.raises(JournalError, match="malformed"):
         parse_events([{k: v for k, v in events[0].items() if k != "units"}])
+
+
+def test_a_delivered_allocation_that_was_not_compared_states_no_difference() -> None:
+    study = Study(failed_alone(make_events()))
+    of = study.last["confirmation"]
+    assert _versus(study, Allocation.from_json(of["candidate"])) is None
+    same = _versus(study, Allocation.from_json(of["reference"])) or {}
+    assert (same["mean"], same["low"], same["high"]) == (0.0, 0.0, 0.0)
