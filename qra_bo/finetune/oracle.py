@@ -83,7 +83,7 @@ class FinetuneOracle:
         self.profile_cache, self.tokenizer, self._provenance = profile_cache, tokenizer, dict(provenance)
         self.text = CalibrationText(
             torch.from_numpy(data.calibration.input_ids), torch.from_numpy(data.calibration.labels),
-            settings.train.batch, settings.train.logits_chunk)
+            settings.train.batch, settings.train.logits_chunk, torch.from_numpy(data.calibration.is_text))
         self.inits = self._other_inits = Initialiser(bank, settings.adapter, self.text, factors)
         self.peft: Any = None  # the wrapped model of the trial under way
         self._over: set[str] = set()  # checkpoints that no later trial continues

@@ -85,8 +85,9 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     bank_store = _bank_store(cfg, spec, space, facts, device) if spills(cfg, spec, space, device.type) else None
     rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
     if cfg.quantizer.rounding != "rtn":
-        ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
-        rounding = Rounding(model, linears, [f for f in space.formats if f.bits < 16], ids, model.device, codes)
+        text = data.train.take(max(1, cfg.quantizer.tokens // cfg.train.length))
+        rounding = Rounding(model, linears, [f for f in space.formats if f.bits < 16], torch.from_numpy(text.input_ids),
+                            model.device, codes, torch.from_numpy(text.is_text))
     bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding, dense_on_device=apart and not on_host,
                      keep_dense=keep_dense, store=bank_store)
     bank.restore_dense()

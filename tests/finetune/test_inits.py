@@ -87,6 +87,20 @@ def test_cloq_errs_less_on_the_inputs_than_the_plain_residual(fmt: str) -> None:
     assert all(cloq[n] < min(svd[n], plain[n]) for n in NAMES)
 
 
+@pytest.mark.parametrize("init", ["eva", "cloq"])
+def test_padding_starts_no_adapter(init: str) -> None:
+    is_text = torch.arange(32) < torch.tensor([32, 20, 16, 9])[:, None]
+
+    def pairs(pad: int) -> list[torch.Tensor]:
+        ids = TEXT.where(is_text, torch.tensor(pad))
+        maker = Initialiser(BANK, AdapterSettings(2.0, init, 2), CalibrationText(ids, ids, 2, 16, is_text), None)
+        prepared = maker.prepare(dict.fromkeys(NAMES, "hqq3"), dict.fromkeys(NAMES, 2), None)
+        return [tensor for name in NAMES for tensor in prepared.pairs[name] if tensor is not None]
+
+    for one, other in zip(pairs(0), pairs(7), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_cloq_takes_one_pass_for_all_linears_in_the_formats_of_an_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     once = inits.each_input

@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -80,6 +81,9 @@ def test_a_kernel_with_its_own_type_isolates_too() -> None:
 def test_positions_begin_anew_in_every_record() -> None:
     blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
     joined = pack(TOKENIZER, RECORDS, 96, 0)
+    assert blocks.is_text.sum() == joined.is_text.sum() == blocks.facts.used_tokens
+    assert (blocks.input_ids[~blocks.is_text] == TOKENIZER.pad_token_id).all()
+    np.testing.assert_array_equal(blocks.take(3).is_text, blocks.is_text[:3])
     assert joined.positions is None
     assert blocks.positions is not None
     assert (blocks.input_ids == joined.input_ids).all()

@@ -22,7 +22,7 @@ from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.bank import LayerBank, OwnBase
 from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.finetune.quantization.gptq import Inputs
-from qra_bo.finetune.quantization.rounding import second_moments
+from qra_bo.finetune.quantization.rounding import Rounding, second_moments
 from qra_bo.finetune.training.loss import CalibrationText, each_gradient
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
@@ -55,7 +55,7 @@ def input_directions(bank: LayerBank, names: Sequence[str], text: CalibrationTex
             progress("initialise", len(found), len(names))
 
     bank.restore_dense()
-    each_input(bank.model, names, text.ids.to(bank.device), decompose)
+    each_input(bank.model, names, text.ids.to(bank.device), decompose, text.is_text)
     return found
 
 
@@ -142,7 +142,7 @@ class Initialiser:
     @property
     def forward_tokens(self) -> int:
         """Tokens that go forward once for this initialisation."""
-        return {"eva": self._text.ids, "cloq": self._weighing_ids}.get(self.settings.init, torch.empty(0)).numel()
+        return {"eva": self._text.ids, "cloq": self._weighing.ids}.get(self.settings.init, torch.empty(0)).numel()
 
     @property
     def training_tokens(self) -> int:
@@ -221,11 +221,13 @@ class Initialiser:
                 progress("initialise", done, len(every))
 
         self.bank.restore_dense()
-        each_input(self.bank.model, every, self._weighing_ids.to(self.bank.device), approximate)
+        text = self._weighing
+        each_input(self.bank.model, every, text.ids.to(self.bank.device), approximate, text.is_text)
 
     @property
-    def _weighing_ids(self) -> Tensor:
-        return self._text.ids if self.bank.rounding is None else self.bank.rounding.ids
+    def _weighing(self) -> CalibrationText | Rounding:
+        """What holds the text that weighs quantisation errors: codes are chosen on the same."""
+        return self._text if self.bank.rounding is None else self.bank.rounding
 
     def _error(self, name: str, fmt: str, nearest: bool) -> Tensor:
         """Return ``W - Q(W)`` of one linear, ``out x in``."""

@@ -135,7 +135,9 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
     kept = sum(label != NO_LOSS for _, goal in pieces for label in goal)
     facts = BlockFacts(len(records), sum(size > length for size in sizes), answers, answers - kept,
                        sum(len(ids) for ids, _ in pieces), math.ceil(np.quantile(sizes, 0.95)) if sizes else 0)
-    return TokenBlocks(inputs[order], labels[order], None if positions is None else positions[order], facts)
+    used = np.array([sum(len(pieces[piece][0]) for piece in members) for members in bins], dtype=np.int64)
+    return TokenBlocks(inputs[order], labels[order], None if positions is None else positions[order], facts,
+                       used[order])
 
 
 def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.utils.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 NO_LOSS = -100
 
 
@@ -73,12 +74,14 @@ class TokenBlocks:
         positions: ``n x length``, from 0 in every record, where the records of a row are isolated; ``None`` where each
             attends to those before it.
         facts: What was cut and padded.
+        used: Tokens of each row before its padding, ``n``; ``None``: all.
     """
 
     input_ids: IntArray
     labels: IntArray
     positions: IntArray | None = None
     facts: BlockFacts = BlockFacts()
+    used: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -88,9 +91,17 @@ class TokenBlocks:
         """Tokens on which a loss is taken (the first of each row has no predecessor)."""
         return int((self.labels[:, 1:] != NO_LOSS).sum())
 
+    @property
+    def is_text(self) -> BoolArray:
+        """Where no padding stands, ``n x length``. Padding may be the end token, so that ids alone do not tell."""
+        length = self.input_ids.shape[1]
+        used = np.full(len(self), length) if self.used is None else self.used
+        return np.arange(length) < used[:, None]
+
     def take(self, n: int) -> "TokenBlocks":
         """Return the first ``n`` sequences."""
-        return TokenBlocks(self.input_ids[:n], self.labels[:n], None if self.positions is None else self.positions[:n])
+        return TokenBlocks(self.input_ids[:n], self.labels[:n], None if self.positions is None else self.positions[:n],
+                           used=None if self.used is None else self.used[:n])
 
 
 @dataclass(frozen=True)

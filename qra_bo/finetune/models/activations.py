@@ -10,18 +10,21 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def each_input(model: Any, linears: Sequence[str], ids: Tensor, use: Callable[[list[str], Tensor], None]) -> None:
+def each_input(model: Any, linears: Sequence[str], ids: Tensor, use: Callable[[list[str], Tensor], None],
+               is_text: Tensor | None = None) -> None:
     """Send ``ids`` (``n x length``) through the model once, and pass every input of linears to ``use``.
 
-    ``use`` is called with the names of the linears that share an input and with that input, ``n x length x in``, in the
-    order in which the model calls them; no more than one input is kept. The model's mode is restored.
+    ``use`` is called with the names of the linears that share an input and with its ``m`` tokens where ``is_text``
+    holds (``n x length``; ``None``: everywhere), ``m x in``, in the order in which the model calls them; no more than
+    one input is kept. The model's mode is restored.
     """
+    counted = slice(None) if is_text is None or bool(is_text.all()) else is_text.flatten().to(ids.device)
     sharing: list[str] = []
     last: list[Tensor] = []
 
     def pass_on() -> None:
         if sharing:
-            use(list(sharing), last[0])
+            use(list(sharing), last[0].reshape(-1, last[0].shape[-1])[counted])
         sharing.clear()
         last.clear()
 

@@ -34,12 +34,13 @@ class Rounding:
         ids: Token ids of the text, ``n x length``.
         device: Device on which codes are chosen.
         store: Store of codes across runs, or ``None``.
+        is_text: Where ``ids`` are no padding, ``n x length``; ``None``: everywhere.
     """
 
     def __init__(self, model: Any, linears: Sequence[str], formats: Sequence[StorageFormat], ids: Tensor,
-                 device: torch.device, store: TensorStore | None) -> None:
+                 device: torch.device, store: TensorStore | None, is_text: Tensor | None = None) -> None:
         self.model, self.linears, self.formats, self.device, self.store = model, tuple(linears), formats, device, store
-        self.ids = ids
+        self.ids, self.is_text = ids, is_text
         self._states: dict[tuple[str, str], State] = {}
         self._chosen: set[tuple[str, str]] = set()
         self._ready = False
@@ -138,7 +139,7 @@ class Rounding:
         try:
             # No pool of threads packs: each would keep a team of OpenMP's, and with more threads than cores that
             # library lets them sleep at every barrier. Codes took twice as long.
-            each_input(self.model, linears, self.ids.to(self.device), choose)
+            each_input(self.model, linears, self.ids.to(self.device), choose, self.is_text)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

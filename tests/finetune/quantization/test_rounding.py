@@ -119,6 +119,22 @@ def test_codes_are_chosen_before_anything_is_installed() -> None:
     assert torch.equal(early["codes"], other.state(NAMES[1], "hqq3")["codes"])
 
 
+def test_padding_chooses_no_codes() -> None:
+    def chosen(ids: Tensor, is_text: Tensor | None) -> dict[str, Tensor]:
+        rounding = Rounding(MODEL, NAMES, [parse_format("hqq3")], ids, CPU, None, is_text)
+        bank = LayerBank(MODEL, SPEC, FORMATS, torch.float32, CPU, rounding=rounding)
+        bank.build()
+        return {f"{name} {part}": tensor for name in NAMES for part, tensor in bank.state(name, "hqq3").items()}
+
+    is_text = torch.arange(64) < torch.tensor([64, 40, 30, 20])[:, None]
+    one, other = (TEXT.where(is_text, torch.tensor(pad)) for pad in (0, 7))
+    expected = chosen(one, is_text)
+    for key, tensor in chosen(other, is_text).items():
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=0)
+    everywhere = chosen(one, None)
+    assert any(not torch.equal(tensor, expected[key]) for key, tensor in everywhere.items())
+
+
 def test_codes_are_kept_across_runs_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def store() -> TensorStore:
         return TensorStore(tmp_path, {"a": 1})
