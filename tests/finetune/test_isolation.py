@@ -1,6 +1,7 @@
 """Records of one sequence that don't attend to one another: equal to each record alone."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,12 @@ from transformers import AutoModelForCausalLM
 from qra_bo.finetune.data.packing import pack
 from qra_bo.finetune.data.records import NO_LOSS, Record
 from qra_bo.finetune.models.load import use_fast_attention
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import check_isolation, token_losses
+from qra_bo.memory.formats import parse_format
+from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import ModelError
 from tests.data.test_records import TOKENIZER
 from tests.memory.steps import config_of
@@ -39,6 +44,15 @@ def loss_and_gradient(model: Any, ids: Tensor, labels: Tensor, positions: Tensor
     return float(total.detach()), gradient
 
 
+def records_of(ids: Tensor, labels: Tensor, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield ids and labels, ``1 x n``, of every record with a loss."""
+    for row in range(len(ids)):
+        starts = [*torch.nonzero(positions[row] == 0).flatten().tolist(), ids.shape[1]]
+        for first, end in itertools.pairwise(starts):
+            if (labels[row, first:end] != NO_LOSS).any():
+                yield ids[row:row + 1, first:end], labels[row:row + 1, first:end]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pack_equals_its_records_alone(family: str) -> None:
     model = model_of(family)
@@ -47,18 +61,33 @@ def test_a_pack_equals_its_records_alone(family: str) -> None:
     ids, labels, positions = (torch.from_numpy(x) for x in (blocks.input_ids, blocks.labels, blocks.positions))
     whole, gradient = loss_and_gradient(model, ids, labels, positions)
     alone, summed, n = 0.0, torch.zeros_like(gradient), 0
-    for row in range(len(blocks)):
-        starts = [*torch.nonzero(positions[row] == 0).flatten().tolist(), 96]
-        for first, end in itertools.pairwise(starts):
-            piece = slice(first, end)
-            if (labels[row, piece] != NO_LOSS).any():
-                loss, part = loss_and_gradient(model, ids[row:row + 1, piece], labels[row:row + 1, piece], None)
-                alone, summed, n = alone + loss, summed + part, n + 1
+    for piece in records_of(ids, labels, positions):
+        loss, part = loss_and_gradient(model, *piece, None)
+        alone, summed, n = alone + loss, summed + part, n + 1
     assert n == len(RECORDS) > len(blocks)
     assert whole == pytest.approx(alone, rel=1e-5)
     assert float((gradient - summed).abs().max()) <= 1e-4 * float(summed.abs().max())
     joined, _ = loss_and_gradient(model, ids, labels, None)
     assert abs(joined - alone) > 1e-4 * alone
+
+
+@pytest.mark.parametrize("file", [torch.float32, torch.bfloat16])
+def test_fp32_isolates_with_packed_embeddings_and_16_bits(file: torch.dtype) -> None:
+    model = model_of("llama")
+    spec = spec_from_model(model, "tiny")
+    pack_embeddings(model, 8, torch.float32, CPU)
+    for linear in spec.linears:
+        weight = model.get_submodule(linear.name).weight
+        weight.data = weight.data.to(file)
+    bank = LayerBank(model, spec, (parse_format("fp16"),), torch.float32, "cpu")
+    bank.install({linear.name: "fp16" for linear in spec.linears})
+    blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
+    assert blocks.positions is not None
+    ids, labels, positions = (torch.from_numpy(x) for x in (blocks.input_ids, blocks.labels, blocks.positions))
+    with torch.no_grad():
+        whole, _ = token_losses(model, ids, labels, 64, positions)
+        alone = sum(float(token_losses(model, *piece, 64)[0]) for piece in records_of(ids, labels, positions))
+    assert float(whole) == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_kernel_with_its_own_type_isolates_too() -> None:

@@ -117,7 +117,9 @@ def isolating(model: Any, positions: Tensor | None) -> dict[str, Tensor]:
     if positions is None:
         return {}
     decoder = model.get_decoder()
-    dtype = torch.float32 if "fp32" in decoder.config._attn_implementation else decoder.dtype
+    # the type of a decoder is that of its first parameter, and a packed embedding before it has none
+    activations = getattr(model.get_input_embeddings(), "output_dtype", decoder.dtype)
+    dtype = torch.float32 if "fp32" in decoder.config._attn_implementation else activations
     record = (positions == 0).cumsum(-1)
     allowed = (record[:, :, None] == record[:, None, :]).tril_().unsqueeze(1)
     mask = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=positions.device)
