@@ -190,6 +190,23 @@ def test_tool_calls_are_rendered_and_trained() -> None:
     assert ids == tokenizer.apply_chat_template(conversation.messages, tools=conversation.tools)["input_ids"]
 
 
+def test_nulls_of_json_texts_are_kept() -> None:
+    arguments, schema = {"city": "Bern", "unit": None}, {"name": "add", "parameters": {"unit": {"default": None}}}
+    call = {"name": "add", "arguments": arguments}
+    question = {"role": "user", "content": "?"}
+    openai = {"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {**call, "arguments": json.dumps(arguments)}}]}
+    sharegpt = [{"from": "human", "value": "?"}, {"from": "function_call", "value": json.dumps(call)}]
+    for fields in ({"messages": [question, openai]}, {"conversations": sharegpt}):
+        found = chat({**fields, "tools": json.dumps([schema])})
+        assert found.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
+        assert found.tools == [{"type": "function", "function": schema}]
+        assert '"unit": null' in trained_text(chat_tokenizer(TOOLS), found)[0]
+    objects = [question, {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}]
+    [filled] = chat({"messages": objects}).messages[1]["tool_calls"]
+    assert filled["function"]["arguments"] == {"city": "Bern"}  # as tables of the hub fill missing keys
+
+
 def test_a_template_that_leaves_out_tools_is_refused() -> None:
     with pytest.raises(DataError, match=r"writes no tools or no tool calls \(it leaves out 'add'\)"):
         ChatTemplate(chat_tokenizer(TEMPLATES["chatml"])).render(chat(CALLED))

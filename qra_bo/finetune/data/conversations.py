@@ -107,7 +107,8 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
             raise DataError(f"{where}: 'from' must be one of {', '.join(SHAREGPT)}; got {turn['from']!r}")
         if turn["from"] == "function_call":
             calls = _parsed(turn["value"], "the value of a function_call", where)
-            message: Message = {"role": "assistant", "content": "", "tool_calls": _tool_calls(calls, where)}
+            message: Message = {"role": "assistant", "content": "",
+                                "tool_calls": _tool_calls(calls, where, filled=False)}
         else:
             message = {"role": SHAREGPT[turn["from"]], "content": turn["value"]}
         messages.append(message | {key: turn[key] for key in _WEIGHTS if turn.get(key) is not None})
@@ -193,7 +194,8 @@ def _is_trained(message: Message, where: str) -> bool:
     return True
 
 
-def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+def _tool_calls(calls: Any, where: str, *, filled: bool = True) -> list[dict[str, Any]]:
+    """Return tool calls as chat templates take them; ``filled``: they may hold ``None`` for missing keys."""
     out = []
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
@@ -203,9 +205,11 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):  # OpenAI's form; chat templates write objects as JSON themselves
             arguments = _parsed(arguments, "the arguments of a tool call", where)
+        elif filled:
+            arguments = without_none(arguments)
         extra = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         out.append({"type": "function", **extra,
-                    "function": {"name": function["name"], "arguments": without_none(arguments)}})
+                    "function": {"name": function["name"], "arguments": arguments}})
     return out
 
 
@@ -213,7 +217,9 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
     """Return the descriptions of tools in the form ``{"type": "function", "function": {...}}``."""
     if isinstance(tools, str):
         tools = _parsed(tools, "the field 'tools'", where) if tools.strip() else []
-    tools = without_none(tools or [])
+    else:
+        tools = without_none(tools)
+    tools = tools or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f"{where}: 'tools' must be a list of objects, or the JSON text of one; "
                         f"got {type(tools).__name__}")
@@ -221,7 +227,10 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
 
 
 def without_none(value: Any) -> Any:
-    """Return a JSON value without the keys of objects that are ``None``: tables of the hub fill in missing keys."""
+    """Return a JSON value without the keys of objects that are ``None``.
+
+    Tables of the hub fill in the missing keys of objects. A JSON text is not filled, and its nulls are its own.
+    """
     if isinstance(value, Mapping):
         return {key: without_none(inner) for key, inner in value.items() if inner is not None}
     return [without_none(inner) for inner in value] if isinstance(value, list) else value
