@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers.processors import ByteLevel
 
-from qra_bo.finetune.data.chat_template import ChatTemplate
+from qra_bo.finetune.data.chat_template import ChatTemplate, overlapping
 from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import records_of, to_record
 from qra_bo.finetune.data.load import byte_tokenizer, data_notes, load_data
@@ -58,6 +59,20 @@ def test_ids_and_masks_are_those_of_transformers(name: str) -> None:
                                           return_assistant_tokens_mask=True)
         assert (ids, trained) == (wanted["input_ids"], [bool(m) for m in wanted["assistant_masks"]])
         assert of_twin == (ids, trained)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_spaces_are_trained_where_offsets_are_trimmed(name: str) -> None:
+    tokenizer, trimming = (chat_tokenizer(TEMPLATES[name]) for _ in range(2))
+    trimming.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    talks = [talk("?", "def f(x):\n    if x:\n        return 1\n"), *random_talks(50, systems=name != "gemma")]
+    assert list(ChatTemplate(trimming).encode(talks)) == list(ChatTemplate(tokenizer).encode(talks))
+
+
+def test_tokens_without_characters_of_their_own_are_not_trained() -> None:
+    offsets = [(0, 0), (2, 2), (2, 3), (0, 0), (5, 5), (5, 6), (6, 6), (9, 9), (0, 0)]
+    assert overlapping([(3, 6)], offsets) == [False, False, False, False, True, True, False, False, False]
+    assert overlapping([(0, 2), (7, 8)], offsets) == [False, True, False, False, False, False, False, True, False]
 
 
 @pytest.mark.parametrize("template", [GEMMA, LLAMA3, MISTRAL])

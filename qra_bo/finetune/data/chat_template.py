@@ -186,9 +186,15 @@ def _check_reasoning(conversation: Conversation, text: str) -> None:
 
 
 def overlapping(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
-    """Return whether each token, of the characters ``offsets``, overlaps one of ``spans``; both are in order."""
-    out, at = [], 0
+    """Return whether each token, of the characters ``offsets``, overlaps one of ``spans``; both are in order.
+
+    A token without characters has those since the token before it: some tokenizers trim spaces from offsets.
+    """
+    out, at, passed = [], 0, 0
     for first, end in offsets:
+        if first == end:
+            first = min(first, passed)
+        passed = max(passed, end)
         while at < len(spans) and first >= spans[at][1]:
             at += 1
         out.append(at < len(spans) and end > spans[at][0] and first < end)
