@@ -65,11 +65,6 @@ def half(manifest: Manifest) -> torch.dtype:
     return torch.float16 if manifest.compute_dtype == "float16" else torch.bfloat16
 
 
-def packing_device(manifest: Manifest) -> str:
-    """The device that packs as the run did, where this machine has it."""
-    return "cuda" if manifest.packed_on == "cuda" and torch.cuda.is_available() else "cpu"
-
-
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Save a model, which loses its defaults for generation, with these and its tokenizer."""
     settings, model.generation_config = model.generation_config, GenerationConfig()

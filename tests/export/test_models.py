@@ -163,7 +163,6 @@ def test_bitsandbytes_gets_the_codes_of_the_run(tmp_path: Path, servable: Path,
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     run = finish(tmp_path / "run", ("nf4", "fp16", "nf4", "fp16"), RANKS, "quantizer.rounding=gptq",
                  "quantizer.tokens=256")
-    monkeypatch.setattr(bitsandbytes, "packing_device", lambda _: "cuda")  # not asked for: the codes are there
     export_all(run, ["bitsandbytes"])
     model = AutoModelForCausalLM.from_pretrained(str(run / "export" / "bitsandbytes"), dtype=torch.bfloat16)
     chosen, nearest = load(run, adapter=False)[0], load(servable, adapter=False)[0]
