@@ -38,20 +38,11 @@ from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
 from qra_bo.sensitivity.profile import rehearsal_profile
-from qra_bo.study import (
-    JOURNAL_NAME,
-    Engine,
-    Listener,
-    MakeSearcher,
-    RunInterrupted,
-    RunOutcome,
-    Setting,
-    has_begun,
-    load_study,
-)
+from qra_bo.study import JOURNAL_NAME, Engine, Listener, MakeSearcher, RunInterrupted, RunOutcome, Setting
 from qra_bo.study.baselines import check_uniform
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.journal import Event
+from qra_bo.study.results import has_begun, load_study
 from qra_bo.study.shared import SharedExecutor
 from qra_bo.study.state import COMPARISON
 from qra_bo.utils import errors
