@@ -15,9 +15,9 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.rates import Rates, scales
 from qra_bo.sensitivity.change import Change
 
-EXPONENTS = np.array([-0.16, -0.16, 0.25])
+EXPONENTS = np.array([-0.16, -0.16, 0.22])
 """Of the slopes, in the order of ``rates.NAMES``."""
-DEVIATIONS = np.array([0.02, 0.02, 0.09])
+DEVIATIONS = np.array([0.01, 0.01, 0.08])
 """Standard deviations of the exponents."""
 LONGEST = 10.0
 """Longest ratio that was measured; beyond it the rates stay as they are there."""
