@@ -5,10 +5,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from qra_bo.report.style import BLUE, GREEN, LIGHT, MB, ORANGE, PURPLE, SKY, VERMILLION, dress, figure, legend
+from qra_bo.report.style import BLUE, GREEN, LIGHT, MARKERS, MB, ORANGE, PURPLE, SKY, VERMILLION, dress, figure, legend
 
 COLOURS = (VERMILLION, BLUE, ORANGE)
-MARKERS = "osD^v"
 SHADES = {2: PURPLE, 3: SKY, 4: BLUE, 5: GREEN, 8: ORANGE}
 """Colours of uniform choices by their bits."""
 MIXED: Mapping[str, Callable[[Sequence[int]], bool]] = {
@@ -58,7 +57,7 @@ def draw_table(rows: Sequence[Mapping[str, Any]], lengths: Mapping[str, int]) ->
         for bits, of in uniform.items():
             ax.plot([r["stored_bytes"] / MB for r in of], [r[key] for r in of], "o-", color=SHADES[bits], markersize=4,
                     linewidth=1.3, label=f"uniform {bits} bits, all ranks")
-        for (label, inside), marker in zip(MIXED.items(), MARKERS, strict=False):
+        for (label, inside), marker in zip(MIXED.items(), MARKERS[:len(MIXED)], strict=True):
             of = [r for r in found if not _is_uniform(r) and inside(r["ranks"])]
             ax.plot([r["stored_bytes"] / MB for r in of], [r[key] for r in of], marker, color=VERMILLION,
                     fillstyle="none", markersize=6, label=label)

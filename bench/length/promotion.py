@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def promoted(pool: Pool, cost: int) -> int:
 
 def halved(pool: Pool, cost: int) -> int:
     """Return what successive halving of as many whole trainings as ``cost`` pays for comes to."""
-    alive: IntArray = np.arange(min(len(pool.final), max(n for n in range(1, cost + 1) if cost_of_halving(n) <= cost)))
+    alive: IntArray = np.arange(min(len(pool.final), halving_begins(cost)))
     for rung in range(len(RUNGS) - 1):
         alive = alive[pool.rungs[alive, rung].argsort(kind="stable")[:-(-len(alive) // THIRD)]]
     return int(alive[pool.final[alive].argmin()])
@@ -71,6 +72,12 @@ def cost_of_halving(n: int) -> float:
     for steps in RUNGS:
         cost, before, n = cost + n * (steps - before) / SHORT, steps, -(-n // THIRD)
     return cost
+
+
+@cache
+def halving_begins(cost: int) -> int:
+    """Return how many trainings halving that costs at most ``cost`` begins."""
+    return max(n for n in range(1, cost + 1) if cost_of_halving(n) <= cost)
 
 
 def whole_trainings(pool: Pool, cost: int) -> int:
@@ -95,8 +102,8 @@ def regrets(rows: Sequence[Mapping[str, Any]], cost: int) -> dict[str, FloatArra
         if len(fits) < FIT:
             continue
         orders = [random.permutation(fits) for _ in range(DRAWS)]
+        pools = [Pool(short[order], rungs[order]) for order in orders]
         for name, rule in RULES.items():
-            pools = [Pool(short[order], rungs[order]) for order in orders]
             found[name].append([float(p.final[rule(p, cost)] - p.final.min()) for p in pools])
     return {name: np.array(each) for name, each in found.items()}
 
