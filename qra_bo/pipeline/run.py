@@ -42,7 +42,7 @@ from qra_bo.study import JOURNAL_NAME, Engine, Listener, MakeSearcher, RunInterr
 from qra_bo.study.baselines import check_uniform
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.journal import Event
-from qra_bo.study.results import has_begun, load_study
+from qra_bo.study.results import begun_study
 from qra_bo.study.shared import SharedExecutor
 from qra_bo.study.state import COMPARISON
 from qra_bo.utils import errors
@@ -228,8 +228,8 @@ def checked_budget(setting: Setting, folder: Path) -> int:
         JournalError: If the run's journal can't be read.
     """
     config = setting.config
-    if parse_budget(config.budget[0]).auto and has_begun(folder):
-        budget = load_study(folder).budget_bytes
+    if parse_budget(config.budget[0]).auto and (study := begun_study(folder)) is not None:
+        budget = study.budget_bytes
     else:
         (budget,) = budgets_of(config, setting.memory, setting.space).values()
     if setting.given is None:
@@ -257,7 +257,7 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
     try:
         with ExitStack() as stack:
             view, listeners = _listeners(config, folder, stack)
-            if view is not None and not has_begun(folder):
+            if view is not None and begun_study(folder) is None:
                 listeners.append(_announced(setting, budget, verdict, view.console))
             engine = Engine(folder, setting, budget, executor, make, fine_tunes=config.oracle.trains,
                             listeners=listeners, progress=quiet if view is None else view.progress)

@@ -12,7 +12,7 @@ from typing import Any
 
 from qra_bo.config import RunConfig
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance, AllowanceStore, Excess, fold
-from qra_bo.study.results import has_begun, load_study
+from qra_bo.study.results import begun_study
 from qra_bo.study.setting import BytesPredictor, Setting
 from qra_bo.trials import Trial
 from qra_bo.utils.files import cache_folder
@@ -46,8 +46,8 @@ def allowance_for(config: RunConfig, device_type: str, begun: Iterable[Path] = (
     if not config.memory.calibrate:
         return None
     for folder in begun:
-        if has_begun(folder):
-            kept = load_study(folder).header.get("allowance")
+        if (study := begun_study(folder)) is not None:
+            kept = study.header.get("allowance")
             return None if kept is None else Allowance(**kept)
     name = _device_name(config, device_type)
     return None if name is None else store().load(name)

@@ -37,14 +37,16 @@ def load_study(folder: Path) -> Study:
     return Study(events)
 
 
-def has_begun(folder: Path) -> bool:
-    """Return whether a run in ``folder`` has begun: an empty journal is left where its first line could not be written.
+def begun_study(folder: Path) -> Study | None:
+    """Return the run in ``folder``, or ``None`` where none has begun: where its first line could not be written, an
+    empty journal is left.
 
     Raises:
         JournalError: If there is a journal that can't be read.
     """
     path = folder / JOURNAL_NAME
-    return path.exists() and bool(read_journal(path).events)
+    events = read_journal(path).events if path.exists() else ()
+    return Study(events) if events else None
 
 
 def write_best(folder: Path, study: Study | None = None) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class TrialRunner:
         self.study = Study()
         self._listeners, self._progress = listeners, progress
         self._before = session_seconds(journal.content.events)
-        self._written: set[tuple[Any, ...]] = set()
+        self._warned: set[str] = set()
+        self._staged: set[tuple[str, str]] = set()
         self._described = False
         self._mark, self._overhead = time.monotonic(), 0.0
         self.under_way: dict[str, PlannedTrial] = {}
@@ -140,7 +141,7 @@ class TrialRunner:
     def warn(self, message: str) -> None:
         """Write a warning, once a run."""
         message = redact(message)
-        if ("warning", message) not in self._written:
+        if message not in self._warned:
             self._append("warning", {"message": message})
 
     def _describe(self) -> None:
@@ -168,11 +169,11 @@ class TrialRunner:
     def _take_in(self, event: Event) -> None:
         self.study.add(event)
         if event["event"] == "warning":
-            self._written.add(("warning", event["message"]))
+            self._warned.add(event["message"])
         elif event["event"] == "stage":
-            self._written.add((event["stage"], event["state"]))
+            self._staged.add((event["stage"], event["state"]))
         elif event["event"] == "extension":  # the stages are gone through again, some with new work
-            self._written = {written for written in self._written if written[0] == "warning"}
+            self._staged.clear()
         for listener in self._listeners:
             listener(event)
 
@@ -186,7 +187,7 @@ class TrialRunner:
         self._mark_stage(name, "end")
 
     def _mark_stage(self, name: str, state: str) -> None:
-        if (name, state) not in self._written:
+        if (name, state) not in self._staged:
             self.record("stage", {"stage": name, "state": state})
 
     def progress(self, what: str, done: int, total: int) -> None:
