@@ -87,7 +87,7 @@ VARIANTS: Mapping[str, Variant] = {
     "no_multi_fidelity": Variant("high fidelity alone", "autoqra",
                                  changes=lambda c: {"fidelity": c.fidelity.with_changes(low=None)}),
     "no_screening": Variant("the early loss promotes", "autoqra", _evolution(screening=False)),
-    "sequential": Variant("bits first by damage, then ranks", "sequential", lambda full: {}),
+    "sequential": Variant("bits first by quantisation sensitivity, then ranks", "sequential", lambda full: {}),
     OURS: Variant("the default method on its own ladder of ranks", "default", lambda full: {},
                   lambda c: {"ranks": c.ranks}),
     "qra_bo_published_ranks": Variant("the default method on the published ranks", "default", lambda full: {}),

@@ -2,7 +2,7 @@
 
     python -m bench.headline            (writes docs/figures/perplexity.png, prints the table)
 
-Rows are of the comparison (``bench/results/table1/table1.json``) and one is of the study of longer training
+Rows are of the comparison (``bench/results/table1/table1.json``), the last ones of searches for a longer training
 (``LONGER``). The best uniform choice has the same formats to choose from and the same codes.
 """
 
@@ -16,15 +16,17 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bench.report import RESULTS
+from qra_bo.memory.budget import parse_size
 from qra_bo.report.style import BLUE, LIGHT, PURPLE, VERMILLION, axes, dress, legend, png_bytes
 from qra_bo.report.text import size
 from qra_bo.utils.numbers import signed
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "perplexity.png"
 TABLE = "table1/table1.json"
-LONGER, LONGER_LIMIT, LONGER_STEPS = "length/length.json", "54 MB stored", 240
+LONGER, LONGER_LIMIT = "length_searched.json", "54MB"
+LONGER_UNIFORM, LONGER_OURS = "best uniform choice", "searched for 240 steps"
 SHORT_STEPS = 24
-"""Optimiser steps of all other rows."""
+"""Optimiser steps of the comparison's rows."""
 LIMITS = ("stored 54MB", "stored uniform:4,16", "peak uniform:4,4", "peak uniform:4,16")
 OURS, UNIFORM = ("qra_bo_finer_gptq", "qra_bo_gptq"), ("best_uniform_finer_gptq", "best_uniform_gptq")
 """Rows by preference: those with 5 and 6 bits on the ladder are not in every table."""
@@ -69,7 +71,7 @@ def _read(name: str) -> Any:
 
 
 def read_rows() -> tuple[list[Row], Mapping[str, Any]]:
-    """Return the rows in the order of ``LIMITS``, the longer training's last, and the comparison's row of LoRA on 16
+    """Return the rows in the order of ``LIMITS``, then those of longer trainings, and the comparison's row of LoRA on 16
     bits."""
     table = _read(TABLE)
     found = {(r["limit"], r["method"]): r for r in table["rows"] if not r["why"]}
@@ -82,16 +84,16 @@ def read_rows() -> tuple[list[Row], Mapping[str, Any]]:
         rows.append(Row(scope, budget, qlora["mean"] if qlora[f"{scope}_bytes"] <= budget else None, uniform["mean"],
                         ours["mean"], (d["mean"], d["low"], d["high"]),
                         tuple(found[name, m]["mean"] for m in OTHERS if (name, m) in found)))
-    return [*rows, _longer()], found["own memory", "lora_16"]
+    return [*rows, *_longer()], found["own memory", "lora_16"]
 
 
-def _longer() -> Row:
-    """Return the row of the longest training: the mixed allocation that a search predicts, over unseen seeds."""
-    rows = {r["kind"]: r for r in _read(LONGER)["rows"]
-            if (r["task"], r["limit"], r["steps"]) == ("plays", LONGER_LIMIT, LONGER_STEPS)}
-    d = rows["find"]["minus_best_uniform"]
-    return Row("stored", 54 * 10**6, None, rows["uniform"]["mean"], rows["find"]["mean"],
-               (d["mean"], d["low"], d["high"]), steps=LONGER_STEPS)
+def _longer() -> list[Row]:
+    """Return a row for each length of the allocation that a search for the longer training finds, over unseen seeds."""
+    found = {(r["steps"], r["name"]): r for r in _read(LONGER)["rows"]
+             if (r["task"], r["limit"]) == ("plays", LONGER_LIMIT)}
+    return [Row("stored", parse_size(LONGER_LIMIT), None, found[steps, LONGER_UNIFORM]["loss"], row["loss"],
+                (d["mean"], d["low"], d["high"]), steps=steps)
+            for (steps, name), row in found.items() if name == LONGER_OURS and (d := row["over_uniform"])]
 
 
 def markdown() -> str:

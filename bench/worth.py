@@ -4,7 +4,7 @@
     python -m bench.worth --out FILE.jsonl --summary
 
 Beside the model without training stand QLoRA, LoRA on 16-bit weights, the best uniform choice within 54 MB and the mix
-within 54 MB that a prediction for 24 steps chooses. Each is trained once at every rate, on an unseen seed; the rate
+within 54 MB that guessed exchange rates of 24 steps choose. Each is trained once at every rate, on an unseen seed; the rate
 with the least validation loss counts. Loss, accuracy and text are of the test split: of GSM8K's answers, and of all
 text of the plays. Finished trainings are lines of --out.
 """
@@ -47,7 +47,7 @@ def choices() -> dict[str, Choice]:
     bits, rank = UNIFORM[small][0]
     known = {c.name: c for block in make_plan() for c in block.choices}
     named = {"QLoRA": "QLoRA (NF4, round-to-nearest, rank 16)", "LoRA-16": "LoRA-16 (16-bit base, rank 16)",
-             "best uniform choice": f"uniform {bits} bits, rank {rank}", "mixed": f"predicted for 24 steps, {small}"}
+             "best uniform choice": f"uniform {bits} bits, rank {rank}", "mixed": f"guessed for 24 steps, {small}"}
     return {title: known[name] for title, name in named.items()}
 
 

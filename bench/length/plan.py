@@ -172,7 +172,8 @@ def uniform_choice(bits: int, rank: int) -> Choice:
 
 
 def committed_finds(limit: str) -> Iterator[Choice]:
-    """Committed allocations of searches at 24 steps, and those that the rates of a length call best."""
+    """Committed allocations of searches at 24 steps, and those that guessed exchange rates of a length
+    call best."""
     for find in json.loads(FINDS.read_text(encoding="utf-8")):
         if find["limit"] == limit:
             allocation = Allocation(tuple(FORMATS[b] for b in find["bits"]), tuple(find["ranks"]))
@@ -196,9 +197,9 @@ def _effects(steps: int) -> Block:
     """Bits and ranks apart: along the budget of 54 MB, and beside it."""
     small = "54 MB stored"
     named = {choice.name.split(",")[0]: choice for choice in committed_finds(small)}
-    order = [uniform_choice(3, 15), named["predicted for 240 steps"], uniform_choice(3, 2),
-             named["predicted for 720 steps"], uniform_choice(4, 16), uniform_choice(4, 2),
-             named["predicted for 24 steps"], uniform_choice(3, 8), uniform_choice(2, 8)]
+    order = [uniform_choice(3, 15), named["guessed for 240 steps"], uniform_choice(3, 2),
+             named["guessed for 720 steps"], uniform_choice(4, 16), uniform_choice(4, 2),
+             named["guessed for 24 steps"], uniform_choice(3, 8), uniform_choice(2, 8)]
     return Block("plays", EFFECTS, steps, 0, tuple(replace(choice, kind="curve") for choice in order), False)
 
 

@@ -2,7 +2,7 @@
 
     python -m bench.levers
     python -m bench.levers --tasks plays,gsm8k --gsm8k RECORDS.jsonl --hours 1
-    python -m bench.levers --only "weighted start" --steps 24,240
+    python -m bench.levers --only "weighted initialisation" --steps 24,240
     python -m bench.levers --tasks plays,gsm8k --summary
 
 Profiles and finished trials are kept in --out, trials as lines of trials.jsonl; those of another machine belong into a

@@ -88,18 +88,18 @@ TIGHT = _predicted("layer", (2, 3, 4), budget_bytes=42_000_000)
 """About a third of its layers have 2 bits."""
 LEVERS = (
     Lever("units: single modules, 2 to 5 bits, roots by share", _predicted("module", (2, 3, 4, 5), True), LAYERS),
-    Lever("weighted start, uniform 3 bits, rank 15", _uniform(3, 15, START), _uniform(3, 15)),
+    Lever("weighted initialisation, uniform 3 bits, rank 15", _uniform(3, 15, START), _uniform(3, 15)),
     Lever("ladder of 3 and 4 bits", LAYERS, LADDER),
     Lever("units: single modules", _predicted("module", (3, 4)), LAYERS),
-    Lever("weighted start, uniform 2 bits, rank 16", _uniform(2, 16, START), _uniform(2, 16), ""),
+    Lever("weighted initialisation, uniform 2 bits, rank 16", _uniform(2, 16, START), _uniform(2, 16), ""),
     Lever("units: single modules, roots by share", _predicted("module", (3, 4), True), LAYERS),
     Lever("ladder of 2, 3, 4, 5, 6 and 8 bits", _predicted("layer", (2, 3, 4, 5, 6, 8)), LADDER),
     Lever("warm-up, stable, decay, predicted by layer", _changed(LAYERS, SCHEDULE), LAYERS),
     Lever("warm-up, stable, decay, uniform 3 bits, rank 15", _uniform(3, 15, SCHEDULE), _uniform(3, 15)),
     Lever("ladder of 2, 3 and 4 bits", _predicted("layer", (2, 3, 4)), LADDER),
     Lever("units: fused modules", _predicted("fused", (3, 4)), LAYERS),
-    Lever("weighted start, uniform 4 bits, rank 16", _uniform(4, 16, START), _uniform(4, 16), ""),
-    Lever("weighted start, 2, 3 and 4 bits", _changed(TIGHT, START), TIGHT, "42 MB stored"),
+    Lever("weighted initialisation, uniform 4 bits, rank 16", _uniform(4, 16, START), _uniform(4, 16), ""),
+    Lever("weighted initialisation, 2, 3 and 4 bits", _changed(TIGHT, START), TIGHT, "42 MB stored"),
 )
 """In the order in which they are tried."""
 

@@ -1,4 +1,4 @@
-"""Tables on what weights become: formats, embeddings, choice of codes, adapter starts, exports, chat templates."""
+"""Tables on weights: formats, embeddings, choice of codes, adapter initialisations, exports, chat templates."""
 
 import statistics
 
@@ -63,8 +63,8 @@ def codes() -> str:
 
 
 def inits() -> str:
-    """Starts of adapters, each at its own learning rate."""
-    return grid(("start", "format and rank", "test loss", "less `kaiming`"),
+    """Adapter initialisations, each at its own learning rate."""
+    return grid(("initialisation", "format and rank", "test loss", "less `kaiming`"),
                 [[f"`{r['init']}`", r["choice"], fixed(statistics.fmean(r["test_losses"].values()), 4),
                   between(r["mean"], r["low"], r["high"], 4) if "mean" in r else DASH]
                  for r in read("inits_plays")["rows"]]) + source("inits_plays")

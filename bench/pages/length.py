@@ -58,7 +58,7 @@ def rates() -> str:
 def exponents() -> str:
     """Exponents that carry losses to longer trainings."""
     rows = [r for r in read(MODEL)["rows"] if r["part"] == "exponents"]
-    return grid(("fitted to", "allocations", "damage by few bits", "gain by rank"), [
+    return grid(("fitted to", "allocations", "cost of few bits", "value of rank"), [
         [_short(row["data"]), str(row["allocations"]), *(f"{fixed(row[key])} ± {fixed(row[f'{key}_se'])}"
                                                  for key in ("damage", "rank"))] for row in rows])
 

@@ -190,7 +190,7 @@ def test_equal_allocations_are_not_trained_twice() -> None:
 
 
 def test_trials_of_two_machines_are_not_paired(tmp_path: Path) -> None:
-    lever = next(lever for lever in LEVERS if lever.name == "weighted start, uniform 2 bits, rank 16")
+    lever = next(lever for lever in LEVERS if lever.name == "weighted initialisation, uniform 2 bits, rank 16")
     order, found = answered({lever.variant.name: 2 * PROMISING})
     allocation = plan.allocation_of(lever.base, {}, 210)
     (tmp_path / "other").mkdir()
