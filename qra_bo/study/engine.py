@@ -23,7 +23,7 @@ from qra_bo.study.search_loop import Headroom, MakeSearcher, SearchLoop, recomme
 from qra_bo.study.setting import Setting
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.study.state import Study
-from qra_bo.study.trial_runner import Listener, TrialRunner, no_loss
+from qra_bo.study.trial_runner import ENGINE_STAGES, Listener, TrialRunner, no_loss
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import OracleError, OutputError
 
@@ -88,7 +88,8 @@ class Engine:
             settle_length(run, problem)
             problem = replace(problem, objective_steps=run.study.objective_steps)
             baselines = uniform_baselines(headroom.rules, problem.profile)
-            if not begun:
+            searched = "end" in run.study.last or any(e.stage not in ENGINE_STAGES for e in run.study.trials)
+            if not begun or not (effort.max_full_trials or searched):  # what stopped before its first proposal
                 from qra_bo.study.prediction import predict  # loads torch, which planning does without
                 predict(run, problem, headroom.rules, baselines)
                 if effort.compare:

@@ -55,9 +55,10 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
     run.record_conclusion("prediction", {
         "allocations": [a.to_json() for a in order], "reference": None if best is None else best.to_json(),
         "mean": mean, "low": mean - half, "high": mean + half, "steps": rates.steps, "sources": list(prior.sources)})
-    run.record_conclusion("calibration", {
-        "lr": config.adapter.lr * prior.lr_scale, "rule": config.adapter.lr_rule, "lr_scale": prior.lr_scale,
-        "trials": [], "uniform_baselines": [], "source": BY_PRIOR})
+    if not run.study.calibrated:
+        run.record_conclusion("calibration", {
+            "lr": config.adapter.lr * prior.lr_scale, "rule": config.adapter.lr_rule, "lr_scale": prior.lr_scale,
+            "trials": [], "uniform_baselines": [], "source": BY_PRIOR})
 
 
 def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -> list[tuple[Allocation, FloatArray]]:

@@ -1,5 +1,6 @@
 """``effort=instant``: the exact optimum under learned rates, labelled as predicted, and the search that follows it."""
 
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,21 @@ def test_instant_on_a_searched_folder_keeps_its_winner(tmp_path: Path) -> None:
     searched = quick(tmp_path).best
     again = instant(tmp_path).best
     assert (again["bits"], again["ranks"], again["prediction"]) == (searched["bits"], searched["ranks"], None)
+
+
+@pytest.mark.parametrize("reached", ['"event":"profile"', '"event":"calibration"', '"event":"trial".*"baseline"'])
+def test_instant_predicts_in_the_folder_of_a_search_that_proposed_nothing(tmp_path: Path, reached: str) -> None:
+    quick(tmp_path)
+    journal = tmp_path / "trials.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    kept_lines = lines[:1 + next(i for i, line in enumerate(lines) if re.search(reached, line))]
+    journal.write_text("".join(kept_lines))
+    rate = load_study(tmp_path).last.get("calibration", {}).get("lr")
+    best = instant(tmp_path).best
+    assert (best["searched"], best["prediction"]["label"]) == (False, "predicted, not searched")
+    assert [e.stage for e in load_study(tmp_path).trials].count("baseline") == ("baseline" in reached)
+    assert rate in (None, best["learning_rate"])
+    assert quick(tmp_path).best["searched"]
 
 
 def test_other_rates_are_refused_in_a_folder_that_predicted(tmp_path: Path) -> None:
