@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qra_bo.config import config_from_dict, make_space, make_spec
+from qra_bo.config.presets import suggested_rate
 from qra_bo.execution.base import ProfileResult
 from qra_bo.pipeline.build import make_memory
 from qra_bo.searchers.base import SearchProblem
@@ -46,7 +47,8 @@ def lesson_of_run(folder: Path) -> Lesson | None:
     problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.budget_bytes,
                             ProfileResult.from_json(study.last["profile"]).profile, config.fidelity.high, None,
                             config.seed)
-    return lesson_of(problem, [as_observation(e) for e in study.points], study.lr_scale or 1.0)
+    factor = (study.lr_scale or 1.0) * config.adapter.lr / suggested_rate(config)  # runs may have other base rates
+    return lesson_of(problem, [as_observation(e) for e in study.points], factor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

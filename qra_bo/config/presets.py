@@ -59,6 +59,17 @@ def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**raw, "adapter": {**adapter, "lr": float(f"{BASE_LR * BASE_WIDTH / known:.2g}")}}
 
 
+def suggested_rate(config: RunConfig) -> float:
+    """Return the base learning rate that the run's trainer has for its model; ``adapter.lr`` with a trainer of the
+    user's own."""
+    known = {path.stem: path for path in (CONF / "train").glob("*.yaml")}
+    if config.train.name not in known:
+        return config.adapter.lr
+    raw = with_learning_rate({"adapter": {"lr": OmegaConf.select(OmegaConf.load(known[config.train.name]), "adapter.lr")},
+                              "model": config.model})
+    return float(raw["adapter"]["lr"])
+
+
 def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:
     """Return the option of ``train`` that suits plain or checked values of a configuration, and the reason."""
     if raw.get("gpu") is not None:

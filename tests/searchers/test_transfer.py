@@ -102,10 +102,11 @@ def test_runs_whose_folders_have_one_name_all_count(tmp_path: Path, monkeypatch:
 def test_prior_of_finished_runs_is_used_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["+model=tiny", "data=tiny", "oracle=synthetic", "budget=uniform:4,4", "display=none", "confirm.seeds=0"]
     run = search([*common, f"out={tmp_path / 'first'}", "effort=quick", "effort.max_full_trials=20",
-                  "effort.stop=null"])
+                  "effort.stop=null", "adapter.lr=0.004", "calibrate.lr_scales=[1.0]"])
     path = tmp_path / "prior.json"
     assert command.main([str(run.folder), "--out", str(path)]) == 0
     assert "quantization_sensitivity" in load_prior(str(path)).parts
+    assert load_prior(str(path)).lr_scale == 2.0  # of the trainer's 0.002, which another run takes
     taught = search([*common, f"out={tmp_path / 'second'}", "effort=quick", f"surrogate.prior={path}"])
     assert taught.best["loss"] < 10.0
     same = [*common, f"out={tmp_path / 'second'}", "effort=quick", f"surrogate.prior={path}"]

@@ -66,8 +66,8 @@ def with_prior(components: Sequence[Component], prior: Mapping[str, PartPrior]) 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one finished study tells: of the rates, of the parts' scales, and its calibrated factor on ``adapter.lr``.
-    """
+    """What one finished study tells: of the rates, of the parts' scales, and its calibrated factor on the learning
+    rate that its trainer has for the model."""
 
     study: Study
     scales: Mapping[str, float]
@@ -87,7 +87,7 @@ class Prior:
     Args:
         rates: Exchange rates between bits and ranks.
         parts: Scales of the surrogate's parts, by their names.
-        lr_scale: Factor on ``adapter.lr``: the geometric mean of the calibrated ones.
+        lr_scale: Factor on the trainer's learning rate: the geometric mean of the calibrated ones.
         sources: The studies in words.
     """
 
