@@ -65,9 +65,8 @@ def suggested_rate(config: RunConfig) -> float:
     known = {path.stem: path for path in (CONF / "train").glob("*.yaml")}
     if config.train.name not in known:
         return config.adapter.lr
-    raw = with_learning_rate({"adapter": {"lr": OmegaConf.select(OmegaConf.load(known[config.train.name]), "adapter.lr")},
-                              "model": config.model})
-    return float(raw["adapter"]["lr"])
+    rate = OmegaConf.select(OmegaConf.load(known[config.train.name]), "adapter.lr")
+    return float(with_learning_rate({"adapter": {"lr": rate}, "model": config.model})["adapter"]["lr"])
 
 
 def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:

@@ -49,7 +49,7 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         path = Path(text).expanduser()
         data = _read(path, config, space)
         allocation, lr = parse_allocation(data, path, [u.name for u in space.units])
-        given = Given((allocation,), f"task=finetune was given {text}", *_rate(lr, config.adapter.lr),
+        given = Given((allocation,), f"task=finetune was given {text}", *_rate(lr, config.adapter.lr, data),
                       tuple(_notes(data, config)))
         budget, scope = _budget(data, config.memory.scope)
         if lr is not None:
@@ -134,15 +134,16 @@ def _shown(value: object) -> str:
     return str(value)[:60]
 
 
-def _rate(lr: float | None, base: float) -> tuple[float, str]:
-    """Return the factor on ``adapter.lr`` that gives ``lr`` to the last bit, where one does, and the rate's source."""
+def _rate(lr: float | None, base: float, data: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the factor on ``adapter.lr`` that gives ``lr`` to the last bit, where one does, and the rate's source as
+    the file states it."""
     if lr is None:
         return 1.0, BY_RULE
     scale = lr / base
     near = [scale]
     for end in (0.0, math.inf):
         near += [once := math.nextafter(scale, end), math.nextafter(once, end)]
-    return next((s for s in near if base * s == lr), scale), CALIBRATED
+    return next((s for s in near if base * s == lr), scale), _shown(data.get("learning_rate_source") or CALIBRATED)
 
 
 def _with_trials_of(data: Mapping[str, Any], config: RunConfig) -> RunConfig:

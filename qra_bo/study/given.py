@@ -10,7 +10,7 @@ from qra_bo.utils.errors import JournalError
 
 CALIBRATED = "calibrated in the search that found the allocation"
 BY_RULE = "adapter.lr by its rule, not calibrated"
-"""Sources of a given allocation's learning rate."""
+"""Sources of a given allocation's learning rate. A file may state another (``learning_rate_source``)."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.comparison import compared
+from qra_bo.study.given import BY_RULE
 from qra_bo.study.health import health
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.state import Study, is_uniform
@@ -89,8 +90,8 @@ def build_best(study: Study) -> dict[str, Any]:
             "effort": study.last.get("extension", header)["effort"],
             "searched": not study.untried, "prediction": _prediction(study, winner), "one_seed": _one_seed(study),
             "winner_kind": "uniform" if uniform else "mixed",
-            "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
-            "training": _training(study),
+            "learning_rate": study.last["calibration"]["lr"], "learning_rate_source": _rate_source(study),
+            "lr_rule": study.last["calibration"]["rule"], "training": _training(study),
             **_loss(study, point), "versus_best_uniform": _versus(study, winner),
             "objective": _objective(study, winner),
             "versus_best_uniform_at_rates": _at_rates(study, winner),
@@ -107,6 +108,12 @@ def build_best(study: Study) -> dict[str, Any]:
                            "train_seeds": list(dict.fromkeys(e.spec.train_seed for e in study.trials)),
                            "config_sha256": header["config_sha256"]},
             "checks": [asdict(card) for card in health(study)]}
+
+
+def _rate_source(study: Study) -> str | None:
+    """Say where the learning rate comes from; ``None`` where this run's trials chose it."""
+    calibration = study.last["calibration"]
+    return None if calibration["trials"] else str(calibration.get("source", BY_RULE))
 
 
 def _training(study: Study) -> dict[str, Any]:

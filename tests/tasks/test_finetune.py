@@ -18,6 +18,7 @@ from qra_bo.pipeline.run import checked_budget, make_setting
 from qra_bo.report.data import load_run
 from qra_bo.runs import main as runs
 from qra_bo.space import uniform
+from qra_bo.study.given import BY_RULE, CALIBRATED
 from qra_bo.study.journal import read_journal
 
 REAL = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
@@ -190,6 +191,20 @@ def test_a_plain_file_is_trained_at_the_rate_of_the_rule(tmp_path: Path) -> None
     assert given.allocations[0].formats == ("nf4", "hqq3", "nf4", "int8")
     assert (given.lr_scale, given.lr_source) == (1.0, "adapter.lr by its rule, not calibrated")
     assert (narrowed.bits, narrowed.ranks, narrowed.format_names) == ((3, 4, 8), (1, 2, 4, 8), ("hqq3", "nf4", "int8"))
+
+
+@pytest.mark.parametrize(("options", "source"), [
+    (["effort=instant"], "learned from earlier runs, not calibrated in this one"),
+    (["effort=quick", "effort.max_full_trials=8", "calibrate.lr_scales=[1.0]"], BY_RULE),
+    (["effort=quick", "effort.max_full_trials=8"], CALIBRATED)])
+def test_a_rate_is_calibrated_only_where_a_search_tried_several(tmp_path: Path, options: list[str],
+                                                                source: str) -> None:
+    run = qra_bo.search(["+model=tiny", "data=tiny", "oracle=synthetic", "budget=uniform:3,16", "display=none",
+                  "confirm.seeds=0", f"out={tmp_path / 'run'}", *options])
+    assert run.best["learning_rate_source"] == (None if source == CALIBRATED else source)
+    config = finetune_config(run.folder, "budget=9MB")
+    given, _ = read_allocation(config, make_setting(config).space)
+    assert given.lr_source == source
 
 
 @pytest.mark.parametrize("scale", [0.7, 1.0, 1.37, 0.333, 3.14])
