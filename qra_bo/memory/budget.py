@@ -3,6 +3,7 @@
 import math
 import re
 import subprocess
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +123,18 @@ def format_for(bits: int, space: SearchSpace) -> StorageFormat:
 def uniform_bytes(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> int:
     """Bytes of one format and rank everywhere, on the space's ladders or off them. Raises ``SpaceError`` if the rank
     exceeds a matrix, or the format can't store one."""
-    single = SearchSpace(space.units, (fmt,), Ladder("ranks", (rank,)))
-    row = single.encode(uniform(single.n_units, fmt.name, rank))
-    return int(memory.table(single).totals(row[None, :])[0])
+    priced = priced_space(space, (fmt,), (rank,))
+    row = priced.encode(uniform(priced.n_units, fmt.name, rank))
+    return int(memory.table(priced).totals(row[None, :])[0])
+
+
+def priced_space(space: SearchSpace, formats: Sequence[StorageFormat], ranks: Iterable[int]) -> SearchSpace:
+    """Return the units with ``formats``, and with ``ranks`` beside the space's own.
+
+    A unit that is part of a layer is charged the rank that demands most for the rest of it. With the space's ranks at
+    hand an allocation has the bytes that the search's table gives it.
+    """
+    return SearchSpace(space.units, tuple(formats), Ladder("ranks", tuple(sorted({*space.ranks.values, *ranks}))))
 
 
 def free_bytes(device: str) -> int:

@@ -9,9 +9,10 @@ import numpy as np
 from qra_bo.config import RunConfig
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory import MemoryModel, parse_format
+from qra_bo.memory.budget import priced_space
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, average_bits, limit_average_bits
+from qra_bo.space import Allocation, CostTable, SearchSpace, average_bits, limit_average_bits
 from qra_bo.study.given import Given
 
 FINAL = "final"
@@ -43,9 +44,9 @@ class BytesPredictor:
         return self.memory.file_bytes(self._space_of(allocation), allocation)
 
     def _space_of(self, allocation: Allocation) -> SearchSpace:
-        """Return a space whose ladders are the allocation's own formats and ranks."""
+        """Return a space that holds the allocation, with bytes as in the search's table."""
         formats = sorted({parse_format(f) for f in allocation.formats}, key=lambda f: (f.bits, f.name))
-        return SearchSpace(self.space.units, tuple(formats), Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
+        return priced_space(self.space, formats, allocation.ranks)
 
 
 @dataclass(frozen=True)

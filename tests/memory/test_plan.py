@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.budget import largest, resolve_budget, smallest, uniform_bytes
 from qra_bo.memory.cards import CARDS
@@ -14,7 +15,9 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, Plan, largest_rank, memory_plan
 from qra_bo.memory.speed import step_seconds
+from qra_bo.pipeline.build import make_memory
 from qra_bo.space import SearchSpace, uniform
+from qra_bo.study.setting import BytesPredictor
 from qra_bo.tasks.memory import render
 from tests.memory.spaces import LLAMA2_7B, TINY, space_of
 
@@ -43,6 +46,18 @@ def test_rows_are_the_models_own_numbers(llama: tuple[MemoryModel, SearchSpace, 
     assert plan.fits
     assert (plan.least.total, plan.most) == (smallest(model.table(space), space)[0],
                                              largest(model.table(space), space)[0])
+
+
+@pytest.mark.parametrize("granularity", ["layer", "block", "fused", "module"])
+def test_a_uniform_choice_has_the_bytes_of_the_search(granularity: str) -> None:
+    config = load_config(["+model=llama2_7b", "device=cuda", "task=memory", f"granularity={granularity}"])
+    spec = make_spec(config)
+    space, memory = make_space(config, spec), make_memory(config, spec, "cuda")
+    table, predictor = memory.table(space), BytesPredictor(memory, space)
+    for fmt, rank in ((space.formats[0], 1), (space.formats[1], 4), (space.formats[-1], 32)):
+        choice = uniform(space.n_units, fmt.name, rank)
+        priced = int(table.totals(space.encode(choice)[None])[0])
+        assert priced == uniform_bytes(memory, space, fmt, rank) == predictor(choice)
 
 
 def test_each_budget_has_its_own_answer(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
