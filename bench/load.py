@@ -82,7 +82,7 @@ def measure(model: Path, profile: bool, overrides: list[str], out: Path) -> None
         space, allocation := Allocation(tuple(space.formats[i % len(space.formats)].name for i in range(space.n_units)),
                                         (8,) * space.n_units))
     bank = sum(weight_bytes(f, m.out_features, m.in_features) + metadata_bytes(f, m.out_features, m.in_features)
-               for f in bank_formats(space) for m in spec.linears) + parts["unquantised"]
+               for f in bank_formats(config, space) for m in spec.linears) + parts["unquantised"]
     beside = sum(size for part, size in parts.items() if part not in ("weights", "quant_metadata", "unquantised"))
     shard = max(file.stat().st_size for file in model.glob("*.safetensors"))
     follow, rows = Resident(), []

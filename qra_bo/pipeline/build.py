@@ -9,11 +9,12 @@ from qra_bo.config import RunConfig, config_from_dict, make_space, make_spec
 from qra_bo.config.oracles import BenchmarkOracleConfig, OwnOracleConfig, SyntheticOracleConfig
 from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
 from qra_bo.execution.on_ray import RayExecutor, Resources
-from qra_bo.memory import MemoryModel, TrainShape, parse_format, parse_size
+from qra_bo.memory import MemoryModel, TrainShape, default_format, parse_size
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.cards import CARDS
 from qra_bo.oracle.protocol import Oracle
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
+from qra_bo.study.comparison import QLORA
 from qra_bo.utils.device import (
     BYTES,
     cores,
@@ -83,10 +84,20 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: 
     return MemoryModel(spec, shape, cfg.memory.scope, allowance, cfg.serve)
 
 
-def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:
-    """Return the ladder's formats and those of the references (NF4 and 16 bits), each once."""
-    names = dict.fromkeys([*(f.name for f in space.formats), "nf4", "fp16"])
-    return tuple(parse_format(name) for name in names)
+def reference_formats(cfg: RunConfig) -> tuple[StorageFormat, ...]:
+    """Return the formats of the references that a run trains: 16 bits and NF4 beside a search, QLoRA's NF4 beside a
+    predicted allocation, none in other tasks."""
+    effort, bits = cfg.effort, tuple[int, ...]()
+    if cfg.task == "search" and effort.max_full_trials:
+        bits = (16, 4) if effort.references else ()
+    elif cfg.task == "search":
+        bits = (4,) if QLORA in effort.compare else ()
+    return tuple(map(default_format, bits))
+
+
+def bank_formats(cfg: RunConfig, space: SearchSpace) -> tuple[StorageFormat, ...]:
+    """Return the ladder's formats and those of the references, each once."""
+    return tuple(dict.fromkeys((*space.formats, *reference_formats(cfg))))
 
 
 def keeps_dense(spec: DecoderSpec, formats: Sequence[StorageFormat]) -> bool:

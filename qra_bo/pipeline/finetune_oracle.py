@@ -66,7 +66,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
                                                                "versions": versions, "gguf": version("gguf")}, begun)
     kernel = use_fast_attention(model, device, dtype)
     space = make_space(cfg, spec)
-    formats = bank_formats(space)
+    formats = bank_formats(cfg, space)
     keep_dense = device.type == "cpu" and keeps_dense(spec, formats)
     pack_embeddings(model, cfg.embeddings, dtype, device, keep_dense=keep_dense)
     on_host = is_too_large(storage_bytes(model.state_dict()), device, _room(cfg, spec, space, device))
@@ -108,7 +108,7 @@ def _bank_store(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, facts: di
     Raises:
         DeviceError: If the disk has not the space.
     """
-    store, formats = TensorStore(cache_folder("bank"), facts, keep=2), bank_formats(space)
+    store, formats = TensorStore(cache_folder("bank"), facts, keep=2), bank_formats(cfg, space)
     missing = max(0.0, 1 - store.count / (len(spec.linears) * sum(fmt.bits < 16 for fmt in formats)))
     size, place = round(missing * packed_bytes(cfg, spec, space, device.type)), cache_folder("bank")
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free

@@ -12,7 +12,7 @@ from qra_bo.memory.cards import CARDS
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
 from qra_bo.memory.verdict import largest_rank
-from qra_bo.pipeline.build import MALLOC, bank_formats, keeps_dense, make_memory
+from qra_bo.pipeline.build import MALLOC, bank_formats, keeps_dense, make_memory, reference_formats
 from qra_bo.report.opening import Need
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
 from qra_bo.study.device_allowance import allowance_for
@@ -109,7 +109,7 @@ def packed_bytes(config: RunConfig, spec: DecoderSpec, space: SearchSpace, devic
     in_half = BYTES[resolve_dtype(config.dtype, device_type)] == 2 or is_mapped(config)
     keeps_half = device_type == "cpu" and not in_half
     return sum(weight_bytes(fmt, m.out_features, m.in_features) + metadata_bytes(fmt, m.out_features, m.in_features)
-               for fmt in bank_formats(space) if fmt.bits < 16 or keeps_half for m in spec.linears)
+               for fmt in bank_formats(config, space) if fmt.bits < 16 or keeps_half for m in spec.linears)
 
 
 def is_mapped(config: RunConfig) -> bool:
@@ -134,7 +134,8 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_
     Files that are mapped are left out: the system reads them again where memory lacks. On a CPU an installed layer is
     the bank's own, so that training adds only what is neither weight nor metadata, unless the bank is on disk.
     """
-    on_cpu, item, formats = device_type == "cpu", BYTES[resolve_dtype(config.dtype, device_type)], bank_formats(space)
+    on_cpu, item = device_type == "cpu", BYTES[resolve_dtype(config.dtype, device_type)]
+    formats = bank_formats(config, space)
     spilled = spills(config, spec, space, device_type)
     quantised = sum(fmt.bits < 16 for fmt in formats)
     tables = spec.other_numel - unpacked_numel(spec, config.embeddings)
@@ -170,12 +171,11 @@ def _training(config: RunConfig, memory: MemoryModel, space: SearchSpace, spille
     if memory.scope == "peak":  # the budget may lie above all allocations: auto is what is free
         within = max(budgets_of(config, memory, space).values()) - beside(space, smallest(table, space)[1])
         needs = [min(within, *needs)]
-    if config.effort.references:
-        for fmt in (default_format(16), default_format(4)):
-            single = SearchSpace(space.units, (fmt,), Ladder("ranks", (16,)))
-            allocation = uniform(space.n_units, fmt.name, 16)
-            total = sum(peak.breakdown(single, allocation).values())
-            needs.append(total - beside(single, allocation))
+    for fmt in reference_formats(config):
+        single = SearchSpace(space.units, (fmt,), Ladder("ranks", (16,)))
+        allocation = uniform(space.n_units, fmt.name, 16)
+        total = sum(peak.breakdown(single, allocation).values())
+        needs.append(total - beside(single, allocation))
     return max(0, *needs)
 
 

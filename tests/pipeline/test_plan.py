@@ -10,7 +10,7 @@ from rich.console import Console
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.memory.budget import parse_size, smallest, total_bytes
 from qra_bo.pipeline import plan
-from qra_bo.pipeline.build import make_memory
+from qra_bo.pipeline.build import bank_formats, make_memory
 from qra_bo.pipeline.plan import budgets_of, check_ram, host_parts, make_plan, needs_of
 from qra_bo.pipeline.run import _announced, checked_budget, make_setting
 from qra_bo.space import DecoderSpec, SearchSpace, uniform
@@ -39,9 +39,12 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = sum(m.out_features for m in spec.linears)
     nf4 = sum(m.numel // 2 + m.numel // 64 + 4 * -(-m.numel // (64 * 256)) + 4 for m in spec.linears)
     assert parts["dense weights"] == 2 * (spec.linear_numel + spec.other_numel)
-    assert parts["packed formats"] == spec.linear_numel + 4 * rows + nf4  # and 16 bits are the base itself
-    assert parts["unpacked copies"] == 2 * 2 * spec.linear_numel
+    assert parts["packed formats"] == spec.linear_numel + 4 * rows
+    assert parts["unpacked copies"] == 2 * spec.linear_numel
     assert parts["training or choosing codes"] == 10**7 - (spec.linear_numel + 4 * rows) - 2 * spec.other_numel
+    more = host_parts(config.with_changes(effort=config.effort.with_changes(references=True)), spec, space)
+    assert more["packed formats"] - parts["packed formats"] == nf4  # 16 bits are the base itself
+    assert more["unpacked copies"] == 2 * parts["unpacked copies"]
 
 
 def test_choosing_codes_may_take_more_than_training() -> None:
@@ -73,6 +76,28 @@ def test_too_little_ram_is_refused_with_what_it_takes(monkeypatch: pytest.Monkey
         make_setting(config)
     monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("64GB"))
     check_ram(config, spec, space)
+
+
+REFERENCES = ["+model=llama2_7b", "data=tiny", "quantizer.rounding=rtn", "train.batch=1", "train.length=512",
+              "bits=[3]"]
+
+
+@pytest.mark.parametrize(("words", "names"), [
+    (["effort=normal"], {"nf4", "fp16"}), (["effort=quick"], set()),
+    (["effort=instant", "effort.references=true"], set()),
+    (["effort=instant", "effort.compare=[qlora]"], {"nf4"}), (["effort=instant", "effort.compare=[uniform]"], set()),
+    (["task=profile"], set()), (["task=finetune", "allocation=uniform:3,8"], set())])
+def test_formats_of_references_are_prepared_where_they_are_trained(words: list[str], names: set[str]) -> None:
+    config, _, space = setting(*REFERENCES, *words)
+    assert {fmt.name for fmt in bank_formats(config, space)} == {"int3-g64"} | names
+
+
+@pytest.mark.parametrize("words", [["task=finetune", "allocation=uniform:3,8"], ["task=profile"], ["effort=quick"]])
+def test_ram_of_references_is_needed_where_they_are_trained(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("10GB"))
+    make_setting(setting(*REFERENCES, "budget=uniform:3,8", *words)[0])
+    with pytest.raises(DeviceError, match=r"on a CPU needs about 1\d\.\d\d GB of RAM"):
+        make_setting(setting(*REFERENCES, "budget=uniform:3,8")[0])
 
 
 def test_packed_layers_on_disk_take_no_ram_but_for_those_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
