@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -13,11 +14,13 @@ from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.cards import CARDS
 from qra_bo.space.decoder import spec_from_numbers
-from qra_bo.utils.device import planned_device
+from qra_bo.utils.device import planned_device, resolve_device
 from qra_bo.utils.errors import UserError
 
 CPU_PARAMETERS = 10**9
 """Largest model that ``train=cpu`` is chosen for: a rule of thumb, as larger ones are fine-tuned on a GPU."""
+TRAINING = ("search", "finetune", "profile")
+"""Tasks that need torch and a device with ``oracle=finetune``."""
 BASE_LR, BASE_WIDTH = 2e-4, 4096
 """QLoRA's learning rate of its 7 B model and that model's width; the rate falls as 1 / width, which gives 1e-4 at 8192,
 QLoRA's rate of its 65 B model (Dettmers et al. 2023, table 9). It stands for models whose width is not known yet."""
@@ -74,12 +77,23 @@ def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:
     if raw.get("gpu") is not None:
         return "gpu", f"gpu={raw['gpu']}"
     device, count = str(raw.get("device")), parameters(raw.get("model"))
-    if planned_device(device) == "cuda":
+    if device_of(raw) == "cuda":
         return "gpu", "a CUDA device" if device == "auto" else f"device={device}"
     if count is not None and count > CPU_PARAMETERS:
         return "gpu", f"{count / 1e9:.1f} B parameters; train=cpu is for at most {CPU_PARAMETERS / 1e9:.0f} B on a CPU"
     size = "a model of unknown size" if count is None else f"{count / 1e6:,.0f} M parameters"
     return "cpu", f"{size} on a CPU"
+
+
+def device_of(raw: Mapping[str, Any]) -> str:
+    """Return the kind of device, ``"cuda"`` or ``"cpu"``, that a run with these plain values trains on or plans for.
+
+    A run that trains with ``device=auto`` asks torch where NVIDIA's driver is there: torch may be built without CUDA.
+    """
+    device, oracle = str(raw.get("device")), raw.get("oracle")
+    planned = planned_device(device)
+    trains = raw.get("task") in TRAINING and isinstance(oracle, Mapping) and oracle.get("name") == "finetune"
+    return resolve_device(device) if trains and device == "auto" and planned == "cuda" else planned
 
 
 def parameters(model: Any) -> int | None:
@@ -93,8 +107,8 @@ def parameters(model: Any) -> int | None:
 
 def preset_notes(config: RunConfig) -> list[str]:
     """Return lines for the plan: which trainer, card and text the run uses, and why."""
-    train = config.train
-    suits, reason = trainer_of({"gpu": config.gpu, "device": config.device, "model": config.model})
+    train, raw = config.train, config.to_dict()
+    suits, reason = trainer_of(raw)
     why = f"chosen for {reason}" if train.name == suits else f"as given; {suits} suits {reason}"
     step = f"{train.batch * train.accumulate} x {train.length} tokens a step"
     if train.accumulate > 1:
@@ -103,6 +117,11 @@ def preset_notes(config: RunConfig) -> list[str]:
     lines = [f"train={train.name} ({why}): {step}, {train.optimizer}"
              f"{', checkpointing' if train.checkpointing else ''}, learning rate {config.adapter.lr:.2g} at rank 16; a "
              f"trial has {config.fidelity.high} steps{low}"]
+    if config.gpu is None and not config.executor.elsewhere and device_of(raw) != planned_device(config.device):
+        lines.append(f"device=auto: this machine has NVIDIA's driver, but torch {version('torch')} sees no CUDA "
+                     "device: the run trains on the CPU. To train on the GPU, install a build of torch for the "
+                     "driver's version of CUDA (https://pytorch.org/get-started/locally); if the CPU is meant, give "
+                     "device=cpu")
     if config.gpu is not None:
         card = CARDS[config.gpu]
         lines.append(f"gpu={config.gpu}: {card.title}, {card.total_bytes / 1e9:.1f} GB, {card.dtype} on CUDA; nothing "

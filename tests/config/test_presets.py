@@ -1,5 +1,6 @@
 """Choices that follow from model and device: trainer, sizes, learning rate, text, and the budget of a named card."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,36 @@ def test_unknown_card_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"gpu: 'rtx9999' is not a card of the table; known, nearest first: rtx"):
         load_config(["gpu=rtx9999"])
     assert load_config(["gpu=4090"]).gpu == load_config(["gpu=RTX-4090"]).gpu == "rtx4090"
+
+
+@pytest.mark.parametrize(("words", "train"), [
+    ([], "cpu"), (["task=profile"], "cpu"), (["task=finetune", "allocation=uniform:4,4"], "cpu"),
+    (["+model=llama2_7b"], "gpu"), (["train=gpu"], "gpu")])
+def test_training_where_torch_lacks_cuda_has_the_size_of_a_cpu(words: list[str], train: str,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets_module, "planned_device", lambda device: "cuda" if device == "auto" else device)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = load_config(words)
+    assert config.train.name == train
+    trainer, lacks, *_ = preset_notes(config)
+    assert " CUDA device" not in trainer
+    assert re.match(r"device=auto: this machine has NVIDIA's driver, but torch \S+ sees no CUDA device: the run "
+                    r"trains on the CPU\. .* give device=cpu$", lacks)
+    assert not any("driver" in note for note in preset_notes(load_config([*words, "device=cpu"])))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = load_config(words)
+    assert config.train.name == "gpu"
+    assert not any("driver" in note for note in preset_notes(config))
+
+
+@pytest.mark.parametrize("words", [["task=memory"], ["oracle=synthetic"], ["gpu=l4"]])
+def test_plans_and_simulations_need_no_torch_to_choose_a_trainer(words: list[str],
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets_module, "planned_device", lambda device: "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("torch was asked"))
+    config = load_config(words)
+    assert config.train.name == "gpu"
+    assert preset_notes(config)
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((7, 0), "float16"), ((8, 0), "bfloat16"),
