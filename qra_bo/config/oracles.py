@@ -1,12 +1,16 @@
 """The groups of the configuration on oracles: what runs trials."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from qra_bo.config.groups import Target
-from qra_bo.utils.fields import Group, Noise
+from qra_bo.utils.fields import REFUSED, Group, Noise
+
+BUILT_IN = ("finetune", "benchmark", "synthetic")
+"""Names of the oracles of this package, by which journals and reports tell them from a user's own."""
 
 
 class FinetuneOracleConfig(Group):
@@ -44,6 +48,15 @@ class OwnOracleConfig(Target):
 
     trains: ClassVar[bool] = False
     trains_longer: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        """Refuse the name that an option leaves behind: reports would show results as those of real fine-tuning."""
+        if self.name in BUILT_IN:
+            raise PydanticCustomError(REFUSED, "its name must not be one of {known}, which have no _target_; got "
+                                      "'{name}': give oracle.name=NAME too",
+                                      {"known": ", ".join(BUILT_IN), "name": self.name})
+        return self
 
 
 def _kind_of_oracle(value: Any) -> Any:

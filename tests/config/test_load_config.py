@@ -222,6 +222,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["method=random", "surrogate.prior=smollm2_135m"], "surrogate.prior is for searchers that take a prior"),
     (["mirror=mysql"], r"mirror must be sqlite, .*, or null; got 'mysql'"),
     (["quantizer.formats.four=[nf4]"], "must be a mapping from bit-widths to lists of format names"),
+    (["oracle._target_=my.Oracle"], r"^oracle: its name must .* give oracle\.name=NAME too\.$"),
     (["task=report"], "task=report needs out=FOLDER"),
     (["~seed"], "keys of the configuration can't be deleted"),
     (["hydra/launcher=nowhere"], "Hydra can't compose this configuration: .*nowhere"),

@@ -8,6 +8,7 @@ from qra_bo.config import RunConfig, config_from_dict, load_config
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.pipeline import build
 from qra_bo.space import SearchSpace
+from qra_bo.utils.errors import ConfigError
 
 OWN = f"name: mine\n_target_: {__name__}.make_oracle\nnoise: 0.001\n"
 
@@ -27,6 +28,15 @@ def write_config_dir(tmp_path: Path) -> str:
 def test_own_oracle_is_made_from_its_yaml(mine: str, tmp_path: Path) -> None:
     config = load_config(["+model=tiny", "oracle=mine", "oracle.noise=0.5"], mine)
     assert isinstance(build.make_oracle(config.to_dict(), str(tmp_path)), SyntheticOracle)
+
+
+@pytest.mark.parametrize("name", ["finetune", "benchmark", "synthetic"])
+def test_own_oracle_can_not_have_the_name_of_another(name: str) -> None:
+    own = ["+model=tiny", f"oracle={name}", "oracle._target_=my.Oracle"]
+    with pytest.raises(ConfigError, match=rf"oracle: its name must .*; got '{name}': give oracle\.name=NAME too\."):
+        load_config(own)
+    config = load_config([*own, "oracle.name=mine"])
+    assert (config.oracle.name, config.oracle.trains) == ("mine", False)
 
 
 def test_stored_configuration_imports_no_target() -> None:
