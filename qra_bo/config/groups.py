@@ -28,6 +28,8 @@ from qra_bo.utils.fields import (
     must_be,
 )
 
+LEAST_RANKED = 4
+"""Allocations below which a ranking says nothing."""
 Share = Annotated[StrictFloat, Ge(0), Le(1)]
 OtherRates = Annotated[tuple[StrictFloat, ...], must_be(
     "a list of distinct positive factors other than 1, e.g. [0.5,2]",
@@ -116,7 +118,7 @@ class EffortConfig(Group):
         sequential: Whether the confirmation ends before ``confirm.seeds`` where its sign is decided.
         stop: Chance of a gain above the noise below which the search ends; ``None``: it never ends early.
         ranking_top: Allocations whose ranking is checked at a longer training, winner and best uniform baseline among
-            them; none below 4.
+            them; 0: no check.
         rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
     """
 
@@ -128,7 +130,8 @@ class EffortConfig(Group):
     compare: Annotated[tuple[Literal["untuned", "uniform", "qlora"], ...], ONE_IS_A_LIST]
     sequential: StrictBool
     stop: Share | None
-    ranking_top: Natural
+    ranking_top: Annotated[StrictInt, must_be(f"0 (no ranking check) or at least {LEAST_RANKED}",
+                                              lambda n: n == 0 or n >= LEAST_RANKED)]
     rate_factors: OtherRates
 
 
@@ -288,7 +291,7 @@ class ConfirmConfig(Group):
     """Number of unseen training seeds of the confirmation, and the length of the ranking check in full trials."""
 
     seeds: Annotated[StrictInt, must_be("0 (no confirmation) or at least 2", lambda n: n == 0 or n >= 2)]
-    ranking_factor: Count
+    ranking_factor: Annotated[StrictInt, Ge(2)]
 
 
 class ExportConfig(Group):

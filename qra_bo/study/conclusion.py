@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qra_bo.config.groups import LEAST_RANKED
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation
 from qra_bo.study.choice import choose, chosen
@@ -17,8 +18,6 @@ from qra_bo.utils.errors import OracleError, OutputError
 
 LOOKS = (3, 4, 5)
 """Numbers of seeds after which a sequential confirmation may end."""
-LEAST_RANKED = 4
-"""Allocations below which a ranking says nothing."""
 MEASURED_CANDIDATES = 5
 """How many allocations may be measured at the end, from the winner down, before the run gives up."""
 FINAL_FILES = ("adapter/adapter_model.safetensors", "quant_manifest.json")

@@ -119,7 +119,7 @@ class Engine:
                 if effort.rate_factors:
                     with run.stage("rate_check"):
                         check_rates(run)
-            if effort.ranking_top >= 2:
+            if effort.ranking_top:
                 with run.stage("ranking_check"):
                     check_ranking(run)
             return self._finish(run, recommended)

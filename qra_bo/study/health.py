@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from qra_bo.config.groups import LEAST_RANKED
 from qra_bo.memory.budget import format_size
 from qra_bo.space import Allocation
 from qra_bo.study.choice import fails
 from qra_bo.study.comparison import compared
-from qra_bo.study.conclusion import LEAST_RANKED
 from qra_bo.study.intervals import LEAST_SEEDS, spearman
 from qra_bo.study.state import Study, loss_of
 from qra_bo.trials import Fidelity, Trial
