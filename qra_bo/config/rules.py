@@ -12,13 +12,13 @@ from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
 from qra_bo.memory.optimizers import is_paged
-from qra_bo.memory.serving import CONSUMERS, TARGET_FORMATS
+from qra_bo.memory.serving import CONSUMERS, EXPORT_TARGETS, TARGET_FORMATS
 from qra_bo.oracle.emulator.table import TASK as TASK_FILE
 from qra_bo.oracle.emulator.table import folder_of, load_facts
 from qra_bo.searchers.priors import shipped_priors
 from qra_bo.space import StorageFormat
 from qra_bo.trials import OWN_BASE
-from qra_bo.utils.errors import DataError, UserError
+from qra_bo.utils.errors import DataError, UserError, nearest_first
 
 ON_A_RUN = ("evaluate", "export", "report")
 """Tasks on a run's folder: they need nothing else."""
@@ -103,8 +103,11 @@ def _lacking(config: RunConfig) -> list[int]:
 
 
 def target_problems(config: RunConfig, given: bool = False) -> Iterator[Problem]:
-    """Yield the export targets that refuse formats which a search may choose or a ``given`` allocation has: the result
-    could not be exported."""
+    """Yield the export targets that are unknown, and those that refuse formats which a search may choose or a ``given``
+    allocation has: the result could not be exported."""
+    for name in (name for name in config.export.targets or () if name not in EXPORT_TARGETS):
+        yield Problem("export.targets", f"export.targets: {name!r} is no export target; known, nearest first: "
+                                        f"{', '.join(nearest_first(name, EXPORT_TARGETS))}.")
     why = "the allocation has" if given else "the search may choose"
     for target, (holds, instead) in TARGET_FORMATS.items():
         if not (given or config.task == "search") or target not in (config.export.targets or ()):

@@ -28,7 +28,8 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
     Target("merged", merged.FOLDER, merged.write, loader=merged.LOADER),
     Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, loader=bitsandbytes.LOADER),
 )}
-"""By name. A new target is one module (or template) in this package and one line here."""
+"""By name. A new target is one module (or template) in this package, one line here, and its name in
+``memory.serving.EXPORT_TARGETS``."""
 SMALL = tuple(name for name, target in TARGETS.items() if target.small)
 """Written unless targets are named: nothing that copies the base model."""
 
@@ -48,7 +49,8 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
         ConfigError: If a target is unknown; all of them at once, the nearest known names first.
         OutputError: If the run is not finished, or a file of it is malformed.
     """
-    if unknown := _unknown(targets):
+    if unknown := [f"export target {t!r} is unknown; known: {', '.join(nearest_first(t, TARGETS))}"
+                   for t in targets if t not in TARGETS]:
         raise ConfigError(unknown)
     run = FinishedRun.read(run_folder, trust_remote_code, merged_base, gguf_files)
     with writing(run_folder, f"export again: {export_command(run, targets)}"), without_bars():
@@ -70,17 +72,12 @@ def stale_exports(run: FinishedRun) -> list[str]:
 
 
 def base_problems(targets: Sequence[str], model: Any, tokenizer: Any) -> list[str]:
-    """Return why a base model of transformers can't be exported to some of the targets, or which are unknown."""
-    problems = _unknown(targets)
+    """Return why a base model of transformers can't be exported to some of the targets."""
+    problems: list[str] = []
     for name in targets:
-        if name in TARGETS and (refuse := TARGETS[name].refuse_base) is not None:
+        if (refuse := TARGETS[name].refuse_base) is not None:
             try:
                 refuse(model, tokenizer)
             except ConfigError as error:
                 problems += error.problems
     return problems
-
-
-def _unknown(targets: Sequence[str]) -> list[str]:
-    return [f"export target {t!r} is unknown; known: {', '.join(nearest_first(t, TARGETS))}"
-            for t in targets if t not in TARGETS]

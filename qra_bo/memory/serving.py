@@ -134,6 +134,9 @@ CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
              families=_FAMILIES, exports=("mlx",)))}
 """By the value of ``serve``."""
 
+EXPORT_TARGETS = ("card", "axolotl", "trl", "llamafactory", "vllm", "uniform_rank", "packed", "compressed_tensors",
+                  "gguf", "mlx", "merged", "bitsandbytes")
+"""Names of the exporters, whose package loads torch."""
 TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
     "compressed_tensors": (CONSUMERS["transformers"].loads, "serve=transformers"),
     "gguf": (lambda fmt: fmt.backend == "none" or gguf_bits(fmt) is not None, "serve=llamacpp"),

@@ -203,6 +203,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["data=gsm8k", "data.max_cut=2"], r"data\.max_cut must be at most 1"),
     (["data=gsm8k", "data.chat=first"], r"data\.chat must be one of last, all; got 'first'"),
     (["train.packing=true"], r"train\.packing must be one of isolated, joined; got true"),
+    (["export.targets=[ggfu]"], r"^export\.targets: 'ggfu' is no export target; known, nearest first: gguf, "),
+    (["task=export", "out=run", "export.targets=ggfu"], r"^export\.targets: 'ggfu' is no export target; known, "),
     (["export.targets=[gguf]"], "the export gguf has no form for nf4, int8, .* use serve=llamacpp"),
     (["bits=[3,6]", "export.targets=[gguf]"], "the export gguf has no form for hqq6-g128, .* use serve=llamacpp"),
     (["bits=[2,3]", "export.targets=[compressed_tensors]"], "for int2-g64, int3-g64, .* use serve=transformers"),

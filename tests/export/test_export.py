@@ -14,7 +14,7 @@ from qra_bo.export.registry import SMALL, TARGETS, export_all, stale_exports
 from qra_bo.export.run import GGUF_FILES, FinishedRun
 from qra_bo.finetune.manifest import ModuleRecord
 from qra_bo.memory.formats import FORMATS
-from qra_bo.memory.serving import TARGET_FORMATS
+from qra_bo.memory.serving import EXPORT_TARGETS, TARGET_FORMATS
 from qra_bo.pipeline.exports import commands, warn_of_stale
 from qra_bo.study.results import PREDICTED
 from qra_bo.utils.errors import ConfigError, OutputError
@@ -323,6 +323,10 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
         assert (list(again.export.targets), tuple(again.export.gguf)) == (targets, gguf_files)
         assert again.export.merged_base == "original"
         assert again.model["trust_remote_code"]
+
+
+def test_configurations_know_the_names_of_all_targets():
+    assert set(EXPORT_TARGETS) == set(TARGETS)
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
