@@ -95,7 +95,7 @@ class Engine:
                 if effort.compare:
                     compare(run)
                 return self._finish(run, ())
-            limit, begun_with_references = begun["uniform_baselines"], begun.get("references", effort.references)
+            limit, begun_with_references = begun["uniform_baselines"], begun["references"]
             with run.stage("calibration"):
                 calibrate(run, baselines)
             with run.stage("baseline"):

@@ -98,15 +98,14 @@ class TrialRunner:
             check_same_given(self.journal.path, header, self.setting.given)
             check_same_configuration(self.journal.path, header, config, self.config.config_sha256)
             for name, now in learned.items():
-                before = header.get(name, now if name == "rates_sha256" else None)
-                if before != now:  # the run would not repeat its proposals or its prediction
+                if (before := header[name]) != now:  # the run would not repeat its proposals or its prediction
                     raise JournalError(f"the run in {self.journal.path} can't be continued: the file of surrogate."
                                        f"{name.removesuffix('_sha256')} has changed since it began (sha256 was "
                                        f"{before} and is {now}). Restore it, or start a new run with another out=")
             if self.study.planned_cost != self.setting.planned_cost:
                 self._append("extension", effort)
             other = [f"{key} {old} -> {new}" for key, old, new in
-                     differences(header.get("config", {}), config, harmless=True) if key not in UNSAID]
+                     differences(header["config"], config, harmless=True) if key not in UNSAID]
             if other:
                 self.warn(f"continued with settings that change no finished trial: {', '.join(other)}")
         for message in self.journal.content.warnings:
