@@ -4,9 +4,9 @@
     python -m bench.worth --out FILE.jsonl --summary
 
 Beside the model without training stand QLoRA, LoRA on 16-bit weights, the best uniform choice within 54 MB and the mix
-within 54 MB that guessed exchange rates of 24 steps choose. Each is trained once at every rate, on an unseen seed; the rate
-with the least validation loss counts. Loss, accuracy and text are of the test split: of GSM8K's answers, and of all
-text of the plays. Finished trainings are lines of --out.
+within 54 MB that guessed exchange rates of 24 steps choose. Each is trained once at every rate, on an unseen seed; the
+rate with the least validation loss counts. Loss, accuracy and text are of the test split: of GSM8K's answers, and of
+all text of the plays. Finished trainings are lines of --out.
 """
 
 import json
