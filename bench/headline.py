@@ -71,8 +71,7 @@ def _read(name: str) -> Any:
 
 
 def read_rows() -> tuple[list[Row], Mapping[str, Any]]:
-    """Return the rows in the order of ``LIMITS``, those of longer trainings, and the comparison's row of LoRA on 16 bits.
-    """
+    """Return the rows in the order of ``LIMITS``, those of longer trainings, and the comparison's row of LoRA-16."""
     table = _read(TABLE)
     found = {(r["limit"], r["method"]): r for r in table["rows"] if not r["why"]}
     limits = {limit["name"]: limit for limit in table["limits"]}
