@@ -110,7 +110,7 @@ class Setting:
         Args:
             budget: Hard limit on predicted bytes in the configured scope.
             profile: Sensitivities of the space's units in its formats (nats).
-            max_full_trials: Full-trial equivalents that are left to spend.
+            max_full_trials: Full-trial equivalents of the whole effort.
         """
         return SearchProblem(self.space, self.costs(budget), budget, profile, self.config.fidelity.high,
                              self.config.fidelity.low, self.config.seed, max_full_trials)

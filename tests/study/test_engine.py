@@ -465,6 +465,15 @@ def test_the_final_fine_tune_is_done_again_where_its_files_are_gone(tmp_path: Pa
     assert again.best == first.best
 
 
+def test_best_json_is_of_the_allocation_that_is_trained_again(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    (tmp_path / "quant_manifest.json").unlink()
+    again = run(tmp_path, InProcessExecutor(Measured()))  # less memory is free now
+    assert (first.exit_status, again.exit_status) == (0, 3)
+    assert json.loads((tmp_path / "quant_manifest.json").read_text()) == again.winner.to_json()
+    assert again.best["ranks"] == list(again.winner.ranks) != first.best["ranks"]
+
+
 def test_what_an_oracle_notes_is_a_warning_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = PlantedOracle.describe
     monkeypatch.setattr(PlantedOracle, "describe", lambda self: {**own(self), "notes": ["7 training records are cut"]})
