@@ -82,8 +82,8 @@ class Design:
 
     Args:
         components: At least one; all over the same ``L``, ``F`` and ``R``.
-        centre: ``L x F x R`` prior mean of the additive tables, in units of ``y`` near its least value; zero where
-            ``None``.
+        centre: ``L x F x R`` prior mean of the additive tables but for a constant, in units of ``y`` near its least
+            value; zero where ``None``.
     """
 
     def __init__(self, components: Sequence[Component], centre: Tensor | None = None) -> None:
@@ -151,8 +151,8 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         y: ``n`` values, float64, to be minimised.
         counts: ``n`` repeats pooled in every value: its noise variance is divided by that; ones where ``None``.
         settings: See ``StructuredSettings``.
-        like: A model over the same design and settings whose scales and warp are taken over. Where it is ``None`` they
-            are fitted, which costs ``O(n^3)`` about a hundred times; conditioning costs it once.
+        like: A model over the same design and settings whose scales, warp and level of ``centre`` are taken over. Where
+            it is ``None`` they are fitted, which costs ``O(n^3)`` about a hundred times; conditioning costs it once.
 
     Raises:
         SurrogateError: If shapes disagree, there are fewer than 2 rows, or a value is not finite (in the latent scale
@@ -170,6 +170,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         self.design, self.rows, self.y = design, rows, y
         self.settings = settings or StructuredSettings()
         self._counts = torch.ones(n, dtype=torch.float64) if counts is None else counts.double()
+        self._level: float = float(design.centres(rows).mean()) if like is None else like._level
         self._blocks = design.blocks(rows)
         grams = [b @ b.T for b in self._blocks]
         if self.settings.residual > 0:
@@ -286,8 +287,8 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
                        gaussian_nll(score, sd) - self.warp.log_jacobian(self.y))
 
     def _centres(self, rows: Tensor) -> Tensor:
-        """Return the latent prior mean of ``n x 2 L`` rows, but for a constant, ``n``."""
-        return self.design.centres(rows) / self.warp.unit
+        """Return the latent prior mean of ``n x 2 L`` rows, ``n``: near 0, as the constant's prior expects."""
+        return (self.design.centres(rows) - self._level) / self.warp.unit
 
     def _prior_covariance(self, left: Tensor, left_blocks: Sequence[Tensor], right: Tensor,
                           right_blocks: Sequence[Tensor]) -> Tensor:
@@ -306,7 +307,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
 
     def _fit(self, warp: LogWarp) -> tuple[float, LogWarp, Tensor]:
         """Fit the scales under one warp: ``(log evidence at the mode, warp, log scales)``."""
-        z = warp.forward(self.y) - self.design.centres(self.rows) / warp.unit
+        z = warp.forward(self.y) - (self.design.centres(self.rows) - self._level) / warp.unit
         priors = [(c.scale, c.spread) for c in self.design.components]
         if self.settings.residual > 0:
             priors.append((self.settings.residual, 1.0))

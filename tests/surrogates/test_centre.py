@@ -49,6 +49,18 @@ def test_all_views_of_the_posterior_share_the_prior_mean() -> None:
         torch.testing.assert_close(gap, gap[0].expand_as(gap))  # a constant apart
 
 
+def test_level_of_the_prior_mean_changes_nothing() -> None:
+    rows, y = random_rows(3, 3), 4.0 + torch.tensor([0.0, 0.001, 0.0025], dtype=torch.float64)
+    at_zero, at_three = (StructuredModel(Design(design().components, CENTRE + level / L), rows, y)
+                         for level in (0.0, 3.0))
+    assert at_three.scales == pytest.approx(at_zero.scales, rel=1e-4)
+    new = random_rows(20, 4)
+    for given, wanted in zip(at_three.predict(new), at_zero.predict(new), strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-7)
+    pending = at_three.condition_on_pending(random_rows(2, 5))  # their mean of the centre is another
+    torch.testing.assert_close(pending.latent(new)[0], at_three.latent(new)[0], rtol=1e-4, atol=1e-4)
+
+
 def test_leaving_out_with_a_prior_mean_equals_refitting() -> None:
     model = centred(shift=0.01)
     mean, sd = model.leave_one_out()
