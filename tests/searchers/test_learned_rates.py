@@ -70,9 +70,22 @@ def test_chance_of_a_gain_is_a_probability_once_there_is_a_model() -> None:
         assert proposals_of(rounds)
         chances.append(searcher.chance_of_gain)
     assert chances[:2] == [None, None]
-    said = [c for c in chances if c is not None]  # none where all that is likely good was tried
+    said = [c for c in chances if c is not None]
+    assert len(said) == len(chances) - 2
     assert all(0 <= c <= 1 for c in said)
     assert len(set(said)) > 1
+
+
+def test_chance_of_a_gain_is_known_where_all_candidates_were_tried() -> None:
+    problem, oracle = make_problem(n_units=1)
+    searcher = StructuredSearch(problem, n_prior=2, draws=1)
+    chances = []
+    while proposals_of(play(searcher, problem, oracle, 1, batches=(1,))):
+        chances.append(searcher.chance_of_gain)
+    assert chances[:2] == [None, None]
+    assert None not in chances[2:]
+    assert len(chances) > 3
+    assert searcher.chance_of_gain is None  # everything that fits was tried
 
 
 def test_chance_of_a_gain_is_over_what_was_evaluated_and_not_over_a_pending_proposal() -> None:

@@ -160,7 +160,9 @@ class StructuredSearch(ObservingSearcher):
             return self._solve(self._rng.standard_normal(self._problem.costs.shape), self._rel_gap)
         candidates = self._seen.fresh(self._candidates(model))
         if not len(candidates):
-            return self._solve(model.mean_table().numpy(), self._rel_gap)
+            if (row := self._solve(model.mean_table().numpy(), self._rel_gap)) is None:
+                return None
+            candidates = row[None]
         means = model.latent(model.rows)[0]
         chosen, best_f = 0, float(means.min())
         if self._acquire is not None:
