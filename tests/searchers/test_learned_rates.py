@@ -14,7 +14,9 @@ from qra_bo.searchers.structured.lengths import at_length
 from qra_bo.searchers.structured.rates import Rates
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.searchers.structured.transfer import load_prior
+from qra_bo.space import CostTable, FloatArray, IntArray
 from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.space.lagrangian import Region, solve_relaxed
 from surrogates.structured import StructuredModel
 from tests.conformance.searcher import SearcherSuite, evaluate, make_problem, play, proposals_of
 
@@ -109,3 +111,25 @@ def test_chance_of_a_gain_is_over_what_was_evaluated_and_not_over_a_pending_prop
     over_evaluated, over_pending = (float(torch.special.ndtr((f - noise - mean) / sd)) for f in (evaluated, best_f))
     assert chance == pytest.approx(over_evaluated)
     assert over_evaluated > 1.05 * over_pending
+
+
+def test_trust_region_is_around_an_evaluated_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, oracle = make_problem()
+    known = [e for _, told in play(StructuredSearch(problem, n_prior=3), problem, oracle, 3) for e in told]
+    centres = []
+
+    def noted(values: FloatArray, costs: CostTable, budget: int, region: Region | None) -> IntArray:
+        if region is not None:
+            centres.append(problem.space.decode(region.centre))
+        return solve_relaxed(values, costs, budget, region)
+
+    searcher = StructuredSearch(problem, n_prior=0, acquisition="mean")
+    searcher.tell([replace(e, result=replace(e.result, loss=4.0 + 0.02 * i)) for i, e in enumerate(known)])
+    searcher.ask(1)
+    model = searcher._conditioned()
+    assert model is not None
+    assert int(model.latent(model.rows)[0].argmin()) == len(known)  # the pending proposal is believed to be the best
+    monkeypatch.setattr("qra_bo.searchers.structured.searcher.solve_relaxed", noted)
+    searcher.ask(1)
+    assert centres
+    assert set(centres) == {known[0].allocation}

@@ -228,8 +228,8 @@ class StructuredSearch(ObservingSearcher):
                                torch.from_numpy(counts), self._settings, like)
 
     def _ranked(self, model: StructuredModel) -> IntArray:
-        """Return the model's rows on the ladders and within the budget, ``m x 2 L``, the best posterior mean first."""
-        rows = model.rows.numpy()
+        """Return evaluated rows on the ladders and within the budget, ``m x 2 L``, the best posterior mean first."""
+        rows, _, _ = self._kept()
         whole: IntArray = rows[self._seen.admissible(rows)].astype(np.int64)
         if not len(whole):
             return whole
