@@ -6,15 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qra_bo.space.cost import CostTable
-from qra_bo.space.knapsack import flatten
+from qra_bo.space.knapsack import flatten, solve_knapsack
 from qra_bo.space.space import FloatArray, IntArray
-from qra_bo.utils.errors import BudgetError
 
 _BISECTIONS = 40
 _ROUNDS = 4
 _MOST_CHANGES = 400
 _MOST_SIDE = 600  # changes that give bytes up, and that take them, among which exchanges are sought
 _LEAST_GAIN = 1e-12
+_REL_GAP = 1e-2
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,13 @@ def solve_relaxed(values: FloatArray, costs: CostTable, budget_bytes: int, regio
     For posterior samples, which are random anyway; ``solve_knapsack`` is exact. Bytes are priced by phase (several
     phases: those that bind, reweighted in turn), the least price that fits is bisected, and the rest of the budget is
     spent on the best changes of single units and exchanges between two. The centre of a region must itself fit.
-    Raises ``BudgetError`` if nothing that the relaxation reaches fits.
+    Raises ``BudgetError`` if nothing fits.
     """
     solver = _Relaxation(values, costs, budget_bytes, region)
-    return solver.improve(solver.start())
+    start = solver.start()
+    if start is None:  # spikes are priced by their share, which misses what fits where a few units have a large one
+        return solve_knapsack(values, costs, budget_bytes, rel_gap=_REL_GAP)
+    return solver.improve(start)
 
 
 class _Relaxation:
@@ -47,7 +50,7 @@ class _Relaxation:
         self._sizes = np.stack([p.unit.reshape(self._n_units, -1) for p in costs.phases])
         self._spikes = np.stack([p.spike.reshape(self._n_units, -1) for p in costs.phases])
         self._room = np.array([budget - p.fixed for p in costs.phases], dtype=np.int64)
-        self._budget, self._bounded = budget, region is not None
+        self._bounded = region is not None
         # Options of a unit that none beats in both value and bytes (of the phases together).
         total = self._sizes.sum(axis=0)
         order = np.lexsort((self._values, total), axis=1)
@@ -58,9 +61,9 @@ class _Relaxation:
         self._changes = self._n_units if region is None else region.changes
         self._home = np.full(self._n_units, -1) if region is None else flatten(region.centre, self._n_ranks)
 
-    def start(self) -> IntArray:
-        """The best feasible choice among those that are optimal for some price of bytes. Raises ``BudgetError`` if none
-        is feasible."""
+    def start(self) -> IntArray | None:
+        """The best feasible choice among those that are optimal for some price of bytes, else the centre of the region;
+        ``None`` if none is feasible."""
         weights = np.full(len(self._room), 1.0 / len(self._room))
         best: IntArray | None = None
         for _ in range(_ROUNDS if len(weights) > 1 else 1):
@@ -73,12 +76,7 @@ class _Relaxation:
             share = self._used(tight) / np.maximum(self._room, 1)
             weights = weights * np.exp(4.0 * (share - share.max()) / 0.1)
             weights /= weights.sum()
-        if best is None:
-            if self._bounded and self._fits(self._home):
-                return self._home
-            raise BudgetError(f"no allocation of the space was found to fit into {self._budget} bytes; "
-                              "raise the budget, or admit lower bits or ranks")
-        return best
+        return self._home if best is None and self._bounded and self._fits(self._home) else best
 
     def improve(self, choice: IntArray) -> IntArray:
         """Change one unit, or exchange bytes between two, while that lowers the value and fits; the row, ``2 L``."""

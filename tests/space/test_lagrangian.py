@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
+from qra_bo.memory import MemoryModel, TrainShape
+from qra_bo.space import uniform
 from qra_bo.space.cost import CostTable, PhaseCost
+from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.lagrangian import Region, solve_relaxed
 from qra_bo.utils.errors import BudgetError
+from tests.memory.spaces import space_of
 from tests.space.test_knapsack import objective, random_problem
 
 
@@ -61,7 +65,18 @@ def test_no_single_change_improves_on_it() -> None:
                 assert not (better and costs.feasible(other[None], budget)[0])
 
 
+@pytest.mark.parametrize("fmt", ["int2-g64", "int3-g64", "nf4"])
+def test_few_units_with_large_spikes_get_what_fits(fmt: str) -> None:
+    one_layer = spec_from_numbers("one", "llama", n_layers=1, hidden_size=576, intermediate_size=1536, n_heads=9,
+                                  n_kv_heads=3, head_dim=64, vocab_size=512, tied=True)
+    space = space_of(one_layer, "module", ("int2-g64", "int3-g64", "nf4", "int8"))
+    costs = MemoryModel(one_layer, TrainShape(2, 32)).table(space)
+    budget = int(costs.totals(space.encode(uniform(space.n_units, fmt, 1))[None])[0])
+    row = solve_relaxed(np.random.default_rng(0).standard_normal(costs.shape), costs, budget)
+    assert costs.feasible(row[None], budget)[0]
+
+
 def test_nothing_fits() -> None:
     values, costs, _ = realistic(0)
-    with pytest.raises(BudgetError, match="fit into 3 bytes"):
+    with pytest.raises(BudgetError, match="fits into 3 bytes"):
         solve_relaxed(values, costs, 3)
