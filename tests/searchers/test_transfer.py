@@ -79,11 +79,10 @@ def test_scales_of_one_study_change_the_next_search(tmp_path: Path) -> None:
                      for prior in (None, str(path)))
     for searcher in (plain, taught):
         searcher.tell(told)
-    rows = np.stack([problem.space.encode(e.allocation) for e in told])
-    first, second = plain.predict(rows), taught.predict(rows)
+    first, second = plain._fitted(), taught._fitted()
     assert first is not None
     assert second is not None
-    assert not np.allclose(first[0], second[0])
+    assert not np.allclose(first.predict(first.rows)[0], second.predict(second.rows)[0])
     assert len(proposals_of(play(taught, problem, oracle, 4))) == 4
 
 

@@ -141,14 +141,6 @@ class StructuredSearch(ObservingSearcher):
         return {"observed": held_out.truth.tolist(), "predicted": held_out.mean.tolist(), "sd": held_out.sd.tolist(),
                 **quality}
 
-    def predict(self, rows: IntArray) -> tuple[FloatArray, FloatArray] | None:
-        """Return posterior mean and deviation of the loss of ``m x 2 L`` rows, each ``m``; ``None`` before 2 losses."""
-        model = self._conditioned()
-        if model is None:
-            return None
-        mean, sd = model.predict(torch.from_numpy(rows))
-        return mean.numpy(), sd.numpy()
-
     def _next(self) -> IntArray | None:
         self.chance_of_gain = None
         while self._prior:
