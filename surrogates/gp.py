@@ -90,14 +90,12 @@ _START_SCALES = (1.0, 3.0, 0.3)
 _MAX_ITERATIONS = 100
 
 
-def fit_gp(train_X: Tensor, train_Y: Tensor, *, train_Yvar: Tensor | None = None,
-           covar_module: Kernel | None = None) -> SingleTaskGP:
+def fit_gp(train_X: Tensor, train_Y: Tensor, *, covar_module: Kernel | None = None) -> SingleTaskGP:
     """Fit a GP by maximum a posteriori; by default Matern-5/2 with length-scale priors scaled by the dimension.
 
     Args:
         train_X: ``n x d`` float64 in the unit cube.
         train_Y: ``n x 1`` float64, standardised within the model.
-        train_Yvar: ``n x 1`` known noise variances; learned as one homoskedastic variance where ``None``.
         covar_module: Another kernel, e.g. ``JointUnitKernel``.
 
     Raises:
@@ -112,14 +110,14 @@ def fit_gp(train_X: Tensor, train_Y: Tensor, *, train_Yvar: Tensor | None = None
     problems = []
     for scale in _START_SCALES:
         try:
-            return _fit_once(train_X, train_Y, train_Yvar, copy.deepcopy(covar).double(), scale)
+            return _fit_once(train_X, train_Y, copy.deepcopy(covar).double(), scale)
         except (ModelFittingError, RuntimeError) as error:
             problems.append(str(error))
     raise SurrogateFitError(f"the GP could not be fitted to {train_X.shape[0]} points of dimension "
                             f"{train_X.shape[1]} in {len(problems)} attempts: {'; '.join(problems)}")
 
 
-def _fit_once(train_X: Tensor, train_Y: Tensor, train_Yvar: Tensor | None, covar: Kernel, scale: float) -> SingleTaskGP:
+def _fit_once(train_X: Tensor, train_Y: Tensor, covar: Kernel, scale: float) -> SingleTaskGP:
     """Fit once from length-scales of ``scale`` times their initial values."""
     for module in covar.modules():
         if isinstance(module, Kernel) and module.has_lengthscale:
@@ -127,7 +125,7 @@ def _fit_once(train_X: Tensor, train_Y: Tensor, train_Yvar: Tensor | None, covar
     # BoTorch's scaling warnings are replaced by our checks; numerical ones end in a failed fit or do no harm.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = SingleTaskGP(train_X, train_Y, train_Yvar, covar_module=covar, outcome_transform=Standardize(m=1))
+        model = SingleTaskGP(train_X, train_Y, covar_module=covar, outcome_transform=Standardize(m=1))
         fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), max_attempts=1,
                          optimizer_kwargs={"options": {"maxiter": _MAX_ITERATIONS}})
     return model.eval()
