@@ -154,8 +154,8 @@ class Study:
                 self.change = Change.from_json(event["change"])
                 self.incumbent = min(self.points, key=self.value, default=None)  # its line may follow its points
             elif kind == "final":
-                if self.last.get("end", {}).get("best", event["delivered"]) != event["delivered"]:
-                    del self.last["end"]  # trained again, of another allocation: the former one did not fit any more
+                if self.last.get("end", {}).get("best") != event.get("delivered"):
+                    self.last.pop("end", None)  # trained again, of another allocation: the former did not fit any more
             elif kind == "measured":
                 self.measured.append(event)
         except (KeyError, TypeError, ValueError, SpaceError) as error:
