@@ -172,8 +172,7 @@ def uniform_choice(bits: int, rank: int) -> Choice:
 
 
 def committed_finds(limit: str) -> Iterator[Choice]:
-    """Committed allocations of searches at 24 steps, and those that guessed exchange rates of a length
-    call best."""
+    """Committed allocations of searches at 24 steps, and those that guessed exchange rates call best."""
     for find in json.loads(FINDS.read_text(encoding="utf-8")):
         if find["limit"] == limit:
             allocation = Allocation(tuple(FORMATS[b] for b in find["bits"]), tuple(find["ranks"]))

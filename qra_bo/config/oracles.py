@@ -7,9 +7,10 @@ from pydantic import Discriminator, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from qra_bo.config.groups import Target
+from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.utils.fields import REFUSED, Group, Noise
 
-BUILT_IN = ("finetune", "benchmark", "synthetic")
+BUILT_IN = (FINETUNE, "benchmark", "synthetic")
 """Names of the oracles of this package, by which journals and reports tell them from a user's own."""
 
 

@@ -13,6 +13,7 @@ from qra_bo.config.overrides import CONF
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.cards import CARDS
+from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.device import planned_device, resolve_device
 from qra_bo.utils.errors import UserError
@@ -92,7 +93,7 @@ def device_of(raw: Mapping[str, Any]) -> str:
     """
     device, oracle = str(raw.get("device")), raw.get("oracle")
     planned = planned_device(device)
-    trains = raw.get("task") in TRAINING and isinstance(oracle, Mapping) and oracle.get("name") == "finetune"
+    trains = raw.get("task") in TRAINING and isinstance(oracle, Mapping) and oracle.get("name") == FINETUNE
     return resolve_device(device) if trains and device == "auto" and planned == "cuda" else planned
 
 

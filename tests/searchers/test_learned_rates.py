@@ -128,7 +128,7 @@ def test_trust_region_is_around_an_evaluated_allocation(monkeypatch: pytest.Monk
     searcher.ask(1)
     model = searcher._conditioned()
     assert model is not None
-    assert int(model.latent(model.rows)[0].argmin()) == len(known)  # the pending proposal is believed to be the best
+    assert int(model.latent(model.rows)[0].argmin()) == len(known)  # the pending proposal has the best posterior mean
     monkeypatch.setattr("qra_bo.searchers.structured.searcher.solve_relaxed", noted)
     searcher.ask(1)
     assert centres
