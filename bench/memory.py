@@ -4,7 +4,7 @@
 
 A tuple is an architecture, a mixed allocation, a batch, a length, checkpointing, a precision, an optimiser, a kind of
 device and an evaluation batch, drawn from a seed. Each is predicted by the memory model, traced on meta tensors
-(``qra_bo.finetune.tracing.trace``), and estimated by two other tools' formulas. Real rows train on this machine's CPU:
+(``qra_bo.finetune.tracing.trace``). Real rows train on this machine's CPU:
 ``tiny`` always, SmolLM2-135M with ``--real``.
 """
 
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from bench.architectures import spec_of
-from bench.memory_others import accelerate_sizes, gpu_poor_bytes
 from bench.report import RESULTS, Target, publish
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.formats import parse_format
@@ -63,12 +62,11 @@ def draw(spec: DecoderSpec, rng: np.random.Generator) -> tuple[SearchSpace, Allo
 
 
 def traced_rows(name: str, count: int, seed: int) -> list[Row]:
-    """``count`` tuples of one architecture, predicted, traced, and by other tools' arithmetic."""
+    """``count`` tuples of one architecture, predicted and traced."""
     from qra_bo.finetune.tracing.trace import StepTracer
 
     spec, rows = spec_of(name), []
     tracer = StepTracer(spec)
-    sizes = accelerate_sizes(tracer.model)
     rng = np.random.default_rng([seed, *name.encode()])
     for _ in range(count):
         space, allocation, shape = draw(spec, rng)
@@ -77,17 +75,14 @@ def traced_rows(name: str, count: int, seed: int) -> list[Row]:
         traced = tracer.trace(space, allocation, shape)
         seconds = time.process_time() - start
         predicted = int(memory.table(space).totals(space.encode(allocation)[None, :])[0])
-        bits = average_bits(space, allocation)
-        others = {"accelerate_training": sizes.training(shape.compute_dtype_bytes),
-                  "accelerate_weights": sizes.weights(bits), "gpu_poor": gpu_poor_bytes(spec, shape, bits)}
         rows.append({
             "what": name, "kind": "traced", "units": len(space.units), "mixed": len(set(allocation.formats)) > 1,
-            "bits": round(bits, 3), "rank": round(statistics.fmean(allocation.ranks), 2), "batch": shape.batch,
-            "length": shape.length, "checkpointing": shape.checkpointing, "compute_bytes": shape.compute_dtype_bytes,
-            "optimizer": shape.optimizer, "device": shape.device, "eval_batch": shape.eval_batch,
-            "phase": memory.phase_breakdown(space, allocation)[0], "traced_phase": traced.phase,
-            "traced_bytes": traced.peak, "predicted_bytes": predicted, "error": predicted / traced.peak - 1,
-            **{f"{key}_error": value / traced.peak - 1 for key, value in others.items()}, "cpu_seconds": seconds})
+            "bits": round(average_bits(space, allocation), 3), "rank": round(statistics.fmean(allocation.ranks), 2),
+            "batch": shape.batch, "length": shape.length, "checkpointing": shape.checkpointing,
+            "compute_bytes": shape.compute_dtype_bytes, "optimizer": shape.optimizer, "device": shape.device,
+            "eval_batch": shape.eval_batch, "phase": memory.phase_breakdown(space, allocation)[0],
+            "traced_phase": traced.phase, "traced_bytes": traced.peak, "predicted_bytes": predicted,
+            "error": predicted / traced.peak - 1, "cpu_seconds": seconds})
         print(f"{name}: {rows[-1]['error']:+.3%} {shape}", file=sys.stderr, flush=True)
     return rows
 
@@ -126,12 +121,9 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     for name in [*names, "all"]:
         own = [row for row in rows if name in ("all", row["what"])]
         errors = np.array([row["error"] for row in own])
-        others = {f"{key}_median": float(np.median([row[f"{key}_error"] for row in own]))
-                  for key in ("accelerate_training", "accelerate_weights", "gpu_poor")}
         out.append({"what": name, "kind": "summary", "tuples": len(own), "least": float(errors.min()),
                     "median": float(np.median(errors)), "p95": float(np.quantile(errors, 0.95)),
                     "most": float(errors.max()), "inside": float(((errors >= 0) & (errors <= OVER)).mean()),
-                    "gpu_poor_worst": float(np.abs([row["gpu_poor_error"] for row in own]).max()), **others,
                     "cpu_seconds": sum(row["cpu_seconds"] for row in own) / len(own)})
     return out
 
@@ -180,8 +172,7 @@ def main() -> None:
     args = parser.parse_args()
     traced = all_traced(args.only, args.tuples, args.seed, args.jobs)
     real = [row for model in ("tiny", *(("smollm2_135m",) if args.real else ())) for row in real_rows(model)]
-    columns = ("what", "tuples", "least", "median", "p95", "most", "inside", "accelerate_training_median",
-               "accelerate_weights_median", "gpu_poor_median", "gpu_poor_worst", "cpu_seconds")
+    columns = ("what", "tuples", "least", "median", "p95", "most", "inside", "cpu_seconds")
     shown = summary(traced)
     publish("memory", targets_of(traced, real), [*shown, *real, *traced], columns, printed=len(shown),
             threads=1, folder=args.out)

@@ -14,8 +14,8 @@ from qra_bo.report.plots import PLOTS
 from qra_bo.report.style import LIGHT, png_bytes
 from qra_bo.utils.errors import DataError
 
-RUN = RESULTS / "table1_earlier" / "searches" / "qra_bo_finer_gptq-peak_uniform_4_4-40eq-gptq16384"
-"""The search of the comparison within 601.3 MB at the peak, bits 2 to 8, codes by GPTQ."""
+RUN = RESULTS / "runs" / "one_search"
+"""A search of an earlier comparison within 601.3 MB at the peak, bits 2 to 8, codes by GPTQ."""
 FIGURES = ("pareto", "allocation", "sensitivity", "memory")
 """Figures of a report that pages show."""
 

@@ -31,13 +31,6 @@ def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def unless_missing(name: str, make: Callable[[], str], command: str) -> Callable[[], str]:
-    """Return ``make``, or where the results file does not exist yet, a sentence that says how to measure."""
-    def table() -> str:
-        return make() if (RESULTS / f"{name}.json").exists() else f"Not measured yet: `{command}` writes this table."
-    return table
-
-
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [list(head), ["---"] * len(head), *rows]

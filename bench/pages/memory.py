@@ -1,15 +1,14 @@
-"""Tables of predicted peaks against traces, real runs, other tools and a simulated allocator."""
+"""Tables of predicted peaks against traces, real runs and a simulated allocator."""
 
 from bench.pages.blocks import Tables, grid, percent, read, source, targets
 
 
 def traces() -> str:
-    """Prediction against traced steps, by architecture, beside two other tools."""
+    """Prediction against traced steps, by architecture."""
     rows = [r for r in read("memory")["rows"] if r["kind"] == "summary"]
-    return grid(("decoder", "settings", "least error", "median", "95th percentile", "largest", "within 0 to 3 %",
-                 "gpu_poor, median", "accelerate (training), median"),
+    return grid(("decoder", "settings", "least error", "median", "95th percentile", "largest", "within 0 to 3 %"),
                 [[r["what"], str(r["tuples"]), *(percent(r[k], 2) for k in ("least", "median", "p95", "most")),
-                  percent(r["inside"]), percent(r["gpu_poor_median"]), percent(r["accelerate_training_median"])]
+                  percent(r["inside"])]
                  for r in rows]) + source("memory")
 
 

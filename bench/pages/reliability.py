@@ -1,8 +1,9 @@
-"""Tables of provoked faults."""
+"""Tables of provoked faults, and of the driver with a thousand workers."""
 
 from collections import Counter
 
-from bench.pages.blocks import Tables, figure, grid, read, source
+from bench.pages.blocks import Tables, figure, grid, percent, read, source
+from qra_bo.report.text import size
 
 
 def faults() -> str:
@@ -60,5 +61,22 @@ def fuzz() -> str:
     return grid(("parser", "executions", "edges covered", "findings"), lines) + source("fuzz")
 
 
+def driver() -> str:
+    """The driver alone, with proposals at next to no cost."""
+    rows = [r for r in read("scale")["rows"] if "workers" in r]
+    return grid(("what", "trials", "CPU s", "trials a CPU s", "journal", "memory", "workers busy", "simulated hours"),
+                [[r["what"], f"{r['evaluations']:,}", figure(r["cpu_seconds"]), figure(r["evaluations_per_second"]),
+                  size(r["journal_bytes"]), size(r["memory_bytes"]), percent(r["utilisation"]),
+                  figure(r["simulated_hours"])] for r in rows]) + source("scale")
+
+
+def proposals() -> str:
+    """Time of one proposal of the default method, with a thousand trials pending."""
+    rows = [r for r in read("scale")["rows"] if "pending" in r]
+    return grid(("trials known", "pending", "median s", "longest s"),
+                [[f"{r['evaluations']:,}", f"{r['pending']:,}", figure(r["proposal_ms"] / 1000),
+                  figure(r["longest_ms"] / 1000)] for r in rows]) + source("scale")
+
+
 TABLES: Tables = {"faults": faults, "corruption": corruption, "syscalls": syscalls, "signals": signals, "ray": ray,
-                  "fuzz": fuzz}
+                  "fuzz": fuzz, "driver": driver, "proposals": proposals}

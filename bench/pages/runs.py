@@ -1,8 +1,8 @@
-"""Tables of whole runs: the first run, searches of normal effort, speed of training."""
+"""Tables of whole runs, and of speed and host memory."""
 
 import math
 
-from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, source
+from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, source, targets
 from qra_bo.report.text import size
 
 SINGLE = {"first_run": "2, 3, 4, 8", "first_run_finer": "2, 3, 4, 5, 6, 8", "stored_53MB": "2, 3, 4, 8"}
@@ -44,9 +44,20 @@ def speed() -> str:
         source("evaluation_speed")
 
 
+def load() -> str:
+    """Host memory of a 1.1B model in shards, by phase."""
+    rows = read("load")["rows"]
+    return grid(("run", "phase", "peak of host memory", "over packed weights, largest shard and trial"),
+                [[r["label"], r["phase"], size(r["peak_bytes"]), f"{r['share']:.2f}"] for r in rows]) + source("load")
+
+
+def engine() -> str:
+    """Speed of repair and proposals."""
+    return targets("engine")
+
+
 def _versus(r: Row) -> str:
     return between(r["mean"], r["low"], r["high"], 4)
 
 
-
-TABLES: Tables = {"single-runs": single, "normal-runs": normal, "speed": speed}
+TABLES: Tables = {"single-runs": single, "normal-runs": normal, "speed": speed, "load": load, "engine": engine}

@@ -1,4 +1,4 @@
-"""Tables of the comparison of searches on tables of real trials, and of the ablations."""
+"""Tables of searches on tables of real trials, of their emulators, and of ablations."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,6 @@ from qra_bo.utils.numbers import DASH
 
 ARENAS = tuple((task, emulator, budget) for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16")
                for emulator in ("boosted", "network"))
-BUDGETS = tuple((task, budget) for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16"))
 PARTS: Mapping[str, str] = {
     "qra_bo without sensitivities": "sensitivities",
     "qra_bo without prior designs": "first proposals from sensitivities",
@@ -65,16 +64,6 @@ def parts() -> str:
                  for m, part in PARTS.items()]) + source("search")
 
 
-def finds() -> str:
-    """Loss of the best finds of every method, trained for real."""
-    found = {(r["method"], r["task"], r["budget"]): r for r in read("search")["rows"] if r["what"] == "real finds"}
-    names = sorted(dict.fromkeys(m for m, *_ in found),
-                   key=lambda m: sum(found[m, *where]["mean_difference"] for where in BUDGETS))
-    lines = [[plain(m), *(f"{signed(found[m, *w]['mean_difference'])}, {signed(found[m, *w]['best_difference'])}"
-                          for w in BUDGETS)] for m in names]
-    return grid(("method", *(f"{task}, {budget}" for task, budget in BUDGETS)), lines) + source("search")
-
-
 def real() -> str:
     """Searches with real fine-tuning."""
     rows = read("search_real")["rows"]
@@ -86,15 +75,6 @@ def real() -> str:
               _versus(versus[m]) if m in versus else ""]
              for m in dict.fromkeys(m for m, _ in losses)]
     return grid(("method", *(f"search seed {s}" for s in seeds), "qra_bo less it"), lines) + source("search_real")
-
-
-def noiseless() -> str:
-    """Final regret on emulators without noise."""
-    rows = read("search_noiseless")["rows"]
-    found = {(r["method"], r["task"], r["emulator"], r["budget"]): r["regret"] for r in rows}
-    return grid(("method", *(f"{t}, {b}, {e}" for t, e, b in ARENAS)),
-                [[plain(m), *(fixed(found.get((m, *a))) for a in ARENAS)]
-                 for m in dict.fromkeys(r["method"] for r in rows)]) + source("search_noiseless")
 
 
 def efforts() -> str:
@@ -140,6 +120,27 @@ def ablations_real() -> str:
                  for r in sorted(rows, key=lambda r: r["test_loss"])]) + source("ablations_finetune")
 
 
+def emulators() -> str:
+    """Rank correlation of the emulators' predictions with the measured loss: held out, and of finds of searches."""
+    rows = [r for r in read("emulators")["rows"] if r["steps"] == 24 and r["what"].startswith("held-out")]
+    found = {(r["task"], r["band"], r["what"].split()[-1]): r for r in rows}
+    found |= {(r["task"], f"finds, {r['finds']}", r["emulator"]): r for r in read("emulator_finds")["rows"]}
+    lines = []
+    for task, band in dict.fromkeys((t, b) for t, b, _ in found):
+        both = [found[task, band, family] for family in ("boosted", "network")]
+        lines.append([f"{task}, {band}", str(both[0]["n"]), *(fixed(r["spearman"], 3) for r in both),
+                      fixed(both[0].get("ceiling"), 3), *map(_error, both)])
+    noise = ", ".join(f"{figure(value, 1)} on {task}" for task, value in {r["task"]: r["noise"] for r in rows}.items())
+    return grid(("table, allocations", "number", "boosted", "network", "ceiling by noise", "boosted less real",
+                 "network less real"), lines) + \
+        source("emulators", "emulator_finds",
+               note=f"Deviation between training seeds of one allocation, in nats: {noise}")
+
+
+def _error(row: Row) -> str:
+    return f"{signed(row['bias'])}, {fixed(row['sd'], 3)}" if "bias" in row else DASH
+
+
 def _versus(d: Row | None) -> str:
     return between(d["mean"], d["low"], d["high"], 4) if d else "the same or none"
 
@@ -148,7 +149,6 @@ def _mean(row: Row | None) -> str:
     return "not run" if row is None else between(row["mean"], row["low"], row["high"])
 
 
-TABLES: Tables = {"searches": regret, "searches-against": against, "searches-parts": parts,
-                  "searches-finds": finds, "searches-real": real,
-                  "searches-noiseless": noiseless, "searches-efforts": efforts, "searches-efforts-real": efforts_real,
-                  "ablations": ablations, "ablations-real": ablations_real}
+TABLES: Tables = {"searches": regret, "searches-against": against, "searches-parts": parts, "searches-real": real,
+                  "searches-efforts": efforts, "searches-efforts-real": efforts_real, "ablations": ablations,
+                  "ablations-real": ablations_real, "emulators": emulators}

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 
 from bench import headline, one_search
-from bench.length import __main__ as longer
-from bench.length import table
 from bench.pages.blocks import DOCS
 from qra_bo.utils.errors import DataError
 from tests.report.fixtures import make_events, write_run
@@ -17,8 +15,7 @@ def test_every_figure_of_the_pages_is_drawn_by_a_command() -> None:
     pages = [DOCS.parent / "README.md", *DOCS.rglob("*.md")]
     shown = {name for page in pages for name in re.findall(r"figures/(\w+)\.png", page.read_text(encoding="utf-8"))}
     committed = {path.stem for path in (DOCS / "figures").glob("*.png")}
-    assert shown == committed == {*one_search.FIGURES, headline.FIGURE.stem, longer.FIGURE.stem,
-                                   table.FIGURE.stem}
+    assert shown == committed == {*one_search.FIGURES, headline.FIGURE.stem}
 
 
 def test_figures_are_drawn_from_the_committed_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

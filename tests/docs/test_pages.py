@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.pages.blocks import BLOCK, DOCS, grid, refreshed, unless_missing, without_blocks
+from bench.pages.blocks import BLOCK, DOCS, grid, refreshed, without_blocks
 from bench.pages.registry import TABLES
 from qra_bo.memory.formats import BITS, FORMATS
 from tests.docs.prose import sentences, too_long
@@ -37,8 +37,8 @@ def test_targets_that_a_page_names_are_in_the_makefile(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", RESULTS, ids=name)
-def test_page_of_a_study_has_at_most_150_lines(page: Path) -> None:
-    assert len(page.read_text(encoding="utf-8").splitlines()) <= 150
+def test_page_of_a_study_has_at_most_200_lines(page: Path) -> None:
+    assert len(page.read_text(encoding="utf-8").splitlines()) <= 200
 
 
 def test_storage_formats_are_those_that_the_pages_name() -> None:
@@ -68,11 +68,6 @@ def test_block_is_replaced_and_the_rest_kept() -> None:
     text = "a\n\n<!-- table: x -->\nold\n<!-- end -->\n\nb\n"
     assert refreshed(text, {"x": lambda: "new"}) == text.replace("old", "new")
     assert without_blocks(text) == "a\n\n\n\nb\n"
-
-
-def test_missing_results_name_their_command() -> None:
-    assert "`python -m bench.none`" in unless_missing("no-such-file", lambda: "x", "python -m bench.none")()
-    assert unless_missing("search", lambda: "x", "python -m bench.none")() == "x"
 
 
 def test_grid_has_one_line_a_row() -> None:

@@ -99,6 +99,6 @@ def test_make_runs_every_part_and_the_page_has_a_table_of_each() -> None:
     assert spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    page = generate.on_page_markdown((root / "docs" / "results" / "gpu.md").read_text())
+    page = generate.on_page_markdown((root / "docs" / "results" / "memory.md").read_text())
     assert page.count("### ") == len(PARTS)
     assert "<!--" not in page

@@ -1,7 +1,8 @@
 """How an adapter's learning rate depends on its rank and on the length of training.
 
 A rate is calibrated on trials, and the final fine-tune is many times longer. What is best falls with
-the length, and more for small ranks (``python -m bench.length.rates``: one model, one text, 24 to 240 steps).
+the length, and more for small ranks (``bench/results/length_rates.json``, commit b6a5a1f: one model, one text, 24 to
+240 steps).
 """
 
 import math

@@ -17,13 +17,7 @@ RESULTS = Path(__file__).parents[3] / "bench" / "results"
 METHODS = "lora_16,qlora,best_uniform_finer_gptq,qra_bo_finer_gptq,autoqra,amq_lora,loftq,lq_lora"
 PUBLISHED = {
     "table1": (f"table1.methods=[{METHODS}]", "table1.limits=["
-               "'stored 54MB','stored uniform:4,16','peak uniform:4,4','peak uniform:4,16']"),
-    "table1_earlier": (
-        "quantizer.formats.2=[hqq2]", "quantizer.formats.3=[hqq3]", "adapter.lr_rule=inverse_sqrt", "method.rates=null",
-        "table1.limits=["
-        "'peak uniform:4,4','peak uniform:4,16 for best_uniform,best_uniform_gptq,best_uniform_finer_gptq,"
-        "qra_bo,qra_bo_gptq,qra_bo_finer_gptq','peak uniform:4,16 <=4','free for autoqra,qra_bo','stored uniform:4,16',"
-        "'stored uniform:3,8 for amq_lora,best_uniform,best_uniform_gptq,autoqra,autoqra_gptq,qra_bo,qra_bo_gptq']")}
+               "'stored 54MB','stored uniform:4,16','peak uniform:4,4','peak uniform:4,16']")}
 """Folders of published tables, and how each was made."""
 LIMITS = ("peak uniform:4,8 <=4 for qra_bo,autoqra,amq_lora", "stored uniform:4,4 for qra_bo,loftq,best_uniform")
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
