@@ -1,4 +1,4 @@
-"""``python -m qra_bo.runs list|show|compare|prune|mirror``: looks after a folder of runs."""
+"""``python -m qra_bo.runs list|show|compare|prune``: looks after a folder of runs."""
 
 import argparse
 import json
@@ -14,7 +14,6 @@ from rich.console import Console
 
 from qra_bo.pipeline.folders import SUMMARY_NAME
 from qra_bo.report.data import load_run
-from qra_bo.report.mirror import SQLITE, mirror_run, storage_url
 from qra_bo.report.side_by_side import FoundRun, NamedRun, find_runs, own_report
 from qra_bo.report.story import versus
 from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
@@ -24,7 +23,7 @@ from qra_bo.utils.errors import OutputError, UserError, from_system
 from qra_bo.utils.files import check_run_folder
 from qra_bo.utils.numbers import DASH, number
 from qra_bo.utils.process import prepare
-from qra_bo.utils.redact import printable, redact
+from qra_bo.utils.redact import printable
 
 CHECKPOINTS = "checkpoints"
 
@@ -125,32 +124,10 @@ def _shared_checkpoints(found: Sequence[FoundRun], folder: Path) -> list[tuple[l
     return [(runs, path) for runs, path in shared if path.is_dir() and not path.is_symlink()]
 
 
-def mirror_runs(folder: Path, console: Console, storage: str) -> None:
-    """Copy every readable run below ``folder`` into an Optuna storage (see ``qra_bo.report.mirror``).
-
-    Raises:
-        OutputError: If the storage can't be used.
-        MissingExtraError: If Optuna is not installed.
-    """
-    for run in find_runs(folder):
-        if run.data is None:
-            continue
-        url = storage_url(storage, run.folder)
-        try:
-            copied = mirror_run(run.folder, url)
-        except UserError:
-            raise
-        except Exception as error:  # a database may raise anything
-            reason = redact(str(error)).split("\n")[0]
-            raise OutputError(f"the storage {redact(url)} can't take the run {run.folder} ({type(error).__name__}: "
-                              f"{reason}); give another with --storage, or mend it") from error
-        print_line(console, f"{run.folder}: {copied} trials in {redact(url)}")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line; every command stores its function as ``run``, which takes the arguments and a console."""
     parser = argparse.ArgumentParser(prog="python -m qra_bo.runs", description="Look after a folder of runs.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|compare|prune|mirror")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|compare|prune")
     listing = commands.add_parser("list", help="one line for every run below FOLDER")
     listing.set_defaults(run=lambda a, console: list_runs(a.folder, console))
     show = commands.add_parser("show", help="the result of one run")
@@ -165,10 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     prune.add_argument("--unfinished", action="store_true", help="also remove whole runs that ended early")
     prune.add_argument("--yes", action="store_true", help="really remove")
     prune.set_defaults(run=lambda a, console: prune_runs(a.folder, console, unfinished=a.unfinished, yes=a.yes))
-    mirror = commands.add_parser("mirror", help="copy runs into an Optuna storage, for optuna-dashboard")
-    mirror.add_argument("--storage", default=SQLITE, help="sqlite (a file beside the runs) or a URL")
-    mirror.set_defaults(run=lambda a, console: mirror_runs(a.folder, console, a.storage))
-    for command in (listing, prune, mirror):
+    for command in (listing, prune):
         command.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
     return parser
 

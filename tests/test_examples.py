@@ -5,14 +5,19 @@ import importlib
 import os
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from qra_bo.report import load_run
+from tests.report.fixtures import make_events, write_run
+
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+WITH_ARGUMENTS = ROOT / "examples" / "journal_to_optuna.py"
+EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {WITH_ARGUMENTS})
 DOCUMENTED = ("qra_bo.api", "qra_bo.trials", "qra_bo.memory", "qra_bo.space", "surrogates")
 
 
@@ -22,6 +27,27 @@ def test_example_runs(script: Path, tmp_path: Path) -> None:
                           env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.filterwarnings("ignore::Warning:optuna", "ignore::Warning:sqlalchemy")
+def test_journal_is_copied_to_optuna_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optuna = pytest.importorskip("optuna", reason="optuna is not installed")
+    events, storage = make_events(), f"sqlite:///{tmp_path / 'optuna.sqlite3'}"
+    for n in (len(events) // 2, len(events), len(events)):  # of a run that goes on, of the whole run, and again
+        monkeypatch.setattr(sys, "argv", ["", str(write_run(tmp_path / "run", events[:n], anew=True)), storage])
+        runpy.run_path(str(WITH_ARGUMENTS), run_name="__main__")
+    run = load_run(tmp_path / "run")
+    study = optuna.load_study(study_name="run", storage=storage)
+    states = [t.state.name for t in study.trials]
+    assert states.count("COMPLETE") == len(run.study.points)
+    assert states.count("FAIL") == sum(not e.ok for e in run.study.trials)
+    assert states.count("PRUNED") == sum(e.ok and e.fidelity == "low" for e in run.study.trials)
+    best = run.study.incumbent
+    assert best is not None
+    assert study.best_value == best.loss
+    assert [study.best_params[f"{u} format"] for u in run.header.units] == list(best.allocation.formats)
+    assert [study.best_params[f"{u} rank"] for u in run.header.units] == list(best.allocation.ranks)
+    assert study.best_trial.user_attrs["predicted_bytes"] == best.predicted_bytes
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Names that other trainers (transformers, PEFT, TRL, axolotl, LLaMA-Factory) use for what a key here sets."""
+"""Names that other trainers (transformers, PEFT, TRL, axolotl, LLaMA-Factory) use for what a key here sets, and keys
+that were removed."""
 
 from collections.abc import Mapping
 
@@ -33,6 +34,9 @@ OURS: Mapping[str, str] = {
     "report_to": "logger=tensorboard|wandb", "resume_from_checkpoint": "the same command with out=RUN",
     "eval_steps": "final.validate_every", "early_stopping_patience": "final.patience"}
 """By the other name, in lower case."""
+REMOVED: Mapping[str, str] = {
+    "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage"}
+"""By the removed key: what does its work now, as a clause."""
 
 
 def answer(key: str) -> str | None:

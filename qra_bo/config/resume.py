@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 HARMLESS = frozenset({
-    "task", "out", "resume", "display", "mirror", "allocation", "max_hours", "search.force", "logger.", "executor.",
+    "task", "out", "resume", "display", "allocation", "max_hours", "search.force", "logger.", "executor.",
     "effort.name", "effort.max_full_trials", "effort.uniform_baselines", "effort.calibration_baselines",
     "effort.references", "effort.compare", "effort.sequential", "effort.stop", "effort.ranking_top",
     "effort.rate_factors",

@@ -56,8 +56,6 @@ class RunConfig(Group):
                                    re.compile(r"auto|cpu|cuda(:\d+)?").fullmatch)]
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     display: Literal["auto", "plain", "none"]
-    mirror: Annotated[str, must_be("sqlite, the URL of an Optuna storage such as postgresql://USER@HOST/NAME",
-                                   re.compile(r"sqlite|[a-z][a-z0-9+]*://\S+").fullmatch)] | None
     allocation: str | None
     memory: groups.MemoryConfig
     oracle: oracles.OracleConfig

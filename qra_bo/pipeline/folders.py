@@ -6,15 +6,14 @@ from datetime import datetime
 from pathlib import Path
 
 from qra_bo.config import RunConfig
-from qra_bo.report.mirror import SQLITE_NAME
 from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME, read_journal
 from qra_bo.utils.device import BYTES
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder
 
 SUMMARY_NAME, PAGE_NAME = "budgets.json", "report.html"
-_BESIDE = re.compile(rf"{PAGE_NAME}|{SQLITE_NAME}(-journal|-wal|-shm)?|\.({SUMMARY_NAME}|{PAGE_NAME})\.\d+")
-"""Files beside runs of several budgets: the page of ``task=report``, a mirror, and what a killed process left."""
+_BESIDE = re.compile(rf"{PAGE_NAME}|\.({SUMMARY_NAME}|{PAGE_NAME})\.\d+")
+"""Files beside runs of several budgets: the page of ``task=report``, and what a killed process left."""
 
 
 def run_folder(config: RunConfig) -> Path:

@@ -30,7 +30,6 @@ from qra_bo.pipeline.plan import budgets_of, check_card, check_ram, needs_of
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
-from qra_bo.report.mirror import OptunaMirror, storage_url
 from qra_bo.report.opening import print_needs
 from qra_bo.report.tables import print_line, print_plan, print_result, print_table
 from qra_bo.report.text import ITSELF, allocation_html, allocation_text, size
@@ -301,8 +300,6 @@ def _listeners(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[LiveV
     listeners: list[Listener] = [listener for listener in (view, tracker) if listener is not None]
     if config.oracle.trains:  # else there is no final fine-tune to wait for
         listeners.append(functools.partial(_report_early, folder, datetime.now().astimezone()))
-    if config.mirror is not None:
-        listeners.append(stack.enter_context(OptunaMirror(storage_url(config.mirror, folder), folder)))
     return view, listeners
 
 

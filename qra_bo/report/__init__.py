@@ -1,4 +1,4 @@
-"""Everything that people see of a run: terminal text, live view, report page and figures, trackers, Optuna mirror.
+"""Everything that people see of a run: terminal text, live view, report page and figures, trackers.
 
 ``data.ReportData`` is the one input; ``story`` and ``checks`` turn it into sentences, ``tables`` and
 ``html`` render these. Names load on first use, so that a plan or a listing needs no matplotlib.
@@ -6,7 +6,7 @@
 
 from qra_bo.utils.lazy import lazy_names
 
-_HOMES = {"ReportData": "data", "load_run": "data", "LiveView": "live", "OptunaMirror": "mirror", "Tracker": "trackers",
+_HOMES = {"ReportData": "data", "load_run": "data", "LiveView": "live", "Tracker": "trackers",
           "make_listener": "trackers", "print_plan": "tables", "print_result": "tables", "write_report": "html",
           "PLOTS": "plots", "LIGHT": "style", "allocation_html": "text"}
 __all__ = sorted(_HOMES)

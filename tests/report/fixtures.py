@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qra_bo.space import Allocation, StorageFormat, uniform
-from qra_bo.study.journal import Journal
+from qra_bo.study.journal import JOURNAL_NAME, Journal
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 L = 12
@@ -210,9 +210,12 @@ def minimised_at(events: list[dict[str, Any]], steps: int, per_doubling: float =
     return [events[0], {"time": events[0]["time"], **fields}, *events[1:]]
 
 
-def write_run(folder: Path, events: list[dict[str, Any]]) -> Path:
-    """A run's folder with these events in its journal, as the program itself writes them."""
+def write_run(folder: Path, events: list[dict[str, Any]], anew: bool = False) -> Path:
+    """A run's folder with these events in its journal, as the program itself writes them; ``anew`` without those that
+    are there."""
     folder.mkdir(parents=True, exist_ok=True)
+    if anew:
+        (folder / JOURNAL_NAME).unlink(missing_ok=True)
     clock = [0.0]
     with Journal(folder, clock=lambda: clock[0]) as journal:
         for e in events:
