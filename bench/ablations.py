@@ -5,7 +5,7 @@
 Every variant is a search at equal cost in the engine of a run. Its incumbent, and the best allocation of its own
 proposals (without the uniform baselines), are then trained on unseen seeds and evaluated on the test split. With
 ``oracle=synthetic`` (the default) nothing is trained, results are labelled, and one seed is one landscape;
-``oracle=benchmark oracle.table=bench/data/TASK`` emulates real trials, and ``oracle=finetune`` trains for hours.
+``oracle=emulator oracle.table=bench/data/TASK`` emulates real trials, and ``oracle=finetune`` trains for hours.
 Searches and finals are kept in ``--work``; the same command resumes them.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.methods import method_target
+from bench.methods import OPTIONS, method_target
 from bench.optimum import optimum as planted_optimum
 from bench.report import RESULTS, Target, publish
 from bench.sessions import limit_of, table_session
@@ -29,6 +29,7 @@ from bench.table1.search import search
 from bench.table1.session import Session
 from bench.table1.statistics import difference
 from qra_bo.config import RunConfig, load_config
+from qra_bo.config.oracles import OwnOracleConfig
 from qra_bo.memory.budget import parse_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.synthetic import SyntheticOracle
@@ -137,7 +138,8 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int
 
 def kind(config: RunConfig) -> str:
     """What answers, for names of files: the oracle, or the table that is emulated."""
-    return Path(str(config.oracle.table)).name if config.oracle.name == "benchmark" else config.oracle.name
+    oracle = config.oracle
+    return Path(oracle.target["table"]).name if isinstance(oracle, OwnOracleConfig) else oracle.name
 
 
 def finals(session: Session, allocation: Allocation, lr_scale: float) -> dict[int, float]:
@@ -198,7 +200,7 @@ def correlations(session: Session, limit: Limit, n: int) -> Row:
     chosen = [a for a in drawn if found[a] is not None]  # a table of evaluations refuses what it can't speak for
     losses = [float(found[a]) for a in chosen]
     perplexity = None
-    if c.oracle.name != "benchmark":  # a table knows no model without its adapters
+    if not isinstance(c.oracle, OwnOracleConfig):  # a table knows no model without its adapters
         event = session.results.once("perplexity", str(n), lambda: {"loss": session.call(
             "bench.table1.base_errors:joint_sensitivity", {"choices": [list(a.formats) for a in chosen]})["loss"]})
         perplexity = spearman(event["loss"], losses)
@@ -261,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts: list[Row] = []
     oracle = name = ""
     for seed in args.seeds:
-        config = load_config([*DEFAULTS, *args.overrides, f"seed={seed}", "display=none"])
+        config = load_config([*DEFAULTS, *args.overrides, f"seed={seed}", "display=none"], str(OPTIONS))
         oracle, name = config.oracle.name, f"ablations_{kind(config)}"
         found, fact = run_seed(config, args.work / f"{kind(config)}-{config.model_name}-{seed}", args.variants,
                                args.ranking)

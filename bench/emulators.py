@@ -18,11 +18,11 @@ from scipy.stats import spearmanr
 
 from bench.collect.task import DATA
 from bench.collect.writing import FINDS
+from bench.emulator.emulator import FAMILIES, FIT_SEED, Emulator, usable
+from bench.emulator.features import Describer
+from bench.emulator.levels import Levelled
+from bench.emulator.table import ROWS, TASK, Table, TableRow, load_rows, load_table, pooled, same_rate
 from bench.report import publish
-from qra_bo.oracle.emulator.emulator import FAMILIES, FIT_SEED, Emulator, usable
-from qra_bo.oracle.emulator.features import Describer
-from qra_bo.oracle.emulator.levels import Levelled
-from qra_bo.oracle.emulator.table import ROWS, TASK, Table, TableRow, load_rows, load_table, pooled, same_rate
 from qra_bo.space import FloatArray
 
 NEAR = 0.97

@@ -10,9 +10,9 @@ seen. The tables are of one model: what a prior is worth on another model is not
 from pathlib import Path
 
 from bench.collect.task import DATA, TASKS
+from bench.emulator.emulator import FAMILIES, usable
 from bench.search.play import ALONE, arenas
 from bench.search.quality import told_of
-from qra_bo.oracle.emulator.emulator import FAMILIES, usable
 from qra_bo.searchers.priors import prior_file
 from qra_bo.searchers.structured.transfer import Lesson, learn_prior, lesson_of, save_prior
 

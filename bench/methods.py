@@ -10,8 +10,9 @@ from qra_bo.config import load_config
 from qra_bo.config.groups import Target
 from qra_bo.config.overrides import CONF
 
-METHODS = CONF / "method"
-PEERS = Path(__file__).parent / "peers" / "conf" / "method"
+OPTIONS = Path(__file__).parent / "conf"
+"""Groups of the configuration beside those of the package: peers as methods, and the emulator as an oracle."""
+METHODS, PEERS = CONF / "method", OPTIONS / "method"
 
 
 def unlearned(target: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,14 +18,14 @@ import numpy as np
 
 from bench.ablations import REPORTED_PERPLEXITY, compensation
 from bench.collect.task import DATA, RECORD_AT, TASKS, task_config
+from bench.emulator.emulator import usable
+from bench.emulator.levels import Levelled
+from bench.emulator.table import ROWS, Table, load_table
 from bench.emulators import bands, correlation
 from bench.report import Target, publish
 from bench.search.quality import told_of
 from qra_bo.config import make_space, make_spec
 from qra_bo.memory.formats import parse_format
-from qra_bo.oracle.emulator.emulator import usable
-from qra_bo.oracle.emulator.levels import Levelled
-from qra_bo.oracle.emulator.table import ROWS, Table, load_table
 from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.build import make_executor
 from qra_bo.searchers.base import SearchProblem

@@ -15,7 +15,7 @@ from qra_bo.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = [(group, option) for group, names in options().items() for option in names]
-NEED_A_FILE = ("model=hf", "oracle=benchmark")
+NEED_A_FILE = ("model=hf",)
 """Options that name a folder of the user's own."""
 ALIASES = {"ollama": "llamacpp"}
 """Options that stand for another."""

@@ -23,18 +23,18 @@ from bench.collect.plan import Plan, PlannedTrial
 from bench.collect.summary import publish_summary
 from bench.collect.task import DATA, RECORD_AT, TASKS, Setting, begin, load_setting, task_config
 from bench.collect.writing import FINDS, append_provenance, append_rows, is_known
-from bench.report import RESULTS, machine
-from qra_bo.config import RunConfig
-from qra_bo.execution.base import Executor, OracleSpec
-from qra_bo.execution.local import LocalExecutor
-from qra_bo.oracle.emulator.emulator import table_rate
-from qra_bo.oracle.emulator.table import (
+from bench.emulator.emulator import table_rate
+from bench.emulator.table import (
     PROVENANCE,
     ROWS,
     TableRow,
     TaskFacts,
     load_rows,
 )
+from bench.report import RESULTS, machine
+from qra_bo.config import RunConfig
+from qra_bo.execution.base import Executor, OracleSpec
+from qra_bo.execution.local import LocalExecutor
 from qra_bo.pipeline.build import limits, prepare_worker_environment
 from qra_bo.space import Allocation
 from qra_bo.study.journal import RunLock, checksum

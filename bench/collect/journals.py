@@ -9,7 +9,7 @@ from typing import Any
 from bench.collect.plan import CALIBRATION, Plan
 from bench.collect.task import Setting, differences, touches
 from bench.collect.writing import facts_to_json, is_known
-from qra_bo.oracle.emulator.table import TableRow, comparable_rate
+from bench.emulator.table import TableRow, comparable_rate
 from qra_bo.study.journal import JOURNAL_NAME, checksum, read_journal
 from qra_bo.trials import Trial, TrialState, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bench.collect.writing import is_known
-from qra_bo.oracle.emulator.table import TableRow, TaskFacts, pooled, same_rate
+from bench.emulator.table import TableRow, TaskFacts, pooled, same_rate
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.searchers.structured.features import rank_scale, sensitivity_scales

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.collect.task import DATA
+from bench.emulator.table import ROWS, load_table
 from bench.report import RESULTS, Target, publish
-from qra_bo.oracle.emulator.table import ROWS, load_table
 
 EVALUATIONS, REPEATED = 150, 30
 

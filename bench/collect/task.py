@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.collect.writing import append_provenance, costs_to_json, facts_to_json
-from qra_bo.config import RunConfig, load_config, make_space, make_spec
-from qra_bo.execution.base import Executor
-from qra_bo.finetune.data.records import batches
-from qra_bo.memory.budget import resolve_budget
-from qra_bo.oracle.emulator.table import (
+from bench.emulator.table import (
     MEMORY,
     PROFILE,
     PROFILE_BATCH,
@@ -22,6 +18,10 @@ from qra_bo.oracle.emulator.table import (
     load_costs,
     load_facts,
 )
+from qra_bo.config import RunConfig, load_config, make_space, make_spec
+from qra_bo.execution.base import Executor
+from qra_bo.finetune.data.records import batches
+from qra_bo.memory.budget import resolve_budget
 from qra_bo.pipeline.build import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.io import load_profile, save_profile

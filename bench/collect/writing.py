@@ -1,4 +1,4 @@
-"""The files of a table of real trials, as ``qra_bo.oracle.emulator.table`` reads them, written."""
+"""The files of a table of real trials, as ``bench.emulator.table`` reads them, written."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.oracle.emulator.table import SCHEMA_VERSION, TableRow, TaskFacts, columns, same_rate
+from bench.emulator.table import SCHEMA_VERSION, TableRow, TaskFacts, columns, same_rate
 from qra_bo.space import Allocation, CostTable
 
 FINDS = "finds.csv"

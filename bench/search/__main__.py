@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
+from bench.emulator.emulator import FAMILIES
+from bench.emulator.table import ROWS, load_table
 from bench.report import RESULTS, publish
 from bench.search.finds import chosen, finds_target, published_finds, real_rows, with_finds, write_finds
 from bench.search.kept import kept_finds, kept_rows, published_rows
@@ -24,8 +26,6 @@ from bench.search.play import Arena, arenas, play
 from bench.search.plots import plot_arenas
 from bench.search.quality import quality_rows
 from bench.search.summary import paired_rows, search_rows, targets_of
-from qra_bo.oracle.emulator.emulator import FAMILIES
-from qra_bo.oracle.emulator.table import ROWS, load_table
 from qra_bo.utils.errors import MissingExtraError, UserError
 
 RUNS = Path("outputs") / "bench-search" / "runs.jsonl"

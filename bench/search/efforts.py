@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from bench.collect.task import DATA, TASKS
+from bench.emulator.emulator import FAMILIES
 from bench.report import RESULTS, Target, publish
 from bench.search.evidence import by_losses
 from bench.search.kept import arena_of, published_rows
@@ -30,7 +31,6 @@ from bench.search.methods import OTHER_TABLE
 from bench.search.play import ALONE, Arena, Game, arenas, other_task, with_files
 from bench.search.summary import interval, regret_at
 from qra_bo.config import RunConfig, load_config
-from qra_bo.oracle.emulator.emulator import FAMILIES
 from qra_bo.searchers.base import make_searcher
 from qra_bo.searchers.structured import StructuredSearch
 from qra_bo.searchers.structured.rates import row_of

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from bench.collect.task import DATA, TASKS
+from bench.emulator.emulator import FAMILIES
 from bench.report import RESULTS, Target, publish
 from bench.search.kept import arena_of, published_rows
 from bench.search.play import ALONE, Arena, Game, arenas, other_task
-from qra_bo.oracle.emulator.emulator import FAMILIES
 from qra_bo.oracle.protocol import quiet
 from qra_bo.searchers.structured import StructuredSearch
 from qra_bo.space import Allocation

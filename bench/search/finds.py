@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from bench.collect.writing import FINDS
+from bench.emulator.emulator import table_rate
+from bench.emulator.table import Table, TableRow, load_rows, pooled, same_rate
 from bench.report import Target
-from qra_bo.oracle.emulator.emulator import table_rate
-from qra_bo.oracle.emulator.table import Table, TableRow, load_rows, pooled, same_rate
 from qra_bo.space import Allocation
 from qra_bo.study.state import is_uniform
 

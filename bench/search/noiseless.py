@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from bench.collect.task import DATA
+from bench.emulator.emulator import FAMILIES
 from bench.report import RESULTS, publish
 from bench.search.kept import arena_of, published_rows
 from bench.search.methods import EQUIVALENTS, EVERYTHING
 from bench.search.play import Arena, arenas, play
 from bench.search.summary import interval, regrets
-from qra_bo.oracle.emulator.emulator import FAMILIES
 
 METHODS = ("qra_bo", "bits by believed sensitivity, then ranks")
 Row = dict[str, Any]

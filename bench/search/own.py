@@ -27,13 +27,13 @@ import numpy as np
 import yaml
 
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
+from bench.emulator.emulator import FAMILIES
 from bench.pages.searches import plain
 from bench.report import RESULTS
 from bench.search.kept import Row, arena_of, published_rows
 from bench.search.methods import EQUIVALENTS, Entry
 from bench.search.play import Arena, arenas, play
 from qra_bo.config import load_config
-from qra_bo.oracle.emulator.emulator import FAMILIES
 from qra_bo.pipeline.plan import budgets_of
 from qra_bo.pipeline.run import make_setting
 from qra_bo.searchers.base import SearchProblem, make_searcher

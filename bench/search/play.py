@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from bench.collect.task import DATA, TASKS, predictors_of, task_config
+from bench.emulator.oracle import EmulatorOracle, load_oracle
+from bench.emulator.table import ReferenceBudget
 from bench.peers.registry import make_player
 from bench.search.methods import OTHER_TABLE, OTHERS, Entry
-from qra_bo.oracle.emulator.oracle import BenchmarkOracle, load_oracle
-from qra_bo.oracle.emulator.table import ReferenceBudget
 from qra_bo.oracle.protocol import quiet
 from qra_bo.searchers.base import Recommending, SearchProblem
 from qra_bo.space import Allocation, SearchSpace
@@ -38,7 +38,7 @@ class Arena:
         rules: Of the uniform baselines.
     """
 
-    oracle: BenchmarkOracle
+    oracle: EmulatorOracle
     budget: ReferenceBudget
     problem: SearchProblem
     rules: BaselineRules
@@ -60,7 +60,7 @@ class Arena:
 
 
 def arenas(folder: Path, families: Sequence[str], noise: float | None = None) -> list[Arena]:
-    """Every emulator and budget of one table; each emulator is fitted once. ``noise``: as of ``BenchmarkOracle``."""
+    """Every emulator and budget of one table; each emulator is fitted once. ``noise``: as of ``EmulatorOracle``."""
     task = folder.name
     config = task_config("plays", None)  # the space is the model's, whatever the text
     space, predictors = predictors_of(config)
@@ -73,7 +73,7 @@ def arenas(folder: Path, families: Sequence[str], noise: float | None = None) ->
     return found
 
 
-def make_arena(oracle: BenchmarkOracle, space: SearchSpace, budget: ReferenceBudget, predict: Any) -> Arena:
+def make_arena(oracle: EmulatorOracle, space: SearchSpace, budget: ReferenceBudget, predict: Any) -> Arena:
     """One budget of an oracle."""
     facts = oracle.table.facts
     largest = min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.emulator.emulator import usable
+from bench.emulator.table import ReferenceBudget, Table
 from bench.emulators import bands
-from qra_bo.oracle.emulator.emulator import usable
-from qra_bo.oracle.emulator.table import ReferenceBudget, Table
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.selection import Promotion
 from qra_bo.searchers.structured import LEAST_CHECKED, StructuredSearch

@@ -157,7 +157,7 @@ def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem
     """Return the exit status of a job and, where that is not 0, the reason; ``subdir`` names its folder in a sweep."""
     try:
         given = HydraConfig.get().overrides.task
-        config = config_from(with_choices(given, _composed, resolved(composed)), problems, given)
+        config = config_from(with_choices(given, _composed, resolved(composed)), problems)
         if subdir is not None and config.task not in ON_A_RUN:  # a folder of its own, below out where that is given
             config = config.with_changes(out=str(Path(config.out or HydraConfig.get().sweep.dir) / subdir))
         return run_task(config), ""

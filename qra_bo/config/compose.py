@@ -21,7 +21,7 @@ from qra_bo.config.environment import Resolved, resolved
 from qra_bo.config.groups import EffortConfig
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
 from qra_bo.config.presets import choices, with_learning_rate
-from qra_bo.config.rules import problems_of, unused_problems
+from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
 from qra_bo.space import DecoderSpec
 from qra_bo.space.decoder import spec_from_numbers
@@ -44,7 +44,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         composed = with_choices(with_default_model(good), partial(compose_plain, config_dir=config_dir))
     except HYDRA_ERRORS as error:
         raise ConfigError([*(p.message for p in problems), hydra_message(error)]) from error
-    return config_from(composed, problems, good)
+    return config_from(composed, problems)
 
 
 def named_specs() -> list[DecoderSpec]:
@@ -114,10 +114,8 @@ def with_choices(overrides: Sequence[str], make: Callable[[Sequence[str]], dict[
     return make([*chosen, *overrides]) if chosen else raw
 
 
-def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = (), overrides: Sequence[str] = ()) -> RunConfig:
+def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunConfig:
     """Check and freeze composed plain values; problems ``found`` before are raised together with those found here.
-
-    ``overrides`` are those that the user gave, so that one without effect is told from a default.
 
     Raises:
         ConfigError: With every problem at once.
@@ -132,10 +130,8 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = (), overrides
         if config.quantizer.rounding == "auto":  # GPTQ where a real model is quantised and all adapters share its base
             chosen = "gptq" if config.oracle.trains and config.adapter.init not in OWN_BASE else "rtn"
             config = config.with_changes(quantizer=config.quantizer.with_changes(rounding=chosen))
-        if not config.oracle.trains_longer:  # the ranking check would ask a table for more steps than it records
-            config = config.with_changes(effort=config.effort.with_changes(ranking_top=0))
         broken = {m.key for m in mismatches}
-        problems += [p for p in (*problems_of(config), *unused_problems(config, overrides)) if p.key not in broken]
+        problems += [p for p in problems_of(config) if p.key not in broken]
     if config is None or problems:
         raise ConfigError(dict.fromkeys(p.message for p in problems))
     return config.with_unresolved(unresolved)
@@ -147,10 +143,9 @@ def _with_home(raw: Mapping[str, Any]) -> dict[str, Any]:
         return os.path.expanduser(value) if isinstance(value, str) and value[:2] in ("~", "~/") else value
 
     found = {**raw, "out": expanded(raw["out"])} if "out" in raw else dict(raw)
-    for group, key in (("model", "path"), ("oracle", "table")):
-        node = raw.get(group)
-        if isinstance(node, Mapping) and key in node:
-            found[group] = {**node, key: expanded(node[key])}
+    model = raw.get("model")
+    if isinstance(model, Mapping) and "path" in model:
+        found["model"] = {**model, "path": expanded(model["path"])}
     return found
 
 

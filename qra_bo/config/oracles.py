@@ -10,29 +10,15 @@ from qra_bo.config.groups import Target
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.utils.fields import REFUSED, Group, Noise
 
-BUILT_IN = (FINETUNE, "benchmark", "synthetic")
+BUILT_IN = (FINETUNE, "synthetic")
 """Names of the oracles of this package, by which journals and reports tell them from a user's own."""
 
 
 class FinetuneOracleConfig(Group):
-    """Real fine-tuning. ``trains``: of an oracle whose winner is fine-tuned; ``trains_longer``: of one that answers
-    trainings beyond a full-fidelity trial."""
+    """Real fine-tuning. ``trains``: of an oracle whose winner is fine-tuned."""
 
     name: Literal["finetune"]
     trains: ClassVar[bool] = True
-    trains_longer: ClassVar[bool] = True
-
-
-class BenchmarkOracleConfig(Group):
-    """An emulator fitted on a table of real trials: its folder, and the deviation of its noise (nats; ``None``: that of
-    the table's repeats)."""
-
-    name: Literal["benchmark"]
-    table: str | None
-    emulator: Literal["boosted", "network"]
-    noise: Noise | None
-    trains: ClassVar[bool] = False
-    trains_longer: ClassVar[bool] = False
 
 
 class SyntheticOracleConfig(Group):
@@ -41,14 +27,12 @@ class SyntheticOracleConfig(Group):
     name: Literal["synthetic"]
     noise: Noise
     trains: ClassVar[bool] = False
-    trains_longer: ClassVar[bool] = True
 
 
 class OwnOracleConfig(Target):
     """An oracle of the user's own package, made by its ``_target_``."""
 
     trains: ClassVar[bool] = False
-    trains_longer: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _check_name(self) -> Self:
@@ -68,6 +52,6 @@ def _kind_of_oracle(value: Any) -> Any:
 
 
 OracleConfig = Annotated[
-    Annotated[FinetuneOracleConfig, Tag("finetune")] | Annotated[BenchmarkOracleConfig, Tag("benchmark")]
-    | Annotated[SyntheticOracleConfig, Tag("synthetic")] | Annotated[OwnOracleConfig, Tag("own")],
+    Annotated[FinetuneOracleConfig, Tag("finetune")] | Annotated[SyntheticOracleConfig, Tag("synthetic")]
+    | Annotated[OwnOracleConfig, Tag("own")],
     Discriminator(_kind_of_oracle)]

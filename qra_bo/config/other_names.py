@@ -32,7 +32,9 @@ OURS: Mapping[str, str] = {
     "quantization_bit": "bits=[...] for a search, or task=finetune allocation=uniform:BITS,RANK",
     "output_dir": "out", "bf16": "dtype=bfloat16", "fp16": "dtype=float16", "torch_dtype": "dtype",
     "report_to": "logger=tensorboard|wandb", "resume_from_checkpoint": "the same command with out=RUN",
-    "eval_steps": "final.validate_every", "early_stopping_patience": "final.patience"}
+    "eval_steps": "final.validate_every", "early_stopping_patience": "final.patience",
+    **dict.fromkeys(("oracle.table", "oracle.emulator"),
+                    "--config-dir bench/conf oracle=emulator oracle.table=FOLDER, in a checkout of the project")}
 """By the other name, in lower case."""
 REMOVED: Mapping[str, str] = {
     "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage"}
@@ -42,4 +44,5 @@ REMOVED: Mapping[str, str] = {
 def answer(key: str) -> str | None:
     """Return what sets here what other trainers call ``key``, group or dashes before it or not; ``None`` where no
     other name is known."""
-    return OURS.get(key.rpartition(".")[2].lstrip("-").replace("-", "_").lower())
+    name = key.lstrip("-").replace("-", "_").lower()
+    return OURS.get(name) or OURS.get(name.rpartition(".")[2])

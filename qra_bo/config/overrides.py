@@ -21,7 +21,9 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 """The package's configuration, found by its place: a folder ``conf`` of the working directory is another one."""
 DEFAULT_MODEL = "smollm2_135m"
 ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
-                "data": " A text of your own: data=jsonl data.path=FILE."}
+                "data": " A text of your own: data=jsonl data.path=FILE.",
+                "oracle": " Losses emulated from a table of real trials: --config-dir bench/conf oracle=emulator "
+                          "oracle.table=FOLDER."}
 """By group, how to give what no file of the group names."""
 _UNIFORM = re.compile(r"(?<!['\"\w])uniform\s*:\s*\d+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
 _TAKES_UNIFORM = re.compile(r"^(\+{0,2})(budget|allocation)=")

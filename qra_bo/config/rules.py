@@ -1,29 +1,24 @@
 """Rules between the fields of a configuration: every problem at once, before anything is loaded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from qra_bo.config.check import Problem
 from qra_bo.config.derive import NUMBERS, make_space, make_spec
-from qra_bo.config.oracles import BenchmarkOracleConfig
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
 from qra_bo.memory.optimizers import is_paged
 from qra_bo.memory.serving import CONSUMERS, EXPORT_TARGETS, TARGET_FORMATS
-from qra_bo.oracle.emulator.table import TASK as TASK_FILE
-from qra_bo.oracle.emulator.table import folder_of, load_facts
 from qra_bo.searchers.priors import shipped_priors
 from qra_bo.space import StorageFormat
 from qra_bo.trials import OWN_BASE
-from qra_bo.utils.errors import DataError, UserError, nearest_first
+from qra_bo.utils.errors import UserError, nearest_first
 
 ON_A_RUN = ("evaluate", "export", "report")
 """Tasks on a run's folder: they need nothing else."""
-LENGTH, FINAL = "search.length", "final"
-"""The key of the training whose loss is minimised, and its value for the final fine-tune."""
 
 
 def problems_of(config: RunConfig) -> list[Problem]:
@@ -192,47 +187,6 @@ def _files(config: RunConfig) -> Iterator[Problem]:
             yield from _file("surrogate.prior", config.surrogate.prior, f"{learned}, or be null")
         if config.surrogate.rates not in shipped_priors():
             yield from _file("surrogate.rates", config.surrogate.rates, learned)
-    if isinstance(config.oracle, BenchmarkOracleConfig):
-        if config.embeddings != 16:
-            yield Problem("embeddings", "oracle=benchmark replays trials of a base whose embedding has 16 bits; got "
-                                        f"embeddings={config.embeddings}: use embeddings=16.")
-        table = config.oracle.table
-        yield from _file("oracle.table", table and str(folder_of(Path(table)) / TASK_FILE),
-                         "the folder of a table of real trials, such as bench/data/plays, or its evaluations.csv")
-        if table is not None:
-            yield from _steps_of_table(config, folder_of(Path(table)))
-
-
-def _steps_of_table(config: RunConfig, folder: Path) -> Iterator[Problem]:
-    try:
-        facts = load_facts(folder)
-    except DataError:  # reported when the table is read as a whole
-        return
-    if config.fidelity.high != facts.steps:
-        yield Problem("fidelity.high", f"fidelity.high must be {facts.steps}, the steps of every trial of the table "
-                                       f"{folder}; got {config.fidelity.high}.")
-    if config.fidelity.low not in (None, *facts.record_at):
-        recorded = ", ".join(map(str, facts.record_at))
-        yield Problem("fidelity.low", f"fidelity.low must be null or one of {recorded}, the steps whose loss the table "
-                                      f"{folder} records; got {config.fidelity.low}.")
-
-
-def unused_problems(config: RunConfig, overrides: Sequence[str]) -> Iterator[Problem]:
-    """Yield the problem of ``overrides`` that name a final fine-tune where a table answers: none is trained.
-
-    Defaults are silent, and so is ``search.length=trial``, which is what a table does. ``oracle=synthetic`` takes them:
-    it stands for a real run in a rehearsal of its command.
-    """
-    if not isinstance(config.oracle, BenchmarkOracleConfig) or config.task not in ("search", "memory"):
-        return
-    given = [text.lstrip("+") for text in overrides if text.lstrip("+").startswith("final.")]
-    given += [text.lstrip("+") for text in overrides if text.lstrip("+") == f"{LENGTH}={FINAL}"]
-    if given:
-        keys = [text.partition("=")[0] for text in given]
-        yield Problem(keys[0], f"{' '.join(given)} {'have' if len(given) > 1 else 'has'} no effect with oracle="
-                               f"{config.oracle.name}: a table answers with the loss after its own trials' "
-                               f"{config.fidelity.high} steps, and nothing is fine-tuned at the end. Leave "
-                               f"{', '.join(keys)} out, or use oracle=finetune, which trains.")
 
 
 def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:

@@ -1,7 +1,6 @@
-"""Oracles: the protocol, and two that simulate fine-tuning.
+"""Oracles: the protocol, and ``synthetic``, which simulates fine-tuning by a planted optimum.
 
-``synthetic`` has a planted optimum, ``emulator`` is fitted on a table of real trials (``oracle=benchmark``). The oracle
-that really fine-tunes is in ``qra_bo.finetune``.
+The oracle that really fine-tunes is in ``qra_bo.finetune``.
 """
 
 from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested, quiet

@@ -31,7 +31,7 @@ class Oracle(Protocol):
 
     @property
     def kind(self) -> str:
-        """``"finetune"``, ``"benchmark"`` or ``"synthetic"``; stored with every result."""
+        """``"finetune"``, ``"synthetic"`` or the name of an oracle of the user's own; stored with every result."""
 
     def describe(self) -> Mapping[str, Any]:
         """Return provenance: device, dtype, threads, data_sha256, package versions; JSON values only."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from qra_bo.config import RunConfig, config_from_dict, make_space, make_spec
-from qra_bo.config.oracles import BenchmarkOracleConfig, OwnOracleConfig, SyntheticOracleConfig
+from qra_bo.config.oracles import OwnOracleConfig, SyntheticOracleConfig
 from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
 from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.memory import MemoryModel, TrainShape, default_format, parse_size
@@ -124,10 +124,6 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
     space = make_space(cfg, make_spec(cfg))
     if isinstance(cfg.oracle, OwnOracleConfig):
         return cast(Oracle, cfg.oracle.make(config=cfg, space=space, folder=Path(out)))
-    if isinstance(cfg.oracle, BenchmarkOracleConfig):
-        from qra_bo.oracle.emulator.oracle import load_oracle  # loads torch for its network
-        return load_oracle(Path(str(cfg.oracle.table)), cfg.oracle.emulator, space, noise=cfg.oracle.noise,
-                           checkpoints=checkpoints)
     assert isinstance(cfg.oracle, SyntheticOracleConfig)
     from qra_bo.oracle.synthetic import SyntheticOracle  # loads scipy, which planning memory does without
     return SyntheticOracle(space, seed=cfg.seed, noise=cfg.oracle.noise, high_steps=cfg.fidelity.high,

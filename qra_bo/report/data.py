@@ -182,8 +182,7 @@ class ReportData:
     @property
     def proxy_label(self) -> str | None:
         """Label of results without fine-tuning; ``None`` for real ones."""
-        labels = {"synthetic": "SYNTHETIC: planted landscape, no model was trained",
-                  "benchmark": "PROXY: a table fitted on earlier trials, no model was trained in this run"}
+        labels = {"synthetic": "SYNTHETIC: planted landscape, no model was trained"}
         kind = self.header.oracle
         return None if kind == "finetune" else labels.get(kind, f"PROXY: results of the oracle {kind!r}")
 

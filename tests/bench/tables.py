@@ -9,8 +9,7 @@ from bench.collect.__main__ import Collection, work
 from bench.collect.plan import Plan, Sizes
 from bench.collect.task import Setting
 from bench.collect.writing import append_provenance, costs_to_json, facts_to_json
-from qra_bo.execution.base import InProcessExecutor
-from qra_bo.oracle.emulator.table import (
+from bench.emulator.table import (
     MEMORY,
     PROFILE,
     PROFILE_BATCH,
@@ -20,6 +19,7 @@ from qra_bo.oracle.emulator.table import (
     ReferenceBudget,
     TaskFacts,
 )
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.io import save_profile

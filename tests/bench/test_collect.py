@@ -18,10 +18,10 @@ from bench.collect.summary import publish_summary
 from bench.collect.task import Setting, begin, differences, task_config, touches, untouched_seeds
 from bench.collect.worker import make_oracle as make_worker
 from bench.collect.writing import FINDS
+from bench.emulator.table import load_provenance, load_rows
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.execution.base import InProcessExecutor, run_profile
 from qra_bo.finetune.data.records import batches
-from qra_bo.oracle.emulator.table import load_provenance, load_rows
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.journal import Journal
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState

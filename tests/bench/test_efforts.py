@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from bench.emulator.oracle import load_oracle
 from bench.search.efforts import ended, targets_of
 from bench.search.play import Arena, Game, make_arena
 from qra_bo.config import load_config
-from qra_bo.oracle.emulator.oracle import load_oracle
 from qra_bo.study.baselines import fill, uniform_baselines
 from tests.bench.tables import make_setting, make_table
 

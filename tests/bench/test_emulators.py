@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.emulator.table import TableRow
 from bench.emulators import find_rows
-from qra_bo.oracle.emulator.table import TableRow
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialState
 

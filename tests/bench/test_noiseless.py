@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.emulator.oracle import load_oracle
 from bench.search.methods import EVERYTHING
 from bench.search.noiseless import row_without_noise
 from bench.search.play import make_arena, play
-from qra_bo.oracle.emulator.oracle import load_oracle
 from tests.bench.tables import make_setting, make_table
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from bench import predictors
 from bench.collect.task import DATA
+from bench.emulator.emulator import usable
+from bench.emulator.table import load_table
 from bench.emulators import bands
-from qra_bo.oracle.emulator.emulator import usable
-from qra_bo.oracle.emulator.table import load_table
 
 
 def test_a_law_is_found_from_the_other_folds_and_gaps_stay_gaps() -> None:

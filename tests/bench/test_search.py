@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from bench.collect.__main__ import GivenPlan, read_finds, work
+from bench.emulator.emulator import table_rate
+from bench.emulator.oracle import load_oracle
+from bench.emulator.table import load_table
 from bench.methods import METHODS
 from bench.peers.registry import PEERS
 from bench.search.__main__ import key, load_runs
@@ -29,9 +32,6 @@ from bench.search.summary import (
     search_rows,
     targets_of,
 )
-from qra_bo.oracle.emulator.emulator import table_rate
-from qra_bo.oracle.emulator.oracle import load_oracle
-from qra_bo.oracle.emulator.table import load_table
 from qra_bo.searchers.structured.features import build_components
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.state import is_uniform

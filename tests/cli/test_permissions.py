@@ -20,8 +20,6 @@ REFUSED = {
     "profile-itself": [*SYNTHETIC, "sensitivity.path=unreadable.jsonl"],
     "profile-is-too-long": [*SYNTHETIC, f"sensitivity.path={LONG}"],
     "prior": [*SYNTHETIC, "surrogate.prior=hidden/prior.json", "method=default"],
-    "table": ["oracle=benchmark", "oracle.table=hidden/table"],
-    "table-is-too-long": ["oracle=benchmark", f"oracle.table={LONG}"],
     "allocation": ["model=tiny", "task=finetune", "allocation=hidden/best.json"],
     "allocation-is-too-long": ["model=tiny", "task=finetune", f"allocation={LONG}"],
     "model": ["+model=hf", "model.path=./hidden/model"],

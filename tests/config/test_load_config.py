@@ -100,10 +100,9 @@ def test_a_tilde_is_the_users_folder(quote: str, tmp_path: Path, monkeypatch: py
     home = tmp_path / "hara, j"
     monkeypatch.setenv("HOME", str(home))
     given = {key: f"{key}={quote}~/{name}{quote}" for key, name in (
-        ("out", "runs/a"), ("model.path", "models/mine"), ("oracle.table", "table"))}
+        ("out", "runs/a"), ("model.path", "models/mine"))}
     config = load_config(["+model=hf", given["model.path"], given["out"]])
     assert (config.model["path"], config.out) == (f"{home}/models/mine", f"{home}/runs/a")
-    assert f"there is no file '{home}/table/task.json'" in problems("oracle=benchmark", given["oracle.table"])[0]
 
 
 @pytest.mark.parametrize("text", ["2026_05_01", "1.10", "12e3", "20260501"])
@@ -209,7 +208,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["bits=[3,6]", "export.targets=[gguf]"], "the export gguf has no form for hqq6-g128, .* use serve=llamacpp"),
     (["bits=[2,3]", "export.targets=[compressed_tensors]"], "for int2-g64, int3-g64, .* use serve=transformers"),
     (["bits=[4,8]", "export.targets=[bitsandbytes]"], r"no form for int8, .* use bits=\[4,16\] and no other formats"),
-    (["oracle=benchmark"], "oracle.table must name the folder of a table of real trials, .*; got null"),
+    (["oracle=benchmark"], "Unknown oracle 'benchmark'; .* --config-dir bench/conf oracle=emulator "),
+    (["oracle.table=bench/data/plays"], r"Unknown key 'oracle\.table'; here it is --config-dir bench/conf oracle=emu"),
     (["train=null"], "Unknown train None; known, nearest first: cpu, gpu"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),
     (["gradient_accumulation_steps=4"], r"Unknown key 'gradient_accumulation_steps'; here it is train\.accumulate\."),
@@ -220,8 +220,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["model.n_layer=3"], r"Unknown key 'model\.n_layer'; nearest: model\.n_layers"),
     (["method=autoq"], "Unknown method 'autoq'; known, nearest first: autoqra"),
     (["executor.cpus=1"], "executor.cpus is a key of executor=ray alone"),
-    (["oracle.noise=1"], "oracle.noise is a key of oracle=benchmark and oracle=synthetic alone"),
-    (["oracle.name=nope"], "oracle must be one of the options 'finetune', 'benchmark', "),
+    (["oracle.noise=1"], "oracle.noise is a key of oracle=synthetic alone"),
+    (["oracle.name=nope"], "oracle must be one of the options 'finetune', 'synthetic'"),
     (["method._target_=3"], "method: _target_ must be the dotted path of a class or function"),
     (["method.x=nan"], "method: its values must be finite numbers, texts, lists and mappings"),
     (["method=random", "surrogate.prior=smollm2_135m"], "surrogate.prior is for searchers that take a prior"),

@@ -30,7 +30,7 @@ def test_own_oracle_is_made_from_its_yaml(mine: str, tmp_path: Path) -> None:
     assert isinstance(build.make_oracle(config.to_dict(), str(tmp_path)), SyntheticOracle)
 
 
-@pytest.mark.parametrize("name", ["finetune", "benchmark", "synthetic"])
+@pytest.mark.parametrize("name", ["finetune", "synthetic"])
 def test_own_oracle_can_not_have_the_name_of_another(name: str) -> None:
     own = ["+model=tiny", f"oracle={name}", "oracle._target_=my.Oracle"]
     with pytest.raises(ConfigError, match=rf"oracle: its name must .*; got '{name}': give oracle\.name=NAME too\."):

@@ -20,19 +20,6 @@ from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.memory.budget import format_size, parse_budget, parse_size
 from qra_bo.memory.formats import BITS
-from qra_bo.oracle.emulator.table import (
-    MEMORY,
-    PROVENANCE,
-    ROWS,
-    TASK,
-    ReferenceBudget,
-    TaskFacts,
-    columns,
-    load_costs,
-    load_facts,
-    load_provenance,
-    load_rows,
-)
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.sensitivity.io import PublishedSensitivity, profile_from_json, profile_to_json, read_given
@@ -238,30 +225,5 @@ def prior(data: bytes) -> None:
         check(0 < part.scale < math.inf and 0 < part.spread < math.inf, "a scale", part)
 
 
-FACTS = TaskFacts("fuzz", "tiny", "0", "0", 8, 2, "layer", ("a", "b"), ("ref2", "ref4"), (1, 2), "float32", {}, {}, 8,
-                  64, 8, (4,), (1,), (1.0,), (ReferenceBudget("uniform:4,1", "peak", 100),))
-
-
-def table(data: bytes) -> None:
-    """A file of a table of real evaluations; its first line says which."""
-    name, _, content = data.partition(b"\n")
-    try:
-        if name == b"rows":
-            head = ",".join(columns(FACTS)).encode() + b"\n"
-            rows = load_rows(SCRATCH.file(ROWS, head + content), FACTS)
-            check(all(len(r.allocation) == 2 and r.lr_scale > 0 for r in rows), "rows", rows)
-            check(all(map(math.isfinite, (v for r in rows for v in (r.seconds, r.lr_scale)))), "numbers", rows)
-        elif name == b"costs":
-            SCRATCH.file(MEMORY, content)
-            check(all(len(t.shape) == 3 for t in load_costs(SCRATCH.folder).values()), "shapes", content)
-        elif name == b"task":
-            SCRATCH.file(TASK, content)
-            load_facts(SCRATCH.folder)
-        else:
-            load_provenance(SCRATCH.file(PROVENANCE, content))
-    except UserError:
-        return
-
-
 PARSERS: dict[str, Parser] = {f.__name__: f for f in (sizes, overrides, configuration, journal, profile, manifest,
-                                                      data_file, allocation, prior, table)}
+                                                      data_file, allocation, prior)}

@@ -11,13 +11,12 @@ from rich.console import Console
 from qra_bo.cli.app import _report
 from qra_bo.export import vllm
 from qra_bo.export.run import FinishedRun
-from qra_bo.oracle.emulator.table import load_table
 from qra_bo.report.data import parse_events
 from qra_bo.report.side_by_side import own_report
 from qra_bo.report.tables import print_result
 from qra_bo.runs import main as runs
 from qra_bo.study.journal import checksum, read_journal
-from qra_bo.utils.errors import ConfigError, DataError, OutputError
+from qra_bo.utils.errors import ConfigError, OutputError
 from qra_bo.utils.files import check_run_folder, replace_text, strict_json
 from tests.report.fixtures import make_events, write_run
 
@@ -44,12 +43,6 @@ def test_a_lock_that_is_a_pipe_keeps_no_listing_waiting(tmp_path: Path, capsys: 
     os.mkfifo(run / ".lock")
     assert runs(["list", str(tmp_path)]) == 0
     assert "active" in capsys.readouterr().out
-
-
-def test_a_table_of_endless_rows_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "evaluations.csv").symlink_to("/dev/zero")
-    with pytest.raises((OutputError, DataError), match="symbolic links"):
-        load_table(tmp_path)
 
 
 def test_temporary_file_is_not_written_through_a_link(tmp_path: Path) -> None:

@@ -132,10 +132,8 @@ def test_a_record_that_does_not_fit_is_refused(run: tuple[Path, Mapping[str, Any
         load(folder)
 
 
-def test_unpackable_widths_and_replayed_tables_are_refused() -> None:
+def test_unpackable_widths_are_refused() -> None:
     with pytest.raises(ConfigError, match="rows of 40: use embeddings=16"):
         load_config([*SEARCH, "model.hidden_size=40"])
-    with pytest.raises(ConfigError, match=r"oracle=benchmark.*embeddings=8: use embeddings=16"):
-        load_config(["oracle=benchmark", "embeddings=8"])
     with pytest.raises(ConfigError, match=r"embeddings must be one of .*16.*; got 7"):
         load_config(["embeddings=7"])

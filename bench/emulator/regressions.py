@@ -5,7 +5,7 @@ import torch
 from sklearn.ensemble import GradientBoostingRegressor
 from torch import Tensor, nn
 
-from qra_bo.oracle.emulator.features import Describer, Warp
+from bench.emulator.features import Describer, Warp
 from qra_bo.space import Allocation, FloatArray
 
 TREES, DEPTH, SHRINKAGE, BAGS = 250, 3, 0.05, 8

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.oracle.emulator.emulator import Emulator
-from qra_bo.oracle.emulator.table import PROFILE_BATCH, ROWS, Table, folder_of, load_table
+from bench.emulator.emulator import Emulator
+from bench.emulator.table import PROFILE_BATCH, ROWS, Table, folder_of, load_facts, load_table
+from qra_bo.config import RunConfig
 from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.simulated import StepsDone, named_normal
 from qra_bo.sensitivity import SensitivityProfile
@@ -18,10 +19,11 @@ from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, OracleError
 
 
-class BenchmarkOracle:
+class EmulatorOracle:
     """Emulated losses of real fine-tuning, with the noise over training seeds that repeats show.
 
-    Outside the table's domain a trial fails with the reason, and a searcher sees a point without a loss.
+    Outside the table's domain a trial fails with the reason, and a searcher sees a point without a loss. The losses are
+    those after the steps of the table's trials, and nothing is fine-tuned at the end of a run.
 
     Args:
         emulator: Emulator fitted on a table.
@@ -34,7 +36,7 @@ class BenchmarkOracle:
         ConfigError: If the run is of other units, formats or ranks than the table.
     """
 
-    kind = "benchmark"
+    kind = "emulator"
 
     def __init__(self, emulator: Emulator, space: SearchSpace, sha256: str, *, noise: float | None = None,
                  checkpoints: Path | None = None) -> None:
@@ -50,8 +52,8 @@ class BenchmarkOracle:
         """Return provenance: the table, the emulator, and the noise of real training."""
         noise = self.emulator.noise
         return {"device": "cpu", "dtype": "float64", "threads": 1, "data_sha256": self._sha256,
-                "benchmark": {"task": self.table.facts.task, "emulator": self.emulator.family,
-                              "rows": len(self.table.rows), "allocations": len(self.emulator.data.allocations),
+                "emulator": {"task": self.table.facts.task, "family": self.emulator.family,
+                             "rows": len(self.table.rows), "allocations": len(self.emulator.data.allocations),
                               "noise": list(noise.deviations), "level": noise.level}}
 
     def profile(self, progress: Progress) -> SensitivityProfile:
@@ -73,7 +75,7 @@ class BenchmarkOracle:
         refused = self.emulator.refusal(request.allocation)
         if refused is not None:
             return TrialResult(TrialState.FAILED, None, None, (), 0, 0, 0, None, time.monotonic() - start, 0.0,
-                               f"outside the domain of the benchmark: {refused}")
+                               f"outside the domain of the table: {refused}")
         losses = self.losses_of(request.allocation) + self.emulator.rate_penalty(request.lr_scale)
         curve = tuple((step, float(loss) + self._noise_of(request, step, float(loss)))
                       for step, loss in zip(steps, losses, strict=True) if step <= request.steps)
@@ -118,7 +120,7 @@ class BenchmarkOracle:
 
 
 def load_oracle(path: Path, family: str, space: SearchSpace, *, noise: float | None = None,
-                checkpoints: Path | None = None) -> BenchmarkOracle:
+                checkpoints: Path | None = None) -> EmulatorOracle:
     """Return the oracle over a table, named by its folder or its ``evaluations.csv``, with a newly fitted emulator.
 
     Raises:
@@ -127,7 +129,33 @@ def load_oracle(path: Path, family: str, space: SearchSpace, *, noise: float | N
     """
     table, rows = load_table(path), folder_of(path) / ROWS
     sha256 = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
-    return BenchmarkOracle(Emulator(table, family), space, sha256, noise=noise, checkpoints=checkpoints)
+    return EmulatorOracle(Emulator(table, family), space, sha256, noise=noise, checkpoints=checkpoints)
+
+
+def oracle_of_run(table: str | None, emulator: str, noise: float | None, config: RunConfig, space: SearchSpace,
+                  folder: Path) -> EmulatorOracle:
+    """Return the oracle of a run: the ``_target_`` of ``bench/conf/oracle/emulator.yaml``.
+
+    Raises:
+        ConfigError, DataError: If the table can't answer the run's trials.
+    """
+    if table is None:
+        raise ConfigError("oracle.table must name the folder of a table of real trials, such as bench/data/plays; got "
+                          "null")
+    path = Path(table).expanduser()
+    facts = load_facts(folder_of(path))
+    problems = []
+    if config.embeddings != 16:
+        problems.append(f"embeddings must be 16, as in the base of the table's trials; got {config.embeddings}")
+    if config.fidelity.high != facts.steps:
+        problems.append(f"fidelity.high must be {facts.steps}, the steps of every trial of the table {path}; got "
+                        f"{config.fidelity.high}")
+    if config.fidelity.low not in (None, *facts.record_at):
+        problems.append(f"fidelity.low must be null or one of {', '.join(map(str, facts.record_at))}, the steps whose "
+                        f"loss the table {path} records; got {config.fidelity.low}")
+    if problems:
+        raise ConfigError(problems)
+    return load_oracle(path, emulator, space, noise=noise, checkpoints=folder / "checkpoints")
 
 
 def _check(table: Table, space: SearchSpace) -> None:

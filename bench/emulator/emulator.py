@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qra_bo.oracle.emulator.features import Describer, Reach
-from qra_bo.oracle.emulator.levels import Levelled, levelled
-from qra_bo.oracle.emulator.regressions import BoostedTrees, SetNetworks
-from qra_bo.oracle.emulator.table import Table, TableRow, comparable_rate, same_rate
+from bench.emulator.features import Describer, Reach
+from bench.emulator.levels import Levelled, levelled
+from bench.emulator.regressions import BoostedTrees, SetNetworks
+from bench.emulator.table import Table, TableRow, comparable_rate, same_rate
 from qra_bo.space import Allocation, FloatArray
 from qra_bo.utils.errors import ConfigError, DataError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_bo.oracle.emulator.table import TaskFacts
+from bench.emulator.table import TaskFacts
 from qra_bo.sensitivity import SensitivityProfile
 from qra_bo.space import Allocation, FloatArray
 from qra_bo.utils.errors import DataError

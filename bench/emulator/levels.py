@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qra_bo.oracle.emulator.table import TableRow, pooled
+from bench.emulator.table import TableRow, pooled
 from qra_bo.space import Allocation, FloatArray
 from qra_bo.utils.errors import DataError
 

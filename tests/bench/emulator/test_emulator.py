@@ -9,11 +9,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from bench.collect.writing import append_rows
-from qra_bo.oracle.emulator.emulator import FAMILIES, Emulator, rate_curve, table_rate, usable
-from qra_bo.oracle.emulator.features import Describer, Reach, Warp
-from qra_bo.oracle.emulator.levels import Noise, level_of, levelled
-from qra_bo.oracle.emulator.oracle import BenchmarkOracle, load_oracle
-from qra_bo.oracle.emulator.table import Table, TableRow, load_costs, load_rows, load_table
+from bench.emulator.emulator import FAMILIES, Emulator, rate_curve, table_rate, usable
+from bench.emulator.features import Describer, Reach, Warp
+from bench.emulator.levels import Noise, level_of, levelled
+from bench.emulator.oracle import EmulatorOracle, load_oracle
+from bench.emulator.table import Table, TableRow, load_costs, load_rows, load_table
 from qra_bo.oracle.simulated import named_normal
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec, TrialState
@@ -46,7 +46,7 @@ class TestConformance(OracleSuite):
 
     @pytest.fixture(autouse=True)
     def fitted(self, emulator: Emulator) -> None:
-        self.make = lambda: BenchmarkOracle(emulator, SPACE, "0" * 64)  # type: ignore[method-assign]
+        self.make = lambda: EmulatorOracle(emulator, SPACE, "0" * 64)  # type: ignore[method-assign]
 
 
 def test_rows_survive_their_file_exactly(table: Table, tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_the_learning_rate_follows_its_parabola(table: Table, emulator: Emulator
 
 
 def test_noise_is_that_of_the_repeats_and_follows_the_seed(emulator: Emulator) -> None:
-    quietly = BenchmarkOracle(emulator, SPACE, "0", noise=0.0)
-    noisy = BenchmarkOracle(emulator, SPACE, "0")
+    quietly = EmulatorOracle(emulator, SPACE, "0", noise=0.0)
+    noisy = EmulatorOracle(emulator, SPACE, "0")
     allocation = uniform(4, "nf4", 2)
     base = quietly.evaluate(TrialSpec(allocation, 24, 24, 0, lr_scale=emulator.rate), quiet).loss
     assert base == pytest.approx(emulator.losses((allocation,))[0, -1])
@@ -190,7 +190,7 @@ def test_noise_is_that_of_the_repeats_and_follows_the_seed(emulator: Emulator) -
 
 
 def test_trials_outside_the_domain_fail_and_other_steps_are_refused(emulator: Emulator) -> None:
-    oracle = BenchmarkOracle(emulator, SPACE, "0")
+    oracle = EmulatorOracle(emulator, SPACE, "0")
     for foreign in (uniform(4, "fp16", 4), uniform(4, "nf4", 64), uniform(3, "nf4", 4)):
         m = oracle.evaluate(TrialSpec(foreign, 24, 24, 0), quiet)
         assert (m.state, m.loss) == (TrialState.FAILED, None)
@@ -205,9 +205,9 @@ def test_every_row_of_the_table_is_within_reach(emulator: Emulator) -> None:
 
 def test_runs_of_other_units_or_ranks_are_refused(emulator: Emulator, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="other ones; use the model"):
-        BenchmarkOracle(emulator, make_space(5), "0")
+        EmulatorOracle(emulator, make_space(5), "0")
     with pytest.raises(ConfigError, match="ranks \\[16\\]"):
-        BenchmarkOracle(emulator, make_space(4, ranks=(1, 16)), "0")
+        EmulatorOracle(emulator, make_space(4, ranks=(1, 16)), "0")
     for name in ("task.json", "memory.json", "profile.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(DataError, match="collect more rows"):
