@@ -106,7 +106,8 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int
             changes = {**published_changes(config, session.options.published_ranks), **variant.changes(config)}
             outcome = search(session, name, limit, variant.method, variant.params(scaled_autoqra(config)), changes)
             study, found = outcome.study, outcome.found
-            a, scale, mixed = found.allocation, study.lr_scale or 1.0, study.best_mixed
+            a, mixed = found.allocation, study.best_mixed
+            scale = 1.0 if study.learning_rate is None else study.learning_rate / config.adapter.lr
             losses = finals(session, a, scale)
             own = None if mixed is None else finals(session, mixed.allocation, scale)
             rows.append({"variant": name, "what": variant.what, "seed": config.seed, "allocation": a.to_json(),
@@ -217,8 +218,8 @@ def _told(a: Allocation, loss: float, number: int, config: RunConfig) -> Trial:
     steps = config.fidelity.high
     measurement = TrialResult(TrialState.OK, loss, None, ((steps, loss),), steps, 1, 0, None, 0.0)
     bits = tuple(parse_format(f).bits for f in a.formats)
-    return Trial(number, a, bits, "global", Fidelity.HIGH, TrialSpec(a, steps, steps, 0), config.seed,
-                      measurement, 0)
+    spec = TrialSpec(a, steps, steps, 0, config.adapter.lr)
+    return Trial(number, a, bits, "global", Fidelity.HIGH, spec, config.seed, measurement, 0)
 
 
 def targets_of(rows: Sequence[Row], facts: Sequence[Row]) -> list[Target]:

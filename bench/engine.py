@@ -67,7 +67,7 @@ def evaluated(problem: SearchProblem, truth: Landscape, rng: np.random.Generator
     """An allocation with its planted loss and a little noise, at high fidelity."""
     row = problem.space.encode(allocation)[None, :]
     loss = float(truth.true_loss(row)[0] + 0.003 * rng.standard_normal())
-    request = TrialSpec(allocation, problem.high_steps, problem.high_steps, 1)
+    request = TrialSpec(allocation, problem.high_steps, problem.high_steps, 1, 1.0)
     measured = TrialResult(TrialState.OK, loss, None, (), problem.high_steps, 0, 0, None, 0.0)
     return Trial(number, allocation, problem.space.bits(allocation), stage, Fidelity.HIGH, request, 0, measured,
                       int(problem.costs.totals(row)[0]))

@@ -103,7 +103,7 @@ def measure(model: Path, profile: bool, overrides: list[str], out: Path) -> None
     if profile:
         oracle.profile(lambda *_: None)
         clock = phase("profile", clock)
-    oracle.evaluate(TrialSpec(allocation, 2, 2, 1), lambda *_: None)
+    oracle.evaluate(TrialSpec(allocation, 2, 2, 1, config.adapter.lr), lambda *_: None)
     phase("trial", clock)
     out.write_text(json.dumps([{**row, "bank_bytes": bank, "shard_bytes": shard, "trial_bytes": beside,
                                 "layers": spec.n_layers, "settings": [*SETTINGS, *overrides]} for row in rows]))

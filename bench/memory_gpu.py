@@ -114,7 +114,8 @@ def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape
     attach(model, {m: ranks[u] for m, u in unit_of.items()}, AdapterSettings(), 0, DTYPES[shape.compute_dtype_bytes])
     settings = TrainSettings(shape.batch, shape.accumulate, logits_chunk=shape.logits_chunk,
                              checkpointing=shape.checkpointing, optimizer=AdamWSettings(kind=shape.optimizer))
-    optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(model), unit_of, ranks, settings, 1.0), settings.optimizer)
+    groups = unit_groups(adapter_parameters(model), unit_of, ranks, settings, 2e-3)
+    optimizer = UnitwiseAdamW(groups, settings.optimizer)
     nothing_kept_dense = SimpleNamespace(only_packed=nullcontext, device=device, model=model)
     probe = MemoryProbe(optimizer, nothing_kept_dense, "peak", follow=True)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)

@@ -29,6 +29,7 @@ from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace
 
 FORMATS = ("nf4", "nf4-nodq", "int8", "hqq2", "hqq3", "fp16")
 RANKS = (4, 16)
+RATE = 2e-3
 Row = dict[str, Any]
 
 
@@ -81,7 +82,7 @@ def built(oracle: Any, allocation: Allocation) -> tuple[Any, Callable[..., None]
     from qra_bo.finetune.training.loop import train_steps
 
     oracle.build(allocation, 0)
-    optimizer, train, settings = oracle.optimizer(allocation, 1.0), oracle.data.train, oracle.settings.train
+    optimizer, train, settings = oracle.optimizer(allocation, RATE), oracle.data.train, oracle.settings.train
     order = batches(len(train.input_ids), settings.step_sequences, 3, 0)
 
     def step(number: int, mark: Callable[[str], None] = lambda phase: None) -> None:

@@ -115,7 +115,7 @@ def problem_of(method: str, equivalents: float) -> tuple[RunConfig, Setting, Syn
     config = load_config([*OVERRIDES, f"method={method}", f"effort.max_full_trials={round(equivalents)}"])
     setting = make_setting(config)
     return config, setting, SyntheticOracle(
-        setting.space, config.seed, high_steps=config.fidelity.high,
+        setting.space, config.seed, learning_rate=config.adapter.lr, high_steps=config.fidelity.high,
         tokens_per_step=config.train.step_tokens, eval_tokens=config.eval.sequences * config.train.length)
 
 

@@ -78,12 +78,12 @@ def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
         for chosen in [other, allocation] * SWITCHES:  # each differs from what is installed in most units
             def switch(chosen: Allocation = chosen) -> None:
                 oracle.build(chosen, TRAIN_SEED)
-                oracle.optimizer(chosen, 1.0)
+                oracle.optimizer(chosen, cfg.adapter.lr)
 
             switches.append(timed(oracle.device, switch))
             detach(oracle.model)
         oracle.build(allocation, TRAIN_SEED)
-        optimizer = oracle.optimizer(allocation, 1.0)
+        optimizer = oracle.optimizer(allocation, cfg.adapter.lr)
         total = warm + 2 * steps
         order = batches(len(train.input_ids), settings.step_sequences, total, TRAIN_SEED)
         first_loss = loss_of(oracle.model, train.input_ids[order[0]], train.labels[order[0]], oracle.device)

@@ -18,7 +18,7 @@ from qra_bo.pipeline.build import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.rates import LEAST_LOSSES, NAMES
 from qra_bo.searchers.structured.transfer import Lesson, learn_prior, lesson_of, save_prior
-from qra_bo.study import as_observation, load_study
+from qra_bo.study import load_study
 from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
 from qra_bo.utils.files import COPY_AGAIN, writing
 from qra_bo.utils.process import prepare
@@ -47,8 +47,8 @@ def lesson_of_run(folder: Path) -> Lesson | None:
     problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.budget_bytes,
                             ProfileResult.from_json(study.last["profile"]).profile, config.fidelity.high, None,
                             config.seed)
-    factor = (study.lr_scale or 1.0) * config.adapter.lr / suggested_rate(config)  # runs may have other base rates
-    return lesson_of(problem, [as_observation(e) for e in study.points], factor)
+    factor = (study.learning_rate or config.adapter.lr) / suggested_rate(config)  # trainers have their own rates
+    return lesson_of(problem, study.points, factor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

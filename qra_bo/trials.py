@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from qra_bo.space import Allocation
 from qra_bo.utils.errors import JournalError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 T = TypeVar("T")
 
 
@@ -56,15 +56,16 @@ class TrialSpec:
     """One trial as the engine asks an oracle for it.
 
     >>> from qra_bo.space import uniform
-    >>> TrialSpec(uniform(2, "nf4", 8), steps=12, schedule_steps=24, train_seed=7).key.partition("-")[2]
-    '12of24-t7-validation-lr1'
+    >>> TrialSpec(uniform(2, "nf4", 8), 12, 24, train_seed=7, learning_rate=2e-3).key.partition("-")[2]
+    '12of24-t7-validation-lr0.002'
 
     Args:
         steps: Optimiser steps to train in all, under a schedule of ``schedule_steps``.
         schedule_steps: Length of the learning-rate schedule (``steps`` at high fidelity).
         train_seed: Seed of data order and adapter initialisation.
+        learning_rate: Peak learning rate at the reference rank and a trial's length; the trainer's rule gives those of
+            other ranks and lengths.
         split: ``"validation"`` (all that a search sees) or ``"test"``.
-        lr_scale: Factor on the calibrated learning rate (calibration and robustness checks; else 1).
         init: Initialisation of the adapters; ``None``: as configured.
         codes: ``"rtn"``: round to nearest, as the formats' libraries do; ``None``: as configured.
     """
@@ -73,8 +74,8 @@ class TrialSpec:
     steps: int
     schedule_steps: int
     train_seed: int
+    learning_rate: float
     split: str = "validation"
-    lr_scale: float = 1.0
     init: str | None = None
     codes: str | None = None
 
@@ -82,12 +83,12 @@ class TrialSpec:
     def key(self) -> str:
         """Name of this trial: specs of one key have one result."""
         return (f"{self.allocation.fingerprint}-{self.steps}of{self.schedule_steps}-t{self.train_seed}"
-                f"-{self.split}-lr{self.lr_scale:g}{self.how}")
+                f"-{self.split}-lr{self.learning_rate:g}{self.how}")
 
     @property
     def training(self) -> str:
         """Name of the training, whatever it is evaluated on: trials of all fidelities of an allocation share one."""
-        return (f"{self.allocation.fingerprint}-{self.schedule_steps}-t{self.train_seed}-lr{self.lr_scale:g}"
+        return (f"{self.allocation.fingerprint}-{self.schedule_steps}-t{self.train_seed}-lr{self.learning_rate:g}"
                 f"{self.how}")
 
     @property
@@ -98,14 +99,14 @@ class TrialSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return {**self.allocation.to_json(), "steps": self.steps, "schedule_steps": self.schedule_steps,
-                "train_seed": self.train_seed, "split": self.split, "lr_scale": self.lr_scale, "init": self.init,
-                "codes": self.codes}
+                "train_seed": self.train_seed, "learning_rate": self.learning_rate, "split": self.split,
+                "init": self.init, "codes": self.codes}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TrialSpec":
         """Inverse of ``to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
-        return cls(Allocation.from_json(data), int(data["steps"]), int(data["schedule_steps"]),
-                   int(data["train_seed"]), str(data["split"]), float(data["lr_scale"]), data["init"], data["codes"])
+        return cls(Allocation.from_json(data), int(data["steps"]), int(data["schedule_steps"]), int(data["train_seed"]),
+                   float(data["learning_rate"]), str(data["split"]), data["init"], data["codes"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ FIELDS = {"event", "id", "fingerprint", "bits", "ranks", "stage", "fidelity", "s
 
 
 def make(state: TrialState = TrialState.OK, loss: float | None = 4.0123456789012345) -> Trial:
-    request = TrialSpec(uniform(3, "nf4", 4), 6, 24, 11)
+    request = TrialSpec(uniform(3, "nf4", 4), 6, 24, 11, 2e-3)
     curve = ((3, 4.5), (6, 4.0123456789012345)) if loss is not None else ()
     measurement = TrialResult(state, loss, None if loss is None else 0.1, curve, 6, 1536, 4096, 123, 1.5, 0.25, "why")
     return Trial(7, request.allocation, (4, 4, 4), "evolution", Fidelity.LOW, request, 0, measurement, 456)
@@ -51,9 +51,9 @@ def test_a_mistyped_field_is_refused(key: str, value: Any) -> None:
 
 
 def test_specs_that_differ_have_different_keys() -> None:
-    base = TrialSpec(uniform(3, "nf4", 4), 6, 24, 0)
+    base = TrialSpec(uniform(3, "nf4", 4), 6, 24, 0, 2e-3)
     changes: list[dict[str, Any]] = [{}, {"allocation": uniform(3, "nf4", 8)}, {"steps": 12}, {"schedule_steps": 48},
-                                     {"train_seed": 1}, {"split": "test"}, {"lr_scale": 2.0}, {"init": "loftq"}]
+                                     {"train_seed": 1}, {"split": "test"}, {"learning_rate": 4e-3}, {"init": "loftq"}]
     keys = [dataclasses.replace(base, **c).key for c in changes]
     assert len(set(keys)) == len(changes)
     assert keys[0] == f"{base.allocation.fingerprint}-6of24-t0-validation-lr1"

@@ -70,7 +70,8 @@ class Collection:
     def add(self, wanted: PlannedTrial) -> TableRow:
         """Evaluate and write down one row."""
         steps = self.setting.facts.steps
-        request = TrialSpec(wanted.allocation, steps, steps, wanted.train_seed, "validation", wanted.lr_scale)
+        request = TrialSpec(wanted.allocation, steps, steps, wanted.train_seed,
+                            self.setting.facts.learning_rate * wanted.lr_scale)
         row = self._row(wanted, self._executor.evaluate(request, lambda what, done, total: None))
         if not self._noted:
             append_provenance(self.folder / PROVENANCE, self._batch, self._provenance)

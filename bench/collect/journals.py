@@ -11,7 +11,7 @@ from bench.collect.task import Setting, differences, touches
 from bench.collect.writing import facts_to_json, is_known
 from bench.emulator.table import TableRow, comparable_rate
 from qra_bo.study.journal import JOURNAL_NAME, checksum, read_journal
-from qra_bo.trials import Trial, TrialState, embeddings_of, rounding_of
+from qra_bo.trials import Trial, TrialSpec, TrialState, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError
 
 
@@ -55,14 +55,15 @@ def take_up(run: Path, setting: Setting, plan: Plan, known: Sequence[TableRow]) 
                                "come from")
         evaluation = Trial.from_json(event)
         request = evaluation.spec
-        decides = request.train_seed == first and (request.allocation, request.lr_scale) in deciding
+        factor = factor_of(request, setting)
+        decides = request.train_seed == first and (request.allocation, factor) in deciding
         origin = CALIBRATION if decides else f"run {evaluation.stage}"
         reason = refusal(evaluation, header, provenance, setting)
         if reason is None and not decides:
-            reason = rate_refusal(request.lr_scale, rate)
+            reason = rate_refusal(factor, rate)
         if reason is None and is_known(
                 [row for row in (*known, *taken.rows) if (row.origin == CALIBRATION) == decides], request.allocation,
-                request.train_seed, request.lr_scale):
+                request.train_seed, factor):
             reason = "the table has it already"
         if reason is not None:
             taken.refused[reason] += 1
@@ -87,7 +88,8 @@ def refusal(evaluation: Trial, header: Mapping[str, Any], provenance: Mapping[st
     length = config["train"]["length"]
     theirs = {"model": header["model"], "model_sha256": provenance.get("model_sha256"),
               "data_sha256": provenance.get("data_sha256"), "granularity": header["granularity"],
-              "units": header["units"], "dtype": provenance.get("dtype"), "trainer": provenance.get("train"),
+              "units": header["units"], "dtype": provenance.get("dtype"),
+              "trainer": {"lr": config["adapter"]["lr"], **provenance.get("train", {})},
               "adapter": {"init": header["init"], "alpha_over_rank": header["alpha_over_rank"]},
               "length": length, "eval_tokens": config["eval"]["sequences"] * length}
     wrong = differences({key: facts[key] for key in theirs}, theirs)
@@ -140,9 +142,14 @@ def origin_of(header: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[
             **{k: v for k, v in provenance.items() if k not in left_out}}
 
 
+def factor_of(spec: TrialSpec, setting: Setting) -> float:
+    """Return a trial's learning rate as a factor on that of the table's task, without the error of rounding."""
+    return float(f"{spec.learning_rate / setting.facts.learning_rate:.12g}")
+
+
 def _row(evaluation: Trial, origin: str, setting: Setting, batch: str) -> TableRow:
     m, allocation = evaluation.result, evaluation.allocation
     curve = dict(m.curve)
-    return TableRow(allocation, origin, evaluation.spec.train_seed, evaluation.spec.lr_scale,
+    return TableRow(allocation, origin, evaluation.spec.train_seed, factor_of(evaluation.spec, setting),
                     m.state, m.loss, m.loss_se, tuple(curve.get(step) for step in setting.facts.record_at),
                     setting.bytes_of(allocation), m.seconds, batch)

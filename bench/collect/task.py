@@ -101,7 +101,8 @@ def begin(folder: Path, task: str, config: RunConfig, described: Mapping[str, An
     facts = TaskFacts(
         task, config.model_name, described["model_sha256"], described["data_sha256"], described["train_blocks"],
         RESERVED[task], config.granularity, tuple(u.name for u in space.units),
-        tuple(f.name for f in space.formats), space.ranks.values, described["dtype"], described["train"],
+        tuple(f.name for f in space.formats), space.ranks.values, described["dtype"],
+        {"lr": config.adapter.lr, **described["train"]},
         {"init": config.adapter.init, "alpha_over_rank": config.adapter.alpha_over_rank}, config.train.length,
         config.eval.sequences * config.train.length, config.fidelity.high, RECORD_AT,
         untouched_seeds(described["train_blocks"], RESERVED[task], config), config.calibrate.lr_scales, budgets)

@@ -76,7 +76,7 @@ class EmulatorOracle:
         if refused is not None:
             return TrialResult(TrialState.FAILED, None, None, (), 0, 0, 0, None, time.monotonic() - start, 0.0,
                                f"outside the domain of the table: {refused}")
-        losses = self.losses_of(request.allocation) + self.emulator.rate_penalty(request.lr_scale)
+        losses = self.losses_of(request.allocation) + self.emulator.rate_penalty(self._factor(request))
         curve = tuple((step, float(loss) + self._noise_of(request, step, float(loss)))
                       for step, loss in zip(steps, losses, strict=True) if step <= request.steps)
         first = self._done.start(request)
@@ -98,12 +98,16 @@ class EmulatorOracle:
             self._known[allocation] = self.emulator.losses((allocation,))[0]
         return self._known[allocation]
 
+    def _factor(self, request: TrialSpec) -> float:
+        """Return a trial's learning rate as a factor on the one that the table's factors refer to."""
+        return float(f"{request.learning_rate / self.table.facts.learning_rate:.12g}")  # without the error of rounding
+
     def _noise_of(self, request: TrialSpec, step: int, loss: float) -> float:
         """Draw the training seed's level and the noise of one look, by name; early looks correlate with the last."""
         noise, seed = self.emulator.noise, str(request.train_seed)
         own = float(noise.at(np.array([loss]))[0]) if self._noise is None else self._noise
         level = noise.level if self._noise is None else 0.0
-        rate = f"{request.lr_scale:g}"
+        rate = f"{self._factor(request):g}"
 
         def normal(what: str, *more: str) -> float:
             return named_normal(what, seed, rate, *more, request.allocation.fingerprint)

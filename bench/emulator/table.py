@@ -94,6 +94,11 @@ class TaskFacts:
     budgets: tuple[ReferenceBudget, ...]
 
     @property
+    def learning_rate(self) -> float:
+        """The rate that the rows' factors (``lr_scale``) refer to."""
+        return float(self.trainer["lr"])
+
+    @property
     def step_sequences(self) -> int:
         """Sequences of an optimiser step; trainers that don't say otherwise accumulate no batches."""
         return int(self.trainer["batch"]) * int(self.trainer.get("accumulate", 1))

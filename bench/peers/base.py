@@ -52,7 +52,7 @@ class Peer(ABC):
         """Learn of finished evaluations."""
         self._archive.tell(evaluations)
         for e in evaluations:
-            if e.fidelity is Fidelity.HIGH and e.spec.split == "validation" and e.spec.lr_scale == 1.0 \
+            if e.fidelity is Fidelity.HIGH and e.spec.split == "validation" \
                     and self._problem.space.contains(e.allocation) and self._problem.fits(e.allocation):
                 self._learn(self._problem.space.encode(e.allocation), e.loss)
 

@@ -81,7 +81,7 @@ def by_losses(arena: Arena, game: Game, ours: Allocation, least: Allocation, see
 
     def total(a: Allocation) -> float:
         spec = TrialSpec(a, arena.problem.high_steps, arena.problem.high_steps, REPEAT + seed,
-                         lr_scale=arena.oracle.emulator.rate)
+                         learning_rate=arena.own_rate)
         first = next(e.loss for e in game.trials if e.allocation == a and e.loss is not None)
         return first + (arena.oracle.evaluate(spec, quiet).loss or math.inf)
 

@@ -54,6 +54,11 @@ class Arena:
         facts = self.oracle.table.facts
         return facts.steps * facts.step_tokens + FORWARD_SHARE * facts.eval_tokens
 
+    @property
+    def own_rate(self) -> float:
+        """The learning rate of the table's own rows."""
+        return self.oracle.emulator.rate * self.oracle.table.facts.learning_rate
+
     def true_loss(self, allocation: Allocation) -> float:
         """The emulator's loss without noise."""
         return float(self.oracle.losses_of(allocation)[-1])
@@ -109,17 +114,16 @@ class Game:
         arena, high = self.arena, proposal.fidelity is Fidelity.HIGH
         steps = arena.problem.high_steps if high else arena.problem.low_steps or arena.problem.high_steps
         request = TrialSpec(proposal.allocation, steps, arena.problem.high_steps, self.train_seed,
-                                    lr_scale=arena.oracle.emulator.rate)
+                                    learning_rate=arena.own_rate)
         measured = arena.oracle.evaluate(request, quiet)
         if measured.state is not TrialState.OK:
             self.refused += 1
             if self.refused > FREE_REFUSALS:
                 full = round(arena.equivalent * steps / arena.problem.high_steps)
                 measured = replace(measured, training_tokens=full)
-        told = TrialSpec(proposal.allocation, steps, arena.problem.high_steps, self.train_seed)
         evaluation = Trial(len(self.trials), proposal.allocation,
                                 tuple(self._bits[f] for f in proposal.allocation.formats), proposal.stage,
-                                proposal.fidelity, told, self.seed, measured,
+                                proposal.fidelity, request, self.seed, measured,
                                 arena.rules.predict_bytes(proposal.allocation))
         self.spent += cost_of(evaluation).tokens
         self.trials.append(evaluation)

@@ -36,7 +36,7 @@ def evaluation(problem: SearchProblem, allocation: Allocation, loss: float, numb
     steps = problem.high_steps
     measured = TrialResult(TrialState.OK, loss, None, ((steps, loss),), steps, 1, 1, None, 0.0)
     return Trial(number, allocation, problem.space.bits(allocation), "global", Fidelity.HIGH,
-                      TrialSpec(allocation, steps, steps, 0), 0, measured, 0)
+                      TrialSpec(allocation, steps, steps, 0, 1.0), 0, measured, 0)
 
 
 def told_of(problem: SearchProblem, allocations: Sequence[Allocation], losses: FloatArray) -> list[Trial]:

@@ -60,7 +60,8 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str]) -> list[Row]
             outcome = search(session, name, limit, entry.method, options)
             study, found = outcome.study, outcome.found
             recipe = Recipe(found.allocation, config.adapter.init)
-            finals = {str(s): session.evaluate(recipe, study.lr_scale or 1.0, s, "test")["loss"]
+            factor = 1.0 if study.learning_rate is None else study.learning_rate / config.adapter.lr
+            finals = {str(s): session.evaluate(recipe, factor, s, "test")["loss"]
                       for s in training_seeds(config.seed, FINALS)[1]}
             uniform_best = study.best_uniform
             rows.append({"method": name, "seed": config.seed, "task": config.data.name, "scope": limit.scope,

@@ -77,7 +77,8 @@ def found_by(config: RunConfig, folder: Path, name: str, learned: str = str(LEAR
         outcome = search(session, name, limit, OURS, method, {"effort": effort})
     study = outcome.study
     full, uniform = float(study.header["full_trial_tokens"]), study.best_uniform
-    return {"effort": name, "seed": config.seed, "limit": limit.budget, "lr_scale": study.lr_scale,
+    return {"effort": name, "seed": config.seed, "limit": limit.budget,
+            "lr_scale": None if study.learning_rate is None else study.learning_rate / config.adapter.lr,
             "equivalents": study.search_cost.tokens / full, "trials": len(study.trials),
             "seconds": study.last["end"]["wall_seconds"],
             "search_loss": None if outcome.found is None else outcome.found.loss,

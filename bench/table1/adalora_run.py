@@ -31,7 +31,7 @@ class AdaLoraTask:
         steps: Optimiser steps; the schedule of the ranks is scaled to them.
         train_seed: Of data order and initialisation.
         split: ``"validation"`` or ``"test"``.
-        lr_scale: Factor on the learning rate that the rule gives for the initial rank. E starts at zero between
+        learning_rate: As in ``TrialSpec``; the rule gives that of the initial rank. E starts at zero between
             factors of small norm, so that AdaLoRA wants a rate several times LoRA's: calibrate it over a wide range.
         measure: On a CPU, follow storages in the second step, for ``measured_bytes`` of the peak.
     """
@@ -41,12 +41,12 @@ class AdaLoraTask:
     steps: int
     train_seed: int
     split: str
-    lr_scale: float
+    learning_rate: float
     measure: bool
 
 
 def evaluate_adalora(oracle: FinetuneOracle | SyntheticOracle, formats: Sequence[str], initial_rank: int,
-                     target_rank: int, steps: int, train_seed: int, split: str, lr_scale: float, measure: bool,
+                     target_rank: int, steps: int, train_seed: int, split: str, learning_rate: float, measure: bool,
                      progress: Progress) -> dict[str, Any]:
     """Fine-tune and evaluate with AdaLoRA instead of fixed ranks, in the oracle's process.
 
@@ -57,14 +57,14 @@ def evaluate_adalora(oracle: FinetuneOracle | SyntheticOracle, formats: Sequence
     """
     if isinstance(oracle, SyntheticOracle):
         allocation = Allocation(tuple(formats), (target_rank,) * len(formats))
-        m = oracle.evaluate(TrialSpec(allocation, steps, steps, train_seed, split, lr_scale), progress)
+        m = oracle.evaluate(TrialSpec(allocation, steps, steps, train_seed, learning_rate, split), progress)
         names = [linear.name for unit in oracle.landscape.space.units for linear in unit.linears]
         return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
                 "ranks": dict.fromkeys(names, target_rank), "average_rank": float(target_rank),
                 "training_tokens": m.training_tokens, "forward_tokens": m.forward_tokens, "measured_bytes": None,
                 "seconds": m.seconds}
-    task = AdaLoraTask(tuple(formats), AdaLoraSettings(initial_rank, target_rank), steps, train_seed, split, lr_scale,
-                       measure)
+    task = AdaLoraTask(tuple(formats), AdaLoraSettings(initial_rank, target_rank), steps, train_seed, split,
+                       learning_rate, measure)
     return run_adalora(oracle, task, progress)
 
 
@@ -110,7 +110,7 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
            AdapterSettings(oracle.settings.adapter.alpha_over_rank), task.train_seed, oracle.bank.compute_dtype)
     parameters = make_triplets(oracle.model, task.train_seed)
     unit_of = {linear.name: unit.name for unit in oracle.units for linear in unit.linears}
-    groups = unit_groups(parameters, unit_of, {u.name: initial for u in oracle.units}, settings, task.lr_scale,
+    groups = unit_groups(parameters, unit_of, {u.name: initial for u in oracle.units}, settings, task.learning_rate,
                          task.steps)
     allocator = RankAllocator(parameters, task.settings, task.steps)
     optimizer = AdaLoraOptimizer(UnitwiseAdamW(groups, settings.optimizer), allocator)

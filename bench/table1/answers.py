@@ -14,8 +14,8 @@ from qra_bo.trials import TrialSpec
 
 
 def answer_tasks(oracle: FinetuneOracle, allocation: Mapping[str, Any], init: str, initial_rank: int | None, steps: int,
-                 train_seed: int, lr_scale: float, tasks: Sequence[str], batch: int, limit: int | None,
-                 progress: Progress) -> dict[str, Any]:
+                 train_seed: int, learning_rate: float, tasks: Sequence[str], batch: int,
+                 limit: int | None, progress: Progress) -> dict[str, Any]:
     """Train one configuration and score it at the tasks, in the oracle's process.
 
     Args:
@@ -25,7 +25,7 @@ def answer_tasks(oracle: FinetuneOracle, allocation: Mapping[str, Any], init: st
         initial_rank: AdaLoRA's, or ``None`` for LoRA.
         steps: Optimiser steps.
         train_seed: Seed of data order and initialisation.
-        lr_scale: Factor on the learning rate.
+        learning_rate: As in ``TrialSpec``.
         tasks: Names of the harness' tasks, or files.
         batch: Sequences of one forward pass.
         limit: Questions of every task, or ``None`` for all.
@@ -47,9 +47,9 @@ def answer_tasks(oracle: FinetuneOracle, allocation: Mapping[str, Any], init: st
 
     if initial_rank is not None:
         task = AdaLoraTask(chosen.formats, AdaLoraSettings(initial_rank, chosen.ranks[0]), steps, train_seed,
-                           "validation", lr_scale, False)
+                           "validation", learning_rate, False)
         found = run_adalora(oracle, task, progress, score)
         return {"state": found["state"], "message": found["message"], "scores": scores}
-    measured = oracle.evaluate(TrialSpec(chosen, steps, steps, train_seed, "validation", lr_scale, init), progress,
+    measured = oracle.evaluate(TrialSpec(chosen, steps, steps, train_seed, learning_rate, init=init), progress,
                                score)
     return {"state": measured.state.value, "message": measured.message, "scores": scores}

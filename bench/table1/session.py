@@ -201,6 +201,10 @@ class Session:
             adapter=self.config.adapter.with_changes(init=init))
         return replace(self.setting, config=config).given_profile() or executor.profile(quiet)
 
+    def rate(self, lr_scale: float) -> float:
+        """Return the learning rate of a factor on ``adapter.lr``, which the table's results state."""
+        return self.config.adapter.lr * lr_scale
+
     def evaluate(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> Event:
         """Fine-tune and evaluate: ``state``, ``message``, ``loss``, ``loss_se``, ``average_rank``, tokens, seconds."""
         key = f"{recipe.key}-{self.steps}-lr{lr_scale:g}-t{train_seed}-{split}"
@@ -210,7 +214,7 @@ class Session:
         if recipe.initial_rank is not None:
             found = self._adalora(recipe, lr_scale, train_seed, split, measure=False)
             return {k: v for k, v in found.items() if k != "measured_bytes"}
-        spec = TrialSpec(recipe.allocation, self.steps, self.steps, train_seed, split, lr_scale, recipe.init)
+        spec = TrialSpec(recipe.allocation, self.steps, self.steps, train_seed, self.rate(lr_scale), split, recipe.init)
         m = self._any_executor(None, recipe).evaluate(spec, quiet)
         return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
                 "average_rank": recipe.average_rank(self.space), "training_tokens": m.training_tokens,
@@ -221,7 +225,7 @@ class Session:
         return self.call("bench.table1.adalora_run:evaluate_adalora", {
             "formats": list(recipe.allocation.formats), "initial_rank": recipe.initial_rank,
             "target_rank": recipe.allocation.ranks[0], "steps": self.steps, "train_seed": train_seed, "split": split,
-            "lr_scale": lr_scale, "measure": measure}, scope)
+            "learning_rate": self.rate(lr_scale), "measure": measure}, scope)
 
     def measured_bytes(self, recipe: Recipe, lr_scale: float, train_seed: int, scope: str) -> int | None:
         """Return bytes in ``scope`` of real training steps; ``None`` for a simulation, or where memory ran out."""
@@ -255,8 +259,9 @@ class Session:
     def _scored(self, recipe: Recipe, lr_scale: float, train_seed: int) -> Event:
         found = self.call("bench.table1.answers:answer_tasks", {
             "allocation": recipe.allocation.to_json(), "init": recipe.init, "initial_rank": recipe.initial_rank,
-            "steps": self.steps, "train_seed": train_seed, "lr_scale": lr_scale, "tasks": list(self.options.tasks),
-            "batch": self.config.train.batch, "limit": self.options.questions}, recipe=recipe)
+            "steps": self.steps, "train_seed": train_seed, "learning_rate": self.rate(lr_scale),
+            "tasks": list(self.options.tasks), "batch": self.config.train.batch, "limit": self.options.questions},
+            recipe=recipe)
         if found.get("state", TrialState.OK.value) == TrialState.OK.value:
             return found
         self.results.warn(f"the tasks of {recipe.key} were not all answered ({found['state']}: "

@@ -192,15 +192,15 @@ class FinetuneOracle:
         batch = min(settings.train.batch, settings.eval_blocks)
         self.settings = replace(settings, eval_blocks=batch)
         try:
-            request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, init=init)
+            request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, 0.0, init=init)
             measured = self._run(TrialRun(request, None), progress)
         finally:
             self.settings = settings
         return {"state": measured.state.value, "message": measured.message, "measured_bytes": measured.measured_bytes,
                 "peaks": peaks_to_json(measured.peaks)}
 
-    def finalise(self, allocation: Mapping[str, Any], options: Mapping[str, Any], train_seed: int, lr_scale: float,
-                 out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    def finalise(self, allocation: Mapping[str, Any], options: Mapping[str, Any], train_seed: int,
+                 learning_rate: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Run the final fine-tune on a schedule of its own; save adapter, manifest and probe of the logits in ``out``.
 
         ``allocation`` is the winner's JSON, ``options`` are the fields of ``FinalSettings``. ``model_cfg`` goes into
@@ -215,7 +215,7 @@ class FinetuneOracle:
         chosen, folder = Allocation.from_json(allocation), Path(out)
         final = FinalSettings(**options)
         total = final.length(len(self.data.train), self.settings.train.step_sequences)
-        request = TrialSpec(chosen, total, total, train_seed, "test", lr_scale)
+        request = TrialSpec(chosen, total, total, train_seed, learning_rate, "test")
 
         def save() -> None:
             run.after = self._sample()
@@ -280,19 +280,18 @@ class FinetuneOracle:
         self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.bank.compute_dtype,
                            prepared.pairs)
 
-    def optimizer(self, allocation: Allocation, lr_scale: float, steps: int | None = None) -> UnitwiseAdamW:
+    def optimizer(self, allocation: Allocation, rate: float, steps: int | None = None) -> UnitwiseAdamW:
         """Return an optimiser with one AdamW group per unit of the built model, for a schedule of ``steps`` steps;
         ``None``: as long as a trial's."""
         ranks = {unit.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)}
-        groups = unit_groups(adapter_parameters(self.model), self._unit_of, ranks, self.settings.train, lr_scale,
-                             steps)
+        groups = unit_groups(adapter_parameters(self.model), self._unit_of, ranks, self.settings.train, rate, steps)
         return UnitwiseAdamW(groups, self.settings.train.optimizer)
 
     def _evaluate(self, run: TrialRun, progress: Progress) -> TrialResult:
         request = run.request
         begin_load(self.device)
         self.build(request.allocation, request.train_seed, progress, request.init, request.codes)
-        optimizer = self.optimizer(request.allocation, request.lr_scale, request.schedule_steps)
+        optimizer = self.optimizer(request.allocation, request.learning_rate, request.schedule_steps)
         switch_seconds = time.monotonic() - run.start
         if isinstance(run, FinalRun):
             run.before = self._sample()

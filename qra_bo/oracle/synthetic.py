@@ -121,6 +121,7 @@ class SyntheticOracle:
     Allocations off the ladders of the space (references) are evaluated too.
 
     Args:
+        learning_rate: Rate at which the losses are planted; any other one costs.
         noise: Standard deviation of a candidate's loss over training seeds (nats); the level that all candidates
             share moves four times as much with the seed.
         high_steps: Optimiser steps of a full trial, the schedule for which losses are planted.
@@ -133,11 +134,13 @@ class SyntheticOracle:
 
     kind = "synthetic"
 
-    def __init__(self, space: SearchSpace, seed: int, *, noise: float = 0.005, high_steps: int = 24,
-                 tokens_per_step: int = 256, eval_tokens: int = 4096, calibration_tokens: int | None = None,
-                 record_at: tuple[int, ...] | None = None, checkpoints: Path | None = None) -> None:
+    def __init__(self, space: SearchSpace, seed: int, *, learning_rate: float = 2e-3, noise: float = 0.005,
+                 high_steps: int = 24, tokens_per_step: int = 256, eval_tokens: int = 4096,
+                 calibration_tokens: int | None = None, record_at: tuple[int, ...] | None = None,
+                 checkpoints: Path | None = None) -> None:
         self.landscape = Landscape(space, seed)
         self._space, self._seed, self._noise, self._high_steps = space, seed, noise, high_steps
+        self._learning_rate = learning_rate
         self._tokens_per_step, self._eval_tokens = tokens_per_step, eval_tokens
         self.calibration_tokens = eval_tokens if calibration_tokens is None else calibration_tokens
         eighth = max(1, high_steps // 8)
@@ -202,7 +205,7 @@ class SyntheticOracle:
         formats = [self._space.formats[index[f]] if f in index else parse_format(f) for f in allocation.formats]
         before, after = self.landscape.trained(allocation, formats)
         after -= _LONGER_SCHEDULE * math.log2(schedule / self._high_steps)
-        after += _LR_CURVATURE * math.log2(request.lr_scale) ** 2
+        after += _LR_CURVATURE * math.log2(request.learning_rate / self._learning_rate) ** 2
         level = 4.0 * self._noise * self._normal("level", str(request.train_seed))
         own = self._noise * self._normal("candidate", str(request.train_seed), allocation.fingerprint)
         # Large ranks learn faster at first; further differences of speed between allocations are drawn.

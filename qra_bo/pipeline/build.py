@@ -126,8 +126,9 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
         return cast(Oracle, cfg.oracle.make(config=cfg, space=space, folder=Path(out)))
     assert isinstance(cfg.oracle, SyntheticOracleConfig)
     from qra_bo.oracle.synthetic import SyntheticOracle  # loads scipy, which planning memory does without
-    return SyntheticOracle(space, seed=cfg.seed, noise=cfg.oracle.noise, high_steps=cfg.fidelity.high,
-                           tokens_per_step=cfg.train.step_tokens, eval_tokens=cfg.eval.sequences * cfg.train.length,
+    return SyntheticOracle(space, seed=cfg.seed, learning_rate=cfg.adapter.lr, noise=cfg.oracle.noise,
+                           high_steps=cfg.fidelity.high, tokens_per_step=cfg.train.step_tokens,
+                           eval_tokens=cfg.eval.sequences * cfg.train.length,
                            calibration_tokens=cfg.data.calibration * cfg.train.length, record_at=(),
                            checkpoints=checkpoints)
 

@@ -131,7 +131,7 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
     """Return the settings of trainer, adapters and evaluation."""
     t = cfg.train
     optimizer = AdamWSettings((t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.clip, t.optimizer)
-    train = TrainSettings(t.batch, t.accumulate, cfg.adapter.lr, RATE_RULES[cfg.adapter.lr_rule], cfg.fidelity.high,
+    train = TrainSettings(t.batch, t.accumulate, RATE_RULES[cfg.adapter.lr_rule], cfg.fidelity.high,
                           t.warmup, t.lr_floor, t.logits_chunk, t.checkpointing, optimizer)
     return FinetuneSettings(
         train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations),

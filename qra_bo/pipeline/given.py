@@ -43,13 +43,13 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
     if text.lower().startswith("uniform:"):
         chosen = parse_budget(text)
         allocation = uniform(space.n_units, format_for(int(chosen.bits or 0), space).name, int(chosen.rank or 0))
-        given = Given((allocation,), f"task=finetune was given {text}", 1.0, BY_RULE)
+        given = Given((allocation,), f"task=finetune was given {text}", config.adapter.lr, BY_RULE)
         budget, scope = text, str(config.memory.scope)
     else:
         path = Path(text).expanduser()
         data = _read(path, config, space)
         allocation, lr = parse_allocation(data, path, [u.name for u in space.units])
-        given = Given((allocation,), f"task=finetune was given {text}", *_rate(lr, config.adapter.lr, data),
+        given = Given((allocation,), f"task=finetune was given {text}", *_rate(lr, config, data),
                       tuple(_notes(data, config)))
         budget, scope = _budget(data, config.memory.scope)
         if lr is not None:
@@ -134,16 +134,11 @@ def _shown(value: object) -> str:
     return str(value)[:60]
 
 
-def _rate(lr: float | None, base: float, data: Mapping[str, Any]) -> tuple[float, str]:
-    """Return the factor on ``adapter.lr`` that gives ``lr`` to the last bit, where one does, and the rate's source as
-    the file states it."""
+def _rate(lr: float | None, config: RunConfig, data: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the learning rate of a file, ``adapter.lr`` where it states none, and its source as the file states it."""
     if lr is None:
-        return 1.0, BY_RULE
-    scale = lr / base
-    near = [scale]
-    for end in (0.0, math.inf):
-        near += [once := math.nextafter(scale, end), math.nextafter(once, end)]
-    return next((s for s in near if base * s == lr), scale), _shown(data.get("learning_rate_source") or CALIBRATED)
+        return config.adapter.lr, BY_RULE
+    return lr, _shown(data.get("learning_rate_source") or CALIBRATED)
 
 
 def _with_trials_of(data: Mapping[str, Any], config: RunConfig) -> RunConfig:
@@ -205,4 +200,4 @@ def judged(setting: Setting, budget: int) -> tuple[Setting, Verdict]:
     choices = tuple(uniform(space.n_units, space.widest.name, rank) for rank in reversed(space.ranks.values))
     reason = (f"uniform {space.widest.bits} bits with rank {space.ranks.values[-1]}, the most that bits and ranks "
               f"allow, fits the budget. {verdict.offer}")
-    return replace(setting, given=Given(choices, reason.rstrip(" ."), 1.0, BY_RULE)), verdict
+    return replace(setting, given=Given(choices, reason.rstrip(" ."), config.adapter.lr, BY_RULE)), verdict

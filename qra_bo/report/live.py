@@ -111,7 +111,7 @@ def _describe(e: Event, study: Study) -> str | None:
     if kind == "untuned":
         return f"untuned model: test loss {e['loss']:.4f}"
     if kind == "calibration":
-        return f"learning rate {float(e['lr']):.3g} (rule {e['rule']})"
+        return f"learning rate {float(e['learning_rate']):.3g} (rule {e['rule']})"
     if kind == "objective":
         return (f"the loss after {e['steps']:,} steps, as in the final fine-tune, is minimised: losses of trials, "
                 f"after {e['before']}, are carried to it by learned rates")

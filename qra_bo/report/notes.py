@@ -53,16 +53,17 @@ def _learning_rate(d: ReportData) -> str:
     found = d.last("calibration")
     if found is None:
         return "It is not calibrated yet."
-    rate = f"{float(found['lr']):.2g} at rank {REFERENCE_RANK} in trials (rule {found['rule']}){_in_final(d, found)}"
+    rate = (f"{float(found['learning_rate']):.2g} at rank {REFERENCE_RANK} in trials (rule {found['rule']})"
+            f"{_in_final(d, found)}")
     if "source" in found:
         return f"{rate}: {found['source']}." + (
             "" if found["source"] == CALIBRATED else " Another one may suit these ranks better.")
     if not found["trials"]:
         return f"{rate}, not calibrated in this run."
-    scales = sorted(float(s) for s in found.get("tried", [t["lr_scale"] for t in found["trials"]]))
-    at_edge = len(scales) > 1 and d.study.lr_scale in (scales[0], scales[-1])
-    return (f"{rate}, calibrated on uniform baselines over {len(scales)} scales, and the same for every allocation."
-            + (" The best scale lies at the edge of those tried: a wider calibrate.lr_scales may do better."
+    tried = sorted(float(s) for s in found.get("tried", [t["learning_rate"] for t in found["trials"]]))
+    at_edge = len(tried) > 1 and d.study.learning_rate in (tried[0], tried[-1])
+    return (f"{rate}, calibrated on uniform baselines over {len(tried)} rates, and the same for every allocation."
+            + (" The best rate lies at the edge of those tried: a wider calibrate.lr_scales may do better."
                if at_edge else ""))
 
 
@@ -70,7 +71,7 @@ def _in_final(d: ReportData, calibration: Mapping[str, Any]) -> str:
     """Say what the rule makes of the rate in the final fine-tune, where that is longer than a trial."""
     ratio = d.study.final_steps / d.study.header["high_steps"]
     factor = RATE_RULES[calibration["rule"]].factor(REFERENCE_RANK, ratio)
-    return "" if factor == 1.0 else f", {factor * float(calibration['lr']):.2g} in the final fine-tune"
+    return "" if factor == 1.0 else f", {factor * float(calibration['learning_rate']):.2g} in the final fine-tune"
 
 
 def _stopped(d: ReportData) -> str:

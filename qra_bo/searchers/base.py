@@ -77,7 +77,7 @@ class Searcher(Protocol):
         ...
 
     def tell(self, trials: Sequence[Trial], /) -> None:
-        """Learn of finished trials, failed ones included."""
+        """Learn of finished trials, failed ones included, all at the learning rate of the search."""
         ...
 
 

@@ -94,8 +94,7 @@ class Observations:
     def _take(self, trial: Trial) -> bool:
         allocation, spec = trial.allocation, trial.spec
         position = self.position(allocation)
-        if position is None or trial.fidelity is not Fidelity.HIGH or spec.split != "validation" \
-                or spec.lr_scale != 1.0:
+        if position is None or trial.fidelity is not Fidelity.HIGH or spec.split != "validation":
             return False
         if (position == np.floor(position)).all():
             self._pending.pop(_key(position), None)

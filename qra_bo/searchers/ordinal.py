@@ -97,7 +97,7 @@ class OrdinalSearch:
         state = TrialState.OK if value is not None else TrialState.FAILED
         self._trials.append(Trial(
             len(self._trials) + 1, allocation, space.bits(allocation), proposal.stage, proposal.fidelity,
-            TrialSpec(allocation, 1, 1, 0), self._problem.seed,
+            TrialSpec(allocation, 1, 1, 0, 1.0), self._problem.seed,
             TrialResult(state, value, None, (), 1, 0, 0, None, 0.0), int(self._problem.costs.totals(row[None, :])[0])))
         self._searcher.tell(self._trials[-1:])
 

@@ -10,10 +10,10 @@ from qra_bo.study.results import allocation_name, load_study, metadata_bits
 from qra_bo.study.search_loop import MakeSearcher
 from qra_bo.study.setting import BytesPredictor, Setting
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import UNSEARCHED_STAGES, Cost, Study, as_observation, cost_of, loss_of
+from qra_bo.study.state import UNSEARCHED_STAGES, Cost, Study, cost_of, loss_of
 from qra_bo.study.trial_runner import Listener
 
 __all__ = ["JOURNAL_NAME", "LEAST_SEEDS", "RESERVED", "UNSEARCHED_STAGES", "BytesPredictor", "Cost", "Engine",
            "Journal", "Listener", "MakeSearcher", "RunInterrupted", "RunOutcome", "Setting", "Study", "allocation_name",
-           "as_observation", "cost_of", "load_study", "loss_of", "metadata_bits", "read_journal",
+           "cost_of", "load_study", "loss_of", "metadata_bits", "read_journal",
            "session_seconds", "spearman"]

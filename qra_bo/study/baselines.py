@@ -71,17 +71,17 @@ def fill(rules: BaselineRules, best: Allocation) -> Allocation:
 
 
 def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
-    """Choose the factor on the learning rate from trials of uniform allocations; a single factor is taken untried.
+    """Choose the learning rate from trials of uniform allocations; a single one is taken untried.
 
     Raises:
-        TrainingError: If no factor gave a loss.
+        TrainingError: If no rate gave a loss.
     """
     if run.study.calibrated and not run.journal.content.damaged:
         return
-    scales, config = run.config.calibrate.lr_scales, run.config
+    config, base, scales = run.config, run.config.adapter.lr, run.config.calibrate.lr_scales
     chosen = calibration_choices(baselines[0], config.effort.calibration_baselines)
     tried = scales if len(scales) > 1 else ()
-    done = run.evaluate_all([run.plan(a, "calibration", lr_scale=scale) for scale in tried for a in chosen])
+    done = run.evaluate_all([run.plan(a, "calibration", learning_rate=base * scale) for scale in tried for a in chosen])
     if run.study.calibrated:  # the trials of damaged lines were done again
         return
     losses = []
@@ -95,9 +95,10 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
     if not inside and best in (min(tried), max(tried)):  # beside a factor that gave no loss it is at no end
         run.warn(f"the best factor on the learning rate, {best:g}, is at the end of those tried {list(scales)}; "
                  "calibrate.lr_scales may be too narrow")
-    run.record("calibration", {"lr": config.adapter.lr * best, "rule": config.adapter.lr_rule, "lr_scale": best,
-                               "tried": list(tried), "trials": [{"lr_scale": s, "loss": loss} for s, loss in losses],
-                               "uniform_baselines": [a.to_json() for a in chosen]})
+    run.record("calibration", {
+        "learning_rate": base * best, "rule": config.adapter.lr_rule, "tried": [base * s for s in tried],
+        "trials": [{"learning_rate": base * s, "loss": loss} for s, loss in losses],
+        "uniform_baselines": [a.to_json() for a in chosen]})
 
 
 def calibration_choices(baseline: Allocation, n: int) -> list[Allocation]:

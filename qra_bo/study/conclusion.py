@@ -117,10 +117,10 @@ def _compared(pairs: Sequence[tuple[int, float, float]]) -> dict[str, Any]:
 
 
 def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage: str, seeds: Sequence[int],
-           length: int, lr_scale: float | None = None) -> tuple[list[tuple[int, float, float]], bool]:
+           length: int, rate: float | None = None) -> tuple[list[tuple[int, float, float]], bool]:
     """Evaluate both allocations on unseen training ``seeds``; return those with both losses, and whether the candidate
     failed where the reference did not."""
-    done = run.evaluate_all([run.plan(a, stage, lr_scale=lr_scale, train_seed=seed, split="test", length=length)
+    done = run.evaluate_all([run.plan(a, stage, learning_rate=rate, train_seed=seed, split="test", length=length)
                              for seed in seeds for a in (candidate, reference)])
     both = list(zip(seeds, done[::2], done[1::2], strict=True))
     pairs = [(seed, c.loss, r.loss) for seed, c, r in both if c.loss is not None and r.loss is not None]
@@ -134,7 +134,7 @@ def check_rates(run: TrialRunner) -> None:
     split. ``failed_at`` of the event holds the factors at which the candidate failed on a seed where the reference did
     not. Nothing is recorded without a confirmation, or where its two sides are one allocation.
     """
-    last, calibrated = run.study.last.get("confirmation"), run.study.lr_scale
+    last, calibrated = run.study.last.get("confirmation"), run.study.learning_rate
     if last is None or calibrated is None or last["candidate"] == last["reference"]:
         return
     candidate, reference = (Allocation.from_json(last[side]) for side in ("candidate", "reference"))
@@ -238,7 +238,7 @@ def fine_tune(run: TrialRunner, allocation: Allocation, folder: Path) -> dict[st
     validation loss, the test loss with its standard error (nats), and a text before and after, if there is one."""
     final = run.executor.call("finalise", {
         "allocation": allocation.to_json(), "options": run.config.final.model_dump(),
-        "train_seed": run.setting.train_seed, "lr_scale": run.study.lr_scale,
+        "train_seed": run.setting.train_seed, "learning_rate": run.study.learning_rate,
         "out": str(folder.absolute()),  # a worker of a cluster has another working directory
         "model_cfg": run.config.model}, run.progress)
     return {**{key: final[key] for key in ("steps", "planned_steps", "kept_step", "curve", "loss", "loss_se")},

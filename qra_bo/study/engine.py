@@ -126,10 +126,9 @@ class Engine:
 
     def _train(self, run: TrialRunner, given: Given) -> RunOutcome:
         """Train an allocation that was given, at the learning rate that comes with it."""
-        adapter = self.config.adapter
-        run.record_conclusion("calibration", {"lr": adapter.lr * given.lr_scale, "rule": adapter.lr_rule,
-                                              "lr_scale": given.lr_scale, "trials": [], "uniform_baselines": [],
-                                              "source": given.lr_source})
+        run.record_conclusion("calibration", {
+            "learning_rate": given.learning_rate, "rule": self.config.adapter.lr_rule, "trials": [],
+            "uniform_baselines": [], "source": given.rate_source})
         for note in given.notes:
             run.warn(note)
         return self._finish(run, ())

@@ -20,20 +20,20 @@ class Given:
     Args:
         allocations: At least one.
         reason: Why nothing is searched, as the end of a sentence.
-        lr_scale: Factor on ``adapter.lr``, as that of a calibration; ``lr_source`` says where it comes from.
+        learning_rate: As in ``TrialSpec``; ``rate_source`` says where it comes from.
         notes: Sentences that the run keeps as warnings.
     """
 
     allocations: tuple[Allocation, ...]
     reason: str
-    lr_scale: float
-    lr_source: str
+    learning_rate: float
+    rate_source: str
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the header's field ``given``."""
         return {"allocations": [a.to_json() for a in self.allocations], "reason": self.reason,
-                "lr_scale": self.lr_scale}
+                "learning_rate": self.learning_rate}
 
 
 def given_allocations(header: Mapping[str, Any]) -> tuple[Allocation, ...]:
@@ -41,7 +41,7 @@ def given_allocations(header: Mapping[str, Any]) -> tuple[Allocation, ...]:
     given = header.get("given")
     if given is None:
         return ()
-    float(given["lr_scale"]), str(given["reason"])  # what the readers of a header rely on
+    float(given["learning_rate"]), str(given["reason"])  # what the readers of a header rely on
     return tuple(Allocation.from_json(a) for a in given["allocations"])
 
 

@@ -36,7 +36,7 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
     Raises:
         ConfigError: If the file of ``surrogate.rates`` can't be read or holds no prior.
     """
-    if "prediction" in run.study.last and run.study.lr_scale is not None:
+    if "prediction" in run.study.last and run.study.learning_rate is not None:
         return
     config = run.config
     prior = load_prior(config.surrogate.rates)
@@ -57,8 +57,8 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
         "mean": mean, "low": mean - half, "high": mean + half, "steps": rates.steps, "sources": list(prior.sources)})
     if not run.study.calibrated:
         run.record_conclusion("calibration", {
-            "lr": config.adapter.lr * prior.lr_scale, "rule": config.adapter.lr_rule, "lr_scale": prior.lr_scale,
-            "trials": [], "uniform_baselines": [], "source": BY_PRIOR})
+            "learning_rate": config.adapter.lr * prior.lr_scale, "rule": config.adapter.lr_rule, "trials": [],
+            "uniform_baselines": [], "source": BY_PRIOR})
 
 
 def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -> list[tuple[Allocation, FloatArray]]:

@@ -90,7 +90,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "effort": study.last.get("extension", header)["effort"],
             "searched": not study.untried, "prediction": _prediction(study, winner), "one_seed": _one_seed(study),
             "winner_kind": "uniform" if uniform else "mixed",
-            "learning_rate": study.last["calibration"]["lr"], "learning_rate_source": _rate_source(study),
+            "learning_rate": study.last["calibration"]["learning_rate"], "learning_rate_source": _rate_source(study),
             "lr_rule": study.last["calibration"]["rule"], "training": _training(study),
             **_loss(study, point), "versus_best_uniform": _versus(study, winner),
             "objective": _objective(study, winner),

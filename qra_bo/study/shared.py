@@ -25,7 +25,8 @@ SHAREABLE = (TrialState.OK, TrialState.DIVERGED)
 
 def training_of(spec: TrialSpec) -> tuple[Any, ...]:
     """Return the identity of a trial's training, whatever its steps: a low fidelity is a prefix of the high one."""
-    return (spec.allocation.fingerprint, spec.schedule_steps, spec.train_seed, spec.lr_scale, spec.init, spec.codes)
+    return (spec.allocation.fingerprint, spec.schedule_steps, spec.train_seed, spec.learning_rate, spec.init,
+            spec.codes)
 
 
 class Ledger:

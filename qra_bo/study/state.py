@@ -63,11 +63,6 @@ def loss_of(e: Trial) -> float:
     return float("inf") if e.loss is None else e.loss
 
 
-def as_observation(e: Trial) -> Trial:
-    """Return a trial with the calibrated learning rate as the unit of ``lr_scale``."""
-    return replace(e, spec=replace(e.spec, lr_scale=1.0))
-
-
 def _workers(event: Mapping[str, Any]) -> int:
     workers = event.get("workers", 1)
     if type(workers) is not int or workers < 1:
@@ -97,7 +92,7 @@ class Study:
             baselines.
         incumbent: The point with the least ``value`` (of equals the earliest).
         change: What carries a trial's loss to the length that the run minimises; ``None`` where that is a trial's.
-        lr_scale: The calibrated factor on the base learning rate; ``None`` before the calibration has ended.
+        learning_rate: The calibrated one, as in ``TrialSpec``; ``None`` before the calibration has ended.
         cost: All of it: profile, calibration, uniform baselines, search, failures, references, confirmation and checks.
         search_cost: The part that the effort limits: up to the end of the search, less the references.
         workers: Trials that were kept under way when the last one ended.
@@ -115,7 +110,7 @@ class Study:
         self.points: list[Trial] = []
         self.incumbent: Trial | None = None
         self.change: Change | None = None
-        self.lr_scale: float | None = None
+        self.learning_rate: float | None = None
         self.cost = self.search_cost = Cost()
         self.by_key: dict[str, Trial] = {}
         for event in events:
@@ -144,7 +139,7 @@ class Study:
             elif kind == "untuned":
                 self._spend(Cost(0, int(event["forward_tokens"])), False)
             elif kind == "calibration":
-                self.lr_scale = float(event["lr_scale"])
+                self.learning_rate = float(event["learning_rate"])
                 self.points, self.incumbent = [], None
                 for e in self.trials:
                     self._add_point(e)
@@ -206,10 +201,8 @@ class Study:
         return loss_of(e) + self.carried(e.allocation)
 
     def observation(self, e: Trial) -> Trial:
-        """Return a trial as a searcher is told of it: with ``value`` for its loss, and the calibrated learning rate as
-        the unit of ``lr_scale``."""
-        told = as_observation(e)
-        return told if e.loss is None else replace(told, result=replace(e.result, loss=self.value(e)))
+        """Return a trial as a searcher is told of it: with ``value`` for its loss."""
+        return e if e.loss is None else replace(e, result=replace(e.result, loss=self.value(e)))
 
     def _begin(self, event: Mapping[str, Any]) -> None:
         if not self.begun and float(event.get("max_full_trials", 1)) > 0:
@@ -239,7 +232,7 @@ class Study:
         spec = trial.spec
         if (trial.ok and trial.fidelity is Fidelity.HIGH and trial.within(self.budget_bytes)
                 and trial.stage not in UNSEARCHED_STAGES and spec.split == "validation"
-                and spec.lr_scale == self.lr_scale and spec.steps == self.header["high_steps"]
+                and spec.learning_rate == self.learning_rate and spec.steps == self.header["high_steps"]
                 and spec.train_seed == self.header["train_seed"]):
             point = replace(trial, stage="baseline") if trial.stage == "calibration" else trial
             self.points.append(point)

@@ -205,24 +205,25 @@ class TrialRunner:
         return self._searched + self.journal.elapsed
 
     def plan(self, allocation: Allocation, stage: str, fidelity: Fidelity = Fidelity.HIGH, *,
-             lr_scale: float | None = None, train_seed: int | None = None, split: str = "validation",
+             learning_rate: float | None = None, train_seed: int | None = None, split: str = "validation",
              length: int | None = None, codes: str | None = None) -> PlannedTrial:
         """Plan a trial; arguments that are not given are as in the search.
 
-        ``lr_scale`` is a factor on the base learning rate, ``length`` the steps of a full-fidelity trial with its
-        schedule; ``codes="rtn"`` means round-to-nearest codes, ``None`` the configured ones.
+        This is where a trial gets its learning rate: the calibrated one, unless another is given. ``length`` is the
+        steps of a full-fidelity trial with its schedule; ``codes="rtn"`` means round-to-nearest codes, ``None`` the
+        configured ones.
 
         Raises:
             OracleError: If no learning rate is calibrated yet, or low fidelity has no length.
         """
-        scale = self.study.lr_scale if lr_scale is None else lr_scale
+        rate = self.study.learning_rate if learning_rate is None else learning_rate
         full = self.config.fidelity.high if length is None else length
         steps = self.config.fidelity.low if fidelity is Fidelity.LOW else full
-        if scale is None or steps is None:
-            raise OracleError(f"a {fidelity.value}-fidelity trial needs a calibrated learning rate ({scale}) and "
+        if rate is None or steps is None:
+            raise OracleError(f"a {fidelity.value}-fidelity trial needs a calibrated learning rate ({rate}) and "
                               f"a length ({steps})")
         seed = self.setting.train_seed if train_seed is None else train_seed
-        spec = TrialSpec(allocation, steps, full, seed, split, scale, codes=codes)
+        spec = TrialSpec(allocation, steps, full, seed, rate, split, codes=codes)
         return PlannedTrial(spec, fidelity, stage)
 
     def evaluate_all(self, planned: Sequence[PlannedTrial]) -> list[Trial]:

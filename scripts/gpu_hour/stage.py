@@ -21,6 +21,8 @@ from qra_bo.space.decoder import spec_from_numbers
 SHARD = "500MB"
 TRIAL_LAYERS, ALL_LAYERS = 4, 32
 """Decoder layers of the parts that compare trials, and of the search."""
+RATE = 2e-4
+"""Learning rate of what is timed: speed and memory don't depend on it."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from qra_bo.finetune.training.loop import train_steps
 from qra_bo.space import StorageFormat, uniform
 from qra_bo.space.allocation import peft_patterns
 from qra_bo.utils.device import resolve_dtype
-from scripts.gpu_hour.stage import Stage
+from scripts.gpu_hour.stage import RATE, Stage
 
 RANK = 16
 LADDER = ("bits=[2,3,4,5,6,8,16]", "quantizer.formats.4=[nf4,hqq4]", "quantizer.formats.8=[int8,hqq8]")
@@ -59,7 +59,7 @@ def own_steps(stage: Stage, oracle: FinetuneOracle, fmt: StorageFormat, order: n
     """Return the seconds of the timed steps with all units in ``fmt``; ``order`` is steps x sequences of a step."""
     allocation, train = uniform(len(oracle.units), fmt.name, RANK), oracle.data.train
     oracle.build(allocation, 0)
-    optimizer = oracle.optimizer(allocation, 1.0)
+    optimizer = oracle.optimizer(allocation, RATE)
 
     def step(number: int) -> None:
         train_steps(oracle.model, optimizer, train.input_ids, train.labels, order, number, number + 1, len(order),

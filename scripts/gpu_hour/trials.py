@@ -9,7 +9,7 @@ import torch
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.trials import TrialResult, TrialSpec
-from scripts.gpu_hour.stage import Stage, mixed, quiet
+from scripts.gpu_hour.stage import RATE, Stage, mixed, quiet
 
 TRIALS, TINY_TRIALS = 10, 4
 
@@ -18,7 +18,7 @@ def alternating(stage: Stage) -> Iterator[dict[str, Any]]:
     """Evaluate two allocations in turn: the bytes that are allocated after each trial must not grow."""
     oracle = stage.oracle(stage.config(16 if stage.tiny else 512, "train.checkpointing=true"))
     for trial in range(TINY_TRIALS if stage.tiny else TRIALS):
-        found = oracle.evaluate(TrialSpec(mixed(oracle, trial % 2), 2, 2, train_seed=trial), quiet)
+        found = oracle.evaluate(TrialSpec(mixed(oracle, trial % 2), 2, 2, trial, RATE), quiet)
         yield {"trial": trial, "allocation": trial % 2, "state": found.state.value, "message": found.message,
                "allocated_bytes": stage.allocated(), "peak_bytes": found.measured_bytes, "seconds": found.seconds}
 
@@ -27,7 +27,7 @@ def repeats(stage: Stage) -> Iterator[dict[str, Any]]:
     """Run the same trial twice at two lengths; whether the losses are equal to the last bit."""
     for length in (16, 32) if stage.tiny else (128, 512):
         oracle = stage.oracle(stage.config(length))
-        request = TrialSpec(mixed(oracle), 4, 4, train_seed=3)
+        request = TrialSpec(mixed(oracle), 4, 4, 3, RATE)
         first, second = (oracle.evaluate(request, quiet) for _ in range(2))
         yield {"length": length, **compared(first, second)}
         del oracle
@@ -63,13 +63,13 @@ def failing(function: Callable[..., Any], at: int, device: torch.device) -> Call
 def out_of_memory(stage: Stage) -> Iterator[dict[str, Any]]:
     """Run out of memory while layers are installed, forward and backward; a clean trial follows each time."""
     oracle = stage.oracle(stage.config(16 if stage.tiny else 128))
-    request, linears = TrialSpec(mixed(oracle), 4, 4, train_seed=3), len(oracle.bank.spec.linears)
+    request, linears = TrialSpec(mixed(oracle), 4, 4, 3, RATE), len(oracle.bank.spec.linears)
     clean, allocated = oracle.evaluate(request, quiet), stage.allocated()
     places: dict[str, tuple[Any, str, int]] = {
         "install": (LayerBank, "_built", linears // 2), "forward": (PackedLinear, "weight_matrix", linears // 2),
         "backward": (PackedLinear, "weight_matrix", linears + linears // 2)}
     for place, (owner, name, at) in places.items():
-        oracle.evaluate(TrialSpec(mixed(oracle, 1), 1, 1, train_seed=4), quiet)
+        oracle.evaluate(TrialSpec(mixed(oracle, 1), 1, 1, 4, RATE), quiet)
         oracle.bank.restore_dense()
         oracle.bank._layers.clear()  # on a CPU a bank keeps the layers that it built
         with mock.patch.object(owner, name, failing(getattr(owner, name), at, stage.device)):

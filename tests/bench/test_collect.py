@@ -139,7 +139,7 @@ def test_the_worker_records_the_curve_and_names_no_file(tmp_path: Path) -> None:
     assert "data" not in described
     assert described["train_blocks"] > described["calibration_blocks"] > 0
     units = len(make_space(config, make_spec(config)).units)
-    measured = oracle.evaluate(TrialSpec(uniform(units, "nf4", 2), 4, 4, 0), lambda *_: None)
+    measured = oracle.evaluate(TrialSpec(uniform(units, "nf4", 2), 4, 4, 0, 2e-3), lambda *_: None)
     assert [step for step, _ in measured.curve] == [1, 3, 4]
     profile = run_profile(oracle, lambda *_: None)
     assert profile.training_tokens > 0
@@ -191,7 +191,9 @@ def write_run(folder: Path, setting: Setting, rows: list[dict[str, Any]], **chan
         journal.append("header", {**header, **{k: v for k, v in changes.items() if k in header}})
         journal.append("provenance", {**provenance, **{k: v for k, v in changes.items() if k in provenance}})
         for number, row in enumerate(rows):
-            request = TrialSpec(**{"steps": 24, "schedule_steps": 24, "train_seed": 11, **row})
+            given = {k: v for k, v in row.items() if k != "lr_scale"}
+            request = TrialSpec(**{"steps": 24, "schedule_steps": 24, "train_seed": 11, **given,
+                                   "learning_rate": facts.learning_rate * row.get("lr_scale", 1.0)})
             measured = TrialResult(TrialState.OK, 4.5, 0.1, ((12, 4.75), (24, 4.5)), 24, 1, 1, None, 9.0)
             fields = Trial(number, request.allocation, (4,) * len(request.allocation), "global", Fidelity.HIGH,
                                 request, 0, measured, 1).to_json()

@@ -22,7 +22,7 @@ class OracleSuite:
     tolerance = 0.0
 
     def spec(self, steps: int, which: int = 0, train_seed: int = 0, split: str = "validation") -> TrialSpec:
-        return TrialSpec(self.allocations[which], steps, self.high_steps, train_seed, split)
+        return TrialSpec(self.allocations[which], steps, self.high_steps, train_seed, 2e-3, split)
 
     def losses(self, m: TrialResult) -> list[float]:
         return [loss for _, loss in m.curve]

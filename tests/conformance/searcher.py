@@ -36,7 +36,7 @@ def make_problem(n_units: int = 5, *, seed: int = 0, low_steps: int | None = 6, 
 def evaluate(problem: SearchProblem, oracle: SyntheticOracle, proposal: Proposal, number: int,
              failed: bool = False) -> Trial:
     steps = problem.high_steps if proposal.fidelity is Fidelity.HIGH else problem.low_steps or problem.high_steps
-    request = TrialSpec(proposal.allocation, steps, problem.high_steps, 0)
+    request = TrialSpec(proposal.allocation, steps, problem.high_steps, 0, 2e-3)
     measurement = oracle.evaluate(request, lambda *_: None)
     if failed:
         measurement = TrialResult(TrialState.OOM, None, None, (), 1, 0, 0, None, 0.0, 0.0, "out of memory")
@@ -146,7 +146,7 @@ class SearcherSuite:
         baselines = [Proposal(a, Fidelity.HIGH, "baseline") for a in (lowest, too_large)]
         searcher.tell([evaluate(problem, oracle, p, 900 + i) for i, p in enumerate(baselines)])
         reference = Allocation(("fp16",) * n, (ranks[-1],) * n)
-        request = TrialSpec(reference, problem.high_steps, problem.high_steps, 0)
+        request = TrialSpec(reference, problem.high_steps, problem.high_steps, 0, 2e-3)
         measured = oracle.evaluate(request, lambda *_: None)
         searcher.tell([Trial(950, reference, (16,) * n, "reference", Fidelity.HIGH, request, 0, measured, 10**12)])
         rounds = play(searcher, problem, oracle, self.limit, fails=lambda i: i % 3 == 0)

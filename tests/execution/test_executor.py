@@ -24,7 +24,7 @@ from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OracleErro
 from qra_bo.utils.signals import STOPPING
 from tests.study.oracles import PlantedOracle
 
-REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, "validation", 2.0)
+REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, 2e-3)
 TARGET = "tests.study.oracles:make"
 
 

@@ -25,7 +25,7 @@ from tests.study.problem import comparable
 
 ray = pytest.importorskip("ray", reason="executor=ray needs the extra 'ray'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning:ray")]
-REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, "validation", 2.0)
+REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, 2e-3)
 TARGET = "tests.study.oracles:make"
 SMALL = Resources(cpus=1)
 

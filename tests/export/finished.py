@@ -33,7 +33,7 @@ def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: st
     allocation = Allocation(tuple(formats), tuple(ranks))
     try:
         oracle.finalise(allocation=allocation.to_json(), options={"steps": 12}, train_seed=1,  # type: ignore[attr-defined]
-                        lr_scale=LR_SCALE, out=str(folder), model_cfg=config.model,
+                        learning_rate=config.adapter.lr * LR_SCALE, out=str(folder), model_cfg=config.model,
                         progress=lambda what, done, total: None)
     finally:
         oracle.close()

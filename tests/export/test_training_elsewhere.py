@@ -49,7 +49,7 @@ def batches(steps: int, vocabulary: int) -> torch.Tensor:
 
 def settings_of(run: Path, batch: int = BATCH) -> TrainSettings:
     best = json.loads((run / "best.json").read_text())
-    return TrainSettings(batch=batch, lr=best["learning_rate"], warmup=best["training"]["warmup"],
+    return TrainSettings(batch=batch, warmup=best["training"]["warmup"],
                          lr_floor=best["training"]["lr_floor"], optimizer=AdamWSettings(clip=best["training"]["clip"]))
 
 
@@ -57,11 +57,11 @@ def own_losses(run: Path, data: torch.Tensor) -> list[float]:
     """Training loss of every step of the project's own trainer, from the delivered adapter on."""
     model, _ = qra_bo.load(run)
     steps, batch, length = data.shape
-    settings = settings_of(run, batch)
+    settings, rate = settings_of(run, batch), json.loads((run / "best.json").read_text())["learning_rate"]
     base = model.get_base_model()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    groups = [({f"{name}.{which}": p for which, p in pair.items()}, settings.peak_lr(len(pair["A"])))
+    groups = [({f"{name}.{which}": p for which, p in pair.items()}, settings.peak_lr(rate, len(pair["A"])))
               for name, pair in adapter_parameters(base).items()]
     optimizer = UnitwiseAdamW(groups, settings.optimizer)
     rows, flat = torch.arange(steps * batch).view(steps, batch).numpy(), data.view(-1, length)

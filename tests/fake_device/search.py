@@ -78,7 +78,7 @@ def train(bank: LayerBank, case: Case, text: CalibrationText) -> None:
     attach(bank.model, ranks, adapters, 0, case.dtype, prepared.pairs)
     settings = TrainSettings(BATCH, 2, logits_chunk=8, optimizer=AdamWSettings(kind=case.optimizer))
     unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
-    groups = unit_groups(adapter_parameters(bank.model), unit_of, {unit.name: 2 for unit in units}, settings, 1.0)
+    groups = unit_groups(adapter_parameters(bank.model), unit_of, {unit.name: 2 for unit in units}, settings, 2e-3)
     inner = UnitwiseAdamW(groups, settings.optimizer)
     order = np.tile(np.arange(settings.step_sequences), (2, 1))
     positions = TEXT if case.isolated else None

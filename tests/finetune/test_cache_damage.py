@@ -36,7 +36,7 @@ def results(cache: Path, out: Path, model: list[str]) -> dict[str, Any]:
     oracle = make_oracle(load_config([*model, *OPTIONS]).to_dict(), str(out))
     try:
         profile, n = oracle.profile(lambda *_: None), len(oracle.units)
-        loss = oracle.evaluate(TrialSpec(Allocation(("hqq3",) * n, (2,) * n), 2, 2, 1), lambda *_: None).loss
+        loss = oracle.evaluate(TrialSpec(Allocation(("hqq3",) * n, (2,) * n), 2, 2, 1, 2e-3), lambda *_: None).loss
         return {"profile": profile, "loss": loss, "weights": oracle.describe()["model_sha256"],
                 "cost": dict(oracle.profile_cost)}
     finally:

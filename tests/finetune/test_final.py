@@ -208,7 +208,7 @@ def test_checkpoints_that_nothing_can_continue_are_removed(tmp_path: Path) -> No
     other = replace(REQUEST, allocation=uniform(2, "nf4", 2))
     oracle.evaluate(other, quiet)
     assert kept() == {low.training, other.training}  # a promotion continues the first; the second may not be journaled
-    failing = replace(low, lr_scale=1e30)
+    failing = replace(low, learning_rate=1e27)
     oracle.evaluate(failing, quiet)
     assert kept() == {low.training}
     high = oracle.evaluate(REQUEST, quiet)

@@ -36,7 +36,7 @@ PHASES = ["load", "forward", "backward", "step", "evaluation"]
 
 def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, **train: object) -> FinetuneOracle:
     model, spec = tiny_llama(vocab=512)
-    trainer = TrainSettings(**{"batch": 2, "lr": 5e-3, "logits_chunk": 16, **train})  # type: ignore[arg-type]
+    trainer = TrainSettings(**{"batch": 2, "logits_chunk": 16, **train})  # type: ignore[arg-type]
     settings = FinetuneSettings(trainer, AdapterSettings(), 4, (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)
@@ -53,7 +53,7 @@ def comparable(m: TrialResult) -> TrialResult:
 
 
 MIXED = Allocation(("hqq3", "int8"), (3, 1))
-REQUEST = TrialSpec(MIXED, 8, 8, train_seed=5)
+REQUEST = TrialSpec(MIXED, 8, 8, 5, 5e-3)
 
 
 def test_the_same_trial_gives_the_same_result(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_foreign_checkpoint_is_not_used(tmp_path: Path) -> None:
 
 def test_divergence_is_a_result_and_the_next_trial_is_normal() -> None:
     oracle = make()
-    bad = oracle.evaluate(replace(REQUEST, lr_scale=1e30), quiet)
+    bad = oracle.evaluate(replace(REQUEST, learning_rate=1e27), quiet)
     assert (bad.state, bad.loss) == (TrialState.DIVERGED, None)
     assert "step" in bad.message
     assert bad.training_tokens > 0 or bad.new_steps == 0

@@ -100,7 +100,7 @@ def test_a_base_in_host_memory_gives_the_same_results(tmp_path: Path, monkeypatc
         monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / name / "cache"))
         oracle: Any = make_oracle(config, str(tmp_path / name))
         n, count = len(oracle.units), Dense(oracle)
-        request = TrialSpec(Allocation(("nf4",) * n, (4,) * n), 4, 4, 1)
+        request = TrialSpec(Allocation(("nf4",) * n, (4,) * n), 4, 4, 1, 2e-3)
         hook = register_module_forward_pre_hook(count)
         try:
             profile = oracle.profile(lambda *_: None)

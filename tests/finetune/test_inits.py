@@ -215,7 +215,7 @@ def make(init: str, model: Any = None) -> FinetuneOracle:
     model = tiny_llama(vocab=512)[0] if model is None else model
     spec = spec_from_model(model, "tiny")
     formats = tuple(parse_format(name) for name in ("ref3", "nf4"))
-    train = TrainSettings(batch=2, lr=5e-3, logits_chunk=16)
+    train = TrainSettings(batch=2, logits_chunk=16)
     settings = FinetuneSettings(train, AdapterSettings(2.0, init, 2), 4, (), 4)
     bank = LayerBank(model, spec, formats, torch.float32, CPU, keep_dense=True)
     return FinetuneOracle(DATA, make_units(spec, "layer"), formats, bank, settings, None, None, {})
@@ -225,7 +225,7 @@ def quiet(*_: object) -> None:
     return None
 
 
-REQUEST = TrialSpec(Allocation(("ref3", "nf4"), (3, 1)), 3, 3, train_seed=5)
+REQUEST = TrialSpec(Allocation(("ref3", "nf4"), (3, 1)), 3, 3, 5, 5e-3)
 
 
 @pytest.mark.parametrize("init", INITS)

@@ -28,7 +28,7 @@ from tests.finetune.test_finetune import make, quiet
 
 OF_A_TRIAL = (LoraLayer, PeftModel, UnitwiseAdamW, torch.optim.Optimizer, memory_probe.MemoryProbe)
 MIXED = Allocation(("nf4", "hqq3"), (3, 1))
-REQUEST = TrialSpec(MIXED, 3, 3, train_seed=5)
+REQUEST = TrialSpec(MIXED, 3, 3, 5, 2e-3)
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_detached_adapters_die(name: str) -> None:
 def test_nothing_of_a_finished_trial_is_alive(init: str) -> None:
     oracle = make_device_like()
     for allocation in (MIXED, Allocation(("int8", "nf4"), (1, 2))):
-        done = oracle.evaluate(TrialSpec(allocation, 3, 3, train_seed=5, init=init), quiet)
+        done = oracle.evaluate(TrialSpec(allocation, 3, 3, 5, 2e-3, init=init), quiet)
         assert done.state is TrialState.OK
         assert_no_survivors(oracle)
 

@@ -27,23 +27,23 @@ def test_schedule_rises_then_falls_to_its_floor() -> None:
 
 
 def test_learning_rate_rule_in_the_rank() -> None:
-    s = TrainSettings(lr=2e-3)
-    assert s.peak_lr(16) == 2e-3
-    assert s.peak_lr(4) == pytest.approx(4e-3)
-    assert TrainSettings(lr_rule=RATE_RULES["constant"]).peak_lr(1) == TrainSettings().lr
-    assert TrainSettings(lr_rule=RATE_RULES["inverse"]).peak_lr(4) == pytest.approx(4 * TrainSettings().lr)
+    s = TrainSettings()
+    assert s.peak_lr(2e-3, 16) == 2e-3
+    assert s.peak_lr(2e-3, 4) == pytest.approx(4e-3)
+    assert TrainSettings(lr_rule=RATE_RULES["constant"]).peak_lr(2e-3, 1) == 2e-3
+    assert TrainSettings(lr_rule=RATE_RULES["inverse"]).peak_lr(2e-3, 4) == pytest.approx(8e-3)
 
 
 def test_learning_rate_rule_in_the_length() -> None:
     rule = RateRule(0.5, -0.2, -0.1)
-    s = TrainSettings(lr=1.0, lr_rule=rule, lr_steps=24)
-    assert s.peak_lr(4) == s.peak_lr(4, 24) == pytest.approx(2.0)
-    assert s.peak_lr(4, 240) == pytest.approx(4**0.3 / 10**0.1)
-    assert s.peak_lr(16, 240) == pytest.approx(1 / 10**0.1)
-    assert s.peak_lr(4, 24_000) == s.peak_lr(4, 240)  # not beyond what was measured
-    assert s.peak_lr(4, 2) == s.peak_lr(4)
+    s = TrainSettings(lr_rule=rule, lr_steps=24)
+    assert s.peak_lr(1.0, 4) == s.peak_lr(1.0, 4, 24) == pytest.approx(2.0)
+    assert s.peak_lr(1.0, 4, 240) == pytest.approx(4**0.3 / 10**0.1)
+    assert s.peak_lr(1.0, 16, 240) == pytest.approx(1 / 10**0.1)
+    assert s.peak_lr(1.0, 4, 24_000) == s.peak_lr(1.0, 4, 240)  # not beyond what was measured
+    assert s.peak_lr(1.0, 4, 2) == s.peak_lr(1.0, 4)
     assert RateRule(0.1, -0.5).factor(1, 10) == 1.0  # a larger rank never gets the larger rate
-    assert TrainSettings(lr=1.0, lr_rule=rule).peak_lr(4, 240) == pytest.approx(2.0)
+    assert TrainSettings(lr_rule=rule).peak_lr(1.0, 4, 240) == pytest.approx(2.0)
 
 
 def test_units_get_their_own_rate() -> None:
@@ -51,21 +51,21 @@ def test_units_get_their_own_rate() -> None:
     attach(MODEL, ranks, AdapterSettings(), 0, torch.float32)
     try:
         groups = unit_groups(adapter_parameters(MODEL), {n: n.split(".")[2] for n in ranks}, {"0": 1, "1": 2},
-                             TrainSettings(lr=1.0), 0.5)
+                             TrainSettings(), 0.5)
         assert [(len(named), lr) for named, lr in groups] == [(14, 2.0), (14, pytest.approx(math.sqrt(8) / 2))]
     finally:
         detach(MODEL)
 
 
 def test_training_learns_and_padding_counts_for_nothing() -> None:
-    settings = TrainSettings(batch=4, lr=5e-3, logits_chunk=8)
+    settings = TrainSettings(batch=4, logits_chunk=8)
     labels = BLOCKS.copy()
     labels[:, 10:] = -100
     names = {linear.name: 4 for linear in SPEC.linears}
     attach(MODEL, names, AdapterSettings(), 0, torch.float32)
     try:
         optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(MODEL), dict.fromkeys(names, "all"), {"all": 4},
-                                              settings, 1.0), settings.optimizer)
+                                              settings, 5e-3), settings.optimizer)
         before = held_out(MODEL, BLOCKS, labels, settings, CPU)
         order = np.arange(8).reshape(2, 4)[np.arange(20) % 2]
         tokens = train_steps(MODEL, optimizer, BLOCKS, labels, order, 0, 20, 20, settings, CPU)
@@ -92,9 +92,9 @@ def gradients_and_step(batch: int, accumulate: int,
     generator = torch.Generator().manual_seed(3)
     for pair in adapter_parameters(model).values():
         pair["B"].data.normal_(0, 0.05, generator=generator)  # at B = 0 the gradients of A vanish
-    settings = TrainSettings(batch, accumulate, lr=5e-3, logits_chunk=8)
+    settings = TrainSettings(batch, accumulate, logits_chunk=8)
     optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(model), dict.fromkeys(names, "all"), {"all": 4}, settings,
-                                          1.0), settings.optimizer)
+                                          5e-3), settings.optimizer)
     found: list[torch.Tensor] = []
 
     def mark(phase: str) -> None:

@@ -207,9 +207,9 @@ def allocation(data: bytes) -> None:
             read, _ = read_allocation(FINETUNE.with_changes(allocation=given), SPACE)
         except UserError:
             continue
-        (found,), scale = read.allocations, read.lr_scale
+        (found,), rate = read.allocations, read.learning_rate
         check(len(found) == SPACE.n_units and all(r >= 1 for r in found.ranks), "ranks", found)
-        check(math.isfinite(scale) and scale > 0, "a learning rate", scale)
+        check(math.isfinite(rate) and rate > 0, "a learning rate", rate)
 
 
 def prior(data: bytes) -> None:

@@ -107,6 +107,6 @@ def test_numbers_of_a_profile_and_an_allocation_are_floats(number: float | int) 
     try:
         config = FINETUNE.with_changes(allocation=str(SCRATCH.file("best.json", text.encode())))
         given, _ = read_allocation(config, SPACE)
-        assert 0 < config.adapter.lr * given.lr_scale <= 10
+        assert 0 < given.learning_rate <= 10
     except UserError:
         pass

@@ -61,8 +61,8 @@ def quiet(*_: object) -> None:
 def test_trial_learns_and_repeats(device: str, tmp_path: Path) -> None:
     oracle: FinetuneOracle = oracle_on(device, tmp_path)
     oracle.checkpoints = None
-    request = TrialSpec(MIXED, 12, 12, train_seed=5)
-    before = oracle.evaluate(replace(request, steps=1, schedule_steps=1, lr_scale=1e-6), quiet)
+    request = TrialSpec(MIXED, 12, 12, 5, 2e-3)
+    before = oracle.evaluate(replace(request, steps=1, schedule_steps=1, learning_rate=2e-9), quiet)
     first, second = (oracle.evaluate(request, quiet) for _ in range(2))
     assert first.state is second.state is TrialState.OK
     assert first.loss is not None

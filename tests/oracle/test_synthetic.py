@@ -98,7 +98,7 @@ def test_splits_schedules_and_rates_change_the_loss() -> None:
     base = loss_of(oracle, "nf4", 4)
     assert loss_of(oracle, "nf4", 4, split="test") == pytest.approx(base + 0.03)
     assert loss_of(oracle, "nf4", 4, steps=96, schedule_steps=96) == pytest.approx(base - 0.12)
-    assert loss_of(oracle, "nf4", 4, lr_scale=2.0) == pytest.approx(base + 0.03)
+    assert loss_of(oracle, "nf4", 4, learning_rate=4e-3) == pytest.approx(base + 0.03)
     assert loss_of(oracle, "nf4", 4, steps=6) > base
 
 
@@ -123,7 +123,7 @@ def test_early_losses_rank_good_allocations_only_roughly() -> None:
     assert len(rows) == 60
 
     def early(steps: int) -> float:
-        losses = [oracle.evaluate(TrialSpec(space.decode(r), steps, 24, 0), quiet).loss for r in rows]
+        losses = [oracle.evaluate(TrialSpec(space.decode(r), steps, 24, 0, 2e-3), quiet).loss for r in rows]
         return float(spearmanr(losses, oracle.landscape.true_loss(rows)).statistic)
 
     assert 0.2 < early(6) < 0.7
@@ -132,7 +132,7 @@ def test_early_losses_rank_good_allocations_only_roughly() -> None:
 
 
 def test_promotion_after_a_restart_is_charged_its_additional_steps(tmp_path: Path) -> None:
-    request = [TrialSpec(uniform(6, "nf4", 4), steps, 24, 0) for steps in (6, 24)]
+    request = [TrialSpec(uniform(6, "nf4", 4), steps, 24, 0, 2e-3) for steps in (6, 24)]
 
     def spent(i: int, folder: Path | None) -> tuple[int, int]:
         m = SyntheticOracle(SPACE, 3, checkpoints=folder).evaluate(request[i], quiet)
@@ -148,11 +148,11 @@ def test_wrong_units_and_steps_are_refused() -> None:
     oracle = SyntheticOracle(SPACE, 3)
     for allocation, steps in ((uniform(5, "nf4", 4), 24), (uniform(6, "nf4", 4), 0), (uniform(6, "nf4", 4), 25)):
         with pytest.raises(OracleError, match="expected 6 units"):
-            oracle.evaluate(TrialSpec(allocation, steps, 24, 0), quiet)
+            oracle.evaluate(TrialSpec(allocation, steps, 24, 0, 2e-3), quiet)
 
 
 def test_a_large_model_allocates_nothing_of_its_size() -> None:
     oracle = SyntheticOracle(make_space(560), 0)
-    m = oracle.evaluate(TrialSpec(uniform(560, "nf4", 4), 24, 24, 0), quiet)
+    m = oracle.evaluate(TrialSpec(uniform(560, "nf4", 4), 24, 24, 0, 2e-3), quiet)
     assert m.state is TrialState.OK
     assert m.measured_bytes is None

@@ -114,7 +114,7 @@ def test_a_prediction_plans_profile_comparison_and_final_fine_tune() -> None:
 
 
 def trial(state: TrialState, seconds: float, switch: float) -> dict[str, Any]:
-    spec = TrialSpec(uniform(2, "nf4", 4), 8, 8, 0)
+    spec = TrialSpec(uniform(2, "nf4", 4), 8, 8, 0, 2e-3)
     result = TrialResult(state, 3.0, .1, (), 8, 800, 600, None, seconds, switch)
     return Trial(1, spec.allocation, (4, 4), "baseline", Fidelity.HIGH, spec, 0, result, 1).to_json()
 

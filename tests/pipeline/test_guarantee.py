@@ -56,7 +56,7 @@ def deliver(folder: Path, executor: InProcessExecutor, budget: int) -> tuple[All
     events: list[Mapping[str, Any]] = []
     run: Any = SimpleNamespace(
         setting=make_setting(CONFIG), config=CONFIG, budget_bytes=budget, executor=executor, progress=quiet,
-        study=SimpleNamespace(lr_scale=1.0), record=lambda kind, fields: events.append({"event": kind, **fields}))
+        study=SimpleNamespace(learning_rate=2e-3), record=lambda kind, fields: events.append({"event": kind, **fields}))
     delivered = first_that_fits(run, (WINNER, NEXT))
     assert fine_tune(run, delivered, folder)["steps"] == 2
     return delivered, events
@@ -130,7 +130,7 @@ def test_measured_peaks_become_the_devices_allowance(tmp_path: Path, executor: I
     assert allowance_for(CONFIG, "cpu") is None
     evaluations = []
     for number, allocation in enumerate([WINNER, NEXT, uniform(4, "hqq3", 1)], start=1):
-        request = TrialSpec(allocation, 2, 2, 0)
+        request = TrialSpec(allocation, 2, 2, 0, 2e-3)
         measured = executor.evaluate(request, quiet)
         assert measured.measured_bytes is not None
         evaluations.append(Trial(number, allocation, (8, 8, 8, 8), "global", Fidelity.HIGH, request, 0, measured,

@@ -72,7 +72,7 @@ class Script:
             6_000, predicted(a) - 1_200_000 if ok else None, .42 * new + 1.5, .05,
             "" if ok else "the loss became NaN at step 7")
         e = Trial(self.next_id, a, tuple(BITS[f] for f in a.formats), stage, fidelity,
-                       TrialSpec(a, steps, HIGH, train_seed, split, lr_scale), 0, measurement, predicted(a))
+                       TrialSpec(a, steps, HIGH, train_seed, 2e-3 * lr_scale, split), 0, measurement, predicted(a))
         self.next_id += 1
         self.add("trial", {**{k: v for k, v in e.to_json().items() if k != "event"}, "overhead_seconds": .3},
                  measurement.seconds + .3)
@@ -111,9 +111,10 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
     s.add("profile", profile_fields(s.rng), 31.0)
     s.add("stage", {"stage": "profile", "state": "end"})
     nf4 = [uniform(L, "nf4", 4), uniform(L, "nf4", 2)]
-    trials = [{"lr_scale": scale, "loss": s.evaluate(nf4[0], "calibration", lr_scale=scale)} for scale in (.5, 1., 2.)]
-    s.add("calibration", {"lr": 2e-3, "lr_scale": 1.0, "rule": "constant", "trials": trials,
-                          "tried": [.5, 1., 2.]})
+    trials = [{"learning_rate": 2e-3 * scale, "loss": s.evaluate(nf4[0], "calibration", lr_scale=scale)}
+              for scale in (.5, 1., 2.)]
+    s.add("calibration", {"learning_rate": 2e-3, "rule": "constant", "trials": trials,
+                          "tried": [1e-3, 2e-3, 4e-3]})
     s.add("stage", {"stage": "baseline", "state": "start"})
     filled = Allocation(("nf4",) * L, (2,) * 4 + (4,) * 8)
     for a in (nf4[1], filled, uniform(L, "hqq3", 5), uniform(L, "hqq3", 4), uniform(L, "hqq2", 8)):

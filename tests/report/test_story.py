@@ -208,10 +208,10 @@ def test_a_learning_rate_at_the_edge_of_those_tried_is_noted():
         events = [{**e, **changes} if e["event"] == "calibration" else e for e in make_events()]
         return dict(notes(parse_events(events)))["Learning rate"]
 
-    assert "at the edge of those tried" in said(tried=[.5, 1.0])
+    assert "at the edge of those tried" in said(tried=[1e-3, 2e-3])
     assert "at the edge" not in said()
-    best_below_one_that_diverged = said(trials=[{"lr_scale": .5, "loss": 4.2}, {"lr_scale": 1., "loss": 4.1}])
-    assert "over 3 scales" in best_below_one_that_diverged
+    best_below_one_that_diverged = said(trials=[{"learning_rate": rate, "loss": 4.2} for rate in (1e-3, 2e-3)])
+    assert "over 3 rates" in best_below_one_that_diverged
     assert "at the edge" not in best_below_one_that_diverged
 
 

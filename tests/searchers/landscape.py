@@ -90,7 +90,7 @@ def evaluate(landscape: Landscape, proposal: Proposal, number: int, *, train_see
     problem, allocation = landscape.problem, proposal.allocation
     row = problem.space.encode(allocation)
     loss = landscape.loss(row, train_seed) if state is TrialState.OK else None
-    request = TrialSpec(allocation, problem.high_steps, problem.high_steps, train_seed)
+    request = TrialSpec(allocation, problem.high_steps, problem.high_steps, train_seed, 2e-3)
     measurement = TrialResult(state, loss, None if loss is None else 0.004, (), problem.high_steps, 0, 0, None, 0.0)
     return Trial(number, allocation, problem.space.bits(allocation), proposal.stage, proposal.fidelity, request,
                  problem.seed, measurement, int(problem.costs.totals(row[None, :])[0]))

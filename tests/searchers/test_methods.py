@@ -83,7 +83,7 @@ def two_stages(problem: SearchProblem, first: Searcher, second: Searcher, trials
 
 
 def evaluated(problem: SearchProblem, proposal: Proposal) -> Trial:
-    request = TrialSpec(proposal.allocation, problem.high_steps, problem.high_steps, 0)
+    request = TrialSpec(proposal.allocation, problem.high_steps, problem.high_steps, 0, 2e-3)
     m = failure(TrialState.FAILED, "", problem.high_steps, 0.0)
     return Trial(1, proposal.allocation, (2,) * 4, proposal.stage, proposal.fidelity, request, 0, m, 0)
 

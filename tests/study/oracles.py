@@ -69,7 +69,7 @@ class PlantedOracle:
         noise = np.random.default_rng(abs(int(a.fingerprint, 16)) + request.train_seed).normal() * .001
         damage = {"fp16": np.zeros(4), **{f: DAMAGE[:, i] for i, f in enumerate(FORMATS)}}
         loss = (4 + sum(damage[f][u] / (1 + .2 * r) for u, (f, r) in enumerate(zip(a.formats, a.ranks, strict=True)))
-                - .01 * sum(a.ranks) / len(a.ranks) + 1 / request.steps + .05 * np.log2(request.lr_scale / 2)**2
+                - .01 * sum(a.ranks) / len(a.ranks) + 1 / request.steps + .05 * np.log2(request.learning_rate / 2e-3)**2
                 + .01 * request.train_seed / 2**31 + noise)
         return TrialResult(TrialState.OK, float(loss), .002, ((request.steps, float(loss)),), request.steps,
                            request.steps * TOKENS, 3 * TOKENS, None, time.monotonic() - start, 0.0)

@@ -56,7 +56,8 @@ class Diverging(PlantedOracle):
 
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         found = super().evaluate(request, progress)
-        return found if request.lr_scale <= self.limit else replace(found, state=TrialState.DIVERGED, loss=None)
+        diverges = request.learning_rate > self.limit * 1e-3
+        return replace(found, state=TrialState.DIVERGED, loss=None) if diverges else found
 
 
 @pytest.mark.parametrize(("scales", "limit", "at_end"), [([.25, .5, 1.0, 8.0], 1.0, False), ([.25, .5, 1.0], 1.0, True),
@@ -66,5 +67,5 @@ def test_a_best_factor_below_one_that_diverged_is_at_no_end(tmp_path: Path, scal
     study = run(tmp_path, InProcessExecutor(Diverging(limit)), fine_tunes=False, calibrate__lr_scales=scales,
                 effort__max_full_trials=4, confirm__seeds=0, effort__ranking_top=0).study
     assert study.last["calibration"]["tried"] == scales
-    assert study.lr_scale == limit
+    assert study.learning_rate == limit * 1e-3
     assert ("at the end of those tried" in study.last.get("warning", {"message": ""})["message"]) == at_end

@@ -47,7 +47,7 @@ class Shifted(PlantedOracle):
 
 def outcome_of(folder: Path, agreement: float | None, shift: float = 0.0) -> RunOutcome:
     oracle = Shifted()
-    losses = {a: oracle.evaluate(TrialSpec(a, 8, 8, 1), lambda *_: None).loss for a in MIXED}
+    losses = {a: oracle.evaluate(TrialSpec(a, 8, 8, 1, 1e-3), lambda *_: None).loss for a in MIXED}
     del oracle.first
     oracle.shifted, oracle.shift = min(MIXED, key=lambda a: losses[a] or 0.0), shift
     return run(folder, InProcessExecutor(oracle), searcher=checked(agreement))

@@ -78,7 +78,7 @@ class Sensitive(Favoured):
     """Mixed formats diverge at twice the calibrated learning rate on the ``diverging`` training seeds."""
 
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        if request.lr_scale == 4.0:
+        if request.learning_rate == 4e-3:
             return super().evaluate(request, progress)
         seeds, self.diverging = self.diverging, set()
         try:

@@ -40,9 +40,9 @@ def test_a_run_does_everything_in_order_and_fits(whole: tuple[Path, RunOutcome])
     study = outcome.study
     stages = list(dict.fromkeys(e.stage for e in study.trials))
     assert stages == ["calibration", "baseline", "reference", "evolution", "confirmation", "ranking_check"]
-    assert study.lr_scale == 2.0  # where the planted loss is least
+    assert study.learning_rate == 2e-3  # where the planted loss is least
     assert all(e.predicted_bytes <= BUDGET for e in study.trials if e.stage != "reference")
-    assert {e.spec.lr_scale for e in study.trials if e.stage != "calibration"} == {2.0}
+    assert {e.spec.learning_rate for e in study.trials if e.stage != "calibration"} == {2e-3}
     assert {e.spec.split for e in study.trials if e.stage == "confirmation"} == {"test"}
     assert study.search_cost.tokens >= 24 * EQUIVALENT
     before_last = [e for e in study.trials if e.stage == "evolution"][-1]
@@ -232,7 +232,7 @@ def test_the_searcher_is_told_anchors_and_failures_in_its_own_units(tmp_path: Pa
     oracle = PlantedOracle(faults={"12": "raise", "13": "memory"}, folder=str(faults))
     outcome = run(tmp_path / "run", InProcessExecutor(oracle), Recorder)
     told = Recorder.made.told
-    assert {e.spec.lr_scale for e in told} == {1.0}
+    assert {e.spec.learning_rate for e in told} == {2e-3}
     assert [e.stage for e in told[:5]] == ["baseline"] * 5
     states = [e.result.state for e in told]
     assert states.count(TrialState.FAILED) == 1
@@ -489,7 +489,7 @@ def test_the_comparison_is_repeated_at_other_learning_rates(whole: tuple[Path, R
     check = outcome.study.last["rate_check"]
     done = [e for e in outcome.study.trials if e.stage == "rate_check"]
     assert len(done) == 2 * 2 * 3  # factors, allocations, seeds
-    assert {e.spec.lr_scale for e in done} == {1.0, 4.0}
+    assert {e.spec.learning_rate for e in done} == {1e-3, 4e-3}
     assert {e.spec.split for e in done} == {"test"}
     assert {e.spec.train_seed for e in done} == set(make_setting().confirm_seeds)
     assert [rate["factor"] for rate in check["rates"]] == [0.5, 2.0]

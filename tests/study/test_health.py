@@ -126,7 +126,7 @@ def test_two_differences_are_no_spread() -> None:
 
 @pytest.mark.parametrize("task", ["search", "finetune"])
 def test_a_search_that_had_nothing_to_trade_is_forced(task: str) -> None:
-    chosen = {"allocations": [uniform(12, "nf4", 4).to_json()], "reason": "all fits", "lr_scale": 1.0}
+    chosen = {"allocations": [uniform(12, "nf4", 4).to_json()], "reason": "all fits", "learning_rate": 2e-3}
     found = only("beats_uniform", changed("header", make_events()[:2], given=chosen, config={"task": task}))
     assert found.finding == "Nothing was searched: all fits."
     assert ("search.force=true and another out=" in found.action) == (task == "search")

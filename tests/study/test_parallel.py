@@ -247,7 +247,7 @@ def test_at_the_end_no_worker_has_left_a_checkpoint_that_nothing_continues(tmp_p
 def test_evaluations_that_sleep_are_done_side_by_side() -> None:
     spec = OracleSpec(TARGET, {"pause": .6})
     executor = LocalExecutor([spec] * 3, Limits(60))
-    wanted = [TrialSpec(uniform(4, "nf4", r), 8, 8, 3) for r in (1, 2, 4)]
+    wanted = [TrialSpec(uniform(4, "nf4", r), 8, 8, 3, 2e-3) for r in (1, 2, 4)]
     try:
         for request in wanted:  # all three processes are up before the clock starts
             executor.submit(request)

@@ -118,7 +118,7 @@ def test_training_seeds_differ_and_follow_from_the_seed() -> None:
 
 def test_malformed_events_are_named() -> None:
     with pytest.raises(JournalError, match="calibration event"):
-        Study([{"event": "calibration", "lr": 1}])
+        Study([{"event": "calibration", "learning_rate": "?"}])
     with pytest.raises(JournalError, match="trial"):
         Study([{"event": "trial", "id": 1}])
 

@@ -136,7 +136,7 @@ def test_search_after_instant_equals_one_without_it(tmp_path: Path) -> None:
     after, apart = load_study(tmp_path / "grown"), load_study(tmp_path / "alone")
     assert kept(after.trials) == kept(apart.trials)
     assert after.calibrated
-    assert after.lr_scale == apart.lr_scale
+    assert after.learning_rate == apart.learning_rate
     assert (grown.best["prediction"], grown.best["searched"]) == (None, True)
     for key in ("bits", "ranks", "loss", "versus_best_uniform", "learning_rate"):
         assert grown.best[key] == alone.best[key]
@@ -161,7 +161,7 @@ def test_instant_predicts_in_the_folder_of_a_search_that_proposed_nothing(tmp_pa
     lines = journal.read_text().splitlines(keepends=True)
     kept_lines = lines[:1 + next(i for i, line in enumerate(lines) if re.search(reached, line))]
     journal.write_text("".join(kept_lines))
-    rate = load_study(tmp_path).last.get("calibration", {}).get("lr")
+    rate = load_study(tmp_path).last.get("calibration", {}).get("learning_rate")
     best = instant(tmp_path).best
     assert (best["searched"], best["prediction"]["label"]) == (False, "predicted, not searched")
     assert [e.stage for e in load_study(tmp_path).trials].count("baseline") == ("baseline" in reached)

@@ -39,7 +39,7 @@ class Continuing(PlantedOracle):
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         self.keys.append(request.key)
         m = super().evaluate(request, progress)
-        training = (request.allocation, request.schedule_steps, request.train_seed, request.lr_scale)
+        training = (request.allocation, request.schedule_steps, request.train_seed, request.learning_rate)
         first = self._done.get(training, 0)
         first = first if first < request.steps else 0
         self._done[training] = request.steps
@@ -130,7 +130,7 @@ def test_bad_luck_is_not_shared_and_divergence_is(tmp_path: Path, state: TrialSt
 
 
 def request(allocation: Allocation, steps: int) -> TrialSpec:
-    return TrialSpec(allocation, steps, 8, 11, "validation", 1.0)
+    return TrialSpec(allocation, steps, 8, 11, 1e-3)
 
 
 @pytest.mark.parametrize("theirs", [(4,), (8,), (4, 8)])

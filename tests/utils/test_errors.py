@@ -55,7 +55,7 @@ def test_a_worker_whose_device_is_lost_ends(monkeypatch: pytest.MonkeyPatch, cap
         raise SystemExit(status)
 
     monkeypatch.setattr(worker.os, "_exit", end)
-    request = TrialSpec(uniform(4, "nf4", 4), 8, 8, 1).to_json()
+    request = TrialSpec(uniform(4, "nf4", 4), 8, 8, 1, 2e-3).to_json()
     with pytest.raises(SystemExit) as ended:
         worker.serve(Broken(), {"op": "evaluate", "spec": request}, Quiet())
     assert ended.value.code == worker.DEVICE_LOST

@@ -24,9 +24,8 @@ class TrainSettings:
     Args:
         batch: Sequences that go forward and backward at once, in training and in evaluation.
         accumulate: Batches of an optimiser step.
-        lr: Peak learning rate at rank 16.
-        lr_rule: How it depends on the rank and on the length of training.
-        lr_steps: Steps of the trainings that ``lr`` is for; ``None``: of any length.
+        lr_rule: How the learning rate depends on the rank and on the length of training.
+        lr_steps: Steps of the trainings that a trial's rate is for; ``None``: of any length.
         warmup: Share of the schedule in which the rate rises linearly; then it falls as a cosine.
         lr_floor: Rate at the end of the schedule, as a share of the peak.
         logits_chunk: Tokens whose logits are alive at once.
@@ -35,7 +34,6 @@ class TrainSettings:
 
     batch: int = 4
     accumulate: int = 1
-    lr: float = 2e-3
     lr_rule: RateRule = RATE_RULES["inverse_sqrt"]
     lr_steps: int | None = None
     warmup: float = 0.1
@@ -49,11 +47,11 @@ class TrainSettings:
         """Sequences of an optimiser step."""
         return self.batch * self.accumulate
 
-    def peak_lr(self, rank: int, steps: int | None = None) -> float:
-        """Return the peak learning rate of a rank in trainings of ``steps`` steps, ``None``: as long as ``lr`` is for.
-        """
+    def peak_lr(self, rate: float, rank: int, steps: int | None = None) -> float:
+        """Return the peak learning rate of a rank in trainings of ``steps`` steps, where ``rate`` is that of the
+        reference rank in trainings of ``lr_steps``; ``None``: as long as these."""
         ratio = 1.0 if steps is None or self.lr_steps is None else steps / self.lr_steps
-        return self.lr * self.lr_rule.factor(rank, ratio)
+        return rate * self.lr_rule.factor(rank, ratio)
 
     def lr_factor(self, step: int, total: int) -> float:
         """Return the schedule's factor on the peak for the update number ``step`` (from 0) of ``total``."""
@@ -171,9 +169,9 @@ def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int
 
 
 def unit_groups(parameters: Mapping[str, Mapping[str, torch.nn.Parameter]], unit_of: Mapping[str, str],
-                ranks: Mapping[str, int], settings: TrainSettings, lr_scale: float,
+                ranks: Mapping[str, int], settings: TrainSettings, rate: float,
                 steps: int | None = None) -> list[tuple[dict[str, torch.nn.Parameter], float]]:
-    """Return one optimiser group per unit, with the learning rate of its rank times ``lr_scale``.
+    """Return one optimiser group per unit, with the learning rate that ``rate`` gives its rank (``peak_lr``).
 
     ``parameters`` are A and B of every module, ``unit_of`` names its unit, ``ranks`` are those of the units. ``steps``
     are those of the schedule; ``None``: as long as the settings' rate is for.
@@ -182,4 +180,4 @@ def unit_groups(parameters: Mapping[str, Mapping[str, torch.nn.Parameter]], unit
     for module, pair in parameters.items():
         for which, parameter in pair.items():
             grouped.setdefault(unit_of[module], {})[f"{module}.{which}"] = parameter
-    return [(named, settings.peak_lr(ranks[unit], steps) * lr_scale) for unit, named in grouped.items()]
+    return [(named, settings.peak_lr(rate, ranks[unit], steps)) for unit, named in grouped.items()]

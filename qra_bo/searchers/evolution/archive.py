@@ -45,7 +45,7 @@ class Archive:
         """Learn of trials; those that failed have no loss and are not asked for again."""
         space = self._problem.space
         for trial in trials:
-            if trial.spec.split != "validation" or trial.spec.lr_scale != 1.0 or not space.contains(trial.allocation):
+            if trial.spec.split != "validation" or not space.contains(trial.allocation):
                 continue
             key = space.encode(trial.allocation).tobytes()
             self._seen.add((key, trial.fidelity))

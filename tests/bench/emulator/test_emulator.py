@@ -177,14 +177,14 @@ def test_noise_is_that_of_the_repeats_and_follows_the_seed(emulator: Emulator) -
     quietly = EmulatorOracle(emulator, SPACE, "0", noise=0.0)
     noisy = EmulatorOracle(emulator, SPACE, "0")
     allocation = uniform(4, "nf4", 2)
-    base = quietly.evaluate(TrialSpec(allocation, 24, 24, 0, lr_scale=emulator.rate), quiet).loss
+    base = quietly.evaluate(TrialSpec(allocation, 24, 24, 0, 2e-3 * emulator.rate), quiet).loss
     assert base == pytest.approx(emulator.losses((allocation,))[0, -1])
-    losses = [noisy.evaluate(TrialSpec(allocation, 24, 24, seed, lr_scale=emulator.rate), quiet).loss
+    losses = [noisy.evaluate(TrialSpec(allocation, 24, 24, seed, 2e-3 * emulator.rate), quiet).loss
               for seed in range(400)]
     own = float(emulator.noise.at(np.array([base]))[0])
     assert np.std(losses) == pytest.approx(np.hypot(own, emulator.noise.level), rel=0.15)
     # What one seed does to all allocations drops out of a difference.
-    pairs = [noisy.evaluate(TrialSpec(uniform(4, "nf4", 4), 24, 24, seed, lr_scale=emulator.rate), quiet).loss
+    pairs = [noisy.evaluate(TrialSpec(uniform(4, "nf4", 4), 24, 24, seed, 2e-3 * emulator.rate), quiet).loss
              for seed in range(400)]
     assert np.std(np.subtract(losses, pairs)) == pytest.approx(own * 2**0.5, rel=0.2)
 
@@ -192,11 +192,11 @@ def test_noise_is_that_of_the_repeats_and_follows_the_seed(emulator: Emulator) -
 def test_trials_outside_the_domain_fail_and_other_steps_are_refused(emulator: Emulator) -> None:
     oracle = EmulatorOracle(emulator, SPACE, "0")
     for foreign in (uniform(4, "fp16", 4), uniform(4, "nf4", 64), uniform(3, "nf4", 4)):
-        m = oracle.evaluate(TrialSpec(foreign, 24, 24, 0), quiet)
+        m = oracle.evaluate(TrialSpec(foreign, 24, 24, 0, 2e-3), quiet)
         assert (m.state, m.loss) == (TrialState.FAILED, None)
         assert "outside the domain" in m.message
     with pytest.raises(OracleError, match="records the losses after"):
-        oracle.evaluate(TrialSpec(uniform(4, "nf4", 4), 7, 24, 0), quiet)
+        oracle.evaluate(TrialSpec(uniform(4, "nf4", 4), 7, 24, 0, 2e-3), quiet)
 
 
 def test_every_row_of_the_table_is_within_reach(emulator: Emulator) -> None:

@@ -128,18 +128,18 @@ def test_ranks_change_and_their_sum_is_the_target() -> None:
     oracle = make("kaiming")
     task = {"formats": MIXED, "initial_rank": 4, "target_rank": 2, "steps": 8, "train_seed": 3, "split": "validation",
             "measure": False, "progress": quiet}
-    found = evaluate_adalora(oracle, lr_scale=4.0, **task)  # type: ignore[arg-type]
+    found = evaluate_adalora(oracle, learning_rate=4 * 5e-3, **task)  # type: ignore[arg-type]
     linears = len(oracle.bank.spec.linears)
     assert found["state"] == "ok"
     assert sum(found["ranks"].values()) == 2 * linears
     assert found["average_rank"] == 2.0
     assert len(set(found["ranks"].values())) > 1  # not the same everywhere: it was decided
     assert found["training_tokens"] == 8 * 2 * 32
-    again = evaluate_adalora(make("kaiming"), lr_scale=4.0, **task)  # type: ignore[arg-type]
+    again = evaluate_adalora(make("kaiming"), learning_rate=4 * 5e-3, **task)  # type: ignore[arg-type]
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
-    start = evaluate_adalora(make("kaiming"), lr_scale=1e-9, **task)  # type: ignore[arg-type]
+    start = evaluate_adalora(make("kaiming"), learning_rate=5e-12, **task)  # type: ignore[arg-type]
     assert found["loss"] < start["loss"]  # it learns
-    assert evaluate_adalora(oracle, lr_scale=1e30, **task)["state"] == "diverged"  # type: ignore[arg-type]
+    assert evaluate_adalora(oracle, learning_rate=1e27, **task)["state"] == "diverged"  # type: ignore[arg-type]
 
 
 def test_records_are_isolated_in_training_and_in_evaluation() -> None:

@@ -18,8 +18,8 @@ from tests.finetune.test_inits import make, quiet
 def test_a_trial_may_have_another_init_than_the_configured() -> None:
     oracle = make("kaiming")
     n = len(oracle.units)
-    plain = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5)
-    named = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5, init="loftq")
+    plain = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5, 5e-3)
+    named = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5, 5e-3, init="loftq")
     first = oracle.evaluate(plain, quiet)
     loftq = oracle.evaluate(named, quiet)
     assert loftq.loss == make("loftq").evaluate(plain, quiet).loss
@@ -49,7 +49,7 @@ def test_tasks_are_scored_with_the_adapters_attached(monkeypatch: pytest.MonkeyP
     assert found == {"state": "ok", "message": "", "scores": [
         {"task": "arc", "metric": "acc", "value": 0.5, "stderr": None, "questions": 3}]}
     if initial_rank is None:
-        expected = oracle.evaluate(TrialSpec(Allocation(("nf4",) * n, (2,) * n), 4, 4, 5), quiet).loss
+        expected = oracle.evaluate(TrialSpec(Allocation(("nf4",) * n, (2,) * n), 4, 4, 5, 5e-3), quiet).loss
     else:
         expected = evaluate_adalora(oracle, ["nf4"] * n, initial_rank, 2, 4, 5, "validation", 1.0, False, quiet)["loss"]
     assert seen == [expected]

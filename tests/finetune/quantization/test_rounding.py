@@ -259,7 +259,7 @@ def test_one_trial_may_have_round_to_nearest_codes(init: str, tmp_path: Path, mo
                                           str(tmp_path / rounding))
         n = len(oracle.units)
         for codes in orders[0]:
-            request = TrialSpec(Allocation(("int3-g64",) * n, (2,) * n), 2, 2, 1, codes=codes)
+            request = TrialSpec(Allocation(("int3-g64",) * n, (2,) * n), 2, 2, 1, 2e-3, codes=codes)
             losses.setdefault((rounding, codes), []).append(oracle.evaluate(request, lambda *_: None).loss)
         oracle.close()
     first, again = losses["gptq", None]

@@ -180,8 +180,7 @@ def test_the_archive_keeps_only_what_may_be_compared() -> None:
     row = solve_knapsack(values, problem.costs, problem.budget_bytes)
     proposal = Proposal(problem.space.decode(row), Fidelity.HIGH, "global")
     e = evaluate(problem, oracle, proposal, 0)
-    for change in ({"split": "test"}, {"lr_scale": 2.0}):
-        archive.tell([dataclasses.replace(e, spec=dataclasses.replace(e.spec, **change))])
+    archive.tell([dataclasses.replace(e, spec=dataclasses.replace(e.spec, split="test"))])
     assert archive.best() is None
     assert archive.claim(row, Fidelity.LOW)
     assert archive.claim(row, Fidelity.HIGH)
