@@ -56,7 +56,7 @@ def test_specs_that_differ_have_different_keys() -> None:
                                      {"train_seed": 1}, {"split": "test"}, {"learning_rate": 4e-3}, {"init": "loftq"}]
     keys = [dataclasses.replace(base, **c).key for c in changes]
     assert len(set(keys)) == len(changes)
-    assert keys[0] == f"{base.allocation.fingerprint}-6of24-t0-validation-lr1"
+    assert keys[0] == f"{base.allocation.fingerprint}-6of24-t0-validation-lr0.002"
 
 
 def test_records_are_frozen() -> None:

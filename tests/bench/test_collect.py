@@ -181,7 +181,7 @@ def write_run(folder: Path, setting: Setting, rows: list[dict[str, Any]], **chan
     """The journal of a run on the planted landscape; ``changes`` go to its header and its provenance."""
     facts = setting.facts
     assert (facts.length, facts.eval_tokens) == (128, 64 * 128)  # what a run has by default
-    header = {"schema_version": 2, "config": recorded(), "config_sha256": "c0", "model": facts.model,
+    header = {"schema_version": 3, "config": recorded(), "config_sha256": "c0", "model": facts.model,
               "granularity": "layer", "units": list(facts.units), "oracle": "finetune", "method": "walk",
               "effort": "normal", "seed": 0, "budget_text": "uniform:4,4", "scope": "peak", **facts.adapter}
     provenance = {"model_sha256": facts.model_sha256, "data_sha256": facts.data_sha256, "dtype": facts.dtype,

@@ -56,7 +56,7 @@ def finalise(out: Path, oracle: Any = None, progress: Callable[..., None] = quie
         return found if split == "test" else replace(found, loss=5 + abs(run.at.step - 6) / 10)
 
     oracle._held_out = rising
-    found: dict[str, Any] = oracle.finalise(MIXED.to_json(), {"steps": 12, "validate_every": 2, **options}, 5, 1.0,
+    found: dict[str, Any] = oracle.finalise(MIXED.to_json(), {"steps": 12, "validate_every": 2, **options}, 5, 5e-3,
                                             str(out), NODE, progress)
     return dict(json.loads(json.dumps(found)))  # it goes through a pipe
 
@@ -159,7 +159,7 @@ def test_a_final_training_continues_the_same_training_of_a_trial(tmp_path: Path)
 
     def final(out: Path, **options: int) -> dict[str, Any]:
         given = {"steps": request.steps, **options}
-        return oracle.finalise(request.allocation.to_json(), given, request.train_seed, 1.0, str(out), NODE, quiet)
+        return oracle.finalise(request.allocation.to_json(), given, request.train_seed, 5e-3, str(out), NODE, quiet)
 
     trial = oracle.evaluate(request, quiet)
     oracle.measure_peak(MIXED.to_json(), 5, quiet)
@@ -181,7 +181,7 @@ def test_a_trial_of_an_earlier_session_leaves_no_checkpoint(tmp_path: Path) -> N
     make(tmp_path).evaluate(request, quiet)
     out.mkdir()
     later, steps = make(tmp_path), {"steps": request.steps}
-    found = later.finalise(request.allocation.to_json(), steps, request.train_seed, 1.0, str(out), NODE, quiet)
+    found = later.finalise(request.allocation.to_json(), steps, request.train_seed, 5e-3, str(out), NODE, quiet)
     assert found["training_tokens"] == 0
     later.forget(quiet)
     assert not list(tmp_path.glob("*.safetensors"))
@@ -215,7 +215,7 @@ def test_checkpoints_that_nothing_can_continue_are_removed(tmp_path: Path) -> No
     assert (high.new_steps, kept()) == (4, {REQUEST.training})
     out = tmp_path / "delivered"
     out.mkdir()
-    oracle.finalise(MIXED.to_json(), {"steps": 2}, 5, 1.0, str(out), NODE, quiet)
+    oracle.finalise(MIXED.to_json(), {"steps": 2}, 5, 5e-3, str(out), NODE, quiet)
     (final,) = kept()
     assert final.startswith("final-")
     oracle.forget(quiet)

@@ -247,7 +247,7 @@ def test_a_loaded_run_has_the_logits_of_the_trained_model(init: str, tmp_path: P
             "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab_size": 512, "tied": True}
     model, _ = load_base(node)
     oracle = make(init, model)
-    oracle.finalise(Allocation(("ref3", "nf4"), (2, 4)).to_json(), {"steps": 2}, 7, 1.0, str(tmp_path), node, quiet)
+    oracle.finalise(Allocation(("ref3", "nf4"), (2, 4)).to_json(), {"steps": 2}, 7, 5e-3, str(tmp_path), node, quiet)
     loaded, _ = load(tmp_path)
     assert probe_difference(loaded, tmp_path / PROBE, CPU) == 0.0
     assert (tmp_path / PACKED).is_file() == (init in OWN_BASE)

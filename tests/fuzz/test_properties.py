@@ -62,7 +62,7 @@ EXAMPLES = {
     "data_file": '{"instruction": "i", "input": "x", "output": "o"}',
     "allocation": '{"formats": ["nf4", "nf4"], "ranks": [1, 2], "learning_rate": 0.001}',
     "configuration": '{"seed": 3, "train.batch": 4, "bits": [2, 4], "model": {}, "executor.workers": 2}',
-    "journal": '{"event": "header", "session": 1, "elapsed": 0, "schema_version": 2, "crc": "fuzz", "planned_cost": 1}'}
+    "journal": '{"event": "header", "session": 1, "elapsed": 0, "schema_version": 3, "crc": "fuzz", "planned_cost": 1}'}
 
 
 @settings(max_examples=40, deadline=None)
@@ -74,7 +74,7 @@ def test_every_changed_byte_of_a_journal_is_noticed(events: list[dict[str, Any]]
     path.unlink(missing_ok=True)
     written = []
     with Journal(SCRATCH.folder) as journal:
-        written.append(journal.append("header", {"schema_version": 2}))
+        written.append(journal.append("header", {"schema_version": 3}))
         for fields in events:
             with suppress(OracleError):  # NaN and infinity are never written
                 written.append(journal.append("warning", fields))

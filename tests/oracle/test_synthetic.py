@@ -25,7 +25,7 @@ class TestConformance(OracleSuite):
 
 
 def loss_of(oracle: SyntheticOracle, fmt: str, rank: int, **kwargs: object) -> float:
-    settings: dict[str, object] = {"steps": 24, "schedule_steps": 24, "train_seed": 0, **kwargs}
+    settings: dict[str, object] = {"steps": 24, "schedule_steps": 24, "train_seed": 0, "learning_rate": 2e-3, **kwargs}
     m = oracle.evaluate(TrialSpec(uniform(6, fmt, rank), **settings), quiet)  # type: ignore[arg-type]
     assert m.loss is not None
     return m.loss

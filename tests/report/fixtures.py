@@ -95,7 +95,7 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
     s = Script(seed)
     budget = predicted(uniform(L, "nf4", 4))
     s.add("header", {
-        "schema_version": 2, "config": {"model": {"name": model}, "budget": "uniform:4,4", "effort": "normal"},
+        "schema_version": 3, "config": {"model": {"name": model}, "budget": "uniform:4,4", "effort": "normal"},
         "config_sha256": "c0ffee" + "0" * 58, "version": "0.1.0", "seed": seed, "model": model,
         "granularity": "layer", "units": [f"model.layers.{u}" for u in range(L)],
         "formats": [f.to_json() for f in FORMATS], "ranks": list(RANKS), "unit_numel": [NUMEL] * L,

@@ -200,7 +200,7 @@ def test_control_characters_and_markup_are_only_shown(tmp_path: Path,
 
 
 def test_checksums_hold_for_what_was_written(tmp_path: Path) -> None:
-    event = {"event": "header", "session": 1, "elapsed": 0, "schema_version": 2, "note": "\x1b[2J"}
+    event = {"event": "header", "session": 1, "elapsed": 0, "schema_version": 3, "note": "\x1b[2J"}
     line = json.dumps({**event, "crc": checksum(event)}).encode()
     (tmp_path / "trials.jsonl").write_bytes(line + b"\n")
     (read,) = read_journal(tmp_path / "trials.jsonl").events

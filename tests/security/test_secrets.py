@@ -37,7 +37,7 @@ def test_the_environments_secrets_are_hidden_wherever_they_turn_up(monkeypatch: 
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setenv("MY_API_KEY", "short")
     with Journal(tmp_path) as journal:
-        journal.append("header", {"schema_version": 2, "config": {"a": [f"x{SECRET}y", 3]}, "config_sha256": "0"})
+        journal.append("header", {"schema_version": 3, "config": {"a": [f"x{SECRET}y", 3]}, "config_sha256": "0"})
         journal.append("warning", {"message": f"401 for {SECRET}"})
     assert SECRET not in (tmp_path / "trials.jsonl").read_text()
     events = read_journal(tmp_path / "trials.jsonl").events

@@ -26,7 +26,7 @@ from qra_bo.study.journal import (
 from qra_bo.study.provenance import check_same_configuration
 from qra_bo.utils.errors import JournalError, OracleError, OutputError
 
-HEADER = {"schema_version": 2, "config": {"a": {"b": 1}}, "config_sha256": "x"}
+HEADER = {"schema_version": 3, "config": {"a": {"b": 1}}, "config_sha256": "x"}
 
 
 def write(folder: Path, n: int = 3) -> Path:
@@ -128,7 +128,7 @@ def test_foreign_file_is_refused_and_left_alone(tmp_path: Path, text: str) -> No
 
 def test_another_schema_is_refused_whatever_its_checksum(tmp_path: Path) -> None:
     (tmp_path / "trials.jsonl").write_text('{"event":"header","schema_version":99}\n')
-    with pytest.raises(JournalError, match=r"schema 99.*reads schema 2"):
+    with pytest.raises(JournalError, match=r"schema 99.*reads schema 3"):
         read_journal(tmp_path / "trials.jsonl")
 
 

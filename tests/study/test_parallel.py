@@ -136,7 +136,7 @@ def test_stopped_anywhere_and_resumed_with_any_number_of_workers(tmp_path: Path,
     replayed = run(tmp_path, ShuffledExecutor(2, 0), effort__max_full_trials=26)
     first, last = Recorder.made[-2].moves, Recorder.made[-1].moves
     assert last[:len(first)] == first  # the replay asked and told as the session before it did, to its end
-    told = [m[0].replace("lr1", "lr2") for m in last if m and isinstance(m[0], str)][1:]
+    told = [m[0] for m in last if m and isinstance(m[0], str)][1:]
     assert told == searched(tmp_path)
     assert replayed.study.search_cost.tokens >= 26 * EQUIVALENT
     assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
@@ -163,7 +163,7 @@ def test_a_straggler_holds_nobody(tmp_path: Path) -> None:
     assert Straggling.held is None
     order = [e["key"] for e in trials(tmp_path) if e["stage"] == "evolution"]
     seed = make_setting().train_seed
-    asked = [f"{p[0].allocation.fingerprint}-{4 if p[0].fidelity is Fidelity.LOW else 8}of8-t{seed}-validation-lr2"
+    asked = [f"{p[0].allocation.fingerprint}-{4 if p[0].fidelity is Fidelity.LOW else 8}of8-t{seed}-validation-lr0.002"
              for p in Recorder.made[-1].moves if p and not isinstance(p[0], str)]
     assert order[-1] == asked[0]
     assert len(order) > 12
