@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.learn_prior import SHIPPED
+from bench.learn_rates import SHIPPED
 from bench.methods import method_target
 from bench.report import RESULTS, Target, publish
 from bench.table1.reference_repair import reference_repair, vectorised_repair

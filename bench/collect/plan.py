@@ -14,8 +14,8 @@ from bench.collect.writing import is_known
 from bench.emulator.table import TableRow, TaskFacts, pooled, same_rate
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.variation import random_near_budget
-from qra_bo.searchers.structured.features import rank_scale, sensitivity_scales
-from qra_bo.sensitivity.importance import RISE
+from qra_bo.searchers.structured.features import rank_scale
+from qra_bo.sensitivity import RISE, sensitivity_scales
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within
@@ -206,7 +206,7 @@ class Plan:
 
 def designed(problem: SearchProblem, rng: np.random.Generator) -> Allocation:
     """The best allocation within the budget under a random belief of what damage and ranks are worth."""
-    damage, _ = sensitivity_scales(problem, RISE)  # what the rows of the tables were designed with
+    damage, _ = sensitivity_scales(problem.profile, RISE)  # what the rows of the tables were designed with
     n_units, n_formats, _ = problem.costs.shape
     believed = damage ** rng.uniform(0.3, 1.0) * rng.lognormal(0.0, 0.5, (n_units, 1))
     believed = believed * rng.lognormal(0.0, 0.3, n_formats)[None, :]

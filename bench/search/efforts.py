@@ -32,9 +32,9 @@ from bench.search.play import ALONE, Arena, Game, arenas, other_task, with_files
 from bench.search.summary import interval, regret_at
 from qra_bo.config import RunConfig, load_config
 from qra_bo.searchers.base import make_searcher
+from qra_bo.searchers.observations import Observations
+from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.structured import StructuredSearch
-from qra_bo.searchers.structured.rates import row_of
-from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.study.baselines import calibration_choices, uniform_baselines
 from qra_bo.study.choice import fails
 from qra_bo.study.prediction import solved
@@ -58,11 +58,11 @@ def predicted_row(arena: Arena, published: Mapping[str, Mapping[str, Any]]) -> R
         published: Rows of searches in this arena by their methods, which set the scale.
     """
     other, known = other_task(arena), published[SEARCH]
-    rates = load_prior(str(DATA / other / ALONE)).rates
+    rates = load_rates(str(DATA / other / ALONE))
     (allocation, row), = solved(arena.problem, rates.table(arena.problem), [1.0])
     uniform = min((a for a in uniform_baselines(arena.rules, arena.problem.profile)
-                   if row_of(arena.problem, a) is not None), key=arena.true_loss)
-    mean, sd = rates.difference(arena.problem, row, row_of(arena.problem, uniform))
+                   if Observations(arena.problem).position(a) is not None), key=arena.true_loss)
+    mean, sd = rates.difference(arena.problem, row, Observations(arena.problem).position(uniform))
     first = next(c for c in known["costs"] if c > known["after_baselines"] + 0.5)
     return {"task": arena.oracle.table.facts.task, "emulator": arena.oracle.emulator.family,
             "budget": arena.budget.text, "learned_from": other,
@@ -84,7 +84,7 @@ def ended(arena: Arena, config: RunConfig, seed: int, scale: tuple[float, float]
         scale: Losses of the best known allocation and of the best uniform choice.
     """
     (best, uniform), effort, unit = scale, config.effort, arena.equivalent
-    method = {key: OTHER_TABLE if key in ("prior", "rates") and value is not None else value
+    method = {key: OTHER_TABLE if key == "rates" and value is not None else value
               for key, value in config.method.target.items()}
     game = Game(arena, seed)
     choices = calibration_choices(uniform_baselines(arena.rules, arena.problem.profile)[0],

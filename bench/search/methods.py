@@ -90,8 +90,6 @@ ABLATIONS = (
           "no prior designs, no warp, no residual, one draw"),
 )
 TRANSFER = (
-    Entry("qra_bo, taught by another task", OURS, "transfer", {"prior": OTHER_TABLE},
-          "surrogate.prior learned from the other table"),
     Entry("qra_bo with learned rates", OURS, "transfer", {"rates": OTHER_TABLE},
           "method.rates learned from the other table"),
 )

@@ -21,8 +21,8 @@ from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.state import FORWARD_SHARE, cost_of, is_uniform
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialSpec, TrialState
 
-ALONE = "prior.json"
-"""File of the priors learned from one table, in its folder (python -m bench.learn_prior)."""
+ALONE = "rates.json"
+"""File of the exchange rates learned from one table, in its folder (python -m bench.learn_rates)."""
 FREE_REFUSALS = 40
 """Refusals of an emulator that a search need not pay for: where its table ends says nothing of a method."""
 

@@ -167,14 +167,8 @@ class SensitivityConfig(Group):
 
 
 class SurrogateConfig(Group):
-    """Files that ``python -m qra_bo.prior`` learned from earlier runs.
+    """File of exchange rates between bits and ranks that ``python -m qra_bo.rates`` learned from earlier runs."""
 
-    Args:
-        prior: Of scales of the surrogate's parts; ``None``: those of the surrogate.
-        rates: Of exchange rates between bits and ranks.
-    """
-
-    prior: str | None
     rates: str
 
 

@@ -37,7 +37,8 @@ OURS: Mapping[str, str] = {
                     "--config-dir bench/conf oracle=emulator oracle.table=FOLDER, in a checkout of the project")}
 """By the other name, in lower case."""
 REMOVED: Mapping[str, str] = {
-    "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage"}
+    "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage",
+    "surrogate.prior": "surrogate.rates=FILE starts from exchange rates that python -m qra_bo.rates learned"}
 """By the removed key: what does its work now, as a clause."""
 
 

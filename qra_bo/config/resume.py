@@ -18,7 +18,7 @@ HARMLESS = frozenset({
 DECIDING = frozenset({
     "model.", "oracle.", "data.", "method.", "quantizer.formats.", "budget", "bits", "ranks", "max_average_bits",
     "granularity", "embeddings", "serve", "seed", "device", "gpu", "dtype", "memory.scope", "memory.headroom",
-    "memory.calibrate", "sensitivity.path", "surrogate.prior", "surrogate.rates", "quantizer.rounding",
+    "memory.calibrate", "sensitivity.path", "surrogate.rates", "quantizer.rounding",
     "quantizer.tokens", "search.length", "adapter.init",
     "adapter.iterations", "adapter.alpha_over_rank", "adapter.lr", "adapter.lr_rule", "train.name", "train.batch",
     "train.accumulate", "train.length", "train.packing", "train.warmup", "train.lr_floor", "train.weight_decay",

@@ -12,7 +12,7 @@ from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
 from qra_bo.memory.optimizers import is_paged
 from qra_bo.memory.serving import CONSUMERS, EXPORT_TARGETS, TARGET_FORMATS
-from qra_bo.searchers.priors import shipped_priors
+from qra_bo.searchers.rates.files import shipped_rates
 from qra_bo.space import StorageFormat
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import UserError, nearest_first
@@ -161,9 +161,6 @@ def _method(config: RunConfig) -> Iterator[Problem]:
     if not config.method.target:
         yield Problem("method", "method must hold _target_, the dotted path of a searcher's class, e.g. "
                                 "my_package.MySearcher; got none.")
-    if config.surrogate.prior is not None and "prior" not in config.method.target:
-        yield Problem("surrogate.prior", f"surrogate.prior is for searchers that take a prior, and method="
-                                         f"{config.method.name} takes none; got {config.surrogate.prior!r}.")
 
 
 def _finetunes(config: RunConfig) -> bool:
@@ -181,12 +178,9 @@ def _files(config: RunConfig) -> Iterator[Problem]:
         if config.sensitivity.path is not None:
             yield from _file("sensitivity.path", config.sensitivity.path,
                              "a file such as the profile.json of a task=profile, or be null to measure")
-        learned = "a file that python -m qra_bo.prior wrote, or one that comes with qra_bo " \
-                  f"({', '.join(shipped_priors())})"
-        if config.surrogate.prior is not None and config.surrogate.prior not in shipped_priors():
-            yield from _file("surrogate.prior", config.surrogate.prior, f"{learned}, or be null")
-        if config.surrogate.rates not in shipped_priors():
-            yield from _file("surrogate.rates", config.surrogate.rates, learned)
+        if config.surrogate.rates not in shipped_rates():
+            yield from _file("surrogate.rates", config.surrogate.rates, "a file that python -m qra_bo.rates wrote, or "
+                             f"one that comes with qra_bo ({', '.join(shipped_rates())})")
 
 
 def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:

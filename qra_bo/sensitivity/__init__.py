@@ -11,6 +11,7 @@ from qra_bo.sensitivity.importance import (
     min_max,
     plasticity_importance,
     scaled_by_value,
+    sensitivity_scales,
     unknown_measure,
     warm_start,
 )
@@ -29,4 +30,4 @@ from qra_bo.sensitivity.repair import Repair
 __all__ = ["BELIEVED", "DIVERGENCE", "MEASURES", "RISE", "PublishedSensitivity", "Repair", "SensitivityProfile",
            "fidelity_importance", "given_profile", "load_profile", "measured_sensitivity", "min_max",
            "plasticity_importance", "profile_from_json", "profile_to_json", "read_given", "save_profile",
-           "scaled_by_value", "unknown_measure", "warm_start"]
+           "scaled_by_value", "sensitivity_scales", "unknown_measure", "warm_start"]

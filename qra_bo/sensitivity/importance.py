@@ -25,6 +25,13 @@ def measured_sensitivity(profile: SensitivityProfile, name: str) -> FloatArray:
     return MEASURES[name](profile)
 
 
+def sensitivity_scales(profile: SensitivityProfile, measure: str) -> tuple[FloatArray, FloatArray]:
+    """Return ``measured_sensitivity``, at least 0 and falling along the ladder, and its square root, ``L x F``."""
+    level = np.clip(measured_sensitivity(profile, measure), 0.0, None)
+    monotone = np.maximum.accumulate(level[:, ::-1], axis=1)[:, ::-1]
+    return monotone, np.sqrt(monotone)
+
+
 def unknown_measure(name: str) -> str:
     """Return the message for a name that is not in ``MEASURES``."""
     return f"quantization_sensitivity must be one of {', '.join(MEASURES)}; got {name!r}"

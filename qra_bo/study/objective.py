@@ -2,6 +2,8 @@
 
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import change
 from qra_bo.sensitivity.change import Change
 from qra_bo.study.setting import FINAL
 from qra_bo.study.trial_runner import TrialRunner
@@ -35,6 +37,4 @@ def change_after(run: TrialRunner, problem: SearchProblem, steps: int) -> Change
 
 
 def _change(run: TrialRunner, problem: SearchProblem, before: int, after: int) -> Change:
-    from qra_bo.searchers.structured.lengths import change  # both load torch, which planning does without
-    from qra_bo.searchers.structured.transfer import load_prior
-    return change(load_prior(run.config.surrogate.rates).rates, problem, before, after)
+    return change(load_rates(run.config.surrogate.rates), problem, before, after)

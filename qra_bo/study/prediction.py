@@ -6,9 +6,9 @@ import numpy as np
 from scipy.special import ndtri
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.structured.lengths import at_length
-from qra_bo.searchers.structured.rates import row_of
-from qra_bo.searchers.structured.transfer import load_prior
+from qra_bo.searchers.observations import Observations
+from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import at_length
 from qra_bo.space import Allocation, FloatArray, with_allowance
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.study.intervals import LEVEL
@@ -34,15 +34,15 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
     rate.
 
     Raises:
-        ConfigError: If the file of ``surrogate.rates`` can't be read or holds no prior.
+        ConfigError: If the file of ``surrogate.rates`` can't be read or holds no rates.
     """
     if "prediction" in run.study.last and run.study.learning_rate is not None:
         return
     config = run.config
-    prior = load_prior(config.surrogate.rates)
-    rates = at_length(prior.rates, run.study.objective_steps)
+    rates = at_length(load_rates(config.surrogate.rates), run.study.objective_steps)
     table = rates.table(problem)
-    uniform = {a: row for a in baselines if (row := row_of(problem, a)) is not None}
+    positions = {a: Observations(problem).position(a) for a in baselines}
+    uniform = {a: row for a, row in positions.items() if row is not None}
     best = min(uniform, key=lambda a: rates.difference(problem, uniform[a], next(iter(uniform.values())))[0],
                default=None)
     found = dict(solved(problem, table, [1.0, *SHRUNK]))
@@ -54,10 +54,10 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
     order = dict.fromkeys([*found, *(() if best is None else (best,))])
     run.record_conclusion("prediction", {
         "allocations": [a.to_json() for a in order], "reference": None if best is None else best.to_json(),
-        "mean": mean, "low": mean - half, "high": mean + half, "steps": rates.steps, "sources": list(prior.sources)})
+        "mean": mean, "low": mean - half, "high": mean + half, "steps": rates.steps, "sources": list(rates.sources)})
     if not run.study.calibrated:
         run.record_conclusion("calibration", {
-            "learning_rate": config.adapter.lr * prior.lr_scale, "rule": config.adapter.lr_rule, "trials": [],
+            "learning_rate": config.adapter.lr * rates.lr_scale, "rule": config.adapter.lr_rule, "trials": [],
             "uniform_baselines": [], "source": BY_PRIOR})
 
 

@@ -13,7 +13,7 @@ from qra_bo.config.resume import UNSAID, differences
 from qra_bo.execution.base import Executor
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.searchers.priors import prior_sha256
+from qra_bo.searchers.rates.files import rates_sha256
 from qra_bo.space import Allocation
 from qra_bo.study.given import check_same_given
 from qra_bo.study.journal import Event, Journal, canonical, session_seconds
@@ -88,8 +88,7 @@ class TrialRunner:
                   "uniform_baselines": self.config.effort.uniform_baselines,
                   "references": self.config.effort.references, "ranking_top": self.config.effort.ranking_top,
                   "rate_factors": list(self.config.effort.rate_factors)}
-        learned = {"prior_sha256": prior_sha256(self.config.surrogate.prior),
-                   "rates_sha256": prior_sha256(self.config.surrogate.rates)}
+        learned = {"rates_sha256": rates_sha256(self.config.surrogate.rates)}
         header = self.study.header
         if not header:
             self._append("header", {**self._header(), **learned, **effort})

@@ -19,7 +19,7 @@ REFUSED = {
     "profile": [*SYNTHETIC, "sensitivity.path=hidden/profile.json"],
     "profile-itself": [*SYNTHETIC, "sensitivity.path=unreadable.jsonl"],
     "profile-is-too-long": [*SYNTHETIC, f"sensitivity.path={LONG}"],
-    "prior": [*SYNTHETIC, "surrogate.prior=hidden/prior.json", "method=default"],
+    "rates": [*SYNTHETIC, "surrogate.rates=hidden/rates.json"],
     "allocation": ["model=tiny", "task=finetune", "allocation=hidden/best.json"],
     "allocation-is-too-long": ["model=tiny", "task=finetune", f"allocation={LONG}"],
     "model": ["+model=hf", "model.path=./hidden/model"],

@@ -224,7 +224,6 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["oracle.name=nope"], "oracle must be one of the options 'finetune', 'synthetic'"),
     (["method._target_=3"], "method: _target_ must be the dotted path of a class or function"),
     (["method.x=nan"], "method: its values must be finite numbers, texts, lists and mappings"),
-    (["method=random", "surrogate.prior=smollm2_135m"], "surrogate.prior is for searchers that take a prior"),
     (["mirror=sqlite"], r"mirror.*examples/journal_to_optuna\.py"),
     (["quantizer.formats.four=[nf4]"], "must be a mapping from bit-widths to lists of format names"),
     (["oracle._target_=my.Oracle"], r"^oracle: its name must .* give oracle\.name=NAME too\.$"),

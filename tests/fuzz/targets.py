@@ -21,7 +21,7 @@ from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.memory.budget import format_size, parse_budget, parse_size
 from qra_bo.memory.formats import BITS
 from qra_bo.pipeline.given import read_allocation
-from qra_bo.searchers.structured.transfer import load_prior
+from qra_bo.searchers.rates.files import load_rates
 from qra_bo.sensitivity.io import PublishedSensitivity, profile_from_json, profile_to_json, read_given
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.state import Study
@@ -212,18 +212,16 @@ def allocation(data: bytes) -> None:
         check(math.isfinite(rate) and rate > 0, "a learning rate", rate)
 
 
-def prior(data: bytes) -> None:
-    """What earlier runs taught: a file of ``surrogate.prior`` or ``surrogate.rates``."""
+def rates(data: bytes) -> None:
+    """What earlier runs taught: a file of ``surrogate.rates``."""
     try:
-        found = load_prior(str(SCRATCH.file("prior.json", data)))
+        found = load_rates(str(SCRATCH.file("rates.json", data)))
     except UserError:
         return
-    check(np.isfinite(found.rates.slopes).all() and found.rates.slopes.min() >= 0, "slopes", found.rates)
-    check(np.isfinite(found.rates.covariance).all() and 0 <= found.rates.error < math.inf, "a covariance", found.rates)
+    check(np.isfinite(found.slopes).all() and found.slopes.min() >= 0, "slopes", found)
+    check(np.isfinite(found.covariance).all() and 0 <= found.error < math.inf, "a covariance", found)
     check(0 < found.lr_scale < math.inf, "a learning rate", found.lr_scale)
-    for part in found.parts.values():
-        check(0 < part.scale < math.inf and 0 < part.spread < math.inf, "a scale", part)
 
 
 PARSERS: dict[str, Parser] = {f.__name__: f for f in (sizes, overrides, configuration, journal, profile, manifest,
-                                                      data_file, allocation, prior)}
+                                                      data_file, allocation, rates)}

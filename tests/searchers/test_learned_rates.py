@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from qra_bo.searchers.base import Forecasting
-from qra_bo.searchers.structured.lengths import at_length
-from qra_bo.searchers.structured.rates import Rates
+from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import Rates, at_length
 from qra_bo.searchers.structured.searcher import StructuredSearch
-from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space import CostTable, FloatArray, IntArray
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.lagrangian import Region, solve_relaxed
@@ -41,7 +40,7 @@ def test_first_proposal_is_the_optimum_of_the_rates_of_the_length_that_is_minimi
     problem = replace(make_problem()[0], objective_steps=steps)
     first = StructuredSearch(problem, rates=NAME).ask(1)[0].allocation
     assert lengths == [steps or problem.high_steps]  # a small space has one optimum at both lengths
-    table = at_length(load_prior(NAME).rates, lengths[0]).table(problem)
+    table = at_length(load_rates(NAME), lengths[0]).table(problem)
     best = solve_knapsack(table, problem.costs, problem.budget_bytes)
     n, row = problem.space.n_units, problem.space.encode(first)
     at = np.arange(n)

@@ -1,20 +1,35 @@
-"""Exchange rates of bits and ranks: planted slopes, closed forms, and the file that holds them."""
+"""Exchange rates of bits and ranks: planted slopes, closed forms, other lengths of training, files, and a run's use."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.structured.rates import LEAST_LOSSES, Rates, Study, learn, row_of, rows_terms, study_of, terms
-from qra_bo.searchers.structured.transfer import Prior, load_prior, save_prior
+from qra_bo import rates as command
+from qra_bo.api import search
+from qra_bo.searchers.baselines import RandomSearch
+from qra_bo.searchers.observations import Observations
+from qra_bo.searchers.rates.files import load_rates, rates_file, save_rates, shipped_rates
+from qra_bo.searchers.rates.learning import LEAST_LOSSES, Study, learn, study_of
+from qra_bo.searchers.rates.model import (
+    DEVIATIONS,
+    EXPONENTS,
+    LONGEST,
+    Rates,
+    at_length,
+    change,
+    rows_terms,
+    terms,
+)
+from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation, FloatArray, uniform
-from qra_bo.trials import Fidelity, Proposal
-from qra_bo.utils.errors import ConfigError
-from tests.conformance.searcher import evaluate, make_problem
+from qra_bo.utils.errors import ConfigError, JournalError
+from tests.conformance.searcher import make_problem, play
 
 PLANTED = np.array([0.2, 0.02, 0.005])
+RATES = Rates(PLANTED, np.diag([1e-4, 1e-5, 1e-7]), 0.01, 24, ("a", "b"), 1.5)
 
 
 def planted(level: float, seed: int, slopes: FloatArray = PLANTED, n: int = 60, noise: float = 0.0) -> Study:
@@ -23,11 +38,15 @@ def planted(level: float, seed: int, slopes: FloatArray = PLANTED, n: int = 60, 
     return Study(found, level + found @ slopes + noise * rng.standard_normal(n), np.ones(n), 24)
 
 
+def learned(*studies: Study) -> Rates:
+    return learn({f"study {i}": study for i, study in enumerate(studies)})
+
+
 def test_planted_slopes_are_found_whatever_the_levels() -> None:
-    found = learn([planted(1.0, 0), planted(4.0, 1)])
+    found = learned(replace(planted(1.0, 0), lr_scale=0.5), replace(planted(4.0, 1), lr_scale=2.0))
     assert found.slopes == pytest.approx(PLANTED, rel=0.03)
     assert found.error < 2e-3
-    assert (found.steps, found.studies) == (24, 2)
+    assert (found.steps, found.sources, found.lr_scale) == (24, ("study 0", "study 1"), 1.0)
     assert np.linalg.eigvalsh(found.covariance).min() > 0
 
 
@@ -41,27 +60,27 @@ def test_rates_know_nothing_of_the_rise_of_the_loss() -> None:
 
 
 def test_slopes_are_never_negative() -> None:
-    found = learn([planted(1.0, 2, np.array([0.2, 0.0, -0.01]))])
+    found = learned(planted(1.0, 2, np.array([0.2, 0.0, -0.01])))
     assert found.slopes.min() >= 0
     assert found.slopes[2] == 0
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_term_that_never_differed_stays_unknown_and_its_file_is_read(seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
     study = planted(1.0, seed, PLANTED * [1, 1, 0], n=14, noise=0.005)
     ranks = np.full(14, -4.0) + rng.choice([-8.9e-16, 0.0, 8.9e-16], 14)  # one rank: sums that differ in rounding
-    found = learn([replace(study, terms=np.column_stack([study.terms[:, :2], ranks]))])
+    found = learned(replace(study, terms=np.column_stack([study.terms[:, :2], ranks])))
     assert found.slopes[2] == pytest.approx(0.0, abs=1e-6)
     assert found.slopes[0] == pytest.approx(PLANTED[0], rel=0.15)
     assert 1.0 < found.covariance[2, 2] < 1e6
-    save_prior(Prior(found, {}, 1.0, ("a",)), tmp_path / "prior.json")
-    assert load_prior(str(tmp_path / "prior.json")).rates.covariance == pytest.approx(found.covariance)
+    save_rates(found, tmp_path / "rates.json")
+    assert load_rates(str(tmp_path / "rates.json")).covariance == pytest.approx(found.covariance)
 
 
 def test_slopes_that_differ_by_study_are_uncertain() -> None:
-    alike = learn([planted(1.0, 3), planted(1.0, 4)])
-    apart = learn([planted(1.0, 3), planted(1.0, 4, 2 * PLANTED)])
+    alike = learned(planted(1.0, 3), planted(1.0, 4))
+    apart = learned(planted(1.0, 3), planted(1.0, 4, 2 * PLANTED))
     ratio = apart.covariance.diagonal() / alike.covariance.diagonal()
     assert ratio.min() > 1
     assert ratio[0] > 100
@@ -70,50 +89,113 @@ def test_slopes_that_differ_by_study_are_uncertain() -> None:
 
 def test_table_sums_to_the_terms_of_a_row() -> None:
     problem, _ = make_problem()
-    rates, table, n = Rates(PLANTED, np.eye(3), 0.0, 24, 1), terms(problem) @ PLANTED, problem.space.n_units
+    table, n = terms(problem) @ PLANTED, problem.space.n_units
     row = np.array([0, 1, 2, 3, 1, 0, 1, 2, 3, 0])
     summed = sum(table[u, row[u], row[n + u]] for u in range(n))
     assert rows_terms(problem, row[None].astype(float))[0] @ PLANTED == pytest.approx(summed)
-    assert rates.table(problem) == pytest.approx(table)
+    assert RATES.table(problem) == pytest.approx(table)
 
 
 def test_doubling_every_rank_is_worth_its_slope() -> None:
     problem, _ = make_problem()
-    rates = Rates(PLANTED, np.diag([0.0, 0.0, 4e-6]), 0.001, 24, 1)
+    rates = replace(RATES, covariance=np.diag([0.0, 0.0, 4e-6]), error=0.001)
     name = problem.space.formats[1].name
-    two, three, four = (np.array(row_of(problem, uniform(5, name, r))) for r in (2, 3, 4))
+    two, three, four = (np.array(Observations(problem).position(uniform(5, name, r))) for r in (2, 3, 4))
     mean, sd = rates.difference(problem, four, two)
     assert mean == pytest.approx(-0.005)
     assert sd == pytest.approx(np.hypot(2e-3, 0.001))
     assert rates.difference(problem, three, two)[0] == pytest.approx(-0.005 * np.log2(1.5))  # off the ladder
     assert rates.difference(problem, two, two) == (0.0, 0.0)
-    assert row_of(problem, uniform(5, name, 64)) is None
 
 
 def test_study_needs_enough_losses() -> None:
     problem, oracle = make_problem()
-    few = [evaluate(problem, oracle, Proposal(a, Fidelity.HIGH, "global"), i)
-           for i, a in enumerate(_random(problem, LEAST_LOSSES))]
-    assert study_of(problem, few[:-1]) is None
-    found = study_of(problem, few)
+    told = [e for _, told in play(RandomSearch(problem), problem, oracle, LEAST_LOSSES) for e in told]
+    assert study_of(problem, told[:-1]) is None
+    found = study_of(problem, told, 2.0)
     assert found is not None
-    assert found.terms.shape == (LEAST_LOSSES, 3)
+    assert (found.terms.shape, found.steps, found.lr_scale) == ((LEAST_LOSSES, 3), problem.high_steps, 2.0)
 
 
-def _random(problem: SearchProblem, n: int) -> list[Allocation]:
-    rng, (n_units, n_formats, n_ranks) = np.random.default_rng(5), problem.costs.shape
-    rows = np.hstack([rng.integers(0, n_formats, (n, n_units)), rng.integers(0, n_ranks, (n, n_units))])
-    return [problem.space.decode(row) for row in rows]
+def test_slopes_follow_power_laws_up_to_the_longest_ratio() -> None:
+    assert at_length(RATES, 24).slopes.tolist() == PLANTED.tolist()
+    assert at_length(RATES, 24).covariance.tolist() == RATES.covariance.tolist()
+    for steps in (120, 240):
+        assert at_length(RATES, steps).slopes == pytest.approx(PLANTED * (steps / 24) ** EXPONENTS)
+    longest = round(24 * LONGEST)
+    assert at_length(RATES, 10 * longest).slopes == pytest.approx(at_length(RATES, longest).slopes)
 
 
-def test_malformed_rates_are_refused(tmp_path: Path) -> None:
-    rates, path = Rates(PLANTED, 1e-6 * np.eye(3), 0.01, 24, 2), tmp_path / "prior.json"
-    save_prior(Prior(rates, {}, 1.5, ("a", "b")), path)
-    found = load_prior(str(path))
-    assert found.rates.slopes == pytest.approx(PLANTED)
-    assert (found.rates.error, found.rates.steps, found.lr_scale, found.sources) == (0.01, 24, 1.5, ("a", "b"))
-    for bad in (replace(rates, slopes=-PLANTED), replace(rates, covariance=-np.eye(3)), replace(rates, error=-0.1),
-                replace(rates, covariance=np.eye(2)), replace(rates, steps=0)):
-        save_prior(Prior(bad, {}, 1.5, ()), path)
-        with pytest.raises(ConfigError, match="holds no prior"):
-            load_prior(str(path))
+def test_uncertainty_is_that_of_slopes_and_exponents() -> None:
+    found, factors = at_length(RATES, 240), 10.0**EXPONENTS
+    expected = RATES.covariance.diagonal() * factors**2 + (PLANTED * factors * DEVIATIONS * math.log(10)) ** 2
+    assert found.covariance.diagonal() == pytest.approx(expected)
+
+
+def test_change_is_the_difference_of_both_tables() -> None:
+    problem, _ = make_problem()
+    found, tables = change(RATES, problem, 24, 240), [at_length(RATES, s).table(problem) for s in (24, 240)]
+    rng, n = np.random.default_rng(0), problem.space.n_units
+    for _ in range(5):
+        row = np.array([*rng.integers(0, 4, n), *rng.integers(0, 4, n)])
+        before, after = (table[np.arange(n), row[:n], row[n:]].sum() for table in tables)
+        assert found.of(problem.space.decode(row)) == pytest.approx(after - before)
+
+
+def test_change_holds_off_the_ladder_of_ranks_and_as_json() -> None:
+    found = Change(("a", "b"), np.array([[0.1, 0.2], [0.3, 0.5]]), np.array([-0.01, -0.02]))
+    for change_ in (found, Change.from_json(found.to_json())):
+        assert change_.of(Allocation(("b", "a"), (3, 8))) == pytest.approx(0.5 - 0.01 * math.log2(3) - 0.02 * 3)
+
+
+def test_rates_survive_their_file_and_malformed_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    save_rates(RATES, path)
+    found, text = load_rates(str(path)), path.read_text()
+    assert found.slopes == pytest.approx(PLANTED)
+    assert replace(found, slopes=PLANTED, covariance=RATES.covariance) == RATES
+    for changed in ("{", text.replace('"schema_version": 4', '"schema_version": 9')):
+        path.write_text(changed)
+        with pytest.raises(ConfigError, match="holds no rates"):
+            load_rates(str(path))
+    for bad in (replace(RATES, slopes=-PLANTED), replace(RATES, covariance=-np.eye(3)), replace(RATES, error=-0.1),
+                replace(RATES, covariance=np.eye(2)), replace(RATES, steps=0), replace(RATES, lr_scale=-1.0)):
+        save_rates(bad, path)
+        with pytest.raises(ConfigError, match="holds no rates"):
+            load_rates(str(path))
+    with pytest.raises(ConfigError, match="can't be read"):
+        load_rates(str(tmp_path / "absent.json"))
+
+
+def test_shipped_rates_are_read_by_name() -> None:
+    assert all(load_rates(name).slopes.min() > 0 for name in shipped_rates())
+    assert rates_file("~/mine.json") == Path.home() / "mine.json"
+
+
+def test_runs_whose_folders_have_one_name_all_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "study_of_run", lambda folder: planted(1.0, 0))
+    path = tmp_path / "rates.json"
+    assert command.main(["first/0", "second/0", "second/1", "third", "--out", str(path)]) == 0
+    assert load_rates(str(path)).sources == ("first/0", "second/0", "1", "third")
+
+
+def test_rates_of_finished_runs_are_used_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["+model=tiny", "data=tiny", "oracle=synthetic", "budget=uniform:4,4", "display=none", "confirm.seeds=0",
+              "effort=quick"]
+    run = search([*common, f"out={tmp_path / 'first'}", "effort.max_full_trials=20", "effort.stop=null",
+                  "adapter.lr=0.004", "calibrate.lr_scales=[1.0]"])
+    path = tmp_path / "rates.json"
+    assert command.main([str(run.folder), "--out", str(path)]) == 0
+    assert load_rates(str(path)).lr_scale == 2.0  # of the trainer's 0.002, which another run takes
+    same = [*common, f"out={tmp_path / 'second'}", f"surrogate.rates={path}"]
+    taught = search(same)
+    held = path.read_bytes()
+    save_rates(RATES, path)
+    with pytest.raises(JournalError, match=r"surrogate\.rates has changed.*Restore it"):
+        search(same)
+    path.write_bytes(held)
+    assert search(same).best == taught.best
+    assert command.main([str(tmp_path), "--out", str(path)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"surrogate\.rates must name a file"):
+        search([*common, f"out={tmp_path / 'third'}", f"surrogate.rates={tmp_path / 'absent.json'}"])

@@ -16,7 +16,7 @@ from qra_bo.report.data import load_run, parse_events
 from qra_bo.report.html import render_html
 from qra_bo.report.live import RunState
 from qra_bo.report.story import answer, comparison, versus
-from qra_bo.searchers.structured.transfer import load_prior
+from qra_bo.searchers.rates.files import load_rates
 from qra_bo.space import Allocation, limit_average_bits
 from qra_bo.study import load_study, prediction
 from qra_bo.study.comparison import compare_qlora
@@ -56,7 +56,7 @@ def kept(trials: list[Trial]) -> list[tuple[str, str, float | None]]:
 
 def test_solution_is_the_exact_optimum_within_the_budget() -> None:
     problem, _ = make_problem(3)
-    table = load_prior("smollm2_135m").rates.table(problem)
+    table = load_rates("smollm2_135m").table(problem)
     (allocation, row), (smaller, _) = solved(problem, table, [1.0, 0.9])
     n_units, n_formats, n_ranks = problem.costs.shape
     rows = np.array(list(np.ndindex(*(n_formats,) * n_units, *(n_ranks,) * n_units)))
@@ -72,7 +72,7 @@ def test_smaller_shares_of_the_budget_are_of_memory_and_not_of_average_bits() ->
     problem, _ = make_problem(3)
     least = problem.space.formats[0].bits
     limited = replace(problem, costs=limit_average_bits(problem.costs, problem.space, problem.budget_bytes, least))
-    table = load_prior("smollm2_135m").rates.table(limited)
+    table = load_rates("smollm2_135m").table(limited)
     found = solved(limited, table, [1.0, 0.9])
     assert [problem.space.bits(a) for a, _ in found] == [(least,) * 3] * 2
     assert limited.costs.totals(problem.space.encode(found[1][0])[None])[0] <= problem.budget_bytes

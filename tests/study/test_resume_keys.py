@@ -58,7 +58,7 @@ not do."""
 LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.references", "effort.rate_factors",
           "effort.ranking_top", "effort.sequential", "effort.stop"}
 """Keys that extend a run: its end is another one."""
-UNCHANGED = {"sensitivity.path", "surrogate.prior", "surrogate.rates", "method.prior", "method.rates", "logger.name",
+UNCHANGED = {"sensitivity.path", "surrogate.rates", "method.rates", "logger.name",
              "executor.name", "method.model._target_", "quantizer.rounding", "quantizer.formats.16", "task",
              "allocation", "eval.tasks", "model.source", "gpu", "effort.compare"}
 """Keys that have no other value in a search of the synthetic oracle without files and extras."""

@@ -1,7 +1,4 @@
-"""The default search: a structured surrogate over sensitivities, proposals by knapsacks.
-
-``transfer`` learns priors of the surrogate from earlier runs.
-"""
+"""The default search: a structured surrogate over sensitivities, proposals by knapsacks."""
 
 from qra_bo.searchers.structured.features import build_components
 from qra_bo.searchers.structured.searcher import LEAST_CHECKED, StructuredSearch

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity import BELIEVED, measured_sensitivity
+from qra_bo.sensitivity import BELIEVED, sensitivity_scales
 from qra_bo.space import FloatArray
 from qra_bo.utils.errors import ConfigError
 from surrogates.structured import Component
@@ -27,7 +27,7 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
     space, profile = problem.space, problem.profile
     n_units, n_formats, n_ranks = problem.costs.shape
     share = space.unit_share[:, None]
-    level, root = sensitivity_scales(problem, quantization_sensitivity)
+    level, root = sensitivity_scales(problem.profile, quantization_sensitivity)
     log_rank = rank_scale(problem)
     below = np.triu(np.ones((n_formats, n_formats)))[:, :-1]  # below[f, j] = 1 for formats up to j: a step above it
     rank_steps = np.tril(np.ones((n_ranks, n_ranks)))[:, 1:] * np.sqrt(np.diff(log_rank))
@@ -57,13 +57,6 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
     return [c for c in built if c is not None] or [
         Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64),
                   torch.ones((n_units, 1), dtype=torch.float64))]
-
-
-def sensitivity_scales(problem: SearchProblem, measure: str) -> tuple[FloatArray, FloatArray]:
-    """Return ``measured_sensitivity``, at least 0 and falling along the ladder, and its square root, ``L x F``."""
-    level = np.clip(measured_sensitivity(problem.profile, measure), 0.0, None)
-    monotone = np.maximum.accumulate(level[:, ::-1], axis=1)[:, ::-1]
-    return monotone, np.sqrt(monotone)
 
 
 def rank_scale(problem: SearchProblem) -> FloatArray:
@@ -128,7 +121,7 @@ def prior_share(max_full_trials: float) -> int:
 def prior_tables(problem: SearchProblem, n: int, quantization_sensitivity: str) -> list[FloatArray]:
     """Return the first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``.
     Raises ``ConfigError`` if there is no such measure of quantisation sensitivity (``measured_sensitivity``)."""
-    level, root = sensitivity_scales(problem, quantization_sensitivity)
+    level, root = sensitivity_scales(problem.profile, quantization_sensitivity)
     share = problem.space.unit_share[:, None, None]
     n_units, n_formats, _ = problem.costs.shape
     rows = np.array([[f] * n_units + [0] * n_units for f in range(n_formats)], dtype=np.int64)

@@ -13,9 +13,9 @@ from botorch.acquisition.analytic import LogExpectedImprovement, PosteriorMean
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher, TrustRegion, kept_indices
+from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import at_length
 from qra_bo.searchers.structured.features import build_components, prior_share, prior_tables
-from qra_bo.searchers.structured.lengths import at_length
-from qra_bo.searchers.structured.transfer import load_prior, with_prior
 from qra_bo.sensitivity import BELIEVED, MEASURES, unknown_measure
 from qra_bo.space import Allocation, FloatArray, IntArray
 from qra_bo.space.lagrangian import Region, solve_relaxed
@@ -53,11 +53,9 @@ class StructuredSearch(ObservingSearcher):
         most: Observations that the surrogate is conditioned on at most (see ``kept_indices``).
         always_fitted: Up to so many observations its scales are fitted after every one; beyond, each time their number
             has grown by a twentieth of the excess.
-        prior: Prior of the parts' scales learned from earlier runs: a file or the name of one that comes with the
-            package; or ``None``.
-        rates: Learned exchange rates, likewise: at the length of training that is minimised they are the surrogate's
-            prior mean, whose optimum is the first proposal; ``None``: the prior mean is constant. They are of the KL
-            divergence, whatever ``quantization_sensitivity`` says.
+        rates: Learned exchange rates, a file or the name of one that comes with the package: at the length of training
+            that is minimised they are the surrogate's prior mean, whose optimum is the first proposal; ``None``: the
+            prior mean is constant. They are of the KL divergence, whatever ``quantization_sensitivity`` says.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
         quantization_sensitivity: Its measure, see ``measured_sensitivity``.
 
@@ -70,9 +68,9 @@ class StructuredSearch(ObservingSearcher):
 
     def __init__(self, problem: SearchProblem, *, n_prior: int | None = None, draws: int = 6,
                  temperatures: Sequence[float] = (1.0, 0.5), acquisition: str | Callable[..., Any] = "logei",
-                 rel_gap: float = 1e-3, most: int = 500, always_fitted: int = 150, prior: str | None = None,
-                 rates: str | None = None, without: Collection[str] = (),
-                 quantization_sensitivity: str = BELIEVED, model: StructuredSettings | None = None) -> None:
+                 rel_gap: float = 1e-3, most: int = 500, always_fitted: int = 150, rates: str | None = None,
+                 without: Collection[str] = (), quantization_sensitivity: str = BELIEVED,
+                 model: StructuredSettings | None = None) -> None:
         problems, acquire = [], None
         if most < 2 or always_fitted < 0:
             problems.append(f"most must be at least 2 and always_fitted at least 0; got {most} and {always_fitted}")
@@ -97,15 +95,14 @@ class StructuredSearch(ObservingSearcher):
         self._acquire = acquire
         self._draws, self._temperatures, self._rel_gap = draws, temperatures, rel_gap
         self._most, self._always_fitted, self._settings = most, always_fitted, model
-        parts = with_prior(build_components(problem, without, quantization_sensitivity),
-                           {} if prior is None else load_prior(prior).parts)
+        parts = build_components(problem, without, quantization_sensitivity)
         if rates is None:
             self._design = Design(parts)
             n_prior = prior_share(problem.max_full_trials) if n_prior is None else n_prior
             self._prior = prior_tables(problem, n_prior, quantization_sensitivity)
         else:  # what the parts are left to explain is what the learned rates do not
             steps = problem.high_steps if problem.objective_steps is None else problem.objective_steps
-            centre = at_length(load_prior(rates).rates, steps).table(problem)
+            centre = at_length(load_rates(rates), steps).table(problem)
             self._design = Design([replace(c, scale=KNOWN * c.scale) for c in parts], torch.from_numpy(centre))
             self._prior = [centre]
         n_units = problem.space.n_units

@@ -1,0 +1,76 @@
+"""Files of learned exchange rates: the user's, and those that come with the package, by name."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge
+from pydantic import AllowInfNan, PositiveFloat, PositiveInt, TypeAdapter
+
+from qra_bo.searchers.rates.model import NAMES, Rates
+from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.files import strict_json, write_json
+
+SCHEMA_VERSION = 4
+
+
+def shipped_rates() -> dict[str, Path]:
+    """Return the file of every set of rates that comes with the package, by its name."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.json"))}
+
+
+def rates_file(given: str) -> Path:
+    """Return the file that ``surrogate.rates`` names: one that comes with the package, or the user's own."""
+    return shipped_rates().get(given) or Path(given).expanduser()
+
+
+def _read(given: str) -> bytes:
+    try:
+        return rates_file(given).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{given}, what earlier runs taught, can't be read ({error.strerror}); give surrogate.rates "
+                          "a file that python -m qra_bo.rates wrote") from error
+
+
+def rates_sha256(given: str) -> str:
+    """Return the hash of the file that ``surrogate.rates`` names; raises ``ConfigError`` if it can't be read."""
+    return hashlib.sha256(_read(given)).hexdigest()
+
+
+def save_rates(rates: Rates, path: Path) -> None:
+    """Write rates as JSON, atomically."""
+    write_json(path, {
+        "schema_version": SCHEMA_VERSION, "sources": list(rates.sources),
+        "slopes": dict(zip(NAMES, rates.slopes.tolist(), strict=True)), "covariance": rates.covariance.tolist(),
+        "error": rates.error, "steps": rates.steps, "lr_scale": rates.lr_scale})
+
+
+def load_rates(given: str) -> Rates:
+    """Inverse of ``save_rates``, for a file or the name of one that comes with the package. Raises ``ConfigError`` if
+    the file can't be read or holds no rates."""
+    try:
+        data = strict_json(_read(given))
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {data['schema_version']!r}, this release reads {SCHEMA_VERSION}")
+        stored = TypeAdapter(_Stored).validate_python(data)
+        covariance = np.array(stored.covariance)
+        if covariance.shape != (len(NAMES), len(NAMES)) or np.linalg.eigvalsh(covariance).min() < -1e-12:
+            raise ValueError(f"the covariance must be positive and {len(NAMES)} x {len(NAMES)}")
+        return Rates(np.array([stored.slopes[name] for name in NAMES]), covariance, stored.error, stored.steps,
+                     tuple(stored.sources), stored.lr_scale)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{rates_file(given)} holds no rates of python -m qra_bo.rates: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """``Rates`` as a file holds them."""
+
+    sources: list[str]
+    slopes: dict[str, Annotated[float, Ge(0), AllowInfNan(False)]]
+    covariance: list[list[Annotated[float, AllowInfNan(False)]]]
+    error: Annotated[float, Ge(0), AllowInfNan(False)]
+    steps: PositiveInt
+    lr_scale: PositiveFloat

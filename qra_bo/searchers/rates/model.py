@@ -1,0 +1,107 @@
+"""Exchange rates between bits and ranks: an additive model of the loss with few slopes, learned from earlier trials.
+
+    loss = level + a sum_l I_q + b sum_l sqrt(I_q) - c sum_l share_l log2 r_l
+
+``I_q`` is the quantisation sensitivity of unit ``l`` in its format as KL divergence from the 16-bit model (nats),
+``share_l`` its share of the parameters. (The rise of the loss on a profile's few sequences has more noise, and an
+optimum picks the units where noise makes few bits look harmless.) Slopes are at least 0 and the same for all units, so
+that those of one text or model say something about another; the level is each study's own. (An interaction of
+sensitivity and rank, and the measured rank sensitivity in place of ``log2 r``, did not predict the rows of an unseen
+table better.)
+
+Damage by few bits heals while adapters are trained, and what a rank is worth grows. A slope learned from trainings
+of ``s`` steps is taken to be ``(T / s)^e`` times as large at ``T`` steps. The exponents are those of
+``bench/results/length_model.json`` (commit 80dfe91): one model, one text, 24 to 240 steps. They are of the ratio of two
+lengths, so that trials of any batch can be carried to the length of a final fine-tune.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.sensitivity import DIVERGENCE, sensitivity_scales
+from qra_bo.sensitivity.change import Change
+from qra_bo.space import FloatArray
+
+NAMES = ("sensitivity", "root_sensitivity", "log2_rank")
+"""The slopes: nats of loss a nat of I_q, a root nat of it, and a doubling of every rank (there a gain)."""
+EXPONENTS = np.array([-0.16, -0.16, 0.22])
+"""Of the slopes, in the order of ``NAMES``."""
+DEVIATIONS = np.array([0.01, 0.01, 0.08])
+"""Standard deviations of the exponents."""
+LONGEST = 10.0
+"""Longest ratio that was measured; beyond it the rates stay as they are there."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learned slopes with their uncertainty.
+
+    Args:
+        slopes: In the order of ``NAMES``, at least 0.
+        covariance: Of the slopes for a new task, ``3 x 3``: of their estimate, and between the studies.
+        error: Standard deviation of what the model leaves unexplained in a difference of two good allocations (nats),
+            on studies that it was not fitted to where there are several.
+        steps: Optimiser steps of the trials that it was learned from.
+        sources: The studies that it was learned from, in words.
+        lr_scale: Factor on the learning rate that a trainer has for a model: the geometric mean of the calibrated ones.
+    """
+
+    slopes: FloatArray
+    covariance: FloatArray
+    error: float
+    steps: int
+    sources: tuple[str, ...]
+    lr_scale: float = 1.0
+
+    def table(self, problem: SearchProblem) -> FloatArray:
+        """Return the expected loss of every choice of every unit, but for a constant, ``L x F x R`` (nats)."""
+        return np.asarray(terms(problem) @ self.slopes)
+
+    def difference(self, problem: SearchProblem, allocation: FloatArray, reference: FloatArray) -> tuple[float, float]:
+        """Return mean and standard deviation of the loss of a row less that of another (nats).
+
+        Args:
+            problem: Of both.
+            allocation: Its ladder positions, ``2 L``; those of ranks may be fractional.
+            reference: Likewise.
+        """
+        apart = np.subtract(*rows_terms(problem, np.stack([allocation, reference])))
+        variance = float(apart @ self.covariance @ apart) + (self.error**2 if apart.any() else 0.0)
+        return float(apart @ self.slopes), math.sqrt(variance)
+
+
+def terms(problem: SearchProblem) -> FloatArray:
+    """Return the terms of the model by unit, format and rank, ``L x F x R x 3``: what ``slopes`` multiply."""
+    level, root = sensitivity_scales(problem.profile, DIVERGENCE)
+    ranks = np.log2(np.array(problem.space.ranks.values, dtype=np.float64))
+    parts = (level[:, :, None], root[:, :, None], -problem.space.unit_share[:, None, None] * ranks)
+    return np.stack([np.broadcast_to(part, problem.costs.shape) for part in parts], axis=-1)
+
+
+def rows_terms(problem: SearchProblem, rows: FloatArray) -> FloatArray:
+    """Return the terms of ``n x 2 L`` rows, ``n x 3``; rank positions may be fractional."""
+    table, n_units = terms(problem), problem.space.n_units
+    units, formats, position = np.arange(n_units), rows[:, :n_units].astype(np.int64), rows[:, n_units:]
+    low = np.floor(position).astype(np.int64)
+    below, above = (table[units, formats, r] for r in (low, np.minimum(low + 1, table.shape[2] - 1)))
+    return np.asarray((below + (position - low)[..., None] * (above - below)).sum(axis=1))
+
+
+def at_length(rates: Rates, steps: int) -> Rates:
+    """Return the rates of trainings of ``steps`` steps; their covariance holds that of the exponents."""
+    log_ratio = math.log(min(steps / rates.steps, LONGEST))
+    factors = np.exp(EXPONENTS * log_ratio)
+    slopes = rates.slopes * factors
+    covariance = rates.covariance * np.outer(factors, factors) + np.diag((slopes * DEVIATIONS * log_ratio) ** 2)
+    return replace(rates, slopes=slopes, covariance=covariance, steps=steps)
+
+
+def change(rates: Rates, problem: SearchProblem, before: int, after: int) -> Change:
+    """Return what trainings of ``after`` steps change in the losses of those of ``before`` steps, by the rates."""
+    level, root = sensitivity_scales(problem.profile, DIVERGENCE)
+    a, b, c = at_length(rates, after).slopes - at_length(rates, before).slopes
+    return Change(tuple(f.name for f in problem.space.formats), np.asarray(a * level + b * root),
+                  np.asarray(-c * problem.space.unit_share, dtype=np.float64))
