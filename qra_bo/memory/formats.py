@@ -183,6 +183,11 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
     return blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 if fmt.double_quant else 4 * blocks
 
 
+def matrix_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> tuple[int, int]:
+    """Return ``weight_bytes`` and ``metadata_bytes``. Raises ``SpaceError`` likewise."""
+    return weight_bytes(fmt, out_features, in_features), metadata_bytes(fmt, out_features, in_features)
+
+
 _TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Weights that the quantiser backends unpack at a time (``finetune.quantization.base.tile_numel``)."""
 

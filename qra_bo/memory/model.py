@@ -14,7 +14,7 @@ knapsack solver can treat exactly:
 ``load`` holds the resident bytes once an allocation is in place; it is never the largest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,8 +25,8 @@ from qra_bo.memory.activations import ORDER, LayerModel, TrainShape, group_of, r
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.evaluation import evaluation_layer, evaluation_spikes
+from qra_bo.memory.formats import matrix_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
-from qra_bo.memory.serving import ANY, CONSUMERS, served_bytes
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -56,21 +56,21 @@ class _Parts:
 
 @dataclass(frozen=True, repr=False)
 class MemoryModel:
-    """Bytes of allocations of one decoder under one trainer. Raises ``ConfigError`` if scope or consumer is unknown.
+    """Bytes of allocations of one decoder under one trainer. Raises ``ConfigError`` if the scope is unknown.
 
     Args:
         scope: ``"peak"`` (device memory of fine-tuning) or ``"stored"`` (quantised weights, metadata, adapters in
             16 bits: the paper's accounting, without unquantised weights).
         allowance: Bytes of the device's allocator beyond the live ones; ``None``: assumed from its kind.
-        serve: Program whose files hold what is stored (``memory.serving``); the peak of training has nothing to do
-            with it.
+        matrix_bytes: Bytes of codes and of metadata of a format's ``out x in`` matrix as scope ``stored`` counts them:
+            those on the device, or those in the files of another program (``Consumer.matrix_bytes``).
     """
 
     spec: DecoderSpec
     shape: TrainShape
     scope: str = "peak"
     allowance: Allowance | None = None
-    serve: str = ANY
+    matrix_bytes: Callable[[StorageFormat, int, int], tuple[int, int]] = matrix_bytes
 
     def __repr__(self) -> str:
         shape = self.shape
@@ -80,8 +80,6 @@ class MemoryModel:
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise ConfigError(f"memory.scope must be one of {list(SCOPES)}; got {self.scope!r}")
-        if self.serve not in CONSUMERS:
-            raise ConfigError(f"serve must be one of {', '.join(CONSUMERS)}; got {self.serve!r}")
 
     @cached_property
     def layer(self) -> LayerModel:
@@ -155,11 +153,11 @@ class MemoryModel:
 
     def _parts(self, space: SearchSpace) -> _Parts:
         ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
-        serve = self.serve if self.scope == "stored" else ANY
+        sizes_of = self.matrix_bytes if self.scope == "stored" else matrix_bytes
         by_shape: dict[tuple[tuple[int, int], ...], tuple[IntArray, ...]] = {}
         shapes = [tuple((m.out_features, m.in_features) for m in unit.linears) for unit in space.units]
         for shape in set(shapes):
-            sizes = np.array([[served_bytes(serve, f, *sides) for sides in shape] for f in space.formats])
+            sizes = np.array([[sizes_of(f, *sides) for sides in shape] for f in space.formats])
             tensors = np.array(shape, dtype=np.int64).reshape(-1, 1) * ranks
             kept, paged = state_bytes(kind, tensors, device)
             by_shape[shape] = (*sizes.sum(axis=1).T, np.array(sum(map(sum, shape))), kept.sum(axis=0),

@@ -8,15 +8,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from qra_bo.memory.advice import Advice, advice_on, best_uniform, largest_rank, smallest_side
 from qra_bo.memory.budget import describe, format_size, largest, smallest
 from qra_bo.memory.cards import Card
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
-from qra_bo.memory.serving import ANY, CONSUMERS
-from qra_bo.memory.serving_cost import gguf_bytes, serving_notes
+from qra_bo.memory.serving import ANY, CONSUMERS, Consumer, serving_note
 from qra_bo.memory.speed import step_seconds
-from qra_bo.memory.verdict import Verdict, best_uniform, largest_rank, smallest_side, verdict_of
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import SpaceError, UserError
 from qra_bo.utils.html import html_table
@@ -39,20 +38,30 @@ class Row:
 
     Args:
         what: E.g. ``"nf4, rank 16"``, or ``"smallest allocation"``.
-        fmt: Storage format of every unit; this, ``bits`` and ``rank`` are ``None`` where units differ.
+        allocation: One of ``space``.
         phase: Name of the largest phase, e.g. ``"backward"``.
         file_bytes: Bytes of the whole model as a file, embedding and head included.
-        gguf_bytes: Bytes of the tensors in the files of the export ``gguf``, by file; empty but for ``serve=llamacpp``.
     """
 
     what: str
-    fmt: str | None
-    bits: int | None
-    rank: int | None
+    space: SearchSpace
+    allocation: Allocation
     phase: str
     breakdown: Mapping[str, int]
     file_bytes: int
-    gguf_bytes: Mapping[str, int]
+
+    @property
+    def fmt(self) -> str | None:
+        """Storage format of every unit; ``None`` where units differ, as for ``bits`` and ``rank``."""
+        return _common(self.allocation.formats)
+
+    @property
+    def bits(self) -> int | None:
+        return _common(self.space.bits(self.allocation))
+
+    @property
+    def rank(self) -> int | None:
+        return _common(self.allocation.ranks)
 
     @property
     def total(self) -> int:
@@ -60,7 +69,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         return {"format": self.fmt, "bits": self.bits, "rank": self.rank, "phase": self.phase, "bytes": self.total,
-                "file_bytes": self.file_bytes, "gguf_bytes": dict(self.gguf_bytes), "breakdown": dict(self.breakdown)}
+                "file_bytes": self.file_bytes, "breakdown": dict(self.breakdown)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +87,7 @@ class BudgetAnswer:
 
     Args:
         fits: Whether any allocation of the space fits.
-        verdict: What to expect of it.
+        advice: What to expect of it.
         ranks: By format, the largest integer rank, of at most the space's, that fits on every unit; 0 where none does.
         best: The uniform choice of the most bits that fits and that ``max_average_bits`` allows, at its largest rank;
             ``None`` where none fits.
@@ -88,7 +97,7 @@ class BudgetAnswer:
     text: str
     size: int
     fits: bool
-    verdict: Verdict
+    advice: Advice
     ranks: Mapping[str, int]
     best: Row | None
     tokens_per_second: float | None = None
@@ -110,7 +119,8 @@ class Plan:
         card: The card that the plan is for; ``None`` where none is named.
         references: What people train without a search: QLoRA, and LoRA on 16-bit weights, at rank 16, both with
             embedding and head in 16 bits.
-        serving: What it costs to search only formats that ``serve`` loads; empty for ``serve=any``.
+        consumer: Program that the result is for.
+        serving: The formats that it loads; ``None`` for any program.
     """
 
     memory: MemoryModel
@@ -124,7 +134,8 @@ class Plan:
     cards: Mapping[int, Row | None]
     levers: tuple[Lever, ...]
     card: Card | None = None
-    serving: tuple[str, ...] = ()
+    consumer: Consumer = CONSUMERS[ANY]
+    serving: str | None = None
 
     def __repr__(self) -> str:
         best = ", ".join(f"{answer.text}: {'nothing fits' if not answer.fits else 'mixed allocations only'}"
@@ -153,14 +164,14 @@ class Plan:
         spec, shape = self.memory.spec, self.memory.shape
         return {
             "schema_version": SCHEMA_VERSION, "model": spec.name, "scope": self.memory.scope,
-            "serve": self.memory.serve, "serving": list(self.serving), "device": shape.device,
+            "serve": self.consumer.name, "serving": self.serving, "device": shape.device,
             "parameters": {"linears": spec.linear_numel, "other": spec.other_numel}, "units": self.n_units,
             "train": {"batch": shape.batch, "accumulate": shape.accumulate, "length": shape.length,
                       "checkpointing": shape.checkpointing, "logits_chunk": shape.logits_chunk,
                       "compute_bits": 8 * shape.compute_dtype_bytes, "optimizer": shape.optimizer,
                       "eval_batch": shape.eval_batch, "embeddings": shape.embeddings},
             "allowance": asdict(self.memory.effective_allowance), "fits": self.fits,
-            "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "verdict": b.verdict.to_json(),
+            "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "advice": b.advice.to_json(),
                          "largest_uniform_rank": dict(b.ranks),
                          "best_uniform": None if b.best is None else b.best.to_json(),
                          "estimated_tokens_per_second": b.tokens_per_second} for b in self.budgets],
@@ -175,7 +186,8 @@ class Plan:
 
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
                 on_card: MemoryModel | None = None, card: Card | None = None, headroom: int = 0,
-                most_bits: float | None = None, larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Plan:
+                most_bits: float | None = None, consumer: Consumer = CONSUMERS[ANY],
+                larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Plan:
     """Price uniform choices, budgets, cards and levers.
 
     Raises ``SpaceError`` if a format can't store a matrix of the decoder.
@@ -188,7 +200,8 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         card: The card that the plan is for, of which times are estimated.
         headroom: Bytes of a card that nothing is planned for.
         most_bits: Limit on average code bits; ``None``: none.
-        larger: Further decoders, asked for where nothing binds (see ``verdict_of``).
+        consumer: Program that the result is for; in scope ``stored`` ``memory`` counts the bytes of its files.
+        larger: Further decoders, asked for where nothing binds (see ``advice_on``).
     """
     table = memory.table(space)
     need, least = smallest(table, space)
@@ -198,10 +211,10 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     for text, size in budgets.items():
         ranks = {fmt: largest_rank(memory, space, fmt, size) for fmt in space.formats}
         best = _best(memory, space, size, most_bits)
-        verdict = verdict_of(memory, space, size, most_bits=most_bits, larger=larger)
+        advice = advice_on(memory, space, size, most_bits=most_bits, larger=larger)
         pace = None if best is None or card is None else memory.shape.tokens / step_seconds(
             memory, space, uniform(space.n_units, str(best.fmt), int(best.rank or 0)), card)
-        answers.append(BudgetAnswer(text, size, need <= size, verdict, {f.name: rank for f, rank in ranks.items()},
+        answers.append(BudgetAnswer(text, size, need <= size, advice, {f.name: rank for f, rank in ranks.items()},
                                     best, pace))
     totals = {gb: round(USABLE * gb * 2**30) for gb in CARDS_GB}
     if card is not None:  # its own row agrees with its budget
@@ -210,18 +223,17 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     cards = {gb: _best(trained, space, total - headroom, most_bits) for gb, total in totals.items()}
     return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)),
                 _row(memory, space, least, "smallest allocation"), describe(least, space), largest(table, space)[0],
-                cards, tuple(_levers(memory, space, need)), card,
-                tuple(serving_notes(memory, space, budgets, most_bits)))
+                cards, tuple(_levers(memory, space, need, consumer)), card, consumer,
+                serving_note(consumer, memory, space))
+
+
+def _common(values: Sequence[Any]) -> Any:
+    return values[0] if len(set(values)) == 1 else None
 
 
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:
-    phase, parts = memory.phase_breakdown(space, allocation)
-
-    def common(values: Sequence[Any]) -> Any:
-        return values[0] if len(set(values)) == 1 else None
-
-    return Row(what, common(allocation.formats), common(space.bits(allocation)), common(allocation.ranks), phase, parts,
-               memory.file_bytes(space, allocation), gguf_bytes(memory, space, allocation))
+    return Row(what, space, allocation, *memory.phase_breakdown(space, allocation),
+               memory.file_bytes(space, allocation))
 
 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:
@@ -233,7 +245,7 @@ def _references(memory: MemoryModel, space: SearchSpace) -> Iterator[Row]:
     rank = min(REFERENCE_RANK, smallest_side(space))
     for what, bits in REFERENCES.items():
         with suppress(SpaceError):  # a matrix that the format can't store
-            usual = replace(memory, serve=ANY, shape=replace(memory.shape, embeddings=16))
+            usual = replace(memory, shape=replace(memory.shape, embeddings=16))
             yield replace(_uniform_row(usual, space, default_format(bits), rank), what=what)
 
 
@@ -243,7 +255,7 @@ def _best(memory: MemoryModel, space: SearchSpace, limit: int, most_bits: float 
     return None if chosen is None else _uniform_row(memory, space, *chosen)
 
 
-def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:
+def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consumer) -> list[Lever]:
     """Single changes that lower the bytes of the smallest allocation, the most saving first."""
     shape, levers = memory.shape, []
 
@@ -270,7 +282,7 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:
     bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
     if bits[0] > 2:
         with suppress(UserError):  # where two bits can't be packed into these shapes, they are no lever
-            formats = (CONSUMERS[memory.serve].default_format(2), *space.formats)
+            formats = (consumer.default_format(2), *space.formats)
             add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=formats))
     if ranks[0] > 1:
         add(f"ranks={_listed((1, *ranks))}", memory, replace(space, ranks=Ladder("ranks", (1, *ranks))))

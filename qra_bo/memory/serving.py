@@ -21,16 +21,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from qra_bo.memory.formats import (
-    BITS,
-    WIDTHS,
-    check_shape,
-    default_format,
-    has_zeros,
-    metadata_bytes,
-    parse_format,
-    weight_bytes,
-)
+from qra_bo.memory.budget import uniform_bytes
+from qra_bo.memory.embeddings import n_tables, table_numel
+from qra_bo.memory.formats import BITS, WIDTHS, check_shape, default_format, has_zeros, matrix_bytes, parse_format
+from qra_bo.memory.model import MemoryModel
+from qra_bo.space import Allocation, SearchSpace
 from qra_bo.space.space import GRANULARITIES, StorageFormat
 
 ANY = "any"
@@ -95,6 +90,19 @@ class Consumer:
         names = [f"{kind}{bits}" for kind, widths in self.kinds.items() for bits in widths]
         return f"{', '.join(names)}, each with -g32, -g64 or -g128, and fp16"
 
+    def matrix_bytes(self, fmt: StorageFormat, out_features: int, in_features: int) -> tuple[int, int]:
+        """Return the bytes of codes and of metadata of one ``out_features x in_features`` matrix in its files.
+
+        Formats that it does not load (references of a comparison) have this package's bytes, and so has 16 bits. Raises
+        ``SpaceError`` if the format can't store a matrix of this shape.
+        """
+        if self.group_bytes is None or fmt.backend != "integer" or not self.loads(fmt):
+            return matrix_bytes(fmt, out_features, in_features)
+        check_shape(fmt, out_features, in_features)
+        groups = out_features * in_features // fmt.block
+        codes, metadata = self.group_bytes(fmt)
+        return groups * codes, groups * metadata
+
     def default_format(self, bits: int) -> StorageFormat:
         """Return its format of a bit-width where the configuration names none."""
         free = not self.kinds or bits == 16
@@ -145,16 +153,42 @@ TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
 """By export target that holds some formats alone: whether it holds one, exactly or rounded, and what to search with."""
 
 
-def served_bytes(serve: str, fmt: StorageFormat, out_features: int, in_features: int) -> tuple[int, int]:
-    """Return the bytes of codes and of metadata of one ``out_features x in_features`` matrix in a consumer's files.
+def serving_note(consumer: Consumer, memory: MemoryModel, space: SearchSpace) -> str | None:
+    """Return one line on the formats of a search for ``consumer``, with bit-widths of no use, which take as many bytes
+    as a wider one; ``None`` for any program."""
+    if consumer.name == ANY:
+        return None
+    sizes = [(fmt.bits, uniform_bytes(memory, space, fmt, space.ranks.values[0])) for fmt in space.formats]
+    useless = sorted({bits for bits, size in sizes if any(b > bits and s <= size for b, s in sizes)})
+    kept = sorted({bits for bits, _ in sizes} - set(useless))
+    advice = f" There {' and '.join(map(str, useless))} bits take as many bytes as wider ones: use bits=[" \
+             f"{','.join(map(str, kept))}]." if useless else ""
+    return f"serve={consumer.name}: {' '.join(fmt.name for fmt in space.formats)}, which {consumer.title} loads " \
+           f"exactly.{advice}"
 
-    Formats that it does not load (references of a comparison) have this package's bytes, and so has 16 bits. Raises
-    ``SpaceError`` if the format can't store a matrix of this shape.
+
+def gguf_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) -> dict[str, int]:
+    """Return the bytes of all tensors in the files of the export ``gguf``, by the name of the file; names in
+    ``export.gguf``.
+
+    Headers come on top: the vocabulary, and an entry a tensor. Norms and biases have 32 bits there, adapters too; an
+    embedding in 8 or 6 bits is stored as Q8_0, and merged files hold every linear as F16 or Q8_0.
     """
-    consumer = CONSUMERS[serve]
-    if consumer.group_bytes is None or fmt.backend != "integer" or not consumer.loads(fmt):
-        return weight_bytes(fmt, out_features, in_features), metadata_bytes(fmt, out_features, in_features)
-    check_shape(fmt, out_features, in_features)
-    groups = out_features * in_features // fmt.block
-    codes, metadata = consumer.group_bytes(fmt)
-    return groups * codes, groups * metadata
+    llamacpp, spec, tables = CONSUMERS["llamacpp"], memory.spec, n_tables(memory.spec)
+    formats = {fmt.name: fmt for fmt in space.formats}
+    others = 4 * (spec.other_numel - tables * table_numel(spec))
+    others += tables * (2 * table_numel(spec) if memory.shape.embeddings == 16 else _q8_0(table_numel(spec)))
+    base = half = byte = others
+    adapter = 0
+    for unit, name, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
+        for m in unit.linears:
+            base += sum(llamacpp.matrix_bytes(formats[name], m.out_features, m.in_features))
+            adapter += 4 * rank * (m.in_features + m.out_features)
+            half += 2 * m.numel
+            byte += 2 * m.numel if m.in_features % 32 else _q8_0(m.numel)
+    return {"base": base, "adapter": adapter, "merged-f16": half, "merged-q8_0": byte}
+
+
+def _q8_0(numel: int) -> int:
+    """Return the bytes of whole blocks of 32 codes of 8 bits with a scale of 16."""
+    return numel * 34 // 32

@@ -12,6 +12,7 @@ from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.memory import MemoryModel, TrainShape, default_format, parse_size
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.cards import CARDS
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.oracle.protocol import Oracle
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.study.comparison import QLORA
@@ -81,7 +82,7 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: 
                        logits_chunk=cfg.train.logits_chunk, device=device_type, stored_dtype_bytes=compute,
                        eval_batch=min(cfg.train.batch, cfg.eval.sequences), accumulate=cfg.train.accumulate,
                        isolated=cfg.train.isolated, embeddings=cfg.embeddings, grouped=grouped)
-    return MemoryModel(spec, shape, cfg.memory.scope, allowance, cfg.serve)
+    return MemoryModel(spec, shape, cfg.memory.scope, allowance, CONSUMERS[cfg.serve].matrix_bytes)
 
 
 def reference_formats(cfg: RunConfig) -> tuple[StorageFormat, ...]:

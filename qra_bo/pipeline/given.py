@@ -10,9 +10,9 @@ from qra_bo.config import RunConfig, named_specs
 from qra_bo.config.rules import serve_problems, target_problems
 from qra_bo.export.run import read_object
 from qra_bo.memory import format_size, parse_budget, parse_format
+from qra_bo.memory.advice import NOTHING_BINDS, Advice, advice_on
 from qra_bo.memory.budget import OF_ALLOCATION, format_for
 from qra_bo.memory.model import SCOPES
-from qra_bo.memory.verdict import NOTHING_BINDS, Verdict, verdict_of
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study.given import BY_RULE, CALIBRATED, Given
 from qra_bo.study.setting import Setting
@@ -186,18 +186,18 @@ def check_given(setting: Setting, given: Given, budget: int) -> None:
                           f"{setting.config.max_average_bits}; raise that, or give another allocation")
 
 
-def judged(setting: Setting, budget: int) -> tuple[Setting, Verdict]:
-    """Return the verdict on ``budget`` bytes, and the setting, which trains a uniform choice without a search where
+def judged(setting: Setting, budget: int) -> tuple[Setting, Advice]:
+    """Return the advice on ``budget`` bytes, and the setting, which trains a uniform choice without a search where
     nothing binds.
 
     Smaller ranks follow, in case that choice measures over the budget. A simulation always searches, and so does
     ``search.force=true``.
     """
     config, space = setting.config, setting.space
-    verdict = verdict_of(setting.memory, space, budget, most_bits=config.max_average_bits, larger=named_specs)
-    if verdict.region != NOTHING_BINDS or not config.oracle.trains or config.search.force:
-        return setting, verdict
+    advice = advice_on(setting.memory, space, budget, most_bits=config.max_average_bits, larger=named_specs)
+    if advice.region != NOTHING_BINDS or not config.oracle.trains or config.search.force:
+        return setting, advice
     choices = tuple(uniform(space.n_units, space.widest.name, rank) for rank in reversed(space.ranks.values))
     reason = (f"uniform {space.widest.bits} bits with rank {space.ranks.values[-1]}, the most that bits and ranks "
-              f"allow, fits the budget. {verdict.offer}")
-    return replace(setting, given=Given(choices, reason.rstrip(" ."), config.adapter.lr, BY_RULE)), verdict
+              f"allow, fits the budget. {advice.offer}")
+    return replace(setting, given=Given(choices, reason.rstrip(" ."), config.adapter.lr, BY_RULE)), advice

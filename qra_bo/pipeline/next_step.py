@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from qra_bo.memory import MemoryModel, Plan
-from qra_bo.memory.verdict import (
+from qra_bo.memory.advice import (
     FOUR_BITS,
     LENGTH_STEP,
     MIXING_PAYS,
@@ -95,7 +95,7 @@ def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
         config_dir: Of the command that made it: the user's own folder of groups.
     """
     answer = plan.budgets[0]
-    if len(plan.budgets) > 1 or answer.best is None or answer.verdict.region == NOTHING_FITS:
+    if len(plan.budgets) > 1 or answer.best is None or answer.advice.region == NOTHING_FITS:
         return []
     given = {re.split("[=@]", text.lstrip("+~"))[0]: _UNIFORM.sub(r"\1", text.lstrip("+")) for text in overrides}
     kept = {key: f"+{text}" if key == "model" else text for key, text in given.items() if key not in OF_A_PLAN}
@@ -107,7 +107,7 @@ def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
     train = NextStep("train that uniform choice", command(
         *trained.values(), "task=finetune", f"allocation=uniform:{answer.best.bits},{answer.best.rank}"), _time(final))
     text = None if forecast is None else forecast.text
-    if answer.verdict.region == NOTHING_BINDS:
+    if answer.advice.region == NOTHING_BINDS:
         return [train]
     efforts = {} if forecast is None else {effort.effort: effort.seconds for effort in forecast.efforts}
     searches = [NextStep(what, command(*(kept | {"effort": f"effort={effort}"}).values()),
@@ -116,7 +116,7 @@ def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
                                      ("instant", "predict an allocation without a trial, and train it"))
                 if kept.get("effort", f"effort={effort}") == f"effort={effort}"]
     searches = searches or [NextStep("search, confirm and train the winner", command(*kept.values()), None)]
-    if answer.verdict.region != MIXING_PAYS:
+    if answer.advice.region != MIXING_PAYS:
         return [train, searches[0]]
     change = after_all(plan.memory, space, answer.size, None if text is None else text.whole_length,
                        most_bits)

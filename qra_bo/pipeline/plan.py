@@ -7,11 +7,12 @@ from pathlib import Path
 
 from qra_bo.config import RunConfig, hf_config, make_space, make_spec, named_specs
 from qra_bo.memory import MemoryModel, Plan, default_format, format_size, memory_plan, parse_budget, parse_size
+from qra_bo.memory.advice import largest_rank
 from qra_bo.memory.budget import free_bytes, headroom_bytes, largest, resolve_budget, smallest, total_bytes
 from qra_bo.memory.cards import CARDS
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
-from qra_bo.memory.verdict import largest_rank
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.pipeline.build import MALLOC, bank_formats, keeps_dense, make_memory, reference_formats
 from qra_bo.report.opening import Need
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
@@ -56,7 +57,7 @@ def make_plan(config: RunConfig) -> Plan:
     return memory_plan(memory, space, budgets_of(config, memory, space), on_card=on_card,
                        card=None if config.gpu is None else CARDS[config.gpu],
                        headroom=headroom_bytes(config.memory.headroom, "cuda"), most_bits=config.max_average_bits,
-                       larger=named_specs)
+                       consumer=CONSUMERS[config.serve], larger=named_specs)
 
 
 def budgets_of(config: RunConfig, memory: MemoryModel, space: SearchSpace) -> dict[str, int]:

@@ -15,9 +15,9 @@ from rich.console import Console
 from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec
 from qra_bo.config.presets import preset_notes
 from qra_bo.execution.base import Executor
+from qra_bo.memory.advice import Advice
 from qra_bo.memory.budget import check_budget, parse_budget
-from qra_bo.memory.serving_cost import serving_notes
-from qra_bo.memory.verdict import Verdict
+from qra_bo.memory.serving import CONSUMERS, serving_note
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import make_executor, make_memory, training_device
 from qra_bo.pipeline.data import RunText
@@ -93,10 +93,10 @@ def run_one_budget(config: RunConfig) -> Result:
     folder, text = run_folder(config), RunText(config)
     setting = make_setting(config, (folder,), text)
     budget = checked_budget(setting, folder)
-    setting, verdict = judged(setting, budget)
+    setting, advice = judged(setting, budget)
     needed = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
     setting = dataclasses.replace(setting, sequences=text.show((folder,)))
-    return run_within(folder, setting, budget, make_executor(as_begun(needed, (folder,)), folder), verdict)
+    return run_within(folder, setting, budget, make_executor(as_begun(needed, (folder,)), folder), advice)
 
 
 def train_given(config: RunConfig) -> Result:
@@ -133,17 +133,17 @@ def run_budgets(config: RunConfig) -> Result:
         of_budget = config.with_changes(budget=(text,), out=str(folder), resume=resume)
         settings.append(dataclasses.replace(setting, config=of_budget))
     budgets = _budgets(settings, folders)
-    verdicts = [judged(one, budget) for one, budget in zip(settings, budgets, strict=True)]
+    advised = [judged(one, budget) for one, budget in zip(settings, budgets, strict=True)]
     sequences = data.show(folders)
     entries: list[dict[str, Any]] = []
     results: list[Result] = []
     with closing(make_executor(as_begun(config, folders), out)) as executor:
-        for (one, verdict), folder, budget in zip(verdicts, folders, budgets, strict=True):
+        for (one, advice), folder, budget in zip(advised, folders, budgets, strict=True):
             siblings = [f for f in journals(out) if f != folder]
             shared = SharedExecutor(executor, folder, siblings, one.config.to_journal(), {*NOT_OF_THE_RESULT, "budget"})
             entry = {"budget": one.config.budget[0], "budget_bytes": budget, "folder": folder.name}
             try:
-                done = run_within(folder, dataclasses.replace(one, sequences=sequences), budget, shared, verdict)
+                done = run_within(folder, dataclasses.replace(one, sequences=sequences), budget, shared, advice)
                 results.append(done)
                 entry |= {"exit_status": done.exit_status, "message": "", **{key: done.best[key] for key in SUMMARISED},
                           **{key: done.best["memory"][key] for key in ("predicted_bytes", "measured_bytes")}}
@@ -241,8 +241,8 @@ def checked_budget(setting: Setting, folder: Path) -> int:
 
 
 def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
-               verdict: Verdict | None = None) -> Result:
-    """Begin or continue one run within ``budget`` bytes, after the ``verdict`` on these; closes ``executor``.
+               advice: Advice | None = None) -> Result:
+    """Begin or continue one run within ``budget`` bytes, after the ``advice`` on these; closes ``executor``.
 
     Raises:
         UserError: If the input or the environment can't work.
@@ -257,7 +257,7 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
         with ExitStack() as stack:
             view, listeners = _listeners(config, folder, stack)
             if view is not None and begun_study(folder) is None:
-                listeners.append(_announced(setting, budget, verdict, view.console))
+                listeners.append(_announced(setting, budget, advice, view.console))
             engine = Engine(folder, setting, budget, executor, make, fine_tunes=config.oracle.trains,
                             listeners=listeners, progress=quiet if view is None else view.progress)
             outcome = engine.run()
@@ -266,19 +266,19 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
         raise RunInterrupted(stop.signum, folder) from stop
 
 
-def _announced(setting: Setting, budget: int, verdict: Verdict | None, console: Console) -> Listener:
-    """Print needs, verdict, choices and plan of a run that begins; return the listener that corrects the plan's times.
+def _announced(setting: Setting, budget: int, advice: Advice | None, console: Console) -> Listener:
+    """Print needs, advice, choices and plan of a run that begins; return the listener that corrects the plan's times.
     """
     if setting.given is None:
         spec, scope = setting.memory.spec, setting.config.memory.scope
         print_needs(console, f"{spec.name}: {(spec.linear_numel + spec.other_numel) / 1e6:,.1f} M parameters in "
                     f"{setting.space.n_units} units; the same bits everywhere, as a share of {size(budget)} ({scope} "
                     "memory):", budget, needs_of(setting, budget))
-    if verdict is not None:
-        print_line(console, f"Verdict: {verdict.sentence} {verdict.offer}".rstrip())
+    if advice is not None:
+        print_line(console, f"Verdict: {advice.sentence} {advice.offer}".rstrip())
     config, card = setting.config, card_of(setting)
-    of_serving = serving_notes(setting.memory, setting.space, {config.budget[0]: budget}, config.max_average_bits)
-    for note in (*of_serving, *preset_notes(config)):
+    of_serving = serving_note(CONSUMERS[config.serve], setting.memory, setting.space)
+    for note in filter(None, (of_serving, *preset_notes(config))):
         print_line(console, note)
     rows = plan_rows(setting, card)
     print_plan(console, f"{config.model_name} within {size(budget)}, effort={config.effort.name}; "

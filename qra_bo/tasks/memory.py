@@ -14,11 +14,11 @@ from rich.text import Text
 
 from qra_bo.config import RunConfig, make_space
 from qra_bo.config.presets import preset_notes
+from qra_bo.memory.advice import NOTHING_BINDS
 from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
-from qra_bo.memory.serving import ANY, CONSUMERS
-from qra_bo.memory.verdict import NOTHING_BINDS
+from qra_bo.memory.serving import ANY, gguf_bytes
 from qra_bo.pipeline.data import WHOLE, TextSize
 from qra_bo.pipeline.forecast import Forecast, make_forecast
 from qra_bo.pipeline.next_step import next_steps
@@ -93,14 +93,14 @@ def plan_lines(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceChec
 
 def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None,
            forecast: Forecast | None = None) -> RenderableType:
-    """Return verdicts and tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits.
+    """Return advice and tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits.
 
-    ``notes`` on what was chosen stand below the verdicts, predictions beside traced peaks where ``checks`` are given,
+    ``notes`` on what was chosen stand below the advice, predictions beside traced peaks where ``checks`` are given,
     text and times where there is a ``forecast``.
     """
-    verdicts = [Text(f"{_named(b.text, b.size)}: {b.verdict.sentence} {b.verdict.offer}".rstrip())
-                for b in plan.budgets]
-    parts: list[RenderableType] = [*verdicts, *map(Text, (*plan.serving, *notes)), Text(_head(plan)), _uniform(plan)]
+    advice = [f"{_named(b.text, b.size)}: {b.advice.sentence} {b.advice.offer}".rstrip() for b in plan.budgets]
+    lines = filter(None, (*advice, plan.serving, *notes, _head(plan)))
+    parts: list[RenderableType] = [*map(Text, lines), _uniform(plan)]
     parts.append(Text(f"Allocations of this space need {format_size(plan.least.total)} ({plan.least_is}) to "
                       f"{format_size(plan.most)}. {_references(plan)}"))
     parts.append(_table("Largest uniform rank that fits", ["budget", *plan.budgets[0].ranks],
@@ -108,7 +108,7 @@ def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] |
                          for b in plan.budgets]))
     parts += [_breakdown(plan), *_paces(plan)]
     if forecast is not None:
-        parts += _times(forecast, forced=all(b.verdict.region == NOTHING_BINDS for b in plan.budgets))
+        parts += _times(forecast, forced=all(b.advice.region == NOTHING_BINDS for b in plan.budgets))
     parts.append(_cards(plan))
     if not plan.fits and plan.levers:
         parts.append(_table("What lowers the smallest allocation", ["change", "then needs", "saves"],
@@ -124,7 +124,7 @@ def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] |
 
 def _head(plan: Plan) -> str:
     spec, shape, allowance = plan.memory.spec, plan.memory.shape, plan.memory.allowance
-    what = "stored bytes" if plan.memory.serve == ANY else f"bytes as stored for {CONSUMERS[plan.memory.serve].title}"
+    what = "stored bytes" if plan.consumer.name == ANY else f"bytes as stored for {plan.consumer.title}"
     if plan.memory.scope == "peak":
         what = (f"peak memory of training on {shape.device}, {8 * shape.compute_dtype_bytes}-bit compute, "
                 f"{shape.batch} x {shape.length} tokens"
@@ -182,17 +182,17 @@ def _breakdown(plan: Plan) -> Table:
     table.add_row("in all", *(format_size(row.total) for row in rows.values()))
     table.add_row("whole model as a file", *(format_size(row.file_bytes) for row in rows.values()))
     table.add_row("decided by", *(row.phase for row in rows.values()))
-    files = next(iter(rows.values())).gguf_bytes
+    files = {} if plan.consumer.name != "llamacpp" else {
+        what: gguf_bytes(plan.memory, row.space, row.allocation) for what, row in rows.items()}
     if files:
         table.add_section()
-        large = [] if plan.card is None else sorted(
-            {f"{name}.gguf" for row in rows.values() for name, size in row.gguf_bytes.items()
-             if size > plan.card.total_bytes})
+        most = float("inf") if plan.card is None else plan.card.total_bytes
+        large = sorted({f"{name}.gguf" for sizes in files.values() for name, size in sizes.items() if size > most})
         note = f". Larger than the card: {', '.join(large)}; llama-server runs base.gguf with adapter.gguf"
         table.caption = Text(f"*.gguf: of export.targets=[gguf]; the vocabulary adds some MB{note if large else ''}")
         table.caption_justify = "left"
-    for name in files:
-        table.add_row(f"{name}.gguf", *(format_size(row.gguf_bytes[name]) for row in rows.values()))
+    for name in next(iter(files.values()), ()):
+        table.add_row(f"{name}.gguf", *(format_size(sizes[name]) for sizes in files.values()))
     return table
 
 

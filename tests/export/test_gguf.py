@@ -26,7 +26,7 @@ from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
 from qra_bo.finetune.quantization.base import backend_of
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.formats import FORMATS, parse_format
-from qra_bo.memory.serving_cost import gguf_bytes
+from qra_bo.memory.serving import gguf_bytes
 from qra_bo.pipeline.exports import commands
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
 from qra_bo.utils.errors import ConfigError
@@ -282,11 +282,10 @@ def test_plan_states_the_bytes_of_each_files_tensors(embeddings: int, tmp_path: 
     spec = make_spec(load_config([*SETTINGS, RTN]))
     space = SearchSpace(make_units(spec, "layer"), tuple(sorted(map(parse_format, formats), key=lambda f: f.bits)),
                         Ladder("ranks", (2, 3, 5, 8)))
-    memory = MemoryModel(spec, TrainShape(2, 32, embeddings=embeddings), serve="llamacpp")
+    memory = MemoryModel(spec, TrainShape(2, 32, embeddings=embeddings))
     stated = gguf_bytes(memory, space, Allocation(formats, ranks))
     export_all(folder, ["gguf"], gguf_files=list(stated))
     for name, size in stated.items():
         path = folder / FOLDER / f"{name}.gguf"
         assert sum(int(t.n_bytes) for t in names(path).values()) == size
         assert size < path.stat().st_size < size + 20_000
-    assert gguf_bytes(replace(memory, serve="mlx"), space, Allocation(formats, ranks)) == {}

@@ -185,12 +185,12 @@ def test_files_state_each_modules_width_and_the_commands(run: FinishedRun) -> No
 
 
 def test_packed_bytes_are_those_that_serving_predicts(run: FinishedRun) -> None:
-    from qra_bo.memory.serving import served_bytes
+    from qra_bo.memory.serving import CONSUMERS
     tensors = load_file(run.folder / FOLDER / "model.safetensors")
     for name, linear in weights_of(run).linears.items():
         sizes = [tensors[f"{name}.{part}"].nbytes if f"{name}.{part}" in tensors else 0
                  for part in ("weight", "scales", "biases")]
-        assert (sizes[0], sizes[1] + sizes[2]) == served_bytes("mlx", linear.format, *linear.shape)
+        assert (sizes[0], sizes[1] + sizes[2]) == CONSUMERS["mlx"].matrix_bytes(linear.format, *linear.shape)
 
 
 @pytest.mark.parametrize(("bits", "tied"), [(8, True), (6, False)])

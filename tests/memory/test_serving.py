@@ -1,16 +1,14 @@
 """Formats and stored bytes of the programs that serve a result."""
 
-import re
 
 import pytest
 
 from qra_bo.memory import MemoryModel, TrainShape, default_format
-from qra_bo.memory.formats import BITS, FORMATS, WIDTHS, metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.formats import BITS, FORMATS, WIDTHS, matrix_bytes, parse_format
 from qra_bo.memory.plan import memory_plan
-from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, TARGET_FORMATS, served_bytes
-from qra_bo.memory.serving_cost import serving_notes
+from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, TARGET_FORMATS, serving_note
 from qra_bo.space import uniform
-from qra_bo.utils.errors import ConfigError, SpaceError
+from qra_bo.utils.errors import SpaceError
 from tests.memory.spaces import TINY, space_of
 
 SHAPE = TrainShape(2, 32)
@@ -19,7 +17,7 @@ OTHERS = [name for name in CONSUMERS if name != ANY]
 
 
 def bits_a_weight(serve: str, fmt: str) -> float:
-    return 8 * sum(served_bytes(serve, parse_format(fmt), 6, 384)) / (6 * 384)
+    return 8 * sum(CONSUMERS[serve].matrix_bytes(parse_format(fmt), 6, 384)) / (6 * 384)
 
 
 @pytest.mark.parametrize(("serve", "fmt", "bits"), [
@@ -37,7 +35,7 @@ def test_bits_of_a_weight_in_a_consumers_file(serve: str, fmt: str, bits: float)
 def test_what_a_consumer_does_not_load_has_our_bytes(serve: str) -> None:
     for fmt in FORMATS.values():
         if serve == ANY or not CONSUMERS[serve].loads(fmt):
-            assert served_bytes(serve, fmt, 8, 640) == (weight_bytes(fmt, 8, 640), metadata_bytes(fmt, 8, 640))
+            assert CONSUMERS[serve].matrix_bytes(fmt, 8, 640) == matrix_bytes(fmt, 8, 640)
 
 
 def test_consumers_load_integer_grids_and_16_bits_alone() -> None:
@@ -79,54 +77,42 @@ def test_widths_are_those_of_the_formats_that_are_loaded(serve: str) -> None:
 @pytest.mark.parametrize("serve", OTHERS)
 def test_columns_beyond_whole_groups_are_refused(serve: str) -> None:
     with pytest.raises(SpaceError, match="sym4-g64"):
-        served_bytes(serve, parse_format("sym4-g64"), 64, 96)
+        CONSUMERS[serve].matrix_bytes(parse_format("sym4-g64"), 64, 96)
 
 
 def test_stored_scope_prices_the_consumers_file() -> None:
     space = space_of(formats=SYM)
     for serve in CONSUMERS:
-        memory = MemoryModel(TINY, SHAPE, "stored", serve=serve)
+        memory = MemoryModel(TINY, SHAPE, "stored", matrix_bytes=CONSUMERS[serve].matrix_bytes)
         for fmt in space.formats:
             parts = memory.breakdown(space, uniform(space.n_units, fmt.name, 4))
             matrices = [(m.out_features, m.in_features) for u in space.units for m in u.linears]
-            sizes = [served_bytes(serve, fmt, *sides) for sides in matrices]
+            sizes = [CONSUMERS[serve].matrix_bytes(fmt, *sides) for sides in matrices]
             assert (parts["weights"], parts["quant_metadata"]) == tuple(map(sum, zip(*sizes, strict=True)))
             assert parts["adapters"] == sum(2 * 4 * (rows + columns) for rows, columns in matrices)
 
 
 def test_peak_of_training_does_not_depend_on_the_consumer() -> None:
     space = space_of(formats=SYM)
-    peaks = {memory.breakdown(space, uniform(space.n_units, "sym3-g64", 4))["weights"]
-             for memory in (MemoryModel(TINY, SHAPE, serve=serve) for serve in CONSUMERS)}
-    assert len(peaks) == 1
+    models = [MemoryModel(TINY, SHAPE, matrix_bytes=consumer.matrix_bytes) for consumer in CONSUMERS.values()]
+    assert len({model.breakdown(space, uniform(space.n_units, "sym3-g64", 4))["weights"] for model in models}) == 1
 
 
-def test_unknown_consumer_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"serve must be one of any, .*mlx; got 'ollama'"):
-        MemoryModel(TINY, SHAPE, serve="ollama")
-
-
-def test_plan_says_what_a_consumer_costs() -> None:
+def test_note_names_formats_and_useless_bits() -> None:
     space = space_of(formats=SYM)
-    assert serving_notes(MemoryModel(TINY, SHAPE), space, {"1MB": 10**6}) == []
-    (note,) = serving_notes(MemoryModel(TINY, SHAPE, "stored", serve="llamacpp"), space, {"150kB": 150_000})
-    least = sum(sum(served_bytes("llamacpp", space.formats[0], m.out_features, m.in_features))
-                + 2 * (m.out_features + m.in_features) for u in space.units for m in u.linears)
-    assert f"The smallest allocation needs {least / 1000:.1f} kB" in note
-    assert re.search(r"within 150\.0 kB the best uniform choice is sym4-g64, rank \d+ \(nf4, rank \d+ with serve=any\)",
-                     note)
-    assert "2 and 3 bits take as many bytes as wider ones: use bits=[4,8]" in note
-
-
-def test_plan_of_a_consumer_that_packs_densely_names_no_useless_bits() -> None:
-    space = space_of(formats=SYM)
-    (note,) = serving_notes(MemoryModel(TINY, SHAPE, "stored", serve="mlx"), space, {"150kB": 150_000})
-    assert "as many bytes" not in note
+    notes = {name: serving_note(consumer, MemoryModel(TINY, SHAPE, "stored", matrix_bytes=consumer.matrix_bytes), space)
+             for name, consumer in CONSUMERS.items()}
+    assert notes[ANY] is None
+    assert notes["mlx"] == f"serve=mlx: {' '.join(SYM)}, which MLX loads exactly."
+    assert str(notes["llamacpp"]).endswith("2 and 3 bits take as many bytes as wider ones: use bits=[4,8].")
+    peak = MemoryModel(TINY, SHAPE, matrix_bytes=CONSUMERS["llamacpp"].matrix_bytes)
+    assert "as many bytes" not in str(serving_note(CONSUMERS["llamacpp"], peak, space))
 
 
 def test_lever_of_fewer_bits_is_priced_for_the_consumer() -> None:
     space, budget = space_of(formats=("sym4-g64", "sym8-g64")), {"1kB": 1000}
-    levers = {serve: {lever.change for lever in memory_plan(MemoryModel(TINY, SHAPE, "stored", serve=serve), space,
-                                                            budget).levers} for serve in ("mlx", "llamacpp")}
+    plans = {name: memory_plan(MemoryModel(TINY, SHAPE, "stored", matrix_bytes=CONSUMERS[name].matrix_bytes), space,
+                               budget, consumer=CONSUMERS[name]) for name in ("mlx", "llamacpp")}
+    levers = {name: {lever.change for lever in plan.levers} for name, plan in plans.items()}
     assert "bits=[2,4,8]" in levers["mlx"]
     assert "bits=[2,4,8]" not in levers["llamacpp"]

@@ -1,18 +1,16 @@
 """RAM and time of a run on a CPU before it starts."""
 
-import io
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.memory.budget import parse_size, smallest, total_bytes
 from qra_bo.pipeline import plan
 from qra_bo.pipeline.build import bank_formats, make_memory
 from qra_bo.pipeline.plan import budgets_of, check_ram, host_parts, make_plan, needs_of
-from qra_bo.pipeline.run import _announced, checked_budget, make_setting
+from qra_bo.pipeline.run import checked_budget, make_setting
 from qra_bo.space import DecoderSpec, SearchSpace, uniform
 from qra_bo.utils.errors import BudgetError, DeviceError
 
@@ -181,14 +179,6 @@ def test_held_out_evaluation_never_decides_a_plan() -> None:
                                    "train.checkpointing=true"]))
     rows = [*found.uniform, *(row for row in found.cards.values() if row is not None)]
     assert {row.phase for row in rows} == {"backward"}
-
-
-def test_a_runs_notes_on_serving_keep_to_the_average_bits() -> None:
-    run = make_setting(load_config(["+model=tiny", "model.intermediate_size=192", "oracle=synthetic", "budget=1GB",
-                                    "serve=mlx", "bits=[3,8]", "max_average_bits=4", "device=cpu"]))
-    said = io.StringIO()
-    _announced(run, 10**9, None, Console(file=said, width=1000))
-    assert "the best uniform choice is sym3-g64, rank 32" in said.getvalue()
 
 
 def test_needs_are_of_the_searched_and_the_usual_bits() -> None:

@@ -11,7 +11,7 @@ import qra_bo
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.execution import InProcessExecutor
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.serving import served_bytes
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.pipeline.build import make_oracle
 from qra_bo.pipeline.exports import commands
 from qra_bo.pipeline.given import read_allocation
@@ -33,7 +33,7 @@ def test_stored_bytes_and_export_are_those_of_mlx(tmp_path: Path, monkeypatch: p
     run = tmp_path / "run"
     best: Any = qra_bo.search([*TINY, *SHORT, "serve=mlx", "memory.scope=stored", f"out={run}"]).best
     modules = json.loads((run / "quant_manifest.json").read_text())["modules"]
-    packed = sum(sum(served_bytes("mlx", parse_format(m["name"]), *m["shape"])) for m in modules.values())
+    packed = sum(sum(CONSUMERS["mlx"].matrix_bytes(parse_format(m["name"]), *m["shape"])) for m in modules.values())
     adapters = sum(2 * m["rank"] * sum(m["shape"]) for m in modules.values())
     assert best["memory"]["predicted_bytes"] == best["memory"]["measured_bytes"] == packed + adapters
     written = load_file(run / "mlx" / "model.safetensors")

@@ -21,7 +21,7 @@ from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.serving import ANY, served_bytes
+from qra_bo.memory.serving import ANY, CONSUMERS
 from qra_bo.trials import PhasePeak
 
 WATCHED_STEP = 1
@@ -175,7 +175,8 @@ class MemoryProbe:
         """Bytes of the packed tensors, or those of the same codes in a consumer's files, which are not written yet."""
         if self.serve == ANY:
             return sum(self.bank.stored_bytes(self.bank.current))
-        return sum(sum(served_bytes(self.serve, parse_format(self.bank.current[m.name]), m.out_features, m.in_features))
+        in_files = CONSUMERS[self.serve].matrix_bytes
+        return sum(sum(in_files(parse_format(self.bank.current[m.name]), m.out_features, m.in_features))
                    for m in self.bank.spec.linears)
 
     @contextmanager

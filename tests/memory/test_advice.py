@@ -1,22 +1,22 @@
-"""The verdict on a budget: its regions meet where uniform choices begin to fit, and what spare bytes buy just fits."""
+"""The advice on a budget: its regions meet where uniform choices begin to fit, and what spare bytes buy just fits."""
 
 from dataclasses import replace
 
 import pytest
 
 from qra_bo.memory import MemoryModel, TrainShape, parse_format
-from qra_bo.memory.budget import smallest, uniform_bytes
-from qra_bo.memory.verdict import (
+from qra_bo.memory.advice import (
     BITS,
     MIXING_PAYS,
     NOTHING_BINDS,
     NOTHING_FITS,
     RANKS,
+    advice_on,
     best_uniform,
     largest_rank,
     smallest_side,
-    verdict_of,
 )
+from qra_bo.memory.budget import smallest, uniform_bytes
 from tests.memory.spaces import LLAMA2_7B, TINY, space_of
 
 MODEL = MemoryModel(TINY, TrainShape(4, 64))
@@ -32,11 +32,11 @@ def needs(fmt: str, rank: int) -> int:
     (needs("int8", 1) - 1, BITS), (needs("nf4", 1), BITS), (needs("nf4", 1) - 1, MIXING_PAYS),
     (needs("hqq2", 1), MIXING_PAYS), (smallest(MODEL.table(SPACE), SPACE)[0] - 1, NOTHING_FITS)])
 def test_regions_begin_where_a_uniform_choice_fits(size: int, region: str) -> None:
-    assert verdict_of(MODEL, SPACE, size).region == region
+    assert advice_on(MODEL, SPACE, size).region == region
 
 
 def test_four_bits_that_just_fail_are_told_from_others() -> None:
-    just, far = verdict_of(MODEL, SPACE, needs("nf4", 1) - 1), verdict_of(MODEL, SPACE, needs("hqq3", 1) - 1)
+    just, far = advice_on(MODEL, SPACE, needs("nf4", 1) - 1), advice_on(MODEL, SPACE, needs("hqq3", 1) - 1)
     assert "Uniform 4 bits (nf4) just fails to fit: with rank 1 it needs 0.0 % more" in just.sentence
     assert "Uniform 4 bits (nf4) does not fit" in far.sentence
     assert f"Uniform 3 bits (hqq3) fits with rank {largest_rank(MODEL, SPACE, parse_format('hqq3'), needs('nf4', 1))}" \
@@ -46,10 +46,10 @@ def test_four_bits_that_just_fail_are_told_from_others() -> None:
 def test_a_uniform_choice_may_have_a_rank_below_the_ladders() -> None:
     size, coarse = needs("nf4", 4) - 1, space_of(formats=("hqq2", "hqq3", "nf4", "int8"), ranks=(4, 8))
     assert best_uniform(MODEL, coarse, size) == (parse_format("int8"), 2)
-    assert "Uniform 8 bits (int8) fits with rank 2 of at most 8" in verdict_of(MODEL, coarse, size).sentence
+    assert "Uniform 8 bits (int8) fits with rank 2 of at most 8" in advice_on(MODEL, coarse, size).sentence
     least = smallest(MODEL.table(coarse), coarse)[0]
     assert needs("hqq2", 1) < least
-    assert verdict_of(MODEL, coarse, least - 1).region == NOTHING_FITS  # a search needs a mixed one that fits
+    assert advice_on(MODEL, coarse, least - 1).region == NOTHING_FITS  # a search needs a mixed one that fits
 
 
 @pytest.mark.parametrize("optimizer", ["paged_adamw", "paged_adamw_8bit"])
@@ -65,8 +65,8 @@ def test_the_largest_rank_may_lie_above_ranks_that_need_more(optimizer: str) -> 
 
 def test_a_limit_on_average_bits_binds_where_memory_does_not() -> None:
     size = needs("int8", 8)
-    assert verdict_of(MODEL, SPACE, size, most_bits=8).region == NOTHING_BINDS
-    assert verdict_of(MODEL, SPACE, size, most_bits=6).region == BITS
+    assert advice_on(MODEL, SPACE, size, most_bits=8).region == NOTHING_BINDS
+    assert advice_on(MODEL, SPACE, size, most_bits=6).region == BITS
 
 
 @pytest.mark.parametrize(("size", "most_bits", "region", "words"), [
@@ -77,7 +77,7 @@ def test_a_limit_on_average_bits_binds_where_memory_does_not() -> None:
     (needs("nf4", 2), 4.5, BITS, "and no uniform choice of more bits keeps to max_average_bits=4.5."),
     (needs("nf4", 2), 8, BITS, "and 8 bits do not fit")])
 def test_the_limit_that_binds_is_named(size: int, most_bits: float, region: str, words: str) -> None:
-    found = verdict_of(MODEL, SPACE, size, most_bits=most_bits)
+    found = advice_on(MODEL, SPACE, size, most_bits=most_bits)
     assert found.region == region
     assert words in found.sentence
 
@@ -92,7 +92,7 @@ def test_the_widest_format_has_at_least_8_bits_where_there_is_one(formats: tuple
 def test_what_spare_bytes_buy_fits_and_a_little_more_does_not() -> None:
     space, size = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32)), 16 * 10**9
     model, int8 = MemoryModel(LLAMA2_7B, TrainShape(4, 128, device="cuda")), parse_format("int8")
-    bought = {p.change.split("=")[0].split(" up")[0]: p for p in verdict_of(model, space, size).buys}
+    bought = {p.change.split("=")[0].split(" up")[0]: p for p in advice_on(model, space, size).buys}
     assert list(bought) == ["train.batch", "train.length", "ranks"]
 
     def with_shape(**changes: int) -> int:
@@ -112,7 +112,7 @@ def test_what_spare_bytes_buy_fits_and_a_little_more_does_not() -> None:
 def test_a_larger_batch_keeps_the_sequences_of_a_step(accumulate: int, change: str) -> None:
     space = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32))
     shape = TrainShape(1, 1024, accumulate=accumulate, device="cuda")  # two sequences at once fit
-    assert verdict_of(MemoryModel(LLAMA2_7B, shape), space, 24 * 10**9).buys[0].change == change
+    assert advice_on(MemoryModel(LLAMA2_7B, shape), space, 24 * 10**9).buys[0].change == change
 
 
 def test_spare_bytes_buy_the_largest_model_that_fits() -> None:
@@ -127,21 +127,21 @@ def test_spare_bytes_buy_the_largest_model_that_fits() -> None:
     space = space_of(formats=("nf4", "int8"), ranks=ranks)
     in_4_bits = uniform_bytes(MemoryModel(LLAMA2_7B, shape), space_of(LLAMA2_7B, formats=("nf4",), ranks=ranks),
                               parse_format("nf4"), 8)
-    found = verdict_of(own, space, in_4_bits, larger=larger).buys[-1]
+    found = advice_on(own, space, in_4_bits, larger=larger).buys[-1]
     assert (found.change, found.needs) == ("+model=llama2_7b in uniform 4 bits (nf4) with rank 8", in_4_bits)
-    assert "+model" not in verdict_of(own, space, in_4_bits - 1, larger=larger).buys[-1].change
+    assert "+model" not in advice_on(own, space, in_4_bits - 1, larger=larger).buys[-1].change
     assert len(asked) == 2
-    verdict_of(own, space, needs("nf4", 2), larger=larger)
+    advice_on(own, space, needs("nf4", 2), larger=larger)
     assert len(asked) == 2
 
 
 def test_lengths_and_ranks_beyond_use_are_not_offered() -> None:
     space = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32))
     model = MemoryModel(LLAMA2_7B, TrainShape(4, 128, device="cuda"))
-    offered = [p.change for p in verdict_of(model, space, 10**13).buys]
+    offered = [p.change for p in advice_on(model, space, 10**13).buys]
     assert offered[1:] == ["train.length=32768 where the model takes it", "ranks up to 256"]
 
 
 def test_stored_bytes_buy_no_batch() -> None:
-    verdict = verdict_of(replace(MODEL, scope="stored"), SPACE, 10**9)
-    assert [p.change for p in verdict.buys] == [f"ranks up to {smallest_side(SPACE)}"]
+    advice = advice_on(replace(MODEL, scope="stored"), SPACE, 10**9)
+    assert [p.change for p in advice.buys] == [f"ranks up to {smallest_side(SPACE)}"]

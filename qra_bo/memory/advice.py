@@ -1,4 +1,4 @@
-"""The verdict on a budget: whether it limits anything, whether mixing pays, and what spare bytes buy. No torch."""
+"""Advice on a budget: whether it limits anything, whether mixing pays, and what spare bytes buy. No torch."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,7 +30,7 @@ class Purchase:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Advice:
     """What to expect of one budget.
 
     Args:
@@ -54,9 +54,9 @@ class Verdict:
                 "buys": [{"change": p.change, "needs_bytes": p.needs} for p in self.buys]}
 
 
-def verdict_of(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None,
-               larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Verdict:
-    """Return the verdict on a budget of ``size`` bytes. Raises ``SpaceError`` if a format can't store a matrix.
+def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None,
+               larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Advice:
+    """Return advice on a budget of ``size`` bytes. Raises ``SpaceError`` if a format can't store a matrix.
 
     Args:
         memory: Decoder, trainer and scope.
@@ -70,33 +70,33 @@ def verdict_of(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits:
     if wide in allowed and (need := uniform_bytes(memory, space, wide, top)) <= size:
         most = "the most that bits and ranks allow" if wide == space.formats[-1] else \
             "above which bits count for nothing"
-        return Verdict(NOTHING_BINDS, f"Nothing binds: {_named(wide)} with rank {top}, {most}, needs "
+        return Advice(NOTHING_BINDS, f"Nothing binds: {_named(wide)} with rank {top}, {most}, needs "
                        f"{format_size(need)} of {format_size(size)}. A search has nothing to trade: this choice is "
                        "trained at once, and search.force=true searches all the same.",
                        tuple(_purchases(memory, space, size, larger())))
     fitting = [f for f in allowed if largest_rank(memory, space, f, size)]  # of all ranks, not of the ladder's alone
     least, _ = smallest(memory.table(space), space)
     if not fitting or least > size:
-        return Verdict(NOTHING_FITS, "No uniform choice fits, and a search needs one to compare with." if least <= size
+        return Advice(NOTHING_FITS, "No uniform choice fits, and a search needs one to compare with." if least <= size
                        else f"Nothing fits: the smallest allocation needs {format_size(least)}.")
     best = fitting[-1]
     rank = largest_rank(memory, space, best, size)
     further = next((f for f in allowed if f.bits > best.bits), None)
     capped = further is None and wide not in allowed
     if not capped and (further is None or best.bits >= wide.bits):
-        return Verdict(RANKS, f"{_named(best).capitalize()} fits with rank {rank} of at most {top}: the budget limits "
+        return Advice(RANKS, f"{_named(best).capitalize()} fits with rank {rank} of at most {top}: the budget limits "
                        "ranks alone. Expect a uniform choice to be about as good as any mix.")
     limit = f"no uniform choice of more bits keeps to max_average_bits={most_bits:g}" if further is None else \
         f"{further.bits} bits do not fit"
     if best.bits >= FOUR_BITS:
-        return Verdict(BITS, f"{_named(best).capitalize()} fits with rank {rank}, and {limit}. "
+        return Advice(BITS, f"{_named(best).capitalize()} fits with rank {rank}, and {limit}. "
                        "Expect little from mixing: a uniform choice is often as good.")
     if further is not None:
         four = next((f for f in allowed if f.bits >= FOUR_BITS), further)
         over = 100 * (uniform_bytes(memory, space, four, 1) / size - 1)
         fails = "just fails to fit" if four.bits == further.bits else "does not fit"
         limit = f"{_named(four)} {fails}: with rank 1 it needs {over:.1f} % more than the budget"
-    return Verdict(MIXING_PAYS, f"{limit[0].upper()}{limit[1:]}. {_named(best).capitalize()} fits with rank {rank}. "
+    return Advice(MIXING_PAYS, f"{limit[0].upper()}{limit[1:]}. {_named(best).capitalize()} fits with rank {rank}. "
                    "This is where mixing pays.")
 
 
