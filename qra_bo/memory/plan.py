@@ -6,7 +6,7 @@ Pure arithmetic over ``MemoryModel``: no weights, no GPU, no torch.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from qra_bo.memory.advice import Advice, advice_on, best_uniform, largest_rank, smallest_side
 from qra_bo.memory.budget import describe, format_size, largest, smallest
@@ -30,6 +30,7 @@ REFERENCES = {"QLoRA": 4, "LoRA on 16-bit weights": 16}
 """Bits of what people train without a search, at ``REFERENCE_RANK``."""
 REFERENCE_RANK = 16
 SCHEMA_VERSION = 1
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
                 serving_note(consumer, memory, space))
 
 
-def _common(values: Sequence[Any]) -> Any:
+def _common(values: Sequence[_T]) -> _T | None:
     return values[0] if len(set(values)) == 1 else None
 
 

@@ -182,7 +182,7 @@ def test_runs_whose_folders_have_one_name_all_count(tmp_path: Path, monkeypatch:
 def test_rates_of_finished_runs_are_used_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["+model=tiny", "data=tiny", "oracle=synthetic", "budget=uniform:4,4", "display=none", "confirm.seeds=0",
               "effort=quick"]
-    run = search([*common, f"out={tmp_path / 'first'}", "effort.max_full_trials=20", "effort.stop=null",
+    run = search([*common, f"out={tmp_path / 'first'}", "effort.max_full_trials=14", "effort.stop=null",
                   "adapter.lr=0.004", "calibrate.lr_scales=[1.0]"])
     path = tmp_path / "rates.json"
     assert command.main([str(run.folder), "--out", str(path)]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from qra_bo import prior
+from qra_bo import rates
 from qra_bo.config import load_config, make_spec
 from qra_bo.finetune.tracing.trace import StepTracer
 from qra_bo.utils.errors import ModelError
@@ -30,7 +30,7 @@ def test_a_prior_is_learned_without_a_models_code(tmp_path: Path, capsys: pytest
     header, *rest = make_events()
     config = load_config(["+model=hf", f"model.path={evil}", "model.trust_remote_code=true"]).to_dict()
     run = write_run(tmp_path / "run", [{**header, "config": config}, *rest])
-    assert prior.main([str(run), "--out", str(tmp_path / "prior.json")]) == 2
+    assert rates.main([str(run), "--out", str(tmp_path / "rates.json")]) == 2
     assert not (evil / "ran").exists()
     said = capsys.readouterr().err
     assert "leave it out" in said
@@ -45,7 +45,7 @@ def test_a_model_that_a_journal_describes_badly_is_one_message(model: dict[str, 
     header, *rest = make_events()
     config = {**load_config([]).to_dict(), "model": model}
     run = write_run(tmp_path / "run", [{**header, "config": config}, *rest])
-    assert prior.main([str(run), "--out", str(tmp_path / "prior.json")]) == 2
+    assert rates.main([str(run), "--out", str(tmp_path / "rates.json")]) == 2
     said = capsys.readouterr().err
     assert "describes its run badly (" in said
     assert wrong in said

@@ -172,7 +172,7 @@ def test_instant_predicts_in_the_folder_of_a_search_that_proposed_nothing(tmp_pa
 def test_other_rates_are_refused_in_a_folder_that_predicted(tmp_path: Path) -> None:
     instant(tmp_path / "run")
     other = tmp_path / "rates.json"
-    text = (Path(str(qra_bo.__file__)).parent / "searchers" / "priors" / "smollm2_135m.json").read_text()
+    text = (Path(str(qra_bo.__file__)).parent / "searchers" / "rates" / "smollm2_135m.json").read_text()
     other.write_text(text.replace('"error": 0.01', '"error": 0.02'))
     with pytest.raises(JournalError, match=r"surrogate\.rates"):
         instant(tmp_path / "run", **{"surrogate.rates": str(other)})
