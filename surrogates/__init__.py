@@ -6,9 +6,8 @@ A leaf package: it knows tensors and nothing of language models.
 from surrogates.diagnostics import Diagnostics, HeldOut, spearman
 from surrogates.errors import SurrogateError, SurrogateFitError
 from surrogates.fidelity import FidelityModel
-from surrogates.gp import JointUnitKernel, OrdinalMaternKernel, condition_on_pending, fit_gp, gp_predict
+from surrogates.gp import condition_on_pending, fit_gp, gp_predict
 from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
 
-__all__ = ["Component", "Design", "Diagnostics", "FidelityModel", "HeldOut", "JointUnitKernel",
-           "OrdinalMaternKernel", "StructuredModel", "StructuredSettings", "SurrogateError", "SurrogateFitError",
-           "condition_on_pending", "fit_gp", "gp_predict", "spearman"]
+__all__ = ["Component", "Design", "Diagnostics", "FidelityModel", "HeldOut", "StructuredModel", "StructuredSettings",
+           "SurrogateError", "SurrogateFitError", "condition_on_pending", "fit_gp", "gp_predict", "spearman"]

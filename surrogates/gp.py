@@ -1,9 +1,8 @@
-"""Gaussian processes on scaled designs (the published Stage 2), and kernels over ladder positions."""
+"""Gaussian processes on scaled designs (the published Stage 2)."""
 
 import copy
 import math
 import warnings
-from typing import Any
 
 import torch
 from botorch.exceptions import ModelFittingError
@@ -11,10 +10,8 @@ from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.models.transforms.outcome import Standardize
 from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-from gpytorch.constraints import Positive
-from gpytorch.kernels import Kernel, MaternKernel
+from gpytorch.kernels import Kernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
-from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
 from surrogates.errors import SurrogateError, SurrogateFitError, check_training_data
@@ -26,77 +23,17 @@ def matern52(distance: Tensor) -> Tensor:
     return (1.0 + a + a.square() / 3.0) * torch.exp(-a)
 
 
-class OrdinalMaternKernel(MaternKernel):  # type: ignore[misc]  # gpytorch is untyped
-    """Matern-5/2 over one axis of ladder positions, with one length-scale.
-
-    Inputs (``... x n x 1``) are positions scaled to [0, 1], so that unequal steps of the ladder's values do not
-    matter, only their order. The length-scale's prior is log-normal with this median.
-    """
-
-    def __init__(self, median: float = 0.5, **kwargs: Any) -> None:
-        super().__init__(nu=2.5, lengthscale_prior=LogNormalPrior(math.log(median), 0.75), **kwargs)
-        self.initialize(lengthscale=median)
-
-
-class JointUnitKernel(Kernel):  # type: ignore[misc]  # gpytorch is untyped
-    """Additive over units; within a unit formats, ranks and their interplay: ``a k_q + b k_r + c k_q k_r``.
-
-    Inputs are ``... x n x 2 L``: positions of ``L = n_units`` formats, then of ``L`` ranks, each scaled to [0, 1]. The
-    three weights (shared by all units, together the prior variance) and two length-scales are learned.
-    """
-
-    is_stationary = True
-
-    def __init__(self, n_units: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.n_units = n_units
-        self.formats = OrdinalMaternKernel()
-        self.ranks = OrdinalMaternKernel()
-        self.register_parameter("raw_weights", torch.nn.Parameter(torch.zeros(3, dtype=torch.float64)))
-        self.register_constraint("raw_weights", Positive())
-        self.register_prior("weights_prior", LogNormalPrior(math.log(0.3), 1.0), lambda kernel: kernel.weights,
-                            lambda kernel, value: setattr(kernel, "weights", value))
-        self.weights = torch.tensor([0.4, 0.4, 0.2], dtype=torch.float64)
-
-    @property
-    def weights(self) -> Tensor:
-        """Prior variances of formats, ranks and their interplay, summed over units, ``3``."""
-        return torch.as_tensor(self.raw_weights_constraint.transform(self.raw_weights))
-
-    @weights.setter
-    def weights(self, value: Tensor) -> None:
-        self.initialize(raw_weights=self.raw_weights_constraint.inverse_transform(value))
-
-    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False,
-                **params: Any) -> Tensor:
-        """Return the covariances: ``... x n x m``, or ``... x n`` with ``diag``."""
-        n = self.n_units
-        if x1.shape[-1] != 2 * n or last_dim_is_batch:
-            raise SurrogateError(f"inputs must have {2 * n} columns for {n} units; got {x1.shape[-1]}")
-        k_q = self._by_unit(self.formats, x1[..., :n], x2[..., :n], diag)
-        k_r = self._by_unit(self.ranks, x1[..., n:], x2[..., n:], diag)
-        weights = self.weights
-        return (weights[0] * k_q + weights[1] * k_r + weights[2] * k_q * k_r).mean(dim=-1)
-
-    @staticmethod
-    def _by_unit(kernel: OrdinalMaternKernel, x1: Tensor, x2: Tensor, diag: bool) -> Tensor:
-        """Return the correlations of every unit on a trailing axis, ``... x n x m x L`` or ``... x n x L``."""
-        difference = x1 - x2 if diag else x1.unsqueeze(-2) - x2.unsqueeze(-3)
-        return matern52(difference.abs() / kernel.lengthscale[..., 0, 0])
-
-
 _START_SCALES = (1.0, 3.0, 0.3)
 """Factors on the initial length-scales, one an attempt: restarts without random numbers."""
 _MAX_ITERATIONS = 100
 
 
-def fit_gp(train_X: Tensor, train_Y: Tensor, *, covar_module: Kernel | None = None) -> SingleTaskGP:
-    """Fit a GP by maximum a posteriori; by default Matern-5/2 with length-scale priors scaled by the dimension.
+def fit_gp(train_X: Tensor, train_Y: Tensor) -> SingleTaskGP:
+    """Fit a Matern-5/2 GP by maximum a posteriori, with length-scale priors scaled by the dimension.
 
     Args:
         train_X: ``n x d`` float64 in the unit cube.
         train_Y: ``n x 1`` float64, standardised within the model.
-        covar_module: Another kernel, e.g. ``JointUnitKernel``.
 
     Raises:
         SurrogateError: If the data are unfit (see ``check_training_data``) or all targets are equal.
@@ -105,8 +42,7 @@ def fit_gp(train_X: Tensor, train_Y: Tensor, *, covar_module: Kernel | None = No
     check_training_data(train_X, train_Y)
     if train_Y.min() == train_Y.max():
         raise SurrogateError(f"all {train_Y.shape[0]} targets equal {train_Y[0].item():g}: there is nothing to learn")
-    covar = covar_module if covar_module is not None else get_covar_module_with_dim_scaled_prior(
-        ard_num_dims=train_X.shape[1], use_rbf_kernel=False)
+    covar = get_covar_module_with_dim_scaled_prior(ard_num_dims=train_X.shape[1], use_rbf_kernel=False)
     problems = []
     for scale in _START_SCALES:
         try:

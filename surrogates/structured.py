@@ -99,29 +99,24 @@ class Design:
 
     def blocks(self, rows: Tensor) -> list[Tensor]:
         """Return the features of ``n x 2 L`` rows, ``n x (g m)`` for every component."""
-        n_units = self.shape[0]
-        check_shape("rows", rows, (None, 2 * n_units))
-        units = torch.arange(n_units)
-        q, position = rows[:, :n_units].long(), rows[:, n_units:].double()
-        low = position.floor().long()
-        part = position - low
-        high = torch.clamp(low + 1, max=self.shape[2] - 1)
-        fractional = bool((part > 0).any())
-        result = []
-        for component in self.components:
-            phi = component.features[units, q, low]
-            if fractional:
-                phi = phi + part[..., None] * (component.features[units, q, high] - phi)
-            result.append(torch.einsum("nlm,lg->ngm", phi, component.units).reshape(len(rows), -1))
-        return result
+        check_shape("rows", rows, (None, 2 * self.shape[0]))
+        return [torch.einsum("nlm,lg->ngm", self._at(c.features, rows), c.units).reshape(len(rows), -1)
+                for c in self.components]
 
     def centres(self, rows: Tensor) -> Tensor:
         """Return the prior mean of ``n x 2 L`` rows, in units of ``y``, ``n``."""
+        return self._at(self.centre, rows).sum(dim=1)
+
+    def _at(self, table: Tensor, rows: Tensor) -> Tensor:
+        """Return the entries of an ``L x F x R ...`` table at ``n x 2 L`` rows, ``n x L ...``."""
         units = torch.arange(self.shape[0])
         q, position = rows[:, :self.shape[0]].long(), rows[:, self.shape[0]:].double()
         low = position.floor().long()
-        below, above = (self.centre[units, q, r] for r in (low, torch.clamp(low + 1, max=self.shape[2] - 1)))
-        return (below + (position - low) * (above - below)).sum(dim=1)
+        part, found = position - low, table[units, q, low]
+        if not bool((part > 0).any()):
+            return found
+        above = table[units, q, torch.clamp(low + 1, max=self.shape[2] - 1)]
+        return found + part.reshape(*part.shape, *[1] * (table.ndim - 3)) * (above - found)
 
     def tables(self, weights: Sequence[Tensor]) -> Tensor:
         """Return the sum over components of the tables that their ``s x (g m)`` weights give, ``s x L x F x R``."""
@@ -203,6 +198,11 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         names = [c.name for c in self.design.components] + ["residual"] * (self.settings.residual > 0) + ["noise"]
         return dict(zip(names, self._scales.tolist(), strict=True))
 
+    @property
+    def _residual_variance(self) -> Tensor:
+        """Prior variance of the residual, whose scale stands before that of the noise."""
+        return self._scales[-2]**2
+
     def posterior(self, X: Tensor, output_indices: list[int] | None = None, observation_noise: bool | Tensor = False,
                   posterior_transform: PosteriorTransform | None = None, **kwargs: Any) -> Posterior:
         """Return the joint Gaussian of the latent values of ``... x q x 2 L`` index rows, float64.
@@ -232,7 +232,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
             for block, scale in zip(blocks, self._scales, strict=False):
                 prior += scale**2 * block.square().sum(dim=1)
             if self.settings.residual > 0:
-                prior += self._scales[-2]**2
+                prior += self._residual_variance
             means.append(cross @ self._alpha + self._centres(chunk))
             solved = torch.linalg.solve_triangular(self._chol, cross.T, upper=False)
             deviations.append((prior - solved.square().sum(dim=0)).clamp_min(_LEAST_VARIANCE).sqrt())
@@ -297,7 +297,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         for block, other, scale in zip(left_blocks, right_blocks, self._scales, strict=False):
             covariance += scale**2 * (block @ other.mT)
         if self.settings.residual > 0:
-            covariance += self._scales[-2]**2 * self._correlation(left, right)
+            covariance += self._residual_variance * self._correlation(left, right)
         return covariance
 
     def _correlation(self, left: Tensor, right: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The published GP, and the checks of its data."""
 
+import math
+
 import pytest
 import torch
 from botorch.exceptions import ModelFittingError
@@ -7,7 +9,7 @@ from gpytorch.kernels import MaternKernel
 
 import surrogates.gp
 from surrogates.errors import SurrogateError, SurrogateFitError
-from surrogates.gp import JointUnitKernel, condition_on_pending, fit_gp, gp_predict
+from surrogates.gp import condition_on_pending, fit_gp, gp_predict, matern52
 
 
 def data(n: int = 12, d: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,10 +34,9 @@ def test_global_generator_is_left_alone() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_takes_another_kernel() -> None:
-    x, y = data()
-    model = fit_gp(x, y, covar_module=JointUnitKernel(2))
-    assert float((gp_predict(model, x)[0] - y[:, 0]).abs().max()) < 0.2
+def test_matern_closed_form() -> None:
+    d, a = torch.tensor([0.0, 1.0], dtype=torch.float64), math.sqrt(5)
+    assert matern52(d).tolist() == pytest.approx([1.0, (1 + a + 5 / 3) * math.exp(-a)])
 
 
 @pytest.mark.parametrize(("change", "message"), [
