@@ -46,7 +46,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
 TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper,$(PROFILE)),$(PAPER_INSTALLED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-pins test-gpu first-gpu-hour gpu-wheels lint types docs audit clean bench bench-speed bench-memory bench-load bench-engine bench-runs
+.PHONY: help setup run test test-slow test-pins test-gpu first-gpu-hour gpu-wheels lint types docs audit clean bench bench-speed bench-memory bench-load bench-engine
 .PHONY: reproduce-table1 ablations bench-exports bench-faults bench-fuzz bench-ray bench-scale bench-collect bench-emulators bench-search
 
 help: ## List the targets
@@ -123,7 +123,7 @@ bench: $(BENCH_INSTALLED) ## Short benchmarks, into build/bench; the other targe
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m bench.search --tasks plays --seeds 1 \
 	  --methods qra_bo random uniform 'sequential bits' published --runs build/bench/runs.jsonl --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.collect --summary --out build/bench
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults --short
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults disturbances kinds --short
 
 bench-speed: $(INSTALLED) ## Tokens per second against PEFT + Trainer, and the cost of switching, on an idle machine
 	$(BIN)/python -m bench.evaluation_speed
@@ -137,11 +137,8 @@ bench-load: $(INSTALLED) ## Host memory of loading, packing, profiling and one t
 bench-engine: $(INSTALLED) ## Repair, proposals, memory and neighbourhoods at 32 to 560 units, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
 
-bench-faults: $(INSTALLED) ## Provoke kills at random moments and every other fault, over an hour; MORE=--short: one try each
+bench-faults: $(INSTALLED) ## Provoke kills at random moments and every other fault, over hours; MORE=--short: one try each
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults $(MORE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.signals $(MORE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fault_corruption $(MORE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fault_syscalls $(MORE)
 
 audit: $(INSTALLED) ## Known vulnerabilities of what is installed; says "not run" and why without its service
 	$(BIN)/python .ci/audit.py
@@ -165,9 +162,6 @@ bench-emulators: $(BENCH_INSTALLED) ## Accuracy of the tables' emulators on held
 bench-fuzz: $(TEST_INSTALLED) ## Fuzz every parser a million times in all (installs atheris)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz
-
-bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs RUNS='outputs/A outputs/B'
-	$(BIN)/python -m bench.normal_runs $(RUNS)
 
 # The paper's tasks need an extra.
 reproduce-table1: $(INSTALLED) $(TABLE_EXTRAS) ## Compare the paper's methods with qra_bo: PROFILE=short|full|paper MODEL=... DATA=...

@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
               "proposed_regrets": [r["proposed_regret"] for r in rows if r["variant"] == v]}
              for v in args.variants]
     publish("ablations" if oracle == "synthetic" else name, targets_of(rows, facts), [*table, *rows, *facts],
-            ("variant", "what", "oracle", "median_regret", "median_proposed_regret"), printed=len(table),
+            ("variant", "what", "oracle", "median_regret", "median_proposed_regret"), shown=table,
             folder=args.out)
 
 

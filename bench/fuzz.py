@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of every parser with libFuzzer (through atheris); the corpus is kept and extended.
 
-    python -m bench.fuzz [--runs 1000000] [--least 20000] [--keep 10] [--only PARSER ...]
+    python -m bench.fuzz [--runs 1000000] [--keep 10] [--only PARSER ...]
 
 Each parser has a process of its own. A traceback, a hang (two minutes) or a value that should have been refused ends it
 and is kept in ``tests/fuzz/corpus``, where a test replays it for ever. Results are written after every parser;
@@ -22,6 +22,8 @@ from typing import Any
 from bench.report import RESULTS, Target, publish
 
 ROOT = Path(__file__).resolve().parents[1]
+LEAST = 20_000
+"""Executions of each parser at least."""
 SLOW = {"overrides": 0.03, "configuration": 0.1}
 """Parsers that take a millisecond and more, with their share of an equal part of the runs."""
 MODULES = ("qra_bo.memory.budget", "qra_bo.memory.formats", "qra_bo.config.overrides", "qra_bo.config.check",
@@ -49,7 +51,7 @@ def share(total: int, least: int, names: Sequence[str]) -> dict[str, int]:
     return {name: slow.get(name, each) for name in names}
 
 
-def fuzz(name: str, runs: int, corpus: Path, keep: int, seed: int) -> dict[str, Any]:
+def fuzz(name: str, runs: int, corpus: Path, keep: int) -> dict[str, Any]:
     """Run libFuzzer on one parser.
 
     Args:
@@ -57,13 +59,12 @@ def fuzz(name: str, runs: int, corpus: Path, keep: int, seed: int) -> dict[str, 
         runs: Executions.
         corpus: Folder of its kept inputs.
         keep: How many of the new inputs that reached new code may join them: the shortest, which people can read.
-        seed: Of the mutations.
     """
     with tempfile.TemporaryDirectory() as scratch:
         begin = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", CHILD.format(modules=list(MODULES), name=name), f"-runs={runs}", "-timeout=120",
-             "-max_len=2048", "-rss_limit_mb=4096", "-len_control=10", "-print_final_stats=1", f"-seed={seed}",
+             "-max_len=2048", "-rss_limit_mb=4096", "-len_control=10", "-print_final_stats=1", "-seed=1",
              f"-artifact_prefix={corpus}/found-", scratch, str(corpus)], cwd=ROOT, capture_output=True, text=True,
             check=False)
         for new in sorted(Path(scratch).iterdir(), key=lambda p: (p.stat().st_size, p.name))[:keep]:
@@ -91,10 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 where nothing was found, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1_000_000, help="executions in all")
-    parser.add_argument("--least", type=int, default=20_000, help="executions of each parser at least")
     parser.add_argument("--only", nargs="*", help="names of parsers")
     parser.add_argument("--keep", type=int, default=0, help="new inputs of every parser that may join its corpus")
-    parser.add_argument("--seed", type=int, default=1, help="of the mutations")
     options = parser.parse_args(arguments)
     from tests.fuzz.targets import CORPUS, PARSERS
 
@@ -102,10 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: dict[str, dict[str, Any]] = {}
     if options.only and earlier.exists():
         rows = {r["parser"]: r for r in json.loads(earlier.read_text(encoding="utf-8"))["rows"]}
-    planned = share(options.runs, options.least, list(PARSERS))
+    planned = share(options.runs, LEAST, list(PARSERS))
     for name in options.only or PARSERS:
         (CORPUS / name).mkdir(parents=True, exist_ok=True)
-        rows[name] = fuzz(name, planned[name], CORPUS / name, options.keep, options.seed)
+        rows[name] = fuzz(name, planned[name], CORPUS / name, options.keep)
         show(list(rows.values()))
     return int(any(r["findings"] for r in rows.values()))
 

@@ -1,12 +1,11 @@
 """Two workers on Ray on one machine: trials that sleep, real ones on tiny, and kill -9 of a worker and the driver.
 
-    python -m bench.on_ray [--tries 1] [--only sleep|real]
+    python -m bench.on_ray
 
 Needs the extra ``ray``. Every real run is a ``python -m qra_bo`` of its own that starts Ray for itself alone.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -20,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.fault_runs import OVERRIDES, keys
-from bench.report import RESULTS, Target, publish
+from bench.faults.runs import OVERRIDES, keys
+from bench.report import Target, publish
 from qra_bo.execution.base import OracleSpec
 from qra_bo.execution.pool import Limits
 from qra_bo.oracle.protocol import quiet
@@ -137,7 +136,7 @@ def disturbed(folder: Path, rng: np.random.Generator) -> str:
     return "an evaluation was repeated" if len(after) > len(set(after)) else ""
 
 
-def real_rows(tries: int, folder: Path) -> list[Row]:
+def real_rows(folder: Path) -> list[Row]:
     """Runs on tiny: alone in one process, with two workers on Ray, and disturbed."""
     rows: list[Row] = []
     for what, overrides in (("one worker, executor=local", ()), ("two workers, executor=ray", ON_RAY)):
@@ -150,34 +149,23 @@ def real_rows(tries: int, folder: Path) -> list[Row]:
     shared = one.keys() & two.keys()
     rows.append({"what": SAME,
                  "evaluations": len(shared), "good": sum(one[key] == two[key] for key in shared)})
-    problems = []
-    for number in range(tries):
-        problems.append(disturbed(folder / f"disturbed{number}", np.random.default_rng(number)))
-        print(f"disturbed run {number}: {problems[-1] or 'well'}", flush=True)
-    rows.append({"what": DISTURBED,
-                 "user": "root" if os.geteuid() == 0 else "unprivileged",
-                 "tries": tries, "good": sum(not p for p in problems), "problems": [p for p in problems if p]})
+    problem = disturbed(folder / "disturbed", np.random.default_rng(0))
+    print(f"disturbed run: {problem or 'well'}", flush=True)
+    rows.append({"what": DISTURBED, "user": "root" if os.geteuid() == 0 else "unprivileged", "tries": 1,
+                 "good": int(not problem), "problems": [problem] if problem else []})
     return rows
 
 
 def targets_of(rows: Sequence[Row]) -> list[Target]:
-    """What two workers must do; what no row tells was not measured."""
+    """What two workers must do."""
     found = {r["what"]: r for r in rows}
-    what = (f"speed-up of {SLEEPS} evaluations that sleep, two workers", "share of losses on Ray that are those of one "
-            "local worker", "disturbed runs with every evaluation once")
-    targets = [Target(w, t, None, False, "left out by --only")
-               for w, t in zip(what, (f">= {SPEEDUP}", "1", "all"), strict=True)]
-    if sleep(1) in found:
-        speedup = found[sleep(1)]["seconds"] / found[sleep(2)]["seconds"]
-        targets[0] = replace(targets[0], value=speedup, met=speedup >= SPEEDUP, why="")
-    if SAME in found:
-        same = found[SAME]
-        share = same["good"] / max(1, same["evaluations"])
-        targets[1] = replace(targets[1], value=share, met=share == 1.0, why="")
-    if DISTURBED in found:
-        done = found[DISTURBED]
-        targets[2] = replace(targets[2], value=done["good"], met=done["good"] == done["tries"] > 0, why="")
-    return targets
+    speedup = found[sleep(1)]["seconds"] / found[sleep(2)]["seconds"]
+    share = found[SAME]["good"] / max(1, found[SAME]["evaluations"])
+    return [Target(f"speed-up of {SLEEPS} evaluations that sleep, two workers", f">= {SPEEDUP}", speedup,
+                   speedup >= SPEEDUP),
+            Target("share of losses on Ray that are those of one local worker", "1", share, share == 1.0),
+            Target("disturbed runs with every evaluation once", "all", found[DISTURBED]["good"],
+                   found[DISTURBED]["good"] == 1)]
 
 
 def sleep(workers: int) -> str:
@@ -185,21 +173,12 @@ def sleep(workers: int) -> str:
     return f"{SLEEPS} evaluations that sleep {2 * PAUSE:g} s, workers: {workers}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Exit status: 0 where every target was met, else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, default=1, help="disturbed runs")
-    parser.add_argument("--only", choices=("sleep", "real"), help="make this half again")
-    options = parser.parse_args(arguments)
-    earlier, rows = RESULTS / "ray.json", []
-    if options.only and earlier.exists():
-        rows = [r for r in json.loads(earlier.read_text(encoding="utf-8"))["rows"]
-                if ("sleep" in r["what"]) == (options.only == "real")]
-    if options.only != "real":
-        rows += [{"what": sleep(n), "evaluations": SLEEPS, "seconds": sleeping(n)} for n in (1, 2)]
-    if options.only != "sleep":
-        with tempfile.TemporaryDirectory(prefix="qra_bo-ray-") as folder:
-            rows += real_rows(options.tries, Path(folder))
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    rows: list[Row] = [{"what": sleep(n), "evaluations": SLEEPS, "seconds": sleeping(n)} for n in (1, 2)]
+    with tempfile.TemporaryDirectory(prefix="qra_bo-ray-") as folder:
+        rows += real_rows(Path(folder))
     targets = targets_of(rows)
     publish("ray", targets, rows, ["what", "evaluations", "seconds", "repeated", "tries", "good"], threads=1)
     return int(not all(t.met for t in targets))

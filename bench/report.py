@@ -59,13 +59,15 @@ def _cpu() -> str:
 
 
 def publish(name: str, targets: Sequence[Target], rows: Sequence[Mapping[str, Any]], columns: Sequence[str],
-            *, printed: int | None = None, threads: int | None = None, folder: Path = RESULTS) -> Path:
+            *, shown: Sequence[Mapping[str, Any]] | None = None, threads: int | None = None,
+            made: Mapping[str, Any] | None = None, folder: Path = RESULTS) -> Path:
     """Print ``columns`` of the rows (as Markdown) and all targets, and write everything to ``folder``/NAME.json.
 
-    ``printed`` is how many rows are printed, of those written; ``None`` is all.
+    ``shown`` are rows that are printed instead of those written; ``threads`` those of the measured processes; ``made``
+    holds ``git`` and ``machine`` of the measurements, where they are not those of this process.
     """
     cells = [[column.replace("_", " ") for column in columns],
-             *([_text(row.get(column)) for column in columns] for row in rows[:printed])]
+             *([_text(row.get(column)) for column in columns] for row in (rows if shown is None else shown))]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |"
              for line in cells]
@@ -76,9 +78,9 @@ def publish(name: str, targets: Sequence[Target], rows: Sequence[Mapping[str, An
     print("\n".join(lines))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    content = {"name": name, "git": git_commit(Path(qra_bo.__file__).parent), "machine": machine(threads),
-               "targets": [t.to_json() for t in targets],
-               "rows": list(rows)}
+    made = made or {"git": git_commit(Path(qra_bo.__file__).parent), "machine": machine(threads)}
+    content = {"name": name, "git": made["git"], "machine": made["machine"],
+               "targets": [t.to_json() for t in targets], "rows": list(rows)}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}")
     return path

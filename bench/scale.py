@@ -1,17 +1,15 @@
 """Scale of the driver in simulated time: a thousand workers and a hundred thousand trials.
 
-    python -m bench.scale [--evaluations 100000] [--workers 1000] [--quick] [--only search|proposals]
+    python -m bench.scale [--quick]
 
 The engine, the journal and the search methods are the real ones; trials are those of ``oracle=synthetic`` on the shapes
 of Llama-2-7B, and end in the order in which workers would finish them. Journals are in memory (tmpfs), so that the file
-system does not count. Times are CPU seconds of one thread. Rows are printed when measured; ``--only`` repeats one half
-and keeps the results of the other.
+system does not count. Times are CPU seconds of one thread. Rows are printed when measured.
 """
 
 import argparse
 import heapq
 import itertools
-import json
 import os
 import resource
 import tempfile
@@ -56,7 +54,6 @@ COUNTS = (100, 300, 1000, 3000, 10_000, 30_000)
 ROUNDS = 5
 ENOUGH_SECONDS = 6.0
 """A proposal that takes longer ends the measurements of a method."""
-QUICK = {"evaluations": 1000, "workers": 50, "counts": (100, 300)}
 FILL_SECONDS = 5.0
 """Of CPU, after which pending proposals are random ones, noted as asked for: a proposal costs as much beside them."""
 BUDGET = 10 * 10**9
@@ -201,62 +198,41 @@ def proposals(method: str, counts: Sequence[int], pending: int, rows: list[Row])
             break
 
 
-def limit(rows: Sequence[Row], method: str, seconds: float) -> float:
-    """The most evaluations after which a method still proposes within ``seconds``."""
-    return max((r["evaluations"] for r in rows if r["what"] == f"proposal, method={method}"
-                and r["proposal_ms"] <= 1e3 * seconds), default=0)
-
-
 def targets_of(rows: Sequence[Row], workers: int) -> list[Target]:
     """What workers of ``MINUTES`` an evaluation ask of the driver."""
     needed = workers / (60 * MINUTES)
     done = [r for r in rows if r["what"] == SEARCH]
-    targets = []
-    if done:
-        last = max(done, key=lambda r: r["evaluations"])
-        targets += [
-            Target("evaluations of the longest search", f">= {WHOLE:,}", last["evaluations"],
-                   last["evaluations"] >= WHOLE),
-            Target(f"evaluations a CPU second of the driver, {last['evaluations']:,} on {last['workers']:,} workers",
-                   f">= {needed:.2f}, what such workers finish", last["evaluations_per_second"],
-                   last["evaluations_per_second"] >= needed),
-            Target("share of the time that workers are busy, stragglers and the last batch included", ">= 0.9",
-                   last["utilisation"], last["utilisation"] >= 0.9)]
+    last = max(done, key=lambda r: r["evaluations"])
+    targets = [
+        Target("evaluations of the longest search", f">= {WHOLE:,}", last["evaluations"], last["evaluations"] >= WHOLE),
+        Target(f"evaluations a CPU second of the driver, {last['evaluations']:,} on {last['workers']:,} workers",
+               f">= {needed:.2f}, what such workers finish", last["evaluations_per_second"],
+               last["evaluations_per_second"] >= needed),
+        Target("share of the time that workers are busy, stragglers and the last batch included", ">= 0.9",
+               last["utilisation"], last["utilisation"] >= 0.9)]
     for m in METHODS:
-        if any(r["what"] == f"proposal, method={m}" for r in rows):
-            most = limit(rows, m, 1 / needed)
-            targets.append(Target(f"evaluations up to which method={m} proposes as fast as {workers:,} workers finish",
-                                  ">= 1,000", most, most >= 1000))
+        most = max((r["evaluations"] for r in rows if r["what"] == f"proposal, method={m}"
+                    and r["proposal_ms"] <= 1e3 / needed), default=0)
+        targets.append(Target(f"evaluations up to which method={m} proposes as fast as {workers:,} workers finish",
+                              ">= 1,000", most, most >= 1000))
     return targets
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--evaluations", type=int, default=WHOLE, help="of the whole search")
-    parser.add_argument("--workers", type=int, default=1000, help="simulated workers")
     parser.add_argument("--quick", action="store_true", help="50 workers, 1,000 evaluations, and nothing is kept")
-    parser.add_argument("--only", choices=("search", "proposals"), help="make this half again")
-    options = parser.parse_args(arguments)
-    evaluations, workers, counts = options.evaluations, options.workers, COUNTS
-    if options.quick:
-        evaluations, workers, counts = QUICK["evaluations"], QUICK["workers"], QUICK["counts"]
-    earlier, rows = RESULTS / "scale.json", []
-    if options.only and earlier.exists():
-        rows = [r for r in json.loads(earlier.read_text(encoding="utf-8"))["rows"]
-                if r["what"].startswith("proposal") == (options.only == "search")]
+    quick = parser.parse_args(arguments).quick
+    evaluations, workers, counts = (1000, 50, (100, 300)) if quick else (WHOLE, 1000, COUNTS)
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=memory_disk()) as folder:
-        if options.only != "proposals":
-            made: list[Row] = []
-            tenth = evaluations // 10
-            session(Path(folder) / "tenth", workers, tenth, SEARCH, [], made)
-            session(Path(folder) / "tenth", workers, tenth + workers, RESUME, [], made)
-            session(Path(folder) / "whole", workers, evaluations, SEARCH, [n for n in ENDS if n < evaluations], made)
-            rows = made + rows
-        if options.only != "search":
-            for method in METHODS:
-                proposals(method, counts, workers, rows)
+        tenth = evaluations // 10
+        session(Path(folder) / "tenth", workers, tenth, SEARCH, [], rows)
+        session(Path(folder) / "tenth", workers, tenth + workers, RESUME, [], rows)
+        session(Path(folder) / "whole", workers, evaluations, SEARCH, [n for n in ENDS if n < evaluations], rows)
+        for method in METHODS:
+            proposals(method, counts, workers, rows)
         publish("scale", targets_of(rows, workers), rows, COLUMNS, threads=1,
-                folder=Path(folder) if options.quick else RESULTS)
+                folder=Path(folder) if quick else RESULTS)
 
 
 if __name__ == "__main__":

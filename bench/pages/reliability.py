@@ -4,6 +4,7 @@ from collections import Counter
 
 from bench.pages.blocks import Tables, figure, grid, percent, read, source
 from qra_bo.report.text import size
+from qra_bo.utils.numbers import DASH
 
 
 def faults() -> str:
@@ -39,7 +40,8 @@ def signals() -> str:
     rows = read("signals")["rows"]
     found = {(r["disturbance"], r["oracle"]): f"{r['good']} of {r['tries']}" for r in rows}
     return grid(("disturbance", "good, planted oracle", "good, real oracle"),
-                [[d, found[d, "planted"], found[d, "real"]] for d in dict.fromkeys(r["disturbance"] for r in rows)]) + \
+                [[d, *(found.get((d, oracle), DASH) for oracle in ("planted", "real"))]
+                 for d in dict.fromkeys(r["disturbance"] for r in rows)]) + \
         source("signals")
 
 

@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [row for folder in sorted(args.work.glob("seed-*")) for row in rows_in(folder)]
     table = comparison(rows)
     publish("search_real", targets_of(rows), [*table, *rows],
-            ("qra_bo_against", "mean", "low", "high", "searches", "wins"), printed=len(table), folder=args.out)
+            ("qra_bo_against", "mean", "low", "high", "searches", "wins"), shown=table, folder=args.out)
 
 
 if __name__ == "__main__":

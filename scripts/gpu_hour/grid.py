@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench import memory_gpu
+from bench.memory import gpu
 from qra_bo.memory.model import TrainShape
 from scripts.gpu_hour.stage import Stage
 
@@ -15,13 +15,13 @@ SMALL = (TrainShape(2, 48, True, stored_dtype_bytes=2, optimizer="adamw_8bit", l
 
 
 def grid(stage: Stage) -> Iterator[dict[str, Any]]:
-    """Train three steps of every tuple of ``bench.memory_gpu``."""
+    """Train three steps of every tuple of ``bench.memory.gpu``."""
     if stage.device.type == "cuda":
-        shapes = [replace(shape, device="cuda", eval_batch=shape.batch) for shape in memory_gpu.SHAPES]
-        spec = memory_gpu.fitting(shapes, torch.cuda.mem_get_info(stage.device)[0])
+        shapes = [replace(shape, device="cuda", eval_batch=shape.batch) for shape in gpu.SHAPES]
+        spec = gpu.fitting(shapes, torch.cuda.mem_get_info(stage.device)[0])
     else:
         shapes, spec = list(SMALL), stage.spec(2)
     setting = os.environ.get("PYTORCH_ALLOC_CONF", "")
     for shape in shapes:
-        for row in memory_gpu.run(spec, [shape], stage.device):
+        for row in gpu.run(spec, [shape], stage.device):
             yield {**row, "allocator": setting}

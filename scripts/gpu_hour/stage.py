@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.memory_gpu import llama
+from bench.memory.gpu import llama
 from qra_bo.config import RunConfig, load_config
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.oracle import FinetuneOracle

@@ -5,10 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from bench.allocator_replay import TrialTracer, reserved_bytes
-from bench.caching_allocator import LARGE_BUFFER, SMALL_BUFFER, CachingAllocator
-from bench.memory_allocator import OVER, draw, predicted, simulated
-from bench.memory_gpu import llama
+from bench.memory.allocator import OVER, draw, predicted, simulated
+from bench.memory.caching_allocator import LARGE_BUFFER, SMALL_BUFFER, CachingAllocator
+from bench.memory.gpu import llama
+from bench.memory.replay import TrialTracer, reserved_bytes
 from qra_bo.memory.allowance import ASSUMED
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.failing_calls import unavailable
+from bench.faults.failing_calls import unavailable
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
 PROGRAM = """
@@ -18,7 +18,7 @@ import json, os, sys
 from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
-from bench.failing_calls import Failure, Site, Supervisor
+from bench.faults.failing_calls import Failure, Site, Supervisor
 
 folder, call, file, number, error = Path(sys.argv[1]), *sys.argv[2:4], *map(int, sys.argv[4:6])
 watched = Supervisor([folder / "run"], Failure(Site(call, file), number, error))
@@ -82,6 +82,6 @@ def test_writes_of_a_native_library_fail(tmp_path: Path, call: str) -> None:
 
 
 def test_refusal_of_the_kernel_is_told(tmp_path: Path) -> None:
-    code = "from bench.failing_calls import unavailable\nmet.append(unavailable())"  # one supervisor at a time
+    code = "from bench.faults.failing_calls import unavailable\nmet.append(unavailable())"  # one supervisor at a time
     assert ended(tmp_path, "write", "run/x", 1, errno.EIO, code)["met"] == [
         f"the kernel refuses seccomp's user notification here ({os.strerror(errno.EBUSY)})"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.fault_log import Tries
-from bench.fault_syscalls import numbers
+from bench.faults.log import Tries
+from bench.faults.syscalls import numbers
 
 
 @pytest.mark.parametrize(("count", "tried"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (34, [1, 17, 34])])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.memory_gpu import LEAST_RUNS, OVER, SHAPES, UNDER, calibrate, fitting, llama, main, run, total, tuples
+from bench.memory.gpu import LEAST_RUNS, OVER, SHAPES, UNDER, calibrate, fitting, llama, main, run, total, tuples
 from bench.report import RESULTS
 from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.allowance import ASSUMED
@@ -73,7 +73,7 @@ def test_without_a_gpu_it_says_that_nothing_was_measured(tmp_path: Path, monkeyp
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU: the grid is not measured")
 def test_predictions_hold_on_this_card() -> None:
     # A process of its own: the allocator's segments are set up once. The table stays in bench/results.
-    subprocess.run([sys.executable, "-m", "bench.memory_gpu"], check=True, cwd=RESULTS.parents[1])
+    subprocess.run([sys.executable, "-m", "bench.memory.gpu"], check=True, cwd=RESULTS.parents[1])
     found = json.loads((RESULTS / "memory_gpu.json").read_text())
     assert len(found["rows"]) >= LEAST_RUNS
     for row in found["rows"]:

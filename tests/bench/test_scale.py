@@ -10,5 +10,7 @@ def test_the_command_searches_as_long_as_it_is_asked_to(monkeypatch: pytest.Monk
     monkeypatch.setattr(scale, "session", lambda folder, workers, evaluations, *_: searched.append(
         (folder.name, workers, evaluations)))
     monkeypatch.setattr(scale, "publish", lambda *_, **options: None)
-    scale.main(["--only", "search", "--evaluations", "200", "--workers", "4"])
-    assert searched == [("tenth", 4, 20), ("tenth", 4, 24), ("whole", 4, 200)]
+    monkeypatch.setattr(scale, "proposals", lambda *_: None)
+    monkeypatch.setattr(scale, "targets_of", lambda *_: [])
+    scale.main(["--quick"])
+    assert searched == [("tenth", 50, 100), ("tenth", 50, 150), ("whole", 50, 1000)]

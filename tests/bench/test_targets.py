@@ -7,81 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import evaluation_speed, normal_runs
+from bench import evaluation_speed
 from bench.report import Target, publish
 from bench.sides import mixed_allocation, real_tokens
-from tests.study.problem import run
-
-
-def row(budget: str, scope: str, seed: int, better: bool = True, not_counted: str = "") -> dict[str, Any]:
-    return {"folder": f"{scope}-{seed}", "budget": budget, "scope": scope, "seed": seed, "better": better,
-            "not_counted": not_counted}
-
-
-def test_a_budget_is_met_by_two_of_three_seeds() -> None:
-    rows = [row("uniform:4,4", "peak", 0), row("uniform:4,4", "peak", 1, better=False), row("uniform:4,4", "peak", 2)]
-    target = normal_runs.better_target(rows, "uniform:4,4", "peak")
-    assert (target.value, target.met) == (2.0, True)
-    rows[0]["better"] = False
-    target = normal_runs.better_target(rows, "uniform:4,4", "peak")
-    assert (target.value, target.met) == (1.0, False)
-
-
-@pytest.mark.parametrize("reason", ["the run has not ended", "effort=quick"])
-def test_nothing_is_measured_while_a_missing_run_could_decide(reason: str) -> None:
-    rows = [row("uniform:4,4", "peak", 0), row("uniform:4,4", "peak", 1, better=False),
-            row("uniform:4,4", "peak", 2, not_counted=reason), row("uniform:4,16", "stored", 2)]
-    target = normal_runs.better_target(rows, "uniform:4,4", "peak")
-    assert target.value is None
-    assert not target.met
-    assert reason in target.why
-    assert normal_runs.better_target([], "uniform:4,4", "peak").value is None
-
-
-@pytest.mark.parametrize(("better", "met"), [(True, True), (False, False)])
-def test_two_alike_decide_whatever_the_third_says(better: bool, met: bool) -> None:
-    rows = [row("uniform:4,4", "peak", seed, better=better) for seed in (0, 1)]
-    target = normal_runs.better_target(rows, "uniform:4,4", "peak")
-    assert (target.value, target.met) == (2.0 * better, met)
-    assert "of 2 run" in target.what
-
-
-def test_earlier_rows_are_kept_unless_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    earlier = [row("uniform:4,4", "peak", 0, better=False), row("uniform:4,4", "peak", 1),
-               row("uniform:4,4", "peak", 2, not_counted="the run has not ended")]
-    monkeypatch.setattr(normal_runs, "row_of",
-                        lambda *_: {**row("uniform:4,4", "peak", 0), "wall_minutes": 1.0, "overhead_share": 0.0})
-    for kept in earlier:
-        kept.update(wall_minutes=2.0, overhead_share=0.0)
-    (tmp_path / "normal_runs.json").write_text(json.dumps({"rows": earlier}))
-    rows, _ = normal_runs.collect([Path("a")], "rtn", normal_runs.earlier_rows(tmp_path / "normal_runs.json"))
-    assert [(r["seed"], r["better"], r["wall_minutes"]) for r in rows] == [(0, True, 1.0), (1, True, 2.0)]
-    assert normal_runs.earlier_rows(tmp_path / "none.json") == []
-
-
-def test_two_runs_cannot_stand_for_one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normal_runs, "row_of", lambda *_: row("uniform:4,4", "peak", 0))
-    with pytest.raises(SystemExit, match="seed=0; give one of them"):
-        normal_runs.collect([Path("a"), Path("b")], "gptq")
-
-
-def test_a_folder_without_a_run_says_why(tmp_path: Path) -> None:
-    rows, targets = normal_runs.collect([tmp_path], "gptq")
-    assert "is no run's folder" in rows[0]["not_counted"]
-    assert all(t.value is None and not t.met and t.why for t in targets)
-
-
-def test_a_finished_run_has_a_row(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    best = run(folder, fine_tunes=False).best
-    found = normal_runs.row_of(folder, "rtn")
-    assert "rounding" not in found["not_counted"]
-    assert "bits=" not in normal_runs.row_of(folder, "rtn", (2, 4, 8))["not_counted"]
-    assert "quantizer.rounding=rtn" in normal_runs.row_of(folder, "gptq")["not_counted"]
-    assert "bits=[2, 4, 8]" in found["not_counted"]
-    assert found["winner_kind"] == best["winner_kind"]
-    assert found["wall_minutes"] == pytest.approx(best["cost"]["wall_seconds"] / 60)
-    assert "oracle=" in found["not_counted"]
 
 
 def result(rate: float, **more: float) -> dict[str, Any]:

@@ -1,16 +1,11 @@
 """Every system call that writes, failing once in whole runs: the planted oracle's, and real ones of ``tiny``.
 
-    python -m bench.fault_syscalls [--minutes 60] [--jobs 1] [--seed 0] [--log FILE] [--short]
-
 Calls on files of the run, the cache and the temporary folder are listed by an undisturbed run. The first, middle and
 last call of every kind on every kind of file fails with ENOSPC, EACCES and EIO, in a run of its own: all nine in runs
 of the planted oracle, each call with one of the errors in real ones. That has to end with the undisturbed run's
-results, or with status 2 and one message, and with these results when it is repeated. Every case is logged when it
-ends: the same command goes on with what is missing, or failed.
+results, or with status 2 and one message, and with these results when it is repeated.
 """
 
-import argparse
-import collections
 import contextlib
 import copy
 import errno
@@ -18,12 +13,12 @@ import functools
 import io
 import json
 import os
-import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,12 +26,10 @@ from unittest import mock
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from bench.failing_calls import Failure, Supervisor, unavailable
-from bench.fault_kinds import PLANTED
-from bench.fault_log import Tries
-from bench.fault_runs import OVERRIDES, Ended, RunProcess, keys, result, warm_up
-from bench.faults import beside
-from bench.report import RESULTS, Target, publish
+from bench.faults.failing_calls import Failure, Supervisor, unavailable
+from bench.faults.kinds import PLANTED
+from bench.faults.log import Session
+from bench.faults.runs import OVERRIDES, Ended, RunProcess, keys, result, warm_up
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.status import read_state
 from tests.faults.real import in_this_process
@@ -235,74 +228,20 @@ def _warm_up(folder: Path) -> None:
             raise RuntimeError(printed.getvalue())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 where every case ended well, else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop then, and publish what was tried")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the cases")
-    parser.add_argument("--log", type=Path, default=Path("outputs/fault_syscalls.jsonl"), help="what was tried")
-    parser.add_argument("--jobs", type=int, default=1, help="cases that are tried side by side")
-    parser.add_argument("--short", action="store_true", help="a few cases, and nothing is kept")
-    options = parser.parse_args(arguments)
+def provoke(session: Session) -> bool:
+    """Let calls fail and return whether every case ended well, or none could be tried."""
     why = unavailable()
     if why:
         print(f"The sweep of system calls is not run: {why}.")
-        return 0
-    folder = Path(tempfile.mkdtemp(prefix="qra_bo-syscalls-"))
-    log = folder / "tries.jsonl" if options.short else options.log
-    log.parent.mkdir(parents=True, exist_ok=True)
+        return True
     with tempfile.TemporaryDirectory() as warm:
         _warm_up(Path(warm))
-    end = time.monotonic() + (SHORT_SECONDS if options.short else 60 * options.minutes)
-    runs = [Runs(oracle, folder) for oracle in ORACLES]
-    every = [(of, case) for of in runs for case in of.cases()]
-    random.Random(options.seed).shuffle(every)
-    tries = Tries(log)
-    missing = [(of, case) for of, case in every if tries.last.get(str(case)) != ""]
-    print(f"{len(every)} cases, {len(missing)} of them to be tried", flush=True)
-    others = [beside(lambda i=i: try_all(missing[i::options.jobs], tries, end))  # type: ignore[misc]
-              for i in range(1, options.jobs)]
-    try_all(missing[::options.jobs], tries, end)
-    for pid in others:
-        os.waitpid(pid, 0)
-    cases = [case for _, case in every]
-    show(cases, tries, folder if options.short else RESULTS, options.short)
-    tried = [tries.last.get(str(case)) for case in cases]
-    good = all(problem == "" or (problem is None and options.short) for problem in tried)
-    if good:
-        shutil.rmtree(folder)
-    return 0 if good else 1
-
-
-def try_all(cases: Sequence[tuple[Runs, Case]], tries: Tries, end: float) -> None:
-    """Try cases in turn until the monotonic time is ``end``."""
-    for runs, case in cases:
-        if time.monotonic() > end:
-            break
-        problem = runs.problem_of(case)
-        tries.add(str(case), problem)
-        print(f"{case}: {problem or 'well'}", flush=True)
-
-
-def show(every: Sequence[Case], tries: Tries, folder: Path, short: bool) -> None:
-    """Publish what was tried until now."""
-    tried: collections.Counter[tuple[str, str, str]] = collections.Counter()
-    bad: collections.Counter[tuple[str, str, str]] = collections.Counter()
-    for case in every:
-        problem = tries.last.get(str(case))
-        row = case.oracle, case.failure.site.call, errno.errorcode[case.failure.error]
-        tried[row] += problem is not None
-        bad[row] += bool(problem)
-    rows = [{"oracle": oracle, "call": call, "error": error, "cases": n, "failures": bad[oracle, call, error]}
-            for (oracle, call, error), n in sorted(tried.items())]
-    done, good = sum(tried.values()), sum(tried.values()) - sum(bad.values())
-    target = Target("system calls failing once after which results were as undisturbed, at once or after one message "
-                    "and the same command", f"all {done if short else len(every)}", good,
-                    good == (done if short else len(every)))
-    publish("fault_syscalls", [target], rows, ["oracle", "call", "error", "cases", "failures"], threads=1,
-            folder=folder)
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    raise SystemExit(main())
+    if session.short:
+        session = replace(session, end=time.monotonic() + SHORT_SECONDS)
+    runs = [Runs(oracle, session.folder) for oracle in ORACLES]
+    return session.sweep(
+        "fault_syscalls", "system calls failing once after which results were as undisturbed, at once or after one "
+        "message and the same command", [
+            (str(case), {"oracle": case.oracle, "call": case.failure.site.call,
+                         "error": errno.errorcode[case.failure.error]}, partial(of.problem_of, case))
+            for of in runs for case in of.cases()])

@@ -1,17 +1,25 @@
-"""Runs that are killed, signalled or stopped and continued, or whose workers die, at random moments."""
+"""Runs killed, signalled or stopped and continued, or whose workers die, at random moments: nothing may be lost.
+
+Runs of the planted oracle, and of ``tiny`` with the real one, are disturbed again and again until they end; their
+trials, in order, results and adapters must equal those of an undisturbed run. A stop of a real run is longer than its
+worker's deadline.
+"""
 
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.fault_log import Tries
-from bench.fault_runs import HANG_SIGNAL, Ended, RunProcess, adapter, journal_lines, keys, result
+from bench.faults.kinds import PAUSE, planted
+from bench.faults.log import Session, Tries
+from bench.faults.runs import HANG_SIGNAL, Ended, RunProcess, adapter, journal_lines, keys, result, warm_up
+from bench.report import Target, publish
 from qra_bo.study.journal import JOURNAL_NAME
 
 KILL, TERM, INT, WORKER, HANG = ("SIGKILL of the run", "SIGTERM", "Ctrl-C", "SIGKILL of the worker",
@@ -21,21 +29,64 @@ ENDS = {KILL: (signal.SIGKILL, -signal.SIGKILL), TERM: (signal.SIGTERM, 143), IN
         HUP: (signal.SIGHUP, 129), USR1: (signal.SIGUSR1, 138)}
 """Disturbances that end a run: their signal, and the exit status."""
 PATIENCE = 120.0
+DEADLINE = 45.0
+"""Seconds of silence after which a worker counts as hung: enough for one that starves beside other work (a live one
+that is taken for hung is another result)."""
 Start = Callable[[Path], RunProcess]
 
 
-def overrides(deadline: float) -> tuple[str, ...]:
-    """Of these runs: seconds of silence after which a worker counts as hung, enough for one that starves beside other
-    work (a live one that is taken for hung is another result)."""
-    return (f"worker.deadline_seconds={deadline:g}",)
+@dataclass(frozen=True)
+class Disturbed:
+    """How runs of an oracle are disturbed.
+
+    Args:
+        start: Starts a run in a folder.
+        stopped: Seconds that a run is stopped.
+        wanted: Tries by disturbance.
+    """
+
+    start: Start
+    stopped: float
+    wanted: Mapping[str, int]
 
 
-def undisturbed(folder: Path, deadline: float) -> float:
-    """A run that nobody disturbs in ``folder``; about how long an evaluation takes in it, in seconds."""
-    ended = RunProcess(folder, overrides(deadline)).wait()
-    if ended.status != 0:
-        raise RuntimeError(f"the undisturbed run ended with {ended.status}: {ended.output}")
-    return ended.seconds / max(1, len(keys(folder)))
+def oracles(short: bool) -> dict[str, Disturbed]:
+    """Return both oracles; runs of the planted one have no workers."""
+    deadline = 20.0 if short else DEADLINE
+    real = dict.fromkeys((*ENDS, STOP, WORKER, HANG), 1 if short else 10)
+    return {"planted": Disturbed(planted, 0.5, dict.fromkeys((*ENDS, STOP), 1 if short else 34)),
+            "real": Disturbed(lambda folder: RunProcess(folder, (f"worker.deadline_seconds={deadline:g}",)),
+                              deadline + 1.0, {**real, KILL: 2 if short else 100})}
+
+
+def provoke(session: Session) -> bool:
+    """Disturb runs of both oracles and return whether nothing was lost or repeated."""
+    warm_up()
+    rows, targets, well = [], [], True
+    for i, (oracle, how) in enumerate(oracles(session.short).items()):
+        tries = session.tries(f"signals-{oracle}")
+        before = tries.tried
+        missing = {kind: max(0, n - before[kind]) for kind, n in how.wanted.items()}
+        if any(missing.values()):
+            plain = session.folder / f"{oracle}-undisturbed"
+            ended = how.start(plain).wait()
+            if ended.status != 0:
+                raise RuntimeError(f"the undisturbed run ended with {ended.status}: {ended.output}")
+            trial = PAUSE if oracle == "planted" else ended.seconds / max(1, len(keys(plain)))
+            disturb(missing, session.folder / oracle, plain, trial, session.random(2 + i, before.total()), session.end,
+                    tries, how.start, how.stopped)
+        tried, good, wanted = tries.tried, tries.good, sum(how.wanted.values())
+        rows += [{"oracle": oracle, "disturbance": kind, "tries": tried[kind], "good": good[kind]}
+                 for kind in how.wanted]
+        targets.append(Target(f"disturbances of runs of the {oracle} oracle after which nothing was lost or repeated",
+                              f">= {wanted}, all that were tried ({tried.total()})", good.total(),
+                              good.total() == tried.total() >= wanted))
+        if oracle == "real" and not session.short:
+            targets.append(Target("kills in the middle of a trial", "a quarter", tries.in_the_middle,
+                                  tries.in_the_middle >= tried[KILL] / 4))
+        well &= tried == good
+    publish("signals", targets, rows, ["oracle", "disturbance", "tries", "good"], threads=1, folder=session.results)
+    return well
 
 
 def disturb(wanted: dict[str, int], folder: Path, plain: Path, evaluation: float, rng: np.random.Generator,

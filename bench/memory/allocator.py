@@ -1,11 +1,11 @@
 """Predicted peaks against bytes that the CUDA caching allocator would reserve: simulated, 7 to 70 billion parameters.
 
-    python -m bench.memory_allocator [--tuples 28] [--seed 0] [--after 20]
+    python -m bench.memory.allocator
 
 A tuple is an architecture, a mixed allocation, batch, length, checkpointing, optimiser and an evaluation batch,
-drawn from a seed; of the next seed's, and of those of ``--after``, half accumulate. The tuples of ``--after`` come
-from a seed that played no part in the allowance that ``qra_bo.memory.allowance`` assumes. A whole trial is traced on
-meta tensors and replayed through the model of the allocator (``bench.allocator_replay``), with and without expandable
+drawn from a seed; of the next two seeds' half accumulate. The last seed's ``AFTER`` tuples played no part in the
+allowance that ``qra_bo.memory.allowance`` assumes. A whole trial is traced on
+meta tensors and replayed through the model of the allocator (``bench.memory.replay``), with and without expandable
 segments. The prediction never calls the simulation. Rows are kept as they come; a second call continues.
 """
 
@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.architectures import spec_of
-from bench.memory import FORMATS, RANKS, average_bits
-from bench.report import RESULTS, Target, publish
+from bench.memory.architectures import spec_of
+from bench.memory.tuples import bits_of, drawn, space_of, total
+from bench.report import Target, publish
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
-from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.optimizers import OPTIMIZERS
-from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
+from qra_bo.space import Allocation, SearchSpace
 
 OFTEN = {"Llama-2-7B": 3, "Mistral-7B": 2, "Qwen2.5-7B": 3, "Llama-3.1-8B": 3, "Llama-2-13B": 2, "Qwen3-32B": 1,
          "Llama-2-70B": 1}
@@ -36,19 +35,16 @@ OFTEN = {"Llama-2-7B": 3, "Mistral-7B": 2, "Qwen2.5-7B": 3, "Llama-3.1-8B": 3, "
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 MOST_TOKENS = {False: 4096, True: 16384}
 """Of a step and of an evaluation, without and with checkpointing."""
+AFTER = 20
 OVER, SHARE = 0.06, 0.95
 Row = dict[str, Any]
 
 
 def draw(rng: np.random.Generator, accumulates: bool) -> tuple[str, SearchSpace, Allocation, TrainShape]:
-    """One tuple: a third uniform, the rest mixed layer by layer; with ``accumulates`` half of them accumulate."""
+    """Draw one tuple, by layer; with ``accumulates`` half of them accumulate."""
     name = str(rng.choice(list(OFTEN), p=np.array([*OFTEN.values()]) / sum(OFTEN.values())))
-    units = make_units(spec_of(name), "layer")
-    space = SearchSpace(units, tuple(parse_format(f) for f in FORMATS), Ladder("ranks", RANKS))
-    n = 1 if rng.random() < 1 / 3 else len(units)
-    formats, ranks = rng.choice(FORMATS, n), rng.choice(RANKS, n)
-    allocation = Allocation(tuple(map(str, np.resize(formats, len(units)))),
-                            tuple(map(int, np.resize(ranks, len(units)))))
+    space = space_of(spec_of(name))
+    allocation = drawn(space, rng)
     checkpointing, length = bool(rng.integers(2)), int(rng.choice(LENGTHS))
     batch, evaluated = (max(1, min(int(rng.choice((1, 2, 4, 8, 16))), MOST_TOKENS[checkpointing] // length))
                         for _ in range(2))
@@ -57,23 +53,24 @@ def draw(rng: np.random.Generator, accumulates: bool) -> tuple[str, SearchSpace,
     return name, space, allocation, replace(shape, accumulate=int(rng.choice((1, 8)))) if accumulates else shape
 
 
-def tuples(count: int, seed: int, accumulates: bool) -> Iterator[tuple[str, SearchSpace, Allocation, TrainShape]]:
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        yield draw(rng, accumulates)
+def tuples() -> Iterator[tuple[str, SearchSpace, Allocation, TrainShape]]:
+    """Yield all tuples; those of ``AFTER`` are the last."""
+    for seed, (count, accumulates) in enumerate(((28, False), (14, True), (AFTER, True))):
+        rng = np.random.default_rng(seed)
+        yield from (draw(rng, accumulates) for _ in range(count))
 
 
 def simulated(name: str, space: SearchSpace, allocation: Allocation, shape: TrainShape) -> Row:
     """One tuple predicted, and traced and replayed."""
-    from bench.allocator_replay import TrialTracer, reserved_bytes
+    from bench.memory.replay import TrialTracer, reserved_bytes
 
     start = time.process_time()
     trial = TrialTracer(spec_of(name)).trial_of(space, allocation, shape)
     before = trial.linears[::-1]
-    memory, row = MemoryModel(spec_of(name), shape, allowance=Allowance(0, 0)), space.encode(allocation)[None, :]
-    alive = int(memory.table(space).totals(row)[0])
-    twice = int(replace(memory, allowance=Allowance(0, PPM)).table(space).totals(row)[0])
-    return {"what": name, "bits": round(average_bits(space, allocation), 3),
+    memory = MemoryModel(spec_of(name), shape, allowance=Allowance(0, 0))
+    alive = total(memory, space, allocation)
+    twice = total(replace(memory, allowance=Allowance(0, PPM)), space, allocation)
+    return {"what": name, "bits": bits_of(space, allocation),
             "rank": round(statistics.fmean(allocation.ranks), 2), "batch": shape.batch, "length": shape.length,
             "checkpointing": shape.checkpointing, "optimizer": shape.optimizer, "eval_batch": shape.eval_batch,
             "accumulate": shape.accumulate,
@@ -88,12 +85,12 @@ def predicted(row: Row) -> int:
     return int(row["alive_bytes"] + allowance.fixed_bytes + row["transient_bytes"] * allowance.share_ppm // PPM)
 
 
-def targets_of(rows: Sequence[Row], after: int) -> list[Target]:
+def targets_of(rows: Sequence[Row]) -> list[Target]:
     ratio = np.array([row["error"] for row in rows])
     plain = np.array([row["error_default"] for row in rows])
     inside = float((ratio <= OVER).mean())
     return [Target("tuples", ">= 60", float(len(rows)), len(rows) >= 60),
-            Target("of them drawn after the model was fixed", ">= 20", float(after), after >= 20),
+            Target("of them drawn after the model was fixed", ">= 20", float(AFTER), AFTER >= 20),
             Target("least of prediction over simulated reserved bytes, expandable segments", ">= 0", float(ratio.min()),
                    bool(ratio.min() >= 0)),
             Target("share of tuples predicted at most 6 % above, expandable segments", ">= 0.95", inside,
@@ -105,19 +102,14 @@ def targets_of(rows: Sequence[Row], after: int) -> list[Target]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tuples", type=int, default=28, help="half as many again come from the next seed")
-    parser.add_argument("--after", type=int, default=20, help="tuples of the other seed")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(prog="python -m bench.memory.allocator", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=Path("build/bench/memory_allocator.jsonl"), help="rows so far")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     args = parser.parse_args()
     args.rows.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
-    fitted = [*tuples(args.tuples, args.seed, False), *tuples(args.tuples // 2, args.seed + 1, True)]
-    todo = [*fitted, *tuples(args.after, args.seed + 2, True)]
-    for drawn in todo[len(rows):]:
-        rows.append(simulated(*drawn))
+    for drawn_tuple in list(tuples())[len(rows):]:
+        rows.append(simulated(*drawn_tuple))
         with args.rows.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         print(rows[-1], file=sys.stderr, flush=True)
@@ -126,9 +118,8 @@ def main() -> None:
         row["error"] = row["predicted_bytes"] / row["reserved_expandable"] - 1
         row["error_default"] = row["predicted_bytes"] / row["reserved_default"] - 1
     columns = ("what", "bits", "rank", "batch", "length", "checkpointing", "optimizer", "eval_batch", "accumulate",
-               "predicted_bytes",
-               "reserved_expandable", "reserved_default", "error", "error_default")
-    publish("memory_allocator", targets_of(rows, args.after), rows, columns, threads=1, folder=args.out)
+               "predicted_bytes", "reserved_expandable", "reserved_default", "error", "error_default")
+    publish("memory_allocator", targets_of(rows), rows, columns, threads=1)
 
 
 if __name__ == "__main__":

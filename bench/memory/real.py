@@ -1,6 +1,6 @@
 """Memory of real training steps on this CPU, measured four ways; a JSON line for every allocation.
 
-    python -m bench.memory_real MODEL
+    python -m bench.memory.real MODEL
 
 Of each allocation a step and a batch of the evaluation are followed storage by storage, phase by phase, and the next
 step by the kernel: the growth of the process's resident set at its highest. ``torch.profiler`` follows one when the

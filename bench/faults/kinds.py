@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.fault_runs import Ended, RunProcess, damaged_lines, journal_lines, keys, result, states, warnings
+from bench.faults.log import Session
+from bench.faults.runs import Ended, RunProcess, damaged_lines, journal_lines, keys, result, states, warm_up, warnings
+from bench.report import Target, publish
 from qra_bo.study.journal import JOURNAL_NAME
 
 PLANTED = ("oracle=synthetic", "effort.max_full_trials=14")
@@ -281,27 +283,65 @@ def _not_a_number(model: Any) -> None:
             p.data.fill_(float("nan"))
 
 
-KINDS: dict[str, Try] = {
-    "a line cut off": cut_line, "a bit flipped in the journal": flipped_bit, "a full disk": full_disk,
-    "a read-only folder": read_only, "a folder that vanishes": vanished, "a clock that jumps": jumping_clock,
-    "two processes on one run": second_process, "a package upgraded before the resume": upgraded_package,
-    "other data before the resume": other_data, "out of host memory": _failing("oom", _host_memory),
-    "out of device memory": _failing("oom", _device_memory), "weights that are not numbers":
-        _failing("diverged", _not_a_number)}
 AGAIN = "stops with status 2 and goes on to the same result"
-OUTCOMES = {
-    "a line cut off": "goes on to the same result",
-    "a bit flipped in the journal": "line named, the rest kept, its evaluation done again; a broken header is refused",
-    "a full disk": AGAIN, "a read-only folder": AGAIN, "a folder that vanishes": f"{AGAIN} once it is back",
-    "a clock that jumps": "same result",
-    "two processes on one run": "the second is told who holds it; the first ends the same",
-    "a package upgraded before the resume": "told, same result",
-    "other data before the resume": "refused with status 2; same result once they are back",
-    "out of host memory": "a result without a loss; the run ends well",
-    "out of device memory": "the same (the device's error is raised: no GPU is needed)",
-    "weights that are not numbers": "a divergence; the run ends well"}
+KINDS: dict[str, tuple[Try, str]] = {
+    "a line cut off": (cut_line, "goes on to the same result"),
+    "a bit flipped in the journal": (
+        flipped_bit, "line named, the rest kept, its evaluation done again; a broken header is refused"),
+    "a full disk": (full_disk, AGAIN), "a read-only folder": (read_only, AGAIN),
+    "a folder that vanishes": (vanished, f"{AGAIN} once it is back"),
+    "a clock that jumps": (jumping_clock, "same result"),
+    "two processes on one run": (second_process, "the second is told who holds it; the first ends the same"),
+    "a package upgraded before the resume": (upgraded_package, "told, same result"),
+    "other data before the resume": (other_data, "refused with status 2; same result once they are back"),
+    "out of host memory": (_failing("oom", _host_memory), "a result without a loss; the run ends well"),
+    "out of device memory": (
+        _failing("oom", _device_memory), "the same (the device's error is raised: no GPU is needed)"),
+    "weights that are not numbers": (_failing("diverged", _not_a_number), "a divergence; the run ends well")}
+"""Try and outcome of every fault."""
+TRIES = 10
+"""Of every fault."""
 
 
 def needs_root(kind: str) -> bool:
     """Whether a fault can only be made by who may mount file systems, and this process may not."""
     return kind == "a full disk" and (os.getuid() != 0 or shutil.which("mount") is None)
+
+
+def provoke(session: Session) -> bool:
+    """Try every fault in turn and return whether every try was well."""
+    tries, wanted = session.tries("faults"), 1 if session.short else TRIES
+    warm_up()
+    before, plain = tries.tried, session.folder / "planted"
+    rng = session.random(1, before.total())
+    ended = planted(plain).wait()
+    if ended.status != 0:
+        raise RuntimeError(f"the undisturbed run with {PLANTED} ended with {ended.status}: {ended.output}")
+    for number in range(wanted):  # in turn: a run that is stopped has tried them all about as often
+        for kind in KINDS:
+            if before[kind] + number < wanted and not session.is_over and not needs_root(kind):
+                tries.add(kind, _inject(kind, number, session.folder, plain, rng))
+    tried, good = tries.tried, tries.good
+    rows = [{"fault": kind, "tries": tried[kind], "good": good[kind],
+             "outcome": outcome if tried[kind] else "not tried: no time, or no right to mount",
+             "oracle": "real" if "memory" in kind or "numbers" in kind else "planted"}
+            for kind, (_, outcome) in KINDS.items()]
+    well = sum(0 < r["good"] == r["tries"] >= wanted for r in rows)
+    target = Target("faults met as they should be in every try", f"all {len(rows)}, {wanted} tries each", well,
+                    well == len(rows))
+    publish("faults", [target], rows, ["fault", "tries", "good", "outcome", "oracle"], threads=1,
+            folder=session.results)
+    return tried == good
+
+
+def _inject(kind: str, number: int, folder: Path, plain: Path, rng: Rng) -> str:
+    """Make one try of one fault; return what went wrong, or nothing."""
+    where = folder / f"{list(KINDS).index(kind)}-{number}"
+    try:
+        problem = KINDS[kind][0](where, plain, rng)
+    except Exception as error:  # whatever a broken run leaves behind is told with it
+        problem = f"{type(error).__name__}: {error}"
+    if not problem:
+        shutil.rmtree(where, ignore_errors=True)
+    print(f"{kind}, try {number}: {problem or 'well'}", flush=True)
+    return problem

@@ -1,6 +1,6 @@
 """Predicted peaks against the memory that a GPU's allocator reserves, for random-weight decoders of Llama-7B's shape.
 
-    python -m bench.memory_gpu [--calibrate]
+    python -m bench.memory.gpu [--calibrate]
 
 At least twelve runs with mixed bits and ranks, over batches, lengths, checkpointing, optimisers and evaluation batches.
 A card too small for 32 layers gets as many as it holds. Weights are drawn and packed matrix by matrix, so that no dense
@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.memory import FORMATS, RANKS, Row, average_bits
+from bench.memory.tuples import bits_of, drawn, space_of, total
 from bench.report import RESULTS, Target, publish
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance, Excess, fold
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
-from qra_bo.space import Allocation, CostTable, DecoderSpec, Ladder, SearchSpace, make_units
+from qra_bo.space import Allocation, CostTable, DecoderSpec, SearchSpace
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.device import expand_segments
 
@@ -33,6 +33,7 @@ LEAST_RUNS, OVER, UNDER = 12, 0.06, -0.005
 SHAPES = (TrainShape(1, 512, True), TrainShape(4, 256), TrainShape(2, 512, True, optimizer="adamw_8bit"),
           TrainShape(8, 128, optimizer="adamw_8bit"), TrainShape(1, 1024, True, optimizer="paged_adamw"),
           TrainShape(4, 512, True, optimizer="paged_adamw_8bit"))
+Row = dict[str, Any]
 FREE_SHARE = 0.85
 """Of the free memory that the largest run may be predicted to need."""
 
@@ -44,18 +45,10 @@ def llama(n_layers: int) -> DecoderSpec:
                              tied=False)
 
 
-def tuples(spec: DecoderSpec, shapes: Sequence[TrainShape], seed: int = 0) -> list[tuple[SearchSpace, Allocation,
-                                                                                        TrainShape]]:
+def tuples(spec: DecoderSpec, shapes: Sequence[TrainShape]) -> list[tuple[SearchSpace, Allocation, TrainShape]]:
     """Two mixed allocations for every shape."""
-    units, rng = make_units(spec, "layer"), np.random.default_rng(seed)
-    space = SearchSpace(units, tuple(parse_format(f) for f in FORMATS), Ladder("ranks", RANKS))
-    n = len(units)
-    return [(space, Allocation(tuple(map(str, rng.choice(FORMATS, n))), tuple(map(int, rng.choice(RANKS, n)))), shape)
-            for shape in shapes for _ in range(2)]
-
-
-def total(memory: MemoryModel, space: SearchSpace, allocation: Allocation) -> int:
-    return int(memory.table(space).totals(space.encode(allocation)[None, :])[0])
+    space, rng = space_of(spec), np.random.default_rng(0)
+    return [(space, drawn(space, rng, 0.0), shape) for shape in shapes for _ in range(2)]
 
 
 def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape: TrainShape, device: Any) -> Any:
@@ -147,7 +140,7 @@ def run(spec: DecoderSpec, shapes: Sequence[TrainShape], device: Any) -> list[Ro
         alive = total(replace(memory, allowance=Allowance(0, 0)), space, allocation)
         twice = total(replace(memory, allowance=Allowance(0, PPM)), space, allocation)
         predicted = total(memory, space, allocation)
-        rows.append({"what": spec.name, "bits": round(average_bits(space, allocation), 3),
+        rows.append({"what": spec.name, "bits": bits_of(space, allocation),
                      "rank": round(float(np.mean(allocation.ranks)), 2), "batch": shape.batch, "length": shape.length,
                      "checkpointing": shape.checkpointing, "optimizer": shape.optimizer,
                      "predicted_bytes": predicted, "reserved_bytes": measured, "error": predicted / measured - 1,

@@ -1,4 +1,4 @@
-"""Traced training steps replayed through the model of the CUDA caching allocator (``bench.caching_allocator``).
+"""Traced training steps replayed through the model of the CUDA caching allocator (``bench.memory.caching_allocator``).
 
 A trial is followed on meta tensors from its first step, in which the optimiser makes its moments, to its evaluation.
 The replay runs two trials one after the other, as a search does: the second finds the cache that the first has left.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.caching_allocator import Block, CachingAllocator
+from bench.memory.caching_allocator import Block, CachingAllocator
 from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.tracing.memory_probe import module_tensors
 from qra_bo.finetune.tracing.trace import META, MetaTracker, StepTracer, Traced, TracedLora, _step, traced_optimizer
