@@ -1,5 +1,7 @@
 """Rules that every searcher keeps. A searcher joins by subclassing ``SearcherSuite`` with one line: ``make = ...``."""
 
+import atexit
+import functools
 import json
 import os
 import subprocess
@@ -69,6 +71,34 @@ def as_json(proposals: list[Proposal]) -> str:
     return json.dumps([[p.allocation.to_json(), p.fidelity.value, p.stage] for p in proposals])
 
 
+@functools.cache
+def fresh_process() -> subprocess.Popen[str]:
+    """One interpreter with another hash seed, which plays the suites that it is named, one a line of its input."""
+    code = ("import sys; from importlib import import_module; from tests.conformance.searcher import usual_proposals\n"
+            "for line in sys.stdin:\n"
+            "    module, name = line.split()\n"
+            "    print(usual_proposals(getattr(import_module(module), name)), flush=True)")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True, env={**os.environ, "PYTHONHASHSEED": "4711"})
+
+    def end() -> None:
+        process.communicate()
+
+    atexit.register(end)
+    return process
+
+
+@functools.cache
+def usual(suite: "type[SearcherSuite]") -> tuple[SearchProblem, SyntheticOracle, list[_Record]]:
+    """The usual problem, its oracle, and what a suite's searcher does there."""
+    problem, oracle = make_problem()
+    return problem, oracle, play(suite.make(problem), problem, oracle, suite.limit)
+
+
+def usual_proposals(suite: "type[SearcherSuite]") -> str:
+    return as_json(proposals_of(usual(suite)[2]))
+
+
 class SearcherSuite:
     """Subclass as ``TestX`` with ``make = staticmethod(lambda problem: X(problem, ...))``.
 
@@ -81,12 +111,14 @@ class SearcherSuite:
 
     @pytest.mark.parametrize("low_steps", [6, None])
     def test_proposals_are_admissible_and_new(self, low_steps: int | None) -> None:
-        problem, oracle = make_problem(low_steps=low_steps)
-        searcher = self.make(problem)
+        if low_steps is None:
+            problem, oracle = make_problem(low_steps=None)
+            rounds = play(self.make(problem), problem, oracle, self.limit)
+        else:
+            problem, _, rounds = usual(type(self))
+        searcher, proposals = self.make(problem), proposals_of(rounds)
         assert isinstance(searcher, Searcher)
         assert searcher.name
-        rounds = play(searcher, problem, oracle, self.limit)
-        proposals = proposals_of(rounds)
         assert proposals
         for (asked, _), size in zip(rounds, (1, 3, 2) * self.limit, strict=False):
             assert len(asked) <= size
@@ -96,41 +128,22 @@ class SearcherSuite:
         if low_steps is None:
             assert all(p.fidelity is Fidelity.HIGH for p in proposals)
 
-    def test_same_seed_same_proposals_in_a_fresh_process(self) -> None:
-        problem, oracle = make_problem()
-        here = as_json(proposals_of(play(self.make(problem), problem, oracle, self.limit)))
-        code = (f"from {type(self).__module__} import {type(self).__qualname__} as T; from tests.conformance.searcher "
-                "import *; problem, oracle = make_problem(); "
-                "print(as_json(proposals_of(play(T.make(problem), problem, oracle, T.limit))))")
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
-                              env={**os.environ, "PYTHONHASHSEED": "4711"})
-        assert done.stdout.strip() == here
+    def test_same_asks_and_trials_give_the_same_proposals_in_a_fresh_process(self) -> None:
+        process = fresh_process()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{type(self).__module__} {type(self).__qualname__}\n")
+        process.stdin.flush()
+        assert process.stdout.readline().strip() == usual_proposals(type(self))
 
     def test_the_seed_matters_or_the_method_has_none(self) -> None:
-        drawn = []
-        for seed in (0, 1):
-            problem, oracle = make_problem(seed=seed)
-            drawn.append(as_json(proposals_of(play(self.make(problem), problem, oracle, self.limit))))
-        assert (drawn[0] == drawn[1]) == self.seedless
-
-    def test_replay_restores_the_state(self) -> None:
-        problem, oracle = make_problem()
-        first = self.make(problem)
-        rounds = play(first, problem, oracle, self.limit // 2)
-        second = self.make(problem)
-        for proposals, told in rounds:
-            assert second.ask(len(proposals)) == proposals
-            second.tell(told)
-        for size in (2, 1, 4):
-            ahead = first.ask(size)
-            assert second.ask(size) == ahead
-            told = [evaluate(problem, oracle, p, 1000 + i) for i, p in enumerate(ahead)]
-            first.tell(told)
-            second.tell(told)
+        problem, oracle = make_problem(seed=1)
+        other = as_json(proposals_of(play(self.make(problem), problem, oracle, self.limit)))
+        assert (other == usual_proposals(type(self))) == self.seedless
 
     def test_unrequested_trials_are_not_proposed_again(self) -> None:
-        problem, oracle = make_problem()
-        told = [e for _, told in play(self.make(problem), problem, oracle, self.limit // 2) for e in told]
+        problem, oracle, rounds = usual(type(self))
+        told = [e for _, told in rounds for e in told][:self.limit // 2]
         searcher = self.make(problem)
         searcher.tell(told)
         known = {(e.allocation, e.fidelity) for e in told}

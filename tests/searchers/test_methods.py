@@ -185,7 +185,7 @@ def test_a_run_begins_with_learned_rates_and_a_benchmark_with_none_of_its_own_te
     assert "rates" not in method_target("random")
     for data, other in (("plays", "gsm8k"), ("gsm8k", "plays")):
         run = load_table([f"data={data}", *(["data.path=x.jsonl"] if data == "gsm8k" else [])]).run
-        assert run.method.target["rates"] == run.surrogate.rates == f"bench/data/{other}/prior.json"
+        assert run.method.target["rates"] == run.surrogate.rates == f"bench/data/{other}/rates.json"
     assert load_table(["+model=tiny", "data=tiny"]).run.method.target["rates"] == "smollm2_135m"
     assert load_table(["method.rates=smollm2_135m"]).run.method.target["rates"] == "smollm2_135m"
 
