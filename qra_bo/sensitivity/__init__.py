@@ -16,18 +16,16 @@ from qra_bo.sensitivity.importance import (
     warm_start,
 )
 from qra_bo.sensitivity.io import (
-    PublishedSensitivity,
     given_profile,
     load_profile,
     profile_from_json,
     profile_to_json,
-    read_given,
     save_profile,
 )
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.repair import Repair
 
-__all__ = ["BELIEVED", "DIVERGENCE", "MEASURES", "RISE", "PublishedSensitivity", "Repair", "SensitivityProfile",
+__all__ = ["BELIEVED", "DIVERGENCE", "MEASURES", "RISE", "Repair", "SensitivityProfile",
            "fidelity_importance", "given_profile", "load_profile", "measured_sensitivity", "min_max",
-           "plasticity_importance", "profile_from_json", "profile_to_json", "read_given", "save_profile",
+           "plasticity_importance", "profile_from_json", "profile_to_json", "save_profile",
            "scaled_by_value", "sensitivity_scales", "unknown_measure", "warm_start"]

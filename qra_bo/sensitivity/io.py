@@ -1,11 +1,11 @@
-"""Files of sensitivities: profiles that ``task=profile`` wrote, and sensitivities that other authors publish."""
+"""Files of sensitivities: the profiles that ``task=profile`` writes."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,28 +34,6 @@ class _ProfileFile(BaseModel):
     source: str
 
 
-class _PublishedFile(BaseModel):
-    """Fields of a published file: the loss by module, e.g. ``0.mlp.up_proj``."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    model_name: str
-    dataset: str
-    loss: dict[str, float] = Field(min_length=1)
-    time_elapsed: Any = None
-
-
-_File = TypeVar("_File", _ProfileFile, _PublishedFile)
-
-
-@dataclass(frozen=True)
-class PublishedSensitivity:
-    """One published sensitivity per module (``loss``, ``L``, in the file's own measure), without formats and I_r."""
-
-    units: tuple[str, ...]
-    loss: FloatArray
-    source: str
-
-
 def profile_to_json(profile: SensitivityProfile) -> dict[str, Any]:
     """Return the profile as JSON values."""
     values = {name: getattr(profile, name) for name in _ProfileFile.model_fields if name != "schema_version"}
@@ -67,7 +45,13 @@ def profile_to_json(profile: SensitivityProfile) -> dict[str, Any]:
 def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile:
     """Inverse of ``profile_to_json``; ``where`` names the origin of ``data`` in messages. Raises ``ProfileError`` if a
     key is missing, unknown or of the wrong type, or the schema is another."""
-    found = _checked(_ProfileFile, data, where)
+    try:
+        found = _ProfileFile.model_validate(data)
+    except ValidationError as error:
+        said = {"missing": "is missing", "extra_forbidden": "is unknown"}
+        problems = dict.fromkeys(f"{str(e['loc'][0])!r} {said.get(e['type'], e['msg'])}" for e in error.errors())
+        raise ProfileError(f"{where}: {'; '.join(problems)}; expected the keys {list(_ProfileFile.model_fields)}") \
+            from error
     arrays: dict[str, Any] = {}
     for name in ("quantization_sensitivity", "quantization_kl", "quantization_se", "rank_sensitivity"):
         rows = getattr(found, name)
@@ -87,30 +71,22 @@ def save_profile(profile: SensitivityProfile, path: Path) -> None:
 def load_profile(path: Path) -> SensitivityProfile:
     """Read what ``save_profile`` wrote. Raises ``ProfileError`` if the file can't be read, or a key is missing, unknown
     or of the wrong type."""
-    return profile_from_json(_read_object(path), str(path))
-
-
-def read_given(path: Path) -> SensitivityProfile | PublishedSensitivity:
-    """Read a profile that ``task=profile`` wrote, or a published file (``model_name``, ``dataset`` and ``loss``).
-    Raises ``ProfileError`` if the file can't be read, or a key is missing, unknown or of the wrong type."""
-    data = _read_object(path)
-    if "loss" not in data:
-        return profile_from_json(data, str(path))
-    found = _checked(_PublishedFile, data, str(path))
-    return PublishedSensitivity(tuple(f"model.layers.{name}" for name in found.loss), np.array([*found.loss.values()]),
-                                f"{found.model_name} on {found.dataset} ({path.name})")
+    try:
+        data = strict_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"the sensitivity file {path} can't be read: {error.strerror}; give the path of a profile, "
+                           "or measure one with task=profile") from error
+    except ValueError as error:
+        raise ProfileError(f"the sensitivity file {path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ProfileError(f"{path} must hold a JSON object; got {type(data).__name__}")
+    return profile_from_json(data, str(path))
 
 
 def given_profile(path: Path, units: Sequence[Unit], formats: Sequence[str]) -> SensitivityProfile:
     """Return the profile in ``path`` for ``units`` and ``formats``; its source names the file and its SHA-256. Raises
     ``ProfileError`` if it lacks a unit, a format or whole quantities that a search needs."""
-    given = read_given(path)
-    if isinstance(given, PublishedSensitivity):
-        raise ProfileError(
-            f"{path} ({given.source}) holds one sensitivity for each of {len(given.units)} modules and names no "
-            "storage format; a search needs them by format, and also quantization_kl (KL divergence), "
-            "rank_sensitivity (I_r) and base_loss, which the file lacks: measure a profile with task=profile, or "
-            "leave sensitivity.path out")
+    given = load_profile(path)
     missing = [f for f in formats if f not in given.formats]
     if missing:
         raise ProfileError(f"the profile in {path} lacks the formats {missing} of this search (it holds "
@@ -141,27 +117,3 @@ def coarsen_profile(profile: SensitivityProfile, units: Sequence[Unit]) -> Sensi
                               profile.base_loss,
                               f"{profile.source}, summed from {len(profile.units)} to {len(units)} units",
                               None if se is None else np.sqrt(summed(se**2)))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = strict_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProfileError(f"the sensitivity file {path} can't be read: {error.strerror}; give the path of a profile, "
-                           "or measure one with task=profile") from error
-    except ValueError as error:
-        raise ProfileError(f"the sensitivity file {path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ProfileError(f"{path} must hold a JSON object; got {type(data).__name__}")
-    return data
-
-
-def _checked(kind: type[_File], data: Mapping[str, Any], where: str) -> _File:
-    """``data`` as a record of ``kind``. Raises ``ProfileError`` with every key that is missing, unknown or of the wrong
-    type."""
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        said = {"missing": "is missing", "extra_forbidden": "is unknown"}
-        problems = dict.fromkeys(f"{str(e['loc'][0])!r} {said.get(e['type'], e['msg'])}" for e in error.errors())
-        raise ProfileError(f"{where}: {'; '.join(problems)}; expected the keys {list(kind.model_fields)}") from error

@@ -1,8 +1,5 @@
 """``task=profile``: the sensitivities of every unit, measured or read from a file, as a table and ``profile.json``."""
 
-from pathlib import Path
-
-import numpy as np
 from rich.console import Console
 
 from qra_bo.config import RunConfig
@@ -10,7 +7,7 @@ from qra_bo.pipeline.data import RunText
 from qra_bo.pipeline.folders import task_folder
 from qra_bo.pipeline.run import make_setting, oracle_session
 from qra_bo.report.tables import print_table
-from qra_bo.sensitivity import PublishedSensitivity, SensitivityProfile, read_given, save_profile
+from qra_bo.sensitivity import SensitivityProfile, save_profile
 from qra_bo.space import SearchSpace
 from qra_bo.utils.numbers import DASH
 
@@ -20,17 +17,9 @@ PROFILE_NAME = "profile.json"
 def run(config: RunConfig) -> int:
     """Print the profile and write it to ``out``; returns 0.
 
-    A published file of sensitivities by module is shown and not written, because a search can't use it.
-
     Raises:
         UserError: If the input or the environment can't work.
     """
-    console, path = Console(soft_wrap=True), config.sensitivity.path
-    if path is not None:
-        given = read_given(Path(path).expanduser())
-        if isinstance(given, PublishedSensitivity):
-            print_published(given, console)
-            return 0
     text = RunText(config)
     setting = make_setting(config, text=text)
     folder = task_folder(config)
@@ -40,6 +29,7 @@ def run(config: RunConfig) -> int:
         with oracle_session(config) as (executor, progress):
             profile = executor.profile(progress).profile
     save_profile(profile, folder / PROFILE_NAME)
+    console = Console(soft_wrap=True)
     print_profile(profile, setting.space, console)
     console.print(f"Files: {folder / PROFILE_NAME} (use it with sensitivity.path)", markup=False, highlight=False)
     return 0
@@ -60,13 +50,3 @@ def print_profile(profile: SensitivityProfile, space: SearchSpace, console: Cons
                   "Quantisation sensitivity, by format: the rise of that loss when only that unit is quantised. Rank "
                   f"sensitivity: squared singular values of the unit's weight gradient, the {rank} largest of every "
                   "matrix summed.", highlight=False)
-
-
-def print_published(given: PublishedSensitivity, console: Console) -> None:
-    """Print the most sensitive modules first, and what the file lacks."""
-    console.print(f"Published sensitivities: {given.source}", markup=False, highlight=False)
-    print_table(console, ["module", "quantisation sensitivity"],
-                [[given.units[i], f"{given.loss[i]:+.5f}"] for i in np.argsort(-given.loss, kind="stable")])
-    console.print("This file holds no rank sensitivities (I_r), no KL divergences, no loss of the 16-bit model and no "
-                  "names of storage formats: a search can't use it, and no profile.json is written from it.",
-                  highlight=False)

@@ -22,7 +22,7 @@ from qra_bo.memory.budget import format_size, parse_budget, parse_size
 from qra_bo.memory.formats import BITS
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.searchers.rates.files import load_rates
-from qra_bo.sensitivity.io import PublishedSensitivity, profile_from_json, profile_to_json, read_given
+from qra_bo.sensitivity.io import load_profile, profile_from_json, profile_to_json
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.state import Study
 from qra_bo.utils.errors import UserError
@@ -156,11 +156,8 @@ def _with_checksum(line: bytes) -> bytes:
 def profile(data: bytes) -> None:
     """A file of sensitivities."""
     try:
-        found = read_given(SCRATCH.file("profile.json", data))
+        found = load_profile(SCRATCH.file("profile.json", data))
     except UserError:
-        return
-    if isinstance(found, PublishedSensitivity):
-        check(len(found.units) == len(found.loss) and all(map(math.isfinite, found.loss)), "published", found)
         return
     n = len(found.units)
     sensitivity = found.quantization_sensitivity

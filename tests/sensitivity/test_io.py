@@ -1,7 +1,6 @@
 """The strict codec of profiles, and measured files of others."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,20 +8,16 @@ import numpy as np
 import pytest
 
 from qra_bo.sensitivity.io import (
-    PublishedSensitivity,
     coarsen_profile,
     load_profile,
     profile_from_json,
     profile_to_json,
-    read_given,
     save_profile,
 )
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Linear, Unit
 from qra_bo.utils.errors import ProfileError
 from tests.spaces import make_profile, make_space
-
-PUBLISHED = os.environ.get("QRA_BO_TEST_DATA", "")  # folder with published sensitivity files
 
 
 def without(key: str) -> dict[str, object]:
@@ -101,25 +96,6 @@ def test_coarser_units_are_sums() -> None:
     assert coarsen_profile(replace(fine, quantization_se=None), [Unit("x", (a, b))]).quantization_se is None
     with pytest.raises(ProfileError, match=r"lack 1 of the model's linears.*layers\.0\.d"):
         coarsen_profile(fine, [Unit("x", (a, Linear("model.layers.0.d", 8, 8, 0, "mlp", "d")))])
-
-
-def test_published_files_are_read_by_module(tmp_path: Path) -> None:
-    path = tmp_path / "m.json"
-    path.write_text(json.dumps({"model_name": "M", "dataset": "D", "loss": {"0.a": 1, "0.b": 2.5, "1.a": 4}}))
-    found = read_given(path)
-    assert isinstance(found, PublishedSensitivity)
-    assert found.units == ("model.layers.0.a", "model.layers.0.b", "model.layers.1.a")
-    assert found.loss.tolist() == [1.0, 2.5, 4.0]
-    for change, match in (({"loss": {}}, "'loss'"), ({"loss": {"0.a": "x"}}, "'loss'"), ({"losses": 1}, "'losses'")):
-        path.write_text(json.dumps({"model_name": "M", "dataset": "D", "loss": {"0.a": 1}, **change}))
-        with pytest.raises(ProfileError, match=match):
-            read_given(path)
-
-
-@pytest.mark.skipif(not PUBLISHED, reason="QRA_BO_TEST_DATA names no folder of published files")
-def test_published_files_cover_every_linear() -> None:
-    found = read_given(Path(PUBLISHED) / "sensitivity_llama2_7b_wikitext2.json")
-    assert len(found.units) == 32 * 7
 
 
 @pytest.mark.parametrize(("change", "message"), [

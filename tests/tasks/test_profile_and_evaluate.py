@@ -17,13 +17,6 @@ from qra_bo.utils.errors import ProfileError
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none"]
 
 
-def measured_file(folder: Path) -> Path:
-    path = folder / "damage.json"
-    names = [f"{u}.{m}" for u in range(4) for m in ("self_attn.q_proj", "mlp.down_proj")]
-    path.write_text(json.dumps({"model_name": "other", "dataset": "text", "loss": {n: .01 for n in names}}))
-    return path
-
-
 @pytest.fixture(name="profile")
 def make_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     assert main([*SETTINGS, "task=profile", f"out={tmp_path / 'p'}"]) == 0
@@ -80,19 +73,6 @@ def test_a_search_uses_it_at_no_cost(tmp_path: Path, profile: Path) -> None:
 def test_formats_that_a_profile_lacks_are_named(profile: Path) -> None:
     with pytest.raises(ProfileError, match=r"lacks the formats \['fp16'\]"):
         make_setting(load_config([*SETTINGS, f"sensitivity.path={profile}", "bits=[4,16]"]))
-
-
-def test_published_file_is_refused_before_anything_runs(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = measured_file(tmp_path)
-    assert main([*SETTINGS, f"sensitivity.path={path}", f"out={tmp_path / 'r'}"]) == 2
-    err = capsys.readouterr().err
-    assert "rank_sensitivity (I_r)" in err
-    assert "quantization_kl" in err
-    assert not (tmp_path / "r").exists()
-    assert main([*SETTINGS, "task=profile", f"sensitivity.path={path}", f"out={tmp_path / 'r'}"]) == 0
-    assert "model.layers.0.mlp.down_proj\t+0.01000" in capsys.readouterr().out
-    assert not (tmp_path / "r").exists()
 
 
 def test_method_that_needs_i_r_refuses_profile_without(
