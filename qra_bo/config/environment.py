@@ -1,15 +1,15 @@
 """Values of a configuration that variables of the environment give: what is written instead of them."""
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.resolvers import oc
 
 from qra_bo.utils.redact import hide
 
-_READ: list[tuple[str, str]] = []
-"""Names and values of the variables that were read since the list was last cleared."""
+_VARIABLE = re.compile(r"\$\{oc\.env:\s*([^},\s]+)\s*(?:,\s*([^}]*?)\s*)?\}")
 
 
 class Resolved(dict[str, Any]):
@@ -27,36 +27,24 @@ def resolved(composed: DictConfig | ListConfig) -> Resolved:
 
     The model alone stays readable: a run's folder could not be loaded without it.
     """
-    values = OmegaConf.to_container(composed, resolve=True)
+    values, raw = (OmegaConf.to_container(composed, resolve=resolve) for resolve in (True, False))
     out = Resolved({str(key): value for key, value in values.items()} if isinstance(values, dict) else {})
-    out.unresolved = dict(_unresolved(composed, "")) if isinstance(composed, DictConfig) else {}
+    found = {key: (written, value) for key, written, value in _leaves(raw, values, "")
+             if "${" in str(written) and isinstance(value, str | list)}
+    secrets = set()
+    for key, (written, _) in found.items():
+        for name, default in () if key.startswith("model.") else _VARIABLE.findall(str(written)):
+            secrets.add(text := os.environ.get(name, default))
+            hide(text, f"${{oc.env:{name}}}")
+    out.unresolved = {key: written for key, (written, value) in found.items()  # also through another key
+                      if _VARIABLE.search(str(written)) or any(text and text in str(value) for text in secrets)}
     return out
 
 
-def _unresolved(node: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
-    raw: Any = OmegaConf.to_container(node, resolve=False)
-    for key in map(str, node):
-        name = f"{prefix}{key}"
-        _READ.clear()
-        value = node[key]
-        if isinstance(value, DictConfig) and not OmegaConf.is_interpolation(node, key):
-            yield from _unresolved(value, f"{name}.")
-            continue
-        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        if not _READ or not isinstance(plain, str | list):
-            continue
-        if not name.startswith("model."):
-            for variable, text in _READ:
-                hide(text, f"${{oc.env:{variable}}}")
-        yield name, raw[key]
-
-
-def _env(key: str, *default: str | None) -> str | None:
-    """Return what the resolver ``oc.env`` of OmegaConf returns, and note it."""
-    value = oc.env(key, *default)
-    if value is not None:
-        _READ.append((key, value))
-    return value
-
-
-OmegaConf.register_new_resolver("oc.env", _env, replace=True)
+def _leaves(raw: Any, values: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted key, value as written and value of everything below two nested mappings."""
+    if not isinstance(raw, dict):
+        yield prefix.removesuffix("."), raw, values
+        return
+    for key, inner in raw.items():
+        yield from _leaves(inner, values[key], f"{prefix}{key}.")
