@@ -30,10 +30,9 @@ from bench.table1.session import Session
 from bench.table1.statistics import difference
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.oracles import OwnOracleConfig
-from qra_bo.memory.budget import parse_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.synthetic import SyntheticOracle
-from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.searchers.base import SearchProblem, SelfChecking, make_searcher
 from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.space import Allocation
@@ -82,9 +81,9 @@ VARIANTS: Mapping[str, Variant] = {
     "no_stage_2": Variant("evolution alone, as many generations as it may", "autoqra",
                           lambda full: {**_evolution(generations=1000)(full), "share": 1.0}),
     "bits_only": Variant("ranks are those of the budget", "autoqra",
-                         changes=lambda c: {"ranks": (parse_budget(c.budget[0]).rank or 16,)}),
+                         changes=lambda c: {"ranks": (getattr(c.budget[0], "rank", 16),)}),
     "ranks_only": Variant("bits are those of the budget", "autoqra",
-                          changes=lambda c: {"bits": (parse_budget(c.budget[0]).bits or 4,)}),
+                          changes=lambda c: {"bits": (getattr(c.budget[0], "bits", 4),)}),
     "no_multi_fidelity": Variant("high fidelity alone", "autoqra",
                                  changes=lambda c: {"fidelity": c.fidelity.with_changes(low=None)}),
     "no_screening": Variant("the early loss promotes", "autoqra", _evolution(screening=False)),

@@ -23,7 +23,7 @@ from bench.report import RESULTS, Target, publish
 from bench.table1.reference_repair import reference_repair, vectorised_repair
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.oracle.synthetic import Landscape
-from qra_bo.pipeline.build import make_memory
+from qra_bo.pipeline.pricing import make_memory
 from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.sensitivity.profile import SensitivityProfile

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import RESULTS, Target, publish
-from qra_bo.pipeline.build import prepare_worker_environment
+from qra_bo.pipeline.executors import prepare_worker_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = {"qra_bo": ("ours", True), "Trainer": ("trainer", False), "Trainer, our malloc settings": ("trainer", True)}

@@ -70,7 +70,8 @@ def measure(model: Path, profile: bool, overrides: list[str], out: Path) -> None
     import qra_bo.pipeline.finetune_oracle as pipeline
     from qra_bo.config import load_config, make_space, make_spec
     from qra_bo.memory.formats import metadata_bytes, weight_bytes
-    from qra_bo.pipeline.build import bank_formats, make_memory, make_oracle
+    from qra_bo.pipeline.oracles import make_oracle
+    from qra_bo.pipeline.pricing import bank_formats, make_memory
     from qra_bo.space import Allocation
     from qra_bo.trials import TrialSpec
     torch.set_num_threads(1)

@@ -27,7 +27,7 @@ from bench.search.quality import told_of
 from qra_bo.config import make_space, make_spec
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import quiet
-from qra_bo.pipeline.build import make_executor
+from qra_bo.pipeline.executors import make_executor
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.sensitivity.importance import BELIEVED, DIVERGENCE, RISE, measured_sensitivity

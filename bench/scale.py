@@ -27,7 +27,8 @@ from qra_bo.config import RunConfig, load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Oracle, Progress, quiet
 from qra_bo.oracle.synthetic import Landscape, SyntheticOracle
-from qra_bo.pipeline.run import make_setting, searcher_factory
+from qra_bo.pipeline.prepare import make_setting
+from qra_bo.pipeline.run import searcher_factory
 from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.searchers.structured.searcher import StructuredSearch

@@ -27,5 +27,5 @@ def table_session(config: RunConfig, folder: Path, options: TableOptions | None 
 
 def limit_of(config: RunConfig) -> Limit:
     """Return the budget of a configuration in its scope."""
-    scope, budget = config.memory.scope, config.budget[0]
+    scope, budget = config.memory.scope, str(config.budget[0])
     return Limit(f"{scope} {budget}", scope, budget, None, None)

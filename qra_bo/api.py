@@ -60,9 +60,8 @@ def search(config: RunConfig | Sequence[str] | None = None, *,
             raise ConfigError("search(objective=...) needs problem=qra_bo.OrdinalProblem(...): the units, their "
                               "levels and costs, and the budget")
         return minimise(problem, objective, evaluations, **keywords)
-    from qra_bo.pipeline.run import run_budgets, run_one_budget  # loads matplotlib
-    checked = configure(config, config_dir, **keywords)
-    return run_one_budget(checked) if len(checked.budget) == 1 else run_budgets(checked)
+    from qra_bo.pipeline.run import run_search  # loads matplotlib
+    return run_search(configure(config, config_dir, **keywords))
 
 
 def allocate(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None,
@@ -122,7 +121,7 @@ def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | N
     Raises:
         UserError: If a value is wrong or the model's shapes are not available.
     """
-    from qra_bo.pipeline.plan import make_plan  # reads the configuration's decoder: not needed by search
+    from qra_bo.pipeline.pricing import make_plan  # reads the configuration's decoder: not needed by search
     keywords = keywords if isinstance(config, RunConfig) else {"task": "memory", **keywords}
     return make_plan(configure(config, config_dir, **keywords))
 
@@ -131,9 +130,9 @@ def configure(config: RunConfig | Sequence[str] | None = None, config_dir: str |
               **keywords: Any) -> RunConfig:
     """Compose and check a configuration from overrides and keyword arguments.
 
-    >>> config = configure(model="tiny", budget=["uniform:4,4", "1MB"], train={"length": 64})
-    >>> config.model_name, config.budget, config.train.length
-    ('tiny', ('uniform:4,4', '1MB'), 64)
+    >>> config = configure(model="tiny", budget="1MB", train={"length": 64})
+    >>> config.model_name, str(config.budget[0]), config.train.length
+    ('tiny', '1MB', 64)
 
     Args:
         config: Overrides as on the command line; a ``RunConfig`` is returned as it is.

@@ -12,7 +12,7 @@ from pathlib import Path
 from qra_bo.config import config_from_dict, make_space, make_spec
 from qra_bo.config.presets import suggested_rate
 from qra_bo.execution.base import ProfileResult
-from qra_bo.pipeline.build import make_memory
+from qra_bo.pipeline.pricing import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.rates.files import save_rates
 from qra_bo.searchers.rates.learning import LEAST_LOSSES, Study, learn, study_of

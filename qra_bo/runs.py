@@ -6,13 +6,11 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from qra_bo.pipeline.folders import SUMMARY_NAME
 from qra_bo.report.data import load_run
 from qra_bo.report.side_by_side import FoundRun, NamedRun, find_runs, own_report
 from qra_bo.report.story import versus
@@ -87,41 +85,28 @@ def compare_runs(folders: Sequence[Path], console: Console, page: Path | None = 
 def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -> None:
     """Remove checkpoints of finished runs, and with ``unfinished`` whole runs that ended early.
 
-    Runs of several budgets share checkpoints, which go once all of these runs are finished. Active and unreadable runs
-    are left alone. Without ``yes`` nothing is removed.
+    Active and unreadable runs are left alone. Without ``yes`` nothing is removed.
 
     Raises:
         OutputError: If a run holds links, or is in use.
     """
-    found = find_runs(folder)
-    doomed = _shared_checkpoints(found, folder)
-    for run in found:
-        if run.stopped:
-            doomed += [([run], run.folder)] if unfinished else []
+    doomed = []
+    for run in find_runs(folder):
+        if run.stopped and unfinished:
+            doomed.append((run, run.folder))
         elif run.finished and (run.folder / CHECKPOINTS).is_dir():
-            doomed.append(([run], run.folder / CHECKPOINTS))
+            doomed.append((run, run.folder / CHECKPOINTS))
     total = sum(p.stat().st_size for _, path in doomed for p in path.rglob("*") if p.is_file())
-    for runs, path in doomed:
+    for run, path in doomed:
         if yes:
-            with ExitStack() as locks:
-                for run in runs:
-                    check_run_folder(run.folder)
-                    locks.enter_context(RunLock(run.folder))
+            check_run_folder(run.folder)
+            with RunLock(run.folder):
                 shutil.rmtree(path)
         print_line(console, f"{'removed' if yes else 'would remove'} {path}")
     note = "" if yes or not doomed else "; nothing was removed: add --yes to do it"
     print_line(console, f"{len(doomed)} folders, {size(total)}{note}")
 
 
-def _shared_checkpoints(found: Sequence[FoundRun], folder: Path) -> list[tuple[list[FoundRun], Path]]:
-    """Return the checkpoints that runs of several budgets share below ``folder``, after these runs: all finished."""
-    siblings: dict[Path, list[FoundRun]] = {}
-    for run in found:
-        if run.folder != folder:
-            siblings.setdefault(run.folder.parent, []).append(run)
-    shared = [(runs, parent / CHECKPOINTS) for parent, runs in siblings.items()
-              if (parent / SUMMARY_NAME).is_file() and all(run.finished for run in runs)]
-    return [(runs, path) for runs, path in shared if path.is_dir() and not path.is_symlink()]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -39,10 +39,10 @@ def test_search_stays_a_function_after_imports_of_searchers() -> None:
 
 
 def test_keywords_equal_overrides() -> None:
-    words = ["model=tiny", "budget=[uniform:4,4,1MB]", "effort=quick", "train.length=64", "train.checkpointing=true",
-             "max_hours=null", "bits=[2,4]", "out='a b'"]
-    assert configure(model="tiny", budget=["uniform:4,4", "1MB"], effort="quick", max_hours=None, bits=(2, 4),
-                     out="a b", train={"length": 64, "checkpointing": True}) == configure(words)
+    words = ["model=tiny", "task=memory", "budget=[uniform:4,4,1MB]", "effort=quick", "train.length=64",
+             "train.checkpointing=true", "max_hours=null", "bits=[2,4]", "out='a b'"]
+    assert configure(model="tiny", task="memory", budget=["uniform:4,4", "1MB"], effort="quick", max_hours=None,
+                     bits=(2, 4), out="a b", train={"length": 64, "checkpointing": True}) == configure(words)
     assert configure(["model=tiny"], **{"train.length": 64}).train.length == 64
     for name in ("it's", "naïve", "a=1,b=2", 'say "no"'):
         assert configure(model="tiny", out=name).out == name

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIGHT = ("qra_bo.api", "qra_bo.space.decoder", "qra_bo.trials", "qra_bo.searchers.base", "qra_bo.memory",
          "qra_bo.config.schema", "qra_bo.config.compose", "qra_bo.config.rules", "qra_bo.utils.files",
-         "qra_bo.pipeline.build", "qra_bo.tasks.memory")
+         "qra_bo.pipeline.executors", "qra_bo.tasks.memory")
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "matplotlib", "pymoo", "scipy")
 
 

@@ -136,24 +136,6 @@ def test_prune_is_a_dry_run_without_yes(outputs, capsys):
     assert not (outputs / "cut" / "short").exists()
 
 
-def test_checkpoints_of_several_budgets_go_once_all_are_finished(tmp_path):
-    out = tmp_path / "several"
-    for name, finished in (("8GB", True), ("10GB", False)):
-        write_run(out / name, make_events(finished=finished))
-    (out / CHECKPOINTS).mkdir()
-    (out / CHECKPOINTS / "a.safetensors").write_bytes(b"0" * 1000)
-    (out / "budgets.json").write_text("{}")
-    assert main(["prune", str(tmp_path), "--yes"]) == 0
-    assert main(["prune", str(out / "8GB"), "--yes"]) == 0
-    assert (out / CHECKPOINTS).exists()
-    assert main(["prune", str(tmp_path), "--yes", "--unfinished"]) == 0
-    assert main(["prune", str(tmp_path)]) == 0
-    assert (out / CHECKPOINTS).exists()
-    assert main(["prune", str(tmp_path), "--yes"]) == 0
-    assert not (out / CHECKPOINTS).exists()
-    assert (out / "8GB" / "trials.jsonl").exists()
-
-
 def test_a_folder_named_checkpoints_beside_runs_of_their_own_stays(outputs):
     (outputs / CHECKPOINTS).mkdir()
     assert main(["prune", str(outputs), "--yes", "--unfinished"]) == 0

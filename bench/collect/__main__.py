@@ -35,7 +35,7 @@ from bench.report import RESULTS, machine
 from qra_bo.config import RunConfig
 from qra_bo.execution.base import Executor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
-from qra_bo.pipeline.build import limits, prepare_worker_environment
+from qra_bo.pipeline.executors import limits, prepare_worker_environment
 from qra_bo.space import Allocation
 from qra_bo.study.journal import RunLock, checksum
 from qra_bo.study.provenance import collect

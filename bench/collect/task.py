@@ -22,7 +22,7 @@ from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.records import batches
 from qra_bo.memory.budget import resolve_budget
-from qra_bo.pipeline.build import make_memory
+from qra_bo.pipeline.pricing import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.io import load_profile, save_profile
 from qra_bo.space import Allocation, SearchSpace

@@ -31,8 +31,9 @@ OVERRIDES = (
     "train.batch=2", "train.length=32", "eval.sequences=8", "fidelity.high=8", "fidelity.low=4", "data.max_records=64",
     "calibrate.lr_scales=[1.0,2.0]", "worker.checkpoint_seconds=0")
 """The smallest run that has every stage: real quantisation, training, checkpoints at every step, and promotion."""
-NEEDED = ("torch", "peft", "transformers.models.llama.modeling_llama", "qra_bo.pipeline.build", "qra_bo.pipeline.run",
-          "qra_bo.tasks.search", "qra_bo.finetune.oracle", "qra_bo.searchers.evolution.searcher", "pymoo.indicators.hv",
+NEEDED = ("torch", "peft", "transformers.models.llama.modeling_llama", "qra_bo.pipeline.executors",
+          "qra_bo.pipeline.run", "qra_bo.tasks.search", "qra_bo.finetune.oracle", "qra_bo.searchers.evolution.searcher",
+          "pymoo.indicators.hv",
           "qra_bo.export.registry", "qra_bo.finetune.data.load", "qra_bo.finetune.models.load",
           "qra_bo.finetune.quantization.bank")
 Prepare = Callable[[], None]
@@ -49,13 +50,13 @@ def warm_up(report: bool = False) -> None:
     for name in NEEDED:
         importlib.import_module(name)
     from qra_bo.config import load_config
-    from qra_bo.pipeline import run
-    from qra_bo.pipeline.build import make_oracle
+    from qra_bo.pipeline import listeners, run
+    from qra_bo.pipeline.oracles import make_oracle
 
     with tempfile.TemporaryDirectory() as folder:
         make_oracle(load_config(OVERRIDES).to_dict(), folder).close()
     if not report:
-        run.write_report = lambda folder: []
+        run.write_report = listeners.write_report = lambda folder: []
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ import numpy as np
 from qra_bo.config import load_config
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.pipeline.build import make_memory
 from qra_bo.pipeline.finetune_oracle import make_finetune
+from qra_bo.pipeline.pricing import make_memory
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace
 
 FORMATS = ("nf4", "nf4-nodq", "int8", "hqq2", "hqq3", "fp16")

@@ -34,8 +34,7 @@ from bench.search.kept import Row, arena_of, published_rows
 from bench.search.methods import EQUIVALENTS, Entry
 from bench.search.play import Arena, arenas, play
 from qra_bo.config import load_config
-from qra_bo.pipeline.plan import budgets_of
-from qra_bo.pipeline.run import make_setting
+from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.sensitivity.profile import rehearsal_profile
 from qra_bo.utils.errors import ConfigError, UserError
@@ -77,7 +76,7 @@ def rehearsal() -> SearchProblem:
     """Return a small problem."""
     config = load_config(["+model=tiny", "data=tiny", "oracle=synthetic", "budget=uniform:4,4"])
     setting = make_setting(config)
-    (budget,) = budgets_of(config, setting.memory, setting.space).values()
+    budget = checked_budget(setting)
     return setting.problem(budget, rehearsal_profile(setting.space), EQUIVALENTS)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qra_bo.memory.budget import parse_budget
+from qra_bo.memory.budget import Auto, parse_budget
 from qra_bo.utils.errors import ConfigError
 
 FREE = "free"
@@ -46,7 +46,7 @@ def parse_limit(text: str) -> Limit:
     methods = tuple(match[5].split(",")) if match[5] else None
     if match[1]:
         return Limit(FREE, "peak", None, None, methods)
-    if parse_budget(match[3]).auto:
+    if isinstance(parse_budget(match[3]), Auto):
         raise ConfigError(f"{text!r} depends on the free memory of this device, and a table may be resumed on another "
                           "one; give a size, or uniform:BITS,RANK")
     bits = None if match[4] is None else float(match[4])

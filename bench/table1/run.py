@@ -22,8 +22,8 @@ from bench.table1.search import check_method
 from bench.table1.session import Session, open_session
 from qra_bo.config import RunConfig
 from qra_bo.memory.budget import format_size
-from qra_bo.pipeline.estimate import token_seconds
 from qra_bo.pipeline.folders import new_folder
+from qra_bo.pipeline.forecast import token_seconds
 from qra_bo.report.style import png_bytes
 from qra_bo.report.tables import print_plan
 from qra_bo.report.text import rough

@@ -15,8 +15,8 @@ from qra_bo.memory.budget import largest, resolve_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.oracle.protocol import quiet
-from qra_bo.pipeline.build import make_executor
-from qra_bo.pipeline.run import make_setting
+from qra_bo.pipeline.executors import make_executor
+from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import CostTable, Ladder, SearchSpace
 from qra_bo.study.journal import Journal
 from qra_bo.study.setting import Setting, training_seeds

@@ -113,11 +113,13 @@ def _must_be(hint: Any, kind: str, value: object) -> str | None:
     match typing.get_origin(shape):
         case builtins.tuple if kind != MUST:
             item = _bare(typing.get_args(shape)[0])
-            return f"a list of {_ITEMS.get(item) or f'the names {_choices(item, value)}'}"
+            names = typing.get_origin(item) is typing.Literal
+            return f"a list of {f'the names {_choices(item, value)}' if names else _ITEMS.get(item, _ITEMS[str])}"
         case builtins.dict:
             return "a mapping from bit-widths to lists of format names"
         case typing.Literal:
-            return f"one of {'true, false, ' * (bool in options)}{_choices(shape, value)}"
+            truth = "true, false, " if bool in options else ""
+            return f"one of {truth}{_choices(shape, value)}"
     return None
 
 

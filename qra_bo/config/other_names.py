@@ -32,18 +32,19 @@ OURS: Mapping[str, str] = {
     "quantization_bit": "bits=[...] for a search, or task=finetune allocation=uniform:BITS,RANK",
     "output_dir": "out", "bf16": "dtype=bfloat16", "fp16": "dtype=float16", "torch_dtype": "dtype",
     "report_to": "logger=tensorboard|wandb", "resume_from_checkpoint": "the same command with out=RUN",
-    "eval_steps": "final.validate_every", "early_stopping_patience": "final.patience",
-    **dict.fromkeys(("oracle.table", "oracle.emulator"),
-                    "--config-dir bench/conf oracle=emulator oracle.table=FOLDER, in a checkout of the project")}
+    "eval_steps": "final.validate_every", "early_stopping_patience": "final.patience"}
 """By the other name, in lower case."""
+_TABLE = "--config-dir bench/conf oracle=emulator oracle.table=FOLDER searches a table, in a checkout of the project"
 REMOVED: Mapping[str, str] = {
     "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage",
-    "surrogate.prior": "surrogate.rates=FILE starts from exchange rates that python -m qra_bo.rates learned"}
+    "oracle.table": _TABLE, "oracle.emulator": _TABLE,
+    "surrogate.prior": "surrogate.rates=FILE starts from exchange rates that python -m qra_bo.rates learned",
+    "worker.slowdown": "worker.deadline_seconds=SECONDS limits the silence of a worker",
+    "worker.retries": "a trial whose worker died or hung is repeated once"}
 """By the removed key: what does its work now, as a clause."""
 
 
 def answer(key: str) -> str | None:
     """Return what sets here what other trainers call ``key``, group or dashes before it or not; ``None`` where no
     other name is known."""
-    name = key.lstrip("-").replace("-", "_").lower()
-    return OURS.get(name) or OURS.get(name.rpartition(".")[2])
+    return OURS.get(key.rpartition(".")[2].lstrip("-").replace("-", "_").lower())

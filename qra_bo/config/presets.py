@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from qra_bo.config.derive import NUMBERS
 from qra_bo.config.overrides import CONF
+from qra_bo.config.rules import TRAINING
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.cards import CARDS
@@ -20,8 +21,6 @@ from qra_bo.utils.errors import UserError
 
 CPU_PARAMETERS = 10**9
 """Largest model that ``train=cpu`` is chosen for: a rule of thumb, as larger ones are fine-tuned on a GPU."""
-TRAINING = ("search", "finetune", "profile")
-"""Tasks that need torch and a device with ``oracle=finetune``."""
 BASE_LR, BASE_WIDTH = 2e-4, 4096
 """QLoRA's learning rate of its 7 B model and that model's width; the rate falls as 1 / width, which gives 1e-4 at 8192,
 QLoRA's rate of its 65 B model (Dettmers et al. 2023, table 9). It stands for models whose width is not known yet."""

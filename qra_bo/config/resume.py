@@ -13,7 +13,7 @@ HARMLESS = frozenset({
     "effort.rate_factors",
     "memory.format", "memory.verify",
     "eval.tasks", "eval.limit", "export.targets", "export.merged_base", "export.gguf", "export.check",
-    "worker.deadline_seconds", "worker.slowdown", "worker.retries", "worker.checkpoint_seconds", "worker.spill_above"})
+    "worker.deadline_seconds", "worker.checkpoint_seconds", "worker.spill_above"})
 """They bound a run, show it, or use its results: no finished trial would come out otherwise."""
 DECIDING = frozenset({
     "model.", "oracle.", "data.", "method.", "quantizer.formats.", "budget", "bits", "ranks", "max_average_bits",

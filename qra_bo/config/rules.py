@@ -7,7 +7,7 @@ from pathlib import Path
 from qra_bo.config.check import Problem
 from qra_bo.config.derive import NUMBERS, make_space, make_spec
 from qra_bo.config.schema import RunConfig
-from qra_bo.memory.budget import OF_ALLOCATION
+from qra_bo.memory.budget import OF_ALLOCATION, OfAllocation
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
 from qra_bo.memory.optimizers import is_paged
@@ -17,6 +17,8 @@ from qra_bo.space import StorageFormat
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import UserError, nearest_first
 
+TRAINING = ("search", "finetune", "profile")
+"""Tasks that need torch and a device with ``oracle=finetune``."""
 ON_A_RUN = ("evaluate", "export", "report")
 """Tasks on a run's folder: they need nothing else."""
 
@@ -66,8 +68,10 @@ def _task(config: RunConfig) -> Iterator[Problem]:
     if task == "finetune" and not config.oracle.trains:
         yield Problem("oracle", f"task=finetune trains a model, and oracle={config.oracle.name} trains none: leave "
                                 "oracle out.")
-    if task == "finetune" and len(config.budget) > 1:
-        yield Problem("budget", f"task=finetune takes one budget; got {len(config.budget)}.")
+    if task in TRAINING and len(config.budget) > 1:
+        listed = ",".join(map(str, config.budget))
+        yield Problem("budget", f"task={task} takes one budget; got {len(config.budget)}. For one run each: "
+                                f"python -m qra_bo --multirun \"budget={listed}\" ... A list is for task=memory.")
     if config.effort.compare and config.effort.max_full_trials:
         yield Problem("effort.compare", "effort.compare is for effort=instant, which trains nothing else to compare "
                                         f"with; got effort={config.effort.name}, a search with its own baselines: "
@@ -75,7 +79,7 @@ def _task(config: RunConfig) -> Iterator[Problem]:
     if "untuned" in config.effort.compare and not config.oracle.trains:
         yield Problem("effort.compare", f"effort.compare=untuned evaluates a model, and oracle={config.oracle.name} "
                                         "has none; leave it out.")
-    if task != "finetune" and OF_ALLOCATION in config.budget:
+    if task != "finetune" and any(isinstance(budget, OfAllocation) for budget in config.budget):
         yield Problem("budget", f"budget={OF_ALLOCATION} is for task=finetune; got task={task}: name a size, e.g. 8GB.")
 
 
@@ -165,7 +169,7 @@ def _method(config: RunConfig) -> Iterator[Problem]:
 
 def _finetunes(config: RunConfig) -> bool:
     """Whether the run will train: only then need data and device be there."""
-    return config.oracle.trains and config.task not in (*ON_A_RUN, "memory")
+    return config.oracle.trains and config.task in TRAINING
 
 
 def _files(config: RunConfig) -> Iterator[Problem]:
@@ -174,7 +178,7 @@ def _files(config: RunConfig) -> Iterator[Problem]:
     if config.data.kind == "hub" and config.data.path is None and _finetunes(config):
         yield Problem("data.path", "data.path must be the id of a data set on the hub, such as ORG/NAME, or a folder; "
                                    "got null.")
-    if config.task not in (*ON_A_RUN, "memory"):
+    if config.task in TRAINING:
         if config.sensitivity.path is not None:
             yield from _file("sensitivity.path", config.sensitivity.path,
                              "a file such as the profile.json of a task=profile, or be null to measure")

@@ -6,24 +6,27 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import PrivateAttr, StrictBool, StrictFloat, StrictInt
+from pydantic import BeforeValidator, InstanceOf, PlainSerializer, PrivateAttr, StrictBool, StrictFloat, StrictInt
 
 from qra_bo.config import groups, oracles, workers
 from qra_bo.config.check import validated
 from qra_bo.config.resume import of_the_result
 from qra_bo.finetune.data.options import DataConfig
-from qra_bo.memory.budget import parse_budget
+from qra_bo.memory.budget import Budget, parse_budget
 from qra_bo.memory.cards import card_key
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.fields import ONE_IS_A_LIST, Group, Natural, Positive, accepted_by, converted_by, must_be
+from qra_bo.utils.fields import ONE_IS_A_LIST, Group, Natural, Positive, accepted_by, converted_by, must_be, refusing
+
+BudgetSpec = Annotated[InstanceOf[Budget], BeforeValidator(refusing(parse_budget)), PlainSerializer(str)]
+"""A budget, parsed here and nowhere else; a JSON value holds its text."""
 
 
 class RunConfig(Group):
     """One run. ``conf/config.yaml`` and its groups say what every key means and hold every default.
 
     Args:
-        budget: Sizes (decimal ``10GB`` or binary ``10GiB``), ``auto``, or ``uniform:BITS,RANK``; one run for each.
+        budget: One for a run, a list for ``task=memory``: sizes, ``auto``, or ``uniform:BITS,RANK``.
         gpu: Card that is planned for; ``None`` for the device at hand.
         bits: Code bits per weight that a unit may have, strictly increasing.
         ranks: LoRA ranks that a unit may have, strictly increasing.
@@ -37,7 +40,7 @@ class RunConfig(Group):
 
     task: Literal["search", "finetune", "memory", "profile", "evaluate", "export", "report"]
     model: groups.ModelConfig
-    budget: Annotated[tuple[Annotated[str, accepted_by(parse_budget)], ...], ONE_IS_A_LIST,
+    budget: Annotated[tuple[BudgetSpec, ...], ONE_IS_A_LIST,
                       must_be("a size such as 10GB, or a list of sizes, each given once",
                               lambda sizes: 0 < len(sizes) == len(set(sizes)))]
     gpu: Annotated[str, converted_by(card_key)] | None

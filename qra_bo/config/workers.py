@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from qra_bo.memory import parse_size
-from qra_bo.utils.fields import Count, Group, Natural, NonNegative, Positive, accepted_by
+from qra_bo.utils.fields import Count, Group, NonNegative, Positive, accepted_by
 
 
 class WorkerConfig(Group):
@@ -13,16 +13,12 @@ class WorkerConfig(Group):
 
     Args:
         deadline_seconds: Longest silence before a worker counts as hung; ``None`` for no limit.
-        slowdown: Longest trial as a multiple of the median of earlier ones, beyond that; ``None`` for no limit.
-        retries: Repeats of a trial whose worker died or hung.
         checkpoint_seconds: Least time between two checkpoints within one trial.
         spill_above: RAM that the packed layers of all workers may take before they are kept on disk; ``"auto"`` for
             half of what is free.
     """
 
     deadline_seconds: Positive | None
-    slowdown: Positive | None
-    retries: Natural
     checkpoint_seconds: NonNegative
     spill_above: Annotated[str, accepted_by(lambda text: text == "auto" or parse_size(text))]
 

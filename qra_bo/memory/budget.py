@@ -25,8 +25,6 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SIZE = re.compile(r"([0-9]{1,24})(\.[0-9]{1,24})? ?([a-z]*)")
 _UNIFORM = re.compile(r"uniform: ?([0-9]{1,9}) ?, ?([0-9]{1,9})")
-
-
 _ASK = "import torch; print(torch.cuda.mem_get_info(sys.argv[1])[0])"
 ASK_SECONDS = 300.0
 """How long a fresh process may take to import torch and to ask a GPU for its free bytes."""
@@ -69,41 +67,55 @@ def _shown(text: str | int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A budget as it was written.
-
-    Args:
-        size: Bytes, or ``None`` where it depends on the device or the model.
-        bits: Of ``uniform:BITS,RANK``, as ``rank``; else ``None``.
-        of_allocation: Whether it is that of the allocation of ``task=finetune``.
-    """
+    """A budget as it was written: one of the classes below. ``resolve_budget`` makes it bytes."""
 
     text: str
-    size: int | None = None
-    bits: int | None = None
-    rank: int | None = None
-    of_allocation: bool = False
 
-    @property
-    def auto(self) -> bool:
-        """Whether it stands for the free bytes of the device."""
-        return self.size is None and self.bits is None and not self.of_allocation
+    def __str__(self) -> str:
+        return self.text
 
 
-def parse_budget(text: str | int) -> Budget:
-    """A size, ``auto``, ``uniform:BITS,RANK`` or ``allocation``. Raises ``BudgetError`` if it is none of them, or no
-    backend offers the bits."""
+@dataclass(frozen=True, slots=True)
+class Size(Budget):
+    """Bytes."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform(Budget):
+    """What a uniform choice needs: its bits and rank."""
+
+    bits: int
+    rank: int
+
+
+class Auto(Budget):
+    """The free bytes of the device, less the headroom."""
+
+
+class OfAllocation(Budget):
+    """What the given allocation of ``task=finetune`` was found within."""
+
+
+def parse_budget(text: "str | int | Budget") -> Budget:
+    """Return the budget that a text stands for; a budget as it is. Raises ``BudgetError`` if it is neither a size,
+    ``auto``, ``uniform:BITS,RANK`` nor ``allocation``, or no backend offers the bits."""
+    if isinstance(text, Budget):
+        return text
     plain = str(text).strip().lower()
-    if plain == "auto":
-        return Budget(str(text))
-    if plain == OF_ALLOCATION:
-        return Budget(str(text), of_allocation=True)
-    if plain.startswith("uniform"):
-        match = _UNIFORM.fullmatch(plain)
-        if match is None or int(match[2]) < 1:
-            raise BudgetError(f"{_shown(text)} is not a budget: {RULE}")
+    match = _UNIFORM.fullmatch(plain)
+    if match is not None and int(match[2]) > 0:
         default_format(int(match[1]))
-        return Budget(str(text), None, int(match[1]), int(match[2]))
-    return Budget(str(text), parse_size(text))
+        return Uniform(str(text), int(match[1]), int(match[2]))
+    if plain in _NAMED:
+        return _NAMED[plain](str(text))
+    if plain.startswith("uniform"):
+        raise BudgetError(f"{_shown(text)} is not a budget: {RULE}")
+    return Size(str(text), parse_size(text))
+
+
+_NAMED = {"auto": Auto, OF_ALLOCATION: OfAllocation}
 
 
 def format_size(size: int) -> str:
@@ -169,12 +181,12 @@ def total_bytes(index: int) -> int | None:
     return int(torch.cuda.get_device_properties(index).total_memory) if index < torch.cuda.device_count() else None
 
 
-def resolve_budget(text: str | int, memory: MemoryModel, space: SearchSpace, *, free: int | None = None,
+def resolve_budget(budget: Budget | str, memory: MemoryModel, space: SearchSpace, *, free: int | None = None,
                    headroom: int = 0) -> int:
     """Return the bytes of a budget, for this decoder, trainer and scope.
 
     Args:
-        text: The budget as written.
+        budget: A checked one, or its text.
         memory: Prices ``uniform:BITS,RANK``, in its own scope.
         space: Its formats serve the bits; ranks may be off its ladder.
         free: Free bytes of the device, for ``auto``.
@@ -184,13 +196,13 @@ def resolve_budget(text: str | int, memory: MemoryModel, space: SearchSpace, *, 
         BudgetError: If it is malformed, or ``auto`` leaves nothing.
         SpaceError: If a uniform choice does not suit the decoder.
     """
-    budget = parse_budget(text)
-    if budget.size is not None:
-        return budget.size
-    if budget.bits is not None and budget.rank is not None:
-        return uniform_bytes(memory, space, format_for(budget.bits, space), budget.rank)
-    if budget.of_allocation:
-        raise BudgetError(f"budget={OF_ALLOCATION} is for task=finetune, which has one; name a size such as 8GB")
+    match parse_budget(budget):
+        case Size(size=size):
+            return size
+        case Uniform(bits=bits, rank=rank):
+            return uniform_bytes(memory, space, format_for(bits, space), rank)
+        case OfAllocation():
+            raise BudgetError(f"budget={OF_ALLOCATION} is for task=finetune, which has one; name a size such as 8GB")
     if free is None:
         raise BudgetError("budget=auto needs the free bytes of the device; name a size such as 8GB")
     if free <= headroom:

@@ -1,11 +1,4 @@
-"""From a checked configuration to finished runs: objects, one run, several budgets, the plan of the work ahead.
+"""From a checked configuration to a finished run: one module a concern, each imported where it is used.
 
-``build`` makes the objects, ``plan`` prices a run beforehand, ``run`` executes it in the folders of ``folders``.
+``pricing`` says what fits, ``prepare`` checks a run beforehand, ``executors`` make what trains, ``run`` is the run.
 """
-
-from qra_bo.utils.lazy import lazy_names
-
-_HOMES = {"make_executor": "build", "make_memory": "build", "make_oracle": "build", "make_plan": "plan",
-          "Result": "run", "run_one_budget": "run", "run_budgets": "run"}
-__all__ = sorted(_HOMES)
-__getattr__ = lazy_names(__name__, _HOMES)

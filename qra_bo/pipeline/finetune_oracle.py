@@ -29,9 +29,9 @@ from qra_bo.finetune.training.loss import check_isolation
 from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory import format_size
-from qra_bo.pipeline.build import bank_formats, card_capability, keeps_dense, make_memory
 from qra_bo.pipeline.exports import refuse_base
-from qra_bo.pipeline.plan import budgets_of, packed_bytes, spills
+from qra_bo.pipeline.host_memory import keeps_dense, packed_bytes, spills
+from qra_bo.pipeline.pricing import bank_formats, card_capability
 from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.device import resolve_device, resolve_dtype
@@ -39,8 +39,9 @@ from qra_bo.utils.errors import DeviceError, ModelError
 from qra_bo.utils.files import cache_folder
 
 
-def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
+def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> FinetuneOracle:
     """Load the base model and the data, quantise every layer, and return the oracle with checkpoints below ``out``.
+    Of a GPU a run may use ``room`` bytes; ``None``: all.
 
     Raises:
         UserError: If model, data or device can't be used.
@@ -69,7 +70,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     formats = bank_formats(cfg, space)
     keep_dense = device.type == "cpu" and keeps_dense(spec, formats)
     pack_embeddings(model, cfg.embeddings, dtype, device, keep_dense=keep_dense)
-    on_host = is_too_large(storage_bytes(model.state_dict()), device, _room(cfg, spec, space, device))
+    on_host = is_too_large(storage_bytes(model.state_dict()), device, room)
     apart = device.type != "cpu" or on_host  # the bank itself puts copies on the device, where there is room
     keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
     model.to(device)
@@ -118,13 +119,6 @@ def _bank_store(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, facts: di
                           f"disk of {place} has {format_size(free)} free: free some, name another folder by the "
                           "environment variable QRA_BO_CACHE, name fewer bits, or raise worker.spill_above")
     return store
-
-
-def _room(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, device: torch.device) -> int | None:
-    """Return the bytes of a GPU that every run of this configuration may use; ``None`` where no budget bounds them."""
-    if device.type != "cuda" or cfg.memory.scope != "peak":
-        return None
-    return min(budgets_of(cfg, make_memory(cfg, spec, "cuda"), space).values())
 
 
 def finetune_settings(cfg: RunConfig) -> FinetuneSettings:

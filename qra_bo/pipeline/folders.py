@@ -1,6 +1,5 @@
 """Folders that runs and tasks write to."""
 
-import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -11,43 +10,31 @@ from qra_bo.utils.device import BYTES
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder
 
-SUMMARY_NAME, PAGE_NAME = "budgets.json", "report.html"
-_BESIDE = re.compile(rf"{PAGE_NAME}|\.({SUMMARY_NAME}|{PAGE_NAME})\.\d+")
-"""Files beside runs of several budgets: the page of ``task=report``, and what a killed process left."""
-
 
 def run_folder(config: RunConfig) -> Path:
-    """Return ``out``, or a new folder below ``outputs``, for one run or for the runs of several budgets.
+    """Return ``out``, or a new folder below ``outputs``.
 
     Raises:
         OutputError: If it holds anything else, or links, or nothing where a run is to be resumed.
     """
-    several = len(config.budget) > 1
     if config.out is None and config.resume:
         raise OutputError("resume=true needs out=FOLDER, the run to go on with; python -m qra_bo.runs list outputs "
                           "shows them. Without both a new run begins")
     if config.out is None:
-        return new_folder(config, "budgets" if several else config.budget[0])
-    folder, runs = Path(config.out), "runs of several budgets" if several else "a run"
-    wanted = f"give a folder that is new, empty or holds {runs}"
+        return new_folder(config, str(config.budget[0]))
+    folder, wanted = Path(config.out), "give a folder that is new, empty or holds a run"
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"out={folder} is a file; {wanted}")
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    begun = [JOURNAL_NAME] if JOURNAL_NAME in names else []
-    if several:
-        known = {SUMMARY_NAME, "checkpoints", *map(path_name, config.budget)}
-        foreign = begun or [n for n in names if n not in known and not _BESIDE.fullmatch(n)
-                            and not (folder / n / JOURNAL_NAME).is_file()]
-        begun = [path.name for path in journals(folder)]
-    else:
-        foreign = [] if begun else [n for n in names if n != LOCK_NAME]  # a run that failed before its journal
+    begun = JOURNAL_NAME in names
+    foreign = [] if begun else [name for name in names if name != LOCK_NAME]  # a run that failed before its journal
     if foreign:
-        raise OutputError(f"out={folder} holds {foreign[0]!r} and is not the folder of {runs}: nothing in it is "
+        raise OutputError(f"out={folder} holds {foreign[0]!r} and is not the folder of a run: nothing in it is "
                           f"touched; {wanted}")
     check_run_folder(folder)
     if config.resume and not begun:
-        raise OutputError(f"resume=true and out={folder} holds no {JOURNAL_NAME} of {runs}, so there is nothing to go "
-                          f"on from; give the folder of {runs}, or leave resume out")
+        raise OutputError(f"resume=true and out={folder} holds no {JOURNAL_NAME} of a run, so there is nothing to go "
+                          "on from; give the folder of a run, or leave resume out")
     return folder
 
 
@@ -63,11 +50,6 @@ def as_begun(config: RunConfig, folders: Iterable[Path]) -> RunConfig:
     recorded = [e.get("dtype") for path in paths if path.exists() for e in read_journal(path).events
                 if e["event"] == "provenance"]
     return config.with_changes(dtype=recorded[-1]) if recorded and recorded[-1] in BYTES else config
-
-
-def journals(folder: Path) -> list[Path]:
-    """Return the subfolders of ``folder`` that hold a run."""
-    return sorted(path.parent for path in folder.glob(f"*/{JOURNAL_NAME}"))
 
 
 def task_folder(config: RunConfig) -> Path:

@@ -1,133 +1,81 @@
-"""Cost and rough time of a run's parts before it starts, and of every effort for the plan of ``task=memory``."""
+"""What a run takes: its parts in training tokens, their rough time beforehand and that of the first trial, and the
+command that follows a plan of the memory."""
 
-from dataclasses import asdict, dataclass, replace
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.config import RunConfig, make_space, named_efforts
+from rich.console import Console
+
+from qra_bo.config import RunConfig
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory import Plan
-from qra_bo.memory.cards import Card
-from qra_bo.pipeline.data import TextSize, text_size
-from qra_bo.pipeline.estimate import ALONE, PROFILE, basis, profile_cost, profile_seconds, shares, token_seconds
-from qra_bo.report.tables import PlanRow
+from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
+from qra_bo.memory.cards import CARDS, Card, card_named
+from qra_bo.memory.speed import step_seconds
+from qra_bo.report.tables import print_line
+from qra_bo.report.text import rough
+from qra_bo.space import uniform
+from qra_bo.study import Setting, cost_of
 from qra_bo.study.comparison import QLORA, UNIFORM
-from qra_bo.study.setting import FINAL, Setting, affordable_steps
+from qra_bo.study.setting import FINAL, affordable_steps
+from qra_bo.study.state import FORWARD_SHARE
+from qra_bo.trials import Trial, TrialState
+from qra_bo.utils.device import cores, multiplies_bf16, resolve_dtype
+from qra_bo.utils.redact import redact
 
-TRIALS_IN_FINAL, SHORT_TRIAL = 4, 8
-"""Least ratio of the final fine-tune to a trial without an advice, and the fewest steps of a trial that is advised."""
-FEW_STEPS = 50
-"""Optimiser steps below which a final fine-tune hardly leaves the rise of its learning rate behind."""
-
-
-@dataclass(frozen=True, slots=True)
-class EffortTime:
-    """An effort, its limit in full-trial equivalents, and rough seconds of all but the final fine-tune, at most;
-    ``None`` where a part of them is not known."""
-
-    effort: str
-    max_full_trials: int
-    seconds: float | None
+CORE_FLOPS, SLOW_BF16_FLOPS = 1.2e11, 6e10
+"""Rough floating-point operations a second of a core in training, and of one that multiplies bf16 slower than fp32: an
+Intel Xeon's, of SmolLM2-135M in steps of 4 x 128 tokens."""
+OF_A_PLAN = ("task", "gpu", "memory.format", "memory.verify", "out", "resume")
+"""Keys that a run after a plan does without."""
+OF_A_SEARCH = ("budget", "effort", "oracle")
+"""Values and groups that task=finetune does without, or refuses."""
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """What a run with the text and on the device of a plan takes.
+class Part:
+    """One part of a run: its cost in training tokens, and the workers that share it."""
 
-    Args:
-        text: Size of the text; ``None`` where a run would fetch it first.
-        final: Length of the final fine-tune in words.
-        final_steps: Its optimiser steps; ``None`` where neither the text nor a limit is known.
-        final_seconds: Its rough seconds; ``None`` where the speed or the steps are not known.
-        basis: What the times stand on.
-        efforts: The least effort first.
-        advice: How to shorten a search whose trials are nearly as long as the final fine-tune; empty for others.
-    """
-
-    text: TextSize | None
-    final: str
-    final_steps: int | None
-    final_seconds: float | None
-    basis: str
-    efforts: tuple[EffortTime, ...]
-    advice: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the text and the times, in seconds."""
-        return {"text": None if self.text is None else asdict(self.text),
-                "times": {"basis": self.basis, "final": {"steps": self.final_steps, "what": self.final,
-                                                         "seconds": self.final_seconds},
-                          "efforts": [asdict(effort) for effort in self.efforts], "advice": self.advice}}
+    what: str
+    tokens: float
+    workers: int = 1
 
 
-def make_forecast(config: RunConfig, plan: Plan) -> Forecast | None:
-    """Return what a run takes; ``None`` where nothing would be trained. Reads the user's file once.
-
-    Raises:
-        DataError: If the user's file is missing or malformed.
-    """
-    if not config.oracle.trains:
-        return None
-    text = text_size(config)
-    setting = Setting(config, make_space(config, plan.memory.spec), plan.memory,
-                      sequences=None if text is None else text.sequences)
-    each, efforts = token_seconds(setting, plan.card), named_efforts() | {config.effort.name: config.effort}
-    times = []
-    for effort in sorted(efforts.values(), key=lambda effort: effort.max_full_trials):
-        of_effort = replace(setting, config=config.with_changes(effort=effort))
-        seconds = [row.seconds for row in plan_rows(of_effort, plan.card)[:-1]]  # the last is the final fine-tune
-        parts = [s for s in seconds if s is not None]
-        total = sum(parts) if len(parts) == len(seconds) else None
-        times.append(EffortTime(effort.name, effort.max_full_trials, total))
-    steps, (what, cost) = final_steps(config, setting.sequences), _final(config, setting.sequences)
-    if not cost and steps is not None:  # the most that a text of any size comes to
-        what, cost = f"at most {steps:,} steps", _final_cost(config, steps)
-    known = basis(setting, plan.card) + ("; gpu=NAME estimates them for a card" if each is None else "")
-    return Forecast(text, what, steps, each * cost if each is not None and cost else None, known, tuple(times),
-                    _advice(config, steps))
-
-
-def _advice(config: RunConfig, final: int | None) -> str:
-    high, low = config.fidelity.high, config.fidelity.low
-    shorter = max(SHORT_TRIAL, (final or 0) // TRIALS_IN_FINAL)
-    if final is None or high <= shorter:
-        return ""
-    lower = "" if low is None else f" fidelity.low={max(1, shorter * low // high)}"
-    return (f"A trial has {high} steps, and the final fine-tune {final}. fidelity.high={shorter}{lower} makes a search "
-            f"about {high / shorter:.2g} times shorter; such short trials say less of ranks.")
-
-
-def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
-    """Return the parts of a run by cost, and by rough time where a CPU or a known ``card`` trains."""
-    config, each, seconds = setting.config, setting.full_trial_tokens, token_seconds(setting, card)
-    effort, seeds, factor = config.effort, config.confirm.seeds, config.confirm.ranking_factor
-    steps = confirmation_steps(setting)
-    longer = each + (steps - config.fidelity.high) * config.train.step_tokens
-    costs = {"profile, calibration, uniform baselines and search": setting.planned_cost,
-             "references (2)": 2 * effort.references * each,
-             f"confirmation ({seeds} seeds, 2 allocations, {steps} steps)": 2 * seeds * longer,
-             f"the same at {len(effort.rate_factors)} other learning rates":
-                 2 * seeds * len(effort.rate_factors) * longer,
-             f"ranking check ({effort.ranking_top} allocations, {factor} times as long)":
-                 effort.ranking_top * factor * each}
-    if setting.given is not None or not effort.max_full_trials:
-        costs = {}
-    profile: list[PlanRow] = []
-    if setting.given is None and not effort.max_full_trials:
-        if config.oracle.trains and config.sensitivity.path is None:
-            profile.append(PlanRow(PROFILE, cost := profile_cost(setting), profile_seconds(setting, cost, seconds)))
-        trained = 1 + len({UNIFORM, QLORA} & set(effort.compare))
-        costs[f"comparison on one seed ({trained} allocations)"] = trained * each if effort.compare else 0.0
-    if config.oracle.trains:
-        what, cost = _final(config, setting.sequences)
-        if effort.compare and setting.given is None and _continues_a_trial(config, setting.sequences):
-            what, cost = f"{what} of the comparison", cost - config.fidelity.high * config.train.step_tokens
-        whole = cost + sum(costs.values()) + sum(row.cost for row in profile)
-        share = f"; {100 * cost / whole:.0f} % of the whole" if cost and costs else ""
-        costs[f"final fine-tune ({what}{share})"] = cost
+def parts_of(setting: Setting) -> list[Part]:
+    """Return what a run does, in order; a final fine-tune on a text of unknown size is left out."""
+    config, each = setting.config, setting.full_trial_tokens
+    effort, seeds = config.effort, config.confirm.seeds
     workers = config.executor.workers if setting.memory.shape.device == "cuda" else 1  # on a CPU they share its cores
-    return [*profile, *(PlanRow(what, cost, None if seconds is None or not cost else
-                                seconds * cost / shares(what, workers))
-                        for what, cost in costs.items() if cost or what.startswith(ALONE))]
+    costs: dict[str, float] = {}
+    if setting.given is None and effort.max_full_trials:
+        longer = each + (confirmation_steps(setting) - config.fidelity.high) * config.train.step_tokens
+        costs = {"search with its profile and baselines": setting.planned_cost + 2 * effort.references * each,
+                 f"confirmation on {seeds} seeds": 2 * seeds * (1 + len(effort.rate_factors)) * longer,
+                 "ranking check": effort.ranking_top * config.confirm.ranking_factor * each}
+    elif setting.given is None:
+        compared = 1 + len({UNIFORM, QLORA} & set(effort.compare))
+        measured = config.oracle.trains and config.sensitivity.path is None
+        costs = {"profile": profile_tokens(setting) if measured else 0.0,
+                 "comparison on one seed": compared * each if effort.compare else 0.0}
+    parts = [Part(what, cost, workers) for what, cost in costs.items() if cost]
+    steps = final_steps(config, setting.sequences)
+    if config.oracle.trains and steps is not None:
+        validations = FinalSettings(**config.final.model_dump()).validations(steps)
+        evaluated = len(validations) * config.eval.sequences * config.train.length * FORWARD_SHARE
+        parts.append(Part(f"final fine-tune of {steps:,} steps", steps * config.train.step_tokens + evaluated))
+    return parts
+
+
+def profile_tokens(setting: Setting) -> float:
+    """Return the cost of a profile on all calibration text, in training tokens."""
+    config, space = setting.config, setting.space
+    trained, forward = setting.tokens_before
+    size, n_layers = config.data.calibration * config.train.length, setting.memory.spec.n_layers
+    above = sum(1 - min(linear.layer for linear in unit.linears) / n_layers for unit in space.units)
+    passes = 1 + above * sum(fmt.bits < 16 for fmt in space.formats)
+    return trained + size + FORWARD_SHARE * (forward + size * passes)
 
 
 def confirmation_steps(setting: Setting) -> int:
@@ -149,32 +97,81 @@ def final_steps(config: RunConfig, sequences: float | None) -> int | None:
     return final.length(sequences or 0.0, config.train.step_sequences)
 
 
-def _final(config: RunConfig, sequences: float | None) -> tuple[str, float]:
-    """Return the length of the final fine-tune in words and its cost; 0.0 where its tokens are not known yet."""
-    final, steps = config.final, final_steps(config, sequences)
-    epochs = f"{final.epochs:g} epoch{'' if final.epochs == 1 else 's'}"
-    if steps is None or (sequences is None and final.steps is None):
-        limit = "" if steps is None else f", at most {steps:,} steps"
-        return f"{epochs}{limit}; its tokens are known once the data is read", 0.0
-    if final.steps is not None or sequences is None:
-        what = f"{steps:,} steps"
-    elif steps == final.max_steps:
-        what = f"{steps:,} steps, the most by final.max_steps: about " \
-               f"{steps * config.train.step_sequences / sequences:.2f} epochs"
-    else:
-        what = f"{epochs}: about {steps:,} step{'' if steps == 1 else 's'}"
-    if steps < FEW_STEPS and final.steps is None:
-        what += f", fewer than {FEW_STEPS}: a smaller train.accumulate or a larger final.epochs makes more of them"
-    return what, _final_cost(config, steps)
+def card_of(setting: Setting) -> Card | None:
+    """Return the card that a run trains on, by its name or as it is at hand; ``None`` for a CPU or a simulation, and
+    where the table of cards lacks it."""
+    if not setting.config.oracle.trains or setting.memory.shape.device == "cpu":
+        return None
+    if setting.config.gpu is not None:
+        return CARDS[setting.config.gpu]
+    import torch  # a plan for a CPU does without it
+    index = int(setting.config.device.partition(":")[2] or 0)
+    return card_named(torch.cuda.get_device_name(index)) if index < torch.cuda.device_count() else None
 
 
-def _continues_a_trial(config: RunConfig, sequences: float | None) -> bool:
-    """Return whether the final fine-tune is a trial's training, validated at its end alone (``FinalRun.sources``)."""
-    steps = final_steps(config, sequences)
-    return steps == config.fidelity.high and FinalSettings(**config.final.model_dump()).validations(steps) == (steps,)
+def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
+    """Return rough seconds of a training token, from the model's operations and the device's assumed rate; ``None`` for
+    a simulation, and on a GPU without its ``card``."""
+    spec, space, shape = setting.memory.spec, setting.space, setting.memory.shape
+    if not setting.config.oracle.trains:
+        return None
+    if shape.device == "cpu":  # frozen linears: forward, and backward to inputs alone; the head thrice
+        slow = resolve_dtype(setting.config.dtype, "cpu") == "bfloat16" and not multiplies_bf16()
+        rate = (SLOW_BF16_FLOPS if slow else CORE_FLOPS) * cores()
+        return (4 * spec.linear_numel + 6 * spec.vocab_size * spec.hidden_size) / rate
+    if card is None:
+        return None
+    fmt = min(space.formats, key=lambda f: abs(f.bits - 4))
+    usual = uniform(space.n_units, fmt.name, space.ranks.values[len(space.ranks) // 2])
+    return step_seconds(setting.memory, space, usual, card) / shape.tokens
 
 
-def _final_cost(config: RunConfig, steps: int) -> float:
-    """Return the training tokens of a final fine-tune, a third of those of its validations counted."""
-    validations = FinalSettings(**config.final.model_dump()).validations(steps)
-    return steps * config.train.step_tokens + len(validations) * config.eval.sequences * config.train.length / 3
+def times(parts: Sequence[Part], each: float | None) -> str:
+    """Return the time of every part at ``each`` seconds a token, and of all; without a speed, the tokens."""
+    if each is None:
+        return "; ".join(f"{part.what}: {part.tokens:,.0f} tokens" for part in parts) + \
+            "; times are known after the first trial, and gpu=NAME estimates them for a card"
+    seconds = {part.what: each * part.tokens / part.workers for part in parts}
+    return "; ".join([*(f"{what}: about {rough(s)}" for what, s in seconds.items()),
+                      f"in all about {rough(sum(seconds.values()))}"])
+
+
+class FirstTrial:
+    """Listener that prints the time of a run's ``parts`` on ``console`` once a trial has been timed."""
+
+    def __init__(self, parts: Sequence[Part], console: Console) -> None:
+        self._parts, self._console, self._waiting = parts, console, True
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if not self._waiting or event["event"] != "trial":
+            return
+        trial = Trial.from_json(event)
+        tokens, seconds = cost_of(trial).tokens, trial.result.seconds - trial.result.switch_seconds
+        if trial.result.state is TrialState.OK and tokens > 0 and seconds > 0:
+            self._waiting = False
+            print_line(self._console, f"By the first trial ({tokens / seconds:,.0f} tokens a second): "
+                                      f"{times(self._parts, seconds / tokens)}")
+
+
+def next_command(plan: Plan, overrides: Sequence[str], config_dir: str | None = None) -> str | None:
+    """Return the command after a plan of one budget: the search where mixing pays, else the training of the best
+    uniform choice; ``None`` after several budgets, and where no uniform choice fits.
+
+    Args:
+        plan: The plan.
+        overrides: Of the command that made it.
+        config_dir: Of that command: the user's own folder of groups.
+    """
+    answer = plan.budgets[0]
+    if len(plan.budgets) > 1 or answer.best is None or answer.advice.region == NOTHING_FITS:
+        return None
+    given = {text.lstrip("+").partition("=")[0]: text.lstrip("+").replace("'", "") for text in overrides}
+    kept = {key: f"+{text}" if key == "model" else text for key, text in given.items() if key not in OF_A_PLAN}
+    if plan.card is not None:
+        kept = {"budget": "budget=auto", "device": "device=cuda"} | kept
+    if answer.advice.region != MIXING_PAYS:
+        kept = {key: text for key, text in kept.items() if key.partition(".")[0] not in OF_A_SEARCH}
+        kept |= {"task": "task=finetune", "allocation": f"allocation=uniform:{answer.best.bits},{answer.best.rank}"}
+    words = sorted(kept.values(), key=lambda text: not text.startswith("+model"))
+    flags = [] if config_dir is None else [f"--config-dir={config_dir}"]
+    return redact(shlex.join(["python", "-m", "qra_bo", *flags, *words]))

@@ -11,7 +11,7 @@ from qra_bo.config.rules import serve_problems, target_problems
 from qra_bo.export.run import read_object
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.advice import NOTHING_BINDS, Advice, advice_on
-from qra_bo.memory.budget import OF_ALLOCATION, format_for
+from qra_bo.memory.budget import OfAllocation, Uniform, format_for
 from qra_bo.memory.model import SCOPES
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study.given import BY_RULE, CALIBRATED, Given
@@ -42,7 +42,8 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
     text = str(config.allocation).strip()
     if text.lower().startswith("uniform:"):
         chosen = parse_budget(text)
-        allocation = uniform(space.n_units, format_for(int(chosen.bits or 0), space).name, int(chosen.rank or 0))
+        assert isinstance(chosen, Uniform)
+        allocation = uniform(space.n_units, format_for(chosen.bits, space).name, chosen.rank)
         given = Given((allocation,), f"task=finetune was given {text}", config.adapter.lr, BY_RULE)
         budget, scope = text, str(config.memory.scope)
     else:
@@ -54,10 +55,10 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         budget, scope = _budget(data, config.memory.scope)
         if lr is not None:
             config = _with_trials_of(data, config)
-    if config.budget == (OF_ALLOCATION,):
+    if isinstance(config.budget[0], OfAllocation):
         if not budget:
             raise ConfigError(f"allocation: {text} states no budget that it was found within; give budget=SIZE")
-        config = config.with_changes(budget=(budget,), memory=config.memory.with_changes(scope=scope))
+        config = config.with_changes(budget=(parse_budget(budget),), memory=config.memory.with_changes(scope=scope))
     config = with_ladders_of(config, given.allocations)
     if problems := [p.message for p in (*serve_problems(config), *target_problems(config, given=True))]:
         raise ConfigError(problems)

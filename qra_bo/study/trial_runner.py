@@ -118,7 +118,7 @@ class TrialRunner:
                 "granularity": c.granularity, "units": [u.name for u in s.space.units],
                 "formats": [f.to_json() for f in s.space.formats], "ranks": list(s.space.ranks.values),
                 "unit_numel": [int(n) for n in s.space.unit_numel], "budget_bytes": self.budget_bytes,
-                "budget_text": c.budget[0], "max_average_bits": c.max_average_bits, "scope": c.memory.scope,
+                "budget_text": str(c.budget[0]), "max_average_bits": c.max_average_bits, "scope": c.memory.scope,
                 "oracle": c.oracle.name, "high_steps": c.fidelity.high, "low_steps": c.fidelity.low,
                 "full_trial_tokens": s.full_trial_tokens, "alpha_over_rank": c.adapter.alpha_over_rank,
                 "init": c.adapter.init, "method": c.method.name,

@@ -27,7 +27,7 @@ def run_task(config: RunConfig) -> int:
     except (DeviceError, ModelError, DataError) as error:
         missing = config.data.kind == "hub" or not isinstance(error, DataError)
         if missing and config.task in ("search", "finetune", "profile"):
-            from qra_bo.pipeline.plan import make_plan  # these load rich and the memory model, for this case alone
+            from qra_bo.pipeline.pricing import make_plan  # these load rich and the memory model, for this case alone
             from qra_bo.tasks.memory import plan_lines
             with suppress(UserError):  # without the model's shapes there is no plan; the first error says why
                 if config.task == "finetune":  # its budget may be that of the allocation

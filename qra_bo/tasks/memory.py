@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
@@ -12,22 +12,34 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qra_bo.config import RunConfig, make_space
+from qra_bo.config import RunConfig, hf_config, make_space, named_efforts
 from qra_bo.config.presets import preset_notes
-from qra_bo.memory.advice import NOTHING_BINDS
-from qra_bo.memory.budget import check_budget, format_size
+from qra_bo.finetune.data.options import UserData
+from qra_bo.memory.budget import check_budget, format_size, smallest
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
 from qra_bo.memory.serving import ANY, gguf_bytes
-from qra_bo.pipeline.data import WHOLE, TextSize
-from qra_bo.pipeline.forecast import Forecast, make_forecast
-from qra_bo.pipeline.next_step import next_steps
-from qra_bo.pipeline.plan import TraceCheck, make_plan, verify_plan
+from qra_bo.pipeline.forecast import next_command, parts_of, times, token_seconds
+from qra_bo.pipeline.pricing import make_plan
+from qra_bo.pipeline.text import TextSize, text_size
 from qra_bo.report.text import rough
+from qra_bo.space import Ladder, uniform
+from qra_bo.study import Setting
 from qra_bo.utils.errors import BudgetError, DataError, ModelError
 
 WIDTH = 120
 """Columns of the plan outside a terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceCheck:
+    """A prediction beside the peak of a traced training step, in bytes; its phase, and the seconds of tracing."""
+
+    what: str
+    predicted_bytes: int
+    traced_bytes: int
+    phase: str
+    seconds: float
 
 
 def run(config: RunConfig) -> int:
@@ -41,31 +53,30 @@ def run(config: RunConfig) -> int:
     """
     plan = make_plan(config)
     checks = verify_plan(config, plan) if config.memory.verify else None
-    forecast, unread = None, None
+    text, unread = None, None
     try:
-        forecast = make_forecast(config, plan)
+        text = text_size(config) if config.oracle.trains else None
     except (DataError, ModelError) as error:  # the plan of the memory stands without the text
         unread = error
-    space = make_space(config, plan.memory.spec)
-    steps = next_steps(plan, space, HydraConfig.get().overrides.task, forecast, config.max_average_bits,
-                       _config_dir(HydraConfig.get())) \
-        if HydraConfig.initialized() and unread is None else []  # a command would end with the same error
+    taken = None if unread is not None or not config.oracle.trains else _time(config, plan, text)
+    command = next_command(plan, HydraConfig.get().overrides.task, _config_dir(HydraConfig.get())) \
+        if HydraConfig.initialized() and unread is None else None  # it would end with the same error
+    notes = preset_notes(config) if taken is None else [*preset_notes(config), *_text(config, text), taken]
     if config.memory.format == "json":
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
-        times = {} if forecast is None else forecast.to_json()
-        further = {"notes": preset_notes(config), "next": [asdict(step) for step in steps]}
-        print(json.dumps(plan.to_json() | further | times | traced, indent=2))
-    elif (console := Console()).is_terminal:
-        console.print(render(plan, preset_notes(config), checks, forecast))
+        print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
+                                           "next": command} | traced, indent=2))
     else:
-        print("\n".join(plan_lines(plan, preset_notes(config), checks, forecast)))
-    if config.memory.format != "json":
-        for step in steps:
-            print(f"Next: {step.what}{'' if step.time is None else f' ({step.time})'}:\n  {step.command}")
-    table, problems = plan.memory.table(space), []
+        if (console := Console()).is_terminal:
+            console.print(render(plan, notes, checks))
+        else:
+            print("\n".join(plan_lines(plan, notes, checks)))
+        if command is not None:
+            print(f"Next: {command}")
+    table, problems = plan.memory.table(make_space(config, plan.memory.spec)), []
     for answer in plan.budgets:
         try:
-            check_budget(answer.size, table, space, plan.memory)
+            check_budget(answer.size, table, make_space(config, plan.memory.spec), plan.memory)
         except BudgetError as error:
             problems.append(str(error))
     if unread is not None:
@@ -77,26 +88,47 @@ def run(config: RunConfig) -> int:
     return 0
 
 
+def verify_plan(config: RunConfig, plan: Plan) -> list[TraceCheck]:
+    """Trace a training step of the smallest allocation and of every budget's best uniform choice (loads torch).
+
+    Raises:
+        OracleError: If the decoder can't be traced.
+    """
+    from qra_bo.finetune.tracing.trace import StepTracer  # torch stays unloaded in a plan that is not verified
+    spec, memory = plan.memory.spec, replace(plan.memory, scope="peak")
+    space = make_space(config, spec)
+    tracer = StepTracer(spec, None if config.model["n_layers"] is not None else hf_config(config),
+                        trust_remote_code=bool(config.model["trust_remote_code"]))
+    chosen = {"smallest allocation": smallest(memory.table(space), space)[1]}
+    chosen |= {best.what: uniform(space.n_units, str(best.fmt), int(best.rank or 0))
+               for best in (answer.best for answer in plan.budgets) if best is not None}
+    checks = []
+    for what, allocation in chosen.items():
+        single = replace(space, ranks=Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
+        traced = tracer.trace(single, allocation, memory.shape)
+        predicted = sum(memory.breakdown(single, allocation).values())
+        checks.append(TraceCheck(what, predicted, traced.peak, traced.phase, traced.seconds))
+    return checks
+
+
 def _config_dir(composed: HydraConf) -> str | None:
     """Return the folder of groups that the command names by ``--config-dir``."""
     return next((s.path for s in composed.runtime.config_sources if s.provider.startswith("hydra.searchpath")), None)
 
 
-def plan_lines(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None,
-               forecast: Forecast | None = None) -> list[str]:
+def plan_lines(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None) -> list[str]:
     """Return the plan as lines of text, without a terminal; see ``render``."""
     console = Console(width=WIDTH, force_terminal=False, color_system=None)
     with console.capture() as capture:
-        console.print(render(plan, notes, checks, forecast))
+        console.print(render(plan, notes, checks))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None,
-           forecast: Forecast | None = None) -> RenderableType:
+def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None) -> RenderableType:
     """Return advice and tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits.
 
-    ``notes`` on what was chosen stand below the advice, predictions beside traced peaks where ``checks`` are given,
-    text and times where there is a ``forecast``.
+    ``notes`` on what was chosen, the text and the time stand below the advice, and predictions beside traced peaks
+    where ``checks`` are given.
     """
     advice = [f"{_named(b.text, b.size)}: {b.advice.sentence} {b.advice.offer}".rstrip() for b in plan.budgets]
     lines = filter(None, (*advice, plan.serving, *notes, _head(plan)))
@@ -107,8 +139,6 @@ def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] |
                         [(_named(b.text, b.size), *(str(rank or "none") for rank in b.ranks.values()))
                          for b in plan.budgets]))
     parts += [_breakdown(plan), *_paces(plan)]
-    if forecast is not None:
-        parts += _times(forecast, forced=all(b.advice.region == NOTHING_BINDS for b in plan.budgets))
     parts.append(_cards(plan))
     if not plan.fits and plan.levers:
         parts.append(_table("What lowers the smallest allocation", ["change", "then needs", "saves"],
@@ -205,35 +235,32 @@ def _paces(plan: Plan) -> list[Text]:
         "not measured on a GPU; a run corrects it by its first trial)")]
 
 
-def _times(forecast: Forecast, *, forced: bool) -> list[RenderableType]:
-    """The text's size, and the time of every effort, of searches that must be ``forced``; a line where no speed is
-    known."""
-    text, parts = forecast.text, list[RenderableType]()
-    if text is not None:
-        of_all = "" if text.training_records == text.records else f", {text.training_records:,} of them for training"
-        once = f" (left out as repeats: {text.repeated:,})" if text.repeated else ""
-        parts.append(Text(f"Text: {text.source}: {text.records:,} records{once}{of_all}; {_tokens(text)} training "
-                          f"tokens ({text.basis}), in about {text.sequences:,.0f} sequences"))
-        if text.whole_length is not None:
-            parts.append(Text(f"  {WHOLE:.0%} of them have at most about {text.whole_length:,} tokens each"))
-        if text.too_much_is_cut:
-            parts.append(Text(f"  {text.cut_share:.0%} of its answer tokens lie beyond train.length: a run ends with a "
-                              "message; raise train.length, or accept it by data.max_cut"))
-    final = f"Final fine-tune: {forecast.final}"
-    if forecast.final_seconds is None and all(effort.seconds is None for effort in forecast.efforts):
-        return [*parts, Text(f"{final}; {forecast.basis}")]
-    last = "not known" if forecast.final_seconds is None else f"about {rough(forecast.final_seconds)}"
-    rows = [(e.effort, f"{e.max_full_trials}", "not known" if e.seconds is None else f"about {rough(e.seconds)}", last)
-            for e in forecast.efforts]
-    parts += [Text(f"{final}. In the table, {forecast.basis}"),
-              _table(f"Time by effort, at most{' (with search.force=true)' if forced else ''}",
-                     ["effort", "full trials", "search and confirmation", "final fine-tune"], rows)]
-    return [*parts, Text(forecast.advice)] if forecast.advice else parts
+def _text(config: RunConfig, text: TextSize | None) -> list[str]:
+    """What a run reads, and whether it would refuse that."""
+    if text is None:
+        return []
+    size = f"{text.training_tokens:,}" if text.basis.startswith("counted") else f"about {text.training_tokens:,}"
+    repeats = f" (left out as repeats: {text.repeated:,})" if text.repeated else ""
+    lines = [f"Text: {text.source}: {text.records:,} records{repeats}, {text.training_records:,} of them for training; "
+             f"{size} training tokens ({text.basis}), in about {text.sequences:,.0f} sequences"]
+    if isinstance(config.data, UserData) and (text.cut_share or 0.0) > config.data.max_cut:
+        lines.append(f"  {text.cut_share:.0%} of its answer tokens lie beyond train.length: a run ends with a message; "
+                     "raise train.length, or accept it by data.max_cut")
+    return lines
 
 
-def _tokens(text: TextSize) -> str:
-    """The training tokens, in two digits where they are an estimate."""
-    return f"{text.training_tokens:,}" if text.counted else f"about {int(float(f'{text.training_tokens:.2g}')):,}"
+def _time(config: RunConfig, plan: Plan, text: TextSize | None) -> str:
+    """Rough time of a run with the configured effort by its parts, and with the others in all."""
+    setting = Setting(config, make_space(config, plan.memory.spec), plan.memory,
+                      sequences=None if text is None else text.sequences)
+    where = "" if plan.card is None else f" for a {plan.card.title}, not measured on a GPU"
+    said = (f"Time with effort={config.effort.name}, estimated from the number of operations{where}: "
+            f"{times(parts_of(setting), each := token_seconds(setting, plan.card))}")
+    others = {name: parts_of(replace(setting, config=config.with_changes(effort=effort)))
+              for name, effort in named_efforts().items() if name != config.effort.name}
+    listed = [f"{name} about {rough(each * sum(part.tokens / part.workers for part in parts))}"
+              for name, parts in others.items() if each is not None]
+    return f"{said}. Other efforts in all: {', '.join(listed)}" if listed else said
 
 
 def _cards(plan: Plan) -> Table:

@@ -3,9 +3,10 @@
 from rich.console import Console
 
 from qra_bo.config import RunConfig
-from qra_bo.pipeline.data import RunText
 from qra_bo.pipeline.folders import task_folder
-from qra_bo.pipeline.run import make_setting, oracle_session
+from qra_bo.pipeline.prepare import make_setting
+from qra_bo.pipeline.run import oracle_session
+from qra_bo.pipeline.text import RunText
 from qra_bo.report.tables import print_table
 from qra_bo.sensitivity import SensitivityProfile, save_profile
 from qra_bo.space import SearchSpace

@@ -46,13 +46,18 @@ def accepted_by(parse: Callable[[Any], object]) -> AfterValidator:
 
 def converted_by(convert: Callable[[Any], Any]) -> AfterValidator:
     """Return a validator like ``accepted_by`` whose value is what ``convert`` returns."""
+    return AfterValidator(refusing(convert))
+
+
+def refusing(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return ``convert`` with its ``UserError`` as an error of validation."""
     def check(value: Any) -> Any:
         try:
             return convert(value)
         except UserError as error:
             raise PydanticCustomError(REFUSED, "{said}", {"said": str(error).rstrip(".")}) from None
 
-    return AfterValidator(check)
+    return check
 
 
 Count = Annotated[StrictInt, Ge(1)]

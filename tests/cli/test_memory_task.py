@@ -12,8 +12,7 @@ from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.plan import memory_plan
-from qra_bo.pipeline.build import make_memory
-from qra_bo.pipeline.plan import make_plan
+from qra_bo.pipeline.pricing import make_memory, make_plan
 from qra_bo.tasks.memory import plan_lines
 from qra_bo.utils import device as device_module
 from qra_bo.utils.device import planned_device
@@ -81,7 +80,7 @@ def test_either_file_of_the_driver_tells_of_a_gpu(there: int, tmp_path: Path, mo
 
 
 def test_auto_is_free_bytes_less_the_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qra_bo.pipeline.plan.free_bytes", lambda device: 3 * 10**9)
+    monkeypatch.setattr("qra_bo.pipeline.pricing.free_bytes", lambda device: 3 * 10**9)
     config = load_config(["task=memory", "+model=tiny", "budget=auto", "memory.headroom=1GB", "device=cpu"])
     assert [(b.text, b.size) for b in make_plan(config).budgets] == [("auto", 2 * 10**9)]
 
@@ -154,7 +153,7 @@ def test_search_that_cannot_start_shows_the_plan(error: Exception, monkeypatch: 
     def search(config: object) -> None:
         raise error
 
-    monkeypatch.setattr("qra_bo.pipeline.run.run_one_budget", search)
+    monkeypatch.setattr("qra_bo.pipeline.run.run_search", search)
     assert main(["+model=llama2_7b", "budget=10GB", "oracle=synthetic"]) == 2
     captured = capfd.readouterr()
     assert "\nllama2_7b: 6,738.4 M parameters" in captured.out

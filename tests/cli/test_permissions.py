@@ -9,7 +9,6 @@ SYNTHETIC = ["model=tiny", "oracle=synthetic", "method=random", "effort.max_full
 REFUSED = {
     "out-in-closed": [*SYNTHETIC, "out=closed/run"], "out-is-closed": [*SYNTHETIC, "out=closed"],
     "out-is-unreadable": [*SYNTHETIC, "out=hidden/run"], "out-is-too-long": [*SYNTHETIC, f"out={LONG}"],
-    "several-budgets": [*SYNTHETIC, "out=closed/run", "budget=[uniform:4\\,4,'uniform:4,8']"],
     "sweep": [*SYNTHETIC, "--multirun", "seed=0,1", "hydra.sweep.dir=closed/sweep"],
     "sweep-of-out": [*SYNTHETIC, "--multirun", "seed=0,1", "out=closed/sweep"],
     "sweep-is-too-long": [*SYNTHETIC, "--multirun", "seed=0,1", f"hydra.sweep.dir={LONG}"],

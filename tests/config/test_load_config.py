@@ -14,6 +14,7 @@ from qra_bo.config.other_names import OURS
 from qra_bo.config.overrides import VALUES, options
 from qra_bo.finetune.data.options import HubData
 from qra_bo.finetune.training.learning_rate import RATE_RULES
+from qra_bo.memory.budget import parse_budget
 from qra_bo.memory.formats import BITS, default_format
 from qra_bo.utils.errors import ConfigError, nearest_first
 
@@ -32,7 +33,7 @@ def problems(*overrides: str) -> tuple[str, ...]:
 def test_defaults(default: RunConfig) -> None:
     assert default.model_name == "smollm2_135m"
     assert default.task == "search"
-    assert default.budget == ("uniform:4,4",)
+    assert default.budget[0].text == "uniform:4,4"
     assert default.bits == (2, 3, 4, 8)
     assert default.ranks == (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
     assert default.granularity == "layer"
@@ -62,7 +63,7 @@ def test_effort_fixes_what_a_search_may_spend(effort: str, equivalents: int) -> 
     ("budget=[uniform:4,4,10GB,uniform:8,2]", ("uniform:4,4", "10GB", "uniform:8,2")),
 ])
 def test_budgets(override: str, budget: tuple[str, ...]) -> None:
-    assert load_config([override]).budget == budget
+    assert load_config(["task=memory", override]).budget == tuple(map(parse_budget, budget))
 
 
 @pytest.mark.parametrize("text", ["model=tiny", "+model=tiny", "++model=tiny"])
@@ -83,9 +84,9 @@ def test_a_group_may_be_given_with_a_plus(plus: str) -> None:
 
 @pytest.mark.parametrize("task", ["task=finetune", "+task=finetune", "task='finetune'", 'task="finetune"'])
 def test_an_allocation_brings_its_budget_however_the_task_is_spelled(task: str) -> None:
-    assert load_config([task, "allocation=uniform:4,16"]).budget == ("allocation",)
-    assert load_config(["budget=8GB", task, "allocation=uniform:4,16"]).budget == ("8GB",)
-    assert load_config([task, "task=search"]).budget == ("uniform:4,4",)
+    assert load_config([task, "allocation=uniform:4,16"]).budget[0].text == "allocation"
+    assert load_config(["budget=8GB", task, "allocation=uniform:4,16"]).budget[0].text == "8GB"
+    assert load_config([task, "task=search"]).budget[0].text == "uniform:4,4"
 
 
 def test_free_keys_need_no_plus() -> None:
@@ -111,7 +112,7 @@ def test_names_that_look_like_numbers_stay_as_they_are(text: str) -> None:
                           f"data.path={text}", f"data.subset={text}", "adapter.lr=1e-3", "budget=1_000"])
     assert isinstance(config.data, HubData)
     assert {config.out, config.model["revision"], config.data.path, config.data.subset} == {text}
-    assert (config.adapter.lr, config.budget) == (1e-3, ("1000",))
+    assert (config.adapter.lr, str(config.budget[0])) == (1e-3, "1000")
 
 
 def test_one_name_stands_for_a_list() -> None:
@@ -149,7 +150,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("overrides", "message"), [
     (["budget=-1GB"], "'-1GB' is not a size"),
-    (["budget=0"], "'0' is less than one byte"),
+    (["budget=0"], "budget: 0 is less than one byte"),
     (["budget=[]"], "budget must be a size such as 10GB, or a list of sizes, each given once"),
     (["budget=[1GB,1GB]"], "budget must be .* each given once; got"),
     (["budget=uniform:9,4"], "no backend stores weights in 9 bits"),
@@ -209,7 +210,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["bits=[2,3]", "export.targets=[compressed_tensors]"], "for int2-g64, int3-g64, .* use serve=transformers"),
     (["bits=[4,8]", "export.targets=[bitsandbytes]"], r"no form for int8, .* use bits=\[4,16\] and no other formats"),
     (["oracle=benchmark"], "Unknown oracle 'benchmark'; .* --config-dir bench/conf oracle=emulator "),
-    (["oracle.table=bench/data/plays"], r"Unknown key 'oracle\.table'; here it is --config-dir bench/conf oracle=emu"),
+    (["oracle.table=bench/data/plays"], "'oracle.table' was removed: --config-dir bench/conf oracle=emu"),
     (["train=null"], "Unknown train None; known, nearest first: cpu, gpu"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),
     (["gradient_accumulation_steps=4"], r"Unknown key 'gradient_accumulation_steps'; here it is train\.accumulate\."),

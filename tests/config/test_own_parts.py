@@ -6,7 +6,7 @@ import pytest
 
 from qra_bo.config import RunConfig, config_from_dict, load_config
 from qra_bo.oracle.synthetic import SyntheticOracle
-from qra_bo.pipeline import build
+from qra_bo.pipeline import oracles
 from qra_bo.space import SearchSpace
 from qra_bo.utils.errors import ConfigError
 
@@ -27,7 +27,7 @@ def write_config_dir(tmp_path: Path) -> str:
 
 def test_own_oracle_is_made_from_its_yaml(mine: str, tmp_path: Path) -> None:
     config = load_config(["+model=tiny", "oracle=mine", "oracle.noise=0.5"], mine)
-    assert isinstance(build.make_oracle(config.to_dict(), str(tmp_path)), SyntheticOracle)
+    assert isinstance(oracles.make_oracle(config.to_dict(), str(tmp_path)), SyntheticOracle)
 
 
 @pytest.mark.parametrize("name", ["finetune", "synthetic"])

@@ -10,7 +10,7 @@ from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.config import presets as presets_module
 from qra_bo.config.presets import preset_notes
 from qra_bo.memory.cards import CARDS
-from qra_bo.pipeline.plan import make_plan
+from qra_bo.pipeline.pricing import make_plan
 from qra_bo.utils.device import resolve_dtype
 from qra_bo.utils.errors import ConfigError
 
@@ -44,7 +44,8 @@ def test_large_models_and_gpus_train_at_the_size_of_a_gpu(overrides: list[str]) 
 def test_what_is_given_wins() -> None:
     config = load_config(["+model=llama2_7b", "gpu=a10", "train=cpu", "budget=9GB", "train.length=64",
                           "adapter.lr=1e-3"])
-    assert (config.train.name, config.budget, config.train.length, config.adapter.lr) == ("cpu", ("9GB",), 64, 1e-3)
+    assert (config.train.name, str(config.budget[0]), config.train.length) == ("cpu", "9GB", 64)
+    assert config.adapter.lr == 1e-3
     config = load_config(["+model=llama2_7b", "train.length=256", "fidelity.low=null", "eval.sequences=8"])
     assert (config.train.name, config.train.length, config.fidelity.low, config.eval.sequences) == ("gpu", 256, None, 8)
 
@@ -158,7 +159,7 @@ def test_every_job_of_a_sweep_gets_its_own_choice(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(app, "run_task", lambda config: seen.append(config) or 0)
     assert app.main(["--multirun", "+model=tiny,llama2_7b", "gpu=null,t4"]) == 0
-    assert [(c.model_name, c.train.name, c.budget[0]) for c in seen] == [
+    assert [(c.model_name, c.train.name, str(c.budget[0])) for c in seen] == [
         ("tiny", "cpu", "uniform:4,4"), ("tiny", "gpu", "auto"), ("llama2_7b", "gpu", "uniform:4,4"),
         ("llama2_7b", "gpu", "auto")]
 
@@ -183,8 +184,8 @@ def test_own_profile_keeps_its_budget_and_gets_the_trainer_that_suits(tmp_path: 
     given = ["+model=llama2_7b", "profile=site"]
     for more in (["gpu=rtx4090"], ["task=finetune", "allocation=uniform:4,16"]):
         config = load_config([*given, *more], str(tmp_path))
-        assert (config.budget, config.train.name, config.train.length) == (("20GB",), "gpu", 512)
-        assert load_config([*given, *more, "budget=9GB"], str(tmp_path)).budget == ("9GB",)
+        assert (str(config.budget[0]), config.train.name, config.train.length) == ("20GB", "gpu", 512)
+        assert load_config([*given, *more, "budget=9GB"], str(tmp_path)).budget[0].text == "9GB"
     assert load_config([*given, "train=cpu"], str(tmp_path)).train.name == "cpu"
 
 

@@ -18,7 +18,7 @@ from qra_bo.finetune.data.jsonl import read_records, to_record
 from qra_bo.finetune.data.load import byte_tokenizer, check_tokens, data_notes, load_data, read_data, tiny_records
 from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
 from qra_bo.finetune.data.records import Record, split_records
-from qra_bo.pipeline.run import make_setting
+from qra_bo.pipeline.prepare import make_setting
 from qra_bo.report.example import print_data
 from qra_bo.utils.errors import DataError
 

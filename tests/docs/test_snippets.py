@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import qra_bo
+import qra_bo.pipeline.listeners
 import qra_bo.pipeline.run
 from qra_bo.cli.app import main
 from qra_bo.config import load_config
@@ -63,7 +64,8 @@ def make_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bench").symlink_to(ROOT / "bench")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    monkeypatch.setattr(qra_bo.pipeline.run, "write_report", lambda folder: [])  # drawing has tests of its own
+    for module in (qra_bo.pipeline.run, qra_bo.pipeline.listeners):  # drawing has tests of its own
+        monkeypatch.setattr(module, "write_report", lambda folder: [])
     return tmp_path
 
 

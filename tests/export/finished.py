@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qra_bo.config import load_config
 from qra_bo.memory.formats import parse_format
-from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.study.results import TRAINING
 from tests.export.fixtures import best_json

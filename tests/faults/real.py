@@ -17,7 +17,7 @@ from qra_bo.cli.app import main
 from qra_bo.config import RunConfig
 from qra_bo.execution import InProcessExecutor
 from qra_bo.export.load import load
-from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.report.inline_svg import Sheet
 from qra_bo.utils.errors import UserError
 
@@ -56,7 +56,7 @@ class Outcome:
         return "" if self.printed.strip() else "status 2 without a message"
 
 
-def in_this_process(config: RunConfig, folder: Path) -> InProcessExecutor:
+def in_this_process(config: RunConfig, folder: Path, room: int | None = None) -> InProcessExecutor:
     """An executor whose oracle works here, in place of the one of ``qra_bo.pipeline.run``."""
     folder.mkdir(parents=True, exist_ok=True)
     return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))

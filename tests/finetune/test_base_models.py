@@ -15,7 +15,7 @@ from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.models.load import cast_parameters, load_base, load_tokenizer, located, without_dropout
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.utils.errors import ModelError
 from tests.finetune.models import tiny_llama
 

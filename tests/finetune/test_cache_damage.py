@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from qra_bo.config import load_config
 from qra_bo.finetune.cache import TensorStore, weights_fingerprint
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec
 from tests.damage import DAMAGES, flipped

@@ -15,7 +15,7 @@ from qra_bo.finetune.models.host_linear import HostLinear, is_too_large, keep_on
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.finetune.tracing.memory_probe import PeakTracker
-from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec
 from tests.finetune.models import tiny_llama

@@ -17,7 +17,7 @@ from qra_bo.export.load import dense_base
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.hub import cached, fetch, small_files
 from qra_bo.finetune.models.load import load_base
-from qra_bo.pipeline.build import make_executor
+from qra_bo.pipeline.executors import make_executor
 from qra_bo.utils.errors import ModelError
 from tests.finetune.models import tiny_llama
 from tests.hub_server import COMMIT, Hub, serving
@@ -151,7 +151,7 @@ def test_the_driver_downloads_before_its_workers_start(hub: Hub, tmp_path: Path,
     assert not any(name.endswith(".safetensors") for name in hub.fetched())  # shapes need none
     fetched: list[str] = []
     for name in ("LocalExecutor", "RayExecutor"):
-        monkeypatch.setattr(f"qra_bo.pipeline.build.{name}", lambda *_: fetched.extend(hub.fetched()))
+        monkeypatch.setattr(f"qra_bo.pipeline.executors.{name}", lambda *_: fetched.extend(hub.fetched()))
     make_executor(config, tmp_path)
     assert sum(name.endswith(".safetensors") for name in fetched) == weights
 

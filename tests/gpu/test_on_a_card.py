@@ -16,7 +16,7 @@ from qra_bo.finetune.manifest import PROBE, probe_difference
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.quantization.base import backend_of
 from qra_bo.memory.formats import FORMATS
-from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec, TrialState
 from scripts.gpu_hour.layers import CPU, layer_of, relative

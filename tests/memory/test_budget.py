@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.budget import (
-    Budget,
+    Auto,
+    Size,
+    Uniform,
     check_budget,
     describe,
     format_size,
@@ -68,9 +70,9 @@ def test_any_text_is_a_size_or_a_user_error(text: str) -> None:
 
 
 def test_budgets() -> None:
-    assert parse_budget("auto").auto
-    assert parse_budget("Uniform:4, 16") == Budget("Uniform:4, 16", None, 4, 16)
-    assert parse_budget("8GB").size == 8 * 10**9
+    assert parse_budget("auto") == Auto("auto")
+    assert parse_budget("Uniform:4, 16") == Uniform("Uniform:4, 16", 4, 16)
+    assert parse_budget("8GB") == Size("8GB", 8 * 10**9)
     for text in ("uniform:4", "uniform:4,0", "uniform:a,b", "uniform"):
         with pytest.raises(BudgetError, match="is not a budget"):
             parse_budget(text)

@@ -15,7 +15,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, Plan, largest_rank, memory_plan
 from qra_bo.memory.speed import step_seconds
-from qra_bo.pipeline.build import make_memory
+from qra_bo.pipeline.pricing import make_memory
 from qra_bo.space import SearchSpace, uniform
 from qra_bo.study.setting import BytesPredictor
 from qra_bo.tasks.memory import render

@@ -10,7 +10,7 @@ import torch
 
 from qra_bo.config import load_config
 from qra_bo.pipeline import finetune_oracle
-from qra_bo.pipeline.build import prepare_worker_environment
+from qra_bo.pipeline.executors import prepare_worker_environment
 from qra_bo.utils.device import expand_segments
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -18,7 +18,7 @@ AT_IMPORT = """
 import os, sys
 from importlib.abc import MetaPathFinder
 from qra_bo.config import load_config
-from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.oracles import make_oracle
 
 class AtImport(MetaPathFinder):
     def find_spec(self, name, path, target=None):

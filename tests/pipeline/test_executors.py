@@ -8,7 +8,7 @@ import pytest
 from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.execution.local import LocalExecutor
-from qra_bo.pipeline.build import make_executor, worker_devices
+from qra_bo.pipeline.executors import make_executor, worker_devices
 from qra_bo.utils.errors import ConfigError, DeviceError, MissingExtraError
 
 TINY = ["+model=tiny", "data=tiny", "device=cpu"]
@@ -71,8 +71,8 @@ def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_worker_trains_with_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("qra_bo.pipeline.build.cores", lambda: 8)
+    monkeypatch.setattr("qra_bo.pipeline.executors.cores", lambda: 8)
     specs: list[Any] = []
-    monkeypatch.setattr("qra_bo.pipeline.build.LocalExecutor", lambda found, limits: specs.extend(found))
+    monkeypatch.setattr("qra_bo.pipeline.executors.LocalExecutor", lambda found, limits: specs.extend(found))
     make_executor(load_config([*TINY, "executor.workers=3"]), tmp_path)
     assert [s.kwargs["threads"] for s in specs] == [2, 2, 2]

@@ -13,8 +13,8 @@ from qra_bo.config import load_config
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import MANIFEST
 from qra_bo.pipeline import exports
-from qra_bo.pipeline.build import make_oracle
 from qra_bo.pipeline.exports import checked, refuse_base, write_exports
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.fixtures import write_finished
 

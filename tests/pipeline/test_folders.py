@@ -14,8 +14,7 @@ from qra_bo.utils.errors import OutputError
 PLANTED = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick"]
 
 
-@pytest.mark.parametrize("budget", ["8MB", "[8MB,9MB]"])
-def test_a_stopped_run_names_the_folder_that_the_same_command_takes(budget: str, tmp_path: Path,
+def test_a_stopped_run_names_the_folder_that_the_same_command_takes(tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(engine: Engine) -> None:
         engine.folder.mkdir(parents=True)
@@ -25,14 +24,13 @@ def test_a_stopped_run_names_the_folder_that_the_same_command_takes(budget: str,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Engine, "run", stop)
     with pytest.raises(RunInterrupted) as stopped:
-        qra_bo.search([*PLANTED, f"budget={budget}"])
+        qra_bo.search([*PLANTED, "budget=8MB"])
     named = str(stopped.value).removeprefix("stopped by SIGINT; run the same command again with ")
     out = named.removesuffix(" to go on")
-    assert run_folder(load_config([*PLANTED, f"budget={budget}", out])) == Path(out.removeprefix("out="))
+    assert run_folder(load_config([*PLANTED, "budget=8MB", out])) == Path(out.removeprefix("out="))
 
 
 def test_resume_without_a_folder_begins_no_new_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for more in (["budget=8MB"], ["budget=[8MB,9MB]"]):
-        with pytest.raises(OutputError, match="resume=true needs out=FOLDER"):
-            run_folder(load_config([*PLANTED, *more, "resume=true"]))
+    with pytest.raises(OutputError, match="resume=true needs out=FOLDER"):
+        run_folder(load_config([*PLANTED, "resume=true"]))

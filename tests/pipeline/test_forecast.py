@@ -1,7 +1,8 @@
-"""Size of the user's text, read once, and the time of a run before it starts."""
+"""What a run takes, by its parts: estimated from operations, and by its first trial; what to run next."""
 
 import io
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,218 +11,156 @@ import pytest
 from rich.console import Console
 
 from qra_bo.cli.app import main
-from qra_bo.config import load_config, named_efforts
-from qra_bo.finetune.data.load import byte_tokenizer, data_notes, load_data
-from qra_bo.finetune.models import load
+from qra_bo.config import load_config
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory.cards import CARDS
-from qra_bo.pipeline import data, forecast
-from qra_bo.pipeline.data import RunText, text_size
-from qra_bo.pipeline.estimate import token_seconds
-from qra_bo.pipeline.forecast import make_forecast, plan_rows
-from qra_bo.pipeline.plan import make_plan
-from qra_bo.pipeline.run import make_setting
-from qra_bo.report.example import print_data
-from qra_bo.tasks.memory import plan_lines
+from qra_bo.memory.speed import step_seconds
+from qra_bo.pipeline import forecast
+from qra_bo.pipeline.forecast import FirstTrial, Part, card_of, next_command, parts_of, times, token_seconds
+from qra_bo.pipeline.prepare import make_setting
+from qra_bo.pipeline.pricing import make_plan
+from qra_bo.space import uniform
+from qra_bo.study import Setting
+from qra_bo.study.given import Given
+from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
-SEQUENCES = 40.0
-
-
-@pytest.fixture(name="file")
-def make_file(tmp_path: Path) -> Path:
-    """Nine records of 64 characters and one of 32."""
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": str(i) + (63 if i else 31) * "y"}) + "\n" for i in range(10)))
-    return path
+CARD = CARDS["rtx4090"]
+MODEL = "+model=llama3_1_8b"
 
 
-def words(file: Path, *more: str) -> list[str]:
-    return ["+model=tiny", "device=cpu", "data=jsonl", f"data.path={file}", "train.length=32", *more]
+def setting(*overrides: str) -> Setting:
+    return make_setting(load_config(["device=cpu", "dtype=bfloat16", *overrides]))
 
 
-def test_a_text_is_counted_by_the_models_tokenizer(file: Path) -> None:
-    config = load_config(words(file))
-    size, prepared = text_size(config), load_data(config.data, byte_tokenizer(), 32)
-    assert size is not None
-    assert (size.records, size.training_records, size.counted, size.source) == (10, 8, True, str(file))
-    assert size.training_tokens == prepared.train.facts.used_tokens
-    assert size.sequences == len(prepared.train)
+def on_gpu(*overrides: str) -> Setting:
+    """The same run as on a GPU."""
+    of_cpu = setting(*overrides)
+    shape = replace(of_cpu.memory.shape, device="cuda")
+    return replace(of_cpu, memory=replace(of_cpu.memory, shape=shape))
 
 
-def test_a_profile_that_is_given_takes_no_time_of_a_plan(file: Path) -> None:
-    def seconds(*more: str) -> float | None:
-        config = load_config(words(file, "budget=uniform:4,4", "effort=instant", "effort.compare=[]", *more))
-        found = make_forecast(config, make_plan(config))
-        assert found is not None
-        return {effort.effort: effort.seconds for effort in found.efforts}["instant"]
-
-    assert (seconds() or 0.0) > 0.0
-    assert seconds(f"sensitivity.path={file}") == 0.0  # a plan does not read it
-
-
-def test_a_large_text_is_counted_by_a_sample(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "SAMPLE", 4)
-    size = text_size(load_config(words(file)))
-    assert size is not None
-    assert not size.counted
-    assert size.basis == "estimated from 4 of them that the model's tokenizer counted"
-    assert size.training_tokens == pytest.approx(8 * 65, abs=2 * 32)  # the short record counts twice or not at all
-    assert size.sequences == pytest.approx(size.training_tokens / 32, rel=0.5)
+@pytest.mark.parametrize(("dtype", "fast", "rate", "measured"), [  # tokens a second of a core
+    ("bfloat16", False, 6e10, 512 / 5), ("float32", False, 1.2e11, 512 / 2.6)])
+def test_seconds_on_a_cpu_follow_from_the_operations(dtype: str, fast: bool, rate: float, measured: float,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "cores", lambda: 2)
+    monkeypatch.setattr(forecast, "multiplies_bf16", lambda: fast)
+    seconds = token_seconds(setting("+model=smollm2_135m", f"dtype={dtype}"))
+    assert seconds is not None
+    assert 1 / seconds == pytest.approx(2 * rate / (4 * 106_168_320 + 6 * 49_152 * 576))
+    assert 1 / seconds == pytest.approx(2 * measured, rel=0.05)
+    assert token_seconds(setting("oracle=synthetic")) is None
 
 
-def test_without_a_tokenizer_tokens_are_estimated_from_characters(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("qra_bo.finetune.models.hub._Repository.local", lambda self, files: None)
-    size = text_size(load_config([*words(file), "+model=llama2_7b"][1:]))
-    assert size is not None
-    assert (size.training_records, size.counted, size.cut_share) == (8, False, None)
-    assert size.training_tokens in (round(512 / 3.2), round(480 / 3.2))
-    assert size.sequences == pytest.approx(size.training_tokens / 32, abs=0.02)
-    assert size.basis.endswith("embedded text has; this machine lacks the model's tokenizer")
-    assert load.tokenizer_at_hand(load_config(["+model=llama2_7b"]).model) is None
+def test_seconds_on_a_gpu_need_the_card() -> None:
+    run = on_gpu("+model=tiny", "data=tiny")
+    assert token_seconds(run) is None
+    usual = uniform(4, "nf4", 8)
+    assert token_seconds(run, CARD) == step_seconds(run.memory, run.space, usual, CARD) / run.memory.shape.tokens
 
 
-def test_a_tokenizer_in_a_folder_is_at_hand(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    model = load_config(["+model=hf", f"model.path={tmp_path}", "oracle=synthetic", *NUMBERS]).model
-    assert load.tokenizer_at_hand(model) is None  # the folder has none yet
-    byte_tokenizer().save_pretrained(tmp_path)
-    assert load.tokenizer_at_hand(model)("ab")["input_ids"] == byte_tokenizer()("ab")["input_ids"]
+def test_the_card_is_the_one_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["NVIDIA GeForce RTX 4090", "Tesla T4", "GeForce GT 710"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.get_device_name", names.__getitem__)
+    run = on_gpu("+model=tiny", "data=tiny")
+
+    def found(device: str) -> Any:
+        return card_of(replace(run, config=run.config.with_changes(device=device)))
+
+    assert [found(device) for device in ("cuda", "cuda:1", "cuda:2", "cuda:3")] == [CARD, CARDS["t4"], None, None]
+    assert card_of(replace(run, config=run.config.with_changes(gpu="h100"))) is CARDS["h100"]
+    assert card_of(setting("+model=tiny", "data=tiny")) is None
 
 
-NUMBERS = ["model.family=llama", "model.n_layers=1", "model.hidden_size=64", "model.intermediate_size=64",
-           "model.n_heads=1", "model.n_kv_heads=1", "model.head_dim=64", "model.vocab_size=300", "model.tied=true",
-           "model.attention_bias=false"]
-
-
-def test_a_run_reads_the_users_file_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, reads = load_config(words(file, "display=none", "train.batch=1")), list[Any]()
-    read = data.read_data
-    monkeypatch.setattr(data, "read_data", lambda cfg: reads.append(cfg) or read(cfg))
-    monkeypatch.setattr("qra_bo.finetune.data.load.read_data", None)  # nor by another way
-    text = RunText(config)
-    setting = make_setting(config, (), text)
-    sequences = text.show()
-    final = plan_rows(replace(setting, sequences=sequences))[-1]
-    assert reads == [config.data]
-    assert sequences is not None
-    assert final.what.startswith(f"final fine-tune (1 epoch: about {sequences:.0f} steps")
-
-
-def test_a_data_set_of_the_hub_is_not_fetched_for_a_plan() -> None:
-    config = load_config(["+model=llama2_7b", "gpu=rtx4090", "task=memory"])
-    assert config.data.kind == "hub"
-    found = make_forecast(config, make_plan(config))
-    assert found is not None
-    assert (found.text, found.final_steps, found.final) == (None, 1000, "at most 1,000 steps")
-
-
-@pytest.mark.parametrize("card", ["rtx4090", None])
-def test_times_are_those_of_the_parts_at_every_effort(card: str | None, file: Path) -> None:
-    config = load_config(words(file, "task=memory", *(["gpu=rtx4090"] if card else ["device=cuda"]), "final.steps=7"))
-    plan = make_plan(config)
-    found = make_forecast(config, plan)
-    assert found is not None
-    assert [e.effort for e in found.efforts] == ["instant", "quick", "normal", "thorough"]
-    if card is None:
-        assert found.final_seconds is None
-        assert {e.seconds for e in found.efforts} == {None}
-        assert found.basis == "times are known after the first trial; gpu=NAME estimates them for a card"
-        return
-    setting = make_setting(config.with_changes(task="search", oracle=load_config(["oracle=synthetic"]).oracle))
-    setting = replace(setting, config=config, memory=plan.memory)
-    each = token_seconds(setting, CARDS["rtx4090"])
-    assert each is not None
-    for time, name in zip(found.efforts, ("instant", "quick", "normal", "thorough"), strict=True):
-        rows = plan_rows(replace(setting, config=config.with_changes(effort=named_efforts()[name])), CARDS["rtx4090"])
-        assert time.seconds == pytest.approx(each * sum(row.cost for row in rows[:-1]))
-        assert found.final_seconds == pytest.approx(rows[-1].seconds)
-    assert "GeForce RTX 4090" in found.basis
-    assert "not measured on a GPU" in found.basis
-
-
-@pytest.mark.parametrize(("final", "advice"), [
-    (33, "fidelity.high=8 fidelity.low=2 makes a search about 4 times shorter"), (100, "fidelity.high=25"),
-    (108, "fidelity.high=27 fidelity.low=6 makes a search about 1.2 times shorter"), (500, None)])
-def test_trials_as_long_as_the_final_fine_tune_are_advised_against(final: int, advice: str | None) -> None:
-    config = load_config(["task=memory", "+model=llama3_1_8b", "gpu=rtx4090", f"final.steps={final}"])
-    found = make_forecast(config, make_plan(config))
-    assert found is not None
-    shown = " ".join(plan_lines(make_plan(config), forecast=found))
-    assert found.advice in shown
-    assert advice in shown if advice else not found.advice
-    words = [word for word in found.advice.split() if word.startswith("fidelity.")]
-    assert load_config(["+model=tiny", *words]).fidelity.high <= 32  # what it says composes
-
-
-def test_a_simulation_has_no_times() -> None:
-    config = load_config(["+model=tiny", "oracle=synthetic", "task=memory"])
-    assert make_forecast(config, make_plan(config)) is None
-
-
-def test_the_plan_shows_text_and_times_as_lines_and_as_json(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    config = load_config(words(file, "task=memory"))
-    found = make_forecast(config, make_plan(config))
-    assert found is not None
-    text = " ".join(plan_lines(make_plan(config), forecast=found))
-    assert "10 records, 8 of them for training;" in text
-    assert "tokens (counted by the model's tokenizer)" in text
-    assert f"Final fine-tune: {found.final}" in text
-    assert main(words(file, "task=memory", "memory.format=json")) == 0
-    stated = json.loads(capfd.readouterr().out)
-    assert stated["text"]["training_records"] == 8
-    assert stated["times"]["final"]["steps"] == found.final_steps
-    assert [e["effort"] for e in stated["times"]["efforts"]] == [e.effort for e in found.efforts]
-
-
-def test_a_plan_and_a_run_count_equal_records_once(file: Path) -> None:
-    file.write_text(file.read_text() + file.read_text().splitlines()[0] + "\n")
-    config = load_config(words(file, "task=memory"))
-    text = " ".join(plan_lines(make_plan(config), forecast=make_forecast(config, make_plan(config))))
-    assert "10 records (left out as repeats: 1), 8 of them for training;" in text
-    data, out = load_data(config.data, byte_tokenizer(), 32), io.StringIO()
-    print_data(Console(file=out, width=120), data)
-    assert "left out as repeats of an earlier record: 1" in out.getvalue()
-    assert [note for note in data_notes(config.data, data) if note.startswith("repeats of an earlier record")]
-
-
-def test_a_plan_warns_of_answers_that_a_run_would_cut(tmp_path: Path) -> None:
-    path = tmp_path / "long.jsonl"
-    path.write_text("".join(json.dumps({"prompt": str(i), "completion": 90 * "z"}) + "\n" for i in range(9)))
-    config = load_config(words(path, "task=memory"))
-    text = " ".join(plan_lines(make_plan(config), forecast=make_forecast(config, make_plan(config))))
-    assert "66% of its answer tokens lie beyond train.length: a run ends with a message" in text
-
-
-def test_a_missing_file_ends_with_2_after_the_plan(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(words(Path("nowhere.jsonl"), "task=memory")) == 2
-    said = capfd.readouterr()
-    assert "Where the bytes go" in said.out
-    assert "there is no file 'nowhere.jsonl'" in said.err
-    assert "Next:" not in said.out
-
-
-def test_a_missing_file_is_reported_beside_a_small_budget(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(words(Path("nowhere.jsonl"), "task=memory", "budget=10")) == 2
-    error = capfd.readouterr().err
-    assert "a budget of 10 bytes (a bare number means bytes) is below the smallest allocation" in error
-    assert "there is no file 'nowhere.jsonl'" in error
-
-
-@pytest.mark.parametrize(("final", "cost"), [
+@pytest.mark.parametrize(("final", "tokens"), [
     (["final.steps=10"], (10 * 4 + 64 / 3) * 128), (["final.epochs=2"], None),
     (["final.max_steps=5"], (5 * 4 + 64 / 3) * 128)])
-def test_every_row_of_the_plan_has_a_time(final: list[str], cost: float | None,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    config: Any = load_config(["+model=tiny", "data=tiny", "device=cpu", *final])
-    monkeypatch.setattr(forecast, "token_seconds", lambda setting, card: 0.5)
-    setting = replace(make_setting(config), sequences=SEQUENCES)
-    rows = plan_rows(setting)
-    assert all(row.seconds == 0.5 * row.cost and row.cost > 0 for row in rows)
-    steps = round(2 * SEQUENCES / 4)
+def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> None:
+    run = replace(setting("+model=tiny", "data=tiny", *final), sequences=40.0)
+    search, confirmation, *ranking, last = parts_of(run)
+    effort, each = run.config.effort, run.full_trial_tokens
+    assert search.tokens == (effort.max_full_trials + 2 * effort.references) * each
+    assert confirmation.tokens >= 2 * 5 * (1 + len(effort.rate_factors)) * each
+    assert [part.tokens for part in ranking] == [effort.ranking_top * 3 * each] * bool(effort.ranking_top)
+    steps = round(2 * 40.0 / 4)
     validations = len(FinalSettings().validations(steps))
-    assert rows[-1].cost == pytest.approx((steps * 4 + validations * 64 / 3) * 128 if cost is None else cost)
-    share = 100 * rows[-1].cost / sum(row.cost for row in rows)
-    assert f"; {share:.0f} % of the whole)" in rows[-1].what
-    monkeypatch.setattr(forecast, "token_seconds", lambda setting, card: None)
-    assert [row.seconds for row in plan_rows(setting)] == [None] * len(rows)
+    assert last.tokens == pytest.approx((steps * 4 + validations * 64 / 3) * 128 if tokens is None else tokens)
+
+
+def test_a_given_allocation_takes_the_final_fine_tune_alone() -> None:
+    given = Given((uniform(4, "nf4", 4),), "", 1.0, "")
+    run = replace(setting("+model=tiny", "data=tiny", "final.steps=3"), given=given)
+    assert [part.what for part in parts_of(run)] == ["final fine-tune of 3 steps"]
+
+
+def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Path) -> None:
+    words = ["+model=tiny", "data=tiny", "effort=instant", "effort.compare=[uniform,untuned]", "final.steps=3"]
+    run = setting(*words)
+    profile, beside, _ = parts_of(run)
+    assert beside == Part("comparison on one seed", 2 * run.full_trial_tokens)
+    size = run.config.data.calibration * run.config.train.length
+    passes = 1 + sum(f.bits < 16 for f in run.space.formats) * sum(1 - u / 4 for u in range(4))  # from each layer on
+    trained, forward = run.tokens_before
+    assert profile.tokens == pytest.approx(trained + size + (forward + size * passes) / 3)
+    given = run.config.with_changes(sensitivity=run.config.sensitivity.with_changes(path="profile.json"))
+    assert [part.what for part in parts_of(replace(run, config=given))] == [beside.what, "final fine-tune of 3 steps"]
+
+
+def trial(state: TrialState, seconds: float, switch: float) -> dict[str, Any]:
+    spec = TrialSpec(uniform(2, "nf4", 4), 8, 8, 0, 2e-3)
+    result = TrialResult(state, 3.0, .1, (), 8, 800, 600, None, seconds, switch)
+    return Trial(1, spec.allocation, (4, 4), "baseline", Fidelity.HIGH, spec, 0, result, 1).to_json()
+
+
+@pytest.mark.parametrize(("workers", "search", "whole"), [(1, "17 min", "25 min"), (4, "4 min", "12 min")])
+def test_the_first_timed_trial_gives_the_times(workers: int, search: str, whole: str) -> None:
+    out = io.StringIO()
+    first = FirstTrial([Part("search", 100_000, workers), Part("final", 50_000)], Console(file=out, width=400))
+    first({"event": "stage"})
+    first(trial(TrialState.OOM, 9, 1))
+    assert out.getvalue() == ""
+    first(trial(TrialState.OK, 12, 2))  # 800 + 600 / 3 = 1,000 tokens in 10 seconds
+    first(trial(TrialState.OK, 50, 2))
+    assert out.getvalue() == (f"By the first trial (100 tokens a second): search: about {search}; final: about 8 min; "
+                              f"in all about {whole}\n")
+
+
+def test_workers_share_all_but_the_final_fine_tune() -> None:
+    words = ("+model=tiny", "data=tiny", "final.steps=3")
+    many = on_gpu(*words)
+    many = replace(many, config=many.config.with_changes(executor=many.config.executor.with_changes(workers=4)))
+    *shared, last = (part.workers for part in parts_of(many))
+    assert (set(shared), last) == ({4}, 1)
+    assert {part.workers for part in parts_of(setting(*words, "executor.workers=4"))} == {1}  # they share the cores
+    assert "times are known after the first trial" in times(parts_of(many), None)
+
+
+@pytest.mark.parametrize(("overrides", "command"), [
+    (("gpu=rtx4090",), f"{MODEL} device=cuda task=finetune allocation=uniform:8,32"),
+    (("budget=8GB", "device=cuda", "effort=quick", "oracle=finetune"),
+     f"{MODEL} device=cuda task=finetune allocation=uniform:4,31"),
+    (("gpu=rtx4090", "budget='uniform:2,4'", "++train.length=512", "memory.format=json", "out=one"),
+     f"{MODEL} budget=uniform:2,4 device=cuda train.length=512"),
+    (("budget=7GB", "device=cuda"), f"{MODEL} budget=7GB device=cuda"),
+    (("budget=[7GB,8GB]", "device=cuda"), None), (("budget=1GB", "device=cuda"), None)])
+def test_the_verdict_decides_what_to_run(overrides: tuple[str, ...], command: str | None,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(load_config(["task=memory", MODEL, *overrides]))
+    found = next_command(plan, ["task=memory", MODEL, *overrides])
+    assert found == (None if command is None else f"python -m qra_bo {command}")
+    if found is not None:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+        assert load_config(shlex.split(found)[3:]).model_name == "llama3_1_8b"  # it composes
+
+
+def test_own_groups_are_found_by_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "my groups"
+    (mine / "model").mkdir(parents=True)
+    (mine / "model" / "mine.yaml").write_text("defaults:\n  - llama3_1_8b\n  - _self_\nname: mine\n")
+    assert main(["--config-dir", str(mine), "task=memory", "+model=mine", "gpu=rtx4090"]) == 0
+    command = capfd.readouterr().out.splitlines()[-1]
+    assert command.endswith(" +model=mine device=cuda task=finetune allocation=uniform:8,32")
+    flag, model, *_ = shlex.split(command)[4:]
+    assert main([flag, model, "task=memory", "gpu=rtx4090", "memory.format=json"]) == 0
+    assert json.loads(capfd.readouterr().out)["next"] == command.removeprefix("Next: ")

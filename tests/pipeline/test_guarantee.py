@@ -14,7 +14,7 @@ from qra_bo.finetune import oracle as finetune
 from qra_bo.memory.allowance import ASSUMED, Allowance, AllowanceStore
 from qra_bo.oracle.protocol import Progress
 from qra_bo.pipeline.finetune_oracle import make_finetune
-from qra_bo.pipeline.run import make_setting
+from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.conclusion import fine_tune, first_that_fits
 from qra_bo.study.device_allowance import allowance_for, fold_peaks

@@ -1,4 +1,4 @@
-"""Whole runs: several budgets by one oracle, and the real oracle killed, resumed, repeated and loaded again."""
+"""Whole runs: the real oracle killed, resumed, repeated and loaded again."""
 
 import json
 import os
@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import qra_bo.finetune.models.load
-import qra_bo.pipeline.build
-import qra_bo.pipeline.plan
+import qra_bo.pipeline.executors
+import qra_bo.pipeline.listeners
+import qra_bo.pipeline.pricing
 import qra_bo.pipeline.run
 from qra_bo.config import load_config
 from qra_bo.oracle.protocol import Progress
@@ -24,10 +25,9 @@ from qra_bo.pipeline.folders import run_folder
 from qra_bo.study.journal import read_journal
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.trials import TrialResult, TrialSpec
-from qra_bo.utils.errors import BudgetError, ConfigError, DataError, OutputError
+from qra_bo.utils.errors import ConfigError, DataError, OutputError
 from tests.study.problem import comparable
 
-BUDGETS = ["uniform:4,4", "uniform:4,8", "7.7MB"]
 PLANTED = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick", "method=evolution",
            "effort.max_full_trials=16", "confirm.seeds=2", "dtype=bfloat16"]
 REAL = ["+model=tiny", "data=tiny", "dtype=bfloat16", "display=none", "effort=quick", "effort.max_full_trials=8",
@@ -45,7 +45,8 @@ def test_a_compared_prediction_is_reported_before_the_final_training(monkeypatch
         stages.append([e["stage"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "stage"])
         return []
 
-    monkeypatch.setattr(qra_bo.pipeline.run, "write_report", write)
+    for module in (qra_bo.pipeline.run, qra_bo.pipeline.listeners):
+        monkeypatch.setattr(module, "write_report", write)
     given = [*REAL, "effort=instant", "effort.max_full_trials=0", "budget=uniform:4,4",
              "effort.compare=[untuned,uniform,qlora]", f"out={tmp_path}"]
     one = qra_bo.search(given).best["one_seed"]
@@ -89,69 +90,11 @@ class Counted:
 
 @pytest.fixture(name="counted")
 def make_counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted = Counted(qra_bo.pipeline.build.make_oracle)
-    monkeypatch.setattr(qra_bo.pipeline.build, "make_oracle", counted)
+    counted = Counted(qra_bo.pipeline.executors.make_oracle)
+    monkeypatch.setattr(qra_bo.pipeline.executors, "make_oracle", counted)
     monkeypatch.setattr(qra_bo.pipeline.run, "write_report", lambda folder: [])
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     return counted
-
-
-def several(out: Path, *more: str) -> qra_bo.pipeline.run.Result:
-    return qra_bo.search([*PLANTED, f"budget=[{','.join(repr(b) for b in BUDGETS)}]", f"out={out}", *more])
-
-
-def test_several_budgets_share_one_oracle_and_evaluate_nothing_twice(tmp_path: Path, counted: Counted) -> None:
-    together = several(tmp_path / "all")
-    assert (counted.built, counted.closed, counted.profiles) == (1, 1, 1)
-    assert len(counted.keys) == len(set(counted.keys))
-    assert [r.folder.name for r in together.runs] == ["uniform_4_4", "uniform_4_8", "7.7MB"]
-    for budget, run in zip(BUDGETS, together.runs, strict=True):
-        alone = qra_bo.search([*PLANTED, f"budget='{budget}'", f"out={tmp_path / 'alone' / run.folder.name}"])
-        assert comparable(alone.best) == comparable(run.best)
-    summary = json.loads((tmp_path / "all" / "budgets.json").read_text())
-    assert summary == together.best
-    assert [e["budget"] for e in summary["budgets"]] == BUDGETS
-    assert all(e["searched"] for e in summary["budgets"])
-    assert [e["loss"] for e in summary["budgets"]] == [r.best["loss"] for r in together.runs]
-    assert [e["average_bits"] for e in summary["budgets"]] == [r.best["average_bits"] for r in together.runs]
-    for run in together.runs:
-        bits = run.best["bits"]  # the tiny model's layers are alike, so that weights by parameters are equal
-        assert run.best["average_bits"] == pytest.approx(sum(bits) / len(bits))
-        assert 0 < run.best["metadata_bits"] < 1
-
-
-def test_the_table_of_budgets_names_what_was_predicted_only() -> None:
-    entry = {"message": "", "winner_kind": "mixed", "average_bits": 3.5, "average_rank": 2.0, "loss": None,
-             "versus_best_uniform": None}
-    assert [qra_bo.pipeline.run._cells({**entry, "searched": searched})[2] for searched in (True, False)] == [
-        "not confirmed", "not searched"]
-
-
-def test_finished_budgets_are_replayed_and_a_new_one_shares_theirs(tmp_path: Path, counted: Counted) -> None:
-    first = several(tmp_path)
-    n = len(counted.keys)
-    again = several(tmp_path, "resume=true")
-    assert len(counted.keys) == n
-    assert [r.best for r in again.runs] == [r.best for r in first.runs]
-    more = qra_bo.search([*PLANTED, "budget=['uniform:4,4','7.7MB']", f"out={tmp_path}"])
-    assert more.runs[0].best == first.runs[0].best
-    assert counted.profiles == 1
-    assert not set(counted.keys[n:]) & set(counted.keys[:n])
-
-
-def test_every_budget_that_nothing_fits_is_named_before_anything_runs(tmp_path: Path, counted: Counted) -> None:
-    with pytest.raises(BudgetError, match=r"budget 1kB: .*budget 2kB: "):
-        qra_bo.search([*PLANTED, "budget=[uniform:4\\,4,1kB,2kB]", f"out={tmp_path / 'r'}"])
-    assert counted.built == 0
-    assert not (tmp_path / "r").exists()
-
-
-def test_several_budgets_are_refused_the_folder_of_one_run(tmp_path: Path, counted: Counted) -> None:
-    (tmp_path / ".lock").touch()
-    (tmp_path / "trials.jsonl").write_text("{}\n")
-    with pytest.raises(OutputError, match="is not the folder of runs of several budgets"):
-        several(tmp_path)
-    assert counted.built == 0
 
 
 def test_run_that_failed_before_its_journal_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,36 +123,17 @@ def test_a_wrong_option_of_the_method_is_told_before_anything_is_measured(
     assert counted.profiles == 0
 
 
-def test_a_budget_that_fails_keeps_no_other_from_running(tmp_path: Path, counted: Counted,
-                                                         capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "uniform_4_4").mkdir()
-    (tmp_path / "uniform_4_4" / "trials.jsonl").write_text("nonsense\n")
-    found = several(tmp_path)
-    assert found.exit_status == 2
-    assert [e["exit_status"] for e in found.best["budgets"]] == [2, 0, 0]
-    assert "header" in found.best["budgets"][0]["message"]
-    assert "budget uniform:4,4: " in capsys.readouterr().err
-    assert counted.closed == 1
+def test_a_list_of_budgets_names_the_multirun() -> None:
+    with pytest.raises(ConfigError, match=r'--multirun "budget=6MB,uniform:4,4"'):
+        qra_bo.search([*PLANTED, "budget=[6MB,uniform:4,4]"])
 
 
-def test_budgets_are_given_once_and_in_a_folder_of_their_own(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="each given once"):
-        qra_bo.search([*PLANTED, "budget=[8MB,8MB]"])
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="nothing to go on from"):
-        several(tmp_path, "resume=true")
+        qra_bo.search([*PLANTED, f"out={tmp_path}", "resume=true"])
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"letter\.txt"):
-        several(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["report.html", ".budgets.json.123",
-                                  ".report.html.123"])
-def test_runs_of_several_budgets_go_on_beside_what_is_written_of_them(name: str, tmp_path: Path) -> None:
-    config = load_config([*PLANTED, "budget=[6MB,8MB]", f"out={tmp_path}", "resume=true"])
-    (tmp_path / "6MB").mkdir()
-    for path in ("6MB/trials.jsonl", "budgets.json", name):  # by task=report, and processes that were killed
-        (tmp_path / path).touch()
-    assert run_folder(config) == tmp_path
+        qra_bo.search([*PLANTED, f"out={tmp_path}"])
 
 
 def test_runs_that_begin_in_one_second_have_folders_of_their_own() -> None:
@@ -219,17 +143,17 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own() -> None:
 
 def test_auto_keeps_what_it_came_to_when_the_run_began(tmp_path: Path, counted: Counted,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qra_bo.pipeline.plan, "free_bytes", lambda device: 520_000_000)
+    monkeypatch.setattr(qra_bo.pipeline.pricing, "free_bytes", lambda device: 520_000_000)
     wanted = [*PLANTED, "budget=auto", "device=cpu", f"out={tmp_path}"]
     first = qra_bo.search(wanted)
-    monkeypatch.setattr(qra_bo.pipeline.plan, "free_bytes", lambda device: 600_000_000)
+    monkeypatch.setattr(qra_bo.pipeline.pricing, "free_bytes", lambda device: 600_000_000)
     assert qra_bo.search(wanted).best == first.best
     assert first.best["memory"]["budget_bytes"] == 8_000_000
 
 
 def test_a_run_whose_first_line_was_not_written_begins_again(tmp_path: Path, counted: Counted,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qra_bo.pipeline.plan, "free_bytes", lambda device: 520_000_000)
+    monkeypatch.setattr(qra_bo.pipeline.pricing, "free_bytes", lambda device: 520_000_000)
     (tmp_path / "trials.jsonl").touch()  # all that a full disk left of it
     assert qra_bo.search([*PLANTED, "budget=auto", "device=cpu", "memory.calibrate=true", f"out={tmp_path}"]).best
 

@@ -12,9 +12,9 @@ from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.execution import InProcessExecutor
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import CONSUMERS
-from qra_bo.pipeline.build import make_oracle
 from qra_bo.pipeline.exports import commands
 from qra_bo.pipeline.given import read_allocation
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.utils.errors import ConfigError
 
 TINY = ["+model=tiny", "model.intermediate_size=192", "data=tiny", "device=cpu"]
@@ -25,7 +25,8 @@ SHORT = ["data.max_records=64", "train.batch=2", "train.length=32", "eval.sequen
 
 
 def test_stored_bytes_and_export_are_those_of_mlx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(config: RunConfig, folder: Path) -> InProcessExecutor:  # a worker's start takes longer than its work here
+    def make(config: RunConfig, folder: Path, room: int | None = None) -> InProcessExecutor:
+        # a worker's start takes longer than its work here
         folder.mkdir(parents=True, exist_ok=True)
         return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))
 

@@ -18,7 +18,7 @@ from qra_bo.export.packed import write as write_packed
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import MANIFEST, PROBE, probe_difference, read_manifest, read_probe, sealed
 from qra_bo.finetune.quantization.embeddings import packed_tables
-from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
 from tests.study.problem import comparable
 
@@ -32,7 +32,7 @@ SEARCH = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "t
 @pytest.fixture(scope="module", autouse=True)
 def in_this_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Let the real oracle work in this process, with a cache of its own."""
-    def make(config: Any, folder: Path) -> InProcessExecutor:
+    def make(config: Any, folder: Path, room: int | None = None) -> InProcessExecutor:
         folder.mkdir(parents=True, exist_ok=True)
         return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))
 

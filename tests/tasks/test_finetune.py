@@ -12,9 +12,9 @@ import qra_bo
 from qra_bo.cli.app import main
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.execution import InProcessExecutor
-from qra_bo.pipeline.build import make_oracle
 from qra_bo.pipeline.given import read_allocation
-from qra_bo.pipeline.run import checked_budget, make_setting
+from qra_bo.pipeline.oracles import make_oracle
+from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.report.data import load_run
 from qra_bo.runs import main as runs
 from qra_bo.space import uniform
@@ -31,7 +31,7 @@ SEARCH = ["method=random", "effort=quick", "effort.max_full_trials=1", "effort.u
 @pytest.fixture(scope="module", autouse=True)
 def in_this_process() -> Any:
     """Let the real oracle work in this process: a worker's start takes longer than what it does here."""
-    def make(config: RunConfig, folder: Path) -> InProcessExecutor:
+    def make(config: RunConfig, folder: Path, room: int | None = None) -> InProcessExecutor:
         folder.mkdir(parents=True, exist_ok=True)
         return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))
 
@@ -251,7 +251,7 @@ def test_uniform_choices_bring_their_own_budget() -> None:
     config = load_config([*REAL, "task=finetune", "allocation=uniform:4,7"])
     given, narrowed = read_allocation(config, make_space(config, make_spec(config)))
     assert given.allocations == (uniform(4, "nf4", 7),)
-    assert narrowed.budget == ("uniform:4,7",)
+    assert narrowed.budget[0].text == "uniform:4,7"
 
 
 def test_a_path_may_begin_like_a_uniform_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +289,7 @@ def test_a_file_without_budget_needs_one(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(("words", "messages"), [
     (["task=finetune"], ["allocation=null"]), (["allocation=uniform:4,4"], ["task=search"]),
     (["task=finetune", "allocation=uniform:4,4", "oracle=synthetic"], ["oracle=synthetic trains none"]),
-    (["task=finetune", "allocation=uniform:4,4", "budget=[8MB,9MB]"], ["takes one budget"]),
+    (["task=finetune", "allocation=uniform:4,4", "budget=[8MB,9MB]"], ["task=finetune takes one budget"]),
     (["budget=allocation"], ["budget=allocation is for task=finetune"]),
     (["task=evaluate", "out=x"], ["no eval.tasks"]), (["eval.tasks=[a.jsonl]"], ["task=search and some eval.tasks"])])
 def test_keys_that_need_each_other_are_named(words: list[str], messages: list[str],

@@ -10,7 +10,7 @@ import pytest
 from qra_bo.cli.app import main
 from qra_bo.config import load_config
 from qra_bo.finetune.evaluation import TaskScore
-from qra_bo.pipeline.run import make_setting
+from qra_bo.pipeline.prepare import make_setting
 from qra_bo.sensitivity.io import load_profile, save_profile
 from qra_bo.utils.errors import ProfileError
 

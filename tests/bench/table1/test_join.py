@@ -103,7 +103,7 @@ def test_results_that_do_not_compare_are_refused(parts: tuple[Path, Path, Path],
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_results_give_the_published_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    monkeypatch.setattr("qra_bo.pipeline.run.check_ram", lambda *_: None)  # nothing is loaded
+    monkeypatch.setattr("qra_bo.pipeline.prepare.check_ram", lambda *_: None)  # nothing is loaded
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # the published table was made on a CPU
     config = load_table(["+model=smollm2_135m", "data=plays", "effort=quick", "display=none", *PUBLISHED[name],
                          f"table1.join=[{RESULTS / name}]", f"out={tmp_path / 't'}"])

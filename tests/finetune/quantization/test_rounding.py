@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import qra_bo
-import qra_bo.pipeline.build
+import qra_bo.pipeline.oracles
 from qra_bo.config import load_config
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference, read_manifest
@@ -255,8 +255,8 @@ def test_one_trial_may_have_round_to_nearest_codes(init: str, tmp_path: Path, mo
                "data.max_records=64", "quantizer.tokens=256", f"adapter.init={init}"]
     losses = {}
     for rounding, orders in (("gptq", ((None, "rtn", None),)), ("rtn", ((None,),))):
-        oracle = qra_bo.pipeline.build.make_oracle(load_config([*options, f"quantizer.rounding={rounding}"]).to_dict(),
-                                          str(tmp_path / rounding))
+        config = load_config([*options, f"quantizer.rounding={rounding}"]).to_dict()
+        oracle = qra_bo.pipeline.oracles.make_oracle(config, str(tmp_path / rounding))
         n = len(oracle.units)
         for codes in orders[0]:
             request = TrialSpec(Allocation(("int3-g64",) * n, (2,) * n), 2, 2, 1, 2e-3, codes=codes)

@@ -1,18 +1,26 @@
-"""RAM and time of a run on a CPU before it starts."""
+"""RAM of a run before it starts."""
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
-import torch
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
-from qra_bo.memory.budget import parse_size, smallest, total_bytes
-from qra_bo.pipeline import plan
-from qra_bo.pipeline.build import bank_formats, make_memory
-from qra_bo.pipeline.plan import budgets_of, check_ram, host_parts, make_plan, needs_of
-from qra_bo.pipeline.run import checked_budget, make_setting
-from qra_bo.space import DecoderSpec, SearchSpace, uniform
-from qra_bo.utils.errors import BudgetError, DeviceError
+from qra_bo.memory.budget import parse_size
+from qra_bo.pipeline import host_memory, pricing
+from qra_bo.pipeline.host_memory import CUDA_LIBRARIES, packed_bytes
+from qra_bo.pipeline.prepare import make_setting
+from qra_bo.pipeline.pricing import bank_formats, budget_bytes, make_memory
+from qra_bo.space import DecoderSpec, SearchSpace
+from qra_bo.utils.errors import DeviceError
+
+
+def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device: str = "cpu") -> Mapping[str, int]:
+    budget = budget_bytes(config, config.budget[0], make_memory(config, spec, device), space)
+    return host_memory.host_parts(config, spec, space, budget, device)
+
+
+def check_ram(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device: str = "cpu") -> None:
+    host_memory.check_ram(config, spec, space, 8 * 10**9, device)
 
 
 def setting(*overrides: str) -> tuple[RunConfig, DecoderSpec, SearchSpace]:
@@ -25,12 +33,12 @@ def setting(*overrides: str) -> tuple[RunConfig, DecoderSpec, SearchSpace]:
     (["budget=uniform:4,4"], 2_698_000_000), (["budget=uniform:4,16", "memory.scope=stored"], 2_754_000_000)])
 def test_the_default_needs_what_its_worker_was_seen_to_hold(overrides: list[str], measured: int,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "keeps_dense", lambda spec, formats: True)
+    monkeypatch.setattr(host_memory, "keeps_dense", lambda spec, formats: True)
     assert abs(sum(host_parts(*setting("+model=smollm2_135m", *overrides)).values()) / measured - 1) < 0.05
 
 
 def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "keeps_dense", lambda spec, formats: True)
+    monkeypatch.setattr(host_memory, "keeps_dense", lambda spec, formats: True)
     config, spec, space = setting("+model=tiny", "bits=[8]", "budget=10MB", "effort.references=false",
                                   "quantizer.rounding=rtn")
     parts = host_parts(config, spec, space)
@@ -66,13 +74,13 @@ def test_in_fp32_the_16_bit_format_is_packed_too() -> None:
 
 def test_too_little_ram_is_refused_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     config, spec, space = setting("+model=llama2_7b", "budget=10GB", "data=tiny", "worker.spill_above=1TB")
-    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("16GB"))
+    monkeypatch.setattr(host_memory, "free_bytes", lambda device: parse_size("16GB"))
     with pytest.raises(DeviceError, match=r"on a CPU needs about 2\d\.\d\d GB of RAM \(packed formats 1\d\.\d\d GB"
                                           r".* and 16\.00 GB is available; .*worker\.spill_above=.*device=cuda"):
         check_ram(config, spec, space)
     with pytest.raises(DeviceError):
         make_setting(config)
-    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("64GB"))
+    monkeypatch.setattr(host_memory, "free_bytes", lambda device: parse_size("64GB"))
     check_ram(config, spec, space)
 
 
@@ -92,17 +100,17 @@ def test_formats_of_references_are_prepared_where_they_are_trained(words: list[s
 
 @pytest.mark.parametrize("words", [["task=finetune", "allocation=uniform:3,8"], ["task=profile"], ["effort=quick"]])
 def test_ram_of_references_is_needed_where_they_are_trained(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("10GB"))
+    monkeypatch.setattr(host_memory, "free_bytes", lambda device: parse_size("10GB"))
     make_setting(setting(*REFERENCES, "budget=uniform:3,8", *words)[0])
     with pytest.raises(DeviceError, match=r"on a CPU needs about 1\d\.\d\d GB of RAM"):
         make_setting(setting(*REFERENCES, "budget=uniform:3,8")[0])
 
 
 def test_packed_layers_on_disk_take_no_ram_but_for_those_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "keeps_dense", lambda spec, formats: False)
+    monkeypatch.setattr(host_memory, "keeps_dense", lambda spec, formats: False)
     config, spec, space = setting("+model=llama2_7b", "budget=8GB", "effort.references=false")
     for free, spilled in (("64GB", False), ("16GB", True)):
-        monkeypatch.setattr(plan, "free_bytes", lambda device, free=free: parse_size(free))
+        monkeypatch.setattr(host_memory, "free_bytes", lambda device, free=free: parse_size(free))
         parts = host_parts(config, spec, space)
         assert (parts["packed formats"] == 0) is spilled
         assert (parts["training or choosing codes"] == 8 * 10**9) is spilled
@@ -113,7 +121,8 @@ def test_packed_layers_on_disk_take_no_ram_but_for_those_in_training(monkeypatch
 @pytest.mark.parametrize("budget", ["auto", "64GB"])
 def test_a_budget_beyond_all_allocations_needs_no_more_ram_than_they_do(budget: str,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("16GB"))
+    monkeypatch.setattr(host_memory, "free_bytes", lambda device: parse_size("16GB"))
+    monkeypatch.setattr(pricing, "free_bytes", lambda device: parse_size("16GB"))
     config, spec, space = setting("+model=smollm2_135m", f"budget={budget}")
     needs = host_parts(config, spec, space)["training or choosing codes"]
     stored = host_parts(config.with_changes(memory=config.memory.with_changes(scope="stored")), spec, space)
@@ -125,17 +134,17 @@ def test_workers_with_a_gpu_each_need_host_memory_too(monkeypatch: pytest.Monkey
     config, spec, space = setting("+model=llama2_7b", "budget=10GB", "quantizer.rounding=rtn", "executor.workers=2",
                                   "worker.spill_above=1TB")
     each = sum(host_parts(config, spec, space, "cuda").values())
-    assert each == plan.packed_bytes(config, spec, space, "cuda") + plan.CUDA_LIBRARIES + 2**28
-    monkeypatch.setattr(plan, "free_bytes", lambda device: 2 * each - 1)
+    assert each == packed_bytes(config, spec, space, "cuda") + CUDA_LIBRARIES + 2**28
+    monkeypatch.setattr(host_memory, "free_bytes", lambda device: 2 * each - 1)
     with pytest.raises(DeviceError, match=r"on a GPU needs .*; for each of 2 workers\) .*fewer executor\.workers"):
         check_ram(config, spec, space, "cuda")
-    monkeypatch.setattr(plan, "free_bytes", lambda device: 2 * each)
+    monkeypatch.setattr(host_memory, "free_bytes", lambda device: 2 * each)
     check_ram(config, spec, space, "cuda")
 
 
 def test_a_run_on_a_gpu_is_refused_for_lack_of_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qra_bo.pipeline.build.resolve_device", lambda device: "cuda")
-    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("1GB"))
+    monkeypatch.setattr("qra_bo.pipeline.pricing.resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(host_memory, "free_bytes", lambda device: parse_size("1GB"))
     config = load_config(["+model=llama2_7b", "budget=10GB", "data=tiny", "dtype=bfloat16"])
     with pytest.raises(DeviceError, match=r"on a GPU needs about .* of RAM .* and 1\.00 GB is available"):
         make_setting(config)
@@ -145,101 +154,19 @@ def test_a_run_on_a_gpu_is_refused_for_lack_of_host_memory(monkeypatch: pytest.M
                                                ("cpu", "device=cpu is another")])
 def test_a_card_is_planned_for_and_not_trained_on_a_cpu(device: str, lacks: str,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qra_bo.pipeline.build.resolve_device", lambda device: "cpu")
+    monkeypatch.setattr("qra_bo.pipeline.pricing.resolve_device", lambda device: "cpu")
     words = ["+model=llama2_7b", "gpu=rtx4090", "data=tiny", f"device={device}"]
     with pytest.raises(DeviceError, match=rf"gpu=rtx4090 names a card, .*needs a CUDA device, and {lacks}\. .*"
                                           r"task=memory gpu=rtx4090\. .* leave gpu out"):
         make_setting(load_config(words))
     assert make_setting(load_config([*words, "oracle=synthetic"])).memory.shape.device == "cuda"
-    monkeypatch.setattr("qra_bo.pipeline.build.resolve_device", lambda device: "cuda")
-    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("900GB"))
+    monkeypatch.setattr("qra_bo.pipeline.pricing.resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(host_memory, "free_bytes", lambda device: parse_size("900GB"))
     assert make_setting(load_config(["+model=llama2_7b", "gpu=rtx4090", "data=tiny"])).memory.shape.device == "cuda"
 
 
 def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(host_memory, "free_bytes", lambda device: 0)
     make_setting(load_config(["+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cpu"]))
 
 
-@pytest.mark.parametrize(("words", "at_hand", "grouped"), [
-    (["gpu=t4"], None, False), (["gpu=v100"], (9, 0), False), (["gpu=l4"], (7, 5), True),
-    (["gpu=l4", "dtype=float32"], None, False), (["device=cuda"], None, True), (["device=cuda"], (7, 5), False),
-    (["device=cuda:1"], (7, 5), True), (["device=cpu"], (7, 5), True)])
-def test_repeated_keys_and_values_are_priced_where_the_card_needs_them(
-        words: list[str], at_hand: tuple[int, int] | None, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(at_hand is not None))  # device 0 alone
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: at_hand)
-    config = load_config(["task=memory", "+model=tiny", "budget=1GB", *words])
-    assert make_memory(config, make_spec(config), "cuda").shape.grouped is grouped
-    assert make_memory(config, make_spec(config), "cpu").shape.grouped
-
-
-def test_held_out_evaluation_never_decides_a_plan() -> None:
-    found = make_plan(load_config(["+model=qwen2_5_7b", "device=cpu", "train.batch=1", "train.length=2048",
-                                   "train.checkpointing=true"]))
-    rows = [*found.uniform, *(row for row in found.cards.values() if row is not None)]
-    assert {row.phase for row in rows} == {"backward"}
-
-
-def test_needs_are_of_the_searched_and_the_usual_bits() -> None:
-    common = ["+model=smollm2_135m", "memory.scope=stored", "budget=54MB", "device=cpu", "oracle=synthetic"]
-    run = make_setting(load_config([*common, "bits=[3,4]"]))
-    needs = needs_of(run, 54 * 10**6)
-    assert [(n.bits, n.searched, n.largest) for n in needs] == [(2, False, 32), (3, True, 15), (4, True, 0),
-                                                                (8, False, 0)]
-    for need in needs:
-        assert need.least == run.predictor(uniform(30, need.fmt, 1))
-        for rank in (need.largest, need.largest + 1):
-            assert rank in (0, 33) or (run.predictor(uniform(30, need.fmt, rank)) <= 54 * 10**6) == (
-                rank == need.largest)
-    coarse = needs_of(make_setting(load_config([*common, "bits=[3,4]", "ranks=[16,32]"])), 54 * 10**6)
-    assert coarse == needs  # uniform choices have any rank
-    served = needs_of(make_setting(load_config([*common, "bits=[4]", "serve=mlx"])), 54 * 10**6)
-    assert [(n.bits, n.searched) for n in served] == [(4, True)]
-
-
-@pytest.mark.parametrize(("changes", "fits"), [
-    (["budget=8GB"], True), (["budget=8.1GB"], False), (["budget=8.1GB", "executor.workers=2"], False),
-    (["budget=8.1GB", "device=cuda:1"], True), (["budget=8.1GB", "memory.scope=stored"], True),
-    (["budget=8.1GB", "gpu=rtx4090"], True), (["budget=8.1GB", "oracle=synthetic"], True),
-    (["budget=8.1GB", "device=cpu"], True)])
-def test_a_budget_above_what_the_card_has_is_refused(changes: list[str], fits: bool, tmp_path: Path,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
-    monkeypatch.setattr("qra_bo.pipeline.run.allowance_for", lambda *_: None)
-    monkeypatch.setattr(plan, "total_bytes", {0: 8 * 10**9, 1: 24 * 10**9}.__getitem__)
-    monkeypatch.setattr("qra_bo.pipeline.run.check_ram", lambda *_: None)
-    made = make_setting(load_config(["+model=tiny", "data=tiny", "device=cuda", *changes]))
-    if fits:
-        assert checked_budget(made, tmp_path) >= 8 * 10**9
-        return
-    with pytest.raises(BudgetError, match=r"a budget of 8\.10 GB is more than the GPU has, 8\.00 GB in all; use "
-                                          r"budget=auto"):
-        checked_budget(made, tmp_path)
-
-
-@pytest.mark.parametrize(("changes", "size"), [([], 20), (["executor.workers=2"], 8), (["device=cuda:1"], 8)])
-def test_auto_is_what_the_gpus_of_all_workers_have_free(changes: list[str], size: int,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
-    monkeypatch.setattr(plan, "free_bytes", {"cuda:0": 21 * 10**9, "cuda:1": 9 * 10**9}.__getitem__)
-    config = load_config(["+model=tiny", "data=tiny", "device=cuda", "budget=auto", *changes])
-    spec = make_spec(config)
-    memory = make_memory(config, spec, "cuda")
-    assert budgets_of(config, memory, make_space(config, spec)) == {"auto": size * 10**9}
-
-
-def test_a_budget_that_only_mixed_allocations_fit_is_refused_before_a_profile(tmp_path: Path) -> None:
-    made = make_setting(load_config(["+model=llama3_2_1b_instruct", "oracle=synthetic", "gpu=rtx4090",
-                                     "budget=1489MB", "train=gpu"]))
-    assert smallest(made.costs(1489 * 10**6), made.space)[0] <= 1489 * 10**6
-    with pytest.raises(BudgetError, match=r"below the smallest uniform choice: int2-g64 with rank 1 needs 1,490,"):
-        checked_budget(made, tmp_path)
-
-
-def test_a_card_that_is_not_there_has_no_bytes() -> None:
-    assert total_bytes(torch.cuda.device_count()) is None

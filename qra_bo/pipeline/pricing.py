@@ -1,0 +1,129 @@
+"""Memory model, storage formats and budget in bytes of a configuration; the plan of ``task=memory``."""
+
+from qra_bo.config import RunConfig, make_space, make_spec, named_specs
+from qra_bo.memory import MemoryModel, Plan, TrainShape, default_format, format_size, memory_plan
+from qra_bo.memory.allowance import Allowance
+from qra_bo.memory.budget import Auto, Budget, free_bytes, headroom_bytes, resolve_budget, total_bytes
+from qra_bo.memory.cards import CARDS
+from qra_bo.memory.serving import CONSUMERS
+from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
+from qra_bo.study.comparison import QLORA
+from qra_bo.study.device_allowance import allowance_for
+from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype, takes_groups
+from qra_bo.utils.errors import BudgetError, DeviceError
+
+
+def training_device(config: RunConfig) -> str:
+    """Return the kind of device, ``"cuda"`` or ``"cpu"``, that trains or that a simulation stands for.
+
+    Raises:
+        DeviceError: If a run needs a CUDA device and this machine has none.
+    """
+    if not config.oracle.trains or (config.executor.elsewhere and config.device != "auto"):
+        return planned_device(config.device, config.gpu)  # a simulation stands in for a GPU that is there
+    device = "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
+    if config.gpu is not None and device == "cpu" and not config.executor.elsewhere:
+        lacks = "torch sees none on this machine" if config.device == "auto" else f"device={config.device} is another"
+        raise DeviceError(
+            f"gpu={config.gpu} names a card, on which task={config.task} would train: that needs a CUDA device, and "
+            f"{lacks}. A card that is not there can be planned for: task=memory gpu={config.gpu}. To train, run this "
+            "command on a machine with the card, or leave gpu out and train on the CPU, which suits small models")
+    return device
+
+
+def card_capability(cfg: RunConfig, device_type: str) -> tuple[int, int] | None:
+    """Return the compute capability of the card that is named, or else is at hand; ``None`` for a CPU, and where there
+    is no card. Loads torch where a GPU has no name."""
+    if device_type != "cuda":
+        return None
+    if cfg.gpu is not None:
+        return CARDS[cfg.gpu].capability
+    import torch  # a plan for a CPU or a named card does without it
+    index = int(cfg.device.partition(":")[2] or 0)
+    return torch.cuda.get_device_capability(index) if index < torch.cuda.device_count() else None
+
+
+def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: Allowance | None = None) -> MemoryModel:
+    """Return the memory model of the configured trainer on a device type (``"cpu"`` or ``"cuda"``).
+
+    ``allowance`` was measured on the device; ``None`` stands for the assumed one of its type.
+    """
+    compute = BYTES[resolve_dtype(cfg.dtype, device_type)]
+    at_hand = planned_device(cfg.device, cfg.gpu) == device_type  # else any recent GPU is priced
+    grouped = takes_groups(compute, device_type, card_capability(cfg, device_type) if at_hand else None)
+    shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
+                       logits_chunk=cfg.train.logits_chunk, device=device_type, stored_dtype_bytes=compute,
+                       eval_batch=min(cfg.train.batch, cfg.eval.sequences), accumulate=cfg.train.accumulate,
+                       isolated=cfg.train.isolated, embeddings=cfg.embeddings, grouped=grouped)
+    return MemoryModel(spec, shape, cfg.memory.scope, allowance, CONSUMERS[cfg.serve].matrix_bytes)
+
+
+def reference_formats(cfg: RunConfig) -> tuple[StorageFormat, ...]:
+    """Return the formats of the references that a run trains: 16 bits and NF4 beside a search, QLoRA's NF4 beside a
+    predicted allocation, none in other tasks."""
+    effort, bits = cfg.effort, tuple[int, ...]()
+    if cfg.task == "search" and effort.max_full_trials:
+        bits = (16, 4) if effort.references else ()
+    elif cfg.task == "search":
+        bits = (4,) if QLORA in effort.compare else ()
+    return tuple(map(default_format, bits))
+
+
+def bank_formats(cfg: RunConfig, space: SearchSpace) -> tuple[StorageFormat, ...]:
+    """Return the ladder's formats and those of the references, each once."""
+    return tuple(dict.fromkeys((*space.formats, *reference_formats(cfg))))
+
+
+def budget_bytes(config: RunConfig, budget: Budget, memory: MemoryModel, space: SearchSpace) -> int:
+    """Return the bytes of one budget of ``config``. ``auto`` is what the device has free, of the GPUs of several
+    workers the one with the least, or what a named card has, less the headroom.
+
+    Raises:
+        BudgetError: If the device can't meet it.
+    """
+    free, kind = None, memory.shape.device if config.gpu is None else "cuda"
+    if config.gpu is not None:
+        free = CARDS[config.gpu].total_bytes
+    elif isinstance(budget, Auto):
+        device = "cpu" if kind == "cpu" else resolve_device(config.device)
+        several = device == "cuda" and config.oracle.trains and config.executor.name == "local"
+        devices = [f"cuda:{i}" for i in range(config.executor.workers)] if several else [device]
+        free = min(map(free_bytes, devices))
+    return resolve_budget(budget, memory, space, free=free, headroom=headroom_bytes(config.memory.headroom, kind))
+
+
+def check_card(config: RunConfig, memory: MemoryModel, budget: int) -> None:
+    """Refuse a training peak of ``budget`` bytes that the GPUs of this machine can't hold: every larger trial would run
+    out of memory. Other machines, simulations, ``gpu=`` and budgets of stored bytes are not checked.
+
+    Raises:
+        BudgetError: With the budget, the bytes of the smallest card, and what to do.
+    """
+    here = config.oracle.trains and not config.executor.elsewhere and config.gpu is None
+    if not here or memory.shape.device != "cuda" or memory.scope != "peak":
+        return
+    workers = config.executor.workers
+    indices = range(workers) if workers > 1 else [int(config.device.partition(":")[2] or 0)]
+    totals = [total for total in map(total_bytes, indices) if total is not None]
+    if totals and budget > min(totals):
+        raise BudgetError(f"a budget of {format_size(budget)} is more than the GPU has, {format_size(min(totals))} in "
+                          "all; use budget=auto for what is free, or a smaller size. task=memory gpu=NAME plans for "
+                          "another card")
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Price uniform choices, budgets and cards; needs no weights and no GPU.
+
+    Raises:
+        BudgetError: If ``budget=auto`` and the device has nothing free.
+        ModelError: If the model's shapes are not available.
+    """
+    spec, device = make_spec(config), planned_device(config.device, config.gpu)
+    space = make_space(config, spec)
+    memory = make_memory(config, spec, device, allowance_for(config, device))
+    on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
+    budgets = {str(budget): budget_bytes(config, budget, memory, space) for budget in config.budget}
+    return memory_plan(memory, space, budgets, on_card=on_card,
+                       card=None if config.gpu is None else CARDS[config.gpu],
+                       headroom=headroom_bytes(config.memory.headroom, "cuda"), most_bits=config.max_average_bits,
+                       consumer=CONSUMERS[config.serve], larger=named_specs)

@@ -1,0 +1,149 @@
+"""The text of a run in the driver: checked before a model is downloaded or loaded, shown, counted; read once."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from qra_bo.config import RunConfig
+from qra_bo.finetune.data.conversations import Conversation
+from qra_bo.finetune.data.load import load_data, read_data
+from qra_bo.finetune.data.options import HubData, PlaysData, UserData
+from qra_bo.finetune.data.packing import pack
+from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
+from qra_bo.finetune.data.records import Record, split_records
+from qra_bo.report.example import print_data
+from qra_bo.study import JOURNAL_NAME
+from qra_bo.utils.process import tolerant
+
+CHARACTERS_PER_TOKEN = 3.2
+"""Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""
+SAMPLE = 5000
+"""Training records that a plan tokenises; those of a larger file are a fair sample."""
+Records = Sequence[Record | Conversation]
+
+
+@dataclass(frozen=True, slots=True)
+class TextSize:
+    """Size of a run's text before anything is trained.
+
+    Args:
+        source: Name of the text.
+        records: Records of all splits; equal ones count once.
+        repeated: Records that equal an earlier one, and are not among them.
+        training_records: Those of the training split.
+        training_tokens: Its tokens, without padding.
+        sequences: Sequences of ``train.length`` tokens that it is packed into.
+        cut_share: Share of its answer tokens beyond ``train.length``; ``None`` where no tokenizer counted them.
+        basis: What the number of tokens stands on, in words.
+    """
+
+    source: str
+    records: int
+    repeated: int
+    training_records: int
+    training_tokens: int
+    sequences: float
+    cut_share: float | None
+    basis: str
+
+
+class RunText:
+    """The text of a run, read from its file or the hub at most once.
+
+    Args:
+        config: Of the run.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._read: tuple[list[Record | Conversation], Counter[str]] | None = None
+
+    def check(self) -> None:
+        """Read the user's data, without a tokenizer; the data sets that come with qra_bo are passed over.
+
+        Raises:
+            DataError: If it is missing or malformed.
+        """
+        if isinstance(self._config.data, UserData) and self._read is None:
+            self._read = read_data(self._config.data)
+
+    def show(self, folder: Path | None = None) -> float | None:
+        """Tokenise the user's data with the model's tokenizer alone, before weights are loaded, and show an example.
+
+        A run that has begun in ``folder``, and one whose workers are on other machines, are passed over. The records
+        are let go.
+
+        Returns:
+            Sequences of the training split, estimated where the text is not the user's; ``None`` where passed over.
+
+        Raises:
+            ModelError: If the tokenizer can't be read.
+            DataError: If a conversation can't be rendered, or too much of the answers would be cut off.
+        """
+        config, read = self._config, self._read
+        self._read = None
+        begun = folder is not None and (folder / JOURNAL_NAME).exists()
+        if begun or config.executor.elsewhere or not config.oracle.trains:
+            return None
+        if not isinstance(config.data, UserData):
+            return _estimate(config, _splits(config)[1][0]) / config.train.length
+        from qra_bo.finetune.models.load import load_tokenizer  # loads transformers, which a simulation does without
+        data = load_data(config.data, load_tokenizer(config.model), config.train.length, isolate=config.train.isolated,
+                         read=read)
+        if config.display != "none":
+            print_data(Console(file=tolerant(sys.stderr), force_terminal=False if config.display == "plain" else None),
+                       data)
+        return float(len(data.train))
+
+
+def text_size(config: RunConfig) -> TextSize | None:
+    """Return the size of a run's text; ``None`` for a data set of the hub, which a run would download.
+
+    The user's file is tokenised where the model's tokenizer is on this machine, a sample of it where it is large;
+    otherwise its tokens are estimated from its characters.
+
+    Raises:
+        DataError: If the text is missing, malformed or too small.
+        ModelError: If a conversation can't be rendered.
+    """
+    cfg, length = config.data, config.train.length
+    if isinstance(cfg, HubData):
+        return None
+    source, splits, read = _splits(config)
+    train, records = splits[0], sum(map(len, splits))
+    tokens, cut = _estimate(config, train), None
+    sequences = tokens / length
+    basis = "estimated at a token a byte" if config.model["source"] == "random" else \
+        f"estimated at {CHARACTERS_PER_TOKEN} characters a token, as the embedded text has"
+    if isinstance(cfg, UserData):
+        from qra_bo.finetune.models.load import tokenizer_at_hand  # loads transformers, which other plans do without
+        tokenizer = tokenizer_at_hand(config.model)
+        if tokenizer is None:
+            basis += "; this machine lacks the model's tokenizer"
+        else:
+            sample = train[:SAMPLE]  # they are shuffled
+            blocks, times = pack(tokenizer, sample, length, 0, config.train.isolated), len(train) / len(sample)
+            tokens, sequences = times * blocks.facts.used_tokens, times * len(blocks)
+            cut = blocks.facts.cut_share
+            basis = "counted by the model's tokenizer" if times == 1 else \
+                f"estimated from {len(sample):,} of them that the model's tokenizer counted"
+    return TextSize(source, records, read - records, len(train), round(tokens), sequences, cut, basis)
+
+
+def _splits(config: RunConfig) -> tuple[str, tuple[Records, ...], int]:
+    """Return the name of a text, the records of its splits, and the records that were read."""
+    if isinstance(config.data, PlaysData):
+        splits = play_records()
+        return f"the plays of {PACKAGE} {VERSION}", splits, sum(map(len, splits))
+    source, found = str(getattr(config.data, "path", None) or config.data.name), read_data(config.data)[0]
+    return source, split_records(found, config.data.held_out, 0, source), len(found)
+
+
+def _estimate(config: RunConfig, train: Records) -> float:
+    """Return the rough tokens of records from their characters; of a model of bytes every one is a token."""
+    per_token = 1.0 if config.model["source"] == "random" else CHARACTERS_PER_TOKEN
+    return sum(record.characters for record in train) / per_token

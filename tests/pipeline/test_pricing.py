@@ -1,0 +1,80 @@
+"""Memory model, plan and budget of a configuration."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qra_bo.config import load_config, make_space, make_spec
+from qra_bo.memory.budget import smallest, total_bytes
+from qra_bo.pipeline import pricing
+from qra_bo.pipeline.prepare import checked_budget, make_setting
+from qra_bo.pipeline.pricing import budget_bytes, make_memory, make_plan
+from qra_bo.utils.errors import BudgetError
+
+
+@pytest.mark.parametrize(("words", "at_hand", "grouped"), [
+    (["gpu=t4"], None, False), (["gpu=v100"], (9, 0), False), (["gpu=l4"], (7, 5), True),
+    (["gpu=l4", "dtype=float32"], None, False), (["device=cuda"], None, True), (["device=cuda"], (7, 5), False),
+    (["device=cuda:1"], (7, 5), True), (["device=cpu"], (7, 5), True)])
+def test_repeated_keys_and_values_are_priced_where_the_card_needs_them(
+        words: list[str], at_hand: tuple[int, int] | None, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(at_hand is not None))  # device 0 alone
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: at_hand)
+    config = load_config(["task=memory", "+model=tiny", "budget=1GB", *words])
+    assert make_memory(config, make_spec(config), "cuda").shape.grouped is grouped
+    assert make_memory(config, make_spec(config), "cpu").shape.grouped
+
+
+def test_held_out_evaluation_never_decides_a_plan() -> None:
+    found = make_plan(load_config(["+model=qwen2_5_7b", "device=cpu", "train.batch=1", "train.length=2048",
+                                   "train.checkpointing=true"]))
+    rows = [*found.uniform, *(row for row in found.cards.values() if row is not None)]
+    assert {row.phase for row in rows} == {"backward"}
+
+
+@pytest.mark.parametrize(("changes", "fits"), [
+    (["budget=8GB"], True), (["budget=8.1GB"], False), (["budget=8.1GB", "executor.workers=2"], False),
+    (["budget=8.1GB", "device=cuda:1"], True), (["budget=8.1GB", "memory.scope=stored"], True),
+    (["budget=8.1GB", "gpu=rtx4090"], True), (["budget=8.1GB", "oracle=synthetic"], True),
+    (["budget=8.1GB", "device=cpu"], True)])
+def test_a_budget_above_what_the_card_has_is_refused(changes: list[str], fits: bool, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
+    monkeypatch.setattr("qra_bo.pipeline.prepare.allowance_for", lambda *_: None)
+    monkeypatch.setattr(pricing, "total_bytes", {0: 8 * 10**9, 1: 24 * 10**9}.__getitem__)
+    monkeypatch.setattr("qra_bo.pipeline.prepare.check_ram", lambda *_: None)
+    made = make_setting(load_config(["+model=tiny", "data=tiny", "device=cuda", *changes]))
+    if fits:
+        assert checked_budget(made, tmp_path) >= 8 * 10**9
+        return
+    with pytest.raises(BudgetError, match=r"a budget of 8\.10 GB is more than the GPU has, 8\.00 GB in all; use "
+                                          r"budget=auto"):
+        checked_budget(made, tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "size"), [([], 20), (["executor.workers=2"], 8), (["device=cuda:1"], 8)])
+def test_auto_is_what_the_gpus_of_all_workers_have_free(changes: list[str], size: int,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
+    monkeypatch.setattr(pricing, "free_bytes", {"cuda:0": 21 * 10**9, "cuda:1": 9 * 10**9}.__getitem__)
+    config = load_config(["+model=tiny", "data=tiny", "device=cuda", "budget=auto", *changes])
+    spec = make_spec(config)
+    memory = make_memory(config, spec, "cuda")
+    assert budget_bytes(config, config.budget[0], memory, make_space(config, spec)) == size * 10**9
+
+
+def test_a_budget_that_only_mixed_allocations_fit_is_refused_before_a_profile(tmp_path: Path) -> None:
+    made = make_setting(load_config(["+model=llama3_2_1b_instruct", "oracle=synthetic", "gpu=rtx4090",
+                                     "budget=1489MB", "train=gpu"]))
+    assert smallest(made.costs(1489 * 10**6), made.space)[0] <= 1489 * 10**6
+    with pytest.raises(BudgetError, match=r"below the smallest uniform choice: int2-g64 with rank 1 needs 1,490,"):
+        checked_budget(made, tmp_path)
+
+
+def test_a_card_that_is_not_there_has_no_bytes() -> None:
+    assert total_bytes(torch.cuda.device_count()) is None
