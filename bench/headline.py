@@ -19,7 +19,7 @@ from bench.report import RESULTS
 from qra_bo.memory.budget import parse_size
 from qra_bo.report.style import BLUE, LIGHT, PURPLE, VERMILLION, axes, dress, legend, png_bytes
 from qra_bo.report.text import size
-from qra_bo.utils.numbers import signed
+from qra_bo.utils.formatting import signed
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "perplexity.png"
 TABLE = "table1/table1.json"

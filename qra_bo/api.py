@@ -7,7 +7,7 @@ from qra_bo.config import RunConfig
 from qra_bo.config.compose import load_config
 from qra_bo.memory.plan import Plan
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.words import override_value
+from qra_bo.utils.formatting import override_value
 
 if TYPE_CHECKING:
     from qra_bo.pipeline.run import Result

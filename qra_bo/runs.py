@@ -19,7 +19,7 @@ from qra_bo.report.text import size
 from qra_bo.study.journal import RunLock
 from qra_bo.utils.errors import OutputError, UserError, from_system
 from qra_bo.utils.files import check_run_folder
-from qra_bo.utils.numbers import DASH, number
+from qra_bo.utils.formatting import DASH, number
 from qra_bo.utils.process import prepare
 from qra_bo.utils.redact import printable
 

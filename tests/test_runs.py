@@ -8,7 +8,7 @@ from qra_bo.cli.app import main as command
 from qra_bo.report.html import write_report
 from qra_bo.runs import CHECKPOINTS, main
 from qra_bo.study.journal import RunLock
-from qra_bo.utils.numbers import DASH
+from qra_bo.utils.formatting import DASH
 from tests.colleague import as_colleague, open_copy
 from tests.report.fixtures import make_events, write_run
 

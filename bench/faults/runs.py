@@ -21,7 +21,7 @@ from typing import Any
 
 from qra_bo.execution import local, worker
 from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME, read_journal
-from qra_bo.utils.signals import STOPPING
+from qra_bo.utils.process import STOPPING
 
 OVERRIDES = (
     "+model=tiny", "data=tiny", "display=none", "device=cpu", "effort=quick", "method=evolution", "granularity=block",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import RESULTS
-from qra_bo.utils.numbers import DASH, MINUS
+from qra_bo.utils.formatting import DASH, MINUS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -7,7 +7,7 @@ from bench.headline import LIMITS, OURS, UNIFORM
 from bench.pages.blocks import Row, Tables, grid, read
 from bench.table1.markdown import gap_text, render, versus_text
 from qra_bo.report.text import size
-from qra_bo.utils.numbers import MINUS, number
+from qra_bo.utils.formatting import MINUS, number
 
 TABLE = "table1/table1"
 METHODS = (("LoftQ", ("loftq",)), ("LQ-LoRA", ("lq_lora",)), ("AMQ, then LoRA", ("amq_lora",)),

@@ -2,7 +2,7 @@
 
 from bench.pages.blocks import Tables, figure, fixed, grid, read, source
 from qra_bo.report.text import size
-from qra_bo.utils.numbers import DASH
+from qra_bo.utils.formatting import DASH
 
 
 def exports() -> str:

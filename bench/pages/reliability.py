@@ -4,7 +4,7 @@ from collections import Counter
 
 from bench.pages.blocks import Tables, figure, grid, percent, read, source
 from qra_bo.report.text import size
-from qra_bo.utils.numbers import DASH
+from qra_bo.utils.formatting import DASH
 
 
 def faults() -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, signed, source, targets
-from qra_bo.utils.numbers import DASH
+from qra_bo.utils.formatting import DASH
 
 ARENAS = tuple((task, emulator, budget) for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16")
                for emulator in ("boosted", "network"))

@@ -7,7 +7,7 @@ from bench.table1.cells import OWN
 from bench.table1.results import proxy_label, qra_bo_among
 from qra_bo.report.text import size
 from qra_bo.study.intervals import LEAST_SEEDS, LEVEL
-from qra_bo.utils.numbers import DASH, MINUS, number, signed
+from qra_bo.utils.formatting import DASH, MINUS, number, signed
 
 HEAD = ("method", "test loss", "SE", "seeds", "bits", "+ metadata", "rank", "predicted", "measured", "search steps",
         "steps", "gap closed", f"qra_bo {MINUS} row", "all alike", "acc.", "reported acc.")

@@ -10,7 +10,7 @@ from bench.table1.results import LORA_16, QLORA, QRA_BO, qra_bo_among
 from bench.table1.session import Session
 from bench.table1.statistics import Difference, difference
 from qra_bo.study.setting import training_seeds
-from qra_bo.utils.numbers import MINUS, signed
+from qra_bo.utils.formatting import MINUS, signed
 
 UNIFORM = {name: name.replace("qra_bo", "best_uniform") for name in QRA_BO}
 """The best uniform choice with the same bits and codes, by the name of our row."""

@@ -27,7 +27,7 @@ from qra_bo.space import DecoderSpec
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.words import override_value
+from qra_bo.utils.formatting import override_value
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 MAIN = "config"  # in conf/

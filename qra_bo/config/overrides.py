@@ -15,7 +15,7 @@ from qra_bo.config.check import Problem, fields_of, options_of, unknown_key
 from qra_bo.config.other_names import answer
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import nearest_first
-from qra_bo.utils.words import override_value
+from qra_bo.utils.formatting import override_value
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """The package's configuration, found by its place: a folder ``conf`` of the working directory is another one."""

@@ -17,8 +17,7 @@ from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHand
 from qra_bo.execution.worker import error_from_body
 from qra_bo.oracle.protocol import Progress
 from qra_bo.utils.holder import is_stopped
-from qra_bo.utils.process import interpreter
-from qra_bo.utils.signals import STOPPING
+from qra_bo.utils.process import STOPPING, interpreter
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,7 @@ from qra_bo.utils.errors import (
     from_lack_of_memory,
     is_device_lost,
 )
-from qra_bo.utils.process import prepare
-from qra_bo.utils.signals import STOPPING
+from qra_bo.utils.process import STOPPING, prepare
 
 log = logging.getLogger(__name__)
 DEVICE_LOST = 71

@@ -16,8 +16,7 @@ from qra_bo.report.text import allocation_rows, size
 from qra_bo.study.results import build_best, load_study
 from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.files import check_run_folder, strict_json
-from qra_bo.utils.numbers import number, signed
-from qra_bo.utils.words import override_value
+from qra_bo.utils.formatting import number, override_value, signed
 
 REQUIRED = {
     "best.json": ("model", "granularity", "units", "bits", "ranks", "formats", "memory", "oracle", "alpha_over_rank",

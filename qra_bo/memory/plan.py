@@ -18,7 +18,7 @@ from qra_bo.memory.serving import ANY, CONSUMERS, Consumer, serving_note
 from qra_bo.memory.speed import step_seconds
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import SpaceError, UserError
-from qra_bo.utils.html import html_table
+from qra_bo.utils.formatting import html_table
 
 CARDS_GB = (6, 8, 10, 12, 16, 24, 32, 40, 48, 80)
 """Common cards, by the GiB on the box."""

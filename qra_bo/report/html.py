@@ -25,7 +25,7 @@ from qra_bo.study.comparison import compared
 from qra_bo.study.health import card, health
 from qra_bo.study.state import cost_of
 from qra_bo.utils.files import check_run_folder, replace_text, writing
-from qra_bo.utils.numbers import number, signed
+from qra_bo.utils.formatting import number, signed
 
 T = TypeVar("T")
 NAMED_UNITS = 3

@@ -22,7 +22,7 @@ from qra_bo.report.text import duration, rough, size
 from qra_bo.space import average_bits
 from qra_bo.study.state import Study, loss_of
 from qra_bo.trials import Fidelity, Trial
-from qra_bo.utils.numbers import signed
+from qra_bo.utils.formatting import signed
 from qra_bo.utils.process import tolerant
 
 Event = Mapping[str, Any]

@@ -7,7 +7,7 @@ from qra_bo.finetune.training.learning_rate import RATE_RULES, REFERENCE_RANK
 from qra_bo.report.data import ReportData
 from qra_bo.study.given import CALIBRATED
 from qra_bo.trials import TrialState
-from qra_bo.utils.numbers import number, signed
+from qra_bo.utils.formatting import number, signed
 
 FAILURES = {TrialState.OOM: "out of memory", TrialState.DIVERGED: "diverged", TrialState.FAILED: "failed"}
 

@@ -17,7 +17,7 @@ from qra_bo.space import FloatArray
 from qra_bo.study import Cost, cost_of, loss_of, spearman
 from qra_bo.study.health import early_and_late
 from qra_bo.trials import Trial
-from qra_bo.utils.numbers import number, signed
+from qra_bo.utils.formatting import number, signed
 
 LEAST_PAIRS = 3
 """Pairs of losses that a figure of two trainings, or of predictions, needs."""

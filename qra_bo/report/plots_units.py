@@ -12,7 +12,7 @@ from qra_bo.report import style
 from qra_bo.report.data import BREAKDOWN, ReportData
 from qra_bo.report.style import MB, Theme, axes, dress, figure, heatmap, legend, literal, name_units
 from qra_bo.report.text import short_names, size
-from qra_bo.utils.numbers import MINUS
+from qra_bo.utils.formatting import MINUS
 
 SIZE_SHARE, NARROW_SHARE = 0.13, 0.3
 """Room that a size in words takes beside its bar, as a share of the longest bar; the second on a narrow screen."""

@@ -14,7 +14,7 @@ from qra_bo.study.health import SEVERITY, health
 from qra_bo.study.journal import JOURNAL_NAME, is_locked
 from qra_bo.study.status import read_state
 from qra_bo.utils.errors import JournalError, OutputError
-from qra_bo.utils.numbers import DASH, number
+from qra_bo.utils.formatting import DASH, number
 
 STOPPED = ("interrupted", "failed", "died")
 """States of a run that ended early: by a signal, by an error, or killed."""

@@ -11,7 +11,7 @@ from qra_bo.space import Allocation
 from qra_bo.study import LEAST_SEEDS, loss_of, metadata_bits
 from qra_bo.study.comparison import Compared, compared
 from qra_bo.trials import Trial
-from qra_bo.utils.numbers import DASH, number, signed
+from qra_bo.utils.formatting import DASH, number, signed
 
 CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""

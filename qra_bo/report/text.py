@@ -4,8 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from qra_bo.utils.html import html_table
-from qra_bo.utils.numbers import DASH, signed
+from qra_bo.utils.formatting import DASH, html_table, signed
 
 T = TypeVar("T")
 ITSELF = "the best uniform itself"

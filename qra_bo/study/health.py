@@ -15,7 +15,7 @@ from qra_bo.study.comparison import compared
 from qra_bo.study.intervals import LEAST_SEEDS, spearman
 from qra_bo.study.state import Study, loss_of
 from qra_bo.trials import Fidelity, Trial
-from qra_bo.utils.numbers import number, signed
+from qra_bo.utils.formatting import number, signed
 
 PASS: Final = "pass"
 WARN: Final = "warn"

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from qra_bo.utils.signals import ASKED, STOPPING
+from qra_bo.utils.process import ASKED, STOPPING
 
 
 class RunInterrupted(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from qra_bo.pipeline.text import RunText
 from qra_bo.report.tables import print_table
 from qra_bo.sensitivity import SensitivityProfile, save_profile
 from qra_bo.space import SearchSpace
-from qra_bo.utils.numbers import DASH
+from qra_bo.utils.formatting import DASH
 
 PROFILE_NAME = "profile.json"
 

@@ -1,13 +1,21 @@
-"""Independence of a process from its standard streams, its working directory and settings that it does not use; and
-fresh interpreters."""
+"""Independence of a process from its standard streams, its working directory and settings that it does not use; fresh
+interpreters; and the signals that stop a run."""
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing import util
 from typing import Any, TextIO, cast
+
+ASKED = (signal.SIGINT, signal.SIGTERM)
+"""Of people and schedulers who ask for the end."""
+NOTIFIED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""Of a terminal that is gone, and a warning of a scheduler: often sent twice in a row. Windows has neither."""
+STOPPING = (*ASKED, *NOTIFIED)
+"""The driver ends at a clean line, and workers leave them to the driver."""
 
 
 class TolerantStream:

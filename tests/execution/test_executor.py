@@ -21,7 +21,7 @@ from qra_bo.execution.pool import Limits
 from qra_bo.space import uniform
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OracleError, WorkerError
-from qra_bo.utils.signals import STOPPING
+from qra_bo.utils.process import STOPPING
 from tests.study.oracles import PlantedOracle
 
 REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, 2e-3)

@@ -18,7 +18,7 @@ from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
 from qra_bo.space import uniform
 from qra_bo.study.health import card, health
-from qra_bo.utils.numbers import signed
+from qra_bo.utils.formatting import signed
 from tests.report.fixtures import L, failed_alone, make_events, minimised_at, without_mixed
 
 RUN = Path("runs/a")

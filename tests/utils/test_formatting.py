@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from qra_bo.utils.words import override_value
+from qra_bo.utils.formatting import override_value
 
 
 @pytest.mark.parametrize("text", ["outputs/run-1", "/tmp/a_b.c", "../x", "été", "運行/1", "seed=1,budget=8GB", "a b",

@@ -1,0 +1,33 @@
+"""Text forms of values: numbers with a true minus, overrides in Hydra's grammar, small HTML tables for notebooks."""
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+MINUS, DASH = "\u2212", "\u2013"
+_PLAIN = re.compile(r"(?:\.{0,2}/|[A-Za-z_])[A-Za-z0-9_/.+-]*")
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """With its sign, a true minus: ``−0.0120``, ``+0.0031``."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number, or an en dash where there is none."""
+    return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def override_value(text: str) -> str:
+    """Return a text as Hydra reads it back: as it is where it is a plain word or path, else in double quotes."""
+    if _PLAIN.fullmatch(text):
+        return text
+    doubled = re.sub(r'\\+(?="|$)', lambda m: 2 * m[0], text)  # a backslash counts before a quote alone
+    return '"{}"'.format(doubled.replace('"', r"\""))
+
+
+def html_table(title: str, columns: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Return an HTML table with a caption; cells are escaped."""
+    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    head = "".join(f"<th>{escape(str(column))}</th>" for column in columns)
+    return f"<table><caption>{escape(title)}</caption><tr>{head}</tr>{body}</table>"
