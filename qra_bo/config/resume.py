@@ -12,7 +12,7 @@ HARMLESS = frozenset({
     "effort.references", "effort.compare", "effort.sequential", "effort.stop", "effort.ranking_top",
     "effort.rate_factors",
     "memory.format", "memory.verify",
-    "eval.tasks", "eval.limit", "export.targets", "export.merged_base", "export.gguf", "export.check",
+    "eval.tasks", "eval.limit", "export.targets", "export.gguf", "export.check",
     "worker.deadline_seconds", "worker.checkpoint_seconds", "worker.spill_above"})
 """They bound a run, show it, or use its results: no finished trial would come out otherwise."""
 DECIDING = frozenset({

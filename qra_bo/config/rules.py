@@ -11,7 +11,7 @@ from qra_bo.memory.budget import OF_ALLOCATION, OfAllocation
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
 from qra_bo.memory.optimizers import is_paged
-from qra_bo.memory.serving import CONSUMERS, EXPORT_TARGETS, TARGET_FORMATS
+from qra_bo.memory.serving import CONSUMERS, EXPORT_TARGETS, REMOVED_TARGETS, TARGET_FORMATS
 from qra_bo.searchers.rates.files import shipped_rates
 from qra_bo.space import StorageFormat
 from qra_bo.trials import OWN_BASE
@@ -105,8 +105,9 @@ def target_problems(config: RunConfig, given: bool = False) -> Iterator[Problem]
     """Yield the export targets that are unknown, and those that refuse formats which a search may choose or a ``given``
     allocation has: the result could not be exported."""
     for name in (name for name in config.export.targets or () if name not in EXPORT_TARGETS):
-        yield Problem("export.targets", f"export.targets: {name!r} is no export target; known, nearest first: "
-                                        f"{', '.join(nearest_first(name, EXPORT_TARGETS))}.")
+        answer = f"no longer an export target: {REMOVED_TARGETS[name]}" if name in REMOVED_TARGETS else \
+            f"no export target; known, nearest first: {', '.join(nearest_first(name, EXPORT_TARGETS))}"
+        yield Problem("export.targets", f"export.targets: {name!r} is {answer}.")
     why = "the allocation has" if given else "the search may choose"
     for target, (holds, instead) in TARGET_FORMATS.items():
         if not (given or config.task == "search") or target not in (config.export.targets or ()):

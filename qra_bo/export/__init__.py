@@ -8,6 +8,6 @@ load torch on first use.
 from qra_bo.utils.lazy import lazy_names
 
 _HOMES = {"export_all": "registry", "TARGETS": "registry", "SMALL": "registry", "FinishedRun": "run",
-          "Target": "target", "text_target": "target", "check_exports": "check"}
+          "Target": "registry", "text_target": "registry", "check_exports": "check"}
 __all__ = sorted(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)

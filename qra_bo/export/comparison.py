@@ -17,7 +17,6 @@ from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.adapters.lora import detach
-from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.models.files import check_model_files
 from qra_bo.finetune.models.load import cast_parameters, use_fast_attention, without_bars
 
@@ -29,19 +28,19 @@ class Row:
     Args:
         what: The export, or a part of it.
         loaded_by: Program that loaded it.
+        note: What explains the difference, or why nothing was compared.
         largest: Largest absolute difference of logits; ``None`` where nothing was compared.
         mean: Mean of these differences, where it was taken.
         kl: Mean over positions of the KL divergence of the export's distribution from the run's own, in nats, where it
             was taken.
-        note: What explains the difference, or why nothing was compared.
     """
 
     what: str
     loaded_by: str
-    largest: float | None
-    mean: float | None
-    kl: float | None
     note: str
+    largest: float | None = None
+    mean: float | None = None
+    kl: float | None = None
 
     @property
     def result(self) -> str:
@@ -104,7 +103,7 @@ class Reference:
 
         ``one_rank`` says that it is the run's adapter with the largest rank everywhere.
         """
-        check_adapter(adapter, read_manifest(self.run.folder), one_rank)
+        check_adapter(adapter, self.run.manifest, one_rank)
         try:
             return self.logits(with_adapter(self.mixed, adapter))
         finally:
@@ -120,13 +119,13 @@ class Reference:
         """Compare one view with the run's own logits."""
         own = self.own if view.adapted else self.base
         if view.logits.shape != own.shape:
-            return Row(view.what, loaded_by, None, None, None, f"failed: its logits are of shape "
-                       f"{list(view.logits.shape)}, the run's own of {list(own.shape)}")
+            return Row(view.what, loaded_by, f"failed: its logits are of shape {list(view.logits.shape)}, the run's "
+                       f"own of {list(own.shape)}")
         if not torch.isfinite(view.logits).all():
-            return Row(view.what, loaded_by, None, None, None, "failed: it computes logits that are no finite numbers")
+            return Row(view.what, loaded_by, "failed: it computes logits that are no finite numbers")
         apart = (view.logits.float() - own).abs()
-        return Row(view.what, loaded_by, float(apart.max()), float(apart.mean()), divergence(own, view.logits.float()),
-                   view.note)
+        return Row(view.what, loaded_by, view.note, float(apart.max()), float(apart.mean()),
+                   divergence(own, view.logits.float()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +147,7 @@ class Loader:
     def rows(self, what: str, run: FinishedRun, reference: Reference) -> Iterator[Row]:
         """Compare every view of the export ``what``; where that is impossible, one row says why."""
         if any(importlib.util.find_spec(package) is None for package in self.packages):
-            yield Row(what, self.name, None, None, None, f"not installed: pip install {self.install}")
+            yield Row(what, self.name, f"not installed: pip install {self.install}")
             return
         with warnings.catch_warnings(), without_bars(), redirect_stderr(StringIO()):  # other libraries draw bars too
             warnings.simplefilter("ignore")
@@ -156,8 +155,7 @@ class Loader:
                 for view in self.views(run, reference):
                     yield reference.row(view, self.name)
             except Exception as error:  # loaders of other libraries raise anything; the table holds the reason
-                why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                yield Row(what, self.name, None, None, None, f"failed: {why}")
+                yield Row(what, self.name, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 def divergence(own: Tensor, other: Tensor) -> float:

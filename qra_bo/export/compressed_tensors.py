@@ -16,9 +16,7 @@ from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import LinearWeights, RunWeights, save_generation, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
-from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.models.activations import decoder_layers
-from qra_bo.finetune.quantization.integer import integer_codes
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
@@ -40,7 +38,7 @@ def write(run: FinishedRun) -> list[Path]:
         ModelError: If the base model is not at hand or another.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING  # slow to import
-    refuse_formats({name: record.format for name, record in read_manifest(run.folder).modules.items()})
+    refuse_formats({name: record.format for name, record in run.manifest.modules.items()})
     weights, folder = weights_of(run), run.folder / FOLDER
     if (kind := MODEL_FOR_CAUSAL_LM_MAPPING.get(type(weights.config), None)) is not None:
         with torch.device("meta"):
@@ -89,20 +87,14 @@ def refuse_formats(formats: dict[str, StorageFormat]) -> None:
 
 def quantization_config(weights: RunWeights) -> dict[str, Any]:
     """Return the entry of ``config.json``: one scheme for the modules, by name, of each storage format."""
-    groups: dict[str, list[str]] = {}
-    for linear in weights.linears.values():
-        groups.setdefault(linear.format.name, []).append(linear.name)
-    formats = {linear.format.name: linear.format for linear in weights.linears.values()}
-    dense = [name for fmt, names in groups.items() if formats[fmt].bits == 16 for name in names]
+    groups: dict[str, dict[str, Any]] = {}
+    dense = [name for name, linear in weights.linears.items() if linear.format.bits == 16]
+    for name, fmt in ((name, linear.format) for name, linear in weights.linears.items() if linear.format.bits < 16):
+        groups.setdefault(fmt.name, {"targets": [], "format": "pack-quantized", "weights": {
+            "num_bits": fmt.bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": fmt.block,
+            "dynamic": False}})["targets"].append(name)
     return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-            "ignore": [*dense, "lm_head"],
-            "config_groups": {name: {"targets": modules, "format": "pack-quantized", "weights": _scheme(formats[name])}
-                              for name, modules in groups.items() if formats[name].bits < 16}}
-
-
-def _scheme(fmt: StorageFormat) -> dict[str, Any]:
-    return {"num_bits": fmt.bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": fmt.block,
-            "dynamic": False}
+            "ignore": [*dense, "lm_head"], "config_groups": groups}
 
 
 def tensors_of(weights: RunWeights) -> dict[str, Tensor]:
@@ -118,8 +110,7 @@ def tensors_of(weights: RunWeights) -> dict[str, Tensor]:
 def _packed(linear: LinearWeights) -> dict[str, Tensor]:
     if linear.format.bits == 16:
         return {"weight": linear.state["codes"]}
-    codes = integer_codes(linear.state, linear.format, linear.shape)
-    return {"weight_packed": in_words(codes, linear.format.bits), "weight_scale": linear.state["scale"],
+    return {"weight_packed": in_words(linear.affine().codes, linear.format.bits), "weight_scale": linear.state["scale"],
             "weight_shape": torch.tensor(linear.shape)}
 
 

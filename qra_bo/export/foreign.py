@@ -3,7 +3,6 @@ allocates nothing that its files do not bound."""
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qra_bo.export.run import read_object
+from qra_bo.finetune.manifest import ADAPTER_CONFIG as CONFIG
+from qra_bo.finetune.manifest import ADAPTER_WEIGHTS as WEIGHTS
 from qra_bo.finetune.manifest import Manifest, adapter_digest
 from qra_bo.space.allocation import peft_patterns
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.errors import ModelError, OutputError
-from qra_bo.utils.files import COPY_AGAIN, check_readable
+from qra_bo.utils.files import COPY_AGAIN, check_readable, read_object
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TAKE_AGAIN = "take the adapter from the run again"
 SIZES = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
 """Numbers by which a manifest describes a base model of random weights."""
@@ -50,12 +49,10 @@ def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> N
     if config.get("peft_type") != "LORA":
         raise OutputError(f"{path} must describe a LoRA adapter (peft_type LORA); it does not")
     ranks = {name: record.rank for name, record in manifest.modules.items()}
-    alphas = {name: record.alpha for name, record in manifest.modules.items() if record.rank}
-    whole, defaults = peft_patterns(ranks, 1.0), LoraConfig().to_dict()
-    wanted: dict[str, Any] = {
-        "rank_pattern": {} if one_rank else whole["rank_pattern"],
-        "alpha_pattern": {} if one_rank else {re.escape(name): alpha for name, alpha in alphas.items()},
-        "r": whole["r"], "lora_alpha": alphas[max(alphas, key=lambda name: ranks[name])]}
+    wanted: dict[str, Any] = {**peft_patterns(ranks, manifest.alpha_over_rank)}
+    wanted |= {"rank_pattern": {}, "alpha_pattern": {}} if one_rank else {}
+    del wanted["target_modules"]
+    defaults = LoraConfig().to_dict()
     wrong = [*(key for key, value in wanted.items() if not _same(config.get(key), value)),
              *(key for key, value in config.items()
                if key not in _FREE | {"target_modules", *wanted} and value != defaults.get(key))]
@@ -84,13 +81,13 @@ def read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     if found != manifest.adapter_sha256:
         raise OutputError(f"the adapter in {folder} does not have the checksum of the run's manifest: it is damaged or "
                           f"belongs to another run; {TAKE_AGAIN}")
-    for name, record in manifest.modules.items():
-        rows, columns = record.shape
-        for key, shape in (("A", (record.rank, columns)), ("B", (rows, record.rank))):
-            tensor = tensors.get(f"base_model.model.{name}.lora_{key}.weight")
-            if record.rank and (tensor is None or tuple(tensor.shape) != shape):
-                raise OutputError(f"{path} does not have the rank {record.rank} of the manifest for {name}: its "
-                                  f"lora_{key} must be {shape[0]} x {shape[1]}; {TAKE_AGAIN}")
+    shapes = {f"base_model.model.{name}.lora_{key}.weight": shape
+              for name, (rows, columns), rank in ((n, r.shape, r.rank) for n, r in manifest.modules.items() if r.rank)
+              for key, shape in (("A", (rank, columns)), ("B", (rows, rank)))}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        wrong = next(n for n in (*shapes, *tensors) if n not in tensors or tuple(tensors[n].shape) != shapes.get(n))
+        raise OutputError(f"{path} does not have the ranks of the manifest: {wrong} must be of shape "
+                          f"{shapes.get(wrong, 'none')}; {TAKE_AGAIN}")
     return tensors
 
 

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,20 @@ from qra_bo.export.gguf_tokenizer import vocabulary_of
 from qra_bo.export.llamacpp import PACKAGE, LlamaCpp
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import RunWeights, weights_of
-from qra_bo.finetune.manifest import ModuleRecord, read_manifest
+from qra_bo.finetune.manifest import ModuleRecord
 from qra_bo.utils.errors import ConfigError
 
 FOLDER, MODELFILE = "gguf", "Modelfile"
-FILES: dict[str, Callable[[Source, Path], None]] = {
-    "base": lambda source, path: source.write_model(path),
-    "adapter": lambda source, path: source.write_adapter(path),
-    "merged-f16": lambda source, path: source.write_model(path, adapted=Form.F16),
-    "merged-q8_0": lambda source, path: source.write_model(path, adapted=Form.Q8_0),
-    "base-f32": lambda source, path: source.write_model(path, dense=True)}
-"""Files that ``export.gguf`` may name."""
-_MEANING = {
+ADAPTER, UNPACKED = "adapter", "base-f32"
+MERGED = {"merged-f16": Form.F16, "merged-q8_0": Form.Q8_0}
+"""Form of the linears with an adapter in the merged files."""
+FILES = {
     "base": "the searched base: the run's own codes and scales",
-    "adapter": "the LoRA adapter, for the base; every rank with its own scale",
+    ADAPTER: "the LoRA adapter, for the base; every rank with its own scale",
     "merged-f16": "both in one; linears with an adapter in F16, the others in their searched form",
     "merged-q8_0": "both in one; linears with an adapter in Q8_0, the others in their searched form",
-    "base-f32": "the base unpacked to fp32, to compare"}
+    UNPACKED: "the base unpacked to fp32, to compare"}
+"""Files that ``export.gguf`` may name, and what they hold."""
 _PARAMETERS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
                "repetition_penalty": "repeat_penalty"}
 """Ollama's names of settings of transformers' generation configuration."""
@@ -50,7 +47,7 @@ def write(run: FinishedRun) -> list[Path]:
         ModelError: If the base model is not at hand or another.
         OutputError: If the run lacks a file, or its adapter is not the manifest's.
     """
-    refuse_formats(read_manifest(run.folder).modules)
+    refuse_formats(run.manifest.modules)
     source = source_of(run)
     folder = run.folder / FOLDER
     folder.mkdir(exist_ok=True)
@@ -59,7 +56,10 @@ def write(run: FinishedRun) -> list[Path]:
             (folder / name).unlink(missing_ok=True)
     written = [folder / f"{name}.gguf" for name in run.gguf]
     for name, path in zip(run.gguf, written, strict=True):
-        FILES[name](source, path)
+        if name == ADAPTER:
+            source.write_adapter(path)
+        else:
+            source.write_model(path, MERGED.get(name), dense=name == UNPACKED)
     texts = {"README.md": _card(run, source)}
     if (merged := _merged(run.gguf)) is not None:
         texts[MODELFILE] = modelfile(f"{merged}.gguf", source.weights)
@@ -116,7 +116,7 @@ def _card(run: FinishedRun, source: Source) -> str:
     formats = {linear.format.name: linear.format for linear in source.weights.linears.values()}
     rounded = sorted(name for name, fmt in formats.items() if not is_exact(fmt))
     files = _at_hand(run)
-    return render("gguf.md", run, files=files, rounded=rounded, notes=source.vocabulary.notes, meaning=_MEANING,
+    return render("gguf.md", run, files=files, rounded=rounded, notes=source.vocabulary.notes, meaning=FILES,
                   merged=_merged(run.gguf) or _merged(files), label=_label(run))
 
 
@@ -154,24 +154,18 @@ def _at_hand(run: FinishedRun) -> list[str]:
 
 
 def _merged(files: Sequence[str]) -> str | None:
-    return next((name for name in files if name.startswith("merged")), None)
+    return next((name for name in files if name in MERGED), None)
 
 
 def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
-    folder, ids = run.folder / FOLDER, reference.ids.tolist()
-    lora = folder / "adapter.gguf"
-    for name in FILES:
-        path = folder / f"{name}.gguf"
-        if name == "adapter" or not path.exists():
-            continue
-        dense = name == "base-f32"
-        for adapter in (None,) if name.startswith("merged") else (None, lora):
-            if adapter is not None and not adapter.exists():
-                continue
-            with LlamaCpp(path, adapter, length=len(ids), exact=dense) as model:
+    folder, ids, files = run.folder / FOLDER, reference.ids.tolist(), _at_hand(run)
+    for name in (name for name in files if name != ADAPTER):
+        for lora in (False,) if name in MERGED or ADAPTER not in files else (False, True):
+            with LlamaCpp(folder / f"{name}.gguf", folder / f"{ADAPTER}.gguf" if lora else None, length=len(ids),
+                          exact=name == UNPACKED) as model:
                 logits = torch.from_numpy(model.logits(ids))
-            yield View(f"gguf, {name}{'' if adapter is None else ' with the adapter'}", logits,
-                       adapted=adapter is not None or name.startswith("merged"), note="" if dense else _ROUNDING)
+            yield View(f"gguf, {name}{' with the adapter' if lora else ''}", logits, adapted=lora or name in MERGED,
+                       note="" if name == UNPACKED else _ROUNDING)
 
 
 LOADER = Loader("llama.cpp", _views, ("llama_cpp_py_sync",), PACKAGE)

@@ -21,7 +21,6 @@ import torch
 from gguf import GGMLQuantizationType as Form
 from torch import Tensor
 
-from qra_bo.export.affine import affine_codes
 from qra_bo.export.weights import LinearWeights
 from qra_bo.memory.serving import gguf_bits
 from qra_bo.space import StorageFormat
@@ -54,33 +53,22 @@ def linear_blocks(linear: LinearWeights, rows: Tensor | None) -> Array:
 
     ``rows`` is the order in which its rows are stored, or ``None``.
     """
-    form = form_of(linear.format, linear.shape[1])
-    affine = affine_codes(linear, BLOCK)
-    codes, scale, zero = affine.codes.to(torch.int16), affine.scale, affine.zero
-    if rows is not None:
-        codes, scale, zero = codes[rows], scale[rows], zero[rows]
-    if form in (Form.Q4_1, Form.Q5_1):
-        return _pack(codes, scale, -scale * zero, form)
-    middle = {Form.Q4_0: 8, Form.Q5_0: 16, Form.Q8_0: 0}[form]
-    signed = codes - zero.repeat_interleave(BLOCK, 1).to(codes.dtype)
-    return _pack(signed + middle, scale, None, form)
-
-
-def _pack(codes: Tensor, scale: Tensor, offset: Tensor | None, form: Form) -> Array:
-    """Return blocks of codes (``out x in``) with scales and offsets (``out x in/32``), ``out x bytes``."""
-    rows = len(codes)
-    blocks = codes.numpy().reshape(rows, -1, BLOCK)
-    parts = [_halves(scale)] + ([] if offset is None else [_halves(offset)])
+    form, affine = form_of(linear.format, linear.shape[1]), linear.affine(BLOCK)
+    parts = (affine.codes.to(torch.int16), affine.scale, affine.zero)
+    codes, scale, zero = parts if rows is None else (part[rows] for part in parts)
+    halves = [scale]
+    if form in _ROUNDED.values():
+        halves.append(-scale * zero)
+    else:
+        middle = {Form.Q4_0: 8, Form.Q5_0: 16, Form.Q8_0: 0}[form]
+        codes = codes - zero.repeat_interleave(BLOCK, 1).to(codes.dtype) + middle
+    blocks = codes.numpy().reshape(len(codes), -1, BLOCK)
+    found = [half.to(torch.float16).numpy()[..., None].view(np.uint8) for half in halves]  # out x blocks x 2
     if form == Form.Q8_0:
-        parts.append(blocks.astype(np.int8).view(np.uint8))
+        found.append(blocks.astype(np.int8).view(np.uint8))
     else:
         if form in (Form.Q5_0, Form.Q5_1):
-            parts.append(np.packbits((blocks >> 4).astype(np.uint8), axis=-1, bitorder="little"))
+            found.append(np.packbits((blocks >> 4).astype(np.uint8), axis=-1, bitorder="little"))
         low, high = blocks[..., :BLOCK // 2] & 15, blocks[..., BLOCK // 2:] & 15
-        parts.append((low | high << 4).astype(np.uint8))
-    return np.concatenate(parts, axis=-1).reshape(rows, -1)
-
-
-def _halves(values: Tensor) -> Array:
-    """Return the bytes of ``out x blocks`` values in fp16, ``out x blocks x 2``."""
-    return values.to(torch.float16).numpy()[..., None].view(np.uint8)
+        found.append((low | high << 4).astype(np.uint8))
+    return np.concatenate(found, axis=-1).reshape(len(codes), -1)

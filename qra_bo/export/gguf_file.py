@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,7 @@ class Source:
                 continue
             packed = self.weights.tables.get(name.removesuffix(".weight"))
             if packed is not None and not dense:  # formats of embeddings have a form
-                yield Entry(self.layout.name(name), Form.Q8_0, packed.shape,
-                            lambda packed=packed: linear_blocks(packed, None))  # type: ignore[misc]
+                yield _packed_entry(self.layout.name(name), packed, None)
                 continue
             value = self.layout.shifted(name, tensor)
             form = Form.F32 if dense or value.ndim == 1 else half_form(value)
@@ -107,15 +107,11 @@ class Source:
             merged = adapted is not None and linear.lora is not None
             if merged or dense or linear.format.backend == "none":
                 form = Form.F32 if dense else _dense_form(linear, adapted if merged else None)
-                yield Entry(f"{name}.weight", form, linear.shape, lambda linear=linear, form=form, rows=rows,  # type: ignore[misc]
-                            merged=merged: _bytes(_in_order(_dense(linear, merged), rows), form))
+                yield Entry(f"{name}.weight", form, linear.shape, partial(_dense_bytes, linear, merged, rows, form))
             else:
-                found = form_of(linear.format, linear.shape[1])
-                assert found is not None, "formats without a form are refused before a file is written"
-                yield Entry(f"{name}.weight", found, linear.shape,
-                            lambda linear=linear, rows=rows: linear_blocks(linear, rows))  # type: ignore[misc]
+                yield _packed_entry(f"{name}.weight", linear, rows)
             if linear.bias is not None:
-                yield _dense_entry(f"{name}.bias", _in_order(linear.bias, rows), Form.F32)
+                yield _dense_entry(f"{name}.bias", linear.bias if rows is None else linear.bias[rows], Form.F32)
 
 
 def half_form(tensor: Tensor) -> Form:
@@ -131,16 +127,19 @@ def _dense_form(linear: LinearWeights, adapted: Form | None) -> Form:
     return Form.F16 if linear.shape[1] % BLOCK else adapted
 
 
-def _dense(linear: LinearWeights, merged: bool) -> Tensor:
-    return linear.merged(torch.float32) if merged else linear.dense(torch.float32)
+def _dense_bytes(linear: LinearWeights, merged: bool, rows: Tensor | None, form: Form) -> Array:
+    weight = linear.merged(torch.float32) if merged else linear.dense(torch.float32)
+    return _bytes(weight if rows is None else weight[rows], form)
 
 
-def _in_order(tensor: Tensor, rows: Tensor | None) -> Tensor:
-    return tensor if rows is None else tensor[rows]
+def _packed_entry(name: str, linear: LinearWeights, rows: Tensor | None) -> Entry:
+    form = form_of(linear.format, linear.shape[1])
+    assert form is not None, "formats without a form are refused before a file is written"
+    return Entry(name, form, linear.shape, partial(linear_blocks, linear, rows))
 
 
 def _dense_entry(name: str, tensor: Tensor, form: Form) -> Entry:
-    return Entry(name, form, tuple(tensor.shape), lambda: _bytes(tensor, form))
+    return Entry(name, form, tuple(tensor.shape), partial(_bytes, tensor, form))
 
 
 def _bytes(tensor: Tensor, form: Form) -> Array:

@@ -1,19 +1,17 @@
 """``qra_bo.load``: a finished run's base model, quantised as the search left it, with its adapter."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from qra_bo.export.foreign import check_adapter, check_random_base, read_weights
 from qra_bo.export.training import make_trainable
-from qra_bo.finetune.adapters.lora import fuse
+from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
 from qra_bo.finetune.manifest import (
     ADAPTER,
     Manifest,
@@ -29,9 +27,8 @@ from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_att
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
 from qra_bo.finetune.quantization.base import State, backend_of, pack_for
 from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings
-from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.utils.device import resolve_device
-from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError, is_out_of_memory
+from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
 
 
@@ -70,8 +67,7 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainabl
     quantise(model, manifest, folder, target)
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
-        model = _adapted(model, folder / ADAPTER, manifest, target)
-        fuse(model)  # the forward that it was trained with, to the last bit
+        model = _adapted(model, read_weights(folder / ADAPTER, manifest), manifest, target)
     return make_trainable(model) if trainable else model.eval(), tokenizer
 
 
@@ -108,101 +104,65 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
 
 
 def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device) -> None:
-    """Replace the linears of ``model``, and its embedding and head where the run packed them, by packed ones, each
-    checked against its checksum.
-
-    Raises:
-        ModelError: If the base model is not the one that the run quantised, or comes out differently here.
-        OutputError: If the file of packed weights is missing or damaged.
-    """
+    """Replace the linears of ``model``, and its embedding and head where the run packed them, by packed ones. Errors:
+    those of ``packed_states``."""
     dtype = getattr(torch, manifest.compute_dtype)
-    for name, linear, state in packed_linears(model, manifest, folder):
-        record = manifest.modules[name]
-        bias = None if linear.bias is None else linear.bias.detach().to(device)
-        layer = backend_of(record.format).build({k: t.to(device) for k, t in state.items()}, record.format,
-                                                record.shape, bias, dtype)
-        model.set_submodule(name, layer)
+    tables: dict[str, State] = {}
+    for name, state in packed_states(model, manifest, folder):
+        record, state = manifest.packed_weights[name], {key: tensor.to(device) for key, tensor in state.items()}
+        if name not in manifest.modules:
+            tables[name] = state
+            continue
+        bias = model.get_submodule(name).bias
+        bias = None if bias is None else bias.detach().to(device)
+        model.set_submodule(name, backend_of(record.format).build(state, record.format, record.shape, bias, dtype))
     if manifest.embeddings is not None:
-        states = packed_embeddings(model, manifest, folder)
-        install_embeddings(model, {name: {k: t.to(device) for k, t in state.items()} for name, state in states.items()},
-                           manifest.embeddings.format, dtype)
+        install_embeddings(model, tables, manifest.embeddings.format, dtype)
     allow_mixed_bits(model)
     model.to(device)
 
 
-def packed_linears(model: Any, manifest: Manifest, folder: Path) -> Iterator[tuple[str, nn.Linear, State]]:
-    """Cast the parameters of the dense ``model`` as the run did; then iterate over its quantised linears by name, each
-    with its packed tensors, from the run's file or packed again, after a check of their checksum.
+def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tuple[str, State]]:
+    """Cast the parameters of the dense ``model`` as the run did; then iterate over the packed tensors of its quantised
+    linears, and after them of its embedding and head where the run packed them, by name. They come from the run's file,
+    or are packed again; each is checked against its checksum.
 
     Raises:
         ModelError: If the base model is not the one that the run quantised, or comes out differently here.
         OutputError: If the file of packed weights is missing or damaged.
+        DeviceError: If the run packed its weights on CUDA, kept none, and there is no CUDA here.
     """
-    dtype = getattr(torch, manifest.compute_dtype)
-    linears = {name: _linear(model, name, record) for name, record in manifest.modules.items()}
-    cast_parameters(model, dtype, linears)
+    dtype, records = getattr(torch, manifest.compute_dtype), manifest.packed_weights
     tables = () if manifest.embeddings is None else embedding_modules(model)
-    if unquantised_digest(model, (*linears, *tables)) != manifest.unquantised_sha256:
+    if tables and set(dense_tables(model)) != records.keys() - manifest.modules.keys():
+        raise ModelError(f"the base model has the tables {', '.join(dense_tables(model))}, which are not those that "
+                         "this run packed")
+    dense = {name: _dense(model, name, record) for name, record in records.items()}
+    cast_parameters(model, dtype, manifest.modules)
+    if unquantised_digest(model, (*manifest.modules, *tables)) != manifest.unquantised_sha256:
         raise ModelError("the base model is not the one that this run fine-tuned: its embeddings, norms or biases "
                          f"differ; expected {dict(manifest.model)}")
     stored = stored_states(manifest, folder)
-    where = torch.device(manifest.packed_on)
-    for name, record in manifest.modules.items():
+    for name, record in records.items():
         if stored is not None:
-            yield name, linears[name], stored[name]
+            yield name, stored[name]
             continue
         backend_of(record.format).check(record.format, *record.shape)
-        state = pack_for(linears[name].weight.detach(), record.format, dtype, where)
+        state = pack_for(dense[name].weight.detach(), record.format, dtype, torch.device(manifest.packed_on))
         if tensors_digest(state) != record.sha256:
             raise _mismatch(name, manifest)
-        yield name, linears[name], state
+        yield name, state
 
 
-def packed_embeddings(model: Any, manifest: Manifest, folder: Path) -> dict[str, State]:
-    """Return the packed tensors of embedding and head by module, from the run's file or packed again; none in 16 bits.
-
-    The parameters of the dense ``model`` have been cast as the run did. Errors: those of ``packed_linears``.
-    """
-    record, dtype = manifest.embeddings, getattr(torch, manifest.compute_dtype)
-    if record is None:
-        return {}
-    dense = dense_tables(model)
-    shapes = {name: tuple(module.weight.shape) for name, module in dense.items()}
-    if shapes != dict.fromkeys(record.tables, record.shape):
-        raise ModelError(f"the base model's embedding and head are {shapes}; this run packed "
-                         f"{dict.fromkeys(record.tables, record.shape)}")
-    if manifest.packed is not None:
-        with safe_open(folder / manifest.packed, "pt") as file:  # the linears' tensors have been read before
-            states = unflatten({key: file.get_tensor(key) for key in file.keys()  # noqa: SIM118 (no mapping)
-                                if key.partition(":")[0] in dense})
-    else:
-        states = {name: pack_for(module.weight.detach(), record.format, dtype, torch.device(manifest.packed_on))
-                  for name, module in dense.items()}
-    for name, sha256 in record.tables.items():
-        if tensors_digest(states.get(name, {})) != sha256:
-            raise _mismatch(name, manifest)
-    return states
-
-
-def dequantise_embeddings(model: Any, manifest: Manifest, folder: Path) -> None:
-    """Give a dense model, cast as the run did, the embedding and head that the run trained on. Errors: those of
-    ``packed_linears``."""
-    for name, state in packed_embeddings(model, manifest, folder).items():
-        weight, record = model.get_submodule(name).weight, manifest.embeddings
-        assert record is not None
-        table = PackedTable(state, record.format, record.shape, weight.dtype)
-        weight.data = table.unpacked().to(weight.device)  # which was packed where the run packed it
-
-
-def _linear(model: nn.Module, name: str, record: ModuleRecord) -> nn.Linear:
+def _dense(model: nn.Module, name: str, record: ModuleRecord) -> Any:
     try:
-        linear = model.get_submodule(name)
+        module = model.get_submodule(name)
     except AttributeError as error:
         raise ModelError(f"the base model has no layer {name!r}, which this run quantised") from error
-    if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != record.shape:
-        raise ModelError(f"the base model's {name} is {linear}; this run quantised a linear layer of "
+    if not isinstance(module, nn.Linear | nn.Embedding) or tuple(module.weight.shape) != record.shape:
+        raise ModelError(f"the base model's {name} is {module}; this run quantised a weight of "
                          f"{record.shape[0]} x {record.shape[1]}")
-    return linear
+    return module
 
 
 def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
@@ -236,9 +196,8 @@ def check_states(manifest: Manifest, states: Mapping[str, State], folder: Path) 
     Raises:
         OutputError: With the first linear or table that differs or is missing.
     """
-    tables = {} if manifest.embeddings is None else manifest.embeddings.tables
-    for name, sha256 in {**{name: record.sha256 for name, record in manifest.modules.items()}, **tables}.items():
-        if tensors_digest(states.get(name, {})) != sha256:
+    for name, record in manifest.packed_weights.items():
+        if tensors_digest(states.get(name, {})) != record.sha256:
             raise OutputError(f"the packed weights of {name} do not have the checksum of the manifest in {folder}: the "
                               "file of packed weights is damaged or belongs to another run")
 
@@ -252,26 +211,15 @@ def _mismatch(name: str, manifest: Manifest) -> ModelError:
                       "or export the run with its packed weights")
 
 
-def _adapted(model: Any, path: Path, manifest: Manifest, device: torch.device) -> Any:
-    """Put the adapter in ``path`` on, with its weights in their own type, and on ``device``, where the model is."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # PEFT's own initialisation is drawn and overwritten; a key that fits nothing must not pass with a warning.
-        warnings.filterwarnings("error", message=".*(missing|unexpected).*keys.*")
-        # PEFT 0.21 asks transformers by a name that transformers renamed.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        try:
-            # Without a device PEFT reads it onto the first GPU, wherever the model is.
-            wrapped = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False,
-                                                torch_device=str(device))
-        except (UserWarning, RuntimeError, KeyError, ValueError, SafetensorError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise OutputError(f"the adapter in {path} does not fit the model of this run: {error}") from error
-    kinds = {t.dtype for t in read_weights(path, manifest).values()}
+def _adapted(model: Any, tensors: Mapping[str, Tensor], manifest: Manifest, device: torch.device) -> Any:
+    """Attach the run's adapter in its own type, with the forward that it was trained with, to the last bit."""
+    kinds = {tensor.dtype for tensor in tensors.values()}
     if len(kinds) != 1:
-        raise OutputError(f"the weights in {path} are of several types: {sorted(map(str, kinds))}")
-    for name, parameter in wrapped.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(next(iter(kinds)))  # PEFT keeps fp32 where a base is not of a float type
+        raise OutputError(f"the weights of the adapter are of several types: {sorted(map(str, kinds))}")
+    ranks = {name: record.rank for name, record in manifest.modules.items()}
+    wrapped = attach(model, ranks, AdapterSettings(manifest.alpha_over_rank), 0, kinds.pop())
+    for name, pair in adapter_parameters(model).items():
+        for matrix, parameter in pair.items():
+            parameter.data = tensors[f"base_model.model.{name}.lora_{matrix}.weight"].to(device)
             parameter.requires_grad_(False)
     return wrapped

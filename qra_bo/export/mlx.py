@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_bo.export.affine import affine_codes
 from qra_bo.export.comparison import Loader, Reference, View
 from qra_bo.export.compressed_tensors import in_words
 from qra_bo.export.mlx_config import mlx_config
 from qra_bo.export.run import FinishedRun
-from qra_bo.export.weights import LinearWeights, RunWeights, save_generation, weights_of
+from qra_bo.export.weights import LinearWeights, RunWeights, padded, save_generation, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
-from qra_bo.finetune.manifest import ModuleRecord, read_manifest
+from qra_bo.finetune.manifest import ModuleRecord
 from qra_bo.memory.serving import CONSUMERS, in_mlx
 from qra_bo.utils.errors import ConfigError
 
@@ -43,7 +42,7 @@ def write(run: FinishedRun) -> list[Path]:
         OutputError: If a file of the run is missing, damaged or of another run.
         ModelError: If the base model is not at hand or another.
     """
-    refuse_formats(read_manifest(run.folder).modules.values())
+    refuse_formats(run.manifest.modules.values())
     weights, folder = weights_of(run), run.folder / FOLDER
     adapted = write_model(weights, folder)
     (folder / "README.md").write_text(readme(run, weights, adapted), encoding="utf-8")
@@ -90,7 +89,7 @@ def linear_tensors(linear: LinearWeights) -> dict[str, Tensor]:
     name, found = linear.name, {} if linear.bias is None else {f"{linear.name}.bias": _half(linear.name, linear.bias)}
     if linear.format.backend == "none":
         return {f"{name}.weight": _half(name, linear.dense(torch.float32)), **found}
-    affine = affine_codes(linear)
+    affine = linear.affine()
     return {f"{name}.weight": in_words(affine.codes, linear.format.bits).view(torch.uint32), **found,
             f"{name}.scales": _half(name, affine.scale), f"{name}.biases": _half(name, -affine.zero * affine.scale)}
 
@@ -112,9 +111,8 @@ def _write_adapter(weights: RunWeights, folder: Path) -> bool:
     rank = max(pair.rank for pair in pairs.values())
     tensors = {}
     for name, pair in pairs.items():
-        added = rank - pair.rank
-        tensors[f"{name}.lora_a"] = torch.nn.functional.pad(pair.down.T, (0, added)).contiguous()
-        tensors[f"{name}.lora_b"] = torch.nn.functional.pad(pair.scale * pair.up.T, (0, 0, 0, added)).contiguous()
+        down, up = padded(pair.down, pair.scale * pair.up, rank)
+        tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"] = down.T.contiguous(), up.T.contiguous()
     folder.mkdir(exist_ok=True)
     save_tensors(folder / "adapters.safetensors", tensors, {"format": "mlx"})
     _write_json(folder / "adapter_config.json", {

@@ -1,72 +1,95 @@
 """All export targets, and the one call that writes several."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.export import bitsandbytes, compressed_tensors, gguf, merged, mlx, packed, uniform_rank, vllm
-from qra_bo.export.record import current_exports, recorded
-from qra_bo.export.run import GGUF_FILES, FinishedRun, export_command
-from qra_bo.export.target import Target, text_target
+from qra_bo.export import compressed_tensors, gguf, merged, mlx, packed, vllm
+from qra_bo.export.comparison import Loader
+from qra_bo.export.run import FinishedRun, export_command, render
 from qra_bo.finetune.models.load import without_bars
-from qra_bo.utils.errors import ConfigError, nearest_first
+from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import writing
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One export target.
+
+    Args:
+        name: As in ``export.targets``.
+        path: File or folder that ``write`` makes in the run's folder.
+        write: Writes it and returns the files. Raises ``ConfigError`` where the run has something that has no form
+            there, with the formats to search instead.
+        small: Whether it is written unless targets are named: it copies no weights of the base.
+        loader: Program that loads it again; ``None`` for texts.
+        start: Return the command that serves it, from any folder; ``None`` where its files serve nothing.
+        refuse_base: Raises ``ConfigError`` for a base model of transformers and its tokenizer that have no form there;
+            ``None`` where all have.
+    """
+
+    name: str
+    path: str
+    write: Callable[[FinishedRun], list[Path]]
+    small: bool = False
+    loader: Loader | None = None
+    start: Callable[[FinishedRun], str | None] | None = None
+    refuse_base: Callable[[Any, Any], None] | None = None
+
+
+def text_target(name: str, path: str) -> Target:
+    """A target of one text file, made from ``templates/FILE.jinja`` (FILE is the name in ``path``)."""
+    def write(run: FinishedRun) -> list[Path]:
+        file = run.folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(render(file.name, run), encoding="utf-8")
+        return [file]
+
+    return Target(name, path, write, small=True)
+
 
 TARGETS: dict[str, Target] = {target.name: target for target in (
     text_target("card", "adapter/README.md"),
-    text_target("axolotl", "export/axolotl.yaml"),
     text_target("trl", "export/train_trl.py"),
-    text_target("llamafactory", "export/llamafactory.yaml"),
-    Target("vllm", vllm.FILE, vllm.write, small=True, start=vllm.start),
-    Target("uniform_rank", uniform_rank.FOLDER, uniform_rank.write, small=True, loader=uniform_rank.LOADER),
+    Target("vllm", vllm.FOLDER, vllm.write, small=True, loader=vllm.LOADER, start=vllm.start),
     Target("packed", "packed.safetensors", packed.write),
     Target("compressed_tensors", compressed_tensors.FOLDER, compressed_tensors.write, loader=compressed_tensors.LOADER,
            refuse_base=compressed_tensors.refuse_base),
     Target("gguf", gguf.FOLDER, gguf.write, loader=gguf.LOADER, start=gguf.start, refuse_base=gguf.refuse_base),
     Target("mlx", mlx.FOLDER, mlx.write, loader=mlx.LOADER, start=mlx.start, refuse_base=mlx.refuse_base),
-    Target("merged", merged.FOLDER, merged.write, loader=merged.LOADER),
-    Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, loader=bitsandbytes.LOADER),
-)}
+    Target("merged", merged.FOLDER, merged.write, loader=merged.LOADER))}
 """By name. A new target is one module (or template) in this package, one line here, and its name in
 ``memory.serving.EXPORT_TARGETS``."""
 SMALL = tuple(name for name, target in TARGETS.items() if target.small)
 """Written unless targets are named: nothing that copies the base model."""
 
 
-def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: str = merged.DEQUANTISED,
-               trust_remote_code: bool = False, gguf_files: Sequence[str] = GGUF_FILES) -> list[Path]:
+def export_all(run: FinishedRun, targets: Sequence[str] = SMALL) -> list[Path]:
     """Write exports of a finished run into its folder; returns the files.
 
     Args:
-        run_folder: Folder of a run that ended with an adapter.
+        run: The run, with the options of its exports.
         targets: Names from ``TARGETS``.
-        merged_base: Base that ``merged`` merges the adapter into: ``dequantised`` or ``original``.
-        trust_remote_code: Whether code that comes with the base model may run, where a target needs that model.
-        gguf_files: Files of the target ``gguf``, of ``gguf.FILES``.
 
     Raises:
-        ConfigError: If a target is unknown; all of them at once, the nearest known names first.
-        OutputError: If the run is not finished, or a file of it is malformed.
+        ConfigError: If the run has something that a target has no form for.
+        OutputError: If a file of the run is malformed, or its folder can't be written.
     """
-    if unknown := [f"export target {t!r} is unknown; known: {', '.join(nearest_first(t, TARGETS))}"
-                   for t in targets if t not in TARGETS]:
-        raise ConfigError(unknown)
-    run = FinishedRun.read(run_folder, trust_remote_code, merged_base, gguf_files)
-    with writing(run_folder, f"export again: {export_command(run, targets)}"), without_bars():
+    with writing(run.folder, f"export again: {export_command(run, targets)}"), without_bars():
         return [path for name in dict.fromkeys(targets) for path in _written(TARGETS[name], run)]
 
 
 def _written(target: Target, run: FinishedRun) -> list[Path]:
     if target.loader is None:  # it holds nothing that an adapter determines
         return target.write(run)
-    with recorded(run, target.name) as current:
+    with run.recorded(target.name) as current:
         return target.write(replace(run, renew=not current))
 
 
 def stale_exports(run: FinishedRun) -> list[str]:
     """Return the targets of which a run's folder holds an export that is unfinished, or of an earlier adapter."""
-    current = current_exports(run)
+    current = run.current_exports
     return [target.name for target in TARGETS.values() if target.loader is not None and target.name not in current
             and (run.folder / target.path).exists()]
 

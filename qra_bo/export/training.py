@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from qra_bo.export.run import rate_of, read_object
+from qra_bo.export.run import rate_of
 from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.utils.errors import OutputError
-from qra_bo.utils.files import COPY_AGAIN
+from qra_bo.utils.files import COPY_AGAIN, read_object
 
 
 def make_trainable(model: Any) -> Any:

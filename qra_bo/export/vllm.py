@@ -1,61 +1,92 @@
-"""``export/serve_vllm.txt``: the commands that serve a run by vLLM, its own mix where vLLM reads the formats.
+"""``export/vllm``: the commands that serve a run by vLLM, its own mix where vLLM reads the formats, and its adapter.
 
 vLLM reads mixed bits from compressed-tensors, module by module, and fuses the projections of one input, which must be
 of one format. Of LoRA it takes PEFT's adapters. Releases that ignore rank patterns take the rank and the scale of the
-configuration for every module: the adapter of one rank is right in all of them.
+configuration for every module: an adapter that is padded with zeros to one rank is right in all of them.
 """
 
+import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
-from qra_bo.export import compressed_tensors, merged, uniform_rank
-from qra_bo.export.record import current_exports
+from qra_bo.export import compressed_tensors, merged
+from qra_bo.export.comparison import Loader, Reference, View
+from qra_bo.export.foreign import CONFIG, WEIGHTS, check_adapter, read_weights
 from qra_bo.export.run import FinishedRun, export_command
-from qra_bo.memory.formats import parse_format
+from qra_bo.export.weights import padded
+from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.report.next_steps import server_rank
+from qra_bo.space import StorageFormat
 from qra_bo.space.decoder import fused_of
 
-FILE = "export/serve_vllm.txt"
-_FILES = ["compressed_tensors", "uniform_rank"]
-"""Targets that the run's own mix is served from."""
+FOLDER, COMMANDS = "export/vllm", "serve.txt"
 
 
 def write(run: FinishedRun) -> list[Path]:
-    """Write the commands; returns the file."""
-    reason = obstacle({name: str(entry["name"]) for name, entry in run.manifest["modules"].items()})
-    folder = run.folder.resolve()
+    """Write the commands and, where vLLM loads the run's own mix, the adapter with one rank; returns the files.
+
+    Raises:
+        OutputError: If the adapter's weights are missing, or they or its configuration differ from the manifest.
+    """
+    folder = run.folder / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
+    reason = obstacle(_formats(run))
     lines = _own_mix(run) if reason is None else [
         f"# {reason}: this serves a copy in 16 bits with the adapter merged in.",
         "# A search whose mix vLLM serves: serve=vllm.",
-        export_command(run, ["merged"]), f"vllm serve {shlex.quote(str(folder / merged.FOLDER))}"]
-    path = run.folder / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [path]
+        export_command(run, ["merged"]), f"vllm serve {shlex.quote(str(run.folder.resolve() / merged.FOLDER))}"]
+    (folder / COMMANDS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [folder / COMMANDS, *(write_adapter(run, folder) if reason is None else [])]
 
 
-def obstacle(formats: dict[str, str]) -> str | None:
+def write_adapter(run: FinishedRun, folder: Path) -> list[Path]:
+    """Write the run's adapter with its largest rank everywhere, the same function; returns the files.
+
+    The tensors must have the ranks of the manifest: the largest decides about the size of the files.
+
+    Raises:
+        OutputError: If the adapter's weights are missing, or they or its configuration differ from the manifest.
+    """
+    check_adapter(run.adapter, run.manifest)
+    tensors = read_weights(run.adapter, run.manifest)
+    ranks = {name: record.rank for name, record in run.manifest.modules.items() if record.rank}
+    for name in ranks:
+        down, up = (f"base_model.model.{name}.lora_{matrix}.weight" for matrix in "AB")
+        tensors[down], tensors[up] = padded(tensors[down], tensors[up], max(ranks.values()))
+    config = {**run.adapter_config, "rank_pattern": {}, "alpha_pattern": {}}  # r and lora_alpha: of the largest rank
+    save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return [folder / CONFIG, folder / WEIGHTS]
+
+
+def obstacle(formats: Mapping[str, StorageFormat]) -> str | None:
     """Return why vLLM does not load a mix of formats by module; ``None`` where it does."""
-    others = sorted({name for name in formats.values() if not CONSUMERS["vllm"].loads(parse_format(name))})
+    others = sorted({fmt.name for fmt in formats.values() if not CONSUMERS["vllm"].loads(fmt)})
     if others:
         return f"vLLM has no {', '.join(others)}"
     together: dict[tuple[str, str], set[str]] = {}
-    for module, name in formats.items():
+    for module, fmt in formats.items():
         parent, _, leaf = module.rpartition(".")
-        together.setdefault((parent, fused_of(leaf)), set()).add(name)
-    unlike = [fused for (_, fused), names in together.items() if len(names) > 1]
-    return f"vLLM fuses projections that have different formats here ({', '.join(sorted(set(unlike)))})" \
-        if unlike else None
+        together.setdefault((parent, fused_of(leaf)), set()).add(fmt.name)
+    unlike = sorted({fused for (_, fused), names in together.items() if len(names) > 1})
+    return f"vLLM fuses projections that have different formats here ({', '.join(unlike)})" if unlike else None
+
+
+def _formats(run: FinishedRun) -> dict[str, StorageFormat]:
+    return {name: record.format for name, record in run.manifest.modules.items()}
 
 
 def _own_mix(run: FinishedRun) -> list[str]:
-    widths = sorted({int(entry["bits"]) for entry in run.manifest["modules"].values()} - {16})
+    widths = sorted({fmt.bits for fmt in _formats(run).values()} - {16})
     where = "on a GPU and on a CPU" if set(widths) <= {4} else "on a GPU" if set(widths) <= {4, 8} else \
         "on CUDA with its Humming kernels installed"
     return [f"# The run's own mix ({', '.join(map(str, widths)) or '16'} bits), {where}.",
             "# The adapter has one rank, padded with zeros.",
-            export_command(run, _FILES),
+            export_command(run, ["compressed_tensors", "vllm"]),
             _serve(run),
             "# Requests name the model qra_bo; without an adapter it is the folder's path."]
 
@@ -63,13 +94,20 @@ def _own_mix(run: FinishedRun) -> list[str]:
 def _serve(run: FinishedRun) -> str:
     folder = run.folder.resolve()
     return shlex.join(["vllm", "serve", str(folder / compressed_tensors.FOLDER), "--enable-lora", "--max-lora-rank",
-                       str(server_rank(run.best["ranks"])), "--lora-modules",
-                       f"qra_bo={folder / uniform_rank.FOLDER}"])
+                       str(server_rank(run.best["ranks"])), "--lora-modules", f"qra_bo={folder / FOLDER}"])
 
 
 def start(run: FinishedRun) -> str | None:
     """Return the command that serves the run's own mix; ``None`` where its files are not there."""
-    there = set(_FILES) <= current_exports(run) and all(
-        (run.folder / part).is_dir() for part in (compressed_tensors.FOLDER, uniform_rank.FOLDER))
-    reason = obstacle({name: str(entry["name"]) for name, entry in run.manifest["modules"].items()})
-    return _serve(run) if there and reason is None else None
+    there = {"compressed_tensors", "vllm"} <= run.current_exports and all(
+        (run.folder / part).is_dir() for part in (compressed_tensors.FOLDER, FOLDER))
+    return _serve(run) if there and obstacle(_formats(run)) is None else None
+
+
+def _views(run: FinishedRun, reference: Reference) -> list[View]:
+    folder = run.folder / FOLDER
+    return [View("vllm, its adapter of one rank", reference.adapted(folder, one_rank=True),
+                 note="added rows and columns are zero")] if (folder / WEIGHTS).is_file() else []
+
+
+LOADER = Loader("peft on the mixed base", _views)

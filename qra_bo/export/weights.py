@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_bo.export.foreign import check_adapter, read_weights
-from qra_bo.export.load import dense_base, dequantise_embeddings, packed_embeddings, packed_linears
+from qra_bo.export.load import dense_base, packed_states
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.manifest import Manifest, read_manifest
-from qra_bo.finetune.models.load import source_folder
+from qra_bo.finetune.manifest import Manifest
 from qra_bo.finetune.quantization.base import State, backend_of, packed
+from qra_bo.finetune.quantization.planes import codes_of, words_of
 from qra_bo.space import StorageFormat
 
 GENERATION = "generation_config.json"
@@ -43,9 +43,30 @@ class LoraPair:
         return self.scale * (self.up @ self.down)
 
 
+def padded(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return LoRA A (``r x in``) and B (``out x r``) padded with zeros to ``rank``: their product stays as it is."""
+    added = rank - len(down)
+    return (torch.nn.functional.pad(down, (0, 0, 0, added)).contiguous(),
+            torch.nn.functional.pad(up, (0, added)).contiguous())
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A weight ``(code - zero) * scale``; a group is a run of columns of one row.
+
+    Args:
+        codes: ``out x in``, uint8.
+        scale: ``out x groups``, fp32, and ``zero`` too.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class LinearWeights:
-    """One quantised linear, on the host.
+    """One quantised linear, or a packed embedding or head, on the host.
 
     Args:
         name: Path of the module in the base model.
@@ -72,6 +93,17 @@ class LinearWeights:
         weight = self.dense(torch.float32)
         return (weight if self.lora is None else weight + self.lora.update).to(dtype)
 
+    def affine(self, group: int | None = None) -> Affine:
+        """Return the codes of a weight in a format of the backend ``integer`` or ``hqq``, in groups of ``group``: a
+        divisor of the format's and of the columns; ``None`` for the format's own."""
+        state, fmt, (rows, columns) = self.state, self.format, self.shape
+        group = fmt.block if group is None else group
+        codes = codes_of(words_of(state), fmt, state["scale"].numel())
+        zero = state.get("zero", torch.full_like(state["scale"], float(1 << fmt.bits - 1)))
+        scale, zero = (part.float().reshape(-1).repeat_interleave(fmt.block // group).view(rows, columns // group)
+                       for part in (state["scale"], zero))
+        return Affine(codes.view(rows, columns), scale, zero)
+
 
 @dataclass(frozen=True, slots=True)
 class RunWeights:
@@ -85,7 +117,6 @@ class RunWeights:
         config: Configuration of the base model, by transformers; its ``dtype`` is the run's compute type.
         generation_config: Its defaults for generation, or ``None``.
         tokenizer: Of the base model; ``save_pretrained`` writes its chat template too.
-        source: Folder that the base was read from; ``None`` where it is random.
         tables: Packed embedding and, where it has weights of its own, head, as linears by module; none in 16 bits.
     """
 
@@ -95,14 +126,7 @@ class RunWeights:
     config: Any
     generation_config: Any
     tokenizer: Any
-    source: Path | None
     tables: Mapping[str, LinearWeights] = field(default_factory=dict)
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Type of the run's matrix products."""
-        dtype: torch.dtype = getattr(torch, self.manifest.compute_dtype)
-        return dtype
 
 
 def weights_of(run: FinishedRun) -> RunWeights:
@@ -113,29 +137,35 @@ def weights_of(run: FinishedRun) -> RunWeights:
         ModelError: If the base model is not at hand, is not the one that the run quantised, or needs code to run.
         DeviceError: If the run packed its weights on CUDA, kept none, and there is no CUDA here.
     """
-    manifest = read_manifest(run.folder)
+    manifest, dtype = run.manifest, getattr(torch, run.manifest.compute_dtype)
     model, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)
-    linears = {weights.name: weights for _, weights in linears_of(model, manifest, run)}
-    tables = _tables(packed_embeddings(model, manifest, run.folder), manifest)
-    dequantise_embeddings(model, manifest, run.folder)
+    linears: dict[str, LinearWeights] = {}
+    tables: dict[str, LinearWeights] = {}
+    for module, weights in weights_in(model, run):
+        if weights.name in manifest.modules:
+            linears[weights.name] = weights
+        else:
+            tables[weights.name] = weights
+            module.weight.data = weights.dense(dtype)
     model.config.architectures = [type(model).__name__]
-    model.config.dtype = getattr(torch, manifest.compute_dtype)
+    model.config.dtype = dtype
     return RunWeights(manifest, linears, _others(model, linears), model.config,
-                      getattr(model, "generation_config", None), tokenizer, source_folder(manifest.model), tables)
+                      getattr(model, "generation_config", None), tokenizer, tables)
 
 
-def linears_of(model: Any, manifest: Manifest, run: FinishedRun) -> Iterator[tuple[nn.Linear, LinearWeights]]:
-    """Cast the parameters of a run's dense base as the run did, and iterate over its quantised linears: the dense one
-    and its tensors. Errors: those of ``weights_of``."""
-    check_adapter(run.adapter, manifest)
-    adapter = read_weights(run.adapter, manifest)
-    for name, linear, state in packed_linears(model, manifest, run.folder):
-        record, lora = manifest.modules[name], None
+def weights_in(model: Any, run: FinishedRun) -> Iterator[tuple[Any, LinearWeights]]:
+    """Cast the parameters of a run's dense base as the run did, and iterate over the modules that it packed (linears,
+    then embedding and head), each with its tensors. Errors: those of ``weights_of``."""
+    check_adapter(run.adapter, run.manifest)
+    adapter = read_weights(run.adapter, run.manifest)
+    for name, state in packed_states(model, run.manifest, run.folder):
+        record, module, lora = run.manifest.packed_weights[name], model.get_submodule(name), None
         if record.rank:
             down, up = (adapter[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
             lora = LoraPair(down, up, record.alpha / record.rank)
-        yield linear, LinearWeights(name, record.format, record.shape, {k: t.cpu() for k, t in state.items()},
-                                    None if linear.bias is None else linear.bias.detach(), lora)
+        bias = getattr(module, "bias", None)
+        yield module, LinearWeights(name, record.format, record.shape, {k: t.cpu() for k, t in state.items()},
+                                    None if bias is None else bias.detach(), lora)
 
 
 def save_generation(settings: Any, folder: Path) -> None:
@@ -143,13 +173,6 @@ def save_generation(settings: Any, folder: Path) -> None:
     published ones that they refuse to save."""
     if settings is not None:
         settings.to_json_file(str(folder / GENERATION), use_diff=True, keys_to_pop=["compile_config"])
-
-
-def _tables(states: Mapping[str, State], manifest: Manifest) -> dict[str, LinearWeights]:
-    record = manifest.embeddings
-    return {} if record is None else {
-        name: LinearWeights(name, record.format, record.shape, {key: t.cpu() for key, t in state.items()}, None, None)
-        for name, state in states.items()}
 
 
 def _others(model: Any, linears: Mapping[str, LinearWeights]) -> dict[str, Tensor]:

@@ -116,6 +116,22 @@ class Manifest:
     versions: Mapping[str, str]
     embeddings: EmbeddingsRecord | None = None
 
+    @property
+    def packed_weights(self) -> dict[str, ModuleRecord]:
+        """Record of every linear, then of embedding and head where they are packed, by module."""
+        table = self.embeddings
+        return {**self.modules, **({} if table is None else {
+            name: ModuleRecord(table.format, table.shape, 0, 0.0, sha256) for name, sha256 in table.tables.items()})}
+
+    @property
+    def alpha_over_rank(self) -> float:
+        """LoRA's scale alpha / r, the same in every module. Raises ``OutputError`` where it differs."""
+        scales = [record.alpha / record.rank for record in self.modules.values() if record.rank]
+        if not scales or max(scales) - min(scales) > 1e-9 * max(scales):
+            raise OutputError(f"alpha / r must be one positive number for all modules of a run, got "
+                              f"{sorted(set(scales))[:4]} in its manifest; {COPY_AGAIN}")
+        return scales[0]
+
     def to_json(self) -> dict[str, Any]:
         return sealed({"schema_version": SCHEMA_VERSION, **asdict(self),
                        "embeddings": None if self.embeddings is None else self.embeddings.to_json(),

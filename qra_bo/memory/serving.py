@@ -142,14 +142,19 @@ CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
              families=_FAMILIES, exports=("mlx",)))}
 """By the value of ``serve``."""
 
-EXPORT_TARGETS = ("card", "axolotl", "trl", "llamafactory", "vllm", "uniform_rank", "packed", "compressed_tensors",
-                  "gguf", "mlx", "merged", "bitsandbytes")
+EXPORT_TARGETS = ("card", "trl", "vllm", "packed", "compressed_tensors", "gguf", "mlx", "merged")
 """Names of the exporters, whose package loads torch."""
+REMOVED_TARGETS: Mapping[str, str] = dict.fromkeys(
+    ("axolotl", "llamafactory"), "that trainer quantises every layer alike, and so trains another base than the run's; "
+    "export.targets=[trl] writes a script that goes on with the run's own") | {
+    "uniform_rank": "export.targets=[vllm] writes the adapter with one rank",
+    "bitsandbytes": "serve=transformers searches 4 and 16 bits in formats that export.targets=[compressed_tensors] "
+                    "holds, for transformers and vLLM alike; export.targets=[merged] writes a copy in 16 bits"}
+"""By the name of a target that there is no more: what does its work."""
 TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
     "compressed_tensors": (CONSUMERS["transformers"].loads, "serve=transformers"),
     "gguf": (lambda fmt: fmt.backend == "none" or gguf_bits(fmt) is not None, "serve=llamacpp"),
-    "mlx": (in_mlx, "serve=mlx"),
-    "bitsandbytes": (lambda fmt: fmt.name in ("nf4", "fp16"), "bits=[4,16] and no other formats")}
+    "mlx": (in_mlx, "serve=mlx")}
 """By export target that holds some formats alone: whether it holds one, exactly or rounded, and what to search with."""
 
 

@@ -24,6 +24,16 @@ QUICK_WEIGHTS = 500_000_000
 """Largest base, by the weights of its linears, that ``export.check=auto`` loads again: a matter of seconds."""
 
 
+def finished_run(config: RunConfig, folder: Path) -> "FinishedRun":
+    """Read the folder of a finished run, with the options that ``config`` has for its exports.
+
+    Raises:
+        OutputError: If a file of it is missing or malformed.
+    """
+    from qra_bo.export.run import FinishedRun  # loads torch, which a simulation does without
+    return FinishedRun.read(folder, bool(config.model["trust_remote_code"]), config.export.gguf)
+
+
 def write_exports(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:
     """Write the exports of a run that has just ended, check them as ``export.check`` says, and return the files.
 
@@ -31,9 +41,9 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
     Nothing that fails here, for want of memory too, takes anything from the run or from the other exports: the reason
     is a warning of the log, which is shown with every ``display``.
     """
-    from qra_bo.export.registry import SMALL, export_all  # loads torch, which a simulation does without
-    trust = bool(config.model["trust_remote_code"])
-    files = export_all(folder, SMALL, config.export.merged_base, trust)
+    from qra_bo.export.registry import SMALL, export_all  # loads torch
+    run = finished_run(config, folder)
+    files = export_all(run, SMALL)
 
     def attempt(action: Callable[[], list[Path]], what: str) -> None:
         try:
@@ -46,12 +56,11 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
 
     for target in asked_for(config):
         if target not in SMALL:
-            attempt(partial(export_all, folder, [target], config.export.merged_base, trust, config.export.gguf),
-                    f"the export {target} was not written")
-    attempt(partial(checked, config, folder, console), "the exports were not checked")
-    warn_of_stale(config, folder)
+            attempt(partial(export_all, run, [target]), f"the export {target} was not written")
+    attempt(partial(checked, config, run, console), "the exports were not checked")
+    warn_of_stale(run)
     if console is not None:
-        for line in commands(config, folder):
+        for line in commands(run):
             print_line(console, line)
     return files
 
@@ -77,42 +86,34 @@ def refuse_base(config: RunConfig, model: Any, tokenizer: Any) -> None:
         raise ConfigError(problems)
 
 
-def commands(config: RunConfig, folder: Path) -> list[str]:
+def commands(run: "FinishedRun") -> list[str]:
     """Return a line with the command of every server that the exports in a run's folder are for."""
     from qra_bo.export import gguf  # loads torch, like the one below
     from qra_bo.export.registry import TARGETS, stale_exports
-    run = _finished(config, folder)
     stale = stale_exports(run)
     found = [(target.name, target.start(run)) for target in TARGETS.values()
-             if target.start is not None and target.name not in stale and (folder / target.path).exists()]
+             if target.start is not None and target.name not in stale and (run.folder / target.path).exists()]
     if "gguf" not in stale:
         found.append(("Ollama", gguf.start_ollama(run)))
     return [f"Talk to it ({name}): {command}" for name, command in found if command is not None]
 
 
-def warn_of_stale(config: RunConfig, folder: Path) -> None:
+def warn_of_stale(run: "FinishedRun") -> None:
     """Warn, with every ``display``, of exports in a run's folder that are not of its present result."""
     from qra_bo.export.registry import stale_exports  # loads torch
     from qra_bo.export.run import export_command
-    run = _finished(config, folder)
     if stale := stale_exports(run):
         log.warning("the exports %s are unfinished, or of an earlier result of this run; write them again: %s",
                     ", ".join(stale), export_command(run, stale))
 
 
-def _finished(config: RunConfig, folder: Path) -> "FinishedRun":
-    from qra_bo.export.run import FinishedRun  # loads torch
-    return FinishedRun.read(folder, bool(config.model["trust_remote_code"]), config.export.merged_base,
-                            config.export.gguf)
-
-
-def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:
+def checked(config: RunConfig, run: "FinishedRun", console: Console | None) -> list[Path]:
     """Load the exports of a run again, where ``export.check`` says so, print a line for each, and write
     ``export/checks.json``. That file is removed where it is of an earlier adapter.
 
     Args:
         config: Its ``export.check`` decides.
-        folder: Of the run.
+        run: The run.
         console: Where the lines are printed; ``None``: nowhere.
 
     Returns:
@@ -122,12 +123,10 @@ def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Pa
         UserError: If the run itself can't be loaded.
     """
     from qra_bo.export.check import check_exports  # loads torch
-    from qra_bo.export.record import current_exports, recorded
     from qra_bo.finetune.manifest import N_TOKENS, package_versions
-    run = _finished(config, folder)
-    path = folder / CHECKS
+    path = run.folder / CHECKS
     with writing(path, "check again"):
-        if CHECKS.name not in current_exports(run):
+        if CHECKS.name not in run.current_exports:
             path.unlink(missing_ok=True)
     if config.export.check is False or (config.export.check == "auto" and run.weights > QUICK_WEIGHTS):
         return []
@@ -137,6 +136,6 @@ def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Pa
         for row in rows:
             said = ", ".join(text for text in (row.result, row.note) if text)
             print_line(console, f"  {row.what} ({row.loaded_by}): {said}")
-    with writing(path, "check again"), recorded(run, CHECKS.name):
+    with writing(path, "check again"), run.recorded(CHECKS.name):
         write_json(path, {"schema_version": 1, "rows": [asdict(row) for row in rows], "versions": package_versions()})
     return [path]

@@ -8,7 +8,6 @@ from typing import Any
 
 from qra_bo.config import RunConfig, named_specs
 from qra_bo.config.rules import serve_problems, target_problems
-from qra_bo.export.run import read_object
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.advice import NOTHING_BINDS, Advice, advice_on
 from qra_bo.memory.budget import OfAllocation, Uniform, format_for
@@ -17,6 +16,7 @@ from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study.given import BY_RULE, CALIBRATED, Given
 from qra_bo.study.setting import Setting
 from qra_bo.utils.errors import BudgetError, ConfigError, OutputError, SpaceError
+from qra_bo.utils.files import read_object
 
 LARGEST_LR = 10.0
 """Learning rates above this are refused as a mistake in the file."""

@@ -27,7 +27,7 @@ def next_steps(d: ReportData) -> list[Step]:
     """The uses of a run that delivered an adapter; empty before that."""
     if d.winner is None or "final" not in d.study.last:
         return []
-    exports = ("Writes the adapter's card, configurations for other trainers and, if named, the model for servers "
+    exports = ("Writes the adapter's card, a script for TRL and, if named, the model for servers "
                "(compressed_tensors, gguf, mlx, merged); measures how each differs from the run's own model. vLLM "
                f"needs --max-lora-rank {server_rank(d.winner.ranks)} for these ranks.")
     steps = [

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.export.registry import SMALL, export_all
-from qra_bo.pipeline.exports import checked, warn_of_stale
+from qra_bo.pipeline.exports import checked, finished_run, warn_of_stale
 from qra_bo.utils.process import tolerant
 
 
@@ -20,10 +20,10 @@ def run(config: RunConfig) -> int:
     Raises:
         UserError: If the folder holds no finished run with an adapter, or a target can't hold it or lacks its inputs.
     """
-    folder, trust = Path(str(config.out)), bool(config.model["trust_remote_code"])
-    files = export_all(folder, config.export.targets or SMALL, config.export.merged_base, trust, config.export.gguf)
-    files += checked(config, folder, Console(file=tolerant(sys.stdout)))
-    warn_of_stale(config, folder)
+    finished = finished_run(config, Path(str(config.out)))
+    files = export_all(finished, config.export.targets or SMALL)
+    files += checked(config, finished, Console(file=tolerant(sys.stdout)))
+    warn_of_stale(finished)
     for path in files:
         print(path)
     return 0

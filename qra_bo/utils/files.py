@@ -112,6 +112,23 @@ def strict_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of unknown origin.
+
+    Raises:
+        OutputError: If it can't be read, or is something else.
+    """
+    try:
+        data = strict_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"{path} can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise OutputError(f"{path} is not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise OutputError(f"{path} must hold an object")
+    return data
+
+
 def bounded_int(text: str) -> int:
     """Parse a whole number of JSON; raises ``ValueError`` if it has more than ``MOST_DIGITS``."""
     if len(text) > MOST_DIGITS:

@@ -48,6 +48,6 @@ def test_refused_run_and_failing_script_are_rows_with_reasons(tmp_path: Path, mo
     assert first.value is None
     assert "nf4" in first.why
     monkeypatch.setattr(exports, "environment", lambda consumer: Path(sys.executable))
-    monkeypatch.setattr(exports, "export_all", lambda folder, targets, gguf_files: [])
+    monkeypatch.setattr(exports, "export_all", lambda run, targets: [])
     [row] = measured(run, tmp_path)
     assert row["note"].startswith("failed: ")

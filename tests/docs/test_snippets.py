@@ -182,7 +182,7 @@ def test_the_reference_lists_every_key() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     text = module.configuration()
-    for key in ("budget", "memory.scope", "quantizer.formats.4", "export.merged_base"):
+    for key in ("budget", "memory.scope", "quantizer.formats.4", "export.gguf"):
         assert f"| `{key}` |" in text
     for key, change in (("budget", "refused"), ("max_hours", "may change"), ("out", "names the run"),
                         ("effort.max_full_trials", "may change"), ("data.kind", "refused")):

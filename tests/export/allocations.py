@@ -150,7 +150,7 @@ def reload_or_refuse(number: int, target: str, folder: Path, holds: Callable[[st
     """
     case = make_case(number, tuple(name for name in FORMATS if holds(name)))
     run = build(case, folder)
-    names = {str(entry["name"]) for entry in run.manifest["modules"].values()}
+    names = {record.format.name for record in run.manifest.modules.values()}
     try:
         TARGETS[target].write(run)
     except ConfigError as error:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qra_bo.config import load_config
+from qra_bo.export.registry import SMALL, export_all
+from qra_bo.export.run import GGUF_FILES, FinishedRun
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
@@ -45,3 +47,8 @@ def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: st
                                **{key: config.to_dict()["train"][key] for key in TRAINING}})
     (folder / "best.json").write_text(json.dumps(best))
     return folder
+
+
+def exported(folder: Path, targets: Sequence[str] = SMALL, gguf: Sequence[str] = GGUF_FILES) -> list[Path]:
+    """Read the folder of a finished run and write exports of it; return the files."""
+    return export_all(FinishedRun.read(folder, gguf=gguf), targets)

@@ -14,7 +14,7 @@ from qra_bo.config import load_config
 from qra_bo.export.comparison import Reference, with_adapter
 from qra_bo.export.compressed_tensors import FOLDER, in_words, refuse_formats
 from qra_bo.export.load import load
-from qra_bo.export.registry import TARGETS, export_all
+from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import PROBE, read_manifest
@@ -22,7 +22,7 @@ from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.pipeline.exports import refuse_base
 from qra_bo.utils.errors import ConfigError
 from tests.export.allocations import Case, build_on, check_cases, slow_cases
-from tests.export.finished import finish
+from tests.export.finished import exported, finish
 
 RTN = "quantizer.rounding=rtn"
 WIDTHS = (("sym2-g64", "sym3-g32", "sym4-g64", "fp16"), ("sym5-g64", "sym6-g32", "sym8-g64", "sym3-g64"))
@@ -33,7 +33,7 @@ def make_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = []
     for i, formats in enumerate(WIDTHS):
         folder = finish(tmp_path_factory.mktemp("symmetric") / "run", formats, (1, 4, 0, 3 + i), RTN)
-        export_all(folder, ["compressed_tensors"])
+        exported(folder, ["compressed_tensors"])
         folders.append(folder)
     return folders
 
@@ -117,14 +117,14 @@ def test_a_decoder_with_linears_of_its_own_is_refused_before_and_after_training(
             "trust_remote_code": False}
     run = build_on(node, Case(1, "falcon", True, 4, "bfloat16", ("sym4-g64",), (1,)), tmp_path / "run")
     with pytest.raises(ConfigError, match="this falcon model in compressed-tensors"):
-        export_all(run.folder, ["compressed_tensors"])
+        exported(run.folder, ["compressed_tensors"])
     assert not (run.folder / FOLDER).exists()
 
 
 def test_run_with_other_formats_writes_nothing(tmp_path: Path) -> None:
     run = finish(tmp_path / "run", ("nf4", "sym4-g64", "int3-g64", "hqq2"), (1, 1, 1, 1), RTN)
     with pytest.raises(ConfigError, match="hqq2, int3-g64, nf4 have no form there"):
-        export_all(run, ["compressed_tensors"])
+        exported(run, ["compressed_tensors"])
     assert not (run / FOLDER).exists()
 
 

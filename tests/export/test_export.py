@@ -6,96 +6,93 @@ import shlex
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from qra_bo.config import load_config
-from qra_bo.export import bitsandbytes, compressed_tensors, gguf, mlx, vllm
-from qra_bo.export.record import recorded
-from qra_bo.export.registry import SMALL, TARGETS, export_all, stale_exports
+from qra_bo.export import compressed_tensors, gguf, mlx, vllm
+from qra_bo.export.registry import TARGETS, export_all, stale_exports
 from qra_bo.export.run import GGUF_FILES, FinishedRun
-from qra_bo.finetune.manifest import ModuleRecord
-from qra_bo.memory.formats import FORMATS
+from qra_bo.finetune.manifest import MANIFEST, ModuleRecord, adapter_digest, sealed
+from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving import EXPORT_TARGETS, TARGET_FORMATS
-from qra_bo.pipeline.exports import commands, warn_of_stale
+from qra_bo.pipeline.exports import commands, finished_run, warn_of_stale
 from qra_bo.study.results import PREDICTED
 from qra_bo.utils.errors import ConfigError, OutputError
+from tests.export.finished import exported
 from tests.export.fixtures import manifest_json, module_ranks, write_finished
+
+SYMMETRIC = ("sym4-g64", "sym8-g64", "sym4-g64", "fp16")
+
+
+def with_manifest(run, **changes):
+    """Change fields of a run's manifest, and seal it."""
+    manifest = json.loads((run / MANIFEST).read_text())
+    (run / MANIFEST).write_text(json.dumps(sealed({**manifest, **changes})))
+    return run
+
+
+def with_weights(run, formats=SYMMETRIC):
+    """Give a run the formats, and random adapter weights of its ranks (``r x 6`` and ``7 x r``)."""
+    draw = torch.Generator().manual_seed(0)
+    weights = {f"base_model.model.{name}.lora_{x}.weight": torch.randn(shape, generator=draw)
+               for name, r in module_ranks().items() for x, shape in (("A", (r, 6)), ("B", (7, r)))}
+    save_file(weights, run / "adapter" / "adapter_model.safetensors")
+    (run / MANIFEST).write_text(json.dumps(manifest_json(module_ranks(), dict(zip(module_ranks(), formats,
+                                                                                  strict=True)))))
+    return with_manifest(run, adapter_sha256=adapter_digest(run / "adapter"))
 
 
 def test_every_text_export_is_written_where_it_says(tmp_path):
     run = write_finished(tmp_path / "run")
-    texts = [name for name in SMALL if name != "uniform_rank"]
-    paths = export_all(run, texts)
-    assert [str(p.relative_to(run)) for p in paths] == [TARGETS[name].path for name in texts]
+    paths = exported(run)
+    assert [str(p.relative_to(run)) for p in paths] == ["adapter/README.md", "export/train_trl.py",
+                                                        "export/vllm/serve.txt"]
     assert all(p.read_text() for p in paths)
 
 
-@pytest.mark.parametrize("target", ["axolotl", "llamafactory"])
-def test_yaml_parses_to_the_same_ranks(tmp_path, target):
-    yaml = pytest.importorskip("yaml")
-    [path] = export_all(write_finished(tmp_path / "run"), [target])
-    data = yaml.safe_load(path.read_text())
-    if target == "axolotl":
-        found = {re.sub(r"\\(.)", r"\1", k): r for k, r in data["lora_rank_pattern"].items()}
-        assert found == module_ranks()
-        assert {k: a / 2 for k, a in data["lora_alpha_pattern"].items()} == data["lora_rank_pattern"]
-        assert data["lora_target_modules"] == list(module_ranks())
-        assert data["base_model"] == "org/tiny"
-    else:
-        assert data["adapter_name_or_path"] == str((tmp_path / "run" / "adapter").resolve())
-
-
-@pytest.mark.parametrize(("target", "key", "pin"), [
-    ("axolotl", "base_model", "revision_of_model"), ("llamafactory", "model_name_or_path", "model_revision")])
-@pytest.mark.parametrize(("node", "base", "revision"), [
-    ({"source": "path", "gguf_file": None, "revision": None}, "org/tiny", None),
-    ({"source": "hub", "gguf_file": None, "revision": "0" * 40}, "org/tiny", "0" * 40),
-    ({"source": "hub", "gguf_file": None, "revision": "0" * 40, "text_part": True}, "SET-ME", None),
-    ({"source": "wheel", "gguf_file": "Tiny.Q4_1.gguf", "revision": None}, "SET-ME", None)])
-def test_trainers_get_the_revision_of_the_base_and_no_gguf_file(tmp_path, target, key, pin, node, base, revision):
-    yaml = pytest.importorskip("yaml")
-    run = write_finished(tmp_path / "run")
-    manifest = json.loads((run / "quant_manifest.json").read_text())
-    (run / "quant_manifest.json").write_text(json.dumps({**manifest, "model": node}))
-    [path] = export_all(run, [target])
-    data = yaml.safe_load(path.read_text())
-    assert (data[key], data.get(pin)) == (base, revision)
-    assert ("GGUF file Tiny.Q4_1.gguf" in path.read_text()) == bool(node["gguf_file"])
-
-
 def test_script_for_trl_is_python_whatever_the_model_is_called(tmp_path):
-    [path] = export_all(write_finished(tmp_path / "run", model='a """ b \\ \' c'), ["trl"])
+    [path] = exported(write_finished(tmp_path / "run", model='a """ b \\ \' c'), ["trl"])
     compile(path.read_text(), str(path), "exec")
 
 
 def test_vllm_serves_a_merged_copy_of_what_it_does_not_load(tmp_path):
     run = write_finished(tmp_path / "run")
-    text = export_all(run, ["vllm"])[0].read_text()
-    assert "vLLM has no hqq4, hqq8" in text
-    assert f"vllm serve {run.resolve() / 'export' / 'merged'}\n" in text
-    assert "serve=vllm" in text
+    [path] = exported(run, ["vllm"])
+    assert "vLLM has no hqq4, hqq8" in path.read_text()
+    assert f"vllm serve {run.resolve() / 'export' / 'merged'}\n" in path.read_text()
+    assert "serve=vllm" in path.read_text()
 
 
 def test_vllm_serves_the_mix_with_an_adapter_of_one_rank(tmp_path):
-    run = write_finished(tmp_path / "run")
-    formats = dict(zip(module_ranks(), ("sym4-g64", "sym8-g64", "sym4-g64", "fp16"), strict=True))
-    (run / "quant_manifest.json").write_text(json.dumps(manifest_json(module_ranks(), formats)))
-    text = export_all(run, ["vllm"])[0].read_text()
+    run = with_weights(write_finished(tmp_path / "run"))
+    commands, config, weights = exported(run, ["vllm"])
+    text = commands.read_text()
     assert f"vllm serve {run.resolve() / 'compressed_tensors'} --enable-lora --max-lora-rank 8 " in text
-    assert f"--lora-modules qra_bo={run.resolve() / 'export' / 'adapter_uniform_rank'}\n" in text
+    assert f"--lora-modules qra_bo={run.resolve() / 'export' / 'vllm'}\n" in text
     assert "(4, 8 bits), on a GPU." in text
+    padded, own, given = load_file(weights), load_file(run / "adapter" / weights.name), json.loads(config.read_text())
+    assert (given["r"], given["lora_alpha"], given["rank_pattern"], given["alpha_pattern"]) == (5, 10, {}, {})
+    for name in module_ranks():
+        a, b = (f"base_model.model.{name}.lora_{x}.weight" for x in "AB")
+        assert (padded[a].shape, padded[b].shape) == ((5, 6), (7, 5))
+        torch.testing.assert_close(padded[b] @ padded[a], own[b] @ own[a])
+    (run / "adapter" / weights.name).unlink()
+    with pytest.raises(OutputError, match="adapter_model"):
+        exported(run, ["vllm"])
 
 
 @pytest.mark.parametrize(("formats", "said"), [
-    (("sym4-g64", "sym4-g64", "sym4-g64", "fp16"), None), (("sym4-g64", "sym4-g32", "sym4-g64", "fp16"), "qkv"),
-    (("sym4-g64", "sym4-g64", "nf4", "fp16"), "vLLM has no nf4")])
+    ((*SYMMETRIC[:3], "sym4-g64"), "qkv"), (("sym4-g64", "sym4-g64", "sym4-g64", "fp16"), None),
+    (("sym4-g64", "sym4-g32", "sym4-g64", "fp16"), "qkv"), (("sym4-g64", "sym4-g64", "nf4", "fp16"), "has no nf4")])
 def test_vllm_wants_one_format_for_projections_of_one_input(formats, said):
     names = [f"layers.0.self_attn.{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    found = vllm.obstacle(dict(zip(names, formats, strict=True)))
+    found = vllm.obstacle(dict(zip(names, map(parse_format, formats), strict=True)))
     assert found is None if said is None else said in found
 
 
 def test_card_names_base_baseline_and_interval(tmp_path):
-    [path] = export_all(write_finished(tmp_path / "run"), ["card"])
+    [path] = exported(write_finished(tmp_path / "run"), ["card"])
     text = path.read_text()
     assert path.parent.name == "adapter"
     for part in ('"base_model": "org/tiny"', "| uniform-4bit-r16 | 4.1300", "\u22120.0120", "needs its mixed base",
@@ -110,7 +107,7 @@ def test_card_names_base_baseline_and_interval(tmp_path):
     ([8, 4], [2, 2], "of rank 2, trained on a base model whose bit-width differs by unit. Both were", True)])
 def test_card_says_what_differs_by_unit(tmp_path, bits, ranks, said, tag):
     run = write_finished(tmp_path / "run", bits=bits, ranks=ranks)
-    [path] = export_all(run, ["card"])
+    [path] = exported(run, ["card"])
     text = path.read_text()
     assert said in text
     assert ("mixed-precision" in text.split("---")[1]) == tag
@@ -121,7 +118,7 @@ def test_card_says_what_differs_by_unit(tmp_path, bits, ranks, said, tag):
 
 def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
     final = {"loss": 3.871, "loss_se": .005, "steps": 320, "kept_step": 240, "metric": "test_loss"}
-    [path] = export_all(write_finished(tmp_path / "run", delivered=final, search_loss=4.07), ["card"])
+    [path] = exported(write_finished(tmp_path / "run", delivered=final, search_loss=4.07), ["card"])
     text = path.read_text()
     assert "Test loss of this adapter: 3.8710 ± 0.0050 nats per token**, after 240 steps" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -133,7 +130,7 @@ def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
 @pytest.mark.parametrize("seeds", [0, 5])
 def test_card_of_a_uniform_winner_does_not_compare_it_with_itself(tmp_path, seeds):
     same = {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": seeds}
-    [path] = export_all(write_finished(tmp_path / "run", winner_kind="uniform", versus_best_uniform=same), ["card"])
+    [path] = exported(write_finished(tmp_path / "run", winner_kind="uniform", versus_best_uniform=same), ["card"])
     assert "This allocation is the best uniform baseline.\n" in path.read_text()  # a mixed one may not have fitted
     assert "95 % interval" not in path.read_text()
 
@@ -143,7 +140,7 @@ def test_card_of_a_uniform_winner_does_not_compare_it_with_itself(tmp_path, seed
     (.02, "negative is better); +0.0080 predicted for 240 steps.\n")])
 def test_card_states_the_length_of_the_comparison_and_what_is_predicted_beyond(tmp_path, ahead, said):
     objective = {"steps": 240, "trial_steps": 24, "confirmed_steps": 24, "predicted_beyond": ahead}
-    [path] = export_all(write_finished(tmp_path / "run", objective=objective), ["card"])
+    [path] = exported(write_finished(tmp_path / "run", objective=objective), ["card"])
     assert said in path.read_text()
 
 
@@ -152,29 +149,24 @@ def test_card_states_the_length_of_the_comparison_and_what_is_predicted_beyond(t
 def test_card_states_a_predicted_difference_of_the_delivered_allocation_alone(tmp_path, numbers, compares):
     prediction = {"label": PREDICTED, **dict(zip(("mean", "low", "high"), numbers, strict=True)), "steps": 24}
     run = write_finished(tmp_path / "run", searched=False, prediction=prediction, versus_best_uniform=None)
-    [path] = export_all(run, ["card"])
+    [path] = exported(run, ["card"])
     text = path.read_text()
     assert PREDICTED in text
     assert ("nats against the best uniform choice" in text) == compares
 
 
 def test_card_of_a_synthetic_run_says_so_first(tmp_path):
-    [path] = export_all(write_finished(tmp_path / "run", oracle="synthetic"), ["card"])
+    [path] = exported(write_finished(tmp_path / "run", oracle="synthetic"), ["card"])
     assert "no model was trained" in path.read_text().split("\n## ")[0]
 
 
-def test_unknown_targets_are_all_named_nearest_first(tmp_path):
-    with pytest.raises(ConfigError, match=r"'axolot' is unknown; known: axolotl.*'zzz' is unknown"):
-        export_all(tmp_path, ["axolot", "zzz", "card"])
-
-
 def test_an_unfinished_run_is_refused_with_all_that_is_missing(tmp_path):
-    with pytest.raises(OutputError, match=r"best\.json can't be read.*quant_manifest\.json can't be read"):
-        export_all(tmp_path, ["card"])
+    with pytest.raises(OutputError, match=r"best\.json can't be read.*it holds no quant_manifest\.json"):
+        exported(tmp_path, ["card"])
     run = write_finished(tmp_path / "run")
     (run / "best.json").write_text("{}")
     with pytest.raises(OutputError, match=r"best\.json: model is missing"):
-        export_all(run, list(TARGETS))
+        exported(run, list(TARGETS))
 
 
 def test_checks_of_another_release_are_passed_over_and_other_changes_refused(tmp_path, monkeypatch):
@@ -182,47 +174,10 @@ def test_checks_of_another_release_are_passed_over_and_other_changes_refused(tmp
     best = json.loads((run / "best.json").read_text())
     monkeypatch.setattr("qra_bo.export.run.load_study", lambda folder: None)
     monkeypatch.setattr("qra_bo.export.run.build_best", lambda study: {**best, "checks": [{"action": "Reworded."}]})
-    assert export_all(run, ["card"])
+    assert exported(run, ["card"])
     (run / "best.json").write_text(json.dumps({**best, "ranks": best["ranks"][::-1], "loss": 0.1}))
     with pytest.raises(OutputError, match=r"is not what the run's trials\.jsonl says"):
-        export_all(run, ["card"])
-
-
-@pytest.mark.parametrize("modules", [{"a": "Int8WeightOnlyConfig"}, {"a": {"bits": 4}}, ["a"]])
-def test_a_manifest_with_other_modules_is_refused(tmp_path, modules):
-    run = write_finished(tmp_path / "run")
-    (run / "quant_manifest.json").write_text(json.dumps({"modules": modules}))
-    with pytest.raises(OutputError, match=r"quant_manifest\.json: every module must have"):
-        export_all(run, list(TARGETS))
-
-
-def test_padding_to_one_rank_keeps_the_product_and_scale(tmp_path):
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import load_file, save_file
-
-    run = write_finished(tmp_path / "run")
-    draw = torch.Generator().manual_seed(0)
-    weights = {}
-    for name, r in module_ranks().items():
-        weights[f"base_model.model.{name}.lora_A.weight"] = torch.randn(r, 6, generator=draw)
-        weights[f"base_model.model.{name}.lora_B.weight"] = torch.randn(7, r, generator=draw)
-    save_file(weights, run / "adapter" / "adapter_model.safetensors")
-    from tests.security.test_adapters import seal_adapter
-    seal_adapter(run)
-    paths = export_all(run, ["uniform_rank"])
-    padded = load_file(paths[1])
-    config = json.loads(paths[0].read_text())
-    assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (5, 10, {})
-    for name in module_ranks():
-        a, b = (f"base_model.model.{name}.lora_{x}.weight" for x in "AB")
-        assert padded[a].shape == (5, 6)
-        assert padded[b].shape == (7, 5)
-        torch.testing.assert_close(padded[b] @ padded[a], weights[b] @ weights[a])
-
-
-def test_padding_without_weights_says_what_is_missing(tmp_path):
-    with pytest.raises(OutputError, match="adapter_model"):
-        export_all(write_finished(tmp_path / "run"), ["uniform_rank"])
+        exported(run, ["card"])
 
 
 @pytest.mark.parametrize(("files", "said"), [
@@ -257,14 +212,12 @@ def test_models_of_two_runs_have_names_of_their_own_in_ollama(tmp_path):
 
 
 def test_vllm_is_started_where_its_files_are(tmp_path):
-    run = write_finished(tmp_path / "run")
-    formats = dict.fromkeys(module_ranks(), "sym4-g64")
-    (run / "quant_manifest.json").write_text(json.dumps(manifest_json(module_ranks(), formats)))
+    run = with_weights(write_finished(tmp_path / "run"))
     assert vllm.start(FinishedRun.read(run)) is None
-    for name in ("compressed_tensors", "uniform_rank"):
+    for name in ("compressed_tensors", "vllm"):
         (run / TARGETS[name].path).mkdir(parents=True)
         assert vllm.start(FinishedRun.read(run)) is None  # begun, and perhaps not ended
-        with recorded(FinishedRun.read(run), name):
+        with FinishedRun.read(run).recorded(name):
             pass
     assert vllm.start(FinishedRun.read(run)).startswith(f"vllm serve {run.resolve() / 'compressed_tensors'} ")
 
@@ -282,19 +235,18 @@ def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, mo
     monkeypatch.setitem(TARGETS, "mlx", replace(TARGETS["mlx"], write=write))
     found = lambda: stale_exports(FinishedRun.read(run))  # noqa: E731
     assert found() == []
-    export_all(run, ["mlx"])
+    exported(run, ["mlx"])
     assert found() == []
     broken.append(True)
     with pytest.raises(OutputError, match="No space left"):
-        export_all(run, ["mlx"])
+        exported(run, ["mlx"])
     assert found() == ["mlx"]
     broken.clear()
-    export_all(run, ["mlx"])
+    exported(run, ["mlx"])
     assert found() == []
-    manifest = json.loads((run / "quant_manifest.json").read_text())
-    (run / "quant_manifest.json").write_text(json.dumps({**manifest, "adapter_sha256": "1" * 64}))
+    with_manifest(run, adapter_sha256="1" * 64)
     assert found() == ["mlx"]
-    warn_of_stale(load_config([]), run)
+    warn_of_stale(FinishedRun.read(run))
     [line] = caplog.messages
     assert line.startswith("the exports mlx are unfinished, or of an earlier result")
     assert line.endswith(f"python -m qra_bo task=export out={run} 'export.targets=[mlx]'")
@@ -305,14 +257,14 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     run = write_finished(tmp_path / "a run, of mine").resolve()
-    asked = ["export.gguf=[base,adapter,merged-q8_0]", "export.merged_base=original", "model.trust_remote_code=true"]
+    asked = load_config(["export.gguf=[base,adapter,merged-q8_0]", "model.trust_remote_code=true"])
     for name in ("gguf", "merged"):
         (run / TARGETS[name].path).mkdir(parents=True)
     monkeypatch.setitem(TARGETS, "merged", replace(TARGETS["merged"], write=write))
     with pytest.raises(OutputError, match="No space left") as failed:
-        export_all(run, ["merged"], "original", trust_remote_code=True)
-    assert commands(load_config(asked), run) == []
-    warn_of_stale(load_config(asked), run)
+        export_all(finished_run(asked, run), ["merged"])
+    assert commands(finished_run(asked, run)) == []
+    warn_of_stale(finished_run(asked, run))
     [line] = caplog.messages
     for told, targets, gguf_files in ((str(failed.value), ["merged"], GGUF_FILES),
                                       (line, ["gguf", "merged"], ("base", "adapter", "merged-q8_0"))):
@@ -321,12 +273,17 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
         again = load_config(words[3:])
         assert str(again.out) == str(run)
         assert (list(again.export.targets), tuple(again.export.gguf)) == (targets, gguf_files)
-        assert again.export.merged_base == "original"
         assert again.model["trust_remote_code"]
 
 
 def test_configurations_know_the_names_of_all_targets():
     assert set(EXPORT_TARGETS) == set(TARGETS)
+
+
+@pytest.mark.parametrize("name", ["axolotl", "llamafactory", "uniform_rank", "bitsandbytes"])
+def test_a_removed_target_is_refused_with_what_does_its_work(name):
+    with pytest.raises(ConfigError, match=rf"'{name}' is no longer an export target: .*export\.targets=\["):
+        load_config(["+model=tiny", "data=tiny", f"export.targets=[{name}]"])
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
@@ -340,6 +297,5 @@ def test_search_is_refused_the_formats_that_its_exports_refuse(fmt):
 
     record = ModuleRecord(fmt, (4, 256), 0, 0.0, "")
     found = {"compressed_tensors": holds(compressed_tensors.refuse_formats, {"x": fmt}),
-             "gguf": holds(gguf.refuse_formats, {"x": record}), "mlx": holds(mlx.refuse_formats, [record]),
-             "bitsandbytes": fmt.name in bitsandbytes.SERVABLE}
+             "gguf": holds(gguf.refuse_formats, {"x": record}), "mlx": holds(mlx.refuse_formats, [record])}
     assert found == {target: stated(fmt) for target, (stated, _) in TARGET_FORMATS.items()}

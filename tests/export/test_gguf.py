@@ -20,7 +20,7 @@ from qra_bo.export.gguf_blocks import form_of, is_exact, linear_blocks
 from qra_bo.export.gguf_file import half_form
 from qra_bo.export.gguf_layout import layout_of
 from qra_bo.export.llamacpp import LlamaCpp
-from qra_bo.export.registry import SMALL, export_all
+from qra_bo.export.registry import SMALL
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
 from qra_bo.finetune.quantization.base import backend_of
@@ -31,7 +31,7 @@ from qra_bo.pipeline.exports import commands
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
 from qra_bo.utils.errors import ConfigError
 from tests.export.allocations import VOCABULARY, Case, build, check_refusal, make_case, slow_cases
-from tests.export.finished import SETTINGS, finish
+from tests.export.finished import SETTINGS, exported, finish
 
 RTN = "quantizer.rounding=rtn"
 FP32 = "dtype=float32"
@@ -48,7 +48,7 @@ def names(run: Path) -> dict[str, Any]:
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     folder = finish(tmp_path_factory.mktemp("gguf") / "run", ("sym4-g64", "int3-g32", "sym8-g64", "hqq4"), (3, 0, 5, 8),
                     RTN, FP32)
-    export_all(folder, ["gguf"], gguf_files=list(FILES))
+    exported(folder, ["gguf"], gguf=list(FILES))
     return FinishedRun.read(folder, gguf=list(FILES))
 
 
@@ -141,7 +141,7 @@ def test_16_bits_take_the_type_that_holds_them() -> None:
 def test_formats_without_a_form_are_all_named(tmp_path: Path) -> None:
     run = finish(tmp_path / "run", ("nf4", "sym4-g64", "int8", "hqq8"), (1, 1, 1, 1), RTN)
     with pytest.raises(ConfigError, match=r"gguf holds .* in this run hqq8, int8, nf4 have no form.*serve=llamacpp"):
-        export_all(run, ["gguf"])
+        exported(run, ["gguf"])
     assert not (run / FOLDER).exists()
 
 
@@ -164,14 +164,14 @@ def test_modelfile_has_the_generation_settings() -> None:
     from transformers import GenerationConfig
 
     settings = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9)
-    weights = RunWeights(None, {}, {}, None, settings, None, None)  # type: ignore[arg-type]
+    weights = RunWeights(None, {}, {}, None, settings, None)  # type: ignore[arg-type]
     assert modelfile("m.gguf", weights).splitlines()[:2] == ["FROM ./m.gguf", "PARAMETER temperature 0.6"]
     assert "PARAMETER top_p 0.9" in modelfile("m.gguf", weights)
 
 
 def test_files_are_those_that_were_asked_for(tmp_path: Path, run: FinishedRun) -> None:
     folder = finish(tmp_path / "run", ("fp16", "sym5-g64", "sym2-g64", "sym6-g64"), (1, 1, 1, 1), RTN)
-    written = export_all(folder, ["gguf"], gguf_files=["base"])
+    written = exported(folder, ["gguf"], gguf=["base"])
     assert [p.name for p in written] == ["base.gguf", "README.md"]
     assert "llama-server" not in written[1].read_text()
 
@@ -182,28 +182,28 @@ def built(number: int, folder: Path) -> Path:
 
 def test_files_of_an_earlier_adapter_do_not_stay_beside_new_ones(tmp_path: Path) -> None:
     folder = built(1, tmp_path)
-    export_all(folder, ["gguf"])
+    exported(folder, ["gguf"])
     (folder / FOLDER / "notes.txt").touch()
-    export_all(built(2, tmp_path), ["gguf"], gguf_files=["base", "adapter"])
+    exported(built(2, tmp_path), ["gguf"], gguf=["base", "adapter"])
     assert {path.name for path in (folder / FOLDER).iterdir()} == {"base.gguf", "adapter.gguf", "README.md",
                                                                   "notes.txt"}
 
 
 def test_a_file_that_is_added_leaves_the_others_and_their_commands(tmp_path: Path) -> None:
     folder = built(1, tmp_path)
-    export_all(folder, ["gguf"], gguf_files=["base", "adapter", "merged-q8_0"])
-    export_all(folder, ["gguf"], gguf_files=["base-f32"])
+    exported(folder, ["gguf"], gguf=["base", "adapter", "merged-q8_0"])
+    exported(folder, ["gguf"], gguf=["base-f32"])
     text = (folder / FOLDER / "README.md").read_text()
     for part in ("`merged-q8_0.gguf`", "`base-f32.gguf`", "llama-server -m base.gguf --lora adapter.gguf", "ollama"):
         assert part in text
-    printed = commands(load_config([]), folder)
+    printed = commands(FinishedRun.read(folder))
     assert [line.partition("):")[0] for line in printed] == ["Talk to it (gguf", "Talk to it (Ollama"]
 
 
 def test_commands_name_files_that_are_there(tmp_path: Path) -> None:
     folder = built(1, tmp_path)
-    export_all(folder, ["gguf"], gguf_files=["merged-q8_0"])
-    server, _ = commands(load_config([]), folder)  # whose export.gguf lists other files
+    exported(folder, ["gguf"], gguf=["merged-q8_0"])
+    server, _ = commands(FinishedRun.read(folder))  # whose export.gguf lists other files
     named = [Path(word) for word in shlex.split(server) if word.endswith(".gguf")]
     assert [path.name for path in named] == ["merged-q8_0.gguf"]
     assert all(path.is_file() for path in named)
@@ -211,11 +211,11 @@ def test_commands_name_files_that_are_there(tmp_path: Path) -> None:
 
 def test_the_check_of_the_readme_leaves_the_files(tmp_path: Path) -> None:
     folder = built(1, tmp_path)
-    files = {path: path.read_bytes() for path in export_all(folder, ["gguf"], gguf_files=["merged-q8_0"])}
+    files = {path: path.read_bytes() for path in exported(folder, ["gguf"], gguf=["merged-q8_0"])}
     [check] = re.findall("`python -m qra_bo (task=export .*)` measures", (folder / FOLDER / "README.md").read_text())
     config = load_config(shlex.split(check))
     assert config.export.check is True
-    export_all(folder, config.export.targets or SMALL, gguf_files=config.export.gguf)
+    exported(folder, config.export.targets or SMALL, gguf=config.export.gguf)
     assert {path: path.read_bytes() for path in (folder / FOLDER).iterdir()} == files
 
 
@@ -243,7 +243,7 @@ def reload_or_refuse(number: int, folder: Path) -> bool:
     the run is refused. Returns whether it was exported."""
     run = replace(build(make_case(number, tuple(filter(holds, FORMATS))), folder),
                   gguf=("base", "adapter", "base-f32"))
-    found = {str(entry["name"]) for entry in run.manifest["modules"].values()}
+    found = {record.format.name for record in run.manifest.modules.values()}
     try:
         write(run)
     except ConfigError as error:
@@ -284,7 +284,7 @@ def test_plan_states_the_bytes_of_each_files_tensors(embeddings: int, tmp_path: 
                         Ladder("ranks", (2, 3, 5, 8)))
     memory = MemoryModel(spec, TrainShape(2, 32, embeddings=embeddings))
     stated = gguf_bytes(memory, space, Allocation(formats, ranks))
-    export_all(folder, ["gguf"], gguf_files=list(stated))
+    exported(folder, ["gguf"], gguf=list(stated))
     for name, size in stated.items():
         path = folder / FOLDER / f"{name}.gguf"
         assert sum(int(t.n_bytes) for t in names(path).values()) == size

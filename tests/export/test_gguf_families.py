@@ -97,7 +97,7 @@ def weights_with_adapter(model: Any) -> RunWeights:
             linears[name] = LinearWeights(name, fmt, (rows, columns), {"codes": module.weight.data.half()},
                                           None if module.bias is None else module.bias.data, lora)
     return RunWeights(None, linears, _others(model, linears), model.config,  # type: ignore[arg-type]
-                      model.generation_config, byte_tokenizer(), None)
+                      model.generation_config, byte_tokenizer())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -153,7 +153,7 @@ def test_sampling_is_written_with_releases_of_gguf_without_methods_for_it(tmp_pa
 
 def test_other_families_are_refused_with_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     others = {"gpt_neox.embed_in.weight": torch.zeros(320, 64)}  # a name of its own, which must not be a KeyError
-    weights = RunWeights(None, {}, others, GPTNeoXConfig(), None, byte_tokenizer(), None)  # type: ignore[arg-type]
+    weights = RunWeights(None, {}, others, GPTNeoXConfig(), None, byte_tokenizer())  # type: ignore[arg-type]
     monkeypatch.setattr("qra_bo.export.gguf.weights_of", lambda run: weights)
     with pytest.raises(ConfigError, match=r"families llama, mistral, qwen2.*'gpt_neox'"):
         source_of(None)  # type: ignore[arg-type]

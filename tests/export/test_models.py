@@ -9,28 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from qra_bo.config import load_config
-from qra_bo.export import bitsandbytes
 from qra_bo.export.check import check_exports
 from qra_bo.export.comparison import Loader, Reference, View, divergence
 from qra_bo.export.load import load
-from qra_bo.export.merged import ORIGINAL, merged_model
-from qra_bo.export.record import recorded
-from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import weights_of
 from qra_bo.finetune.manifest import MANIFEST, PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.tasks.export import run as export
-from qra_bo.utils.errors import ConfigError, OutputError
 from qra_bo.utils.files import write_json
-from tests.export.allocations import Case, base_folder, build, build_on
-from tests.export.finished import finish
+from tests.export.allocations import Case, base_folder, build_on
+from tests.export.finished import exported, finish
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 RANKS = (1, 4, 2, 3)
@@ -44,11 +37,6 @@ def make_mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finish(tmp_path_factory.mktemp("mixed") / "run", ("hqq2", "nf4", "int8", "fp16"), RANKS, NEAREST)
 
 
-@pytest.fixture(scope="module", name="servable")
-def make_servable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finish(tmp_path_factory.mktemp("servable") / "run", ("nf4", "fp16", "nf4", "fp16"), RANKS, NEAREST)
-
-
 def logits(model: Any, run: Path) -> torch.Tensor:
     with torch.no_grad():
         ids = load_file(run / PROBE)["input_ids"]
@@ -59,11 +47,11 @@ def logits(model: Any, run: Path) -> torch.Tensor:
 def test_packed_weights_load_to_the_same_logits(mixed: Path,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     before = logits(load(mixed)[0], mixed)
-    paths = export_all(mixed, ["packed"])
+    paths = exported(mixed, ["packed"])
     assert [p.name for p in paths] == [PACKED, "quant_manifest.json"]
     assert read_manifest(mixed).packed == PACKED
     written = (mixed / PACKED).stat().st_mtime_ns
-    assert export_all(mixed, ["packed"]) == paths
+    assert exported(mixed, ["packed"]) == paths
     assert (mixed / PACKED).stat().st_mtime_ns == written
     monkeypatch.setattr("qra_bo.export.load.backend_of", Unpacked)
     assert torch.equal(logits(load(mixed)[0], mixed), before)
@@ -89,24 +77,19 @@ class Unpacked:
         self.build = backend_of(fmt).build
 
 
-@pytest.mark.parametrize("base", ["dequantised", "original"])
-def test_merged_model_is_base_plus_update(mixed: Path, base: str) -> None:
-    export_all(mixed, ["merged"], base)
+def test_merged_model_is_base_plus_update(mixed: Path) -> None:
+    exported(mixed, ["merged"])
     folder = mixed / "export" / "merged"
     merged = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
     assert merged(input_ids=load_file(mixed / PROBE)["input_ids"]).past_key_values is not None
     assert AutoTokenizer.from_pretrained(str(folder))("one")["input_ids"] == list(b"one")
-    tensors = load_file(mixed / "adapter" / "adapter_model.safetensors")
-    quantised, dense = load(mixed, adapter=False)[0], load_base(read_manifest(mixed).model)[0].to(torch.bfloat16)
+    tensors, quantised = load_file(mixed / "adapter" / "adapter_model.safetensors"), load(mixed, adapter=False)[0]
     for name in read_manifest(mixed).modules:
         up, down = (tensors[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "BA")
         layer = quantised.get_submodule(name)
         layer.compute_dtype = torch.float32
-        weight = layer.unpack() if base == "dequantised" else dense.get_submodule(name).weight.float()
-        assert torch.equal(merged.get_submodule(name).weight, (weight + 2.0 * (up @ down)).bfloat16())
-    if base == "dequantised":  # the other is another model, if only a little in one as small as this
-        assert float((logits(merged, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
-    assert f"into the {base} base" in (folder / "README.md").read_text()
+        assert torch.equal(merged.get_submodule(name).weight, (layer.unpack() + 2.0 * (up @ down)).bfloat16())
+    assert float((logits(merged, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
 
 
 def test_generation_settings_that_transformers_does_not_save_are_kept(tmp_path: Path,
@@ -121,105 +104,28 @@ def test_generation_settings_that_transformers_does_not_save_are_kept(tmp_path: 
             "trust_remote_code": False}
     run = build_on(node, Case(1, "llama", True, 2, "float32", ("fp16",), (1,)), tmp_path / "run").folder
     monkeypatch.setattr(GenerationConfig, "save_pretrained", strict)
-    export_all(run, ["merged", "compressed_tensors", "mlx"])
+    exported(run, ["merged", "compressed_tensors", "mlx"])
     for folder in ("export/merged", "compressed_tensors", "mlx"):
         kept = json.loads((run / folder / "generation_config.json").read_text())
         assert (kept["temperature"], kept["eos_token_id"]) == (0.6, 257)
 
 
-def test_merging_into_the_original_base_keeps_16_bits(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds: list[set[torch.dtype]] = []
-    monkeypatch.setattr("qra_bo.export.merged.cast_parameters",
-                        lambda model, dtype: kinds.append({parameter.dtype for parameter in model.parameters()}))
-    merged_model(FinishedRun.read(mixed), read_manifest(mixed), ORIGINAL)
-    assert kinds == [{torch.bfloat16}]
-
-
-def test_bitsandbytes_export_loads_in_plain_transformers(servable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:  # the folder of temporary files may be in memory
-        patch.setattr("tempfile.tempdir", str(servable / "nowhere"))
-        export_all(servable, ["bitsandbytes"])
-    assert not list((servable / "export").glob(".*"))
-    model = AutoModelForCausalLM.from_pretrained(str(servable / "export" / "bitsandbytes"), dtype=torch.bfloat16)
-    for name, record in read_manifest(servable).modules.items():
-        kind = type(model.get_submodule(name)).__name__
-        assert kind == {"nf4": "Linear4bit", "fp16": "Linear"}[record.format.name], name
-    assert type(model.lm_head).__name__ == "Linear"
-    assert model.config.use_cache
-    adapted = PeftModel.from_pretrained(model, str(servable / "adapter"))
-    assert float((logits(adapted, servable) - logits(load(servable)[0], servable)).abs().max()) < ROUNDING
-
-
-def test_bitsandbytes_export_of_a_model_with_biases_is_checked(tmp_path: Path) -> None:
-    run = build(Case(2, "qwen2", True, 2, "bfloat16", ("nf4", "fp16"), (2, 0, 3)), tmp_path / "run")
-    export_all(run.folder, ["bitsandbytes"])
-    [row] = bitsandbytes.LOADER.rows("bitsandbytes", run, Reference(run, torch.arange(12)))
-    assert row.kl is not None, row.note
-    assert 0 < row.kl < 1e-3
-
-
-def test_bitsandbytes_gets_the_codes_of_the_run(tmp_path: Path, servable: Path,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
-    run = finish(tmp_path / "run", ("nf4", "fp16", "nf4", "fp16"), RANKS, "quantizer.rounding=gptq",
-                 "quantizer.tokens=256")
-    export_all(run, ["bitsandbytes"])
-    model = AutoModelForCausalLM.from_pretrained(str(run / "export" / "bitsandbytes"), dtype=torch.bfloat16)
-    chosen, nearest = load(run, adapter=False)[0], load(servable, adapter=False)[0]
-    for name in ("model.layers.0.mlp.up_proj", "model.layers.2.self_attn.q_proj"):
-        codes = model.get_submodule(name).weight.data.flatten()
-        assert torch.equal(codes, chosen.get_submodule(name).packed_state()["codes"].flatten())
-        assert not torch.equal(codes, nearest.get_submodule(name).packed_state()["codes"].flatten())
-    damaged = load_file(run / PACKED)
-    save_file({k: t ^ 1 if t.dtype == torch.uint8 else t for k, t in damaged.items()}, run / "other")
-    kept = (run / PACKED).read_bytes()
-    (run / PACKED).write_bytes((run / "other").read_bytes())
-    with pytest.raises(OutputError, match="do not have the checksum of the manifest"):
-        export_all(run, ["bitsandbytes"])
-    (run / PACKED).write_bytes(kept)
-    adapted = PeftModel.from_pretrained(model, str(run / "adapter"))
-    assert float((logits(adapted, run) - logits(load(run)[0], run)).abs().max()) < ROUNDING
-
-
-def test_bitsandbytes_refuses_what_it_can_not_mix(mixed: Path) -> None:
-    with pytest.raises(OutputError, match=r'uses hqq2, int8; search with "bits=\[4,16\]"'):
-        export_all(mixed, ["bitsandbytes"])
-
-
-def test_trainers_files_lead_peft_to_the_ranks_that_were_found(mixed: Path) -> None:
-    axolotl, factory = export_all(mixed, ["axolotl", "llamafactory"])
-    given = yaml.safe_load(axolotl.read_text())
-    model = get_peft_model(load_base(read_manifest(mixed).model)[0], LoraConfig(
-        r=given["lora_r"], lora_alpha=given["lora_alpha"], target_modules=given["lora_target_modules"],
-        rank_pattern=given["lora_rank_pattern"], alpha_pattern=given["lora_alpha_pattern"], task_type="CAUSAL_LM"))
-    found = {n.removeprefix("base_model.model."): (m.r["default"], m.scaling["default"])
-             for n, m in model.named_modules() if hasattr(m, "lora_A")}
-    ranks = {name: record.rank for name, record in read_manifest(mixed).modules.items()}
-    assert found == {name: (rank, 2.0) for name, rank in ranks.items()}
-    path = yaml.safe_load(factory.read_text())["adapter_name_or_path"]
-    adapted = PeftModel.from_pretrained(load(mixed, adapter=False)[0], path)
-    assert float((logits(adapted, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
-
-
 def test_check_names_loader_difference_and_reason(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    export_all(mixed)
-    export_all(mixed, ["packed", "merged"])
+    exported(mixed)
+    exported(mixed, ["packed", "merged"])
     assert export(load_config(["task=export", f"out={mixed}", "export.targets=[card]", "+model=tiny"])) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert lines[0].startswith("manifest and adapter (qra_bo.load): exact, from packed.safetensors")
     rows = {r["what"]: r for r in json.loads((mixed / "export" / "checks.json").read_text())["rows"]}
-    assert [*rows] == [line.partition(" (")[0] for line in lines]
+    assert [*rows] == ["manifest and adapter", "adapter", "merged"] == [line.partition(" (")[0] for line in lines]
     assert rows["adapter"]["largest"] < 1e-5
-    assert rows["uniform_rank"]["largest"] < 1e-5
-    assert 0 < rows["merged into the dequantised base"]["largest"] < ROUNDING
-    assert rows["merged into the original base"]["kl"] > rows["merged into the dequantised base"]["kl"]
-    assert rows["merged, as written"]["largest"] == rows["merged into the dequantised base"]["largest"]
+    assert 0 < rows["merged"]["largest"] < ROUNDING
 
 
-def test_export_that_fails_to_load_states_the_error(servable: Path) -> None:
-    run = FinishedRun.read(servable)
-    (servable / "export" / "merged").mkdir(parents=True)
-    with recorded(run, "merged"):
+def test_export_that_fails_to_load_states_the_error(mixed: Path, tmp_path: Path) -> None:
+    run = FinishedRun.read(Path(shutil.copytree(mixed, tmp_path / "run", ignore=shutil.ignore_patterns("export"))))
+    (run.folder / "export" / "merged").mkdir(parents=True)
+    with run.recorded("merged"):
         [row] = [r for r in check_exports(run) if r.what == "merged"]
         assert row.note == "failed: it is unfinished, or of an earlier result of this run; export it again"
     [row] = [r for r in check_exports(run) if r.what == "merged"]
@@ -228,9 +134,9 @@ def test_export_that_fails_to_load_states_the_error(servable: Path) -> None:
     assert "unfinished" not in row.note
 
 
-def test_check_of_a_run_on_cuda_names_the_other_device(servable: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(servable, tmp_path / "run"))
-    export_all(run, ["packed"])
+def test_check_of_a_run_on_cuda_names_the_other_device(mixed: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(mixed, tmp_path / "run"))
+    exported(run, ["packed"])
     write_json(run / MANIFEST, replace(read_manifest(run), packed_on="cuda").to_json())
     row = check_exports(FinishedRun.read(run))[0]
     assert row.note.endswith("kept at the end of the run, which were computed on cuda and here on a CPU")
@@ -268,8 +174,3 @@ def test_missing_consumer_is_named_with_its_install_command(mixed: Path) -> None
     loader = Loader("server", lambda run, reference: [], ("no_such_package",), "no-such-package")
     [row] = loader.rows("gguf", FinishedRun.read(mixed), object.__new__(Reference))
     assert (row.result, row.note) == ("", "not installed: pip install no-such-package")
-
-
-def test_every_target_is_known() -> None:
-    with pytest.raises(ConfigError, match="'merge' is unknown; known: merged"):
-        export_all(Path(), ["merge"])

@@ -12,13 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from qra_bo.export import gguf, mlx
 from qra_bo.export.comparison import Reference
-from qra_bo.export.load import dense_base, dequantise_embeddings, load, packed_embeddings
-from qra_bo.export.registry import export_all
+from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import weights_of
-from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.quantization.embeddings import packed_tables
-from tests.export.finished import finish
+from tests.export.finished import exported, finish
 
 IDS = torch.arange(1, 49)
 
@@ -28,23 +26,12 @@ def make_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     bits, tied = request.param
     folder = finish(tmp_path_factory.mktemp("embeddings") / "run", ("sym4-g64",) * 4, (3, 0, 5, 8), "dtype=float32",
                     "quantizer.rounding=rtn", f"embeddings={bits}", f"model.tied={tied}")
-    export_all(folder, ["gguf", "mlx", "compressed_tensors"])
+    exported(folder, ["gguf", "mlx", "compressed_tensors"])
     return FinishedRun.read(folder)
 
 
 def own_tables(run: FinishedRun) -> dict[str, torch.Tensor]:
     return {name: table.unpacked() for name, table in packed_tables(load(run.folder, adapter=False)[0]).items()}
-
-
-def test_a_dense_base_keeps_its_device_where_tables_are_packed_on_another(run: FinishedRun,
-                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = read_manifest(run.folder)
-    model, _ = dense_base(manifest, run.folder, False)
-    states = packed_embeddings(model, manifest, run.folder)
-    monkeypatch.setattr("qra_bo.export.load.packed_embeddings", lambda *_: states)
-    model.to("meta")
-    dequantise_embeddings(model, manifest, run.folder)
-    assert {model.get_submodule(name).weight.device.type for name in states} == {"meta"}
 
 
 def test_gguf_holds_packed_tables_exactly(run: FinishedRun) -> None:

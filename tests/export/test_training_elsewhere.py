@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,14 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 import qra_bo
-from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun, rate_of, render
 from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.finetune.data.load import tiny_records
@@ -26,7 +23,7 @@ from qra_bo.finetune.training.loop import TrainSettings, train_steps
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.utils.errors import ConfigError, OutputError
-from tests.export.finished import finish
+from tests.export.finished import exported, finish
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing` is deprecated:FutureWarning",
                                         "ignore:.*pin_memory.*no accelerator is found:UserWarning")
@@ -162,38 +159,8 @@ def test_run_without_its_rates_is_refused(run: Path, tmp_path: Path) -> None:
         qra_bo.optimizer_groups(model, tmp_path)
 
 
-@pytest.mark.parametrize(("bits", "adapter", "width"), [
-    ((8, 8), "lora", 8), ((4, 4), "qlora", 4), ((16, 16), "lora", None), ((8, 16), "lora", 8), ((4, 16), "qlora", 4)])
-def test_trainers_get_the_base_nearest_to_the_runs(run: Path, tmp_path: Path, bits: tuple[int, int], adapter: str,
-                                                   width: int | None) -> None:
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
-    best = json.loads((copy / "best.json").read_text())
-    (copy / "best.json").write_text(json.dumps({**best, "bits": [*bits, *bits]}))
-    axolotl, factory = (yaml.safe_load(path.read_text()) for path in export_all(copy, ["axolotl", "llamafactory"]))
-    assert axolotl["adapter"] == adapter
-    assert {key for key in axolotl if key.startswith("load_in_")} == ({f"load_in_{width}bit"} if width else set())
-    assert factory.get("quantization_bit") == width
-    assert factory.get("quantization_method") == ("bnb" if width else None)
-
-
-def test_configurations_carry_the_runs_own_trainer(run: Path) -> None:
-    axolotl, factory = (yaml.safe_load(path.read_text()) for path in export_all(run, ["axolotl", "llamafactory"]))
-    best = json.loads((run / "best.json").read_text())
-    train = best["training"]
-    assert (axolotl["sequence_len"], axolotl["micro_batch_size"], axolotl["gradient_accumulation_steps"]) == \
-        (train["length"], train["batch"], train["accumulate"])
-    assert (factory["cutoff_len"], factory["per_device_train_batch_size"], factory["gradient_accumulation_steps"]) == \
-        (train["length"], train["batch"], train["accumulate"])
-    assert axolotl["learning_rate"] == factory["learning_rate"] == pytest.approx(rate_of(best, sum(RANKS) / 4))
-    modules = {module: group["lr"] for group in axolotl["lr_groups"] for module in group["modules"]}
-    for name in axolotl["lora_target_modules"]:
-        hits = [lr for module, lr in modules.items() if module in f"base_model.model.{name}.lora_A.default.weight"]
-        assert hits == [pytest.approx(rate_of(best, RANKS[int(name.split(".")[2])]))]
-    assert axolotl["optimizer"] == factory["optim"] == "adamw_torch"
-
-
 def test_script_for_trl_trains_the_adapter(run: Path, tmp_path: Path) -> None:
-    [script] = export_all(run, ["trl"])
+    [script] = exported(run, ["trl"])
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"text": f"{i}: one two three."}) + "\n" for i in range(16)))
     result = subprocess.run([sys.executable, str(script), str(data), str(tmp_path / "out"), "2"], capture_output=True,
@@ -208,7 +175,7 @@ def test_script_for_trl_trains_the_adapter(run: Path, tmp_path: Path) -> None:
 def test_script_for_trl_scales_the_loss_of_a_run_in_float16(run: Path) -> None:
     finished = FinishedRun.read(run)
     assert "fp16=False" in render("train_trl.py", finished)
-    half = replace(finished, manifest={**finished.manifest, "compute_dtype": "float16"})
+    half = replace(finished, manifest=replace(finished.manifest, compute_dtype="float16"))
     assert "fp16=cuda" in render("train_trl.py", half)
 
 

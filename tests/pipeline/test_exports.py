@@ -10,8 +10,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from qra_bo.config import load_config
+from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.finetune.manifest import MANIFEST
+from qra_bo.finetune.manifest import MANIFEST, sealed
 from qra_bo.pipeline import exports
 from qra_bo.pipeline.exports import checked, refuse_base, write_exports
 from qra_bo.pipeline.oracles import make_oracle
@@ -26,42 +27,41 @@ CONFIG = load_config([*RUN, "export.targets=[merged,packed]"])
                                    RuntimeError("CUDA driver error: out of memory: no")])
 def test_an_export_that_fails_leaves_the_others_and_is_told_without_a_display(
         error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def export_all(folder: Path, targets: Sequence[str], *_: Any) -> list[Path]:
+    def export_all(run: FinishedRun, targets: Sequence[str]) -> list[Path]:
         if "merged" in targets:
             raise error
-        return [folder / target for target in targets if target == "packed"]
+        return [run.folder / target for target in targets if target == "packed"]
 
     monkeypatch.setattr("qra_bo.export.registry.export_all", export_all)
-    monkeypatch.setattr(exports, "checked", lambda config, folder, console: [folder / "checks"])
-    monkeypatch.setattr(exports, "commands", lambda config, folder: [])
-    monkeypatch.setattr(exports, "warn_of_stale", lambda config, folder: None)
-    assert write_exports(CONFIG, tmp_path, None) == [tmp_path / "packed", tmp_path / "checks"]
+    monkeypatch.setattr(exports, "checked", lambda config, run, console: [run.folder / "checks"])
+    run = write_finished(tmp_path / "run")
+    assert write_exports(CONFIG, run, None) == [run / "packed", run / "checks"]
     [said] = caplog.messages
     assert said.startswith("the export merged was not written, and the run's other files are complete: ")
     assert "no" in said.partition("complete: ")[2]
 
 
 def test_a_bug_in_an_export_is_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def export_all(folder: Path, targets: Sequence[str], *_: Any) -> list[Path]:
+    def export_all(run: FinishedRun, targets: Sequence[str]) -> list[Path]:
         if "merged" in targets:
             raise RuntimeError("shapes differ")
         return []
 
     monkeypatch.setattr("qra_bo.export.registry.export_all", export_all)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        write_exports(CONFIG, tmp_path, None)
+        write_exports(CONFIG, write_finished(tmp_path / "run"), None)
 
 
 def test_figures_of_an_earlier_adapter_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_finished(tmp_path / "run")
     monkeypatch.setattr("qra_bo.export.check.check_exports", lambda finished: [])
-    [path] = checked(load_config([*RUN, "export.check=true"]), run, None)
+    [path] = checked(load_config([*RUN, "export.check=true"]), FinishedRun.read(run), None)
     unchecked = load_config([*RUN, "export.check=false"])
-    assert checked(unchecked, run, None) == []
+    assert checked(unchecked, FinishedRun.read(run), None) == []
     assert path.exists()
     manifest = json.loads((run / MANIFEST).read_text())
-    (run / MANIFEST).write_text(json.dumps({**manifest, "adapter_sha256": "1" * 64}))
-    assert checked(unchecked, run, None) == []
+    (run / MANIFEST).write_text(json.dumps(sealed({**manifest, "adapter_sha256": "1" * 64})))
+    assert checked(unchecked, FinishedRun.read(run), None) == []
     assert not path.exists()
 
 

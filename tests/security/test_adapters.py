@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
-from qra_bo.export.uniform_rank import write
+from qra_bo.export.vllm import write_adapter
 from qra_bo.finetune.manifest import MANIFEST, adapter_digest, read_manifest, sealed
 from qra_bo.utils.errors import OutputError
 
@@ -42,12 +42,13 @@ def seal_adapter(run: Path) -> None:
 
 def finished(run: Path) -> FinishedRun:
     config = json.loads((run / "adapter" / "adapter_config.json").read_text())
-    return FinishedRun(run, {"alpha_over_rank": 2.0}, config, {})
+    return FinishedRun(run, {}, config, read_manifest(run))
 
 
-def test_the_largest_rank_is_that_of_the_tensors(run: Path) -> None:
-    target = run / "export" / "adapter_uniform_rank"
-    write(finished(run))
+def test_the_largest_rank_is_that_of_the_tensors(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "padded"
+    target.mkdir()
+    write_adapter(finished(run), target)
     check_adapter(target, read_manifest(run), one_rank=True)
     path = run / "adapter" / "adapter_config.json"
     for changes in ({"r": 1 << 40}, {"rank_pattern": {"x": 1 << 40}}, {"target_modules": TANGLED},
@@ -55,15 +56,15 @@ def test_the_largest_rank_is_that_of_the_tensors(run: Path) -> None:
         before = path.read_text()
         edit(path, **changes)
         with pytest.raises(OutputError, match="take the adapter from the run again"):
-            write(finished(run))
+            write_adapter(finished(run), target)
         path.write_text(before)
     weights = load_file(path.parent / "adapter_model.safetensors")
     name = next(n for n in weights if "lora_B" in n)
     shortened = {**weights, name: weights[name][:, :0].contiguous()}
     save_file(shortened, path.parent / "adapter_model.safetensors")
     seal_adapter(run)
-    with pytest.raises(OutputError, match="does not have the rank"):
-        write(finished(run))
+    with pytest.raises(OutputError, match="does not have the ranks"):
+        write_adapter(finished(run), target)
 
 
 def test_a_shortened_list_of_targets_is_taken(run: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from qra_bo.config import load_config
-from qra_bo.export import bitsandbytes, merged, packed
+from qra_bo.export import merged, packed
 from qra_bo.export.check import check_exports
 from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
@@ -30,7 +30,6 @@ from qra_bo.study.journal import Journal, checksum, read_journal
 from qra_bo.tasks.evaluate import run as evaluate
 from qra_bo.utils.errors import DataError, JournalError, ModelError, OutputError, ProfileError, UserError
 from qra_bo.utils.files import check_run_folder, strict_json
-from tests.finetune.test_manifest import FORMATS
 from tests.report.fixtures import make_events, write_run
 
 DEEP = "[" * 100_000
@@ -71,10 +70,8 @@ def test_hostile_manifests_are_refused(whole: Path, tmp_path: Path, change: Any,
         load(changed(whole, tmp_path / "run", MANIFEST, change))
 
 
-WRITERS: dict[str, Callable[[FinishedRun], Any]] = {
-    "packed": packed.write, "bitsandbytes": bitsandbytes.write,
-    "original": lambda run: merged.write(replace(run, merged_base="original")), "dequantised": merged.write,
-    "check": check_exports}
+WRITERS: dict[str, Callable[[FinishedRun], Any]] = {"packed": packed.write, "merged": merged.write,
+                                                    "check": check_exports}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -86,8 +83,7 @@ def test_no_export_runs_remote_code_without_consent(whole: Path, tmp_path: Path,
     asked: list[Any] = []
     monkeypatch.setattr("qra_bo.export.load.fetch", lambda _: None)
     monkeypatch.setattr("qra_bo.export.load.load_base", asked.append)
-    monkeypatch.setattr(bitsandbytes, "SERVABLE", FORMATS)
-    run = FinishedRun(folder, {"alpha_over_rank": 2.0}, {}, {})
+    run = FinishedRun(folder, {}, {}, read_manifest(folder))
     with pytest.raises(ModelError, match=r"evil/model.*model\.trust_remote_code=true in a command"):
         WRITERS[name](run)
     assert not asked

@@ -11,6 +11,8 @@ from rich.console import Console
 from qra_bo.cli.app import _report
 from qra_bo.export import vllm
 from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.manifest import Manifest, ModuleRecord
+from qra_bo.memory.formats import parse_format
 from qra_bo.report.data import parse_events
 from qra_bo.report.side_by_side import own_report
 from qra_bo.report.tables import print_result
@@ -55,12 +57,14 @@ def test_temporary_file_is_not_written_through_a_link(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["victim", "x.json"]
 
 
-def test_lines_to_copy_into_a_shell_run_no_command(tmp_path: Path) -> None:
+def test_lines_to_copy_into_a_shell_run_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a b;$(c)"
     folder.mkdir()
     for fmt, base in (("sym4-g64", "compressed_tensors"), ("nf4", "export/merged")):
-        modules = {"layers.0.mlp.x\n$(evil)": {"name": fmt, "bits": 4, "rank": 4}}
-        [path] = vllm.write(FinishedRun(folder, {"model": "$(touch evil)", "ranks": [4]}, {}, {"modules": modules}))
+        modules = {"layers.0.mlp.x\n$(evil)": ModuleRecord(parse_format(fmt), (64, 64), 4, 8.0, "")}
+        manifest = Manifest({}, "float32", "cpu", modules, "", "", None, {})
+        monkeypatch.setattr(vllm, "write_adapter", lambda run, folder: [])
+        [path] = vllm.write(FinishedRun(folder, {"model": "$(touch evil)", "ranks": [4]}, {}, manifest))
         words = shlex.split(path.read_text(), comments=True)
         assert words[:5] == ["python", "-m", "qra_bo", "task=export", f'out="{folder.resolve()}"']
         assert words[6:9] == ["vllm", "serve", str(folder.resolve() / base)]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from qra_bo.export.vllm import write_adapter
 
 from qra_bo.export.comparison import Reference, plain_model
-from qra_bo.export.uniform_rank import write
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.load import load_base
 from qra_bo.utils.errors import ModelError, OutputError
@@ -71,8 +71,9 @@ def test_a_base_brings_no_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_export_that_is_a_pickle_is_never_read(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = run / "export" / "adapter_uniform_rank"
-    write(finished(run))
+    target = run / "export" / "vllm"
+    target.mkdir(parents=True)
+    write_adapter(finished(run), target)
     (target / "adapter_model.safetensors").unlink()
     torch.save({}, target / "adapter_model.bin")
     reference = object.__new__(Reference)

@@ -49,7 +49,7 @@ OTHER: dict[str, Any] = {
     "calibrate.lr_scales": "calibrate.lr_scales=[2.0]", "final.steps": "final.steps=9",
     "final.validate_every": "final.validate_every=5", "final.keep": "final.keep=last",
     "final.patience": "final.patience=3", "executor.workers": "executor.workers=2",
-    "export.targets": "export.targets=[]", "export.merged_base": "export.merged_base=original",
+    "export.targets": "export.targets=[]",
     "export.gguf": "export.gguf=[base]", "export.check": "export.check=true", "effort.stop": "effort.stop=null",
     "effort.ranking_top": "effort.ranking_top=4",
     "effort.max_full_trials": "effort.max_full_trials=9", "fidelity.low": "fidelity.low=null"}
