@@ -14,6 +14,7 @@ import torch
 from qra_bo.finetune.data.chat_template import ChatTemplate
 from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import json_objects, question_prompt, read_text, to_record
+from qra_bo.finetune.data.records import Record
 from qra_bo.utils.errors import ConfigError, DataError, MissingExtraError
 
 FILE_ENDINGS = (".jsonl", ".json")
@@ -53,16 +54,17 @@ def task_name(task: str) -> str:
     return Path(task).stem if task.endswith(FILE_ENDINGS) else task
 
 
-def read_task_file(path: Path) -> list[Choice] | list[Written]:
+def read_task_file(path: Path, chat: bool = False) -> list[Choice] | list[Written]:
     """Return every question of a JSON or JSONL file.
 
     Objects with ``question``, ``choices`` (at least two texts) and ``answer`` (the index of the right one, or its text)
-    are multiple choice; all others are training records of ``data=jsonl``, with their prompts.
+    are multiple choice; all others are training records of ``data=jsonl``, with their prompts, or with ``chat`` as
+    conversations.
 
     Raises:
         DataError: If the file can't be read, is empty, mixes both kinds, or a record is malformed; names the line.
     """
-    items = [_item(fields, where) for where, fields in json_objects(read_text(path), str(path))]
+    items = [_item(fields, where, chat) for where, fields in json_objects(read_text(path), str(path))]
     if not items:
         raise DataError(f"{path} is empty; expected one JSON object a line with question, choices and answer, or with "
                         "the fields of a training record")
@@ -74,17 +76,18 @@ def read_task_file(path: Path) -> list[Choice] | list[Written]:
     return choices or written
 
 
-def _item(fields: Any, where: str) -> Choice | Written:
+def _item(fields: Any, where: str, chat: bool) -> Choice | Written:
     if isinstance(fields, Mapping) and "choices" in fields:
         return _choice(fields, where)
     record = to_record(fields, where)
-    if isinstance(record, Conversation):
-        if not record.last_answer.strip():
-            raise DataError(f"{where}: a task needs an answer; the assistant's last message has no text")
-        return Written(record, record.last_answer.strip())
-    if not record.prompt:
+    if isinstance(record, Record) and not record.prompt:
         raise DataError(f"{where}: a task needs a question; a plain text has none")
-    return Written(record.prompt, record.target.strip())
+    target = (record.target if isinstance(record, Record) else record.last_answer).strip()
+    if not target:
+        raise DataError(f"{where}: a task needs an answer; this one has no text")
+    if isinstance(record, Record):
+        return Written(record.conversation if chat and record.asked else record.prompt, target)
+    return Written(record, target)
 
 
 def _choice(fields: Mapping[str, Any], where: str) -> Choice:
@@ -139,12 +142,13 @@ class TaskScore:
     questions: int
 
 
-def score_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int,
-                limit: int | None = None) -> list[TaskScore]:
+def score_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int, limit: int | None = None,
+                chat: bool = False) -> list[TaskScore]:
     """Score a model in memory; its mode and the global generators of random numbers are restored.
 
-    ``tasks`` are files (``.jsonl``, ``.json``) for ``read_task_file``, or names of the harness' own tasks, whose data
-    come from a hub. A forward pass takes ``batch`` sequences; ``limit`` keeps the first questions of every task.
+    ``tasks`` are files (``.jsonl``, ``.json``) for ``read_task_file``, to which ``chat`` goes, or names of the harness'
+    own tasks, whose data come from a hub. A forward pass takes ``batch`` sequences; ``limit`` keeps the first questions
+    of every task.
 
     Raises:
         MissingExtraError, DataError, ConfigError: See ``check_tasks``; and if the harness knows no task of a name.
@@ -153,8 +157,8 @@ def score_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int,
     from lm_eval.evaluator import simple_evaluate  # an extra
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
-    wanted = [_task(task_name(t), read_task_file(Path(t).expanduser()), tokenizer) if t.endswith(FILE_ENDINGS) else t
-              for t in tasks]
+    wanted = [_task(task_name(t), read_task_file(Path(t).expanduser(), chat), tokenizer) if t.endswith(FILE_ENDINGS)
+              else t for t in tasks]
     names = [t for t in wanted if isinstance(t, str)]
     manager = TaskManager(include_defaults=bool(names))
     unknown = [t for t in names if t not in manager.all_tasks]

@@ -96,7 +96,8 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
                           CheckpointStore(out / "checkpoints"), profiles,
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
-                           "data_facts": asdict(data.train.facts), "notes": data_notes(cfg.data, data),
+                           "data_render": data.render, "data_facts": asdict(data.train.facts),
+                           "notes": data_notes(cfg.data, data),
                            "model_sha256": weights, "model_revision": commit_of(model),
                            "base_on": "host" if on_host else device.type},
                           factors, tokenizer)

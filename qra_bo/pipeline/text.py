@@ -10,7 +10,7 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.finetune.data.conversations import Conversation
-from qra_bo.finetune.data.load import load_data, read_data
+from qra_bo.finetune.data.load import load_data, read_data, render
 from qra_bo.finetune.data.options import HubData, PlaysData, UserData
 from qra_bo.finetune.data.packing import pack
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
@@ -126,7 +126,8 @@ def text_size(config: RunConfig) -> TextSize | None:
             basis += "; this machine lacks the model's tokenizer"
         else:
             sample = train[:SAMPLE]  # they are shuffled
-            blocks, times = pack(tokenizer, sample, length, 0, config.train.isolated), len(train) / len(sample)
+            blocks = pack(tokenizer, render(sample, cfg.render, tokenizer), length, 0, config.train.isolated)
+            times = len(train) / len(sample)
             tokens, sequences = times * blocks.facts.used_tokens, times * len(blocks)
             cut = blocks.facts.cut_share
             basis = "counted by the model's tokenizer" if times == 1 else \

@@ -26,6 +26,8 @@ def print_data(console: Console, data: DataSplits) -> None:
         print_line(console, f"  left out, because {reason}: {n:,}")
     if data.repeated:
         print_line(console, f"  left out as repeats of an earlier record: {data.repeated:,}")
+    if data.render == "chat":
+        print_line(console, "  instructions are rendered by the model's chat template; data.render=plain: as text")
     if not data.example:
         return
     colour = console.is_terminal

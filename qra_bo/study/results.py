@@ -23,7 +23,7 @@ PREDICTED = "predicted, not searched"
 TRAINING = ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
             "optimizer", "checkpointing")
 """Keys of ``train`` that the result states."""
-_PROVENANCE = ("version", "git", "data_sha256", "packages", "device", "dtype", "threads")
+_PROVENANCE = ("version", "git", "data_sha256", "data_render", "packages", "device", "dtype", "threads")
 
 
 def load_study(folder: Path) -> Study:

@@ -3,10 +3,11 @@
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from qra_bo.config import RunConfig
 from qra_bo.utils.device import resolve_device
-from qra_bo.utils.files import write_json, writing
+from qra_bo.utils.files import read_object, write_json, writing
 
 SCORES_NAME = "scores.json"
 
@@ -25,7 +26,8 @@ def run(config: RunConfig) -> int:
     folder = Path(str(config.out))
     model, tokenizer = load(folder, resolve_device(config.device),
                             trust_remote_code=bool(config.model["trust_remote_code"]))
-    scores = score_tasks(model, tokenizer, config.eval.tasks, batch=config.train.batch, limit=config.eval.limit)
+    scores = score_tasks(model, tokenizer, config.eval.tasks, batch=config.train.batch, limit=config.eval.limit,
+                         chat=_asks_in_chats(folder, tokenizer))
     for s in scores:  # first: the folder may be someone else's
         error = "" if s.stderr is None else f" (standard error {s.stderr:.4f})"
         print(f"{s.task}: {s.metric} {s.value:.4f}{error}, {s.questions} questions")
@@ -35,3 +37,12 @@ def run(config: RunConfig) -> int:
                                           "scores": [asdict(s) for s in scores], "versions": versions})
     print(f"Files: {folder / SCORES_NAME}")
     return 0
+
+
+def _asks_in_chats(folder: Path, tokenizer: Any) -> bool:
+    """Whether instructions are asked as chats: as the run in ``folder`` was trained on them, and where it had none by
+    its tokenizer's template."""
+    path = folder / "best.json"
+    provenance = read_object(path).get("provenance") if path.is_file() else None
+    trained = provenance.get("data_render") if isinstance(provenance, dict) else None
+    return trained == "chat" if trained else bool(tokenizer.chat_template)

@@ -314,3 +314,39 @@ def test_conversations_are_packed_beside_texts_and_split_once() -> None:
     hashes = {assemble(chat_tokenizer(t), split_records(chosen, 0.2, 0, "x"), 64, 2, 0, "x").sha256
               for t in (LLAMA3, MISTRAL) for chosen in (talks, [t.last_turn() for t in random_talks(12, False)])}
     assert len(hashes) == 4
+
+
+ASKING = [{"instruction": f"Add {i}.", "input": "1 2", "output": "3"} for i in range(9)]
+
+
+@pytest.mark.parametrize(("render", "template", "chat"), [
+    ("auto", TEMPLATES["chatml"], True), ("auto", None, False), ("plain", TEMPLATES["chatml"], False),
+    ("chat", None, True)])
+def test_instructions_are_rendered_as_chats_where_there_is_a_template(tmp_path: Path, render: str, template: str | None,
+                                                                      chat: bool) -> None:
+    tokenizer, path = chat_tokenizer(template), write(tmp_path, *ASKING)
+    data = load_data(config("jsonl", path=path, render=render), tokenizer, 256)
+    assert data.render == ("chat" if chat else "plain")
+    talks = write(tmp_path, *[{"messages": [{"role": "user", "content": f"{a['instruction']}\n\n{a['input']}"},
+                                            {"role": "assistant", "content": a["output"]}]} for a in ASKING])
+    same = load_data(config("jsonl", path=talks), tokenizer, 256)
+    assert (data.sha256 == same.sha256) == chat
+    if chat:
+        np.testing.assert_array_equal(data.train.labels, same.train.labels)  # of the answer alone
+    else:
+        assert "### Instruction:" in tokenizer.decode(data.train.input_ids[0])
+    assert same.render == ""
+
+
+def test_a_prompt_that_is_rendered_already_stays_as_it_is(tmp_path: Path) -> None:
+    given = [{"prompt": f"<|im_start|>user\n{i}<|im_end|>\n<|im_start|>assistant\n", "completion": "yes"}
+             for i in range(9)]
+    data = load_data(config("jsonl", path=write(tmp_path, *given)), chat_tokenizer(TEMPLATES["chatml"]), 256)
+    assert data.render == "plain"
+    assert data.example[0][0].startswith("<|im_start|>user\n")
+
+
+def test_a_template_that_refuses_a_chat_names_the_record_and_the_way_out(tmp_path: Path) -> None:
+    refusing = chat_tokenizer("{{ raise_exception('no') }}")
+    with pytest.raises(DataError, match=r"the record 'Add .*data\.render=plain leaves it as it is\).*refuses"):
+        load_data(config("jsonl", path=write(tmp_path, *ASKING)), refusing, 256)

@@ -1,5 +1,7 @@
 """Splitting, cutting and packing of records."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.load import byte_tokenizer, tiny_records
 from qra_bo.finetune.data.packing import assemble, pack, pieces_of
 from qra_bo.finetune.data.records import NO_LOSS, Record, batches, named_rng, split_records, texts_sha256
@@ -134,6 +137,35 @@ def test_splits_are_disjoint_and_cover_every_distinct_record() -> None:
     assert (len(train), len(validation), len(test)) == (32, 4, 4)
     assert set(train) | set(validation) | set(test) == set(items)
     assert len({*train, *validation, *test}) == 40
+
+
+def talk(question: str, answer: str, system: str = "") -> Conversation:
+    lead = [{"role": "system", "content": system}] if system else []
+    turns = [*lead, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Conversation(json.dumps(turns), (len(lead) + 1,), "", f"line {answer}")
+
+
+@pytest.mark.parametrize("make", [
+    lambda q, a: Record(f"Question: {q}\nAnswer:", a, q), talk, lambda q, a: talk(q, a, f"be {a}")])
+def test_all_answers_to_one_prompt_share_a_split(make: Callable[[str, str], Record | Conversation]) -> None:
+    items = [make(f"question {i}", f"answer {j}") for i in range(500) for j in range(4)]
+    splits = split_records(items, 0.05, 0, "x")
+    train, validation, test = ({record.asked for record in split} for split in splits)
+    assert train.isdisjoint(validation | test)
+    assert validation.isdisjoint(test)
+    assert [len(split) for split in splits] == [1800, 100, 100]
+    assert split_records(items[::-1], 0.05, 0, "x") != splits == split_records(items, 0.05, 0, "x")
+
+
+def test_records_of_unique_prompts_are_split_as_by_record() -> None:
+    items = [Record(f"{i}?", str(i), f"{i}?") for i in range(200)]
+    order = [items[i] for i in named_rng("split", 3).permutation(200)]
+    assert split_records(items, 0.1, 3, "x") == (order[40:], order[:20], order[20:40])
+
+
+def test_fewer_than_three_prompts_are_split_by_record() -> None:
+    splits = split_records([Record("same", str(i), "same") for i in range(40)], 0.1, 0, "x")
+    assert [len(split) for split in splits] == [32, 4, 4]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])

@@ -14,7 +14,7 @@ from rich.console import Console
 from qra_bo.config import load_config
 from qra_bo.finetune.data import plays
 from qra_bo.finetune.data.conversations import Conversation
-from qra_bo.finetune.data.jsonl import read_records, to_record
+from qra_bo.finetune.data.jsonl import read_rows, records_of, to_record
 from qra_bo.finetune.data.load import byte_tokenizer, check_tokens, data_notes, load_data, read_data, tiny_records
 from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
 from qra_bo.finetune.data.records import Record, split_records
@@ -29,10 +29,15 @@ def write(folder: Path, *lines: Any) -> str:
     return str(path)
 
 
+def read_records(path: str | None, most: int | None = None) -> list[Record | Conversation]:
+    return records_of(read_rows(path), most, str(path))[0]
+
+
 def config(kind: str, **changes: Any) -> DataConfig:
     cls = {"plays": PlaysData, "tiny": TinyData, "jsonl": JsonlData, "hub": HubData}[kind]
     fields = {"name": kind, "kind": kind, "path": "org/name", "subset": None, "revision": None, "held_out": 0.1,
-              "max_records": None, "calibration": 4, "chat": "all", "max_cut": 0.2, "split": "train", **changes}
+              "max_records": None, "calibration": 4, "chat": "all", "render": "auto", "max_cut": 0.2,
+              "split": "train", **changes}
     return cls(**{key: value for key, value in fields.items() if key in cls.model_fields})
 
 
@@ -48,7 +53,7 @@ def config(kind: str, **changes: Any) -> DataConfig:
     ({"instruction": None, "output": None, "question": "q", "answer": "a", "context": None}, "\nAnswer:", " a"),
 ])
 def test_the_fields_tell_the_kind(tmp_path: Path, fields: dict[str, Any], prompt_end: str, target: str) -> None:
-    (record,) = read_records(write(tmp_path, fields), None)
+    (record,) = read_records(write(tmp_path, fields))
     assert isinstance(record, Record)
     assert record.prompt.endswith(prompt_end)
     assert record.target == target
@@ -56,8 +61,8 @@ def test_the_fields_tell_the_kind(tmp_path: Path, fields: dict[str, Any], prompt
 
 def test_json_lists_blank_lines_and_byte_order_marks_are_read(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("\ufeff" + json.dumps([{"text": "a"}, {"text": "b"}]), encoding="utf-8")
-    assert read_records(str(tmp_path / "list.json"), None) == [Record("", "a"), Record("", "b")]
-    assert len(read_records(write(tmp_path, {"text": "a"}, "", {"text": "b"}, ""), None)) == 2
+    assert read_records(str(tmp_path / "list.json")) == [Record("", "a"), Record("", "b")]
+    assert len(read_records(write(tmp_path, {"text": "a"}, "", {"text": "b"}, ""))) == 2
 
 
 def test_at_most_max_records_are_read(tmp_path: Path) -> None:
@@ -84,7 +89,7 @@ def test_at_most_max_records_are_read(tmp_path: Path) -> None:
 ])
 def test_malformed_files_name_the_line(tmp_path: Path, lines: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_records(write(tmp_path, *lines), None)
+        read_records(write(tmp_path, *lines))
 
 
 def test_records_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -118,14 +123,14 @@ def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path: Path
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file 'nowhere\.jsonl'"):
-        read_records("nowhere.jsonl", None)
+        read_records("nowhere.jsonl")
     with pytest.raises(DataError, match=r"needs data\.path=FILE"):
-        read_records(None, None)
+        read_records(None)
     with pytest.raises(DataError, match="there is no file"):
-        read_records(str(tmp_path), None)
+        read_records(str(tmp_path))
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "a"}\r\n\n{"text": "caf\xe9"}\n')
     with pytest.raises(DataError, match=r"latin\.jsonl, line 3: not UTF-8 text \(the byte 0xe9\); save the file as"):
-        read_records(str(tmp_path / "latin.jsonl"), None)
+        read_records(str(tmp_path / "latin.jsonl"))
 
 
 def test_a_users_file_becomes_three_splits(tmp_path: Path) -> None:
@@ -256,8 +261,8 @@ def test_records_that_are_cut_are_counted(tmp_path: Path) -> None:
     long = [{"prompt": "x" * 40, "completion": f"{i}"} for i in range(20)]
     fields = config("jsonl", path=write(tmp_path, *short, *long, {"text": "y" * 100}))
     data = load_data(fields, byte_tokenizer(), 32)
-    in_training = {r for r in read_records(fields.path, None) if isinstance(r, Record) and r.prompt.startswith("x")}
-    held_out = sum(r in in_training for split in split_records(read_records(fields.path, None), 0.1, 0, "")[1:]
+    in_training = {r for r in read_records(fields.path) if isinstance(r, Record) and r.prompt.startswith("x")}
+    held_out = sum(r in in_training for split in split_records(read_records(fields.path), 0.1, 0, "")[1:]
                    for r in split)
     facts = data.train.facts
     assert facts.cut_records == 20 - held_out

@@ -16,7 +16,7 @@ from qra_bo.config import RunConfig, load_config
 from qra_bo.config.compose import config_from
 from qra_bo.config.overrides import inspect, normalise, with_default_model
 from qra_bo.finetune.data.conversations import Conversation
-from qra_bo.finetune.data.jsonl import read_records
+from qra_bo.finetune.data.jsonl import read_rows, records_of
 from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.memory.budget import format_size, parse_budget, parse_size
 from qra_bo.memory.formats import BITS
@@ -182,7 +182,7 @@ def manifest(data: bytes) -> None:
 def data_file(data: bytes) -> None:
     """A user's JSON or JSONL file."""
     try:
-        records = read_records(str(SCRATCH.file("data.jsonl", data)), None)
+        records, _ = records_of(read_rows(str(SCRATCH.file("data.jsonl", data))), None, "data.jsonl")
     except UserError:
         return
     check(bool(records), "no records", data)

@@ -18,7 +18,7 @@ from qra_bo.export.check import check_exports
 from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.data.jsonl import read_records
+from qra_bo.finetune.data.jsonl import read_rows, records_of
 from qra_bo.finetune.manifest import MANIFEST, PROBE, read_manifest, sealed
 from qra_bo.finetune.models.load import load_base
 from qra_bo.pipeline.folders import run_folder
@@ -209,14 +209,14 @@ def test_hostile_data_files_are_refused_by_line(tmp_path: Path, text: str) -> No
     path = tmp_path / "data.jsonl"
     path.write_text(text)
     with pytest.raises(DataError, match=r"data\.jsonl"):
-        read_records(str(path), None)
+        records_of(read_rows(str(path)), None, str(path))
 
 
 def test_a_data_file_that_is_a_pipe_or_a_device_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         with pytest.raises(DataError, match="there is no file"):
-            read_records(str(path), None)
+            records_of(read_rows(str(path)), None, str(path))
 
 
 @pytest.mark.parametrize("text", [DEEP, "[]", "{}", '{"units": 1e999}', "\ud800".encode("utf-8", "surrogatepass")])

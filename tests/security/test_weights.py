@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from qra_bo.export.vllm import write_adapter
 
 from qra_bo.export.comparison import Reference, plain_model
+from qra_bo.export.vllm import write_adapter
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.load import load_base
 from qra_bo.utils.errors import ModelError, OutputError

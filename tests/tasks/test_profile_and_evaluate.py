@@ -4,6 +4,7 @@ import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_scores_are_printed_where_the_folder_takes_no_file(tmp_path: Path, monke
 
     score = TaskScore("t", "acc", 0.5, None, 2)
     monkeypatch.setattr("qra_bo.finetune.evaluation.check_tasks", lambda _: None)  # lm-eval is an extra
-    monkeypatch.setattr("qra_bo.export.load.load", lambda *_, **__: (None, None))
+    monkeypatch.setattr("qra_bo.export.load.load", lambda *_, **__: (None, SimpleNamespace(chat_template=None)))
     monkeypatch.setattr("qra_bo.finetune.evaluation.score_tasks", lambda *_, **__: [score])
     monkeypatch.setattr("qra_bo.tasks.evaluate.metadata.version", lambda _: "0")
     monkeypatch.setattr("qra_bo.tasks.evaluate.write_json", full)

@@ -4,8 +4,9 @@ All forms become messages as chat templates of transformers take them: a role, a
 arguments as objects. The formats are those of OpenAI, ShareGPT and TRL ("conversational" data sets).
 """
 
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,6 +60,12 @@ class Conversation:
     def characters(self) -> int:
         """Length of the contents of all messages."""
         return sum(len(message["content"]) for message in self.messages)
+
+    @property
+    def asked(self) -> str:
+        """The user's turns before the first answer; empty where there are none."""
+        before = itertools.takewhile(lambda message: message["role"] != "assistant", self.messages)
+        return "\n".join(message["content"] for message in before if message["role"] == "user")
 
     @property
     def last_answer(self) -> str:
@@ -241,7 +248,3 @@ def _parsed(text: str, name: str, where: str) -> Any:
         return strict_json(text)
     except ValueError as error:
         raise DataError(f"{where}: {name} must be JSON; got {text[:80]!r} ({error})") from error
-
-
-CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Fields, str], Conversation]], ...] = (
-    (("messages",), from_messages), (("conversations",), from_sharegpt))

@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_bo.finetune.data.conversations import CONVERTERS, Conversation, from_prompt_and_completion
+from qra_bo.finetune.data.conversations import (
+    Conversation,
+    from_messages,
+    from_prompt_and_completion,
+    from_sharegpt,
+)
 from qra_bo.finetune.data.records import Record
 from qra_bo.utils.errors import DataError
 from qra_bo.utils.files import strict_json
@@ -34,15 +39,6 @@ def read_rows(path: str | None) -> Iterator[tuple[str, Any]]:
     return json_objects(read_text(file), path)
 
 
-def read_records(path: str | None, max_records: int | None) -> list[Record | Conversation]:
-    """Return the records of a file in order, at most ``max_records``.
-
-    Raises:
-        DataError: If there is no such file, it is empty, or a record is malformed; the message names the line.
-    """
-    return records_of(read_rows(path), max_records, str(path))[0]
-
-
 def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source: str,
                last_turns: bool = False) -> tuple[list[Record | Conversation], Counter[str]]:
     """Return the records of a source in order, at most ``max_records``, and how many were left out, by reason.
@@ -62,7 +58,7 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
         if isinstance(fields, Mapping) and fields.get("label") is False:
             left_out[FALSE_LABEL] += 1
             continue
-        record = _converted(fields, where)
+        record = to_record(fields, where)
         if last_turns and isinstance(record, Conversation):
             record = record.last_turn()
         if record.is_empty:
@@ -115,16 +111,8 @@ def to_record(fields: Any, where: str) -> Record | Conversation:
     """Return prompt and target, or the conversation, of one object.
 
     Raises:
-        DataError: If it is not an object, has no known fields, or a field is malformed, or the target of a text is
-            empty.
+        DataError: If it is not an object, has no known fields, or a field is malformed.
     """
-    record = _converted(fields, where)
-    if isinstance(record, Record) and record.is_empty:
-        raise DataError(f"{where}: the target text is empty")
-    return record
-
-
-def _converted(fields: Any, where: str) -> Record | Conversation:
     if not isinstance(fields, Mapping):
         raise DataError(f"{where}: expected a JSON object, got {type(fields).__name__}")
     known = [(any(fields[name] is None for name in names), convert) for names, convert in _CONVERTERS
@@ -157,11 +145,11 @@ def _refuse_unread(fields: Fields, names: Iterable[str], where: str) -> None:
 
 def _instruction(fields: Fields, where: str) -> Record:
     _refuse_unread(fields, _UNREAD, where)
+    instruction = _text(fields, "instruction", where)
     extra = _text(fields, "input", where) if fields.get("input") else ""
     prompt = _ALPACA.format(with_input=", paired with an input that provides further context" if extra else "",
-                            instruction=_text(fields, "instruction", where),
-                            input=f"### Input:\n{extra}\n\n" if extra else "")
-    return Record(prompt, _text(fields, "output", where))
+                            instruction=instruction, input=f"### Input:\n{extra}\n\n" if extra else "")
+    return Record(prompt, _text(fields, "output", where), f"{instruction}\n\n{extra}" if extra else instruction)
 
 
 def question_prompt(question: str) -> str:
@@ -170,7 +158,7 @@ def question_prompt(question: str) -> str:
 
 
 def _question(question: str, answer: str) -> Record:
-    return Record(question_prompt(question), f" {answer}")
+    return Record(question_prompt(question), f" {answer}", question)
 
 
 def _question_and_answer(fields: Fields, where: str) -> Record:
@@ -189,7 +177,8 @@ def _completion(fields: Fields, where: str) -> Record | Conversation:
     if isinstance(fields["prompt"], list) and isinstance(fields["completion"], list):
         return from_prompt_and_completion(fields, where)
     _refuse_unread(fields, _UNREAD, where)
-    return Record(_text(fields, "prompt", where), _text(fields, "completion", where))
+    prompt = _text(fields, "prompt", where)
+    return Record(prompt, _text(fields, "completion", where), prompt)
 
 
 _CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Fields, str], Record | Conversation]], ...] = (
@@ -197,7 +186,7 @@ _CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Fields, str], Record | Conve
     (("prompt", "completion"), _completion),
     (("question", "human_answers"), _hc3),
     (("question", "answer"), _question_and_answer),
-    *CONVERTERS,
+    (("messages",), from_messages), (("conversations",), from_sharegpt),
     (("text",), lambda f, w: Record("", _text(f, "text", w))),
 )
 KINDS = "the fields instruction/input/output, prompt/completion, question/answer, messages, conversations or text"

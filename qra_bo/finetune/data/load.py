@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,12 +72,28 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, 
     source = str(getattr(data_cfg, "path", None) or data_cfg.name)
     records, left_out = read or read_data(data_cfg, seed)
     splits = split_records(records, data_cfg.held_out, seed, source)
-    data = assemble(tokenizer, splits, length, data_cfg.calibration, seed, source, isolate)
-    if isinstance(data_cfg, UserData):
-        _check_cut(data_cfg, data.train.facts, length, source)
-        data = replace(data, example=_example(tokenizer, splits[0][0], length), left_out=left_out,
-                       repeated=len(records) - sum(map(len, splits)))
-    return data
+    if not isinstance(data_cfg, UserData):
+        return assemble(tokenizer, splits, length, data_cfg.calibration, seed, source, isolate)
+    rendered = [render(split, data_cfg.render, tokenizer) for split in splits]
+    data = assemble(tokenizer, rendered, length, data_cfg.calibration, seed, source, isolate)
+    _check_cut(data_cfg, data.train.facts, length, source)
+    asking = [(before, after) for split, new in zip(splits, rendered, strict=True)
+              for before, after in zip(split, new, strict=True) if isinstance(before, Record) and before.asked]
+    how = "" if not asking else "chat" if any(before is not after for before, after in asking) else "plain"
+    return replace(data, example=_example(tokenizer, rendered[0][0], length), left_out=left_out, render=how,
+                   repeated=len(records) - sum(map(len, splits)))
+
+
+def render(records: Sequence[Record | Conversation], how: str, tokenizer: Any) -> list[Record | Conversation]:
+    """Return the records with instructions, questions and prompts as chats, where ``data.render`` says ``how``.
+
+    A prompt that holds special tokens of the tokenizer is rendered already, and stays as it is.
+    """
+    if how == "plain" or (how == "auto" and not (tokenizer.chat_template and tokenizer.is_fast)):
+        return list(records)
+    special = tuple(tokenizer.all_special_tokens)
+    return [record.conversation if isinstance(record, Record) and record.asked
+            and not any(token in record.asked for token in special) else record for record in records]
 
 
 def check_tokens(data: DataSplits, tokenizer: Any, rows: int, name: str) -> None:

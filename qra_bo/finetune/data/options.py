@@ -49,10 +49,13 @@ class UserData(RecordOptions):
 
     Args:
         chat: Turns of the assistant on which a loss is taken: all of a conversation, or the last.
+        render: How instructions, questions and prompts are rendered: as chats, by the tokenizer's template, or as plain
+            text; ``"auto"``: as chats where the tokenizer has a template.
         max_cut: Largest share of the training split's answer tokens that may be cut off by ``train.length``.
     """
 
     chat: Literal["all", "last"]
+    render: Literal["auto", "chat", "plain"]
     max_cut: Annotated[StrictFloat, Ge(0), Le(1)]
 
 

@@ -1,6 +1,7 @@
 """Records of a data set, their splits, and the token blocks that they become."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +20,17 @@ NO_LOSS = -100
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One example: the loss is taken on ``target`` alone; a plain text has an empty ``prompt``."""
+    """One example: the loss is taken on ``target`` alone.
+
+    Args:
+        prompt: Text before the answer; empty for a plain text.
+        target: The answer.
+        asked: What is asked in ``prompt``, in the user's own words; empty for a plain text.
+    """
 
     prompt: str
     target: str
+    asked: str = field(default="", compare=False)
 
     @property
     def characters(self) -> int:
@@ -33,6 +41,13 @@ class Record:
     def is_empty(self) -> bool:
         """Whether the target has no text."""
         return not self.target.strip()
+
+    @property
+    def conversation(self) -> Conversation:
+        """The example as one turn of the user and one of the assistant."""
+        turns = [{"role": "user", "content": self.asked}, {"role": "assistant", "content": self.target.strip()}]
+        where = f"the record {self.asked[:60]!r}, rendered as a chat (data.render=plain leaves it as it is)"
+        return Conversation(json.dumps(turns, ensure_ascii=False), (1,), "", where)
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record | Conversation)
@@ -119,6 +134,8 @@ class DataSplits:
         left_out: Number of records that were left out, by reason.
         repeated: Records that equal an earlier one, and count once with it.
         plain_template: Whether conversations stand in a plain template, as the tokenizer has none.
+        render: ``"chat"`` where instructions, questions and prompts were rendered as chats, ``"plain"`` where not, and
+            empty where there are none.
     """
 
     train: TokenBlocks
@@ -131,6 +148,7 @@ class DataSplits:
     left_out: Mapping[str, int] = field(default_factory=dict)
     repeated: int = 0
     plain_template: bool = False
+    render: str = ""
 
     @property
     def n_tokens(self) -> dict[str, int]:
@@ -149,9 +167,11 @@ def texts_sha256(splits: Sequence[Sequence[Record | Conversation]], template: st
 
 def split_records(records: Sequence[AnyRecord], held_out: float, seed: int,
                   source: str) -> tuple[list[AnyRecord], list[AnyRecord], list[AnyRecord]]:
-    """Shuffle and split into train, validation and test; equal records always share a split.
+    """Shuffle and split into train, validation and test; all records of one prompt share a split, and equal ones count
+    once.
 
-    ``held_out`` is the share of validation, and again of test; each has at least one record. Messages name ``source``.
+    ``held_out`` is the share of the prompts in validation, and again in test; each has at least one. Where there are
+    fewer than three prompts, every record stands for itself. Messages name ``source``.
 
     Raises:
         DataError: If there are fewer than three distinct records.
@@ -160,9 +180,15 @@ def split_records(records: Sequence[AnyRecord], held_out: float, seed: int,
     if len(distinct) < 3:
         raise DataError(f"{source} has {len(distinct)} distinct records; at least 3 are needed (training, validation, "
                         "test), and some hundreds for a useful model")
-    n_held = min(max(1, round(held_out * len(distinct))), (len(distinct) - 1) // 2)
     order = [distinct[i] for i in named_rng("split", seed).permutation(len(distinct))]
-    return order[2 * n_held:], order[:n_held], order[n_held:2 * n_held]
+    by_prompt: dict[str | AnyRecord, list[AnyRecord]] = {}
+    for record in order:
+        by_prompt.setdefault(record.asked or record, []).append(record)
+    groups = list(by_prompt.values()) if len(by_prompt) > 2 else [[record] for record in order]
+    n_held = min(max(1, round(held_out * len(groups))), (len(groups) - 1) // 2)
+    validation, test, train = (list(itertools.chain(*part)) for part in (
+        groups[:n_held], groups[n_held:2 * n_held], groups[2 * n_held:]))
+    return train, validation, test
 
 
 def named_rng(name: str, seed: int) -> np.random.Generator:
