@@ -54,7 +54,8 @@ def task_config(task: str, data_path: str | None, device: str = "cpu") -> RunCon
     if needs != (data_path is not None):
         raise DataError(f"the task {task} " + ("needs --data FILE, the JSONL file of its records" if needs else
                                                "has its text built in; leave --data out"))
-    more = [f"data.path={json.dumps(data_path)}", "data.max_cut=1"] if needs else []  # answers are cut at 128 tokens
+    # answers are cut at 128 tokens, and the published tables were trained on questions without a chat template
+    more = [f"data.path={json.dumps(data_path)}", "data.max_cut=1", "data.render=plain"] if needs else []
     return load_config([f"data={TASKS[task]}", "dtype=bfloat16", f"device={device}",
                         "quantizer.rounding=rtn", *FORMATS, *more])
 
