@@ -12,9 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qra_bo.finetune.manifest import ADAPTER_CONFIG as CONFIG
-from qra_bo.finetune.manifest import ADAPTER_WEIGHTS as WEIGHTS
-from qra_bo.finetune.manifest import Manifest, adapter_digest
+from qra_bo.finetune.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest, adapter_digest
 from qra_bo.space.allocation import peft_patterns
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.errors import ModelError, OutputError
@@ -40,11 +38,11 @@ def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> N
     Raises:
         OutputError: If it can't be read, differs, or has no weights in safetensors.
     """
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in folder.glob(suffix))
         found = f"only {', '.join(pickles)}, a pickle, which can run code when it is read" if pickles else "none"
-        raise OutputError(f"{folder} must hold {WEIGHTS}; found {found}")
-    path = folder / CONFIG
+        raise OutputError(f"{folder} must hold {ADAPTER_WEIGHTS}; found {found}")
+    path = folder / ADAPTER_CONFIG
     config = read_object(path)
     if config.get("peft_type") != "LORA":
         raise OutputError(f"{path} must describe a LoRA adapter (peft_type LORA); it does not")
@@ -71,7 +69,7 @@ def read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     Raises:
         OutputError: If they can't be read, or are not those that the manifest states.
     """
-    path = folder / WEIGHTS
+    path = folder / ADAPTER_WEIGHTS
     check_readable(path)
     try:
         tensors: dict[str, Tensor] = load_file(path)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from qra_bo.export import compressed_tensors, merged
 from qra_bo.export.comparison import Loader, Reference, View
-from qra_bo.export.foreign import CONFIG, WEIGHTS, check_adapter, read_weights
+from qra_bo.export.foreign import check_adapter, read_weights
 from qra_bo.export.run import FinishedRun, export_command
 from qra_bo.export.weights import padded
 from qra_bo.finetune.checked_tensors import save_tensors
+from qra_bo.finetune.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.report.next_steps import server_rank
 from qra_bo.space import StorageFormat
@@ -32,7 +33,7 @@ def write(run: FinishedRun) -> list[Path]:
     """
     folder = run.folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, WEIGHTS):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         (folder / name).unlink(missing_ok=True)
     reason = obstacle(_formats(run))
     lines = _own_mix(run) if reason is None else [
@@ -58,9 +59,9 @@ def write_adapter(run: FinishedRun, folder: Path) -> list[Path]:
         down, up = (f"base_model.model.{name}.lora_{matrix}.weight" for matrix in "AB")
         tensors[down], tensors[up] = padded(tensors[down], tensors[up], max(ranks.values()))
     config = {**run.adapter_config, "rank_pattern": {}, "alpha_pattern": {}}  # r and lora_alpha: of the largest rank
-    save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return [folder / CONFIG, folder / WEIGHTS]
+    save_tensors(folder / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return [folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS]
 
 
 def obstacle(formats: Mapping[str, StorageFormat]) -> str | None:
@@ -107,7 +108,7 @@ def start(run: FinishedRun) -> str | None:
 def _views(run: FinishedRun, reference: Reference) -> list[View]:
     folder = run.folder / FOLDER
     return [View("vllm, its adapter of one rank", reference.adapted(folder, one_rank=True),
-                 note="added rows and columns are zero")] if (folder / WEIGHTS).is_file() else []
+                 note="added rows and columns are zero")] if (folder / ADAPTER_WEIGHTS).is_file() else []
 
 
 LOADER = Loader("peft on the mixed base", _views)
