@@ -5,7 +5,7 @@ phi3. Another family, or a setting that llama.cpp computes otherwise, is refused
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,7 +19,6 @@ from qra_bo.utils.errors import ConfigError
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2,
                  "qwen3": MODEL_ARCH.QWEN3, "gemma3_text": MODEL_ARCH.GEMMA3, "phi3": MODEL_ARCH.PHI3}
 """GGUF's architecture of each family of transformers."""
-_ACTIVATIONS = {"gemma3_text": "gelu_pytorch_tanh"}
 _GEMMA_PERIOD = 6
 """Gemma 3: every sixth layer sees the whole text, fixed in llama.cpp."""
 
@@ -155,50 +154,35 @@ def layout_of(config: Any) -> Layout:
     nested = dict(config.rope_parameters)
     rope = nested.get("full_attention", nested)
     rope = {"rope_type": "default", **rope}
-    problems = [what for what, wrong in _DIFFERENCES.items() if wrong(config, rope, nested)]
+    problems = list(_differences(config, rope, nested.get("sliding_attention")))
     if problems:
         raise ConfigError(f"export.targets=[gguf]: llama.cpp computes this {family} model otherwise than transformers, "
                           f"because of its {'; '.join(problems)}. Choose another base model, or another export target")
     return Layout(config, ARCHITECTURES[family], rope)
 
 
-def _windowed(config: Any, rope: Mapping[str, Any], nested: Mapping[str, Any]) -> bool:
-    if config.model_type == "gemma3_text":
-        return False
+def _differences(config: Any, rope: Mapping[str, Any], local: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what llama.cpp computes otherwise; ``local`` is the rotary embedding of layers with a sliding window."""
+    gemma, layers = config.model_type == "gemma3_text", config.num_hidden_layers
     window = getattr(config, "sliding_window", None)
-    used = getattr(config, "use_sliding_window", window is not None)
-    return bool(used and window is not None and window < config.max_position_embeddings)
-
-
-def _other_layers(config: Any, rope: Mapping[str, Any], nested: Mapping[str, Any]) -> bool:
-    kinds = ["full_attention" if (i + 1) % _GEMMA_PERIOD == 0 else "sliding_attention"
-             for i in range(config.num_hidden_layers)]
-    return config.model_type == "gemma3_text" and list(config.layer_types) != kinds
-
-
-def _other_local_rope(config: Any, rope: Mapping[str, Any], nested: Mapping[str, Any]) -> bool:
-    local = nested.get("sliding_attention")
-    return config.model_type == "gemma3_text" and local is not None and (
-        local.get("rope_type", "default") != "default" or float(local["rope_theta"]) != 10000.0)
-
-
-def _other_scale(config: Any, rope: Mapping[str, Any], nested: Mapping[str, Any]) -> bool:
-    width = getattr(config, "head_dim", None)
-    if config.model_type == "gemma3_text" and config.num_hidden_layers == 62:  # llama.cpp's rule for the 27B model
-        width = config.hidden_size / config.num_attention_heads
-    return getattr(config, "query_pre_attn_scalar", width) != width
-
-
-_DIFFERENCES: Mapping[str, Callable[[Any, Mapping[str, Any], Mapping[str, Any]], bool]] = {
-    "sliding window over all layers": _windowed,
-    "order of layers with a sliding window": _other_layers,
-    "rotary embedding of layers with a sliding window": _other_local_rope,
-    "scale of the attention's scores": _other_scale,
-    "capped scores or logits": lambda config, rope, nested: bool(
-        getattr(config, "attn_logit_softcapping", None) or getattr(config, "final_logit_softcapping", None)),
-    "scaling of the rotary embedding": lambda config, rope, nested: rope["rope_type"] not in (
-        "default", "linear", "llama3", *(("longrope",) if config.model_type == "phi3" else ())),
-    "activation of the MLP": lambda config, rope, nested: (
-        getattr(config, "hidden_activation", None) or config.hidden_act) != _ACTIVATIONS.get(config.model_type, "silu"),
-}
-"""What llama.cpp computes otherwise, with the test for it on configuration, rotary embedding, and all of these."""
+    if not gemma and window is not None and getattr(config, "use_sliding_window", True) \
+            and window < config.max_position_embeddings:
+        yield "sliding window over all layers"
+    if gemma and list(config.layer_types) != ["sliding_attention" if (i + 1) % _GEMMA_PERIOD else "full_attention"
+                                              for i in range(layers)]:
+        yield "order of layers with a sliding window"
+    if gemma and local is not None and (local.get("rope_type", "default") != "default"
+                                        or float(local["rope_theta"]) != 10000.0):
+        yield "rotary embedding of layers with a sliding window"
+    # the width is by llama.cpp's rule for the 27B model, which has 62 layers
+    width = config.hidden_size / config.num_attention_heads if gemma and layers == 62 else \
+        getattr(config, "head_dim", None)
+    if getattr(config, "query_pre_attn_scalar", width) != width:
+        yield "scale of the attention's scores"
+    if getattr(config, "attn_logit_softcapping", None) or getattr(config, "final_logit_softcapping", None):
+        yield "capped scores or logits"
+    if rope["rope_type"] not in ("default", "linear", "llama3") and \
+            (config.model_type, rope["rope_type"]) != ("phi3", "longrope"):
+        yield "scaling of the rotary embedding"
+    if (getattr(config, "hidden_activation", None) or config.hidden_act) != ("gelu_pytorch_tanh" if gemma else "silu"):
+        yield "activation of the MLP"

@@ -15,12 +15,9 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from qra_bo.export.comparison import Reference
-from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
 from qra_bo.finetune.data.load import byte_tokenizer
@@ -29,7 +26,7 @@ from qra_bo.finetune.models.load import cast_parameters, load_base, without_bars
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.memory.formats import FORMATS, check_shape
 from qra_bo.space.decoder import spec_from_model
-from qra_bo.utils.errors import ConfigError, SpaceError
+from qra_bo.utils.errors import SpaceError
 from tests.export.fixtures import best_json
 
 LAYERS, WIDTH, INNER, HEADS, HEAD, VOCABULARY, TOKENS = 2, 128, 256, 4, 32, 320, 12
@@ -132,41 +129,6 @@ def stores(name: str, out_features: int, in_features: int) -> bool:
     return True
 
 
-def reload_or_refuse(number: int, target: str, folder: Path, holds: Callable[[str], bool], largest: float) -> bool:
-    """Export a case and load it again by its consumer: the run's own logits, or one clear refusal.
-
-    Args:
-        number: Of the case.
-        target: Name of the export target.
-        folder: Empty; the run's folder is made in it.
-        holds: Whether the target promises to hold a format, by its name; it may hold more.
-        largest: Largest difference of logits, in fp32.
-
-    Returns:
-        Whether it was exported.
-
-    Raises:
-        AssertionError: If neither holds.
-    """
-    case = make_case(number, tuple(name for name in FORMATS if holds(name)))
-    run = build(case, folder)
-    names = {record.format.name for record in run.manifest.modules.values()}
-    try:
-        TARGETS[target].write(run)
-    except ConfigError as error:
-        check_refusal(str(error), target, names, holds)
-        return False
-    loader = TARGETS[target].loader
-    assert loader is not None
-    ids = torch.from_numpy(np.random.default_rng(number).integers(0, VOCABULARY, TOKENS))
-    rows = list(loader.rows(target, run, Reference(run, ids)))
-    assert rows
-    for row in rows:
-        assert row.largest is not None, f"case {number}: {row}"
-        assert row.largest <= largest, f"case {number}: {row}"
-    return True
-
-
 def check_refusal(message: str, target: str, names: set[str], holds: Callable[[str], bool]) -> None:
     """Check that a run with the formats ``names`` was refused rightly, on one line that says what to search instead."""
     assert not all(holds(name) for name in names), message
@@ -174,16 +136,3 @@ def check_refusal(message: str, target: str, names: set[str], holds: Callable[[s
     assert target in message
     assert "serve=" in message
     assert any(name in message for name in names), message
-
-
-def check_cases(first: int, count: int, target: str, folder: Path, holds: Callable[[str], bool],
-                largest: float) -> None:
-    """Run cases ``first`` to ``first + count - 1``; some must be exported and, of 30 or more, some refused."""
-    exported = [reload_or_refuse(number, target, folder / str(number), holds, largest)
-                for number in range(first, first + count)]
-    assert any(exported)
-    assert count < 30 or not all(exported)
-
-
-slow_cases = pytest.mark.parametrize("first", range(0, 1000, 100))
-"""A thousand cases, a hundred a test."""

@@ -15,7 +15,7 @@ from gguf.quants import dequantize, quantize
 
 from qra_bo.config import load_config, make_spec
 from qra_bo.export.comparison import Reference
-from qra_bo.export.gguf import FILES, FOLDER, LOADER, modelfile, write
+from qra_bo.export.gguf import FILES, FOLDER, LOADER, modelfile
 from qra_bo.export.gguf_blocks import form_of, is_exact, linear_blocks
 from qra_bo.export.gguf_file import half_form
 from qra_bo.export.gguf_layout import layout_of
@@ -30,7 +30,7 @@ from qra_bo.memory.serving import gguf_bytes
 from qra_bo.pipeline.exports import commands
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
 from qra_bo.utils.errors import ConfigError
-from tests.export.allocations import VOCABULARY, Case, build, check_refusal, make_case, slow_cases
+from tests.export.allocations import Case, build
 from tests.export.finished import SETTINGS, exported, finish
 
 RTN = "quantizer.rounding=rtn"
@@ -232,47 +232,6 @@ def test_merged_file_keeps_linears_without_adapter(run: FinishedRun) -> None:
         values = dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_array_equal(values, (wanted if rows is None else wanted[rows]).numpy())
         assert (tensor.tensor_type == Form.Q8_0) == (linear.lora is not None or linear.format.bits > 5)
-
-
-def holds(name: str) -> bool:
-    return form_of(parse_format(name), 128) is not None
-
-
-def reload_or_refuse(number: int, folder: Path) -> bool:
-    """Check one random allocation: the unpacked files give the run's own logits and the packed file its weights, or
-    the run is refused. Returns whether it was exported."""
-    run = replace(build(make_case(number, tuple(filter(holds, FORMATS))), folder),
-                  gguf=("base", "adapter", "base-f32"))
-    found = {record.format.name for record in run.manifest.modules.values()}
-    try:
-        write(run)
-    except ConfigError as error:
-        check_refusal(str(error), "gguf", found, holds)
-        return False
-    reference = Reference(run, torch.from_numpy(np.random.default_rng(number).integers(0, VOCABULARY, 12)))
-    for row in LOADER.rows("gguf", run, reference):
-        assert row.largest is not None, f"case {number}: {row}"
-        assert row.largest <= (EXACT if "f32" in row.what else 0.5), f"case {number}: {row}"
-    packed, whole = (names(run.folder / FOLDER / f"{name}.gguf") for name in ("base", "base-f32"))
-    assert packed.keys() == whole.keys()
-    exact = all(is_exact(parse_format(name)) for name in found)
-    for name, tensor in packed.items():
-        apart = dequantize(tensor.data, tensor.tensor_type) - dequantize(whole[name].data, Form.F32)
-        assert np.abs(apart).max() <= (0 if exact else 1e-3), f"case {number}: {name}"
-    return True
-
-
-def test_random_allocations_reload_equal_or_are_refused(tmp_path: Path) -> None:
-    exported = [reload_or_refuse(number, tmp_path / str(number)) for number in range(10)]
-    assert any(exported)
-
-
-@pytest.mark.slow
-@slow_cases
-def test_many_random_allocations(tmp_path: Path, first: int) -> None:
-    exported = [reload_or_refuse(number, tmp_path / str(number)) for number in range(first, first + 100)]
-    assert any(exported)
-    assert not all(exported)
 
 
 @pytest.mark.parametrize("embeddings", [16, 6])

@@ -34,12 +34,11 @@ from qra_bo.finetune.quantization.base import pack_for
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving import CONSUMERS, MLX_BITS
 from qra_bo.utils.errors import ConfigError
-from tests.export.allocations import TOKENS, VOCABULARY, build, check_refusal, make_case, slow_cases
 from tests.export.finished import exported, finish
 
 RTN = "quantizer.rounding=rtn"
-EXACT, ROUNDED = 2e-5, 2e-2
-"""Largest differences of logits: another order of fp32 sums, and biases or scales rounded to fp16."""
+EXACT = 2e-5
+"""Largest difference of logits, of another order of fp32 sums."""
 SIZES: dict[str, Any] = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
                          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
 ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -216,38 +215,3 @@ def test_formats_without_a_form_are_refused_by_name(fmt: str, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=rf"MLX has no form for {fmt} \(\d+ columns\).*serve=mlx"):
         exported(folder, ["mlx"])
     assert not (folder / FOLDER).exists()
-
-
-def reload_or_refuse(number: int, folder: Path) -> bool:
-    """Export a random case and load it by mlx-lm, or check its refusal; return whether it was exported."""
-    def holds(name: str) -> bool:
-        return CONSUMERS["mlx"].loads(FORMATS[name])
-
-    run = build(make_case(number, tuple(filter(holds, FORMATS))), folder)
-    names = {record.format.name for record in run.manifest.modules.values()}
-    try:
-        TARGETS["mlx"].write(run)
-    except ConfigError as error:
-        check_refusal(str(error), "mlx", names, holds)
-        return False
-    ids = torch.from_numpy(np.random.default_rng(number).integers(0, VOCABULARY, TOKENS))
-    reference, adapted = Reference(run, ids), (run.folder / FOLDER / ADAPTER).is_dir()
-    apart = (mlx_logits(run.folder / FOLDER, ids, adapted=adapted, fp32=True) - reference.own).abs().max()
-    assert apart <= (EXACT if all(map(holds, names)) else ROUNDED), (number, names)
-    return True
-
-
-def check(first: int, count: int, folder: Path) -> None:
-    exported = [reload_or_refuse(number, folder / str(number)) for number in range(first, first + count)]
-    assert any(exported)
-    assert count < 30 or not all(exported)
-
-
-def test_random_allocations_load_equal_or_are_refused(tmp_path: Path) -> None:
-    check(0, 6, tmp_path)
-
-
-@pytest.mark.slow
-@slow_cases
-def test_a_thousand_random_allocations(first: int, tmp_path: Path) -> None:
-    check(first, 100, tmp_path)
