@@ -116,8 +116,8 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
         bias = model.get_submodule(name).bias
         bias = None if bias is None else bias.detach().to(device)
         model.set_submodule(name, backend_of(record.format).build(state, record.format, record.shape, bias, dtype))
-    if manifest.embeddings is not None:
-        install_embeddings(model, tables, manifest.embeddings.format, dtype)
+    if tables:
+        install_embeddings(model, tables, next(iter(manifest.tables.values())).format, dtype)
     allow_mixed_bits(model)
     model.to(device)
 
@@ -133,8 +133,8 @@ def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tupl
         DeviceError: If the run packed its weights on CUDA, kept none, and there is no CUDA here.
     """
     dtype, records = getattr(torch, manifest.compute_dtype), manifest.packed_weights
-    tables = () if manifest.embeddings is None else embedding_modules(model)
-    if tables and set(dense_tables(model)) != records.keys() - manifest.modules.keys():
+    tables = embedding_modules(model) if manifest.tables else ()
+    if tables and dense_tables(model).keys() != manifest.tables.keys():
         raise ModelError(f"the base model has the tables {', '.join(dense_tables(model))}, which are not those that "
                          "this run packed")
     dense = {name: _dense(model, name, record) for name, record in records.items()}

@@ -89,7 +89,7 @@ class FinishedRun:
     @property
     def plain(self) -> bool:
         """Whether the base has 16 bits throughout, as any program loads it."""
-        return min(self.best["bits"]) == 16 and self.manifest.embeddings is None
+        return min(self.best["bits"]) == 16 and not self.manifest.tables
 
     @property
     def weights(self) -> int:

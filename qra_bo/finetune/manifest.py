@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,27 +66,23 @@ class ModuleRecord:
         return cls(fmt, (rows, columns), rank, alpha, sha256)
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingsRecord:
-    """The packed embedding and head: format, shape (vocabulary, width), and checksums of the packed tables by module; a
-    head that shares the embedding's table is not named."""
+def _tables_to_json(tables: Mapping[str, ModuleRecord]) -> dict[str, Any] | None:
+    """Return embedding and head of one format and shape; ``None`` without any."""
+    found: dict[str, Any] | None = None
+    for name, record in tables.items():
+        found = found or {**record.format.to_json(), "shape": list(record.shape), "tables": {}}
+        found["tables"][name] = record.sha256
+    return found
 
-    format: StorageFormat
-    shape: tuple[int, int]
-    tables: Mapping[str, str]
 
-    def to_json(self) -> dict[str, Any]:
-        return {**self.format.to_json(), "shape": list(self.shape), "tables": dict(self.tables)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "EmbeddingsRecord":
-        fmt = format_from_json({key: data[key] for key in FORMAT_FIELDS})
-        (rows, columns), tables = data["shape"], dict(data["tables"].items())
-        if any(type(n) is not int or n < 1 for n in (rows, columns)) or not 1 <= len(tables) <= 2 \
-                or not all(isinstance(sha256, str) for sha256 in tables.values()) \
-                or embedding_format(fmt.bits, columns) != fmt:
-            raise ValueError("'embeddings': a format of embeddings, 'shape' (integers) and 'tables' (texts)")
-        return cls(fmt, (rows, columns), tables)
+def _tables_from_json(data: Mapping[str, Any] | None) -> dict[str, ModuleRecord]:
+    tables = {} if data is None else {
+        name: ModuleRecord.from_json({**data, "rank": 0, "alpha": 0.0, "sha256": sha256})
+        for name, sha256 in data["tables"].items()}
+    if (data is not None and not 1 <= len(tables) <= 2) or any(
+            min(r.shape) < 1 or embedding_format(r.format.bits, r.shape[1]) != r.format for r in tables.values()):
+        raise ValueError("'embeddings': a format of embeddings, 'shape' (integers) and 'tables' (texts)")
+    return tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +99,7 @@ class Manifest:
         adapter_sha256: Checksum of the adapter's tensors and of its configuration.
         packed: File of packed tensors beside the manifest, or ``None``.
         versions: Releases of the packages that determine the numbers.
-        embeddings: Record of the packed embedding and head; ``None`` where they have 16 bits.
+        tables: Record of the packed embedding and, where it shares no weights with it, head by name; none in 16 bits.
     """
 
     model: Mapping[str, Any]
@@ -114,14 +110,12 @@ class Manifest:
     adapter_sha256: str
     packed: str | None
     versions: Mapping[str, str]
-    embeddings: EmbeddingsRecord | None = None
+    tables: Mapping[str, ModuleRecord] = field(default_factory=dict)
 
     @property
     def packed_weights(self) -> dict[str, ModuleRecord]:
         """Record of every linear, then of embedding and head where they are packed, by module."""
-        table = self.embeddings
-        return {**self.modules, **({} if table is None else {
-            name: ModuleRecord(table.format, table.shape, 0, 0.0, sha256) for name, sha256 in table.tables.items()})}
+        return {**self.modules, **self.tables}
 
     @property
     def alpha_over_rank(self) -> float:
@@ -133,9 +127,10 @@ class Manifest:
         return scales[0]
 
     def to_json(self) -> dict[str, Any]:
-        return sealed({"schema_version": SCHEMA_VERSION, **asdict(self),
-                       "embeddings": None if self.embeddings is None else self.embeddings.to_json(),
-                       "modules": {name: record.to_json() for name, record in self.modules.items()}})
+        data = asdict(self) | {"embeddings": _tables_to_json(self.tables),
+                               "modules": {name: record.to_json() for name, record in self.modules.items()}}
+        del data["tables"]
+        return sealed({"schema_version": SCHEMA_VERSION, **data})
 
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,14 +181,16 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
         name, rank = linear.name, ranks.get(linear.name, 0)
         records[name] = ModuleRecord(parse_format(current[name]), (linear.out_features, linear.in_features), rank,
                                      rank * alpha_over_rank, tensors_digest(states[name]))
-    embeddings = _embeddings_record(bank.model)
-    apart = () if embeddings is None else embedding_modules(bank.model)
+    table_tensors = table_states(bank.model)
+    tables = {name: ModuleRecord(table.fmt, table.shape, 0, 0.0, tensors_digest(table_tensors[name]))
+              for name, table in packed_tables(bank.model).items()}
+    apart = embedding_modules(bank.model) if tables else ()
     manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."), bank.device.type,
                         records, unquantised_digest(bank.model, (*records, *apart)),
                         adapter_digest(folder / ADAPTER), PACKED if packed else None,
-                        package_versions(), embeddings)
+                        package_versions(), tables)
     if packed:
-        states |= table_states(bank.model)
+        states |= table_tensors
         save_tensors(folder / PACKED, flatten(states))
     write_json(folder / MANIFEST, manifest.to_json())
     return manifest
@@ -203,11 +200,6 @@ def table_states(model: nn.Module) -> dict[str, State]:
     """Return the packed tensors of a model's packed tables, on the host, by module; empty in 16 bits."""
     return {name: {key: tensor.cpu() for key, tensor in table.packed_state().items()}
             for name, table in packed_tables(model).items()}
-
-
-def _embeddings_record(model: nn.Module) -> EmbeddingsRecord | None:
-    checksums = {name: tensors_digest(state) for name, state in table_states(model).items()}
-    return next((EmbeddingsRecord(table.fmt, table.shape, checksums) for table in packed_tables(model).values()), None)
 
 
 def flatten(states: Mapping[str, State]) -> State:
@@ -249,7 +241,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(dict(data["model"].items()), data["compute_dtype"], data["packed_on"], modules,
                             data["unquantised_sha256"], data["adapter_sha256"], data["packed"],
                             dict(data["versions"].items()),
-                            None if data["embeddings"] is None else EmbeddingsRecord.from_json(data["embeddings"]))
+                            _tables_from_json(data["embeddings"]))
         whole = data["sha256"]
         if manifest.compute_dtype not in DTYPES or manifest.packed_on not in DEVICES \
                 or manifest.packed not in (None, PACKED):

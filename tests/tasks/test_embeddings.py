@@ -115,9 +115,9 @@ def copied(folder: Path, target: Path) -> Path:
 
 @pytest.mark.parametrize(("change", "error", "match"), [
     ({"tables": {"model.embed_tokens": "0" * 64}}, ModelError, "model.embed_tokens quantised here differs"),
-    ({"shape": [500, 64]}, ModelError, "500, 64"), ({"tables": {}}, OutputError, "embeddings"),
-    ({"shape": [512, -64]}, OutputError, "embeddings"), ({"name": "hqq8", "backend": "hqq"}, OutputError, "embeddings"),
-    ({"tables": {"model.embed_tokens": 1}}, OutputError, "embeddings")])
+    ({"shape": [500, 64]}, ModelError, "500 x 64"), ({"tables": {}}, OutputError, "malformed"),
+    ({"shape": [512, -64]}, OutputError, "malformed"), ({"name": "hqq8", "backend": "hqq"}, OutputError, "malformed"),
+    ({"tables": {"model.embed_tokens": 1}}, OutputError, "malformed")])
 def test_a_record_that_does_not_fit_is_refused(run: tuple[Path, Mapping[str, Any]], tmp_path: Path,
                                                change: dict[str, Any], error: type[UserError], match: str) -> None:
     folder = copied(run[0], tmp_path / "run")
