@@ -128,10 +128,3 @@ def test_a_decoder_with_linears_of_its_own_is_refused_before_and_after_training(
     with pytest.raises(ConfigError, match="this falcon model in compressed-tensors"):
         exported(run.folder, ["compressed_tensors"])
     assert not (run.folder / FOLDER).exists()
-
-
-def test_run_with_other_formats_writes_nothing(tmp_path: Path) -> None:
-    run = finish(tmp_path / "run", ("nf4", "sym4-g64", "int3-g64", "hqq2"), (1, 1, 1, 1), RTN)
-    with pytest.raises(ConfigError, match="hqq2, int3-g64, nf4 have no form there"):
-        exported(run, ["compressed_tensors"])
-    assert not (run / FOLDER).exists()

@@ -299,3 +299,17 @@ def test_search_is_refused_the_formats_that_its_exports_refuse(fmt):
     found = {"compressed_tensors": holds(compressed_tensors.refuse_formats, {"x": fmt}),
              "gguf": holds(gguf.refuse_formats, {"x": record}), "mlx": holds(mlx.refuse_formats, [record])}
     assert found == {target: stated(fmt) for target, (stated, _) in TARGET_FORMATS.items()}
+
+
+@pytest.mark.parametrize(("target", "formats", "said"), [
+    ("gguf", ("nf4", "sym4-g64", "int8", "hqq8"), r"gguf holds .* in this run hqq8, int8, nf4 have no form.*llamacpp"),
+    ("compressed_tensors", ("nf4", "sym4-g64", "int3-g64", "hqq2"), "hqq2, int3-g64, nf4 have no form there"),
+    ("mlx", ("sym4-g64", "nf4", "sym4-g64", "int8"),
+     r"no form for int8 \(128 columns\), nf4 \(128 columns\).*serve=mlx")])
+def test_formats_without_a_form_are_all_named_and_nothing_is_written(tmp_path, target, formats, said):
+    run = write_finished(tmp_path / "run")
+    by_name = dict(zip(module_ranks(), formats, strict=True))
+    (run / MANIFEST).write_text(json.dumps(manifest_json(module_ranks(), by_name, dict.fromkeys(by_name, (128, 128)))))
+    with pytest.raises(ConfigError, match=said):
+        exported(run, [target])
+    assert not (run / TARGETS[target].path).exists()

@@ -29,7 +29,6 @@ from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving import gguf_bytes
 from qra_bo.pipeline.exports import commands
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
-from qra_bo.utils.errors import ConfigError
 from tests.export.allocations import Case, build
 from tests.export.finished import SETTINGS, exported, finish
 
@@ -138,13 +137,6 @@ def test_16_bits_take_the_type_that_holds_them() -> None:
     assert half_form(torch.tensor([1 / 3])) == Form.F16
 
 
-def test_formats_without_a_form_are_all_named(tmp_path: Path) -> None:
-    run = finish(tmp_path / "run", ("nf4", "sym4-g64", "int8", "hqq8"), (1, 1, 1, 1), RTN)
-    with pytest.raises(ConfigError, match=r"gguf holds .* in this run hqq8, int8, nf4 have no form.*serve=llamacpp"):
-        exported(run, ["gguf"])
-    assert not (run / FOLDER).exists()
-
-
 def test_rows_that_are_no_whole_blocks_have_no_form() -> None:
     fmt = parse_format("hqq4")
     assert form_of(fmt, 96) == Form.Q4_1
@@ -169,9 +161,9 @@ def test_modelfile_has_the_generation_settings() -> None:
     assert "PARAMETER top_p 0.9" in modelfile("m.gguf", weights)
 
 
-def test_files_are_those_that_were_asked_for(tmp_path: Path, run: FinishedRun) -> None:
-    folder = finish(tmp_path / "run", ("fp16", "sym5-g64", "sym2-g64", "sym6-g64"), (1, 1, 1, 1), RTN)
-    written = exported(folder, ["gguf"], gguf=["base"])
+def test_files_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    run = build(Case(1, "llama", True, 2, "float32", ("fp16", "sym5-g64", "sym2-g64", "sym6-g64"), (1,)), tmp_path)
+    written = exported(run.folder, ["gguf"], gguf=["base"])
     assert [p.name for p in written] == ["base.gguf", "README.md"]
     assert "llama-server" not in written[1].read_text()
 

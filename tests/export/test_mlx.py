@@ -207,11 +207,3 @@ def test_packed_embedding_and_head_keep_their_width(bits: int, tied: bool, tmp_p
     reference = Reference(run, load_file(folder / PROBE)["input_ids"][0])
     found = mlx_logits(folder / FOLDER, reference.ids, adapted=True, fp32=True)
     assert (found - reference.own).abs().max() <= EXACT
-
-
-@pytest.mark.parametrize("fmt", ["nf4", "int8", "ref4"])
-def test_formats_without_a_form_are_refused_by_name(fmt: str, tmp_path: Path) -> None:
-    folder = finish(tmp_path / "run", ("sym4-g64", fmt, "sym4-g64", fmt), (1, 1, 1, 1), RTN)
-    with pytest.raises(ConfigError, match=rf"MLX has no form for {fmt} \(\d+ columns\).*serve=mlx"):
-        exported(folder, ["mlx"])
-    assert not (folder / FOLDER).exists()
