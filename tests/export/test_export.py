@@ -91,73 +91,35 @@ def test_vllm_wants_one_format_for_projections_of_one_input(formats, said):
     assert found is None if said is None else said in found
 
 
-def test_card_names_base_baseline_and_interval(tmp_path):
-    [path] = exported(write_finished(tmp_path / "run"), ["card"])
+SAME = {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 5}
+FINAL = {"loss": 3.871, "loss_se": .005, "steps": 320, "kept_step": 240, "metric": "test_loss"}
+BEYOND = {"steps": 240, "trial_steps": 24, "confirmed_steps": 24, "predicted_beyond": .02}
+GUESS = {"label": PREDICTED, "mean": -.02, "low": -.03, "high": -.01, "steps": 24}
+
+
+@pytest.mark.parametrize(("changes", "said", "unsaid"), [
+    ({}, ('"base_model": "org/tiny"', '"mixed-precision"', "| uniform-4bit-r16 | 4.1300", "\u22120.0120",
+          "needs its mixed base", "| 0 | 8 | bitsandbytes 8-bit | 2 |", "| 1 | 4 | bitsandbytes 4-bit | 5 |", "Licence",
+          "after 24 steps: \u22120.0120 nats (95 % interval \u22120.0180 to \u22120.0060; negative is better).\n"), ()),
+    ({"bits": [4, 4], "ranks": [8, 8]}, ("rank 8, trained on a base model of 4 bits",), ("mixed",)),
+    ({"bits": [16, 16]}, ("**Its base is `org/tiny` in 16 bits**",), ("On a 16-bit base",)),
+    ({"delivered": FINAL, "search_loss": 4.07}, (
+        "Test loss of this adapter: 3.8710 ± 0.0050 nats per token**, after 240 steps",
+        "| | validation loss (nats per token) | predicted memory | fits |", "| **this allocation** | 4.0700 |"),
+     ("4.0100",)),  # the confirmation's mean test loss, of shorter trainings
+    ({"winner_kind": "uniform", "versus_best_uniform": SAME}, ("This allocation is the best uniform baseline.\n",),
+     ("95 % interval",)),
+    ({"objective": BEYOND}, ("negative is better); +0.0080 predicted for 240 steps.\n",), ()),
+    ({"searched": False, "prediction": GUESS, "versus_best_uniform": None},
+     (PREDICTED, "nats against the best uniform choice"), ()),
+    ({"searched": False, "prediction": {**GUESS, "low": -.02, "high": -.02}, "versus_best_uniform": None},
+     (PREDICTED,), ("nats against the best uniform choice",)),
+    ({"oracle": "synthetic"}, ("no model was trained",), ())])
+def test_card_states_what_was_measured(tmp_path, changes, said, unsaid):
+    [path] = exported(write_finished(tmp_path / "run", **changes), ["card"])
     text = path.read_text()
-    assert path.parent.name == "adapter"
-    for part in ('"base_model": "org/tiny"', "| uniform-4bit-r16 | 4.1300", "\u22120.0120", "needs its mixed base",
-                 "| 0 | 8 | bitsandbytes 8-bit | 2 |", "| 1 | 4 | bitsandbytes 4-bit | 5 |", "Licence"):
-        assert part in text
-
-
-@pytest.mark.parametrize(("bits", "ranks", "said", "tag"), [
-    ([4, 4], [8, 8], "A LoRA adapter of rank 8, trained on a base model of 4 bits. Both were", False),
-    ([8, 8], [2, 5], "whose rank differs by unit, trained on a base model of 8 bits. Both were", False),
-    ([16, 16], [2, 5], "whose rank differs by unit, trained on a base model of 16 bits. Both were", False),
-    ([8, 4], [2, 2], "of rank 2, trained on a base model whose bit-width differs by unit. Both were", True)])
-def test_card_says_what_differs_by_unit(tmp_path, bits, ranks, said, tag):
-    run = write_finished(tmp_path / "run", bits=bits, ranks=ranks)
-    [path] = exported(run, ["card"])
-    text = path.read_text()
-    assert said in text
-    assert ("mixed-precision" in text.split("---")[1]) == tag
-    assert ("needs its mixed base" in text) == tag
-    assert ("**Its base is `org/tiny` in 16 bits**" in text) == (bits[0] == 16)
-    assert ("On a 16-bit base" in text) == (bits[0] != 16)
-
-
-def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
-    final = {"loss": 3.871, "loss_se": .005, "steps": 320, "kept_step": 240, "metric": "test_loss"}
-    [path] = exported(write_finished(tmp_path / "run", delivered=final, search_loss=4.07), ["card"])
-    text = path.read_text()
-    assert "Test loss of this adapter: 3.8710 ± 0.0050 nats per token**, after 240 steps" in text
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert "| | validation loss (nats per token) | predicted memory | fits |" in rows
-    assert any(row.startswith("| **this allocation** | 4.0700 |") for row in rows)
-    assert "4.0100" not in text  # the confirmation's mean test loss, of shorter trainings
-
-
-@pytest.mark.parametrize("seeds", [0, 5])
-def test_card_of_a_uniform_winner_does_not_compare_it_with_itself(tmp_path, seeds):
-    same = {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": seeds}
-    [path] = exported(write_finished(tmp_path / "run", winner_kind="uniform", versus_best_uniform=same), ["card"])
-    assert "This allocation is the best uniform baseline.\n" in path.read_text()  # a mixed one may not have fitted
-    assert "95 % interval" not in path.read_text()
-
-
-@pytest.mark.parametrize(("ahead", "said"), [
-    (0.0, "after 24 steps: \u22120.0120 nats (95 % interval \u22120.0180 to \u22120.0060; negative is better).\n"),
-    (.02, "negative is better); +0.0080 predicted for 240 steps.\n")])
-def test_card_states_the_length_of_the_comparison_and_what_is_predicted_beyond(tmp_path, ahead, said):
-    objective = {"steps": 240, "trial_steps": 24, "confirmed_steps": 24, "predicted_beyond": ahead}
-    [path] = exported(write_finished(tmp_path / "run", objective=objective), ["card"])
-    assert said in path.read_text()
-
-
-@pytest.mark.parametrize(("numbers", "compares"), [((-.02, -.03, -.01), True), ((None, None, None), False),
-                                                   ((0.0, 0.0, 0.0), False)])
-def test_card_states_a_predicted_difference_of_the_delivered_allocation_alone(tmp_path, numbers, compares):
-    prediction = {"label": PREDICTED, **dict(zip(("mean", "low", "high"), numbers, strict=True)), "steps": 24}
-    run = write_finished(tmp_path / "run", searched=False, prediction=prediction, versus_best_uniform=None)
-    [path] = exported(run, ["card"])
-    text = path.read_text()
-    assert PREDICTED in text
-    assert ("nats against the best uniform choice" in text) == compares
-
-
-def test_card_of_a_synthetic_run_says_so_first(tmp_path):
-    [path] = exported(write_finished(tmp_path / "run", oracle="synthetic"), ["card"])
-    assert "no model was trained" in path.read_text().split("\n## ")[0]
+    assert [part for part in said if part not in text] == []
+    assert [part for part in unsaid if part in text] == []
 
 
 def test_an_unfinished_run_is_refused_with_all_that_is_missing(tmp_path):

@@ -193,17 +193,3 @@ def test_packed_bytes_are_those_that_serving_predicts(run: FinishedRun) -> None:
         sizes = [tensors[f"{name}.{part}"].nbytes if f"{name}.{part}" in tensors else 0
                  for part in ("weight", "scales", "biases")]
         assert (sizes[0], sizes[1] + sizes[2]) == CONSUMERS["mlx"].matrix_bytes(linear.format, *linear.shape)
-
-
-@pytest.mark.parametrize(("bits", "tied"), [(8, True), (6, False)])
-def test_packed_embedding_and_head_keep_their_width(bits: int, tied: bool, tmp_path: Path) -> None:
-    folder = finish(tmp_path / "run", ("sym4-g64",) * 4, (1, 2, 3, 4), RTN, f"embeddings={bits}",
-                    f"model.tied={str(tied).lower()}", "dtype=float32")
-    exported(folder, ["mlx"])
-    tensors = load_file(folder / FOLDER / "model.safetensors")
-    assert ("lm_head.scales" in tensors) == (not tied)
-    assert tensors["model.embed_tokens.weight"].shape == (512, 64 * bits // 32)
-    run = FinishedRun.read(folder)
-    reference = Reference(run, load_file(folder / PROBE)["input_ids"][0])
-    found = mlx_logits(folder / FOLDER, reference.ids, adapted=True, fp32=True)
-    assert (found - reference.own).abs().max() <= EXACT

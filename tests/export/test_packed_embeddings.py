@@ -62,6 +62,8 @@ def test_mlx_computes_the_runs_logits(run: FinishedRun) -> None:
     tensors = load_file(run.folder / mlx.FOLDER / "model.safetensors")
     assert {name for name in tensors if name.endswith(".scales") and "layers" not in name} == {
         f"{name}.scales" for name in own_tables(run)}
+    bits = next(iter(run.manifest.tables.values())).format.bits
+    assert tensors["model.embed_tokens.weight"].shape == (512, 64 * bits // 32)
 
 
 def test_compressed_tensors_has_the_tables_unpacked(run: FinishedRun) -> None:
