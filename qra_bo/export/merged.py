@@ -8,20 +8,12 @@ from transformers import GenerationConfig
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model
 from qra_bo.export.load import dense_base
-from qra_bo.export.run import FinishedRun
+from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import save_generation, weights_in
 from qra_bo.finetune.models.load import cast_parameters
 from qra_bo.utils.files import follow_umask
 
 FOLDER = "export/merged"
-CARD = """# {model}, adapter merged in
-
-The base is the one that the adapter was trained on, unpacked: dequant(Q) + scale B A, the run's own function up to
-rounding to 16 bits. `task=export out=RUN export.check=true` measures the difference of its logits.
-
-The adapter can be merged into the original base instead, by PEFT's `merge_and_unload`. It then also corrects
-quantisation errors that are not there, so evaluate such a model before use.
-"""
 
 
 def write(run: FinishedRun) -> list[Path]:
@@ -38,7 +30,7 @@ def write(run: FinishedRun) -> list[Path]:
     save_generation(settings, target)
     tokenizer.save_pretrained(str(target))
     follow_umask(*target.glob("*.safetensors"))
-    (target / "README.md").write_text(CARD.format(model=run.best["model"]), encoding="utf-8")
+    (target / "README.md").write_text(render("merged.md", run), encoding="utf-8")
     return sorted(p for p in target.iterdir() if p.is_file())
 
 

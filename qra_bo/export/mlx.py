@@ -23,7 +23,7 @@ from torch import Tensor
 from qra_bo.export.comparison import Loader, Reference, View
 from qra_bo.export.compressed_tensors import in_words
 from qra_bo.export.mlx_config import mlx_config
-from qra_bo.export.run import FinishedRun
+from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import LinearWeights, RunWeights, padded, save_generation, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ModuleRecord
@@ -45,7 +45,9 @@ def write(run: FinishedRun) -> list[Path]:
     refuse_formats(run.manifest.modules.values())
     weights, folder = weights_of(run), run.folder / FOLDER
     adapted = write_model(weights, folder)
-    (folder / "README.md").write_text(readme(run, weights, adapted), encoding="utf-8")
+    rounded = sorted({linear.format.name for linear in weights.linears.values()
+                      if not CONSUMERS["mlx"].loads(linear.format)})
+    (folder / "README.md").write_text(render("mlx.md", run, adapted=adapted, rounded=rounded), encoding="utf-8")
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
@@ -123,30 +125,6 @@ def _write_adapter(weights: RunWeights, folder: Path) -> bool:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-def readme(run: FinishedRun, weights: RunWeights, adapted: bool) -> str:
-    """Return the text beside the files: what they hold, and the commands that serve them."""
-    formats = {linear.format.name: linear.format for linear in weights.linears.values()}
-    rounded = sorted(name for name, fmt in formats.items() if not CONSUMERS["mlx"].loads(fmt))
-    exact = "Codes, scales and biases are the run's own, to the last bit." if not rounded else \
-        f"Codes are the run's own; biases (or scales) of {', '.join(rounded)} are rounded to fp16."
-    option = " --adapter-path adapter" if adapted else ""
-    return f"""# {run.best["model"]} for MLX
-
-{exact} What is not quantised is in fp16, and so are products; computed in fp32 (`model.set_dtype(mlx.core.float32)`)
-the logits are those of `qra_bo.load`{" up to the order of sums" if not rounded else ", but for these roundings"}.
-
-On a Mac, in this folder, with `pip install mlx-lm`:
-
-```sh
-mlx_lm.generate --model .{option} --prompt "Hello"
-mlx_lm.chat --model .{option}
-mlx_lm.server --model .{option} --port 8080
-```
-
-The server answers `POST /v1/chat/completions` as OpenAI's does. LM Studio loads the folder without its adapter.
-"""
 
 
 def mlx_logits(folder: Path, ids: Tensor, *, adapted: bool, fp32: bool) -> Tensor:

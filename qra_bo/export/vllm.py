@@ -13,7 +13,7 @@ from pathlib import Path
 from qra_bo.export import compressed_tensors, merged
 from qra_bo.export.comparison import Loader, Reference, View
 from qra_bo.export.foreign import check_adapter, read_weights
-from qra_bo.export.run import FinishedRun, export_command
+from qra_bo.export.run import FinishedRun, export_command, render
 from qra_bo.export.weights import padded
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -35,13 +35,13 @@ def write(run: FinishedRun) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         (folder / name).unlink(missing_ok=True)
-    reason = obstacle(_formats(run))
-    lines = _own_mix(run) if reason is None else [
-        f"# {reason}: this serves a copy in 16 bits with the adapter merged in.",
-        "# A search whose mix vLLM serves: serve=vllm.",
-        export_command(run, ["merged"]), f"vllm serve {shlex.quote(str(run.folder.resolve() / merged.FOLDER))}"]
-    (folder / COMMANDS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [folder / COMMANDS, *(write_adapter(run, folder) if reason is None else [])]
+    formats, merged_copy = _formats(run), shlex.join(["vllm", "serve", str(run.folder.resolve() / merged.FOLDER)])
+    reason = obstacle(formats)
+    text = render(COMMANDS, run, obstacle=reason, widths=sorted({fmt.bits for fmt in formats.values()} - {16}),
+                  export=export_command(run, ["merged"] if reason else ["compressed_tensors", "vllm"]),
+                  serve=merged_copy if reason else _serve(run))
+    (folder / COMMANDS).write_text(text, encoding="utf-8")
+    return [folder / COMMANDS, *([] if reason else write_adapter(run, folder))]
 
 
 def write_adapter(run: FinishedRun, folder: Path) -> list[Path]:
@@ -79,17 +79,6 @@ def obstacle(formats: Mapping[str, StorageFormat]) -> str | None:
 
 def _formats(run: FinishedRun) -> dict[str, StorageFormat]:
     return {name: record.format for name, record in run.manifest.modules.items()}
-
-
-def _own_mix(run: FinishedRun) -> list[str]:
-    widths = sorted({fmt.bits for fmt in _formats(run).values()} - {16})
-    where = "on a GPU and on a CPU" if set(widths) <= {4} else "on a GPU" if set(widths) <= {4, 8} else \
-        "on CUDA with its Humming kernels installed"
-    return [f"# The run's own mix ({', '.join(map(str, widths)) or '16'} bits), {where}.",
-            "# The adapter has one rank, padded with zeros.",
-            export_command(run, ["compressed_tensors", "vllm"]),
-            _serve(run),
-            "# Requests name the model qra_bo; without an adapter it is the folder's path."]
 
 
 def _serve(run: FinishedRun) -> str:
