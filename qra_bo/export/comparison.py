@@ -180,9 +180,9 @@ def with_adapter(model: Any, adapter: Path) -> Any:
         return PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
 
 
-def plain_model(folder: Path, trust_remote_code: bool, dtype: torch.dtype | str = torch.float32) -> Any:
-    """Load a folder by transformers alone, to compute in ``dtype``; ``"auto"`` is that of its configuration."""
+def plain_model(folder: Path, trust_remote_code: bool) -> Any:
+    """Load a folder by transformers alone, to compute in fp32."""
     from transformers import AutoModelForCausalLM  # slow to import
     check_model_files(folder, folder.name)
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True,
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True,
                                                 trust_remote_code=trust_remote_code)

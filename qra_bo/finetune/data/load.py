@@ -77,9 +77,9 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, 
     rendered = [render(split, data_cfg.render, tokenizer) for split in splits]
     data = assemble(tokenizer, rendered, length, data_cfg.calibration, seed, source, isolate)
     _check_cut(data_cfg, data.train.facts, length, source)
-    asking = [(before, after) for split, new in zip(splits, rendered, strict=True)
-              for before, after in zip(split, new, strict=True) if isinstance(before, Record) and before.asked]
-    how = "" if not asking else "chat" if any(before is not after for before, after in asking) else "plain"
+    before, after = (sum(isinstance(r, Record) and bool(r.asked) for part in parts for r in part)
+                     for parts in (splits, rendered))
+    how = "chat" if after < before else "plain" if before else ""
     return replace(data, example=_example(tokenizer, rendered[0][0], length), left_out=left_out, render=how,
                    repeated=len(records) - sum(map(len, splits)))
 
