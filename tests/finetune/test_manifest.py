@@ -94,16 +94,6 @@ def test_the_adapter_is_read_onto_the_device_of_the_model(run: tuple[Path, torch
     assert torch.isfinite(logits(with_adapter(load(folder, adapter=False)[0], folder / "adapter"))).all()
 
 
-def test_a_full_device_is_no_adapter_that_does_not_fit(run: tuple[Path, torch.Tensor],
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_args: Any, **_options: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
-
-    monkeypatch.setattr(PeftModel, "from_pretrained", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        load(run[0])
-
-
 @pytest.mark.slow
 def test_loads_in_a_new_process(run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     folder, expected = run
@@ -184,7 +174,7 @@ def other_format(data: dict[str, Any]) -> None:
     (lambda d: d.pop("modules"), "modules"),
     (other_format, "nf4"),
     (lambda d: d.update(packed="gone.safetensors"), "missing"),
-    (lambda d: d["modules"]["model.layers.0.mlp.up_proj"].update(rank=7), "belongs to another run"),
+    (lambda d: d["modules"]["model.layers.0.mlp.up_proj"].update(rank=7), "alpha / r must be one positive number"),
     (lambda d: d["model"].update(n_layers=1), "not those of its modules"),
     (lambda d: d["model"].update(source="moon"), "moon"),
 ])
