@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from bench.report import RESULTS
 from qra_bo.memory.budget import parse_size
-from qra_bo.report.style import BLUE, LIGHT, PURPLE, VERMILLION, axes, dress, legend, png_bytes
+from qra_bo.report.style import BLUE, MUTED, PURPLE, VERMILLION, axes, dress, legend, png_bytes
 from qra_bo.report.text import size
 from qra_bo.utils.formatting import signed
 
@@ -105,11 +105,11 @@ def draw() -> Figure:
     """Draw the perplexities within every limit, and that of LoRA on 16 bits, which has none."""
     rows, lora = read_rows()
     rows = [r for r in rows if r.steps == SHORT_STEPS]
-    fig, ax = axes(LIGHT, 8.0, 4.2)
-    ax.axhline(math.exp(lora["mean"]), color=LIGHT.muted, linewidth=1.2, linestyle="--",
+    fig, ax = axes(8.0, 4.2)
+    ax.axhline(math.exp(lora["mean"]), color=MUTED, linewidth=1.2, linestyle="--",
                label="LoRA on 16 bits, no limit")
     for side, name, marker, colour, area, values in (
-            (-0.12, "LoftQ, LQ-LoRA, AMQ, AutoQRA", "o", LIGHT.muted, 34, [r.others for r in rows]),
+            (-0.12, "LoftQ, LQ-LoRA, AMQ, AutoQRA", "o", MUTED, 34, [r.others for r in rows]),
             (-0.04, "QLoRA", "D", PURPLE, 60, [() if r.qlora is None else (r.qlora,) for r in rows]),
             (0.04, "best uniform choice", "s", BLUE, 60, [(r.uniform,) for r in rows]),
             (0.12, "qra_bo", "*", VERMILLION, 190, [(r.ours,) for r in rows])):
@@ -117,9 +117,9 @@ def draw() -> Figure:
         ax.scatter(*zip(*points, strict=True), marker=marker, color=colour, s=area, label=name, zorder=3)
     ax.set_xlim(-0.5, len(rows) - 0.5)
     ax.set_xticks(range(len(rows)), [r.where for r in rows])
-    dress(ax, LIGHT, "memory limit", "test perplexity (lower is better)",
+    dress(ax, "memory limit", "test perplexity (lower is better)",
           "SmolLM2-135M on Shakespeare's plays, 24 training steps: a demonstration")
-    legend(fig, ax, LIGHT)
+    legend(fig, ax)
     return fig
 
 

@@ -11,7 +11,7 @@ from bench.headline import FIGURE
 from bench.report import RESULTS
 from qra_bo.report.data import load_run
 from qra_bo.report.plots import PLOTS
-from qra_bo.report.style import LIGHT, png_bytes
+from qra_bo.report.style import png_bytes
 from qra_bo.utils.errors import DataError
 
 RUN = RESULTS / "runs" / "one_search"
@@ -23,7 +23,7 @@ FIGURES = ("pareto", "allocation", "sensitivity", "memory")
 def draw() -> Mapping[str, Figure]:
     """Return the figures by name; raises ``DataError`` where the journal lacks what one of them shows."""
     data = load_run(RUN)
-    found = {name: PLOTS[name](data, LIGHT) for name in FIGURES}
+    found = {name: PLOTS[name](data) for name in FIGURES}
     drawn = {name: figure for name, figure in found.items() if figure is not None}
     if lost := [name for name in FIGURES if name not in drawn]:
         raise DataError(f"the journal in {RUN} must hold what {', '.join(FIGURES)} show; nothing is there for "

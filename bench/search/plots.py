@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_bo.report.style import BLUE, GREEN, LIGHT, ORANGE, PURPLE, SKY, VERMILLION, dress, figure, legend, png_bytes
+from qra_bo.report.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, dress, figure, legend, png_bytes
 
 COLOURS = (ORANGE, GREEN, VERMILLION, PURPLE, SKY)
 DASHES = ("-", "--", ":")
@@ -19,7 +19,7 @@ def plot_arenas(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     for task, emulator, budget in arenas:
         here = [r for r in rows if (r["task"], r["emulator"], r["budget"]) == (task, emulator, budget)
                 and r["kind"] not in ("ablation", "transfer")]
-        fig = figure(LIGHT, 7.0, 6.0)
+        fig = figure(7.0, 6.0)
         ax = fig.add_subplot()
         others = 0
         for row in here:
@@ -34,9 +34,9 @@ def plot_arenas(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
                 low, high = ([max(v, FLOOR) for v in q] for q in row["quartiles"])
                 ax.fill_between(row["costs"], low, high, color=colour, alpha=0.15, linewidth=0)
         ax.set_yscale("log")
-        dress(ax, LIGHT, "cost (full-trial equivalents)", "median regret (best uniform = 1)",
+        dress(ax, "cost (full-trial equivalents)", "median regret (best uniform = 1)",
               f"{task}, {emulator} emulator, {budget} (seeds in brackets)")
-        legend(fig, ax, LIGHT, columns=2)  # names are long
+        legend(fig, ax, columns=2)  # names are long
         path = folder / f"{task}-{emulator}-{budget.replace(':', '-').replace(',', '-')}.png"
         path.write_bytes(png_bytes(fig))
         paths.append(path)

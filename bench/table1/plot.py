@@ -10,12 +10,13 @@ from bench.table1.results import proxy_label
 from qra_bo.report.style import (
     BLUE,
     GREEN,
-    LIGHT,
+    INK,
+    MUTED,
     ORANGE,
+    PAPER,
     PURPLE,
     SKY,
     VERMILLION,
-    Theme,
     dress,
     figure,
     legend,
@@ -34,20 +35,20 @@ HEADROOM = 0.6
 Row = Mapping[str, Any]
 
 
-def draw(table: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
+def draw(table: Mapping[str, Any]) -> Figure | None:
     """Draw two panels, peak and stored memory; ``None`` if no row has a loss."""
     rows = [r for r in table["rows"] if r["mean"] is not None]
     if not rows:
         return None
-    fig = figure(theme, 11.0, 4.6)
+    fig = figure(11.0, 4.6)
     left, right = fig.subplots(1, 2, sharey=True)
-    _panel(left, theme, rows, "peak_bytes", "Peak memory of training (MB)")
-    _panel(right, theme, rows, "stored_bytes", "Stored weights and adapters (MB)")
-    left.set_ylabel("Test loss (nats per token)", color=theme.ink)
+    _panel(left, rows, "peak_bytes", "Peak memory of training (MB)")
+    _panel(right, rows, "stored_bytes", "Stored weights and adapters (MB)")
+    left.set_ylabel("Test loss (nats per token)", color=INK)
     label = proxy_label(table)
     if label is not None:
-        fig.suptitle(label, color=theme.ink)
-    legend(fig, left, theme, 4)
+        fig.suptitle(label, color=INK)
+    legend(fig, left, 4)
     return fig
 
 
@@ -60,7 +61,7 @@ def front(rows: Sequence[Row], key: str) -> list[Row]:
     return found
 
 
-def _panel(ax: Axes, theme: Theme, rows: Sequence[Row], key: str, label_x: str) -> None:
+def _panel(ax: Axes, rows: Sequence[Row], key: str, label_x: str) -> None:
     best = min(r["mean"] for r in rows)
     qlora = next((r["mean"] for r in rows if r["method"] == "qlora"), max(r["mean"] for r in rows))
     top = qlora + HEADROOM * max(qlora - best, 1e-6)
@@ -72,21 +73,21 @@ def _panel(ax: Axes, theme: Theme, rows: Sequence[Row], key: str, label_x: str) 
         at = (r[key] / 1e6, min(r["mean"], top))
         ax.errorbar(*at, yerr=None if above else r["se"], fmt="^" if above else mark, color=colour,
                     markersize=(11 if mark == "*" else 6.5) if not above else 5, linestyle="none", capsize=2, zorder=3,
-                    markerfacecolor=colour if chosen else theme.paper,
+                    markerfacecolor=colour if chosen else PAPER,
                     label=None if above or not label or label in seen else label)
         if not above:
             seen.add(label)
         if r["method"] in NAMED:
             last = r[key] == max(row[key] for row in rows)
             ax.annotate(NAMED[r["method"]], at, textcoords="offset points", fontsize=8.5,
-                        xytext=(0, 9) if last else (9, 7), ha="center" if last else "left", color=theme.ink, zorder=4)
+                        xytext=(0, 9) if last else (9, 7), ha="center" if last else "left", color=INK, zorder=4)
     line = front([r for r in rows if r["mean"] <= top], key)
-    ax.step([r[key] / 1e6 for r in line], [r["mean"] for r in line], where="post", color=theme.muted, linewidth=1.0,
+    ax.step([r[key] / 1e6 for r in line], [r["mean"] for r in line], where="post", color=MUTED, linewidth=1.0,
             zorder=1, label="front")
-    ax.plot([], [], marker="o", linestyle="none", color=theme.muted, label="filled: codes by GPTQ")
+    ax.plot([], [], marker="o", linestyle="none", color=MUTED, label="filled: codes by GPTQ")
     if any(r["mean"] > top for r in rows):
         ax.annotate("triangles lie above the view", (1, top), xycoords=("axes fraction", "data"), ha="right",
-                    va="center", fontsize=8.5, color=theme.muted)
+                    va="center", fontsize=8.5, color=MUTED)
     ax.margins(x=0.1)
     ax.set_ylim(top=top + 0.04 * (top - best))
-    dress(ax, theme, x=label_x)
+    dress(ax, x=label_x)

@@ -8,6 +8,6 @@ from qra_bo.utils.lazy import lazy_names
 
 _HOMES = {"ReportData": "data", "load_run": "data", "LiveView": "live", "Tracker": "trackers",
           "make_listener": "trackers", "print_plan": "tables", "print_result": "tables", "write_report": "html",
-          "PLOTS": "plots", "LIGHT": "style", "allocation_html": "text"}
+          "PLOTS": "plots", "allocation_html": "text"}
 __all__ = sorted(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +13,11 @@ from matplotlib.figure import Figure
 
 from qra_bo.report import story
 from qra_bo.report.data import BREAKDOWN, ReportData, load_run
-from qra_bo.report.inline_svg import Sheet
 from qra_bo.report.next_steps import next_steps
 from qra_bo.report.notes import notes
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
-from qra_bo.report.style import DARK, LIGHT, Theme, narrow
+from qra_bo.report.style import svg_element
 from qra_bo.report.text import duration, short_names, size
 from qra_bo.study.comparison import compared
 from qra_bo.study.health import card, health
@@ -30,32 +28,11 @@ from qra_bo.utils.formatting import number, signed
 T = TypeVar("T")
 NAMED_UNITS = 3
 """How many of the most sensitive units an alternative text names."""
-REM_PER_INCH = 7.0
-"""Size of a figure on the page: its text is then about as large as the page's own small text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure on a page: its elements for wide and narrow screens, and the width of the wide one (``rem``)."""
-
-    wide: str
-    narrow: str
-    rem: float
-
-
-def pictures(plots: Mapping[str, Callable[[T, Theme], Figure | None]],
-             of: T) -> tuple[dict[str, Picture | None], Sheet]:
-    """Draw every figure of a run (or of several) in both appearances, for wide and narrow screens.
-
-    Returns the pictures by name, ``None`` where the data are missing, and what they share on their page.
-    """
-    out, sheet = dict[str, Picture | None](), Sheet()
-    for name, draw in plots.items():
-        wide, slim = draw(of, LIGHT), draw(of, narrow(LIGHT))
-        out[name] = None if wide is None or slim is None else Picture(
-            sheet.svg(wide, partial(draw, of, DARK), "wide"),
-            sheet.svg(slim, partial(draw, of, narrow(DARK)), "narrow"), round(REM_PER_INCH * wide.get_figwidth(), 1))
-    return out, sheet
+def pictures(plots: Mapping[str, Callable[[T], Figure | None]], of: T) -> dict[str, str | None]:
+    """Draw every figure of a run (or of several): its SVG element by name, ``None`` where the data are missing."""
+    return {name: None if (fig := draw(of)) is None else svg_element(fig, name) for name, draw in plots.items()}
 
 
 def _render(name: str, **values: Any) -> str:
@@ -74,19 +51,17 @@ def render_html(d: ReportData) -> str:
     """The report as one HTML document; everything that comes from the journal is escaped."""
     planned = d.study.planned_cost
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
-    figures, sheet = pictures(PLOTS, d)
     return _render("report.html.jinja", d=d, delivered=story.delivered(d), answer=story.answer(d),
                    rows=story.comparison(d), columns=story.COLUMNS[2:], tested=_tested(d), lines=story.lines(d),
-                   figures=figures, sheet=sheet, share=share,
+                   figures=pictures(PLOTS, d), share=share,
                    sample=(d.last("final") or {}).get("sample"), units=_unit_rows(d), steps=next_steps(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:
     """Several runs side by side as one HTML document."""
-    figures, sheet = pictures(RUNS_PLOTS, runs)
     return _render("runs.html.jinja", title=f"{len(runs)} runs side by side", runs=runs,
                    answers=[story.answer(run.data) for run in runs], rows=facts(runs), caveats=caveats(runs),
-                   figures=figures, sheet=sheet)
+                   figures=pictures(RUNS_PLOTS, runs))
 
 
 def report_json(d: ReportData) -> dict[str, Any]:

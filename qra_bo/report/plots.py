@@ -14,18 +14,16 @@ from qra_bo.report import plots_search, plots_units, style
 from qra_bo.report.data import ReportData
 from qra_bo.report.side_by_side import NamedRun, comparable
 from qra_bo.report.story import unconfirmed_difference
-from qra_bo.report.style import LIGHT, MB, Theme, axes, dress, figure, heatmap, legend, literal, name_units, png_bytes
+from qra_bo.report.style import axes, dress, figure, heatmap, legend, literal, name_units, png_bytes
 from qra_bo.report.text import short_names
 from qra_bo.study.state import loss_of
 
-
-def _look(theme: Theme, i: int) -> tuple[str, str]:
-    """Colour and line style of the ``i``-th run."""
-    colours = (theme.main, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, theme.muted)
-    return colours[i % 6], ("-", "--", "-.", ":")[i % 4]
+COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, style.MUTED)
+LOOKS = tuple(zip(COLOURS * 2, ("-", "--", "-.", ":") * 3, style.MARKERS + style.MARKERS[:4], strict=True))
+"""Colour, line style and mark of each run; they repeat after these."""
 
 
-def differences(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
+def differences(runs: Sequence[NamedRun]) -> Figure | None:
     """Difference to each run's best uniform baseline, with its interval where confirmed; ``None`` without any.
 
     A run that compared nothing on unseen seeds has none (its mixed allocation failed there, or it found none), and one
@@ -36,72 +34,71 @@ def differences(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
     rows = [row for row in rows if row[1] is None or row[1].differences]
     if not rows:
         return None
-    fig, ax = axes(theme, 8.0, 1.2 + 0.38 * len(rows))
-    ax.axvline(0, color=theme.ink, linewidth=1.2)
+    fig, ax = axes(8.0, 1.2 + 0.38 * len(rows))
+    ax.axvline(0, color=style.INK, linewidth=1.2)
     for y, (_, c, difference) in enumerate(reversed(rows)):
         if c is None:
-            ax.scatter([difference or 0.0], [y], facecolors="none", edgecolors=theme.main, s=46, zorder=3)
+            ax.scatter([difference or 0.0], [y], facecolors="none", edgecolors=style.BLUE, s=46, zorder=3)
         else:
-            ax.errorbar([c.mean], [y], xerr=[[c.mean - c.low], [c.high - c.mean]], color=theme.main, marker="D",
+            ax.errorbar([c.mean], [y], xerr=[[c.mean - c.low], [c.high - c.mean]], color=style.BLUE, marker="D",
                         markersize=6, capsize=4, linewidth=1.8, zorder=3)
     ax.set_yticks(range(len(rows)), [literal(name) for name, _, _ in reversed(rows)])
     ax.set_ylim(-0.6, len(rows) - 0.4)
-    dress(ax, theme, "loss minus that of the best uniform baseline (nats)")
+    dress(ax, "loss minus that of the best uniform baseline (nats)")
     return fig
 
 
-def memory_loss(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
+def memory_loss(runs: Sequence[NamedRun]) -> Figure | None:
     """Fronts of all runs on one pair of axes; ``None`` where their losses are not comparable or there are none."""
     shown = [run for run in runs if run.data.points]
     if not shown or not comparable(runs):
         return None
-    fig, ax = axes(theme, 8.0, 4.4)
+    fig, ax = axes(8.0, 4.4)
     for i, run in enumerate(shown):
-        (colour, dashes), steps = _look(theme, i), plots_search.front(run.data.points)
-        ax.plot([e.predicted_bytes / MB for e in steps], [loss_of(e) for e in steps], color=colour, linewidth=1.5,
-                linestyle=dashes, marker=style.MARKERS[i % len(style.MARKERS)], drawstyle="steps-post",
-                label=literal(run.name))
-        ax.axvline(run.data.header.budget_bytes / MB, color=colour, linestyle=":", linewidth=1)
-    dress(ax, theme, f"predicted {shown[0].data.header.scope} memory (MB)", "validation loss (nats per token)")
-    legend(fig, ax, theme, columns=3)
+        (colour, dashes, mark), steps = LOOKS[i % len(LOOKS)], plots_search.front(run.data.points)
+        ax.plot([e.predicted_bytes / style.MB for e in steps], [loss_of(e) for e in steps], color=colour, linewidth=1.5,
+                linestyle=dashes, marker=mark, drawstyle="steps-post", label=literal(run.name))
+        ax.axvline(run.data.header.budget_bytes / style.MB, color=colour, linestyle=":", linewidth=1)
+    dress(ax, f"predicted {shown[0].data.header.scope} memory (MB)", "validation loss (nats per token)")
+    legend(fig, ax, columns=3)
     return fig
 
 
-def convergence(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
+def convergence(runs: Sequence[NamedRun]) -> Figure | None:
     """Best loss so far against cost for every run; ``None`` where they are not comparable or have nothing yet."""
     shown = [(run, *plots_search.incumbents(run.data)) for run in runs if run.data.study.points]
     if not shown or not comparable(runs):
         return None
-    fig, ax = axes(theme, 8.0, 4.2)
+    fig, ax = axes(8.0, 4.2)
     for i, (run, cost, best) in enumerate(shown):
-        colour, dashes = _look(theme, i)
+        colour, dashes, _ = LOOKS[i % len(LOOKS)]
         ax.step(cost, best, where="post", color=colour, linestyle=dashes, linewidth=1.8, label=literal(run.name))
     ax.set_xlim(left=0)
-    dress(ax, theme, "cost (full-trial equivalents)", "best validation loss so far (nats per token)")
-    legend(fig, ax, theme, columns=3)
+    dress(ax, "cost (full-trial equivalents)", "best validation loss so far (nats per token)")
+    legend(fig, ax, columns=3)
     return fig
 
 
-def allocations(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
+def allocations(runs: Sequence[NamedRun]) -> Figure | None:
     """Bits and ranks of every winner, a row a run; ``None`` unless all have the same units and one has a winner."""
     shown = [(run.name, run.data.bits(w), w.ranks) for run in runs if (w := run.data.winner) is not None]
     if not shown or len({run.data.header.units for run in runs}) > 1:
         return None
-    fig = figure(theme, 8.0, 1.6 + 0.62 * len(shown))
+    fig = figure(8.0, 1.6 + 0.62 * len(shown))
     for ax, title, values in zip(fig.subplots(2, 1, sharex=True), ("bits", "LoRA rank"),
                                  ([b for _, b, _ in shown], [r for _, _, r in shown]), strict=True):
         image = np.array(values, dtype=np.float64)
-        heatmap(ax, theme, title, image, [name for name, _, _ in shown], image.max())
-        name_units(ax, short_names(runs[0].data.header.units), theme)
+        heatmap(ax, title, image, [name for name, _, _ in shown], image.max())
+        name_units(ax, short_names(runs[0].data.header.units))
     return fig
 
 
-PLOTS: dict[str, Callable[[ReportData, Theme], Figure | None]] = {
+PLOTS: dict[str, Callable[[ReportData], Figure | None]] = {
     "confirmation": plots_search.confirmation, "pareto": plots_search.pareto, "allocation": plots_units.allocation,
     "sensitivity": plots_units.sensitivity, "memory": plots_units.memory, "convergence": plots_search.convergence,
     "final": plots_search.final, "fidelities": plots_search.fidelities, "surrogate": plots_search.surrogate}
 """Figures of one run, by name, in the order of the page."""
-RUNS_PLOTS: dict[str, Callable[[Sequence[NamedRun], Theme], Figure | None]] = {
+RUNS_PLOTS: dict[str, Callable[[Sequence[NamedRun]], Figure | None]] = {
     "differences": differences, "fronts": memory_loss, "costs": convergence, "allocations": allocations}
 """Figures of several runs."""
 
@@ -109,7 +106,7 @@ RUNS_PLOTS: dict[str, Callable[[Sequence[NamedRun], Theme], Figure | None]] = {
 def write_plots(d: ReportData, folder: Path) -> list[Path]:
     """Draw every figure that the run has data for into ``folder`` as PNG; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {folder / f"{name}.png": fig for name, draw in PLOTS.items() if (fig := draw(d, LIGHT)) is not None}
+    drawn = {folder / f"{name}.png": fig for name, draw in PLOTS.items() if (fig := draw(d)) is not None}
     for path, fig in drawn.items():
         path.write_bytes(png_bytes(fig))
     return list(drawn)

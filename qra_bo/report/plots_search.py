@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
+from qra_bo.report import style
 from qra_bo.report.data import ReportData
-from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, axes, dress, legend, panels
+from qra_bo.report.style import axes, dress, figure, legend
 from qra_bo.report.text import size
 from qra_bo.space import FloatArray
 from qra_bo.study import Cost, cost_of, loss_of, spearman
@@ -45,7 +46,7 @@ def front(points: Sequence[Trial]) -> list[Trial]:
     return out
 
 
-def pareto(d: ReportData, theme: Theme) -> Figure | None:
+def pareto(d: ReportData) -> Figure | None:
     """Loss against predicted bytes with uniform baselines, references, budget and front; ``None`` without points."""
     if not d.points:
         return None
@@ -56,36 +57,37 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
     if two:
         views.append((f"within {100 * NEAR_SHARE:.0f} % of the budget", close,
                       _top(close, CLOSE_SHARE, d.study.best_uniform)))
-    fig, axs = panels(theme, len(views), 8.4, 4.6, (1, 1.5)[:len(views)])
+    fig = figure(8.4, 4.6)
+    axs = fig.subplots(1, len(views), squeeze=False, width_ratios=(1, 1.5)[:len(views)])[0]
     for ax, (title, points, top) in zip(axs, views, strict=True):
-        _pareto_panel(ax, d, theme, points, top)
-        dress(ax, theme, f"predicted {d.header.scope} memory (MB)",
-              "validation loss (nats per token)" if ax is axs[0] or theme.narrow else "", title)
-    legend(fig, axs[0], theme)
+        _pareto_panel(ax, d, points, top)
+        dress(ax, f"predicted {d.header.scope} memory (MB)",
+              "validation loss (nats per token)" if ax is axs[0] else "", title)
+    legend(fig, axs[0])
     fig.draw_without_rendering()  # places the panels, so that labels can keep clear of points
     for ax, (_, points, top) in zip(axs, views, strict=True):
-        _label_points(ax, d, points, top, theme)
+        _label_points(ax, d, points, top)
     return fig
 
 
-def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Trial], top: float) -> None:
-    megabytes = {e.id: e.predicted_bytes / MB for e in points}
+def _pareto_panel(ax: Axes, d: ReportData, points: Sequence[Trial], top: float) -> None:
+    megabytes = {e.id: e.predicted_bytes / style.MB for e in points}
     base = [e for e in points if e.stage == "baseline"]
     references = [e for e in points if e.stage == "reference"]
     search = [e for e in points if e.stage not in ("baseline", "reference")]
-    for group, marker, colour, label, area in ((search, "o", theme.main, "search", 26.0),
-                                               (base, "s", ORANGE, "uniform baselines", 46.0),
-                                               (references, "D", PURPLE, "references", 46.0)):
-        _scatter(ax, megabytes, group, top, theme, marker=marker, color=colour, label=label, s=area)
+    for group, marker, colour, label, area in ((search, "o", style.BLUE, "search", 26.0),
+                                               (base, "s", style.ORANGE, "uniform baselines", 46.0),
+                                               (references, "D", style.PURPLE, "references", 46.0)):
+        _scatter(ax, megabytes, group, top, marker=marker, color=colour, label=label, s=area)
     steps = [e for e in front(points) if loss_of(e) <= top]
-    ax.plot([megabytes[e.id] for e in steps], [loss_of(e) for e in steps], color=GREEN, linewidth=1.4,
+    ax.plot([megabytes[e.id] for e in steps], [loss_of(e) for e in steps], color=style.GREEN, linewidth=1.4,
             drawstyle="steps-post", label="Pareto front", zorder=2)
-    ax.axvline(d.header.budget_bytes / MB, color=theme.ink, linestyle="--", linewidth=1.2,
+    ax.axvline(d.header.budget_bytes / style.MB, color=style.INK, linestyle="--", linewidth=1.2,
                label=f"budget {size(d.header.budget_bytes)}")
     winner = d.winner_point
     if winner is not None:
-        ax.scatter([winner.predicted_bytes / MB], [min(loss_of(winner), top)], marker="*", s=220, color=VERMILLION,
-                   edgecolors=theme.paper, label="winner", zorder=6)
+        ax.scatter([winner.predicted_bytes / style.MB], [min(loss_of(winner), top)], marker="*", s=220,
+                   color=style.VERMILLION, edgecolors=style.PAPER, label="winner", zorder=6)
     ax.margins(x=0.12, y=0.1)
 
 
@@ -97,28 +99,28 @@ def _top(points: Sequence[Trial], share: float = VIEW_SHARE, uniform: Trial | No
     return top if uniform is None else max(top, min(high, 1.2 * loss_of(uniform) - 0.2 * low))
 
 
-def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Trial], top: float, theme: Theme, *, marker: str,
+def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Trial], top: float, *, marker: str,
              label: str, color: str, s: float) -> None:
     """Draw losses of ``group`` at ``xs`` (by id); those above ``top`` as triangles at the edge."""
     for shown, shape, name in (([e for e in group if loss_of(e) <= top], marker, label),
                                ([e for e in group if loss_of(e) > top], "^", f"{label} above the view")):
         if shown:
             ax.scatter([xs[e.id] for e in shown], [min(loss_of(e), top) for e in shown], marker=shape, label=name,
-                       color=color, s=s, edgecolors=theme.paper, linewidths=0.6, zorder=4)
+                       color=color, s=s, edgecolors=style.PAPER, linewidths=0.6, zorder=4)
 
 
-def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float, theme: Theme) -> None:
+def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float) -> None:
     """Name baselines and references, the best first, each where its text covers the fewest points; one whose text would
     cover another text, or lie outside the panel, is not named."""
-    at = [ax.transData.transform((e.predicted_bytes / MB, min(loss_of(e), top))) for e in points]
+    at = [ax.transData.transform((e.predicted_bytes / style.MB, min(loss_of(e), top))) for e in points]
     named = [e for e in points if e.stage in ("baseline", "reference")]
     placed: list[Bbox] = []
     for e in sorted(named, key=lambda e: (min(loss_of(e), top), e.id)):
         text = d.name(e.allocation, e.spec.codes).removeprefix("uniform-")
         label = ax.annotate(f"{text} ({loss_of(e):.2f})" if loss_of(e) > top else text,
-                            (e.predicted_bytes / MB, min(loss_of(e), top)), fontsize=8, xytext=(0, 0),
-                            textcoords="offset points", color=theme.ink, zorder=7,
-                            bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
+                            (e.predicted_bytes / style.MB, min(loss_of(e), top)), fontsize=8, xytext=(0, 0),
+                            textcoords="offset points", color=style.INK, zorder=7,
+                            bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
         found: list[tuple[int, Bbox, tuple[str, str, tuple[int, int]]]] = []
         for place in PLACES:
             _move(label, place)
@@ -140,23 +142,23 @@ def _move(label: Annotation, place: tuple[str, str, tuple[int, int]]) -> None:
     label.xyann = offset
 
 
-def final(d: ReportData, theme: Theme) -> Figure | None:
+def final(d: ReportData) -> Figure | None:
     """Validation loss of the final fine-tune by step, and the step that is delivered; ``None`` before it."""
     event = d.last("final")
     if event is None:
         return None
-    fig, ax = axes(theme, 8.0, 3.6)
+    fig, ax = axes(8.0, 3.6)
     steps, losses = zip(*event["curve"], strict=True)
-    ax.plot(steps, losses, color=theme.main, linewidth=1.6, marker="o", markersize=4.5, label="validation loss")
+    ax.plot(steps, losses, color=style.BLUE, linewidth=1.6, marker="o", markersize=4.5, label="validation loss")
     kept = event["kept_step"]
-    ax.scatter([kept], [dict(event["curve"])[kept]], marker="*", s=220, color=VERMILLION, edgecolors=theme.paper,
+    ax.scatter([kept], [dict(event["curve"])[kept]], marker="*", s=220, color=style.VERMILLION, edgecolors=style.PAPER,
                label="delivered", zorder=5)
     if event["steps"] < event["planned_steps"]:
-        ax.axvline(event["steps"], color=theme.ink, linestyle=":", linewidth=1.2,
+        ax.axvline(event["steps"], color=style.INK, linestyle=":", linewidth=1.2,
                    label=f"ended early (of {event['planned_steps']:,} steps)")
     ax.set_xlim(0, 1.03 * max(steps))
-    dress(ax, theme, "optimiser steps of the final fine-tune", "validation loss (nats per token)")
-    legend(fig, ax, theme)
+    dress(ax, "optimiser steps of the final fine-tune", "validation loss (nats per token)")
+    legend(fig, ax)
     return fig
 
 
@@ -177,51 +179,51 @@ def incumbents(d: ReportData) -> tuple[list[float], list[float]]:
     return [*cost, spent / d.header.full_trial_tokens], [*best, best[-1]]
 
 
-def convergence(d: ReportData, theme: Theme) -> Figure | None:
+def convergence(d: ReportData) -> Figure | None:
     """Best loss so far against cost in full-trial equivalents; ``None`` before the first full trial."""
     if not d.study.points:
         return None
-    fig, ax = axes(theme, 8.0, 4.2)
+    fig, ax = axes(8.0, 4.2)
     cost, best = incumbents(d)
     xs = {e.id: x for e, x in zip(d.study.points, cost, strict=False)}
     top = _top(d.study.points, CLOSE_SHARE, d.study.best_uniform)
     base = [e for e in d.study.points if e.stage == "baseline"]
     searched = [e for e in d.study.points if e.stage != "baseline"]
-    _scatter(ax, xs, searched, top, theme, marker="o", color=theme.main, label="search", s=22)
-    _scatter(ax, xs, base, top, theme, marker="s", color=ORANGE, label="uniform baselines", s=32)
-    ax.step(cost, np.minimum(best, top), where="post", color=VERMILLION, linewidth=2, label="best so far")
+    _scatter(ax, xs, searched, top, marker="o", color=style.BLUE, label="search", s=22)
+    _scatter(ax, xs, base, top, marker="s", color=style.ORANGE, label="uniform baselines", s=32)
+    ax.step(cost, np.minimum(best, top), where="post", color=style.VERMILLION, linewidth=2, label="best so far")
     if d.study.best_uniform is not None:
-        ax.axhline(loss_of(d.study.best_uniform), color=ORANGE, linestyle="--", linewidth=1.2,
+        ax.axhline(loss_of(d.study.best_uniform), color=style.ORANGE, linestyle="--", linewidth=1.2,
                    label="best uniform that fits")
     ax.set_xlim(left=0)
-    dress(ax, theme, "cost (full-trial equivalents)", "validation loss (nats per token)")
-    legend(fig, ax, theme, columns=6)
+    dress(ax, "cost (full-trial equivalents)", "validation loss (nats per token)")
+    legend(fig, ax, columns=6)
     return fig
 
 
-def confirmation(d: ReportData, theme: Theme) -> Figure | None:
+def confirmation(d: ReportData) -> Figure | None:
     """Paired differences on unseen seeds with mean and interval; ``None`` where two allocations were not compared."""
     c = d.confirmation
     if c is None or not c.differences or c.candidate == c.reference:
         return None
-    fig, ax = axes(theme, 8.0, 2.6)
+    fig, ax = axes(8.0, 2.6)
     low, high = min(0.0, c.low, *c.differences), max(0.0, c.high, *c.differences)
-    ax.axvline(0, color=theme.ink, linewidth=1.2)
-    ax.scatter(c.differences, [1.0] * len(c.differences), color=theme.main, s=42, zorder=3, alpha=0.9)
-    ax.errorbar([c.mean], [0.0], xerr=[[c.mean - c.low], [c.high - c.mean]], color=VERMILLION, marker="D",
+    ax.axvline(0, color=style.INK, linewidth=1.2)
+    ax.scatter(c.differences, [1.0] * len(c.differences), color=style.BLUE, s=42, zorder=3, alpha=0.9)
+    ax.errorbar([c.mean], [0.0], xerr=[[c.mean - c.low], [c.high - c.mean]], color=style.VERMILLION, marker="D",
                 markersize=7, capsize=5, linewidth=2, zorder=3)
     ax.annotate(f"{signed(c.mean)}  [{signed(c.low)}, {signed(c.high)}]", (0.5, 0.0), xytext=(0, 10),
                 xycoords=("axes fraction", "data"), textcoords="offset points", ha="center", fontsize=9, zorder=4,
-                color=theme.ink, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1})
+                color=style.INK, bbox={"facecolor": style.PAPER, "edgecolor": "none", "pad": 1})
     ax.set_yticks([0.0, 1.0], ["mean, 95 %", "each seed"])
     ax.set_ylim(-0.6, 1.5)
     room = 0.08 * max(1e-4, high - low)
     ax.set_xlim(low - room, high + room)
-    dress(ax, theme, f"difference in {c.split} loss (nats)")
+    dress(ax, f"difference in {c.split} loss (nats)")
     return fig
 
 
-def fidelities(d: ReportData, theme: Theme) -> Figure | None:
+def fidelities(d: ReportData) -> Figure | None:
     """Low against full fidelity of the same allocation, and the search's length against the ranking check's longer one.
 
     Each panel needs three pairs of losses; ``None`` where there is neither.
@@ -230,58 +232,61 @@ def fidelities(d: ReportData, theme: Theme) -> Figure | None:
     early, late = len(pairs) >= LEAST_PAIRS, longer is not None and len(longer["losses"]) >= LEAST_PAIRS
     if not early and not late:
         return None
-    fig, axs = panels(theme, early + late, 8.0 if early and late else 5.4, 4.2)
+    fig = figure(8.0 if early and late else 5.4, 4.2)
+    axs = fig.subplots(1, early + late, squeeze=False)[0]
     if early:
-        dots = _pairs(axs[0], theme, (d.header.low_steps or 0, d.header.high_steps), [low for low, _ in pairs],
+        dots = _pairs(axs[0], (d.header.low_steps or 0, d.header.high_steps), [low for low, _ in pairs],
                       [loss_of(e) for _, e in pairs], [float(np.mean(e.allocation.ranks)) for _, e in pairs],
                       _top([e for _, e in pairs]))
         bar = fig.colorbar(dots, ax=axs[0])
-        bar.set_label("average rank", color=theme.ink)
-        bar.outline.set_edgecolor(theme.muted)
-        bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
+        bar.set_label("average rank", color=style.INK)
+        bar.outline.set_edgecolor(style.MUTED)
+        bar.ax.tick_params(colors=style.MUTED, labelcolor=style.INK, labelsize=8.5)
     if longer is not None and late:
         x, y = ([float(v) for v in longer[key]] for key in ("search_losses", "losses"))
-        _pairs(axs[-1], theme, (d.header.high_steps, int(longer["steps"])), x, y)
+        _pairs(axs[-1], (d.header.high_steps, int(longer["steps"])), x, y)
         axs[-1].margins(0.15)
     return fig
 
 
-def _pairs(ax: Axes, theme: Theme, steps: tuple[int, int], x: list[float], y: list[float],
+def _pairs(ax: Axes, steps: tuple[int, int], x: list[float], y: list[float],
            ranks: list[float] | None = None, top: float = np.inf) -> PathCollection:
     """Draw the losses of allocations after two lengths of training, coloured by rank; those above ``top`` are cut."""
     seen, rho = [i for i, loss in enumerate(y) if loss <= top], spearman(x, y)
-    colours: dict[str, Any] = {"color": theme.main} if ranks is None else \
-        {"c": [ranks[i] for i in seen], "cmap": theme.cmap}
+    colours: dict[str, Any] = {"color": style.BLUE} if ranks is None else \
+        {"c": [ranks[i] for i in seen], "cmap": style.RAMP}
     kept = "" if rho is None else f": Spearman {number(rho, 2)}"
     cut = f"\n{len(x) - len(seen)} lie above the view" if len(seen) < len(x) else ""
-    dress(ax, theme, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps", f"{len(x)} allocations{kept}{cut}")
-    return ax.scatter([x[i] for i in seen], [y[i] for i in seen], s=52, edgecolors=theme.muted, linewidths=0.8,
+    dress(ax, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps", f"{len(x)} allocations{kept}{cut}")
+    return ax.scatter([x[i] for i in seen], [y[i] for i in seen], s=52, edgecolors=style.MUTED, linewidths=0.8,
                       zorder=3, **colours)
 
 
-def surrogate(d: ReportData, theme: Theme) -> Figure | None:
+def surrogate(d: ReportData) -> Figure | None:
     """Leave-one-out predictions of the surrogate against measured losses; ``None`` where not recorded."""
     check = d.last("surrogate_check")
     if check is None or len(check["observed"]) < LEAST_PAIRS:
         return None
     observed, predicted, sd = (np.array(check[key], float) for key in ("observed", "predicted", "sd"))
     inside = float(np.mean(np.abs(observed - predicted) <= 1.96 * sd))
-    fig, (left, right) = panels(theme, 2, 8.4, 4.2)
+    fig = figure(8.4, 4.2)
+    left, right = fig.subplots(1, 2)
     for ax, shown, y_label, title in (
             (left, observed == observed, "predicted without it (95 %)",
              f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval"),
             (right, observed <= np.median(observed), "", "the better half of them")):
         x, y, bar = observed[shown], predicted[shown], 1.96 * sd[shown]
         low, high = _view(x)
-        ax.plot([low, high], [low, high], color=theme.ink, linewidth=1, linestyle="--", zorder=2)
-        ax.errorbar(x, y, yerr=bar, fmt="o", color=theme.main, markersize=5, linewidth=1, zorder=3)
+        ax.plot([low, high], [low, high], color=style.INK, linewidth=1, linestyle="--", zorder=2)
+        ax.errorbar(x, y, yerr=bar, fmt="o", color=style.BLUE, markersize=5, linewidth=1, zorder=3)
         far = (y < low) | (y > high)
         if far.any():
-            ax.scatter(x[far], np.clip(y[far], low, high), marker="X", color=VERMILLION, s=60, zorder=4, clip_on=False)
+            ax.scatter(x[far], np.clip(y[far], low, high), marker="X", color=style.VERMILLION, s=60, zorder=4,
+                       clip_on=False)
             listed = ", ".join(f"{value:.3g}" for value in sorted(y[far])[:3]) + (", ..." if far.sum() > 3 else "")
             title += f"\n{far.sum()} predicted outside the view: {listed}"
         ax.set_ylim(low, high)
-        dress(ax, theme, "measured loss", y_label, title)
+        dress(ax, "measured loss", y_label, title)
     return fig
 
 

@@ -18,7 +18,6 @@ from qra_bo.config import RunConfig
 from qra_bo.execution import InProcessExecutor
 from qra_bo.export.load import load
 from qra_bo.pipeline.oracles import make_oracle
-from qra_bo.report.inline_svg import Sheet
 from qra_bo.utils.errors import UserError
 
 OVERRIDES = ("+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
@@ -66,7 +65,7 @@ def in_this_process(config: RunConfig, folder: Path, room: int | None = None) ->
 def _here(cache: Path) -> Iterator[None]:
     """Let the oracle work in this process, with a cache of its own and without the figures, which take longest."""
     with mock.patch("qra_bo.pipeline.run.make_executor", in_this_process), \
-            mock.patch("qra_bo.report.html.pictures", lambda plots, of: (dict.fromkeys(plots), Sheet())), \
+            mock.patch("qra_bo.report.html.pictures", lambda plots, of: dict.fromkeys(plots)), \
             mock.patch("qra_bo.report.html.write_plots", return_value=[]), \
             mock.patch.dict(os.environ, {"QRA_BO_CACHE": str(cache)}):
         yield

@@ -68,12 +68,11 @@ def test_page_has_language_captions_and_alternative_texts(page):
     assert len(page.all("main")) == len(page.all("h1")) == 1
 
 
-def test_both_appearances_print_and_narrow_screens_are_served(page):
+def test_dark_screens_print_and_narrow_screens_are_served(page):
     text = "".join(page.text)
     for part in ("prefers-color-scheme: dark", "@media print", "max-width:36rem"):
         assert part in text
-    drawn = [a["class"] for a in page.all("svg")]
-    assert drawn == ["letters", *["wide", "narrow"] * 9]
+    assert len(page.all("svg")) == 9
 
 
 def test_a_whole_report_is_small():

@@ -13,7 +13,6 @@ from qra_bo.report.next_steps import server_rank
 from qra_bo.report.notes import notes
 from qra_bo.report.plots import RUNS_PLOTS
 from qra_bo.report.side_by_side import NamedRun
-from qra_bo.report.style import LIGHT
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
 from qra_bo.space import uniform
@@ -100,7 +99,7 @@ def test_next_best_does_not_inherit_the_confirmation():
     assert (a.tone, a.interval) == ("open", "")
     assert story.versus(d) == "not confirmed"
     shown = [NamedRun("replaced", d), NamedRun("whole", parse_events(events))]
-    labels = RUNS_PLOTS["differences"](shown, LIGHT).axes[0].get_yticklabels()
+    labels = RUNS_PLOTS["differences"](shown).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == ["whole"]
 
 
