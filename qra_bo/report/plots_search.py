@@ -1,13 +1,11 @@
 """Figures of the search: Pareto front, convergence, confirmation, fidelities, surrogate."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from qra_bo.report import style
@@ -110,36 +108,24 @@ def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Trial], top: flo
 
 
 def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float) -> None:
-    """Name baselines and references, the best first, each where its text covers the fewest points; one whose text would
-    cover another text, or lie outside the panel, is not named."""
-    at = [ax.transData.transform((e.predicted_bytes / style.MB, min(loss_of(e), top))) for e in points]
-    named = [e for e in points if e.stage in ("baseline", "reference")]
+    """Name baselines and references, the best first, each where its text covers no other point, else where there is
+    room; one whose text would cover another text, or lie outside the panel, is not named."""
+    at = {e.id: (e.predicted_bytes / style.MB, min(loss_of(e), top)) for e in points}
+    marks = ax.transData.transform(list(at.values()))
     placed: list[Bbox] = []
-    for e in sorted(named, key=lambda e: (min(loss_of(e), top), e.id)):
+    for e in sorted((e for e in points if e.stage in ("baseline", "reference")), key=lambda e: (at[e.id][1], e.id)):
         text = d.name(e.allocation, e.spec.codes).removeprefix("uniform-")
-        label = ax.annotate(f"{text} ({loss_of(e):.2f})" if loss_of(e) > top else text,
-                            (e.predicted_bytes / style.MB, min(loss_of(e), top)), fontsize=8, xytext=(0, 0),
-                            textcoords="offset points", color=style.INK, zorder=7,
-                            bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
-        found: list[tuple[int, Bbox, tuple[str, str, tuple[int, int]]]] = []
-        for place in PLACES:
-            _move(label, place)
+        for most, (horizontal, vertical, offset) in itertools.product((1, len(marks)), PLACES):
+            label = ax.annotate(f"{text} ({loss_of(e):.2f})" if loss_of(e) > top else text, at[e.id], fontsize=8,
+                                ha=horizontal, va=vertical, xytext=offset, textcoords="offset points", color=style.INK,
+                                zorder=7, bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 1})
             box = label.get_window_extent()
-            inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
-            if inside and not any(box.overlaps(other.padded(APART)) for other in placed):
-                found.append((box.padded(CLEAR).count_contains(at), box, place))
-        if not found:
+            if ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1) \
+                    and box.padded(CLEAR).count_contains(marks) <= most \
+                    and not any(box.overlaps(other.padded(APART)) for other in placed):
+                placed.append(box)
+                break
             label.remove()
-            continue
-        _, box, place = min(found, key=lambda f: f[0])
-        _move(label, place)
-        placed.append(box)
-
-
-def _move(label: Annotation, place: tuple[str, str, tuple[int, int]]) -> None:
-    horizontal, vertical, offset = place
-    label.set(ha=horizontal, va=vertical)
-    label.xyann = offset
 
 
 def final(d: ReportData) -> Figure | None:
@@ -229,37 +215,25 @@ def fidelities(d: ReportData) -> Figure | None:
     Each panel needs three pairs of losses; ``None`` where there is neither.
     """
     pairs, longer = early_and_late(d.study), d.last("ranking_check")
-    early, late = len(pairs) >= LEAST_PAIRS, longer is not None and len(longer["losses"]) >= LEAST_PAIRS
-    if not early and not late:
+    panels = []
+    if len(pairs) >= LEAST_PAIRS:
+        top = _top([e for _, e in pairs])
+        panels.append(((d.header.low_steps, d.header.high_steps), [low for low, _ in pairs],
+                       [loss_of(e) for _, e in pairs], top))
+    if longer is not None and len(longer["losses"]) >= LEAST_PAIRS:
+        panels.append(((d.header.high_steps, longer["steps"]), longer["search_losses"], longer["losses"], np.inf))
+    if not panels:
         return None
-    fig = figure(8.0 if early and late else 5.4, 4.2)
-    axs = fig.subplots(1, early + late, squeeze=False)[0]
-    if early:
-        dots = _pairs(axs[0], (d.header.low_steps or 0, d.header.high_steps), [low for low, _ in pairs],
-                      [loss_of(e) for _, e in pairs], [float(np.mean(e.allocation.ranks)) for _, e in pairs],
-                      _top([e for _, e in pairs]))
-        bar = fig.colorbar(dots, ax=axs[0])
-        bar.set_label("average rank", color=style.INK)
-        bar.outline.set_edgecolor(style.MUTED)
-        bar.ax.tick_params(colors=style.MUTED, labelcolor=style.INK, labelsize=8.5)
-    if longer is not None and late:
-        x, y = ([float(v) for v in longer[key]] for key in ("search_losses", "losses"))
-        _pairs(axs[-1], (d.header.high_steps, int(longer["steps"])), x, y)
-        axs[-1].margins(0.15)
+    fig = figure(4.2 * len(panels), 4.2)
+    for ax, (steps, x, y, top) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        seen, rho = [(a, b) for a, b in zip(x, y, strict=True) if b <= top], spearman(x, y)
+        kept = "" if rho is None else f": Spearman {number(rho, 2)}"
+        cut = f"\n{len(x) - len(seen)} lie above the view" if len(seen) < len(x) else ""
+        ax.scatter(*zip(*seen, strict=True), s=52, color=style.BLUE, edgecolors=style.PAPER, linewidths=0.8, zorder=3)
+        ax.margins(0.15)
+        dress(ax, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps",
+              f"{len(x)} allocations{kept}{cut}")
     return fig
-
-
-def _pairs(ax: Axes, steps: tuple[int, int], x: list[float], y: list[float],
-           ranks: list[float] | None = None, top: float = np.inf) -> PathCollection:
-    """Draw the losses of allocations after two lengths of training, coloured by rank; those above ``top`` are cut."""
-    seen, rho = [i for i, loss in enumerate(y) if loss <= top], spearman(x, y)
-    colours: dict[str, Any] = {"color": style.BLUE} if ranks is None else \
-        {"c": [ranks[i] for i in seen], "cmap": style.RAMP}
-    kept = "" if rho is None else f": Spearman {number(rho, 2)}"
-    cut = f"\n{len(x) - len(seen)} lie above the view" if len(seen) < len(x) else ""
-    dress(ax, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps", f"{len(x)} allocations{kept}{cut}")
-    return ax.scatter([x[i] for i in seen], [y[i] for i in seen], s=52, edgecolors=style.MUTED, linewidths=0.8,
-                      zorder=3, **colours)
 
 
 def surrogate(d: ReportData) -> Figure | None:
@@ -269,24 +243,19 @@ def surrogate(d: ReportData) -> Figure | None:
         return None
     observed, predicted, sd = (np.array(check[key], float) for key in ("observed", "predicted", "sd"))
     inside = float(np.mean(np.abs(observed - predicted) <= 1.96 * sd))
-    fig = figure(8.4, 4.2)
-    left, right = fig.subplots(1, 2)
-    for ax, shown, y_label, title in (
-            (left, observed == observed, "predicted without it (95 %)",
-             f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval"),
-            (right, observed <= np.median(observed), "", "the better half of them")):
-        x, y, bar = observed[shown], predicted[shown], 1.96 * sd[shown]
-        low, high = _view(x)
-        ax.plot([low, high], [low, high], color=style.INK, linewidth=1, linestyle="--", zorder=2)
-        ax.errorbar(x, y, yerr=bar, fmt="o", color=style.BLUE, markersize=5, linewidth=1, zorder=3)
-        far = (y < low) | (y > high)
-        if far.any():
-            ax.scatter(x[far], np.clip(y[far], low, high), marker="X", color=style.VERMILLION, s=60, zorder=4,
-                       clip_on=False)
-            listed = ", ".join(f"{value:.3g}" for value in sorted(y[far])[:3]) + (", ..." if far.sum() > 3 else "")
-            title += f"\n{far.sum()} predicted outside the view: {listed}"
-        ax.set_ylim(low, high)
-        dress(ax, "measured loss", y_label, title)
+    title = f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval"
+    low, high = _view(observed)
+    fig, ax = axes(8.0, 4.2)
+    ax.plot([low, high], [low, high], color=style.INK, linewidth=1, linestyle="--", zorder=2)
+    ax.errorbar(observed, predicted, yerr=1.96 * sd, fmt="o", color=style.BLUE, markersize=5, linewidth=1, zorder=3)
+    far = (predicted < low) | (predicted > high)
+    if far.any():
+        ax.scatter(observed[far], np.clip(predicted[far], low, high), marker="X", color=style.VERMILLION, s=60,
+                   zorder=4, clip_on=False)
+        listed = ", ".join(f"{value:.3g}" for value in sorted(predicted[far])[:3]) + (", ..." if far.sum() > 3 else "")
+        title += f"\n{far.sum()} predicted outside the view: {listed}"
+    ax.set_ylim(low, high)
+    dress(ax, "measured loss", "predicted without it (95 %)", title)
     return fig
 
 

@@ -87,12 +87,12 @@ def sensitivity(d: ReportData) -> Figure | None:
                        markersize=5, linewidth=1.3, elinewidth=0.8, color=colours[j % len(colours)],
                        label=literal(name))
     _symlog(above, p.quantization_sensitivity)
-    dress(above, y="loss increase (nats)", title="Quantisation: only this unit quantised ($I_q$)")
+    dress(above, y="loss increase (nats)", title="Quantisation: only this unit quantised")
     legend(fig, above, columns=8)
     if rank is not None:
         below[0].bar(x, rank[:, -1], color=style.BLUE, width=0.78)
         dress(below[0], y="gain (first order)",
-              title=f"Adapter capacity: rank {rank.shape[1]} in this unit ($I_r$)")
+              title=f"Adapter capacity: rank {rank.shape[1]} in this unit")
         below[0].grid(False, axis="x")
     last = [above, *below][-1]
     name_units(last, short_names(p.units))

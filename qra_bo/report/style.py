@@ -51,12 +51,12 @@ def axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def dress(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
-    """Set labels, ticks, spines and grid of one axes; formulas stand in a title alone."""
+    """Set labels, ticks, spines and grid of one axes."""
     ax.set_facecolor(PAPER)
     ax.set_xlabel(literal(x), color=INK)
     ax.set_ylabel(literal(y), color=INK)
     if title:
-        ax.set_title(title, color=INK, loc="left", fontsize=10.5)
+        ax.set_title(literal(title), color=INK, loc="left", fontsize=10.5)
     ax.tick_params(colors=MUTED, labelcolor=INK, labelsize=8.5)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
