@@ -108,9 +108,10 @@ gpu-wheels: $(INSTALLED) ## Wheels to carry to a GPU machine without a package i
 docs: $(DOCS_INSTALLED) ## Build the documentation into build/docs; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-lint: $(TEST_INSTALLED) ## Check style, spelling and the order of the packages
+lint: $(TEST_INSTALLED) ## Check style, spelling, the length of prose and the order of the packages
 	$(BIN)/ruff check .
 	$(BIN)/codespell
+	$(BIN)/python docs/prose.py
 	$(BIN)/lint-imports
 
 types: $(TEST_INSTALLED) ## Check types

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from qra_bo.config import RunConfig, config_from_dict, load_config
+from qra_bo.config import RunConfig, config_from_dict, load_config, named_efforts
 from qra_bo.config.compose import config_from
 from qra_bo.config.groups import AdapterConfig
 from qra_bo.config.other_names import OURS
@@ -46,43 +46,31 @@ def test_every_width_has_its_default_format(default: RunConfig) -> None:
     assert default.quantizer.formats == {bits: (default_format(bits).name,) for bits in BITS}
 
 
-@pytest.mark.parametrize(("effort", "equivalents"), [("instant", 0), ("quick", 12), ("normal", 40), ("thorough", 120)])
-def test_effort_fixes_what_a_search_may_spend(effort: str, equivalents: int) -> None:
-    assert load_config([f"effort={effort}"]).effort.max_full_trials == equivalents
+def test_effort_fixes_what_a_search_may_spend() -> None:
+    spent = {name: effort.max_full_trials for name, effort in named_efforts().items()}
+    assert spent == {"instant": 0, "quick": 12, "normal": 40, "thorough": 120}
 
 
 @pytest.mark.parametrize(("override", "budget"), [
     ("budget=10GB", ("10GB",)),
-    ("budget=10 GiB", ("10 GiB",)),
     ("budget=10000000000", ("10000000000",)),
-    ("budget=auto", ("auto",)),
-    ("budget=uniform:4,16", ("uniform:4,16",)),
     ("budget=Uniform: 4, 16", ("Uniform: 4, 16",)),
     ("budget='uniform:4,16'", ("uniform:4,16",)),
-    ("budget=[8GB,10GB]", ("8GB", "10GB")),
     ("budget=[uniform:4,4,10GB,uniform:8,2]", ("uniform:4,4", "10GB", "uniform:8,2")),
 ])
 def test_budgets(override: str, budget: tuple[str, ...]) -> None:
     assert load_config(["task=memory", override]).budget == tuple(map(parse_budget, budget))
 
 
-@pytest.mark.parametrize("text", ["model=tiny", "+model=tiny", "++model=tiny"])
-def test_a_model_is_named_with_or_without_a_plus(text: str) -> None:
-    assert load_config([text]).model_name == "tiny"
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_models_keys_and_groups_may_be_given_with_a_plus(plus: str) -> None:
+    given = ("model=tiny", "seed=3", "data=tiny", "effort=quick", "profile=paper")
+    config = load_config(["task=memory", *(f"{plus}{text}" for text in given)])
+    assert (config.model_name, config.seed, config.data.name) == ("tiny", 3, "tiny")
+    assert (config.effort.name, config.fidelity.high) == ("quick", 100)
 
 
-@pytest.mark.parametrize("override", ["seed=3", "+seed=3", "++seed=3"])
-def test_a_known_key_may_be_given_with_a_plus(override: str) -> None:
-    assert load_config([override]).seed == 3
-
-
-@pytest.mark.parametrize("plus", ["+", "++"])
-def test_a_group_may_be_given_with_a_plus(plus: str) -> None:
-    config = load_config([f"{plus}data=tiny", f"{plus}effort=quick", f"{plus}profile=paper", "task=memory"])
-    assert (config.data.name, config.effort.name, config.fidelity.high) == ("tiny", "quick", 100)
-
-
-@pytest.mark.parametrize("task", ["task=finetune", "+task=finetune", "task='finetune'", 'task="finetune"'])
+@pytest.mark.parametrize("task", ["+task=finetune", "task='finetune'"])
 def test_an_allocation_brings_its_budget_however_the_task_is_spelled(task: str) -> None:
     assert load_config([task, "allocation=uniform:4,16"]).budget[0].text == "allocation"
     assert load_config(["budget=8GB", task, "allocation=uniform:4,16"]).budget[0].text == "8GB"
@@ -106,7 +94,7 @@ def test_a_tilde_is_the_users_folder(quote: str, tmp_path: Path, monkeypatch: py
     assert (config.model["path"], config.out) == (f"{home}/models/mine", f"{home}/runs/a")
 
 
-@pytest.mark.parametrize("text", ["2026_05_01", "1.10", "12e3", "20260501"])
+@pytest.mark.parametrize("text", ["2026_05_01", "12e3"])
 def test_names_that_look_like_numbers_stay_as_they_are(text: str) -> None:
     config = load_config([f"out={text}", "+model=hf", "model.path=ORG/NAME", f"model.revision={text}", "data=hub",
                           f"data.path={text}", f"data.subset={text}", "adapter.lr=1e-3", "budget=1_000"])
@@ -150,51 +138,37 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("overrides", "message"), [
     (["budget=-1GB"], "'-1GB' is not a size"),
-    (["budget=0"], "budget: 0 is less than one byte"),
     (["budget=[]"], "budget must be a size such as 10GB, or a list of sizes, each given once"),
     (["budget=[1GB,1GB]"], "budget must be .* each given once; got"),
     (["budget=uniform:9,4"], "no backend stores weights in 9 bits"),
     (["memory.headroom=lots"], "memory.headroom: 'lots' is not a size"),
     (["bits=[]"], "the bits ladder must be positive integers"),
-    (["bits=[2,2]"], r"got \[2, 2\]"),
-    (["bits=[-2,4]"], r"got \[-2, 4\]"),
     (["bits=[4,9]"], "no backend stores weights in 9 bits; choose from"),
     (["bits=[2.5]"], r"bits must be a list of integers separated by commas, e\.g\. \[2,4,8\]; got \[2\.5\]"),
     (["ranks=[0,4]"], r"the ranks ladder must be positive integers, strictly increasing, e\.g\. \[4\]; got"),
-    (["ranks=[0]"], r"e\.g\. \[2,4,8\]; got \[0\]"),
-    (["bits=[2 3 4]"], r"integers separated by commas, .*; got \['2 3 4'\]"),
     (["memory"], "'memory' is not of the form KEY=VALUE: did you mean task=memory\\?"),
     (["qwen3_4b"], r"did you mean \+model=qwen3_4b\?"),
-    (["quick"], "did you mean effort=quick"),
     (["8GB"], "KEY=VALUE: put the key before the value, such as budget=8GB"),
     (["seed=]"], "is not of the form KEY=VALUE that Hydra reads .* into quotes"),
     (["+model=meta-llama/Llama-3.1-8B"], r"given as \+model=hf model\.path=meta-llama/Llama-3\.1-8B\.$"),
     (["model=tiny", "+model=qwen3_4b"], "model must be given once; got tiny and qwen3_4b"),
-    (["ranks=[8,4]"], r"got \[8, 4\]"),
     (["ranks=[4,193]"], r"rank 193 is larger than model\.layers\.0\.self_attn\.k_proj allows"),
     (["quantizer.formats.4=[]"], r"quantizer\.formats must name a storage format for 4 bits, e\.g\. .*=\[nf4\]"),
     (["quantizer.formats.4=[nf5]"], "unknown storage format 'nf5'; known, nearest first: nf4"),
     (["quantizer.formats.4=[int8]"], r"of 4 bits must be distinct and store 4 bits; got \['int8'\], of \[8\] bits"),
-    (["quantizer.formats.4=[nf4,nf4]"], "must be distinct and store 4 bits; got"),
-    (["granularity=layr"], "granularity must be one of layer, "),
     (["seed=-1"], "seed must be at least 0; got -1"),
-    (["seed=null"], "seed must be an integer; got null"),
     (["resume=maybe"], "resume must be true or false; got 'maybe'"),
     (["max_hours=0"], "max_hours must be above 0.0, or null; got 0"),
     (["train.batch=true"], "train.batch must be an integer; got true"),
-    (["adapter.lr=.inf"], "adapter.lr must be a finite number"),
     (["adapter.lr=nan"], "adapter.lr must be a finite number; got nan"),
     (["train.warmup=1"], "train.warmup must be below 1.0; got 1"),
     (["confirm.seeds=1"], r"confirm\.seeds must be 0 \(no confirmation\) or at least 2; got 1"),
     (["confirm.ranking_factor=1"], r"^confirm\.ranking_factor must be at least 2; got 1\.$"),
     (["effort.ranking_top=3"], r"effort\.ranking_top must be 0 \(no ranking check\) or at least 4; got 3"),
-    (["effort.ranking_top=-1"], r"effort\.ranking_top must be 0 \(no ranking check\) or at least 4; got -1"),
     (["effort.rate_factors=[1]"], "a list of distinct positive factors other than 1"),
     (["effort.compare=[unifrm]"], r"effort\.compare must be a list of the names uniform, .*; got \['unifrm'\]"),
-    (["export.gguf=[bas]"], r"export\.gguf must be a list of the names base, .*; got \['bas'\]"),
     (["export.gguf=base,adapter"], r"write export\.gguf=\[base,adapter\] for a list"),
     (["export.check=yes"], r"^export\.check must be one of true, false, auto; got 'yes'\.$"),
-    (["train.betas=[0.9]"], "train.betas must be two numbers"),
     (["fidelity.low=24"], r"fidelity\.low must be below fidelity\.high=24, or null; got 24"),
     (["calibrate.lr_scales=[]"], "calibrate.lr_scales must be a list of distinct positive numbers"),
     (["data=jsonl"], r"data\.path must name a JSON or JSONL file, .*; got null"),
@@ -202,24 +176,15 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["data=hub"], r"data\.path must be the id of a data set on the hub, such as ORG/NAME, or a folder; got null"),
     (["data=gsm8k", "data.max_cut=2"], r"data\.max_cut must be at most 1"),
     (["data=gsm8k", "data.chat=first"], r"data\.chat must be one of last, all; got 'first'"),
-    (["train.packing=true"], r"train\.packing must be one of isolated, joined; got true"),
     (["export.targets=[ggfu]"], r"^export\.targets: 'ggfu' is no export target; known, nearest first: gguf, "),
-    (["task=export", "out=run", "export.targets=ggfu"], r"^export\.targets: 'ggfu' is no export target; known, "),
     (["export.targets=[gguf]"], "the export gguf has no form for nf4, int8, .* use serve=llamacpp"),
-    (["bits=[3,6]", "export.targets=[gguf]"], "the export gguf has no form for hqq6-g128, .* use serve=llamacpp"),
-    (["bits=[2,3]", "export.targets=[compressed_tensors]"], "for int2-g64, int3-g64, .* use serve=transformers"),
     (["bits=[4,8]", "export.targets=[bitsandbytes]"], r"no form for int8, .* use bits=\[4,16\] and no other formats"),
     (["oracle=benchmark"], "Unknown oracle 'benchmark'; .* --config-dir bench/conf oracle=emulator "),
     (["oracle.table=bench/data/plays"], "'oracle.table' was removed: --config-dir bench/conf oracle=emu"),
-    (["train=null"], "Unknown train None; known, nearest first: cpu, gpu"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),
     (["gradient_accumulation_steps=4"], r"Unknown key 'gradient_accumulation_steps'; here it is train\.accumulate\."),
-    (["train.max_seq_length=512"], r"'train\.max_seq_length'; here it is train\.length\."),
-    (["r=16"], r"here it is ranks=\[\.\.\.\] for a search, or task=finetune allocation=uniform:BITS,RANK"),
     (["lora_alpha=32"], r"here it is adapter\.alpha_over_rank"),
     (["memory=3"], r"Unknown key 'memory'; nearest: memory\.scope"),
-    (["model.n_layer=3"], r"Unknown key 'model\.n_layer'; nearest: model\.n_layers"),
-    (["method=autoq"], "Unknown method 'autoq'; known, nearest first: autoqra"),
     (["executor.cpus=1"], "executor.cpus is a key of executor=ray alone"),
     (["oracle.noise=1"], "oracle.noise is a key of oracle=synthetic alone"),
     (["oracle.name=nope"], "oracle must be one of the options 'finetune', 'synthetic'"),
@@ -262,11 +227,8 @@ def test_dictionary_round_trip(default: RunConfig) -> None:
 
 
 @pytest.mark.parametrize(("override", "same"), [
-    ("effort=quick", True), ("max_hours=2", True), ("out=elsewhere", True), ("resume=true", True),
-    ("display=none", True), ("task=memory", True),
-    ("seed=1", False), ("budget=1GB", False), ("bits=[4,8]", False), ("ranks=[4]", False), ("+model=tiny", False),
-    ("data=tiny", False), ("granularity=block", False), ("adapter.lr=1e-3", False), ("fidelity.high=48", False),
-    ("memory.scope=stored", False), ("oracle=synthetic", False), ("eval.sequences=32", False), ("eval.limit=3", True),
+    ("effort=quick", True), ("out=elsewhere", True), ("eval.limit=3", True), ("seed=1", False), ("budget=1GB", False),
+    ("+model=tiny", False), ("adapter.lr=1e-3", False), ("oracle=synthetic", False),
 ])
 def test_the_hash_covers_what_defines_the_results(default: RunConfig, override: str, same: bool) -> None:
     assert (load_config([override]).config_sha256 == default.config_sha256) is same

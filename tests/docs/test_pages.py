@@ -1,44 +1,26 @@
-"""Pages of the documentation are short and plain, and their tables are those of the committed results."""
+"""Tables of README and pages are those of the committed results, and what they name exists."""
 
 import re
 from itertools import product
-from pathlib import Path
 
-import pytest
-
+from bench.headline import markdown
 from bench.pages.blocks import BLOCK, DOCS, grid, refreshed, without_blocks
 from bench.pages.registry import TABLES
 from qra_bo.memory.formats import BITS, FORMATS
-from tests.docs.prose import sentences, too_long
 
 PAGES = sorted(DOCS.rglob("*.md"))
-RESULTS = [page for page in PAGES if page.parent.name == "results"]
 
 
-def name(page: Path) -> str:
-    return str(page.relative_to(DOCS))
+def test_tables_are_of_the_committed_results() -> None:
+    old = [page for page in PAGES if (text := page.read_text(encoding="utf-8")) != refreshed(text, TABLES)]
+    assert old == [], "python -m bench.pages writes the tables anew"
+    assert markdown() in (DOCS.parent / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_sentences_are_short(page: Path) -> None:
-    assert too_long(sentences(without_blocks(page.read_text(encoding="utf-8")))) == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_tables_are_of_the_committed_results(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    assert text == refreshed(text, TABLES), "python -m bench.pages writes the tables anew"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_targets_that_a_page_names_are_in_the_makefile(page: Path) -> None:
+def test_targets_that_a_page_names_are_in_the_makefile() -> None:
     there = set(re.findall(r"^([\w-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), re.M))
-    assert set(re.findall(r"`make ([a-z][\w-]*)", page.read_text(encoding="utf-8"))) <= there
-
-
-@pytest.mark.parametrize("page", RESULTS, ids=name)
-def test_page_of_a_study_has_at_most_200_lines(page: Path) -> None:
-    assert len(page.read_text(encoding="utf-8").splitlines()) <= 200
+    named = {name for page in PAGES for name in re.findall(r"`make ([a-z][\w-]*)", page.read_text(encoding="utf-8"))}
+    assert named <= there
 
 
 def test_storage_formats_are_those_that_the_pages_name() -> None:
@@ -72,8 +54,3 @@ def test_block_is_replaced_and_the_rest_kept() -> None:
 
 def test_grid_has_one_line_a_row() -> None:
     assert grid(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
-
-
-def test_a_long_sentence_is_found() -> None:
-    assert too_long(sentences("word " * 36 + ".")) != []
-    assert too_long(sentences("One two three. Four five.")) == []
