@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_bo.searchers.observations import Observations, kept_indices
-from qra_bo.searchers.structured import StructuredSearch
+from qra_bo.searchers.structured import StructuredSearch, searcher
 from qra_bo.trials import Trial, TrialState
 from surrogates.structured import StructuredModel
 from tests.searchers.landscape import baselines, evaluate, make_landscape
@@ -29,7 +29,7 @@ def test_kept_observations_are_the_best_and_a_spread_of_the_rest(values: list[fl
 def told(n: int) -> tuple[StructuredSearch, list[Trial]]:
     """A small search, and ``n`` evaluations of other random allocations."""
     landscape = make_landscape(0, n_units=6, ranks=(1, 2, 4, 8))
-    search = StructuredSearch(landscape.problem, n_prior=0, draws=1, most=24, always_fitted=12)
+    search = StructuredSearch(landscape.problem, n_prior=0, draws=1)
     other = StructuredSearch(dataclasses.replace(landscape.problem, seed=5), n_prior=n, draws=1)
     return search, [*baselines(landscape), *(evaluate(landscape, p, i) for i, p in enumerate(other.ask(n)))]
 
@@ -62,6 +62,8 @@ def test_scales_are_fitted_at_intervals_and_never_for_pending_trials(monkeypatch
     fits: list[int] = []
     fit = StructuredModel._fit
     monkeypatch.setattr(StructuredModel, "_fit", lambda self, warp: fits.append(len(self.y)) or fit(self, warp))
+    monkeypatch.setattr(searcher, "MOST", 24)
+    monkeypatch.setattr(searcher, "ALWAYS_FITTED", 12)
     search, evaluations = told(60)
     sizes = []
     for evaluation in evaluations:

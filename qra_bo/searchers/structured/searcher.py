@@ -28,6 +28,11 @@ ACQUISITIONS: Mapping[str, Callable[..., Any]] = {"logei": LogExpectedImprovemen
 """Acquisition functions by name, besides ``"thompson"``."""
 KNOWN = 0.3
 """Scales of the parts about learned rates, as a share of those about nothing."""
+MOST = 500
+"""Observations that the surrogate is conditioned on at most (see ``kept_indices``)."""
+ALWAYS_FITTED = 150
+"""Up to so many observations its scales are fitted after every one; beyond, each time their number has grown by a
+twentieth of the excess."""
 LEAST_CHECKED = 5
 """Observations below which rank correlation and coverage say nothing."""
 
@@ -50,9 +55,6 @@ class StructuredSearch(ObservingSearcher):
             of the observations, pending ones included) and ``maximize`` (``False``) that it takes, and returns a
             function of ``m x 1 x 2 L`` index rows (float64) to ``m`` scores; the largest wins.
         rel_gap: Relative gap at which knapsacks may stop (and, but for 0, after many nodes).
-        most: Observations that the surrogate is conditioned on at most (see ``kept_indices``).
-        always_fitted: Up to so many observations its scales are fitted after every one; beyond, each time their number
-            has grown by a twentieth of the excess.
         rates: Learned exchange rates, a file or the name of one that comes with the package: at the length of training
             that is minimised they are the surrogate's prior mean, whose optimum is the first proposal; ``None``: the
             prior mean is constant. They are of the KL divergence, whatever ``quantization_sensitivity`` says.
@@ -68,12 +70,9 @@ class StructuredSearch(ObservingSearcher):
 
     def __init__(self, problem: SearchProblem, *, n_prior: int | None = None, draws: int = 6,
                  temperatures: Sequence[float] = (1.0, 0.5), acquisition: str | Callable[..., Any] = "logei",
-                 rel_gap: float = 1e-3, most: int = 500, always_fitted: int = 150, rates: str | None = None,
-                 without: Collection[str] = (), quantization_sensitivity: str = BELIEVED,
-                 model: StructuredSettings | None = None) -> None:
+                 rel_gap: float = 1e-3, rates: str | None = None, without: Collection[str] = (),
+                 quantization_sensitivity: str = BELIEVED, model: StructuredSettings | None = None) -> None:
         problems, acquire = [], None
-        if most < 2 or always_fitted < 0:
-            problems.append(f"most must be at least 2 and always_fitted at least 0; got {most} and {always_fitted}")
         if (n_prior or 0) < 0 or draws < 1:
             problems.append(f"n_prior must be at least 0 and draws at least 1; got {n_prior} and {draws}")
         if n_prior is not None and rates is not None:
@@ -94,7 +93,7 @@ class StructuredSearch(ObservingSearcher):
         super().__init__(problem)
         self._acquire = acquire
         self._draws, self._temperatures, self._rel_gap = draws, temperatures, rel_gap
-        self._most, self._always_fitted, self._settings = most, always_fitted, model
+        self._settings = model
         parts = build_components(problem, without, quantization_sensitivity)
         if rates is None:
             self._design = Design(parts)
@@ -132,7 +131,7 @@ class StructuredSearch(ObservingSearcher):
         rows, losses, counts = self._kept()
         if len(rows) < LEAST_CHECKED:
             return None
-        model = self._fitted() if len(self._seen.arrays()[1]) <= self._always_fitted else None
+        model = self._fitted() if len(self._seen.arrays()[1]) <= ALWAYS_FITTED else None
         held_out = (self._model_of(rows, losses, counts) if model is None else model).held_out()
         quality = {key: None if math.isnan(value) else value for key, value in asdict(held_out.diagnostics()).items()}
         return {"observed": held_out.truth.tolist(), "predicted": held_out.mean.tolist(), "sd": held_out.sd.tolist(),
@@ -195,10 +194,10 @@ class StructuredSearch(ObservingSearcher):
         rows, losses, counts = self._kept()
         if len(rows) < 2 or self._model is not None:
             return self._model
-        always, n = self._always_fitted, len(self._seen.arrays()[1])
-        if self._scaled is not None and n > always:
+        n = len(self._seen.arrays()[1])
+        if self._scaled is not None and n > ALWAYS_FITTED:
             scaled, fitted_to = self._scaled
-            if 20 * (n - fitted_to) < n - always and float(losses.min()) >= scaled.warp.best:
+            if 20 * (n - fitted_to) < n - ALWAYS_FITTED and float(losses.min()) >= scaled.warp.best:
                 self._model = self._model_of(rows, losses, counts, scaled)
                 return self._model
         self._model = self._model_of(rows, losses, counts)
@@ -206,9 +205,9 @@ class StructuredSearch(ObservingSearcher):
         return self._model
 
     def _kept(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return ``Observations.arrays``, at most ``most`` of them."""
+        """Return ``Observations.arrays``, at most ``MOST`` of them."""
         rows, losses, counts = self._seen.arrays()
-        kept = kept_indices(losses, self._most)
+        kept = kept_indices(losses, MOST)
         return rows[kept], losses[kept], counts[kept]
 
     def _model_of(self, rows: FloatArray, losses: FloatArray, counts: FloatArray,
