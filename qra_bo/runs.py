@@ -107,8 +107,6 @@ def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -
     print_line(console, f"{len(doomed)} folders, {size(total)}{note}")
 
 
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line; every command stores its function as ``run``, which takes the arguments and a console."""
     parser = argparse.ArgumentParser(prog="python -m qra_bo.runs", description="Look after a folder of runs.")

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.training.learning_rate import RATE_RULES
-from qra_bo.report.next_steps import server_rank
+from qra_bo.memory.serving import server_rank
 from qra_bo.report.text import allocation_rows, size
 from qra_bo.study.results import build_best, load_study
 from qra_bo.utils.errors import JournalError, OutputError

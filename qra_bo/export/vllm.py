@@ -17,8 +17,7 @@ from qra_bo.export.run import FinishedRun, export_command, render
 from qra_bo.export.weights import padded
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from qra_bo.memory.serving import CONSUMERS
-from qra_bo.report.next_steps import server_rank
+from qra_bo.memory.serving import CONSUMERS, server_rank
 from qra_bo.space import StorageFormat
 from qra_bo.space.decoder import fused_of
 

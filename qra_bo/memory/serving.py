@@ -17,7 +17,7 @@ multiplies by 4 and 8 bits on every GPU, by the other widths with its Humming ke
 CPU.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -32,6 +32,8 @@ ANY = "any"
 _SYMMETRIC, _ZEROS = "sym", "int"
 MLX_BITS = (2, 3, 4, 5, 6, 8)
 """Bit-widths that MLX has kernels for."""
+SERVER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM accepts for ``--max-lora-rank``."""
 _GGUF_BLOCK = 32
 """Weights of a block of a GGUF type."""
 _GGUF_BITS = {"integer": (4, 5, 8), "hqq": (4, 5)}
@@ -197,3 +199,8 @@ def gguf_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) 
 def _q8_0(numel: int) -> int:
     """Return the bytes of whole blocks of 32 codes of 8 bits with a scale of 16."""
     return numel * 34 // 32
+
+
+def server_rank(ranks: Sequence[int]) -> int:
+    """Return the least ``--max-lora-rank`` of vLLM that takes an adapter of these ranks."""
+    return next((n for n in SERVER_RANKS if n >= max(ranks)), max(ranks))

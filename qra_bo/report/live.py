@@ -1,6 +1,5 @@
 """Progress of a run for people: a live view on a terminal, dated lines elsewhere."""
 
-import statistics
 import sys
 import time
 from collections import deque
@@ -21,28 +20,32 @@ from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.text import duration, rough, size
 from qra_bo.space import average_bits
 from qra_bo.study.state import Study, loss_of
-from qra_bo.trials import Fidelity, Trial
+from qra_bo.trials import Trial
 from qra_bo.utils.formatting import signed
 from qra_bo.utils.process import tolerant
 
 Event = Mapping[str, Any]
 KEPT_EVENTS = 6
-CLOCK_GRAIN = timedelta(milliseconds=1)
-"""Resolution of the times in a journal."""
 QUIET_SECONDS = 20.0
 """Least time between two plain progress lines of one activity."""
 
 
-class RunState:
-    """State of a run after the events so far, fed one at a time; it has no clock of its own.
+def events_since(born: datetime | None) -> Callable[[Event], bool]:
+    """Return a test whether an event is not before ``born`` (``None``: now), and so of this session.
 
+    Times in a journal are milliseconds.
     """
+    start = (born or datetime.now().astimezone()) - timedelta(milliseconds=1)
+    return lambda event: datetime.fromisoformat(event["time"]) >= start
+
+
+class RunState:
+    """State of a run after the events so far, fed one at a time; it has no clock of its own."""
 
     def __init__(self) -> None:
         self.study = Study()
         self.stage = "start"
         self.title = ""
-        self._seconds: dict[Fidelity, deque[float]] = {f: deque(maxlen=25) for f in Fidelity}
 
     def feed(self, event: Event) -> str | None:
         """Take one journal event; returns the line that describes it, or ``None`` if it needs none."""
@@ -78,12 +81,6 @@ class RunState:
         pace = self.study.pace
         return max(0.0, self.planned - self.study.cost.tokens) * pace if self.planned and pace is not None else None
 
-    def pace(self) -> str:
-        """Median seconds of a trial by fidelity, e.g. ``20.3 s at high, 5.1 s at low fidelity``."""
-        medians = ((f.value, statistics.median(s)) for f, s in self._seconds.items() if s)
-        each = ", ".join(f"{seconds:.1f} s at {name}" for name, seconds in sorted(medians))
-        return f"{each} fidelity" if each else ""
-
     def share(self) -> str:
         """Share of the planned cost that is spent; empty before the header."""
         spent = self.study.cost.tokens
@@ -93,7 +90,6 @@ class RunState:
         e, m, best = self.study.trials[-1], self.study.trials[-1].result, self.study.incumbent
         if not e.ok or e.loss is None:
             return f"{e.stage}: {_name(e, self.study)} {m.state.value} ({m.message or 'no loss'})"
-        self._seconds[e.fidelity].append(m.seconds)
         mark = "  <- best so far" if best is not None and best is not before and best.id == e.id else ""
         return (f"{e.stage}: {_name(e, self.study)} loss {e.loss:.4f} after {e.spec.steps} steps, "
                 f"{size(e.predicted_bytes)}, {m.seconds:.1f} s{mark}")
@@ -106,8 +102,8 @@ def _describe(e: Event, study: Study) -> str | None:
         return f"profile of {len(e['units'])} units and {len(e['formats'])} formats in {duration(e['seconds'])}"
     if kind == "prediction":
         gain = "" if e["reference"] is None else ", the best uniform choice" if e["reference"] == e["allocations"][0] \
-            else f": {signed(e['mean'])} nats against the best uniform choice ({_in_words(e['reference'], study)})"
-        return f"predicted allocation: {_in_words(e['allocations'][0], study)}{gain}"
+            else f": {signed(e['mean'])} nats against the best uniform choice ({_of_json(e['reference'], study)})"
+        return f"predicted allocation: {_of_json(e['allocations'][0], study)}{gain}"
     if kind == "untuned":
         return f"untuned model: test loss {e['loss']:.4f}"
     if kind == "calibration":
@@ -147,26 +143,20 @@ def trials_after_search(study: Study) -> float:
         int(effort["ranking_top"]) * int(confirm["ranking_factor"])
 
 
-def _in_words(allocation: Mapping[str, Any], study: Study) -> str:
-    """Average bits and rank of an allocation's JSON, and how many ranks there are."""
-    bits, ranks = [parse_format(f).bits for f in allocation["formats"]], allocation["ranks"]
-    spread = f"{min(ranks)}" if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
-    widths = f"{bits[0]}" if len(set(bits)) == 1 else \
-        f"{min(bits)} to {max(bits)} (mean {_average_bits(bits, study):.2f})"
-    return f"{widths} bits, rank {spread}"
+def _in_words(bits: Sequence[int], ranks: Sequence[int], study: Study) -> str:
+    """``4-bit r16`` for a uniform allocation, else the average bits and rank."""
+    if len(set(bits)) == 1 and len(set(ranks)) == 1:
+        return f"{bits[0]}-bit r{ranks[0]}"
+    mean = average_bits(bits, np.array(study.header["unit_numel"]))
+    return f"mixed ({mean:.2f} bits, rank {sum(ranks) / len(ranks):.1f})"
+
+
+def _of_json(allocation: Mapping[str, Any], study: Study) -> str:
+    return _in_words([parse_format(f).bits for f in allocation["formats"]], allocation["ranks"], study)
 
 
 def _name(e: Trial, study: Study) -> str:
-    """``4-bit r16`` for a uniform allocation, else the average bits and rank."""
-    bits, ranks = e.bits, e.allocation.ranks
-    if len(set(bits)) == 1 and len(set(ranks)) == 1:
-        return f"{bits[0]}-bit r{ranks[0]}"
-    return (f"{e.allocation.fingerprint[:6]} ({_average_bits(bits, study):.2f} bits, "
-            f"rank {sum(ranks) / len(ranks):.1f})")
-
-
-def _average_bits(bits: Sequence[int], study: Study) -> float:
-    return average_bits(bits, np.array(study.header["unit_numel"]))
+    return _in_words(e.bits, e.allocation.ranks, study)
 
 
 class LiveView:
@@ -182,7 +172,7 @@ class LiveView:
         self.console = Console(file=tolerant(sys.stderr)) if console is None else console
         self.state = RunState()
         self._clock, self._started = clock, clock()
-        self._born = (born or datetime.now().astimezone()) - CLOCK_GRAIN
+        self._new = events_since(born)
         self._replayed = 0
         self._lines: deque[str] = deque(maxlen=KEPT_EVENTS)
         self._activity = ("", 0, 0)
@@ -202,7 +192,7 @@ class LiveView:
     def __call__(self, event: Event) -> None:
         line = self.state.feed(event)
         self._activity = ("", 0, 0)
-        if datetime.fromisoformat(event["time"]) < self._born:  # a resumed run replays its journal: one line for all
+        if not self._new(event):  # a resumed run replays its journal: one line for all
             self._replayed += 1
             return
         if self._replayed:
@@ -239,9 +229,8 @@ class LiveView:
         if s.planned:
             eta = s.eta_seconds()
             left = "time left not known yet" if eta is None else f"about {rough(eta)} left" if eta else "finishing"
-            pace = f"; a trial takes {s.pace()}" if s.pace() else ""
             grid.add_row("cost", _bar(s.study.cost.tokens, s.planned, "cyan"))
-            grid.add_row("", f"{s.share()}, {left}{pace}; {duration(self._clock() - self._started)} so far")
+            grid.add_row("", f"{s.share()}, {left}; {duration(self._clock() - self._started)} so far")
         best, uniform = s.study.incumbent, s.study.best_uniform
         if best is not None:
             versus = "" if uniform is None else \

@@ -7,20 +7,14 @@ A figure is a function and, under the same name, its title, caption and alternat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from qra_bo.report import plots_search, plots_units, style
 from qra_bo.report.data import ReportData
 from qra_bo.report.side_by_side import NamedRun, comparable
 from qra_bo.report.story import unconfirmed_difference
-from qra_bo.report.style import axes, dress, figure, heatmap, legend, literal, name_units, png_bytes
-from qra_bo.report.text import short_names
+from qra_bo.report.style import axes, dress, legend, literal, png_bytes
 from qra_bo.study.state import loss_of
-
-COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, style.MUTED)
-LOOKS = tuple(zip(COLOURS * 2, ("-", "--", "-.", ":") * 3, style.MARKERS + style.MARKERS[:4], strict=True))
-"""Colour, line style and mark of each run; they repeat after these."""
 
 
 def differences(runs: Sequence[NamedRun]) -> Figure | None:
@@ -48,48 +42,19 @@ def differences(runs: Sequence[NamedRun]) -> Figure | None:
     return fig
 
 
-def memory_loss(runs: Sequence[NamedRun]) -> Figure | None:
+def fronts(runs: Sequence[NamedRun]) -> Figure | None:
     """Fronts of all runs on one pair of axes; ``None`` where their losses are not comparable or there are none."""
     shown = [run for run in runs if run.data.points]
     if not shown or not comparable(runs):
         return None
     fig, ax = axes(8.0, 4.4)
     for i, run in enumerate(shown):
-        (colour, dashes, mark), steps = LOOKS[i % len(LOOKS)], plots_search.front(run.data.points)
+        (colour, mark), steps = style.look(i), plots_search.front(run.data.points)
         ax.plot([e.predicted_bytes / style.MB for e in steps], [loss_of(e) for e in steps], color=colour, linewidth=1.5,
-                linestyle=dashes, marker=mark, drawstyle="steps-post", label=literal(run.name))
+                marker=mark, drawstyle="steps-post", label=literal(run.name))
         ax.axvline(run.data.header.budget_bytes / style.MB, color=colour, linestyle=":", linewidth=1)
     dress(ax, f"predicted {shown[0].data.header.scope} memory (MB)", "validation loss (nats per token)")
     legend(fig, ax, columns=3)
-    return fig
-
-
-def convergence(runs: Sequence[NamedRun]) -> Figure | None:
-    """Best loss so far against cost for every run; ``None`` where they are not comparable or have nothing yet."""
-    shown = [(run, *plots_search.incumbents(run.data)) for run in runs if run.data.study.points]
-    if not shown or not comparable(runs):
-        return None
-    fig, ax = axes(8.0, 4.2)
-    for i, (run, cost, best) in enumerate(shown):
-        colour, dashes, _ = LOOKS[i % len(LOOKS)]
-        ax.step(cost, best, where="post", color=colour, linestyle=dashes, linewidth=1.8, label=literal(run.name))
-    ax.set_xlim(left=0)
-    dress(ax, "cost (full-trial equivalents)", "best validation loss so far (nats per token)")
-    legend(fig, ax, columns=3)
-    return fig
-
-
-def allocations(runs: Sequence[NamedRun]) -> Figure | None:
-    """Bits and ranks of every winner, a row a run; ``None`` unless all have the same units and one has a winner."""
-    shown = [(run.name, run.data.bits(w), w.ranks) for run in runs if (w := run.data.winner) is not None]
-    if not shown or len({run.data.header.units for run in runs}) > 1:
-        return None
-    fig = figure(8.0, 1.6 + 0.62 * len(shown))
-    for ax, title, values in zip(fig.subplots(2, 1, sharex=True), ("bits", "LoRA rank"),
-                                 ([b for _, b, _ in shown], [r for _, _, r in shown]), strict=True):
-        image = np.array(values, dtype=np.float64)
-        heatmap(ax, title, image, [name for name, _, _ in shown], image.max())
-        name_units(ax, short_names(runs[0].data.header.units))
     return fig
 
 
@@ -99,7 +64,7 @@ PLOTS: dict[str, Callable[[ReportData], Figure | None]] = {
     "final": plots_search.final, "fidelities": plots_search.fidelities, "surrogate": plots_search.surrogate}
 """Figures of one run, by name, in the order of the page."""
 RUNS_PLOTS: dict[str, Callable[[Sequence[NamedRun]], Figure | None]] = {
-    "differences": differences, "fronts": memory_loss, "costs": convergence, "allocations": allocations}
+    "differences": differences, "fronts": fronts}
 """Figures of several runs."""
 
 

@@ -80,12 +80,11 @@ def sensitivity(d: ReportData) -> Figure | None:
     fig = figure(8.0, 5.4 if rank is not None else 3.8)
     above, *below = fig.subplots(1 + (rank is not None), 1, sharex=True, squeeze=False)[:, 0]
     x = np.arange(len(p.units))
-    colours = (style.VERMILLION, style.ORANGE, style.BLUE, style.GREEN, style.PURPLE, style.SKY, style.YELLOW)
     for j, name in enumerate(p.formats):
         spread = None if p.quantization_se is None else 1.96 * p.quantization_se[:, j]
-        above.errorbar(x, p.quantization_sensitivity[:, j], yerr=spread, marker=style.MARKERS[j % len(style.MARKERS)],
-                       markersize=5, linewidth=1.3, elinewidth=0.8, color=colours[j % len(colours)],
-                       label=literal(name))
+        colour, mark = style.look(j)
+        above.errorbar(x, p.quantization_sensitivity[:, j], yerr=spread, marker=mark, markersize=5, linewidth=1.3,
+                       elinewidth=0.8, color=colour, label=literal(name))
     _symlog(above, p.quantization_sensitivity)
     dress(above, y="loss increase (nats)", title="Quantisation: only this unit quantised")
     legend(fig, above, columns=8)

@@ -24,12 +24,18 @@ RAMP = LinearSegmentedColormap.from_list("ramp", ("#e3eef6", "#3f8fc9"))
 """From few to many, of one hue; ``ON_RAMP`` is read on all of it, in light and dark."""
 ON_RAMP = "#101418"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+SERIES = (VERMILLION, ORANGE, BLUE, GREEN, PURPLE, SKY, YELLOW)
 FONTS = ("DejaVu Sans", "Verdana", "sans-serif")
 """The font that text is placed by, and ones of about its width for screens without it."""
 MB = 1e6
 DPI = 150
 FEW_UNITS = 48
 """Most units that are named one by one, with their values."""
+
+
+def look(i: int) -> tuple[str, str]:
+    """Return colour and mark of the ``i``-th of several series."""
+    return SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
 
 
 def literal(name: str) -> str:

@@ -97,7 +97,7 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
         print_line(console, f"Files in {folder}: " + ", ".join(files))
     run = printable(str(folder))
     quoted = {'"RUN"': json.dumps(run), "RUN": shlex.quote(override_value(run))}
-    steps = [(s.what, s.code.splitlines()[-1]) for s in next_steps(d)]
+    steps = [(what, code.splitlines()[-1]) for what, code in next_steps(d)]
     if not d.ended:
         steps.append(("Continue", "the same command again, with out=RUN"))
     for what, code in steps:

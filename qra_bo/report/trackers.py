@@ -19,7 +19,7 @@ import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from qra_bo.report.live import CLOCK_GRAIN
+from qra_bo.report.live import events_since
 from qra_bo.space import average_bits
 from qra_bo.study.state import Study, loss_of
 from qra_bo.utils.errors import ConfigError, MissingExtraError, UserError
@@ -105,26 +105,19 @@ class Tracker(ABC):
             extra = self.module.rpartition(".")[2]
             raise MissingExtraError(extra, extra, f"logger={extra}") from error
         self._folder, self._project, self._where = folder, project, where
-        self._study, self._begun = Study(), False
-        self._validations = 0
-        self._born = (born or datetime.now().astimezone()) - CLOCK_GRAIN
+        self._study, self._step, self._begun = Study(), 0, False
+        self._new = events_since(born)
 
     def __call__(self, event: Event) -> None:
         self._study.add(event)
-        at = len(self._study.trials) + self._validations
-        curve = event["curve"] if event["event"] == "final" else ()
-        self._validations += len(curve)
-        if datetime.fromisoformat(event["time"]) < self._born:
-            return
-        if not self._begun:
+        new = self._new(event)
+        if new and not self._begun:
             self.begin({key: self._study.header[key] for key in PARAMETERS})
             self._begun = True
-        for step, loss in curve:
-            self.log({"final/step": float(step), "final/validation_loss": float(loss)}, at)
-            at += 1  # trackers want steps that never fall
-        metrics = metrics_of(self._study, event)
-        if metrics:
-            self.log(metrics, at)
+        for metrics in metrics_of(self._study, event):
+            self._step += 1
+            if new:
+                self.log(metrics, self._step)
 
     def close(self) -> None:
         if self._begun:
@@ -136,7 +129,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record numbers; ``step`` is the number of trials and of validations of final fine-tunes so far."""
+        """Record numbers; ``step`` counts the records of the run, those of earlier sessions included."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -190,13 +183,16 @@ class Wandb(Tracker):
         self._run.finish()
 
 
-def metrics_of(study: Study, event: Event) -> dict[str, float]:
-    """Numbers that one event adds, by name; empty where it adds none. ``study`` has the event folded in."""
-    if event["event"] != "trial":
-        group, names = NUMBERS.get(event["event"], ("", ()))
-        if not event.get("train_seeds", True):  # a confirmation without a comparison has no difference
-            return {}
-        return {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}
+def metrics_of(study: Study, event: Event) -> list[dict[str, float]]:
+    """Records of numbers that one event adds, by name; ``study`` has the event folded in."""
+    kind = event["event"]
+    if kind != "trial":
+        curve = [{"final/step": float(step), "final/validation_loss": float(loss)}
+                 for step, loss in (event["curve"] if kind == "final" else ())]
+        compared = kind != "confirmation" or event["train_seeds"]  # else there is no difference
+        group, names = NUMBERS.get(kind, ("", ())) if compared else ("", ())
+        own = {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}
+        return [*curve, own] if own else curve
     e, best, uniform = study.trials[-1], study.incumbent, study.best_uniform
     found = {"trial/loss": e.loss, "trial/seconds": e.result.seconds, "trial/predicted_bytes": e.predicted_bytes,
              "trial/mean_bits": average_bits(e.bits, np.array(study.header["unit_numel"])),
@@ -206,4 +202,4 @@ def metrics_of(study: Study, event: Event) -> dict[str, float]:
              "search/best_uniform_loss": None if uniform is None else loss_of(uniform),
              "search/difference": None if best is None or uniform is None else loss_of(best) - loss_of(uniform),
              "search/failures": sum(not x.ok for x in study.trials)}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return [{name: float(value) for name, value in found.items() if value is not None}]

@@ -6,7 +6,7 @@ import pytest
 from qra_bo.memory import MemoryModel, TrainShape, default_format
 from qra_bo.memory.formats import BITS, FORMATS, WIDTHS, matrix_bytes, parse_format
 from qra_bo.memory.plan import memory_plan
-from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, TARGET_FORMATS, serving_note
+from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, TARGET_FORMATS, server_rank, serving_note
 from qra_bo.space import uniform
 from qra_bo.utils.errors import SpaceError
 from tests.memory.spaces import TINY, space_of
@@ -116,3 +116,7 @@ def test_lever_of_fewer_bits_is_priced_for_the_consumer() -> None:
     levers = {name: {lever.change for lever in plan.levers} for name, plan in plans.items()}
     assert "bits=[2,4,8]" in levers["mlx"]
     assert "bits=[2,4,8]" not in levers["llamacpp"]
+
+
+def test_server_rank_is_the_least_that_takes_the_adapter() -> None:
+    assert [server_rank(r) for r in ((1, 8), (9,), (1000,))] == [8, 16, 1000]

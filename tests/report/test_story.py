@@ -9,7 +9,6 @@ from rich.console import Console
 
 from qra_bo.report import story
 from qra_bo.report.data import parse_events
-from qra_bo.report.next_steps import server_rank
 from qra_bo.report.notes import notes
 from qra_bo.report.plots import RUNS_PLOTS
 from qra_bo.report.side_by_side import NamedRun
@@ -285,7 +284,6 @@ def test_texts():
         "0.attn", "0.mlp", "1.attn"]
     assert short_names(["a.b", "a.c.d"]) == ["b", "c.d"]
     assert describe_allocation(["l.0", "l.1", "l.2"], [8, 4, 4], [1, 2, 2]) == "0: 8-bit r1 · 1\u20132: 4-bit r2"
-    assert [server_rank(r) for r in ((1, 8), (9,), (1000,))] == [8, 16, 1000]
 
 
 def test_a_search_that_stopped_early_and_went_on_is_not_said_to_have_ended_early() -> None:
