@@ -54,10 +54,10 @@ def configuration() -> str:
 def change_on_resume(key: str) -> str:
     """Return what another value of a dotted key does to a run that is continued."""
     with from_checkout():
-        from qra_bo.config.resume import HARMLESS, UNSAID, is_classed
+        from qra_bo.config.resume import UNSAID, is_harmless
     if key in UNSAID:
         return "names the run"
-    return "may change" if is_classed(key, HARMLESS) else "refused"
+    return "may change" if is_harmless(key) else "refused"
 
 
 def table(path: Path, prefix: str = "") -> str:

@@ -141,14 +141,12 @@ class MemoryConfig(Group):
     Args:
         scope: Bytes that the budget bounds: the peak of training, or what is stored (weights, metadata, adapters).
         headroom: Size that ``budget=auto`` leaves free on the device, e.g. ``"512MB"``, or ``"auto"``.
-        verify: Whether ``task=memory`` also traces a training step of every allocation that it names.
         calibrate: Whether the allocator's bytes are predicted from peaks measured on this device.
     """
 
     scope: Literal["peak", "stored"]
     headroom: Annotated[str, accepted_by(lambda text: headroom_bytes(text, "cpu"))]
     format: Literal["table", "json"]
-    verify: StrictBool
     calibrate: StrictBool
 
 

@@ -1,41 +1,24 @@
-"""Which keys of the configuration may change between a run and its continuation; a test has every key classed here.
+"""Which keys of the configuration may change between a run and its continuation; all others decide its results.
 
-A name that ends in a dot stands for all keys of a group that differ with its option.
+A name that ends in a dot stands for all keys of a group.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 HARMLESS = frozenset({
-    "task", "out", "resume", "display", "allocation", "max_hours", "search.force", "logger.", "executor.",
-    "effort.name", "effort.max_full_trials", "effort.uniform_baselines", "effort.calibration_baselines",
-    "effort.references", "effort.compare", "effort.sequential", "effort.stop", "effort.ranking_top",
-    "effort.rate_factors",
-    "memory.format", "memory.verify",
-    "eval.tasks", "eval.limit", "export.targets", "export.gguf", "export.check",
-    "worker.deadline_seconds", "worker.checkpoint_seconds", "worker.spill_above"})
+    "task", "out", "resume", "display", "allocation", "max_hours", "search.force", "logger.", "executor.", "effort.",
+    "memory.format", "eval.tasks", "eval.limit", "export.", "worker."})
 """They bound a run, show it, or use its results: no finished trial would come out otherwise."""
-DECIDING = frozenset({
-    "model.", "oracle.", "data.", "method.", "quantizer.formats.", "budget", "bits", "ranks", "max_average_bits",
-    "granularity", "embeddings", "serve", "seed", "device", "gpu", "dtype", "memory.scope", "memory.headroom",
-    "memory.calibrate", "sensitivity.path", "surrogate.rates", "quantizer.rounding",
-    "quantizer.tokens", "search.length", "adapter.init",
-    "adapter.iterations", "adapter.alpha_over_rank", "adapter.lr", "adapter.lr_rule", "train.name", "train.batch",
-    "train.accumulate", "train.length", "train.packing", "train.warmup", "train.lr_floor", "train.weight_decay",
-    "train.betas", "train.eps", "train.clip", "train.optimizer", "train.checkpointing", "train.logits_chunk",
-    "fidelity.high", "fidelity.low", "eval.sequences", "calibrate.lr_scales", "confirm.seeds", "confirm.ranking_factor",
-    "final.steps", "final.epochs", "final.max_steps", "final.validate_every", "final.keep", "final.patience"})
-"""They decide trials, the comparison or what is delivered: a run goes on with none of them changed."""
 UNSAID = frozenset({"out", "resume"})
 """Harmless keys that name the run and ask for its continuation."""
-NOT_OF_THE_RESULT = frozenset({name.split(".")[0] for name in HARMLESS} - {name.split(".")[0] for name in DECIDING})
+NOT_OF_THE_RESULT = frozenset(name.removesuffix(".") for name in HARMLESS if "." not in name.removesuffix("."))
 """Top-level keys all of whose values are harmless."""
 
 
-def is_classed(key: str, names: frozenset[str]) -> bool:
-    """Return whether ``key``, dotted, or a group that holds it is among ``names``."""
-    parts = key.split(".")
-    return key in names or any(".".join(parts[:i]) + "." in names for i in range(1, len(parts)))
+def is_harmless(key: str) -> bool:
+    """Return whether ``key``, dotted, or a group that holds it is harmless."""
+    return key in HARMLESS or f"{key.partition('.')[0]}." in HARMLESS
 
 
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
@@ -53,7 +36,7 @@ def of_the_result(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         if isinstance(value, Mapping):
             inner = of_the_result(value, f"{prefix}{key}.")
             kept |= {key: inner} if inner or not value else {}
-        elif not is_classed(f"{prefix}{key}", HARMLESS):
+        elif not is_harmless(f"{prefix}{key}"):
             kept[key] = value
     return kept
 
@@ -63,4 +46,4 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, harmless: 
     one of them lacks is ``"(absent)"``."""
     old, new = flatten(before), flatten(now)
     return [(key, old.get(key, "(absent)"), new.get(key, "(absent)")) for key in sorted(old.keys() | new.keys())
-            if is_classed(key, HARMLESS) == harmless and old.get(key, "(absent)") != new.get(key, "(absent)")]
+            if is_harmless(key) == harmless and old.get(key, "(absent)") != new.get(key, "(absent)")]

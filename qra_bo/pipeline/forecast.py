@@ -28,7 +28,7 @@ from qra_bo.utils.redact import redact
 CORE_FLOPS, SLOW_BF16_FLOPS = 1.2e11, 6e10
 """Rough floating-point operations a second of a core in training, and of one that multiplies bf16 slower than fp32: an
 Intel Xeon's, of SmolLM2-135M in steps of 4 x 128 tokens."""
-OF_A_PLAN = ("task", "gpu", "memory.format", "memory.verify", "out", "resume")
+OF_A_PLAN = ("task", "gpu", "memory.format", "out", "resume")
 """Keys that a run after a plan does without."""
 OF_A_SEARCH = ("budget", "effort", "oracle")
 """Values and groups that task=finetune does without, or refuses."""

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
@@ -12,10 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qra_bo.config import RunConfig, hf_config, make_space, named_efforts
+from qra_bo.config import RunConfig, make_space, named_efforts
 from qra_bo.config.presets import preset_notes
 from qra_bo.finetune.data.options import UserData
-from qra_bo.memory.budget import check_budget, format_size, smallest
+from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
 from qra_bo.memory.serving import ANY, gguf_bytes
@@ -23,23 +23,11 @@ from qra_bo.pipeline.forecast import next_command, parts_of, times, token_second
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.text import TextSize, text_size
 from qra_bo.report.text import rough
-from qra_bo.space import Ladder, uniform
 from qra_bo.study import Setting
 from qra_bo.utils.errors import BudgetError, DataError, ModelError
 
 WIDTH = 120
 """Columns of the plan outside a terminal."""
-
-
-@dataclass(frozen=True, slots=True)
-class TraceCheck:
-    """A prediction beside the peak of a traced training step, in bytes; its phase, and the seconds of tracing."""
-
-    what: str
-    predicted_bytes: int
-    traced_bytes: int
-    phase: str
-    seconds: float
 
 
 def run(config: RunConfig) -> int:
@@ -52,7 +40,6 @@ def run(config: RunConfig) -> int:
         ModelError: If the model's shapes are not available, or its template renders no conversation; likewise.
     """
     plan = make_plan(config)
-    checks = verify_plan(config, plan) if config.memory.verify else None
     text, unread = None, None
     try:
         text = text_size(config) if config.oracle.trains else None
@@ -63,14 +50,13 @@ def run(config: RunConfig) -> int:
         if HydraConfig.initialized() and unread is None else None  # it would end with the same error
     notes = preset_notes(config) if taken is None else [*preset_notes(config), *_text(config, text), taken]
     if config.memory.format == "json":
-        traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
         print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
-                                           "next": command} | traced, indent=2))
+                                           "next": command}, indent=2))
     else:
         if (console := Console()).is_terminal:
-            console.print(render(plan, notes, checks))
+            console.print(render(plan, notes))
         else:
-            print("\n".join(plan_lines(plan, notes, checks)))
+            print("\n".join(plan_lines(plan, notes)))
         if command is not None:
             print(f"Next: {command}")
     table, problems = plan.memory.table(make_space(config, plan.memory.spec)), []
@@ -88,47 +74,23 @@ def run(config: RunConfig) -> int:
     return 0
 
 
-def verify_plan(config: RunConfig, plan: Plan) -> list[TraceCheck]:
-    """Trace a training step of the smallest allocation and of every budget's best uniform choice (loads torch).
-
-    Raises:
-        OracleError: If the decoder can't be traced.
-    """
-    from qra_bo.finetune.tracing.trace import StepTracer  # torch stays unloaded in a plan that is not verified
-    spec, memory = plan.memory.spec, replace(plan.memory, scope="peak")
-    space = make_space(config, spec)
-    tracer = StepTracer(spec, None if config.model["n_layers"] is not None else hf_config(config),
-                        trust_remote_code=bool(config.model["trust_remote_code"]))
-    chosen = {"smallest allocation": smallest(memory.table(space), space)[1]}
-    chosen |= {best.what: uniform(space.n_units, str(best.fmt), int(best.rank or 0))
-               for best in (answer.best for answer in plan.budgets) if best is not None}
-    checks = []
-    for what, allocation in chosen.items():
-        single = replace(space, ranks=Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
-        traced = tracer.trace(single, allocation, memory.shape)
-        predicted = sum(memory.breakdown(single, allocation).values())
-        checks.append(TraceCheck(what, predicted, traced.peak, traced.phase, traced.seconds))
-    return checks
-
-
 def _config_dir(composed: HydraConf) -> str | None:
     """Return the folder of groups that the command names by ``--config-dir``."""
     return next((s.path for s in composed.runtime.config_sources if s.provider.startswith("hydra.searchpath")), None)
 
 
-def plan_lines(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None) -> list[str]:
+def plan_lines(plan: Plan, notes: Sequence[str] = ()) -> list[str]:
     """Return the plan as lines of text, without a terminal; see ``render``."""
     console = Console(width=WIDTH, force_terminal=False, color_system=None)
     with console.capture() as capture:
-        console.print(render(plan, notes, checks))
+        console.print(render(plan, notes))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None) -> RenderableType:
+def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
     """Return advice and tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits.
 
-    ``notes`` on what was chosen, the text and the time stand below the advice, and predictions beside traced peaks
-    where ``checks`` are given.
+    ``notes`` on what was chosen, the text and the time stand below the advice.
     """
     advice = [f"{_named(b.text, b.size)}: {b.advice.sentence} {b.advice.offer}".rstrip() for b in plan.budgets]
     lines = filter(None, (*advice, plan.serving, *notes, _head(plan)))
@@ -143,12 +105,6 @@ def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] |
     if not plan.fits and plan.levers:
         parts.append(_table("What lowers the smallest allocation", ["change", "then needs", "saves"],
                             [(v.change, format_size(v.needs), format_size(v.saves)) for v in plan.levers]))
-    if checks is not None:
-        parts.append(_table("Against a training step traced storage by storage, with no weights",
-                            ["allocation", "predicted", "traced", "difference", "phase", "seconds"],
-                            [(c.what, format_size(c.predicted_bytes), format_size(c.traced_bytes),
-                              f"{c.predicted_bytes / c.traced_bytes - 1:+.2%}", c.phase, f"{c.seconds:.1f}")
-                             for c in checks]))
     return Group(*parts)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import qra_bo
 from qra_bo.config import load_config
-from qra_bo.config.resume import DECIDING, HARMLESS, UNSAID, flatten, is_classed
+from qra_bo.config.resume import UNSAID, flatten, is_harmless
 from qra_bo.study.journal import read_journal
 from qra_bo.utils.errors import UserError
 from tests.study.problem import comparable
@@ -97,11 +97,6 @@ def make_begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
         yield folder / "cut", dict(best)
 
 
-def test_every_key_has_one_class() -> None:
-    both = [key for key in composed() if is_classed(key, HARMLESS) == is_classed(key, DECIDING)]
-    assert both == []
-
-
 def test_every_key_has_another_good_value() -> None:
     same = [key for key in KEYS if flatten(load_config([*SHORT, *changed(key).splitlines()]).to_dict())[key] ==
             composed()[key]]
@@ -128,4 +123,4 @@ def outcome_of(key: str, begun: tuple[Path, dict[str, Any]], folder: Path) -> st
 @pytest.mark.parametrize("key", KEYS)
 def test_a_continuation_with_one_other_key_is_refused_or_said(begun: tuple[Path, dict[str, Any]], tmp_path: Path,
                                                               key: str) -> None:
-    assert outcome_of(key, begun, tmp_path / "run") == ("said" if is_classed(key, HARMLESS) else "refused")
+    assert outcome_of(key, begun, tmp_path / "run") == ("said" if is_harmless(key) else "refused")
