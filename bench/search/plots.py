@@ -36,7 +36,7 @@ def plot_arenas(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
         ax.set_yscale("log")
         dress(ax, "cost (full-trial equivalents)", "median regret (best uniform = 1)",
               f"{task}, {emulator} emulator, {budget} (seeds in brackets)")
-        legend(fig, ax, columns=2)  # names are long
+        legend(fig, ax)
         path = folder / f"{task}-{emulator}-{budget.replace(':', '-').replace(',', '-')}.png"
         path.write_bytes(png_bytes(fig))
         paths.append(path)

@@ -48,7 +48,7 @@ def draw(table: Mapping[str, Any]) -> Figure | None:
     label = proxy_label(table)
     if label is not None:
         fig.suptitle(label, color=INK)
-    legend(fig, left, 4)
+    legend(fig, left)
     return fig
 
 

@@ -54,7 +54,7 @@ def fronts(runs: Sequence[NamedRun]) -> Figure | None:
                 marker=mark, drawstyle="steps-post", label=literal(run.name))
         ax.axvline(run.data.header.budget_bytes / style.MB, color=colour, linestyle=":", linewidth=1)
     dress(ax, f"predicted {shown[0].data.header.scope} memory (MB)", "validation loss (nats per token)")
-    legend(fig, ax, columns=3)
+    legend(fig, ax)
     return fig
 
 

@@ -12,7 +12,6 @@ from qra_bo.report import style
 from qra_bo.report.data import ReportData
 from qra_bo.report.style import axes, dress, figure, legend
 from qra_bo.report.text import size
-from qra_bo.space import FloatArray
 from qra_bo.study import Cost, cost_of, loss_of, spearman
 from qra_bo.study.health import early_and_late
 from qra_bo.trials import Trial
@@ -26,6 +25,9 @@ CLOSE_SHARE = 0.5
 """The same in close-ups; the best uniform baseline is always shown."""
 NEAR_SHARE = 0.06
 """Distance from the budget, as a share of it, that the close-up of the Pareto figure shows."""
+GROUPS = {"": ("search", "o", style.BLUE, 26.0), "baseline": ("uniform baselines", "s", style.ORANGE, 46.0),
+          "reference": ("references", "D", style.PURPLE, 46.0)}
+"""Label, mark, colour and area of trials by their stage; ``""`` for all other stages."""
 PLACES = (("left", "bottom", (6, 4)), ("right", "bottom", (-6, 4)), ("left", "top", (6, -4)),
           ("right", "top", (-6, -4)), ("center", "bottom", (0, 9)), ("center", "top", (0, -9)))
 """Alignments and offsets (points) of a label, by preference."""
@@ -70,13 +72,7 @@ def pareto(d: ReportData) -> Figure | None:
 
 def _pareto_panel(ax: Axes, d: ReportData, points: Sequence[Trial], top: float) -> None:
     megabytes = {e.id: e.predicted_bytes / style.MB for e in points}
-    base = [e for e in points if e.stage == "baseline"]
-    references = [e for e in points if e.stage == "reference"]
-    search = [e for e in points if e.stage not in ("baseline", "reference")]
-    for group, marker, colour, label, area in ((search, "o", style.BLUE, "search", 26.0),
-                                               (base, "s", style.ORANGE, "uniform baselines", 46.0),
-                                               (references, "D", style.PURPLE, "references", 46.0)):
-        _scatter(ax, megabytes, group, top, marker=marker, color=colour, label=label, s=area)
+    _scatter(ax, megabytes, points, top)
     steps = [e for e in front(points) if loss_of(e) <= top]
     ax.plot([megabytes[e.id] for e in steps], [loss_of(e) for e in steps], color=style.GREEN, linewidth=1.4,
             drawstyle="steps-post", label="Pareto front", zorder=2)
@@ -97,14 +93,15 @@ def _top(points: Sequence[Trial], share: float = VIEW_SHARE, uniform: Trial | No
     return top if uniform is None else max(top, min(high, 1.2 * loss_of(uniform) - 0.2 * low))
 
 
-def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Trial], top: float, *, marker: str,
-             label: str, color: str, s: float) -> None:
-    """Draw losses of ``group`` at ``xs`` (by id); those above ``top`` as triangles at the edge."""
-    for shown, shape, name in (([e for e in group if loss_of(e) <= top], marker, label),
-                               ([e for e in group if loss_of(e) > top], "^", f"{label} above the view")):
-        if shown:
-            ax.scatter([xs[e.id] for e in shown], [min(loss_of(e), top) for e in shown], marker=shape, label=name,
-                       color=color, s=s, edgecolors=style.PAPER, linewidths=0.6, zorder=4)
+def _scatter(ax: Axes, xs: Mapping[int, float], points: Sequence[Trial], top: float) -> None:
+    """Draw losses at ``xs`` (by id) in the marks of ``GROUPS``; those above ``top`` as triangles at the edge."""
+    for stage, (label, marker, colour, area) in GROUPS.items():
+        group = [e for e in points if (e.stage if e.stage in GROUPS else "") == stage]
+        for shown, shape, name in (([e for e in group if loss_of(e) <= top], marker, label),
+                                   ([e for e in group if loss_of(e) > top], "^", f"{label} above the view")):
+            if shown:
+                ax.scatter([xs[e.id] for e in shown], [min(loss_of(e), top) for e in shown], marker=shape, label=name,
+                           color=colour, s=area, edgecolors=style.PAPER, linewidths=0.6, zorder=4)
 
 
 def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float) -> None:
@@ -173,17 +170,14 @@ def convergence(d: ReportData) -> Figure | None:
     cost, best = incumbents(d)
     xs = {e.id: x for e, x in zip(d.study.points, cost, strict=False)}
     top = _top(d.study.points, CLOSE_SHARE, d.study.best_uniform)
-    base = [e for e in d.study.points if e.stage == "baseline"]
-    searched = [e for e in d.study.points if e.stage != "baseline"]
-    _scatter(ax, xs, searched, top, marker="o", color=style.BLUE, label="search", s=22)
-    _scatter(ax, xs, base, top, marker="s", color=style.ORANGE, label="uniform baselines", s=32)
+    _scatter(ax, xs, d.study.points, top)
     ax.step(cost, np.minimum(best, top), where="post", color=style.VERMILLION, linewidth=2, label="best so far")
     if d.study.best_uniform is not None:
         ax.axhline(loss_of(d.study.best_uniform), color=style.ORANGE, linestyle="--", linewidth=1.2,
                    label="best uniform that fits")
     ax.set_xlim(left=0)
     dress(ax, "cost (full-trial equivalents)", "validation loss (nats per token)")
-    legend(fig, ax, columns=6)
+    legend(fig, ax)
     return fig
 
 
@@ -193,7 +187,6 @@ def confirmation(d: ReportData) -> Figure | None:
     if c is None or not c.differences or c.candidate == c.reference:
         return None
     fig, ax = axes(8.0, 2.6)
-    low, high = min(0.0, c.low, *c.differences), max(0.0, c.high, *c.differences)
     ax.axvline(0, color=style.INK, linewidth=1.2)
     ax.scatter(c.differences, [1.0] * len(c.differences), color=style.BLUE, s=42, zorder=3, alpha=0.9)
     ax.errorbar([c.mean], [0.0], xerr=[[c.mean - c.low], [c.high - c.mean]], color=style.VERMILLION, marker="D",
@@ -203,8 +196,7 @@ def confirmation(d: ReportData) -> Figure | None:
                 color=style.INK, bbox={"facecolor": style.PAPER, "edgecolor": "none", "pad": 1})
     ax.set_yticks([0.0, 1.0], ["mean, 95 %", "each seed"])
     ax.set_ylim(-0.6, 1.5)
-    room = 0.08 * max(1e-4, high - low)
-    ax.set_xlim(low - room, high + room)
+    ax.margins(x=0.08)
     dress(ax, f"difference in {c.split} loss (nats)")
     return fig
 
@@ -244,7 +236,8 @@ def surrogate(d: ReportData) -> Figure | None:
     observed, predicted, sd = (np.array(check[key], float) for key in ("observed", "predicted", "sd"))
     inside = float(np.mean(np.abs(observed - predicted) <= 1.96 * sd))
     title = f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval"
-    low, high = _view(observed)
+    room = max(0.5 * float(np.ptp(observed)), 1e-3)
+    low, high = float(observed.min()) - room, float(observed.max()) + room
     fig, ax = axes(8.0, 4.2)
     ax.plot([low, high], [low, high], color=style.INK, linewidth=1, linestyle="--", zorder=2)
     ax.errorbar(observed, predicted, yerr=1.96 * sd, fmt="o", color=style.BLUE, markersize=5, linewidth=1, zorder=3)
@@ -257,10 +250,3 @@ def surrogate(d: ReportData) -> Figure | None:
     ax.set_ylim(low, high)
     dress(ax, "measured loss", "predicted without it (95 %)", title)
     return fig
-
-
-def _view(observed: FloatArray) -> tuple[float, float]:
-    """Range of losses that a calibration figure shows: that of the measured ones, half of it more on either side."""
-    low, high = float(observed.min()), float(observed.max())
-    room = max(0.5 * (high - low), 1e-3)
-    return low - room, high + room

@@ -87,7 +87,7 @@ def sensitivity(d: ReportData) -> Figure | None:
                        elinewidth=0.8, color=colour, label=literal(name))
     _symlog(above, p.quantization_sensitivity)
     dress(above, y="loss increase (nats)", title="Quantisation: only this unit quantised")
-    legend(fig, above, columns=8)
+    legend(fig, above)
     if rank is not None:
         below[0].bar(x, rank[:, -1], color=style.BLUE, width=0.78)
         dress(below[0], y="gain (first order)",

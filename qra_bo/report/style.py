@@ -75,10 +75,10 @@ def dress(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
     ax.set_axisbelow(True)
 
 
-def legend(fig: Figure, ax: Axes, columns: int = 4) -> None:
-    """Add a legend of ``ax`` below the whole figure, in as many of ``columns`` as fit."""
+def legend(fig: Figure, ax: Axes) -> None:
+    """Add a legend of ``ax`` below the whole figure, in as many columns as fit."""
     handles, labels = ax.get_legend_handles_labels()
-    for n in range(columns, 0, -1):
+    for n in range(len(labels), 0, -1):
         box = fig.legend(handles, labels, loc="outside lower center", ncols=n, fontsize=8.5, facecolor=PAPER,
                          edgecolor=GRID, labelcolor=INK)
         if n == 1 or box.get_window_extent().width < fig.bbox.width:
