@@ -44,7 +44,7 @@ def sleeping(workers: int) -> float:
 
     executor = RayExecutor(OracleSpec("tests.study.oracles:make", {"pause": PAUSE}), Limits(120), workers,
                            Resources(cpus=1), None)
-    request = TrialSpec(uniform(4, "ref4", 4), 8, 8, 3, 4e-3)
+    request = TrialSpec(uniform(4, "hqq4", 4), 8, 8, 3, 4e-3)
     try:
         for seeds in (range(100, 100 + workers), range(SLEEPS)):
             begin = time.monotonic()

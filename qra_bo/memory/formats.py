@@ -9,7 +9,6 @@
 |              | 5, 6 bits: upper 4 bits and lower 1 or 2 apart   |                                                    |
 | integer      | the same, but for 3 bits: upper 2 and lower 1    | 16-bit scale a group of a row's columns;           |
 |              |                                                  | ``int``: one byte of zero a group beside it        |
-| reference    | bits / 8 bytes a weight, 3 bits: 8 codes 3 bytes | 16-bit scale and minimum a group                   |
 | none         | 2 bytes a weight                                 | none                                               |
 
 Look-up tables (NF4 levels, the 8-bit map of double quantisation: 1,088 bytes) are shared by all layers of a model
@@ -45,7 +44,7 @@ class Plane:
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """What there is of a bit-width below 16, beside the format ``ref`` of the reference backend.
+    """What there is of a bit-width below 16.
 
     Args:
         default: Name of the format where the configuration names none, as in ``conf/config.yaml``.
@@ -100,18 +99,17 @@ BACKENDS: Mapping[str, str] = {
     "bitsandbytes": "qra_bo.finetune.quantization.bnb:BitsAndBytesBackend",
     "hqq": "qra_bo.finetune.quantization.half_quadratic:HQQBackend",
     "integer": "qra_bo.finetune.quantization.integer:IntegerBackend",
-    "none": "qra_bo.finetune.quantization.unquantised:UnquantisedBackend",
-    "reference": "qra_bo.finetune.quantization.reference:ReferenceBackend"}
+    "none": "qra_bo.finetune.quantization.unquantised:UnquantisedBackend"}
 """Class that packs the formats of each backend; it is imported only where weights are packed."""
 
 
-_NAMES = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128), ("ref{}", "reference", 64),
+_NAMES = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128),
           *((f"{kind}{{}}-g{group}", "integer", group) for kind in ("sym", "int") for group in (32, 64, 128)))
 FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
     StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True), StorageFormat("nf4-nodq", "bitsandbytes", 4, 64),
     StorageFormat("int8", "bitsandbytes", 8, 0), StorageFormat("fp16", "none", 16, 0),
     *(StorageFormat(name.format(bits), backend, bits, block) for bits, width in WIDTHS.items()
-      for name, backend, block in _NAMES if name[:3] in ("ref", *width.kinds)))}
+      for name, backend, block in _NAMES if name[:3] in width.kinds))}
 """Every storage format by name."""
 
 
@@ -205,8 +203,6 @@ def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, devic
     numel, tile = out_features * in_features, _TILE_NUMEL[device]
     if fmt.backend == "none":
         return 0
-    if fmt.backend == "reference":  # every bit becomes a 64-bit integer, twice; the dense weight comes after
-        return (16 * fmt.bits + 8) * numel
     if planes := planes_of(fmt):
         tile = min(tile, padded_groups(planes, numel // fmt.block) // planes[-1].per_word * fmt.block)
         # A field is shifted, then masked; those above it are alive meanwhile.

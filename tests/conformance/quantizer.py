@@ -98,7 +98,7 @@ class QuantizerConformance:
         assert fmt.backend == self.backend(fmt).name
 
     def test_refuses_another_backends_format(self, fmt: StorageFormat) -> None:
-        other = next(f for f in ("int8", "ref8") if parse_format(f).backend != fmt.backend)
+        other = next(f for f in ("int8", "hqq8") if parse_format(f).backend != fmt.backend)
         with pytest.raises(ConfigError, match=other):
             self.backend(fmt).check(parse_format(other), 64, 64)
 

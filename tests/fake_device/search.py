@@ -32,12 +32,12 @@ from qra_bo.space import make_units
 from tests.finetune.models import tiny_llama
 
 BACKENDS = (("nf4", "int8", "nf4-nodq"), ("hqq3", "hqq2", "hqq6", "hqq4-g32", "hqq5-g128", "hqq8"), ("fp16",),
-            ("ref4", "ref3", "ref6"), ("sym3-g32", "int3-g64", "sym8-g32", "int4-g32", "sym2-g64"))
+            ("sym3-g32", "int3-g64", "sym8-g32", "int4-g32", "sym2-g64"))
 """Formats of each backend that take turns in training; in each backend all whose code differs."""
 CODED = {torch.bfloat16: tuple(name for names in BACKENDS for name in names if name != "fp16"),
          torch.float32: tuple(names[0] for names in BACKENDS if names[0] != "fp16")}
 """Formats whose codes GPTQ chooses."""
-MOVED = ("nf4", "nf4-nodq", "int8", "hqq3", "hqq6", "fp16", "ref4", "sym4-g64", "int3-g64")
+MOVED = ("nf4", "nf4-nodq", "int8", "hqq3", "hqq6", "fp16", "sym4-g64", "int3-g64")
 DTYPES = (torch.bfloat16, torch.float32)
 LENGTH, BATCH = 8, 2
 HOST = torch.device("cpu")

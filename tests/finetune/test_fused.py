@@ -21,7 +21,7 @@ from tests.finetune.models import tiny_llama
 IDS = torch.arange(24).reshape(2, 12) % 97
 
 
-@pytest.fixture(params=["nf4", "int8", "hqq3", "ref4", "fp16"])
+@pytest.fixture(params=["nf4", "int8", "hqq3", "fp16"])
 def model(request: pytest.FixtureRequest) -> Iterator[torch.nn.Module]:
     dense, spec = tiny_llama()
     bank = LayerBank(dense, spec, (parse_format(request.param),), torch.float32, "cpu")

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 INITS = ("kaiming", "residual_svd", "cloq", *DIRECTIONS, *DECOMPOSITIONS)
 MODEL, SPEC = tiny_llama(layers=1, vocab=512)
 NAMES = [linear.name for linear in SPEC.linears]
-FORMATS = ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq8", "ref2")
+FORMATS = ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq8")
 BANK = LayerBank(MODEL, SPEC, [parse_format(f) for f in FORMATS], torch.float32, CPU)
 TEXT = torch.arange(4 * 32).reshape(4, 32) % 512
 START = CalibrationText(TEXT, TEXT, 2, 16)
@@ -214,7 +214,7 @@ def test_loftq_leaves_linears_in_16_bits_random() -> None:
 def make(init: str, model: Any = None) -> FinetuneOracle:
     model = tiny_llama(vocab=512)[0] if model is None else model
     spec = spec_from_model(model, "tiny")
-    formats = tuple(parse_format(name) for name in ("ref3", "nf4"))
+    formats = tuple(parse_format(name) for name in ("hqq3", "nf4"))
     train = TrainSettings(batch=2, logits_chunk=16)
     settings = FinetuneSettings(train, AdapterSettings(2.0, init, 2), 4, (), 4)
     bank = LayerBank(model, spec, formats, torch.float32, CPU, keep_dense=True)
@@ -225,7 +225,7 @@ def quiet(*_: object) -> None:
     return None
 
 
-REQUEST = TrialSpec(Allocation(("ref3", "nf4"), (3, 1)), 3, 3, 5, 5e-3)
+REQUEST = TrialSpec(Allocation(("hqq3", "nf4"), (3, 1)), 3, 3, 5, 5e-3)
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -233,7 +233,7 @@ def test_a_trial_does_not_depend_on_earlier_trials(init: str) -> None:
     oracle = make(init)
     first = oracle.evaluate(REQUEST, quiet).loss
     oracle.evaluate(replace(REQUEST, allocation=uniform(2, "nf4", 2), steps=1), quiet)
-    oracle.evaluate(replace(REQUEST, allocation=Allocation(("ref3", "nf4"), (2, 1)), steps=1), quiet)
+    oracle.evaluate(replace(REQUEST, allocation=Allocation(("hqq3", "nf4"), (2, 1)), steps=1), quiet)
     assert oracle.evaluate(REQUEST, quiet).loss == first
     assert make(init).evaluate(REQUEST, quiet).loss == first
     assert first is not None
@@ -247,7 +247,7 @@ def test_a_loaded_run_has_the_logits_of_the_trained_model(init: str, tmp_path: P
             "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab_size": 512, "tied": True}
     model, _ = load_base(node)
     oracle = make(init, model)
-    oracle.finalise(Allocation(("ref3", "nf4"), (2, 4)).to_json(), {"steps": 2}, 7, 5e-3, str(tmp_path), node, quiet)
+    oracle.finalise(Allocation(("hqq3", "nf4"), (2, 4)).to_json(), {"steps": 2}, 7, 5e-3, str(tmp_path), node, quiet)
     loaded, _ = load(tmp_path)
     assert probe_difference(loaded, tmp_path / PROBE, CPU) == 0.0
     assert (tmp_path / PACKED).is_file() == (init in OWN_BASE)

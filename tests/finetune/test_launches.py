@@ -19,8 +19,6 @@ META, CUDA = torch.device("meta"), torch.device("cuda")
 SHAPE = (1024, 2048)
 LIBRARY = {"nf4": 3, "nf4-nodq": 1, "int8": 2, "fp16": 0}
 """Most launches of unpacking what other libraries unpack, or nothing does."""
-REFERENCE = 13
-"""The same, of the dense references."""
 SCALED, FIELD, JOIN, ZEROS = 5, 2, 2, 1
 """Launches of unpacking planes: making a tile of weights from codes; then those of a plane whose words hold several
 fields, of every plane after the first, and of zeros that a format stores."""
@@ -54,7 +52,7 @@ def most_launches(name: str) -> int:
     fmt = FORMATS[name]
     planes = planes_of(fmt)
     if not planes:
-        return REFERENCE if fmt.backend == "reference" else LIBRARY[name]
+        return LIBRARY[name]
     zeros = fmt.backend == "hqq" or has_zeros(fmt)
     return SCALED + FIELD * sum(p.per_word > 1 for p in planes) + JOIN * (len(planes) - 1) + ZEROS * zeros
 

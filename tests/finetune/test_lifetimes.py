@@ -77,7 +77,7 @@ def test_packed_layer_dies_with_its_last_reference(name: str) -> None:
     assert alive(PackedLinear) == []
 
 
-@pytest.mark.parametrize("name", ["nf4", "int8", "hqq3", "fp16", "ref4"])
+@pytest.mark.parametrize("name", ["nf4", "int8", "hqq3", "fp16"])
 def test_detached_adapters_die(name: str) -> None:
     model, spec = tiny_llama()
     bank = LayerBank(model, spec, (parse_format(name),), torch.float32, "cpu")

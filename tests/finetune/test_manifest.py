@@ -31,7 +31,7 @@ from tests.colleague import as_colleague, open_copy
 
 MODEL = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128, "n_heads": 4,
          "n_kv_heads": 2, "head_dim": 16, "vocab_size": 300, "tied": True}
-FORMATS = ("nf4", "hqq2", "int8", "fp16", "hqq3", "ref4", "nf4-nodq")
+FORMATS = ("nf4", "hqq2", "int8", "fp16", "hqq3", "nf4-nodq")
 IDS = torch.arange(16).reshape(2, 8)
 
 

@@ -44,7 +44,7 @@ def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypa
     monkeypatch.setattr(profiling, "KEPT_LOG_PROBABILITIES", kept)
     monkeypatch.setattr(profiling, "settled", lambda kl: False)
     model, spec = tiny_llama(layers=3)
-    formats = (parse_format("ref2"), parse_format("ref4"), parse_format("fp16"))
+    formats = (parse_format("hqq2"), parse_format("hqq4"), parse_format("fp16"))
     bank = LayerBank(model, spec, formats, torch.float32, "cpu")
     units = make_units(spec, "block")
     (rise, kl, se), base, spent, used = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
@@ -69,10 +69,10 @@ def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypa
 
 def test_a_settled_order_of_units_ends_the_measurement() -> None:
     model, spec = tiny_llama(layers=3)
-    bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, "cpu")
+    bank = LayerBank(model, spec, (parse_format("hqq2"),), torch.float32, "cpu")
     units, ids = make_units(spec, "block"), np.repeat(IDS[:1], 6, axis=0)  # equal sequences have equal orders
     seen: list[tuple[int, int]] = []
-    formats = (parse_format("ref2"), parse_format("fp16"))
+    formats = (parse_format("hqq2"), parse_format("fp16"))
     found = measure_quantization_sensitivity(bank, units, formats, calibration(ids, ids),
                                              lambda _, done, total: seen.append((done, total)))
     alone = measure_quantization_sensitivity(bank, units, formats, calibration(ids[:1], ids[:1]), _quiet)
@@ -93,7 +93,7 @@ def test_order_settles_by_the_agreement_of_the_halves(second: tuple[float, ...],
 
 def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
     model, spec = tiny_llama()
-    bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, "cpu")
+    bank = LayerBank(model, spec, (parse_format("hqq2"),), torch.float32, "cpu")
     units = make_units(spec, "layer")[:1]
     model.eval()
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
         ids[:, -1] = torch.multinomial(odds, 1, generator=generator).squeeze(1).numpy()  # drawn from the dense model
         labels = np.where(np.arange(12) < 11, -100, ids)
         text = calibration(ids, labels)
-        found = measure_quantization_sensitivity(bank, units, (parse_format("ref2"),), text, _quiet).measured
+        found = measure_quantization_sensitivity(bank, units, (parse_format("hqq2"),), text, _quiet).measured
         rises.append(found.rise[0, 0])
         kls.append(found.kl[0, 0])
         errors.append(found.se[0, 0])
@@ -118,8 +118,8 @@ def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
 def test_rank_sensitivity_is_the_spectrum_of_the_weight_gradient() -> None:
     model, spec = tiny_llama()
     units = make_units(spec, "layer")
-    bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, CPU)
-    bank.install({linear.name: "ref2" for linear in spec.linears})  # what trained before must not matter
+    bank = LayerBank(model, spec, (parse_format("hqq2"),), torch.float32, CPU)
+    bank.install({linear.name: "hqq2" for linear in spec.linears})  # what trained before must not matter
     found, tokens = measure_rank_sensitivity(bank, units, TEXT, 5, _quiet)
     assert tokens == IDS.size
     expected = np.zeros((len(units), 5))
@@ -144,7 +144,7 @@ def test_rank_sensitivity_is_the_spectrum_of_the_weight_gradient() -> None:
 def test_more_sequences_take_no_more_memory_than_their_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "KEPT_LOG_PROBABILITIES", 0)
     model, spec = tiny_llama(layers=6)
-    formats = (parse_format("ref2"),)
+    formats = (parse_format("hqq2"),)
     bank = LayerBank(model, spec, formats, torch.float32, "cpu")
     units, peaks = make_units(spec, "block"), []
     for n in (2, 2, 24):  # the first packs the layers
@@ -160,7 +160,7 @@ def test_more_sequences_take_no_more_memory_than_their_hidden_states(monkeypatch
 def test_a_base_that_crosses_to_the_device_takes_two_sequences_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "settled", lambda kl: False)
     model, spec = tiny_llama(layers=2)
-    formats, units = (parse_format("ref2"),), make_units(spec, "layer")
+    formats, units = (parse_format("hqq2"),), make_units(spec, "layer")
     real, sizes = profiling.hidden_states, set[int]()
 
     def counted(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -181,7 +181,7 @@ def test_a_base_that_crosses_to_the_device_takes_two_sequences_a_pass(monkeypatc
 def test_a_killed_profile_goes_on_with_other_sequences_a_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(profiling, "settled", lambda kl: False)
     model, spec = tiny_llama(layers=2)
-    formats, units = (parse_format("ref2"),), make_units(spec, "layer")
+    formats, units = (parse_format("hqq2"),), make_units(spec, "layer")
     bank, store = LayerBank(model, spec, formats, torch.float32, CPU), TensorStore(tmp_path, {})
 
     def killed(_what: str, done: int, n: int) -> None:

@@ -162,7 +162,7 @@ def test_accumulation_is_traced_to_the_byte(checkpointing: bool) -> None:
 
 
 @pytest.mark.parametrize(("formats", "granularity"), [
-    (("hqq2", "hqq3"), "layer"), (("hqq5", "hqq6"), "layer"), (("fp16", "hqq8"), "layer"), (("ref4", "nf4"), "layer"),
+    (("hqq2", "hqq3"), "layer"), (("hqq5", "hqq6"), "layer"), (("fp16", "hqq8"), "layer"), (("hqq4", "nf4"), "layer"),
     (("sym3-g32", "int4-g64"), "layer"), (("sym6-g64", "int8-g32"), "layer"),
     (("nf4", "hqq3", "int8", "hqq4"), "block"), (("nf4", "hqq3", "int8", "hqq2") * 2, "fused")])
 @pytest.mark.parametrize("checkpointing", [False, True])

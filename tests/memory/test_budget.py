@@ -121,7 +121,7 @@ SMALL = DecoderSpec(TINY.name, TINY.family, tuple(m for m in TINY.linears if m.l
        scope=st.sampled_from(["peak", "stored"]), compute=st.sampled_from([2, 4]))
 def test_smallest_and_largest_equal_brute_force(batch: int, length: int, checkpointing: bool, scope: str,
                                                 compute: int) -> None:
-    space = space_of(SMALL, "block", ("hqq2", "ref3", "nf4", "int8"), (1, 4))
+    space = space_of(SMALL, "block", ("hqq2", "hqq3", "nf4", "int8"), (1, 4))
     table = MemoryModel(SMALL, TrainShape(batch, length, checkpointing, compute), scope).table(space)
     rows = np.array([(*q, *r) for q in itertools.product(range(4), repeat=4)
                      for r in itertools.product(range(2), repeat=4)])

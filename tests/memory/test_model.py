@@ -82,7 +82,7 @@ def test_more_rank_batch_or_length_never_needs_less(shape: TrainShape, granulari
 @given(shape=SHAPES, data=st.data())
 def test_more_bits_of_one_backend_never_need_less(shape: TrainShape, data: st.DataObject) -> None:
     # Between backends the scratch of unpacking differs, so that one unit at fewer bits may need more at the peak.
-    space = space_of(formats=("ref2", "ref3", "ref4", "ref8"))
+    space = space_of(formats=("hqq2", "hqq3", "hqq4", "hqq8"))
     rows = rows_of(data, space, 6)
     higher = rows.copy()
     higher[:, :space.n_units] = np.minimum(rows[:, :space.n_units] + 1, 3)

@@ -43,7 +43,7 @@ def test_both_types_of_16_bits(checkpointing: bool, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("batch", "length", "checkpointing", "compute"),
                          [(2, 64, False, 2), (1, 16, False, 4), (2, 64, True, 2)])
-@pytest.mark.parametrize("fmt", ["nf4", "int8", "hqq2", "hqq3", "fp16", "ref4", "sym3-g64", "sym8-g32", "int2-g32",
+@pytest.mark.parametrize("fmt", ["nf4", "int8", "hqq2", "hqq3", "fp16", "sym3-g64", "sym8-g32", "int2-g32",
                                  "int3-g64"])
 def test_backends(fmt: str, batch: int, length: int, checkpointing: bool, compute: int) -> None:
     shape, formats, ranks = shape_of(batch, length, checkpointing, compute, 32), (fmt,) * 3, (8,) * 3

@@ -33,8 +33,8 @@ PLANTED = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effo
 REAL = ["+model=tiny", "data=tiny", "dtype=bfloat16", "display=none", "effort=quick", "effort.max_full_trials=8",
         "method=evolution", "train.batch=2", "train.length=32", "eval.sequences=8", "fidelity.high=8", "fidelity.low=4",
         "data.max_records=64", "confirm.seeds=2", "final.steps=4", "worker.checkpoint_seconds=0", "device=cpu",
-        "calibrate.lr_scales=[1.0,2.0]", "granularity=block", "bits=[2,4,8]", "quantizer.formats.2=[ref2]",
-        "quantizer.formats.4=[ref4]", "quantizer.formats.8=[ref8]"]
+        "calibrate.lr_scales=[1.0,2.0]", "granularity=block", "bits=[2,4,8]", "quantizer.formats.2=[hqq2]",
+        "quantizer.formats.4=[hqq4]", "quantizer.formats.8=[hqq8]"]
 
 
 def test_a_compared_prediction_is_reported_before_the_final_training(monkeypatch: pytest.MonkeyPatch,

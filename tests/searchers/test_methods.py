@@ -68,7 +68,7 @@ class Scripted(Walk):
 
     def __init__(self, problem: SearchProblem, stage: str, n: int) -> None:
         super().__init__(problem)
-        self._queue = [Proposal(uniform(4, "ref2", r), Fidelity.HIGH, stage) for r in (1, 2, 4, 8)[:n]]
+        self._queue = [Proposal(uniform(4, "hqq2", r), Fidelity.HIGH, stage) for r in (1, 2, 4, 8)[:n]]
 
     def ask(self, n: int) -> list[Proposal]:
         taken, self._queue = self._queue[:n], self._queue[n:]

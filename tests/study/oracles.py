@@ -19,7 +19,7 @@ from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ModelError, OracleError
 
 UNITS = tuple(f"model.layers.{u}" for u in range(4))
-FORMATS = ("ref2", "nf4", "ref8")
+FORMATS = ("hqq2", "nf4", "hqq8")
 DAMAGE = np.outer([1.0, .3, .2, .6], [1.0, .1, .0])
 TOKENS = 10
 

@@ -22,7 +22,7 @@ from qra_bo.trials import Fidelity, Proposal, Trial
 from tests.study.oracles import FORMATS, TOKENS, UNITS, PlantedOracle
 
 RANKS = (1, 2, 4, 8)
-FORMAT_BYTES = {"ref2": 20, "nf4": 40, "ref8": 80, "fp16": 160}
+FORMAT_BYTES = {"hqq2": 20, "nf4": 40, "hqq8": 80, "fp16": 160}
 RANK_BYTES, FIXED = 3, 100
 HIGH, LOW = 8, 4
 EQUIVALENT = HIGH * TOKENS + TOKENS  # 80 training tokens and 30 forward ones

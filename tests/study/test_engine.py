@@ -258,7 +258,7 @@ def test_a_loss_that_is_not_a_number_is_a_divergence(tmp_path: Path) -> None:
     class Sick(PlantedOracle):
         def evaluate(self, request: Any, progress: Any) -> Any:
             m = super().evaluate(request, progress)
-            sick = set(request.allocation.formats) == {"ref2"}
+            sick = set(request.allocation.formats) == {"hqq2"}
             return type(m)(m.state, float("nan") if sick else m.loss, m.loss_se, ((1, float("inf")), *m.curve),
                            *[getattr(m, f) for f in ("new_steps", "training_tokens", "forward_tokens")], None, .1) \
                 if sick else m
@@ -284,7 +284,7 @@ def test_when_every_anchor_fails_the_run_says_why(tmp_path: Path) -> None:
 class Stubborn(Walk):
     """Proposes one thing for ever."""
 
-    proposal = Proposal(Allocation(("ref2", "nf4", "ref2", "nf4"), (1, 2, 1, 2)), Fidelity.HIGH, "evolution")
+    proposal = Proposal(Allocation(("hqq2", "nf4", "hqq2", "nf4"), (1, 2, 1, 2)), Fidelity.HIGH, "evolution")
 
     def ask(self, n: int) -> list[Proposal]:
         return [self.proposal]
@@ -293,9 +293,9 @@ class Stubborn(Walk):
 @pytest.mark.parametrize(("allocation", "fidelity", "stage", "message"), [
     (Stubborn.proposal.allocation, Fidelity.HIGH, "evolution", "been told of before"),
     (uniform(4, "nf4", 4), Fidelity.HIGH, "evolution", "been told of before"),
-    (uniform(4, "ref8", 8), Fidelity.HIGH, "evolution", "over the budget"),
-    (uniform(4, "ref2", 3), Fidelity.HIGH, "evolution", "off the ladders"),
-    (uniform(4, "ref2", 2), Fidelity.HIGH, "baseline", "a stage of the engine")])
+    (uniform(4, "hqq8", 8), Fidelity.HIGH, "evolution", "over the budget"),
+    (uniform(4, "hqq2", 3), Fidelity.HIGH, "evolution", "off the ladders"),
+    (uniform(4, "hqq2", 2), Fidelity.HIGH, "baseline", "a stage of the engine")])
 def test_a_searcher_that_breaks_its_contract_is_stopped(tmp_path: Path, allocation: Allocation, fidelity: Fidelity,
                                                         stage: str, message: str) -> None:
     class Bad(Stubborn):
@@ -340,7 +340,7 @@ def test_a_mixed_winner_is_confirmed(tmp_path: Path) -> None:
         """The unit that suffers most at 4 bits gets 8, the least suffering pay."""
 
         def ask(self, n: int) -> list[Proposal]:
-            a = Allocation(("ref8", "nf4", "ref2", "nf4"), (2, 2, 4, 2))
+            a = Allocation(("hqq8", "nf4", "hqq2", "nf4"), (2, 2, 4, 2))
             return [] if a in self._seen else [Proposal(a, Fidelity.HIGH, "evolution")]
 
     outcome = run(tmp_path, searcher=Best)

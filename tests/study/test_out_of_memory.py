@@ -111,7 +111,7 @@ def test_a_run_that_ran_out_of_memory_goes_on_to_the_same_end(tmp_path: Path) ->
 
 def test_what_measures_above_the_budget_narrows_the_search_and_never_wins(tmp_path: Path) -> None:
     device = ReservingDevice(excess=5, beyond=BUDGET - 3)
-    assert all(predict_bytes(a) < device.beyond for a in (uniform(4, "nf4", 4), uniform(4, "ref2", 8)))
+    assert all(predict_bytes(a) < device.beyond for a in (uniform(4, "nf4", 4), uniform(4, "hqq2", 8)))
     outcome = run_on(tmp_path / "run", device)
     over = [e for e in outcome.study.trials if device.measured(e.allocation) > BUDGET]
     assert over
@@ -153,7 +153,7 @@ def test_baselines_after_a_search_keep_to_the_memory_that_it_found_when_they_are
 
 
 def test_a_search_without_any_room_left_ends_with_what_it_has(tmp_path: Path) -> None:
-    least = min(predict_bytes(uniform(4, f, 1)) for f in ("ref2", "nf4", "ref8"))
+    least = min(predict_bytes(uniform(4, f, 1)) for f in ("hqq2", "nf4", "hqq8"))
     folder = tmp_path / "run"
 
     class Shrinking(SmallDevice):
@@ -169,7 +169,7 @@ def test_a_search_without_any_room_left_ends_with_what_it_has(tmp_path: Path) ->
 
         def ask(self, n: int) -> list:  # type: ignore[type-arg]
             found = super().ask(n)
-            return [type(p)(uniform(4, "ref2", 1), p.fidelity, p.stage) for p in found]
+            return [type(p)(uniform(4, "hqq2", 1), p.fidelity, p.stage) for p in found]
 
     outcome = run(folder, InProcessExecutor(Shrinking(BUDGET)), Least, fine_tunes=False, calibrate__lr_scales=[2.0],
                   effort__references=False, confirm__seeds=0, effort__ranking_top=0)

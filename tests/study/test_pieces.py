@@ -35,7 +35,7 @@ PROFILE = SensitivityProfile(UNITS, FORMATS, DAMAGE, DAMAGE, None, 4.0, "planted
 def test_largest_rank_by_hand() -> None:
     # 315 bytes: 100 fixed; 2-bit leaves 135 = 4 * 3 * 11.25; 4-bit 55 = 4 * 3 * 4.58; 8-bit does not fit at all.
     assert [largest_rank(RULES, f) for f in FORMATS] == [11, 4, 0]
-    assert largest_rank(replace(RULES, max_rank=9), "ref2") == 9
+    assert largest_rank(replace(RULES, max_rank=9), "hqq2") == 9
 
 
 @given(st.integers(100, 2000), st.sampled_from(FORMATS), st.integers(1, 40), st.integers(1, 40))
@@ -47,10 +47,10 @@ def test_largest_rank_is_the_last_that_fits(budget: int, fmt: str, cap: int, pag
 
 def test_anchors_are_the_largest_rank_and_the_one_below_least_damage_first() -> None:
     anchors = uniform_baselines(RULES, PROFILE)
-    assert [(a.formats[0], a.ranks[0]) for a in anchors] == [("nf4", 4), ("nf4", 3), ("ref2", 11), ("ref2", 10)]
-    only = uniform_baselines(replace(RULES, budget_bytes=predict_bytes(uniform(4, "ref2", 1))), PROFILE)
-    assert only == [uniform(4, "ref2", 1)]  # rank 0 would be no adapter at all
-    with pytest.raises(BudgetError, match=r"ref2 with rank 1 needs 192 bytes"):
+    assert [(a.formats[0], a.ranks[0]) for a in anchors] == [("nf4", 4), ("nf4", 3), ("hqq2", 11), ("hqq2", 10)]
+    only = uniform_baselines(replace(RULES, budget_bytes=predict_bytes(uniform(4, "hqq2", 1))), PROFILE)
+    assert only == [uniform(4, "hqq2", 1)]  # rank 0 would be no adapter at all
+    with pytest.raises(BudgetError, match=r"hqq2 with rank 1 needs 192 bytes"):
         uniform_baselines(replace(RULES, budget_bytes=191), PROFILE)
 
 
@@ -95,7 +95,7 @@ def test_spearman_is_scipys(pairs: list[tuple[int, int]]) -> None:
     ((1.0, 2.0), (1.1, 2.1), False, 0.2, "uniform"), ((1.2, 2.0), (1.1, 2.0), False, -0.1, "mixed")])
 def test_the_loser_is_not_called_the_winner(ours: tuple[float, float], theirs: tuple[float, float], failed: bool,
                                             ahead: float, kind: str) -> None:
-    mixed, reference = Allocation(("ref2", "ref8"), (1, 2)), uniform(2, "nf4", 4)
+    mixed, reference = Allocation(("hqq2", "hqq8"), (1, 2)), uniform(2, "nf4", 4)
     data = confirmation(mixed, reference, list(zip((1, 2), ours, theirs, strict=True)), failed, 24, ahead)
     assert data["winner_kind"] == kind
     assert data["mean"] == pytest.approx(np.mean(ours) - np.mean(theirs))

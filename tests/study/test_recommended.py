@@ -7,8 +7,8 @@ from qra_bo.space import Allocation
 from qra_bo.trials import Fidelity, Proposal
 from tests.study.problem import Walk, run
 
-MIXED = (Allocation(("ref8", "nf4", "ref2", "nf4"), (2, 2, 4, 2)),
-         Allocation(("ref2", "nf4", "ref2", "nf4"), (1, 2, 1, 2)))
+MIXED = (Allocation(("hqq8", "nf4", "hqq2", "nf4"), (2, 2, 4, 2)),
+         Allocation(("hqq2", "nf4", "hqq2", "nf4"), (1, 2, 1, 2)))
 
 
 class Contrary(Walk):

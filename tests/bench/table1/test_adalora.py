@@ -29,7 +29,7 @@ from tests.finetune.models import tiny_llama
 from tests.finetune.test_inits import make, quiet
 
 CPU = torch.device("cpu")
-MIXED = ["ref3", "nf4"]
+MIXED = ["hqq3", "nf4"]
 
 
 def test_budget_and_masks_are_those_of_peft() -> None:
@@ -72,8 +72,8 @@ def test_budget_and_masks_are_those_of_peft() -> None:
 
 def test_the_layers_gradients_are_those_of_plain_operations() -> None:
     model, spec = tiny_llama(layers=1)
-    bank = LayerBank(model, spec, [parse_format("ref3")], torch.float32, CPU)
-    bank.install({spec.linears[0].name: "ref3"})
+    bank = LayerBank(model, spec, [parse_format("hqq3")], torch.float32, CPU)
+    bank.install({spec.linears[0].name: "hqq3"})
     base = packed(model.get_submodule(spec.linears[0].name))
     draw = torch.Generator().manual_seed(2)
     x, down, up = (torch.randn(s, generator=draw).requires_grad_() for s in ((5, 64), (3, 64), (base.out_features, 3)))
@@ -106,7 +106,7 @@ def test_what_is_left_computes_the_same_as_the_masked_triplets() -> None:
     model, spec = tiny_llama()
     names = [m.name for m in spec.linears]
     bank = LayerBank(model, spec, [], torch.float32, CPU)
-    bank.install({n: ("ref3", "nf4", "int8")[i % 3] for i, n in enumerate(names)})
+    bank.install({n: ("hqq3", "nf4", "int8")[i % 3] for i, n in enumerate(names)})
     attach(model, dict.fromkeys(names, 4), AdapterSettings(), 0, torch.float32)
     parameters = make_triplets(model, 0)
     draw = torch.Generator().manual_seed(1)

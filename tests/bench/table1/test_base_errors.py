@@ -32,7 +32,7 @@ def test_knapsack_spends_bits_where_errors_are_largest() -> None:
 
 def test_joint_sensitivity_is_the_models_loss_and_divergence() -> None:
     oracle = make("kaiming")
-    found = joint_sensitivity(oracle, [["ref3", "ref3"], ["nf4", "ref3"], ["nf4", "nf4"], ["fp16", "fp16"]], quiet)
+    found = joint_sensitivity(oracle, [["hqq3", "hqq3"], ["nf4", "hqq3"], ["nf4", "nf4"], ["fp16", "fp16"]], quiet)
     assert found["jsd"][0] > found["jsd"][1] > found["jsd"][2] > 1e-6 > found["jsd"][3] >= -1e-6
     assert all(d < math.log(2.0) for d in found["jsd"])
     assert found["forward_tokens"] == 5 * 4 * 32
@@ -51,7 +51,7 @@ def test_joint_sensitivity_is_the_models_loss_and_divergence() -> None:
 def test_divergence_is_symmetric_jensen_shannon() -> None:
     oracle = make("kaiming")
     blocks = oracle.data.calibration
-    jsd = joint_sensitivity(oracle, [["ref3", "nf4"]], quiet)["jsd"]
+    jsd = joint_sensitivity(oracle, [["hqq3", "nf4"]], quiet)["jsd"]
     ids, goal = torch.from_numpy(blocks.input_ids), torch.from_numpy(blocks.labels)
 
     def probabilities() -> torch.Tensor:
@@ -60,7 +60,7 @@ def test_divergence_is_symmetric_jensen_shannon() -> None:
         return kept
 
     p = probabilities()
-    oracle.bank.install({m.name: f for u, f in zip(oracle.units, ("ref3", "nf4"), strict=True)
+    oracle.bank.install({m.name: f for u, f in zip(oracle.units, ("hqq3", "nf4"), strict=True)
                                        for m in u.linears})
     q = probabilities()
     m = (p + q) / 2

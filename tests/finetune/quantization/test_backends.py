@@ -9,8 +9,7 @@ from torch import nn
 from qra_bo.finetune.quantization import planes
 from qra_bo.finetune.quantization.base import PLANE_NAMES, backend_of, packed
 from qra_bo.finetune.quantization.hqq_solver import solve
-from qra_bo.finetune.quantization.reference import pack_bits, unpack_bits
-from qra_bo.memory.formats import FORMATS, PLANES, WIDTHS, Plane, parse_format, planes_of
+from qra_bo.memory.formats import FORMATS, PLANES, Plane, parse_format, planes_of
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ConfigError, SpaceError
 from tests.conformance.quantizer import make_linear, quantize, relative_error
@@ -154,22 +153,8 @@ def test_hqq_eight_bits_lose_nothing_to_the_zero_point() -> None:
     """The library in bf16 rounds zeros near 128 to whole codes: 3 to 5 times the error of the 8-bit grid."""
     linear = make_linear(64, 256)
     error = relative_error(packed(build("hqq8", linear, torch.float32)).unpack(), linear.weight)
-    grid = relative_error(packed(build("ref8", linear, torch.float32)).unpack(), linear.weight)
+    grid = relative_error(packed(build("int8-g64", linear, torch.float32)).unpack(), linear.weight)
     assert error < 1.2 * grid
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_bit_streams_round_trip(bits: int) -> None:
-    codes = torch.arange(64, dtype=torch.int32) % (1 << bits)
-    stream = pack_bits(codes, bits)
-    assert stream.dtype == torch.uint8
-    assert len(stream) == 8 * bits
-    assert torch.equal(unpack_bits(stream, bits), codes.long())
-
-
-def test_three_bit_stream_by_hand() -> None:
-    # 1, 2, 3 little-endian in 3 bits each: 001 010 011 from the right is 0b011_010_001 = 0xD1.
-    assert pack_bits(torch.tensor([1, 2, 3, 0, 0, 0, 0, 0]), 3).tolist() == [0xD1, 0, 0]
 
 
 def test_16_bits_share_a_half_precision_original() -> None:

@@ -17,9 +17,5 @@ class TestInteger(QuantizerConformance):
                     for kind in ("sym", "int") if kind in width.kinds)
 
 
-class TestReference(QuantizerConformance):
-    formats = tuple(f"ref{bits}" for bits in WIDTHS)
-
-
 class TestUnquantised(QuantizerConformance):
     formats = ("fp16",)

@@ -31,7 +31,6 @@ from qra_bo.utils.errors import ConfigError, SpaceError
     # 5184 groups: 2592 bytes of two upper halves and 648 of eight lowest bits for each of 64 columns.
     ("hqq5", (576, 576), (2592 + 648) * 64, 4 * 5184),
     ("hqq6-g128", (4096, 4096), 2**24 * 6 // 8, 4 * 2**17),
-    ("ref3", (576, 576), 576 * 576 * 3 // 8, 4 * 5184),
     ("fp16", (576, 192), 2 * 576 * 192, 0),
     # 33 x 66 = 2178 weights: 35 blocks, the last of 2.
     ("nf4-nodq", (33, 66), 1089, 4 * 35),
@@ -44,9 +43,8 @@ def test_bytes_by_hand(name: str, shape: tuple[int, int], weights: int, metadata
     assert (weight_bytes(fmt, *shape), metadata_bytes(fmt, *shape)) == (weights, metadata)
 
 
-def test_every_width_has_a_default_and_a_reference() -> None:
+def test_every_width_has_a_default() -> None:
     assert [default_format(bits).bits for bits in BITS] == list(BITS)
-    assert {f"ref{bits}" for bits in BITS if bits < 16} <= FORMATS.keys()
 
 
 def test_bit_widths_that_nobody_offers() -> None:
@@ -74,7 +72,7 @@ def test_json_of_other_facts_is_refused() -> None:
 
 @pytest.mark.parametrize(("name", "shape", "multiple"), [
     ("nf4", (4, 5), 2), ("hqq4", (3, 64), 128), ("hqq2", (6, 32), 256), ("hqq3", (5, 33), 64), ("hqq5", (4, 64), 512),
-    ("hqq6", (2, 64), 256), ("ref4", (1, 32), 64),
+    ("hqq6", (2, 64), 256),
 ])
 def test_shapes_that_do_not_pack(name: str, shape: tuple[int, int], multiple: int) -> None:
     with pytest.raises(SpaceError, match=f"multiples of {multiple};"):

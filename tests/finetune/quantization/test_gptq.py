@@ -120,7 +120,7 @@ def test_stacked_matrices_and_formats_get_the_codes_of_each_alone(rows: int, mon
     moments, stack = mixed_moments(inp, 400), []
     for seed, out in enumerate((16, 40)):
         weight = make_linear(out, inp, seed=seed).weight
-        for fmt in map(parse_format, ("hqq2", "nf4", "int8", "hqq3-g128", "ref5", "hqq8")):
+        for fmt in map(parse_format, ("hqq2", "nf4", "int8", "hqq3-g128", "hqq5", "hqq8")):
             backend = backend_of(fmt)
             grid = backend.grid(backend.pack(weight, fmt, device), fmt, (out, inp))
             assert grid is not None

@@ -8,7 +8,7 @@ from qra_bo.utils.errors import ConfigError
 from tests.conformance.quantizer import quantize
 from tests.finetune.models import tiny_llama
 
-FORMATS = tuple(parse_format(name) for name in ("ref4", "nf4", "int8"))
+FORMATS = tuple(parse_format(name) for name in ("hqq4", "nf4", "int8"))
 
 
 def test_an_ordinary_base_passes() -> None:
@@ -24,6 +24,6 @@ def test_a_reproduced_base_refuses_that_format_alone() -> None:
         module.weight.data.copy_(packed(quantize(module, fmt, torch.float32)).unpack())
     bank = LayerBank(model, spec, FORMATS, torch.float32, "cpu")
     assert relative_error(bank, spec.linears[0].name, fmt) < 0.01
-    with pytest.raises(ConfigError, match="ref4 of 4 bits reproduces this base") as caught:
+    with pytest.raises(ConfigError, match="hqq4 of 4 bits reproduces this base") as caught:
         refuse_reproducing_formats(bank, FORMATS)
     assert len(caught.value.problems) == 1

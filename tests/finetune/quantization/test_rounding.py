@@ -30,7 +30,7 @@ from tests.finetune.models import tiny_llama
 CPU = torch.device("cpu")
 MODEL, SPEC = tiny_llama(layers=2, vocab=512)
 NAMES = [linear.name for linear in SPEC.linears]
-FORMATS = tuple(parse_format(name) for name in ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq5", "hqq6", "ref2"))
+FORMATS = tuple(parse_format(name) for name in ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq5", "hqq6"))
 NEAREST = "quantizer.rounding=rtn"
 TEXT = torch.randint(0, 512, (4, 64), generator=torch.Generator().manual_seed(0))
 
