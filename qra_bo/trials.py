@@ -28,10 +28,6 @@ class TrialState(StrEnum):
     FAILED = "failed"
 
 
-OWN_BASE = ("loftq", "pissa", "lq_lora")
-"""Adapter initialisations that change the quantised base to ``quantise(W - scale B A)``, which depends on the rank."""
-
-
 def rounding_of(config: Mapping[str, Any]) -> str:
     """Return ``quantizer.rounding`` of a recorded configuration."""
     return str(config.get("quantizer", {}).get("rounding", "rtn"))

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.table1.decompositions import low_rank_first
 from qra_bo.finetune.adapters.inits import full_weight, requantise_in, unpacked
-from qra_bo.finetune.adapters.lowrank import leading, low_rank_first
+from qra_bo.finetune.adapters.lowrank import leading
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.profiling import DenseReference, unit_choice
 from qra_bo.memory.formats import parse_format

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bench.table1.cells import Cell, final_seeds
 from bench.table1.published import calibration_and_baselines, proposals_left
 from bench.table1.rate_checks import pairs, references
+from bench.table1.recipe import ALTERNATIONS
 from bench.table1.rows_searched import Searched
 from bench.table1.session import Session
 from qra_bo.report.tables import PlanRow
@@ -113,6 +114,6 @@ def _of_its_own(session: Session, row: Searched, equivalents: float, begun: set[
 
 def _passes(session: Session, cell: Cell) -> int:
     c = session.config
-    per_row = {"loftq": c.adapter.iterations,
-               "lq_lora": session.options.rank_choices * (len(c.format_names) + c.adapter.iterations)}
+    per_row = {"loftq": ALTERNATIONS,
+               "lq_lora": session.options.rank_choices * (len(c.format_names) + ALTERNATIONS)}
     return per_row.get(cell.row.name, 0)

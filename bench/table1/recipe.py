@@ -11,6 +11,11 @@ from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, SearchSpace, average_bits
 from qra_bo.study.setting import BytesPredictor
 
+INITS = {name: f"bench.table1.decompositions:{name}" for name in ("loftq", "lq_lora")}
+"""Names of adapter initialisations for the oracle by their names in recipes."""
+ALTERNATIONS = 5
+"""Alternations of LoftQ, and the most of LQ-LoRA."""
+
 
 def codes_name(gptq_tokens: int | None) -> str:
     """Return a suffix for names that depend on the choice of codes; empty for round-to-nearest."""
@@ -35,7 +40,7 @@ class Recipe:
 
     Args:
         allocation: Format and rank of every unit; AdaLoRA's ranks are the target, the same everywhere.
-        init: Adapter initialisation (``adapter.init``); AdaLoRA has its own.
+        init: Adapter initialisation (``adapter.init``, or one of ``INITS``); AdaLoRA has its own.
         initial_rank: AdaLoRA's initial rank; ``None`` for adapters of fixed rank.
         gptq_tokens: Calibration tokens of GPTQ; ``None`` for round-to-nearest codes.
         embeddings: Bits of the embedding and the head; ``None`` for those of the table.
@@ -52,6 +57,11 @@ class Recipe:
         """Identity of the training: rows with one key share every trial."""
         how = self.init if self.initial_rank is None else f"adalora{self.initial_rank}"
         return f"{self.allocation.fingerprint}-{how}{codes_name(self.gptq_tokens)}{embeddings_name(self.embeddings)}"
+
+    @property
+    def start(self) -> str:
+        """The adapter initialisation by the name that an oracle knows."""
+        return INITS.get(self.init, self.init)
 
     def to_json(self) -> dict[str, Any]:
         return {**self.allocation.to_json(), "init": self.init, "initial_rank": self.initial_rank,

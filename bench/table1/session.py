@@ -214,7 +214,7 @@ class Session:
         if recipe.initial_rank is not None:
             found = self._adalora(recipe, lr_scale, train_seed, split, measure=False)
             return {k: v for k, v in found.items() if k != "measured_bytes"}
-        spec = TrialSpec(recipe.allocation, self.steps, self.steps, train_seed, self.rate(lr_scale), split, recipe.init)
+        spec = TrialSpec(recipe.allocation, self.steps, self.steps, train_seed, self.rate(lr_scale), split, recipe.start)
         m = self._any_executor(None, recipe).evaluate(spec, quiet)
         return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
                 "average_rank": recipe.average_rank(self.space), "training_tokens": m.training_tokens,
@@ -240,7 +240,7 @@ class Session:
             found = self._adalora(recipe, lr_scale, train_seed, "validation", measure=True, scope=scope)
         else:
             found = self.call("measure_peak", {"allocation": recipe.allocation.to_json(), "train_seed": train_seed,
-                                               "init": recipe.init}, scope, recipe)
+                                               "init": recipe.start}, scope, recipe)
         result = {"measured_bytes": found["measured_bytes"], "scope": scope}
         if found["state"] != TrialState.OOM.value:
             return result
@@ -258,7 +258,7 @@ class Session:
 
     def _scored(self, recipe: Recipe, lr_scale: float, train_seed: int) -> Event:
         found = self.call("bench.table1.answers:answer_tasks", {
-            "allocation": recipe.allocation.to_json(), "init": recipe.init, "initial_rank": recipe.initial_rank,
+            "allocation": recipe.allocation.to_json(), "init": recipe.start, "initial_rank": recipe.initial_rank,
             "steps": self.steps, "train_seed": train_seed, "learning_rate": self.rate(lr_scale),
             "tasks": list(self.options.tasks), "batch": self.config.train.batch, "limit": self.options.questions},
             recipe=recipe)

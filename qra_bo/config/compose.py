@@ -25,7 +25,6 @@ from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
 from qra_bo.space import DecoderSpec
 from qra_bo.space.decoder import spec_from_numbers
-from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.formatting import override_value
 
@@ -127,8 +126,8 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
         config, _ = validated(RunConfig, _mended(raw, [p.key for p in mismatches]))
     problems = [*found, *mismatches]
     if config is not None:
-        if config.quantizer.rounding == "auto":  # GPTQ where a real model is quantised and all adapters share its base
-            chosen = "gptq" if config.oracle.trains and config.adapter.init not in OWN_BASE else "rtn"
+        if config.quantizer.rounding == "auto":  # GPTQ where a real model is quantised
+            chosen = "gptq" if config.oracle.trains else "rtn"
             config = config.with_changes(quantizer=config.quantizer.with_changes(rounding=chosen))
         broken = {m.key for m in mismatches}
         problems += [p for p in problems_of(config) if p.key not in broken]

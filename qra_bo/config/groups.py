@@ -195,15 +195,13 @@ class AdapterConfig(Group):
     """How adapters are initialised and how fast they learn.
 
     Args:
-        iterations: Alternations of ``loftq``, and the most of ``lq_lora``; without effect elsewhere.
         alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
         lr: Peak learning rate of trials at rank 16, before calibration; ``auto`` in ``conf/`` is a number once it is
             composed.
         lr_rule: How it depends on the rank and on the length of training (``RATE_RULES``).
     """
 
-    init: Literal["kaiming", "residual_svd", "cloq", "eva", "gradient", "loftq", "lq_lora", "pissa"]
-    iterations: Count
+    init: Literal["kaiming", "cloq"]
     alpha_over_rank: Positive
     lr: Positive
     lr_rule: Literal["constant", "inverse_sqrt", "inverse", "by_length"]

@@ -14,7 +14,6 @@ from qra_bo.memory.optimizers import is_paged
 from qra_bo.memory.serving import CONSUMERS, EXPORT_TARGETS, REMOVED_TARGETS, TARGET_FORMATS
 from qra_bo.searchers.rates.files import shipped_rates
 from qra_bo.space import StorageFormat
-from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import UserError, nearest_first
 
 TRAINING = ("search", "finetune", "profile")
@@ -147,9 +146,6 @@ def _rounding(config: RunConfig) -> Iterator[Problem]:
     if rounding != "rtn" and not config.oracle.trains:
         yield Problem("quantizer.rounding", f"quantizer.rounding={rounding} needs calibration text, which oracle="
                                             f"{config.oracle.name} does not have: use quantizer.rounding=rtn.")
-    if rounding != "rtn" and config.adapter.init in OWN_BASE:
-        yield Problem("adapter.init", f"adapter.init={config.adapter.init} rounds the rest of every weight to the "
-                                      "nearest codes: use quantizer.rounding=rtn, or another initialisation.")
 
 
 def _numbers(config: RunConfig) -> Iterator[Problem]:

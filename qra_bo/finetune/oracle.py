@@ -119,7 +119,7 @@ class FinetuneOracle:
                 self.profile_cache.save(profile, cost)
         # Adapter initialisations and the choice of codes take passes of their own, which all trials share.
         rounding = 0 if self.bank.rounding is None else self.bank.rounding.forward_tokens
-        self.profile_cost = {"training_tokens": cost["training_tokens"] + self.inits.training_tokens,
+        self.profile_cost = {"training_tokens": cost["training_tokens"],
                              "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens + rounding}
         return profile
 

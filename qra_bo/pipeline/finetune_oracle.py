@@ -129,7 +129,7 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
     train = TrainSettings(t.batch, t.accumulate, RATE_RULES[cfg.adapter.lr_rule], cfg.fidelity.high,
                           t.warmup, t.lr_floor, t.logits_chunk, t.checkpointing, optimizer)
     return FinetuneSettings(
-        train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations),
+        train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init),
         cfg.eval.sequences, (), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds, cfg.serve)
 
 

@@ -159,9 +159,7 @@ class Setting:
         if not c.oracle.trains:
             return 0, 0
         codes = c.train.length * max(1, c.quantizer.tokens // c.train.length) if c.quantizer.rounding == "gptq" else 0
-        text = c.train.length * c.data.calibration
-        start = {"eva": text, "cloq": codes or text}.get(c.adapter.init, 0)
-        return text * (c.adapter.init == "gradient"), codes + start
+        return 0, codes + (codes or c.train.length * c.data.calibration) * (c.adapter.init == "cloq")
 
 
 def affordable_steps(planned_cost: float, seeds: int, step_tokens: int, trial_steps: int,

@@ -69,7 +69,7 @@ def quiet(*_: object) -> None:
 
 def train(bank: LayerBank, case: Case, text: CalibrationText) -> None:
     """Install, initialise, attach, train two accumulating steps, evaluate, detach."""
-    units, adapters = make_units(bank.spec, "layer"), AdapterSettings(init=case.init, iterations=2)
+    units, adapters = make_units(bank.spec, "layer"), AdapterSettings(init=case.init)
     formats = {linear.name: case.fmt for linear in bank.spec.linears}
     ranks = dict.fromkeys(formats, 2)
     use_checkpointing(bank.model, case.checkpointing)

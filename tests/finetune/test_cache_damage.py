@@ -27,7 +27,7 @@ from tests.damage import DAMAGES, flipped
 from tests.finetune.models import tiny_llama
 
 OPTIONS = ["data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8", "data.max_records=64",
-           "data.calibration=4", "quantizer.tokens=256", "bits=[3,4]", "adapter.init=residual_svd"]
+           "data.calibration=4", "quantizer.tokens=256", "bits=[3,4]", "adapter.init=cloq"]
 
 
 def results(cache: Path, out: Path, model: list[str]) -> dict[str, Any]:

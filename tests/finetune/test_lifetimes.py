@@ -25,6 +25,7 @@ from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec, TrialState
 from tests.finetune.models import tiny_llama
 from tests.finetune.test_finetune import make, quiet
+from tests.finetune.test_inits import INITS
 
 OF_A_TRIAL = (LoraLayer, PeftModel, UnitwiseAdamW, torch.optim.Optimizer, memory_probe.MemoryProbe)
 MIXED = Allocation(("nf4", "hqq3"), (3, 1))
@@ -91,7 +92,7 @@ def test_detached_adapters_die(name: str) -> None:
     assert alive(PackedLinear) == []
 
 
-@pytest.mark.parametrize("init", ["kaiming", "loftq"])
+@pytest.mark.parametrize("init", INITS)
 def test_nothing_of_a_finished_trial_is_alive(init: str) -> None:
     oracle = make_device_like()
     for allocation in (MIXED, Allocation(("int8", "nf4"), (1, 2))):

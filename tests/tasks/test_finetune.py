@@ -231,11 +231,11 @@ def test_a_longer_trial_does_not_change_the_rates_of_a_found_allocation(searched
 
 
 def test_other_models_and_settings_are_said(tmp_path: Path) -> None:
-    config = finetune_config(file_of(tmp_path, model="other", unit_numel=[49152] * 4, init="eva", codes="rtn"))
+    config = finetune_config(file_of(tmp_path, model="other", unit_numel=[49152] * 4, init="cloq", codes="rtn"))
     given, _ = read_allocation(config, make_setting(config).space)
     assert [note.split(",")[0] for note in given.notes] == [
-        "the allocation was found for other", "the allocation was found with adapter.init=eva and is trained with "
-        "kaiming; give adapter.init=eva to train it as it was found"]
+        "the allocation was found for other", "the allocation was found with adapter.init=cloq and is trained with "
+        "kaiming; give adapter.init=cloq to train it as it was found"]
 
 
 def test_the_files_own_budget_bounds_what_it_did_in_the_search(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_given_profile_is_used_and_named_with_its_checksum(profile: Path) -> N
 def test_given_profile_still_costs_codes_and_initialisation() -> None:
     common = ["+model=tiny", "data=tiny", "train.length=32", "quantizer.tokens=1000", "data.calibration=3"]
     wanted = {(): (0, 31 * 32), ("quantizer.rounding=rtn",): (0, 0),
-              ("adapter.init=eva",): (0, 31 * 32 + 3 * 32), ("adapter.init=gradient",): (3 * 32, 31 * 32),
+              ("adapter.init=cloq",): (0, 2 * 31 * 32), ("adapter.init=cloq", "quantizer.rounding=rtn"): (0, 3 * 32),
               ("oracle=synthetic",): (0, 0)}
     assert {changes: make_setting(load_config([*common, *changes])).tokens_before for changes in wanted} == wanted
 

@@ -1,6 +1,6 @@
 """LoRA adapters: attached by PEFT with a rank for every linear, initialised, and run as one fused autograd node.
 
-A new initialisation is a function in ``inits`` or ``lowrank`` and a line in ``DIRECTIONS`` or ``DECOMPOSITIONS``.
+A new initialisation is a ``Start`` (``inits``), named by its module.
 """
 
 from qra_bo.utils.lazy import lazy_names

@@ -118,12 +118,10 @@ class AdapterSettings:
     Args:
         alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
         init: Initialisation of A and B (see ``adapters.inits.Initialiser``); ``"kaiming"`` is LoRA's own.
-        iterations: Alternations of ``"loftq"``, and the most of ``"lq_lora"``.
     """
 
     alpha_over_rank: float = 2.0
     init: str = "kaiming"
-    iterations: int = 5
 
 
 def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, train_seed: int,

@@ -248,7 +248,7 @@ def test_waiting_for_codes_can_be_interrupted(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("init", ["kaiming", "residual_svd"])
+@pytest.mark.parametrize("init", ["kaiming", "cloq"])
 def test_one_trial_may_have_round_to_nearest_codes(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     options = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
@@ -275,20 +275,13 @@ def test_inputs_that_are_not_finite_are_an_error() -> None:
         rounding.prepare(make_bank().nearest, None)
 
 
-def test_starts_that_quantise_anew_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"adapter\.init=loftq rounds"):
-        load_config(["+model=tiny", "adapter.init=loftq", "quantizer.rounding=gptq"])
-
-
 def test_codes_want_a_real_text() -> None:
     with pytest.raises(ConfigError, match="does not have: use quantizer"):
         load_config(["+model=tiny", "oracle=synthetic", "quantizer.rounding=gptq"])
 
 
 @pytest.mark.parametrize(("overrides", "rounding"), [
-    ([], "gptq"), (["adapter.init=residual_svd"], "gptq"), (["adapter.init=eva"], "gptq"),
-    (["adapter.init=loftq"], "rtn"), (["adapter.init=pissa"], "rtn"), (["adapter.init=lq_lora"], "rtn"),
-    (["oracle=synthetic"], "rtn"), ([NEAREST], "rtn")])
+    ([], "gptq"), (["adapter.init=cloq"], "gptq"), (["oracle=synthetic"], "rtn"), ([NEAREST], "rtn")])
 def test_gptq_is_the_default_where_codes_can_be_chosen(overrides: list[str], rounding: str) -> None:
     config = load_config(["+model=tiny", *overrides])
     assert config.quantizer.rounding == rounding
