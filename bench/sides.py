@@ -67,7 +67,7 @@ def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
     """Training, evaluation and switching of the oracle, as its worker process does them."""
     from qra_bo.finetune.adapters.lora import detach
     from qra_bo.finetune.data.records import batches
-    from qra_bo.finetune.training.loop import held_out, train_steps
+    from qra_bo.finetune.training.loop import held_out, train_step
 
     with tempfile.TemporaryDirectory() as folder:
         oracle = make_finetune(cfg, Path(folder))
@@ -88,19 +88,18 @@ def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
         order = batches(len(train.input_ids), settings.step_sequences, total, TRAIN_SEED)
         first_loss = loss_of(oracle.model, train.input_ids[order[0]], train.labels[order[0]], oracle.device)
 
-        def train_step(step: int) -> float:
-            return timed(oracle.device, lambda: train_steps(
-                oracle.model, optimizer, train.input_ids, train.labels, order, step, step + 1, total, settings,
-                oracle.device))
+        def seconds_of(step: int) -> float:
+            return timed(oracle.device, lambda: train_step(oracle.model, optimizer, train, order, step, settings,
+                                                           oracle.device))
 
         tokens = [real_tokens(train.labels[rows]) for rows in order]
-        seconds = [train_step(step) for step in range(warm + steps)]
+        seconds = [seconds_of(step) for step in range(warm + steps)]
         with oracle.bank.only_packed():
-            packed = [train_step(step) for step in range(warm + steps, total)]
+            packed = [seconds_of(step) for step in range(warm + steps, total)]
         blocks = oracle.data.validation.take(oracle.settings.eval_blocks)
 
         def evaluate() -> None:
-            held_out(oracle.model, blocks.input_ids, blocks.labels, settings, oracle.device)
+            held_out(oracle.model, blocks, settings, oracle.device)
 
         evaluations = [timed(oracle.device, evaluate) for _ in range(2)]
         trainable = sum(p.numel() for p in oracle.model.parameters() if p.requires_grad)

@@ -245,7 +245,7 @@ def _failing(state: str, spoil: Callable[[Any], None]) -> Try:
         def prepare() -> None:
             from qra_bo.finetune import oracle as finetune
 
-            steps, calls = finetune.train_steps, [0]
+            steps, calls = finetune.train_step, [0]
 
             def faulty(model: Any, *rest: Any) -> int:
                 calls[0] += 1
@@ -254,7 +254,7 @@ def _failing(state: str, spoil: Callable[[Any], None]) -> Try:
                     spoil(model)
                 return done
 
-            finetune.train_steps = faulty
+            finetune.train_step = faulty
 
         ended = RunProcess(folder, ("calibrate.lr_scales=[1.0]", "confirm.seeds=0"), prepare).wait()
         if ended.status != 0:

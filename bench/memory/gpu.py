@@ -95,9 +95,10 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
 def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape: TrainShape, device: Any) -> Any:
     """Peaks by phase (``PhasePeak``) of three real training steps and one batch of an evaluation on ``device``."""
     from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+    from qra_bo.finetune.data.records import TokenBlocks
     from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load
     from qra_bo.finetune.tracing.trace import DTYPES
-    from qra_bo.finetune.training.loop import TrainSettings, held_out, train_steps, unit_groups
+    from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step, unit_groups
     from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 
     begin_load(device)
@@ -113,11 +114,12 @@ def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape
     probe = MemoryProbe(optimizer, nothing_kept_dense, "peak", follow=True)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     text = rng.integers(0, spec.vocab_size, (settings.step_sequences, shape.length))
+    blocks = TokenBlocks(text, text)
     order = np.tile(np.arange(settings.step_sequences), (3, 1))
     for step in range(3):
         with probe.watch(step) as mark:
-            train_steps(model, optimizer, text, text, order, step, step + 1, 3, settings, device, mark)
-    held_out(model, text[:shape.eval_batch], text[:shape.eval_batch], settings, device, probe.evaluation)
+            train_step(model, optimizer, blocks, order, step, settings, device, mark)
+    held_out(model, blocks.take(shape.eval_batch), settings, device, probe.evaluation)
     return probe
 
 

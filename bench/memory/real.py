@@ -79,15 +79,14 @@ def storage_bytes(tensors: list[Any]) -> int:
 def built(oracle: Any, allocation: Allocation) -> tuple[Any, Callable[..., None]]:
     """The optimiser of a freshly built allocation, and what runs its step of some number, told what marks phases."""
     from qra_bo.finetune.data.records import batches
-    from qra_bo.finetune.training.loop import train_steps
+    from qra_bo.finetune.training.loop import train_step
 
     oracle.build(allocation, 0)
     optimizer, train, settings = oracle.optimizer(allocation, RATE), oracle.data.train, oracle.settings.train
     order = batches(len(train.input_ids), settings.step_sequences, 3, 0)
 
     def step(number: int, mark: Callable[[str], None] = lambda phase: None) -> None:
-        train_steps(oracle.model, optimizer, train.input_ids, train.labels, order, number, number + 1, 3, settings,
-                    oracle.device, mark)
+        train_step(oracle.model, optimizer, train, order, number, settings, oracle.device, mark)
 
     return optimizer, step
 
@@ -127,8 +126,8 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
                 tracker.reset_peak()
 
             step(1, mark)
-            text, batch = oracle.data.validation, memory.shape.eval_batch
-            held_out(oracle.model, text.input_ids[:batch], text.labels[:batch], oracle.settings.train, oracle.device)
+            text = oracle.data.validation.take(memory.shape.eval_batch)
+            held_out(oracle.model, text, oracle.settings.train, oracle.device)
             mark("evaluation")
         grown = resident_growth(lambda: step(2))
     working = {w.working.untyped_storage().data_ptr() for w, _ in optimizer.weights()}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.memory.caching_allocator import Block, CachingAllocator
+from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.tracing.memory_probe import module_tensors
 from qra_bo.finetune.tracing.trace import META, MetaTracker, StepTracer, Traced, TracedLora, _step, traced_optimizer
@@ -135,7 +136,7 @@ class TrialTracer(StepTracer):
                 _one_step(self.model, fresh, shape)
                 if shape.eval_batch:
                     text = np.zeros((shape.eval_batch, shape.length), dtype=np.int64)
-                    held_out(self.model, text, text, TrainSettings(
+                    held_out(self.model, TokenBlocks(text, text), TrainSettings(
                         shape.eval_batch, logits_chunk=shape.logits_chunk or shape.tokens), META)
             events, live = tuple(recorder.events), recorder.peak_bytes
         masters = [] if shape.compute_dtype_bytes == 4 else [_nbytes(w.master) for w, _ in fresh.weights()]

@@ -12,7 +12,7 @@ from qra_bo.finetune.data.records import batches
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.profiling import unit_choice
 from qra_bo.finetune.tracing.memory_probe import MemoryProbe
-from qra_bo.finetune.training.loop import DivergedError, held_out, train_steps, unit_groups
+from qra_bo.finetune.training.loop import DivergedError, held_out, train_step, unit_groups
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.synthetic import SyntheticOracle
@@ -118,13 +118,12 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
     order = batches(len(data.train.input_ids), settings.step_sequences, task.steps, task.train_seed)
     for step in range(task.steps):
         with probe.watch(step) as mark:
-            result["training_tokens"] += train_steps(
-                oracle.model, optimizer, data.train.input_ids, data.train.labels, order, step, step + 1, task.steps,
-                settings, oracle.device, mark, data.train.positions)
+            result["training_tokens"] += train_step(oracle.model, optimizer, data.train, order, step, settings,
+                                                    oracle.device, mark)
         progress(TRAINING, step + 1, task.steps)
     ranks = realise(oracle.model, allocator.kept)
     blocks = (data.test if task.split == "test" else data.validation).take(oracle.settings.eval_blocks)
-    found = held_out(oracle.model, blocks.input_ids, blocks.labels, settings, oracle.device, positions=blocks.positions)
+    found = held_out(oracle.model, blocks, settings, oracle.device)
     result["forward_tokens"] = found.tokens
     if not math.isfinite(found.loss):
         raise DivergedError(f"held-out loss {found.loss} after {task.steps} steps")

@@ -12,7 +12,7 @@ import torch
 from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.finetune.cache import ProfileCache, TensorStore
-from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
+from qra_bo.finetune.data.records import DataSplits, batches
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import commit_of, located
@@ -20,12 +20,11 @@ from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load, release_unused
 from qra_bo.finetune.training.final import FinalSettings
-from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_steps, unit_groups
+from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_step, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.finetune.training.sample import continuation, prompt_of
 from qra_bo.finetune.training.trial_run import CheckpointStore, FinalRun, TrialRun
-from qra_bo.memory.serving import ANY
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
@@ -45,7 +44,7 @@ class FinetuneSettings:
         eval_blocks: Held-out sequences of an evaluation.
         record_at: Steps after which the validation loss is recorded (the last step always is).
         largest_rank: Largest rank of I_r.
-        scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``; ``serve``: whose files hold the latter.
+        scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``; ``None``: nothing is measured.
         checkpoint_seconds: Least time between two checkpoints of one trial.
     """
 
@@ -54,9 +53,23 @@ class FinetuneSettings:
     eval_blocks: int
     record_at: tuple[int, ...]
     largest_rank: int
-    scope: str = "peak"
+    scope: str | None = "peak"
     checkpoint_seconds: float = 60.0
-    serve: str = ANY
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What the oracle keeps on disk; ``None`` keeps none.
+
+    Args:
+        checkpoints: Checkpoints of trials.
+        profiles: Cache of the sensitivity profile across runs.
+        factors: Decompositions of adapter initialisations across runs.
+    """
+
+    checkpoints: CheckpointStore | None = None
+    profiles: ProfileCache | None = None
+    factors: TensorStore | None = None
 
 
 class FinetuneOracle:
@@ -66,25 +79,23 @@ class FinetuneOracle:
         units: The ``L`` units.
         formats: The ladder's ``F`` formats; those of references are packed at their first use.
         bank: Quantised linears of the base model, which is dense.
-        checkpoints: Store of checkpoints, or ``None`` to keep none.
-        profile_cache: Cache of the sensitivity profile across runs, or ``None``.
+        stores: What is kept on disk.
         provenance: JSON values that ``describe`` adds to its own.
-        factors: Store of the decompositions of adapter initialisations across runs, or ``None``.
         tokenizer: The model's, for evaluation tasks; ``None`` where there are none.
     """
 
     kind = "finetune"
 
     def __init__(self, data: DataSplits, units: Sequence[Unit], formats: Sequence[StorageFormat], bank: LayerBank,
-                 settings: FinetuneSettings, checkpoints: CheckpointStore | None, profile_cache: ProfileCache | None,
-                 provenance: Mapping[str, Any], factors: TensorStore | None = None, tokenizer: Any = None) -> None:
+                 settings: FinetuneSettings, stores: Stores, provenance: Mapping[str, Any],
+                 tokenizer: Any = None) -> None:
         self.model, self.device, self.data, self.bank = bank.model, bank.device, data, bank
-        self.units, self.formats, self.settings, self.checkpoints = tuple(units), tuple(formats), settings, checkpoints
-        self.profile_cache, self.tokenizer, self._provenance = profile_cache, tokenizer, dict(provenance)
+        self.units, self.formats, self.settings, self.stores = tuple(units), tuple(formats), settings, stores
+        self.tokenizer, self._provenance = tokenizer, dict(provenance)
         self.text = CalibrationText(
             torch.from_numpy(data.calibration.input_ids), torch.from_numpy(data.calibration.labels),
             settings.train.batch, settings.train.logits_chunk, torch.from_numpy(data.calibration.is_text))
-        self.inits = self._other_inits = Initialiser(bank, settings.adapter, self.text, factors)
+        self.inits = self._other_inits = Initialiser(bank, settings.adapter, self.text, stores.factors)
         self.peft: Any = None  # the wrapped model of the trial under way
         self._over: set[str] = set()  # checkpoints that no later trial continues
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
@@ -99,12 +110,13 @@ class FinetuneOracle:
 
     def profile(self, progress: Progress) -> SensitivityProfile:
         """Measure I_q and I_r on calibration text from the training split; a cached profile costs as much."""
-        cached = self.profile_cache.load(u.name for u in self.units) if self.profile_cache else None
+        cache = self.stores.profiles
+        cached = cache.load(u.name for u in self.units) if cache else None
         if cached is not None:
             profile, cost = cached
         else:
             self.bank.build(progress)
-            kept = self.profile_cache.parts if self.profile_cache else None
+            kept = cache.parts if cache else None
             rank_sensitivity, trained = measure_rank_sensitivity(self.bank, self.units, self.text,
                                                                  self.settings.largest_rank, progress, kept)
             measured, base, forward, used = measure_quantization_sensitivity(self.bank, self.units, self.formats,
@@ -115,8 +127,8 @@ class FinetuneOracle:
                 rank_sensitivity, base, source if self.bank.rounding is None else f"{source}, codes by GPTQ",
                 measured.se)
             cost = {"training_tokens": trained, "forward_tokens": forward}
-            if self.profile_cache:
-                self.profile_cache.save(profile, cost)
+            if cache:
+                cache.save(profile, cost)
         # Adapter initialisations and the choice of codes take passes of their own, which all trials share.
         rounding = 0 if self.bank.rounding is None else self.bank.rounding.forward_tokens
         self.profile_cost = {"training_tokens": cost["training_tokens"],
@@ -128,7 +140,8 @@ class FinetuneOracle:
 
         Lack of memory and divergence are results.
         """
-        return self._run(TrialRun(request, self.checkpoints, self.settings.record_at), progress, then)
+        return self._run(TrialRun(request, self.stores.checkpoints, self.settings.eval_blocks,
+                                  self.settings.record_at), progress, then)
 
     def forget(self, progress: Progress, trainings: Sequence[str] = ()) -> dict[str, Any]:
         """Remove the checkpoints of the last training, where nothing can continue it, and of ``trainings``
@@ -138,9 +151,9 @@ class FinetuneOracle:
         continue it. Until its result is in the journal its checkpoint spares a run that is killed the same steps again,
         so that it is removed as late as this: before the next training, or on request.
         """
-        if self.checkpoints is not None:
+        if self.stores.checkpoints is not None:
             for name in (*self._over, *trainings):
-                self.checkpoints.remove(name)
+                self.stores.checkpoints.remove(name)
         self._over.clear()
         return {}
 
@@ -177,8 +190,7 @@ class FinetuneOracle:
         settings = self.settings.train
         if self.bank.streams:  # of a base that crosses to the device with every batch
             settings = replace(settings, batch=max(settings.batch, STREAMED_SEQUENCES))
-        found = held_out(self.model, blocks.input_ids, blocks.labels, settings, self.device,
-                         positions=blocks.positions)
+        found = held_out(self.model, blocks, settings, self.device)
         return {"loss": found.loss, "loss_se": found.se, "forward_tokens": found.tokens}
 
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
@@ -188,14 +200,9 @@ class FinetuneOracle:
         Returns ``measured_bytes`` in the configured scope and ``peaks`` by phase. Where the device ran out of memory
         there are none, ``state`` is ``"oom"``, and ``message`` is the error.
         """
-        settings = self.settings
-        batch = min(settings.train.batch, settings.eval_blocks)
-        self.settings = replace(settings, eval_blocks=batch)
-        try:
-            request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, 0.0, init=init)
-            measured = self._run(TrialRun(request, None), progress)
-        finally:
-            self.settings = settings
+        request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, 0.0, init=init)
+        batch = min(self.settings.train.batch, self.settings.eval_blocks)
+        measured = self._run(TrialRun(request, None, batch), progress)
         return {"state": measured.state.value, "message": measured.message, "measured_bytes": measured.measured_bytes,
                 "peaks": peaks_to_json(measured.peaks)}
 
@@ -229,7 +236,7 @@ class FinetuneOracle:
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
-        run = FinalRun(request, self.checkpoints, final.validations(total), final=final)
+        run = FinalRun(request, self.stores.checkpoints, self.settings.eval_blocks, final.validations(total), final)
         measured = self._run(run, progress, save)
         if measured.state is not TrialState.OK:
             raise TrainingError(
@@ -296,8 +303,7 @@ class FinetuneOracle:
         if isinstance(run, FinalRun):
             run.before = self._sample()
         run.restore(optimizer)
-        probe = MemoryProbe(optimizer, self.bank, self.settings.scope, follow=True,
-                            serve=self.settings.serve)
+        probe = MemoryProbe(optimizer, self.bank, self.settings.scope, follow=True)
         self._train(run, optimizer, probe, progress)
         if isinstance(run, FinalRun):
             run.choose(optimizer)
@@ -310,15 +316,14 @@ class FinetuneOracle:
     def _train(self, run: TrialRun, optimizer: UnitwiseAdamW, probe: MemoryProbe, progress: Progress) -> None:
         request, at, settings, train = run.request, run.at, self.settings.train, self.data.train
         resumed_at = at.step
-        order = batches(len(train.input_ids), settings.step_sequences, request.schedule_steps, request.train_seed)
+        order = batches(len(train), settings.step_sequences, request.schedule_steps, request.train_seed)
         for stop in run.stops():
             if run.ended:
                 break
             while at.step < stop:
                 with probe.watch(at.step - resumed_at) as mark:
-                    at.training_tokens += train_steps(
-                        self.model, optimizer, train.input_ids, train.labels, order, at.step, at.step + 1,
-                        request.schedule_steps, settings, self.device, mark, train.positions)
+                    at.training_tokens += train_step(self.model, optimizer, train, order, at.step, settings,
+                                                     self.device, mark)
                 at.step += 1
                 try:
                     progress(run.activity, at.step, request.steps)
@@ -332,11 +337,8 @@ class FinetuneOracle:
         run.save(optimizer)
 
     def _held_out(self, split: str, run: TrialRun, probe: MemoryProbe) -> HeldOut:
-        blocks: TokenBlocks = self.data.test if split == "test" else self.data.validation
-        n = self.settings.eval_blocks
-        blocks = blocks.take(n)
-        result = held_out(self.model, blocks.input_ids, blocks.labels, self.settings.train, self.device,
-                          probe.evaluation, blocks.positions)
+        blocks = (self.data.test if split == "test" else self.data.validation).take(run.eval_blocks)
+        result = held_out(self.model, blocks, self.settings.train, self.device, probe.evaluation)
         run.at.forward_tokens += result.tokens
         if not math.isfinite(result.loss):
             raise DivergedError(f"held-out loss {result.loss} after {run.at.step} steps")

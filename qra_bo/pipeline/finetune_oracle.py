@@ -18,7 +18,7 @@ from qra_bo.finetune.manifest import package_versions
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, commit_of, files_of, load_base, use_fast_attention
-from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
+from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings, Stores
 from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats
 from qra_bo.finetune.quantization.base import storage_bytes
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
@@ -29,6 +29,7 @@ from qra_bo.finetune.training.loss import check_isolation
 from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory import format_size
+from qra_bo.memory.serving import ANY
 from qra_bo.pipeline.exports import refuse_base
 from qra_bo.pipeline.host_memory import keeps_dense, packed_bytes, spills
 from qra_bo.pipeline.pricing import bank_formats, card_capability
@@ -94,13 +95,13 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     bank.restore_dense()
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
-                          CheckpointStore(out / "checkpoints"), profiles,
+                          Stores(CheckpointStore(out / "checkpoints"), profiles, factors),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "data_render": data.render, "data_facts": asdict(data.train.facts),
                            "notes": data_notes(cfg.data, data),
                            "model_sha256": weights, "model_revision": commit_of(model),
                            "base_on": "host" if on_host else device.type},
-                          factors, tokenizer)
+                          tokenizer)
 
 
 def _bank_store(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, facts: dict[str, Any],
@@ -128,9 +129,10 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
     optimizer = AdamWSettings((t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.clip, t.optimizer)
     train = TrainSettings(t.batch, t.accumulate, RATE_RULES[cfg.adapter.lr_rule], cfg.fidelity.high,
                           t.warmup, t.lr_floor, t.logits_chunk, t.checkpointing, optimizer)
-    return FinetuneSettings(
-        train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init),
-        cfg.eval.sequences, (), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds, cfg.serve)
+    # The files of a program that serves the result are not written yet: their bytes are known by arithmetic alone.
+    scope = None if cfg.memory.scope == "stored" and cfg.serve != ANY else cfg.memory.scope
+    return FinetuneSettings(train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init), cfg.eval.sequences,
+                            (), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds)
 
 
 def caches(cfg: RunConfig, facts: dict[str, Any], data: str) -> tuple[TensorStore, TensorStore, ProfileCache]:

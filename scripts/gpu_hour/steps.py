@@ -15,7 +15,7 @@ from qra_bo.finetune.data.records import batches
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import cast_parameters, load_base
 from qra_bo.finetune.oracle import FinetuneOracle
-from qra_bo.finetune.training.loop import train_steps
+from qra_bo.finetune.training.loop import train_step
 from qra_bo.space import StorageFormat, uniform
 from qra_bo.space.allocation import peft_patterns
 from qra_bo.utils.device import resolve_dtype
@@ -62,8 +62,7 @@ def own_steps(stage: Stage, oracle: FinetuneOracle, fmt: StorageFormat, order: n
     optimizer = oracle.optimizer(allocation, RATE)
 
     def step(number: int) -> None:
-        train_steps(oracle.model, optimizer, train.input_ids, train.labels, order, number, number + 1, len(order),
-                    oracle.settings.train, stage.device)
+        train_step(oracle.model, optimizer, train, order, number, oracle.settings.train, stage.device)
 
     try:
         with oracle.bank.only_packed():

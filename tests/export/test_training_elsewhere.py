@@ -19,7 +19,8 @@ import qra_bo
 from qra_bo.export.run import FinishedRun, rate_of, render
 from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.finetune.data.load import tiny_records
-from qra_bo.finetune.training.loop import TrainSettings, train_steps
+from qra_bo.finetune.data.records import TokenBlocks
+from qra_bo.finetune.training.loop import TrainSettings, train_step
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.utils.errors import ConfigError, OutputError
@@ -67,7 +68,7 @@ def own_losses(run: Path, data: torch.Tensor) -> list[float]:
         with torch.no_grad():
             total, count = token_losses(base.train(), data[step], data[step], 128)
         losses.append(float(total) / count)
-        train_steps(base, optimizer, flat.numpy(), flat.numpy(), rows, step, step + 1, steps, settings, CPU)
+        train_step(base, optimizer, TokenBlocks(flat.numpy(), flat.numpy()), rows, step, settings, CPU)
     return losses
 
 

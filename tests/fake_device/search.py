@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.finetune.models.checkpointing import use_checkpointing
@@ -23,7 +24,7 @@ from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.rounding import Rounding
-from qra_bo.finetune.training.loop import TrainSettings, held_out, train_steps, unit_groups
+from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.formats import FORMATS, parse_format
@@ -81,9 +82,10 @@ def train(bank: LayerBank, case: Case, text: CalibrationText) -> None:
     groups = unit_groups(adapter_parameters(bank.model), unit_of, {unit.name: 2 for unit in units}, settings, 2e-3)
     inner = UnitwiseAdamW(groups, settings.optimizer)
     order = np.tile(np.arange(settings.step_sequences), (2, 1))
-    positions = TEXT if case.isolated else None
-    train_steps(bank.model, inner, TEXT, TEXT, order, 0, 2, 2, settings, DEVICE, positions=positions)
-    held_out(bank.model, TEXT, TEXT, settings, DEVICE, positions=positions)
+    blocks = TokenBlocks(TEXT, TEXT, TEXT if case.isolated else None)
+    for step in range(2):
+        train_step(bank.model, inner, blocks, order, step, settings, DEVICE)
+    held_out(bank.model, blocks, settings, DEVICE)
     assert {t.device.type for t in inner.state().values()} == {"cpu"}
     assert {p.device.type for p in bank.model.parameters()} == {DEVICE.type}
     detach(bank.model)

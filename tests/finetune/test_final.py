@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.training.final import FinalSettings
+from qra_bo.finetune.training.loop import HeldOut
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.finetune.training.sample import NEW_TOKENS, PROMPT_TOKENS, prompt_of
 from qra_bo.space import uniform
@@ -53,7 +54,7 @@ def finalise(out: Path, oracle: Any = None, progress: Callable[..., None] = quie
 
     def rising(split: str, run: Any, probe: Any) -> Any:
         found = held_out(split, run, probe)
-        return found if split == "test" else replace(found, loss=5 + abs(run.at.step - 6) / 10)
+        return found if split == "test" else HeldOut(((5 + abs(run.at.step - 6) / 10, 1),), found.tokens)
 
     oracle._held_out = rising
     found: dict[str, Any] = oracle.finalise(MIXED.to_json(), {"steps": 12, "validate_every": 2, **options}, 5, 5e-3,

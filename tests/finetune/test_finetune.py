@@ -15,7 +15,7 @@ from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import ProfileCache
 from qra_bo.finetune.data.load import byte_tokenizer, load_data
 from qra_bo.finetune.data.options import TinyData
-from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
+from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings, Stores
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
@@ -40,7 +40,7 @@ def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, **train: o
     settings = FinetuneSettings(trainer, AdapterSettings(), 4, (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)
-    return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, store, None, {})
+    return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, Stores(store), {})
 
 
 def quiet(*_: object) -> None:
@@ -171,7 +171,7 @@ def test_out_of_memory_is_a_result(error: Exception, message: str, monkeypatch: 
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("qra_bo.finetune.oracle.train_steps", starve)
+        patch.setattr("qra_bo.finetune.oracle.train_step", starve)
         starved = oracle.evaluate(REQUEST, quiet)
         unmeasured = oracle.measure_peak(MIXED.to_json(), 0, quiet)
     assert (starved.state, starved.message) == (TrialState.OOM, message)
@@ -245,7 +245,7 @@ def test_a_killed_profile_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     def measured(folder: Path, progress: Progress = quiet) -> tuple[dict[str, Any], dict[str, int], Counter[str]]:
         passes.clear()
         oracle = make()
-        oracle.profile_cache = ProfileCache(folder, {})
+        oracle.stores = Stores(profiles=ProfileCache(folder, {}))
         profile = oracle.profile(progress)
         return profile_to_json(profile), oracle.profile_cost, Counter(passes)
 

@@ -16,7 +16,7 @@ from qra_bo.finetune.data.load import byte_tokenizer, load_data
 from qra_bo.finetune.data.options import TinyData
 from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference
 from qra_bo.finetune.models.load import load_base
-from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
+from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings, Stores
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State, packed
 from qra_bo.finetune.training.loop import TrainSettings
@@ -137,7 +137,7 @@ def make(init: str, model: Any = None) -> FinetuneOracle:
     train = TrainSettings(batch=2, logits_chunk=16)
     settings = FinetuneSettings(train, AdapterSettings(2.0, init), 4, (), 4)
     bank = LayerBank(model, spec, formats, torch.float32, CPU, keep_dense=True)
-    return FinetuneOracle(DATA, make_units(spec, "layer"), formats, bank, settings, None, None, {})
+    return FinetuneOracle(DATA, make_units(spec, "layer"), formats, bank, settings, Stores(), {})
 
 
 def quiet(*_: object) -> None:

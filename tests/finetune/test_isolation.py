@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from qra_bo.finetune.data.packing import pack
-from qra_bo.finetune.data.records import NO_LOSS, Record
+from qra_bo.finetune.data.records import NO_LOSS, Record, TokenBlocks
 from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
@@ -100,11 +100,10 @@ def test_a_kernel_with_its_own_type_isolates_too() -> None:
     later = blocks.labels.copy()
     for row, positions in enumerate(blocks.positions):
         later[row, :(positions == 0).nonzero()[0][1]] = NO_LOSS
-    losses = [held_out(model, ids, later, settings, CPU, positions=blocks.positions).loss
-              for ids in (blocks.input_ids, changed)]
-    assert losses[0] == losses[1]
-    assert held_out(model, changed, later, settings, CPU).loss != held_out(
-        model, blocks.input_ids, later, settings, CPU).loss
+    isolated, joined = ([held_out(model, TokenBlocks(ids, later, positions), settings, CPU).loss
+                         for ids in (blocks.input_ids, changed)] for positions in (blocks.positions, None))
+    assert isolated[0] == isolated[1]
+    assert joined[0] != joined[1]
 
 
 def test_positions_begin_anew_in_every_record() -> None:

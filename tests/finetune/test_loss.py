@@ -10,6 +10,7 @@ from transformers import (
     GraniteForCausalLM,
 )
 
+from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import ChunkedHeadLoss, hidden_states, logits_of, token_losses
 from tests.finetune.models import tiny_llama
@@ -74,6 +75,7 @@ def check_logits(config: type, kind: type, given: dict[str, float]) -> None:
     assert max(largest) == 5
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(torch.autograd.grad(total, norm), torch.autograd.grad(expected, norm))
-    result = held_out(model, ids.numpy(), ids.numpy(), TrainSettings(1, logits_chunk=5), torch.device("cpu"))
+    blocks = TokenBlocks(ids.numpy(), ids.numpy())
+    result = held_out(model, blocks, TrainSettings(1, logits_chunk=5), torch.device("cpu"))
     assert result.loss == pytest.approx(float(expected.detach()) / 11, rel=1e-5)
     assert max(largest) == 5

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
+from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.training.learning_rate import RATE_RULES, RateRule
-from qra_bo.finetune.training.loop import DivergedError, TrainSettings, held_out, train_steps, unit_groups
+from qra_bo.finetune.training.loop import DivergedError, TrainSettings, held_out, train_step, unit_groups
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from tests.finetune.models import tiny_llama
 
@@ -66,15 +67,16 @@ def test_training_learns_and_padding_counts_for_nothing() -> None:
     try:
         optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(MODEL), dict.fromkeys(names, "all"), {"all": 4},
                                               settings, 5e-3), settings.optimizer)
-        before = held_out(MODEL, BLOCKS, labels, settings, CPU)
+        before = held_out(MODEL, TokenBlocks(BLOCKS, labels), settings, CPU)
         order = np.arange(8).reshape(2, 4)[np.arange(20) % 2]
-        tokens = train_steps(MODEL, optimizer, BLOCKS, labels, order, 0, 20, 20, settings, CPU)
-        after = held_out(MODEL, BLOCKS, labels, settings, CPU)
+        tokens = sum(train_step(MODEL, optimizer, TokenBlocks(BLOCKS, labels), order, step, settings, CPU)
+                     for step in range(20))
+        after = held_out(MODEL, TokenBlocks(BLOCKS, labels), settings, CPU)
         assert tokens == 20 * 4 * 16
         assert after.loss < before.loss - 0.3
         changed = BLOCKS.copy()
         changed[:, 12:] = 0
-        assert held_out(MODEL, changed, labels, settings, CPU).loss == pytest.approx(after.loss, abs=1e-5)
+        assert held_out(MODEL, TokenBlocks(changed, labels), settings, CPU).loss == pytest.approx(after.loss, abs=1e-5)
     finally:
         detach(MODEL)
 
@@ -101,7 +103,8 @@ def gradients_and_step(batch: int, accumulate: int,
         if phase == "backward":
             found[:] = [w.working.grad.float() / 49 for w, _ in optimizer.weights()]
 
-    tokens = train_steps(model, optimizer, BLOCKS, labels, np.arange(8)[None], 0, 1, 4, settings, CPU, mark)
+    tokens = train_step(model, optimizer, TokenBlocks(BLOCKS, labels), np.tile(np.arange(8), (4, 1)), 0, settings, CPU,
+                        mark)
     assert tokens == BLOCKS.size
     assert int((labels[:, 1:] != -100).sum()) == 49
     return found, [w.master.detach().clone() for w, _ in optimizer.weights()]
@@ -126,7 +129,7 @@ def test_held_out_loss_is_a_mean_with_clustered_error() -> None:
     labels = BLOCKS.copy()
     labels[0, 5:] = -100
     settings = TrainSettings(batch=3, logits_chunk=3)
-    result = held_out(MODEL, BLOCKS, labels, settings, CPU)
+    result = held_out(MODEL, TokenBlocks(BLOCKS, labels), settings, CPU)
     sums, counts = [], []
     for row in range(8):
         ids, goal = torch.from_numpy(BLOCKS[row:row + 1]), torch.from_numpy(labels[row:row + 1])
@@ -147,7 +150,7 @@ def test_a_loss_that_is_not_a_number_is_reported() -> None:
             pair["B"].fill_(float("nan"))
         optimizer = UnitwiseAdamW([(pair, 1e-3)], TrainSettings().optimizer)
         with pytest.raises(DivergedError, match="step 1"):
-            train_steps(MODEL, optimizer, BLOCKS, BLOCKS, np.zeros((1, 2), dtype=np.int64), 0, 1, 1,
-                        TrainSettings(batch=2), CPU)
+            train_step(MODEL, optimizer, TokenBlocks(BLOCKS, BLOCKS), np.zeros((1, 2), dtype=np.int64), 0,
+                       TrainSettings(batch=2), CPU)
     finally:
         detach(MODEL)

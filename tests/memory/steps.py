@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
@@ -103,8 +104,8 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
         if shape.eval_batch:
             text = np.ones((shape.eval_batch, shape.length), dtype=np.int64)
             chunk = shape.logits_chunk or shape.tokens
-            held_out(model, text, text, TrainSettings(shape.eval_batch, logits_chunk=chunk),
-                     torch.device("cpu"), positions=text if shape.isolated else None)
+            held_out(model, TokenBlocks(text, text, text if shape.isolated else None),
+                     TrainSettings(shape.eval_batch, logits_chunk=chunk), torch.device("cpu"))
         evaluation = tracker.peak_bytes
     return Step(spec, space, base, phases, evaluation)
 

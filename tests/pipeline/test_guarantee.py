@@ -93,14 +93,14 @@ def test_where_nothing_measures_within_the_budget_nothing_is_delivered(tmp_path:
 def test_a_winner_that_the_device_can_not_hold_hands_over_to_the_next_best(
         tmp_path: Path, executor: InProcessExecutor, predictor: BytesPredictor,
         monkeypatch: pytest.MonkeyPatch) -> None:
-    real = finetune.train_steps
+    real = finetune.train_step
 
     def starved(model: Any, *args: Any) -> int:
         if {m.fmt.name for m in model.modules() if hasattr(m, "fmt")} == {"int8"}:
             raise RuntimeError("CUDA error: out of memory")
         return real(model, *args)
 
-    monkeypatch.setattr(finetune, "train_steps", starved)
+    monkeypatch.setattr(finetune, "train_step", starved)
     delivered, events = deliver(tmp_path, executor, 10**12)
     assert delivered == NEXT
     assert [e["event"] for e in events] == ["measured", "warning", "measured"]

@@ -36,7 +36,8 @@ def test_stored_bytes_and_export_are_those_of_mlx(tmp_path: Path, monkeypatch: p
     modules = json.loads((run / "quant_manifest.json").read_text())["modules"]
     packed = sum(sum(CONSUMERS["mlx"].matrix_bytes(parse_format(m["name"]), *m["shape"])) for m in modules.values())
     adapters = sum(2 * m["rank"] * sum(m["shape"]) for m in modules.values())
-    assert best["memory"]["predicted_bytes"] == best["memory"]["measured_bytes"] == packed + adapters
+    assert best["memory"]["predicted_bytes"] == packed + adapters
+    assert best["memory"]["measured_bytes"] is None  # training shows nothing of files that are written later
     written = load_file(run / "mlx" / "model.safetensors")
     assert packed == sum(t.nbytes for name, t in written.items() if ".layers." in name and "norm" not in name)
     said = commands(load_config([*TINY, "serve=mlx"]), run)

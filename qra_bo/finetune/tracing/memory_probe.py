@@ -20,8 +20,6 @@ from torch.utils._pytree import tree_iter
 from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
-from qra_bo.memory.formats import parse_format
-from qra_bo.memory.serving import ANY, CONSUMERS
 from qra_bo.trials import PhasePeak
 
 WATCHED_STEP = 1
@@ -141,14 +139,13 @@ class MemoryProbe:
         optimizer: Its tensors are alive at the peak.
         bank: Quantised linears of the model, to which adapters are attached.
         scope: ``"peak"`` (all bytes alive at the peak of a step) or ``"stored"`` (quantised weights, metadata and
-            adapters in 16 bits; the bytes of these formats in the files of ``serve``).
+            adapters in 16 bits); ``None``: a scope of which training shows nothing.
         follow: Whether to follow storages on a CPU; without it only ``load`` is known there.
     """
 
-    def __init__(self, optimizer: UnitwiseAdamW, bank: LayerBank, scope: str, *, follow: bool,
-                 serve: str = ANY) -> None:
+    def __init__(self, optimizer: UnitwiseAdamW, bank: LayerBank, scope: str | None, *, follow: bool) -> None:
         self.device, self.model, self.bank = bank.device, bank.model, bank
-        self.optimizer, self.scope, self.follow, self.serve = optimizer, scope, follow, serve
+        self.optimizer, self.scope, self.follow = optimizer, scope, follow
         self._found: dict[str, PhasePeak] = {}
         if self.device.type == "cuda":
             self._read("load")
@@ -164,20 +161,12 @@ class MemoryProbe:
 
     @property
     def bytes(self) -> int | None:
-        """Bytes in the configured scope; ``None`` where no step was measured."""
+        """Bytes in the configured scope; ``None`` where nothing was measured in it."""
         if self.scope == "stored":
             adapters = sum(p.numel() for pair in adapter_parameters(self.model).values() for p in pair.values())
-            return self._stored() + 2 * adapters
+            return sum(self.bank.stored_bytes(self.bank.current)) + 2 * adapters
         trained = [p.allocated if p.reserved is None else p.reserved for p in self.peaks if p.phase != "load"]
-        return max(trained) if "step" in self._found else None
-
-    def _stored(self) -> int:
-        """Bytes of the packed tensors, or those of the same codes in a consumer's files, which are not written yet."""
-        if self.serve == ANY:
-            return sum(self.bank.stored_bytes(self.bank.current))
-        in_files = CONSUMERS[self.serve].matrix_bytes
-        return sum(sum(in_files(parse_format(self.bank.current[m.name]), m.out_features, m.in_features))
-                   for m in self.bank.spec.linears)
+        return max(trained) if self.scope == "peak" and "step" in self._found else None
 
     @contextmanager
     def watch(self, step: int) -> Iterator[Mark]:

@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from qra_bo.finetune.adapters.lora import fused_linear
+from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import choose_kernel, fp32_attention, ungrouped_attention
 from qra_bo.finetune.quantization.base import backend_of, packed, stand_in
@@ -189,8 +190,8 @@ class StepTracer:
             tracker.reset_peak()
             if shape.eval_batch:
                 text = np.zeros((shape.eval_batch, shape.length), dtype=np.int64)
-                held_out(self.model, text, text, TrainSettings(shape.eval_batch, logits_chunk=chunk), META,
-                         positions=text if shape.isolated else None)
+                held_out(self.model, TokenBlocks(text, text, text if shape.isolated else None),
+                         TrainSettings(shape.eval_batch, logits_chunk=chunk), META)
             phase()
         forward, backward, step, evaluation = peaks
         return Traced(resident, forward, backward, step, evaluation, time.perf_counter() - start)

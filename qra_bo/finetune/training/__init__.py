@@ -2,7 +2,7 @@
 
 from qra_bo.utils.lazy import lazy_names
 
-_HOMES = {"TrainSettings": "loop", "train_steps": "loop", "held_out": "loop", "DivergedError": "loop",
+_HOMES = {"TrainSettings": "loop", "train_step": "loop", "held_out": "loop", "DivergedError": "loop",
           "AdamWSettings": "optimizer", "UnitwiseAdamW": "optimizer", "CheckpointStore": "trial_run",
           "TrialRun": "trial_run", "CalibrationText": "loss"}
 __all__ = sorted(_HOMES)

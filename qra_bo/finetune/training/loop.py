@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
+from qra_bo.finetune.data.records import NO_LOSS, IntArray, TokenBlocks
 from qra_bo.finetune.training.learning_rate import RATE_RULES, RateRule
 from qra_bo.finetune.training.loss import hidden_states, logits_of, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
-
-Blocks = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,48 +66,45 @@ class DivergedError(Exception):
     """The loss or a gradient is no longer a finite number."""
 
 
-def train_steps(model: Any, optimizer: UnitwiseAdamW, inputs: Blocks, labels: Blocks, order: Blocks,
-                first: int, last: int, schedule: int, settings: TrainSettings, device: torch.device,
-                mark: Callable[[str], None] = lambda phase: None, positions: Blocks | None = None) -> int:
-    """Run optimiser steps ``first .. last - 1`` of a schedule of ``schedule`` steps.
-
-    ``inputs`` are token ids, ``n x length``, and ``labels`` are -100 where no loss is taken; ``order`` holds the rows
-    of each step, ``steps x (accumulate batch)``. Gradients of its batches are summed in the compute type, and divided
-    by the number of target tokens of the whole step, so that every token has the same weight however the rows are cut
-    into batches. ``mark`` is called with the name of each phase at its end: forward and backward of every batch, step.
-    ``positions``, ``n x length``, isolate the records of a row. Returns the tokens that went forward and backward,
+def train_step(model: Any, optimizer: UnitwiseAdamW, blocks: TokenBlocks, order: IntArray, step: int,
+               settings: TrainSettings, device: torch.device, mark: Callable[[str], None] = lambda phase: None) -> int:
+    """Run the optimiser step number ``step`` (from 0) of a schedule; return the tokens that went forward and backward,
     padding counted.
+
+    ``order`` holds the rows of ``blocks`` of each step, ``steps x (accumulate batch)``. Gradients of a step's batches
+    are summed in the compute type, and divided by the number of target tokens of the whole step, so that every token
+    has the same weight however the rows are cut into batches. ``mark`` is called with the name of each phase at its
+    end: forward and backward of every batch, step.
 
     Raises:
         DivergedError: If the loss or the gradient is not finite.
     """
     model.train()
-    tokens = 0
-    for step in range(first, last):
-        total, count = 0.0, 0
-        for rows in order[step].reshape(-1, settings.batch):
-            summed, targets = _gradients(model, inputs[rows], labels[rows], _taken(positions, rows, device),
-                                         settings.logits_chunk, device, mark)
-            total, count = total + summed, count + targets
-            tokens += inputs[rows].size
-        loss = total / max(1, count)
-        norm = optimizer.step(settings.lr_factor(step, schedule), 1.0 / max(1, count))
-        mark("step")
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(f"loss {loss} and gradient norm {norm} at step {step + 1}")
-    return tokens
+    total, count = 0.0, 0
+    for rows in order[step].reshape(-1, settings.batch):
+        summed, targets = _gradients(model, *_tensors(blocks, rows, device), settings.logits_chunk, mark)
+        total, count = total + summed, count + targets
+    loss = total / max(1, count)
+    norm = optimizer.step(settings.lr_factor(step, len(order)), 1.0 / max(1, count))
+    mark("step")
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise DivergedError(f"loss {loss} and gradient norm {norm} at step {step + 1}")
+    return order[step].size * blocks.input_ids.shape[1]
 
 
-def _taken(positions: Blocks | None, rows: Any, device: torch.device) -> torch.Tensor | None:
-    """Return the positions of some rows on the device, where there are any."""
-    return None if positions is None else torch.from_numpy(positions[rows]).to(device)
+def _tensors(blocks: TokenBlocks, rows: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ids, labels and, where records are isolated, positions of some rows on the device."""
+    ids, labels, positions = (None if part is None else torch.from_numpy(part[rows]).to(device)
+                              for part in (blocks.input_ids, blocks.labels, blocks.positions))
+    assert ids is not None
+    assert labels is not None
+    return ids, labels, positions
 
 
-def _gradients(model: Any, inputs: Blocks, labels: Blocks, positions: torch.Tensor | None, chunk: int,
-               device: torch.device, mark: Callable[[str], None]) -> tuple[float, int]:
+def _gradients(model: Any, ids: Tensor, labels: Tensor, positions: Tensor | None, chunk: int,
+               mark: Callable[[str], None]) -> tuple[float, int]:
     """Add one batch's gradients to those that are there; return its summed loss and its number of target tokens."""
-    total, count = token_losses(model, torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device), chunk,
-                                positions)
+    total, count = token_losses(model, ids, labels, chunk, positions)
     mark("forward")
     total.backward()  # type: ignore[no-untyped-call]
     mark("backward")
@@ -116,44 +113,50 @@ def _gradients(model: Any, inputs: Blocks, labels: Blocks, positions: torch.Tens
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Held-out loss: mean over target tokens, its standard error over sequences, tokens that went forward."""
+    """Held-out loss.
 
-    loss: float
-    se: float
+    Args:
+        sequences: Summed loss and number of target tokens of every sequence.
+        tokens: Tokens that went forward.
+    """
+
+    sequences: tuple[tuple[float, int], ...]
     tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Mean over target tokens."""
+        return sum(loss for loss, _ in self.sequences) / sum(n for _, n in self.sequences)
+
+    @property
+    def se(self) -> float:
+        """Standard error of the loss, with sequences as independent clusters of tokens."""
+        sums, counts = np.array(self.sequences).T
+        k, residual = len(sums), sums - self.loss * counts
+        return math.sqrt(float((residual**2).sum()) * k / max(1, k - 1)) / sum(n for _, n in self.sequences)
 
 
 @torch.no_grad()
-def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device,
-             watch: Callable[[], AbstractContextManager[None]] = nullcontext,
-             positions: Blocks | None = None) -> HeldOut:
-    """Return the loss on ``n x length`` blocks; its standard error treats sequences as independent clusters of tokens.
+def held_out(model: Any, blocks: TokenBlocks, settings: TrainSettings, device: torch.device,
+             watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> HeldOut:
+    """Return the held-out loss on ``blocks``.
 
     Its batches have as many sequences as those of training, so that an evaluation needs less memory than a step. Every
-    batch runs within a ``watch()`` of its own. ``positions``, ``n x length``, isolate the records of a row.
+    batch runs within a ``watch()`` of its own.
     """
     model.eval()
-    sums: list[float] = []
-    counts: list[int] = []
-    tokens = 0
-    for start in range(0, len(inputs), settings.batch):
-        ids = torch.from_numpy(inputs[start:start + settings.batch]).to(device)
-        goal = torch.from_numpy(labels[start:start + settings.batch]).to(device)
-        tokens += ids.numel()
-        counts += [int(n) for n in (goal[:, 1:] != -100).sum(dim=1)]
+    sequences: list[tuple[float, int]] = []
+    for start in range(0, len(blocks), settings.batch):
+        ids, labels, positions = _tensors(blocks, slice(start, start + settings.batch), device)
+        counts = [int(n) for n in (labels[:, 1:] != NO_LOSS).sum(dim=1)]
         with watch():
-            losses = _sequence_sums(model, ids, goal, settings.logits_chunk,
-                                    _taken(positions, slice(start, start + settings.batch), device))
-        sums += losses
-    n_tokens, k = sum(counts), len(sums)
-    mean = sum(sums) / n_tokens
-    residual = np.array(sums) - mean * np.array(counts)
-    se = math.sqrt(float((residual**2).sum()) * k / max(1, k - 1)) / n_tokens
-    return HeldOut(mean, se, tokens)
+            losses = _sequence_sums(model, ids, labels, settings.logits_chunk, positions)
+        sequences += zip(losses, counts, strict=True)
+    return HeldOut(tuple(sequences), blocks.input_ids.size)
 
 
-def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int,
-                   positions: torch.Tensor | None) -> list[float]:
+def _sequence_sums(model: Any, ids: Tensor, goal: Tensor, chunk: int,
+                   positions: Tensor | None) -> list[float]:
     hidden = hidden_states(model, ids, positions)[:, :-1]
     out = []
     for i in range(len(ids)):
@@ -161,22 +164,22 @@ def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int
         for start in range(0, len(targets), chunk):
             logits = logits_of(model, hidden[i, start:start + chunk]).float()
             part = torch.nn.functional.cross_entropy(logits, targets[start:start + chunk], reduction="sum",
-                                                     ignore_index=-100)
+                                                     ignore_index=NO_LOSS)
             total += float(part)
             del logits  # freed before the next chunk's are made
         out.append(total)
     return out
 
 
-def unit_groups(parameters: Mapping[str, Mapping[str, torch.nn.Parameter]], unit_of: Mapping[str, str],
+def unit_groups(parameters: Mapping[str, Mapping[str, Parameter]], unit_of: Mapping[str, str],
                 ranks: Mapping[str, int], settings: TrainSettings, rate: float,
-                steps: int | None = None) -> list[tuple[dict[str, torch.nn.Parameter], float]]:
+                steps: int | None = None) -> list[tuple[dict[str, Parameter], float]]:
     """Return one optimiser group per unit, with the learning rate that ``rate`` gives its rank (``peak_lr``).
 
     ``parameters`` are A and B of every module, ``unit_of`` names its unit, ``ranks`` are those of the units. ``steps``
     are those of the schedule; ``None``: as long as the settings' rate is for.
     """
-    grouped: dict[str, dict[str, torch.nn.Parameter]] = {}
+    grouped: dict[str, dict[str, Parameter]] = {}
     for module, pair in parameters.items():
         for which, parameter in pair.items():
             grouped.setdefault(unit_of[module], {})[f"{module}.{which}"] = parameter

@@ -131,6 +131,7 @@ class TrialRun:
     Args:
         request: The trial.
         store: Store of checkpoints, or ``None`` to keep none.
+        eval_blocks: Held-out sequences of an evaluation.
         record_at: Steps after which the validation loss is recorded.
         at: Steps, tokens and curve so far, and the seconds of earlier processes that were interrupted.
         start: Time at which this process began with it.
@@ -139,10 +140,11 @@ class TrialRun:
 
     request: TrialSpec
     store: CheckpointStore | None
+    eval_blocks: int
     record_at: tuple[int, ...] = ()
     at: Checkpoint = field(init=False)
-    start: float = field(default_factory=time.monotonic)
-    saved: float = field(default_factory=time.monotonic)
+    start: float = field(init=False, default_factory=time.monotonic)
+    saved: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.at = Checkpoint(target=self.request.steps)
