@@ -78,6 +78,14 @@ def grid_values(grid: Grid, codes: Tensor) -> Tensor:
     return levels_of(grid)[codes.long()] * scale + offset
 
 
+def between_extremes(weight: Tensor, bits: int) -> Tensor:
+    """Round between the minimum and the maximum of every 64 weights."""
+    groups = weight.reshape(-1, 64)
+    low, high = groups.amin(dim=1, keepdim=True), groups.amax(dim=1, keepdim=True)
+    step = (high - low) / (2 ** bits - 1)
+    return (((groups - low) / step).round() * step + low).view_as(weight)
+
+
 class QuantizerConformance:
     """Subclass it, name it ``Test...`` and set ``formats``."""
 
@@ -147,14 +155,13 @@ class QuantizerConformance:
 
         check()
 
-    def test_error_is_close_to_the_references(self, fmt: StorageFormat) -> None:
+    def test_error_is_close_to_plain_rounding(self, fmt: StorageFormat) -> None:
         linear = make_linear(128, 256)
         error = relative_error(packed(self.layer(fmt, linear, torch.float32)).unpack(), linear.weight)
         if fmt.bits == 16:
             assert error < 3e-4
             return
-        ref = parse_format(f"ref{fmt.bits}")
-        bound = relative_error(packed(quantize(linear, ref, torch.float32)).unpack(), linear.weight)
+        bound = relative_error(between_extremes(linear.weight, fmt.bits), linear.weight)
         wider = 1.9 if fmt.block == 0 else 1.35  # one scale a row, or groups of 128, cost more than groups of 64
         assert 0 < error <= wider * bound
 
