@@ -214,7 +214,8 @@ class Session:
         if recipe.initial_rank is not None:
             found = self._adalora(recipe, lr_scale, train_seed, split, measure=False)
             return {k: v for k, v in found.items() if k != "measured_bytes"}
-        spec = TrialSpec(recipe.allocation, self.steps, self.steps, train_seed, self.rate(lr_scale), split, recipe.start)
+        spec = TrialSpec(recipe.allocation, self.steps, self.steps, train_seed, self.rate(lr_scale), split,
+                         recipe.start)
         m = self._any_executor(None, recipe).evaluate(spec, quiet)
         return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
                 "average_rank": recipe.average_rank(self.space), "training_tokens": m.training_tokens,

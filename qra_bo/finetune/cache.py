@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from qra_bo.finetune.checked_tensors import fast_hash, load_checked, save_checked
+from qra_bo.finetune.checked_tensors import load_checked, save_checked
 from qra_bo.sensitivity import SensitivityProfile, profile_from_json, profile_to_json
 from qra_bo.utils.errors import ProfileError
-from qra_bo.utils.files import cache_folder, read_sealed, write_sealed
+from qra_bo.utils.files import read_sealed, write_sealed
 from qra_bo.utils.holder import holder_of, name_holder
 
 log = logging.getLogger(__name__)
@@ -36,48 +36,6 @@ POLL_SECONDS = 0.5
 """Time between two attempts to take the lock of another process."""
 PATIENCE_SECONDS = 300.0
 """Time without a new file after which the holder of the lock is no longer waited for."""
-SETTLED_SECONDS = 5.0
-"""Age from which a later change of a file shows in its times, whatever their resolution."""
-
-
-def weights_fingerprint(model: Any, files: Sequence[Path], facts: Mapping[str, Any], begun: float) -> str:
-    """Return a hash of every parameter's name, type, shape and bytes, kept by the identity of the weights' files.
-
-    Args:
-        model: On the host.
-        files: Those that the weights were read from; none for random weights.
-        facts: JSON values that determine what becomes of the files' contents.
-        begun: Seconds since the epoch before the files were read. A hash is not kept for files changed after that.
-    """
-    status = {str(file): file.stat() for file in files}
-    identity = {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev] for name, s in status.items()}
-    path = cache_folder("fingerprints") / f"{_key({**facts, 'files': identity})}.json"
-    settled = all(max(s.st_mtime, s.st_ctime) < begun - SETTLED_SECONDS for s in status.values())
-    stored = _read(path, "hash of the weights") if files and settled else None
-    if stored is not None:
-        return str(stored["hash"])
-    found = fast_hash(model.state_dict())
-    if files and settled:
-        _write(path, {"hash": found})
-    return found
-
-
-def _read(path: Path, what: str) -> dict[str, Any] | None:
-    try:
-        return read_sealed(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        log.warning("the cached %s %s can't be used and is made anew: %s", what, path, error)
-        return None
-
-
-def _write(path: Path, data: Mapping[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, data)
-    except (OSError, ValueError) as error:  # not every measurement is a finite number
-        log.warning("%s can't be written, so a later run makes its contents anew: %s", path, error)
 
 
 @functools.cache
@@ -217,17 +175,21 @@ class ProfileCache:
 
     def load(self, units: Iterable[str]) -> tuple[SensitivityProfile, dict[str, int]] | None:
         """Return the profile of these units and its cost in tokens, or ``None``."""
-        stored = _read(self.path, "sensitivity profile")
-        if stored is None:
-            return None
         try:
+            stored = read_sealed(self.path)
             profile, cost = profile_from_json(stored["profile"], str(self.path)), stored["cost"]
-        except (KeyError, ProfileError) as error:  # of another release
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, ProfileError) as error:
             log.warning("the cached sensitivity profile %s can't be used and is measured anew: %s", self.path, error)
             return None
         return (profile, cost) if profile.units == tuple(units) else None
 
     def save(self, profile: SensitivityProfile, cost: Mapping[str, int]) -> None:
         """Write a profile and its cost in tokens, and remove its parts."""
-        _write(self.path, {"profile": profile_to_json(profile), "cost": dict(cost)})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_sealed(self.path, {"profile": profile_to_json(profile), "cost": dict(cost)})
+        except (OSError, ValueError) as error:  # not every measurement is a finite number
+            log.warning("%s can't be written, so a later run makes its contents anew: %s", self.path, error)
         shutil.rmtree(self.parts.folder, ignore_errors=True)

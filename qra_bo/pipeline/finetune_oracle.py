@@ -1,9 +1,7 @@
 """The oracle that really fine-tunes, from a checked configuration. Loads torch."""
 
 import shutil
-import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,13 @@ import torch
 
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.finetune.adapters.lora import AdapterSettings
-from qra_bo.finetune.cache import ProfileCache, TensorStore, weights_fingerprint
+from qra_bo.finetune.cache import ProfileCache, TensorStore
 from qra_bo.finetune.checked_tensors import fast_hash
 from qra_bo.finetune.data.load import check_tokens, data_notes, load_data
 from qra_bo.finetune.manifest import package_versions
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
-from qra_bo.finetune.models.load import cast_parameters, commit_of, files_of, load_base, use_fast_attention
+from qra_bo.finetune.models.load import cast_parameters, commit_of, load_base, use_fast_attention
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings, Stores
 from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats
 from qra_bo.finetune.quantization.base import storage_bytes
@@ -51,7 +49,6 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     if device.type == "cuda" and device.index is not None:  # torch refuses to set one without an index
         torch.cuda.set_device(device)  # kernels of libraries, and statistics without an index, go to the current device
     dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type, card_capability(cfg, device.type)))
-    begun = time.time()
     if cfg.executor.name == "ray":
         fetch(cfg.model, bars=False)  # the driver's cache may be on another machine
     model, tokenizer = load_base(cfg.model)
@@ -64,8 +61,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     linears = [linear.name for linear in spec.linears]
     cast_parameters(model, dtype, linears)
     versions = package_versions()
-    weights = weights_fingerprint(model, files_of(cfg.model), {"model": dict(cfg.model), "dtype": str(dtype),
-                                                               "versions": versions, "gguf": version("gguf")}, begun)
+    weights = fast_hash(model.state_dict())
     kernel = use_fast_attention(model, device, dtype)
     space = make_space(cfg, spec)
     formats = bank_formats(cfg, space)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qra_bo.config import load_config
-from qra_bo.finetune.cache import TensorStore, weights_fingerprint
+from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
@@ -163,24 +163,6 @@ def test_the_same_weights_used_otherwise_share_no_cache(change: Callable[[Path],
     expected = results(tmp_path / "fresh", tmp_path / "c", options)
     assert not same(before, expected)
     assert same(after, expected)
-
-
-def test_weights_are_hashed_once_until_their_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, file, later = tiny_llama()[0], tmp_path / "model.safetensors", 2e10
-    file.write_bytes(b"weights")
-    whole = weights_fingerprint(model, [file], {"dtype": "a"}, later)
-    assert weights_fingerprint(model, [], {}, later) == whole
-    made: list[Any] = []
-    monkeypatch.setattr("qra_bo.finetune.cache.fast_hash", lambda tensors: made.append(tensors) or "made")
-    assert weights_fingerprint(model, [file], {"dtype": "a"}, later) == whole
-    assert weights_fingerprint(model, [file], {"dtype": "b"}, later) == "made"
-    status = file.stat()
-    file.write_bytes(b"other!!")
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert weights_fingerprint(model, [file], {"dtype": "a"}, later) == "made"
-    assert weights_fingerprint(model, [file], {"dtype": "c"}, file.stat().st_ctime) == "made"
-    assert weights_fingerprint(model, [file], {"dtype": "c"}, file.stat().st_ctime) == "made"
-    assert len(made) == 4
 
 
 HOLDER = """

@@ -127,12 +127,6 @@ def without_dropout(model: Any) -> None:
             setattr(config, name, 0.0)
 
 
-def files_of(model_cfg: Mapping[str, Any]) -> list[Path]:
-    """Return the files of the folder that a model is read from; none for a random one. Errors: ``source_folder``'s."""
-    folder = source_folder(model_cfg)
-    return [] if folder is None else sorted(path for path in folder.iterdir() if path.is_file())
-
-
 def cast_parameters(model: Any, dtype: torch.dtype, linears: Iterable[str] = ()) -> None:
     """Give the floating parameters of ``model`` the type ``dtype``, in place.
 
