@@ -95,7 +95,7 @@ class FinetuneOracle:
         self.text = CalibrationText(
             torch.from_numpy(data.calibration.input_ids), torch.from_numpy(data.calibration.labels),
             settings.train.batch, settings.train.logits_chunk, torch.from_numpy(data.calibration.is_text))
-        self.inits = self._other_inits = Initialiser(bank, settings.adapter, self.text, stores.factors)
+        self.inits = Initialiser(bank, settings.adapter, self.text, stores.factors)
         self.peft: Any = None  # the wrapped model of the trial under way
         self._over: set[str] = set()  # checkpoints that no later trial continues
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
@@ -276,12 +276,7 @@ class FinetuneOracle:
         formats = unit_choice(self.units, allocation.formats)
         ranks = unit_choice(self.units, allocation.ranks)
         self.bank.choose_codes(progress)
-        inits = self.inits
-        if init not in (None, self.settings.adapter.init):
-            if self._other_inits.settings.init != init:  # the last one used is kept
-                self._other_inits = self.inits.with_init(str(init))
-            inits = self._other_inits
-        prepared = inits.prepare(formats, ranks, progress, codes == "rtn")
+        prepared = self.inits.prepare(formats, ranks, progress, codes == "rtn", init)
         nearest = self.bank.nearest_bases(formats) if codes == "rtn" else {}
         self.bank.install({**formats, **nearest, **prepared.bases})
         self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.bank.compute_dtype,

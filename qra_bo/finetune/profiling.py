@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -271,7 +270,7 @@ def measure_rank_sensitivity(bank: LayerBank, units: Sequence[Unit], text: Calib
         DeviceError: If memory runs out.
         ModelError: If a gradient is not finite.
     """
-    names, batches = [linear.name for unit in units for linear in unit.linears], text.batches()
+    names, batches = [linear.name for unit in units for linear in unit.linears], text.parts(text.batch)
 
     def energies(ids: Tensor, labels: Tensor) -> FloatArray:
         found: dict[str, FloatArray] = {}
@@ -279,7 +278,7 @@ def measure_rank_sensitivity(bank: LayerBank, units: Sequence[Unit], text: Calib
         def add(name: str, gradient: Tensor, x: Tensor) -> None:
             found[name] = leading_energy(gradient, x, k)
 
-        each_gradient(bank.model, names, replace(text, ids=ids, labels=labels), bank.device, add, lambda *_: None)
+        each_gradient(bank.model, names, ids.to(bank.device), labels.to(bank.device), text.logits_chunk, add)
         return np.stack([sum((found[m.name] for m in unit.linears), np.zeros(k)) for unit in units])
 
     bank.restore_dense()

@@ -91,12 +91,9 @@ class Dense:
         self.most = max(self.most, sum(type(base) is nn.Linear for base in bases))
 
 
-@pytest.mark.parametrize("overrides", [[], ["worker.spill_above=1"]])
-def test_a_base_in_host_memory_gives_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      overrides: list[str]) -> None:
-    config = load_config([*OVERRIDES, "quantizer.rounding=gptq"]).to_dict()
-
-    def run(name: str, config: dict[str, Any]) -> tuple[Any, float | None, int]:
+def test_a_base_in_host_memory_gives_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(name: str, *overrides: str) -> tuple[Any, float | None, int]:
+        config = load_config([*OVERRIDES, *overrides]).to_dict()
         monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / name / "cache"))
         oracle: Any = make_oracle(config, str(tmp_path / name))
         n, count = len(oracle.units), Dense(oracle)
@@ -111,16 +108,16 @@ def test_a_base_in_host_memory_gives_the_same_results(tmp_path: Path, monkeypatc
             hook.remove()
             oracle.close()
 
-    on_device, loss, dense = run("device", config)
-    monkeypatch.setattr("qra_bo.pipeline.finetune_oracle.is_too_large", lambda *_: True)
-    on_host, same, none = run("host", load_config([*OVERRIDES, "quantizer.rounding=gptq", *overrides]).to_dict())
+    on_device, loss, dense = run("device")
     assert dense == len(make_spec(load_config(OVERRIDES)).linears)
-    assert none == 0
     assert loss is not None
-    assert same == loss
-    for field in ("quantization_sensitivity", "quantization_kl", "rank_sensitivity"):
-        np.testing.assert_array_equal(getattr(on_host, field), getattr(on_device, field))
-    assert on_host.base_loss == on_device.base_loss
+    monkeypatch.setattr("qra_bo.pipeline.finetune_oracle.is_too_large", lambda *_: True)
+    for name, overrides in (("host", []), ("disk", ["worker.spill_above=1"])):
+        on_host, same, none = run(name, *overrides)
+        assert (same, none) == (loss, 0)
+        for field in ("quantization_sensitivity", "quantization_kl", "rank_sensitivity"):
+            np.testing.assert_array_equal(getattr(on_host, field), getattr(on_device, field))
+        assert on_host.base_loss == on_device.base_loss
 
 
 @pytest.mark.parametrize(("free", "room", "expected"), [(100, None, False), (99, None, True), (100, 99, True),

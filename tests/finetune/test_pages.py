@@ -1,6 +1,5 @@
 """Pages of paged optimisers: reused by the next trial, in a process of bitsandbytes that allocates on the host."""
 
-import gc
 from typing import Any
 
 import pytest
@@ -61,7 +60,6 @@ def test_trials_reuse_the_pages_of_those_before(dtype: torch.dtype, allocated: l
             buffer.fill_(i + 1)
         assert [int(b.max()) for b in buffers] == [int(b.min()) for b in buffers] == [1, 2, 3, 4]  # nothing overlaps
         del owner, buffers, buffer
-        gc.collect()
     assert len(allocated) == 1
     assert len(GlobalPageManager.get_instance().paged_tensors) == listed
 
@@ -90,6 +88,5 @@ def test_optimisers_of_many_trials_leave_nothing_in_the_librarys_list(allocated:
                 inner.init_state(inner.param_groups[0], weight.master, 0, index)
             assert all(state[key].is_paged for _, state in optimizer.weights() for key in ("state1", "state2"))
             del optimizer, inner, weights, weight, _
-            gc.collect()
     assert len(GlobalPageManager.get_instance().paged_tensors) == listed
     assert len(allocated) == 1

@@ -63,23 +63,18 @@ class Initialiser:
 
     def __init__(self, bank: LayerBank, settings: AdapterSettings, text: CalibrationText,
                  store: TensorStore | None) -> None:
-        self.bank, self.settings = bank, settings
-        self._text, self._store = text, store
+        self.bank, self.settings, self._store = bank, settings, store
         self._weighing: CalibrationText | Rounding = text if bank.rounding is None else bank.rounding
         self._factors: dict[tuple[str, str, bool], Factors] = {}
         self._own: dict[str, tuple[OwnBase, Pair]] = {}
 
-    def with_init(self, init: str) -> "Initialiser":
-        """Return an initialiser of the same model with another initialisation."""
-        return Initialiser(self.bank, replace(self.settings, init=init), self._text, self._store)
-
     @property
     def forward_tokens(self) -> int:
-        """Tokens that go forward once for this initialisation."""
+        """Tokens that go forward once for the configured initialisation."""
         return self._weighing.ids.numel() if self.settings.init == "cloq" else 0
 
     def prepare(self, formats: Mapping[str, str], ranks: Mapping[str, int], progress: Progress | None,
-                nearest: bool = False) -> Prepared:
+                nearest: bool = False, init: str | None = None) -> Prepared:
         """Initialise every linear with an adapter.
 
         Args:
@@ -87,14 +82,16 @@ class Initialiser:
             ranks: Rank of every linear; 0 or missing: no adapter.
             progress: Called after every linear that took a decomposition.
             nearest: Whether the base has the libraries' codes.
+            init: Initialisation; ``None``: the configured one.
         """
-        init, scale = self.settings.init, self.settings.alpha_over_rank
+        init, scale = init or self.settings.init, self.settings.alpha_over_rank
         adapted = {n: r for n, r in ranks.items() if r > 0 and parse_format(formats[n]).bits < 16}
         if init == "kaiming" or not adapted:
             return Prepared({}, {})
         if init != "cloq":
             for done, (name, rank) in enumerate(adapted.items(), start=1):
-                if self._decompose(name, OwnBase(formats[name], f"{init}-r{rank}", {}), rank) and progress is not None:
+                made = self._decompose(name, OwnBase(formats[name], f"{init}-r{rank}", {}), init, rank)
+                if made and progress is not None:
                     progress("initialise", done, len(adapted))
             return Prepared({n: self._own[n][1] for n in adapted}, {n: self._own[n][0] for n in adapted})
         missing = {formats[n] for n, r in adapted.items() if self._known(n, formats[n], r, nearest) is None}
@@ -157,12 +154,12 @@ class Initialiser:
         if (store := self._on_disk(key)) is not None:
             store.save(f"{name}.{fmt}", {"down": factors.down, "up": factors.up})
 
-    def _decompose(self, name: str, wanted: OwnBase, rank: int) -> bool:
+    def _decompose(self, name: str, wanted: OwnBase, init: str, rank: int) -> bool:
         """Let a function from outside initialise a linear, unless the last allocation had the same; return whether it
         did. Results are kept on the host: a device has no room for them."""
         if name in self._own and self._own[name][0] == wanted:
             return False
-        start: Start = pkgutil.resolve_name(self.settings.init)
+        start: Start = pkgutil.resolve_name(init)
         state, (down, up) = start(full_weight(self.bank, name), requantise_in(self.bank, parse_format(wanted.fmt)),
                                   rank, self.settings.alpha_over_rank)
         self._own[name] = replace(wanted, state={k: t.to("cpu") for k, t in state.items()}), (down.cpu(), up.cpu())

@@ -167,23 +167,19 @@ class CalibrationText:
         """Return ids and labels, ``n`` sequences at a time."""
         return list(zip(torch.split(self.ids, n), torch.split(self.labels, n), strict=True))
 
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Return ids and labels, ``batch`` sequences at a time."""
-        return self.parts(self.batch)
 
+def each_gradient(model: Any, names: Iterable[str], ids: Tensor, labels: Tensor, chunk: int,
+                  use: Callable[[str, Tensor, Tensor], None]) -> None:
+    """Send a batch (``b x length``) through the dense model, forward and backward.
 
-def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, device: torch.device,
-                  use: Callable[[str, Tensor, Tensor], None], done: Callable[[int, int], None]) -> int:
-    """Send every batch of ``text`` through the dense model, forward and backward, and return the number of tokens.
-
-    The mean loss per token of each batch is differentiated; the model is left in training mode. ``use`` is called with
-    a linear's name, the gradient of its output (``t x out``) and its input (``t x in``), both in fp32: the weight's
-    gradient is the first's transpose times the second. With gradient checkpointing inputs wait in host memory.
-    ``done`` is called with the number of batches done and of all.
+    The mean loss per token is differentiated; the model is left in training mode. ``use`` is called with a linear's
+    name, the gradient of its output (``t x out``) and its input (``t x in``), both in fp32: the weight's gradient is
+    the first's transpose times the second. With gradient checkpointing inputs wait in host memory.
 
     Raises:
         ModelError: If a gradient is not finite.
     """
+    device = ids.device
     away = torch.device("cpu") if recomputes(model) else device
     last: list[Tensor] = []  # an input and its copy, which several linears share
 
@@ -211,14 +207,10 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
     embedding = model.get_input_embeddings()
     handles.append(embedding.register_forward_hook(lambda _m, _a, out: out.requires_grad_(True)))
     model.train()
-    batches = text.batches()
     try:
-        for through, (ids, labels) in enumerate(batches, start=1):
-            total, count = token_losses(model, ids.to(device), labels.to(device), text.logits_chunk)
-            total.backward()  # type: ignore[no-untyped-call]  # fp16 would lose the gradients of a mean
-            done(through, len(batches))
+        total, count = token_losses(model, ids, labels, chunk)
+        total.backward()  # type: ignore[no-untyped-call]  # fp16 would lose the gradients of a mean
     finally:
         last.clear()
         for handle in handles:
             handle.remove()
-    return text.ids.numel()

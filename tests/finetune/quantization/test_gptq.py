@@ -130,34 +130,6 @@ def test_stacked_matrices_and_formats_get_the_codes_of_each_alone(rows: int, mon
         assert torch.equal(codes, column_by_column(weight, grid, inputs))
 
 
-class _Launches(TorchDispatchMode):
-    """Counts operators that return no view."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_column_of_three_matrices_in_six_formats_takes_thirty_launches() -> None:
-    """One at a time they took 19 each."""
-    counts, inp = [], 64
-    for columns in (1, 2):
-        stack = []
-        for name in ("hqq2", "hqq3", "nf4", "hqq5-g128", "hqq6-g128", "int8"):
-            fmt, shape = parse_format(name), (16, inp * columns)
-            backend = backend_of(fmt)
-            grid = backend.grid(backend.pack(make_linear(*shape).weight, fmt, torch.device("cpu")), fmt, shape)
-            assert grid is not None
-            stack += [(make_linear(*shape).weight, grid)] * 3
-        inputs = Inputs.of(torch.eye(inp * columns))
-        with _Launches() as launches:
-            compensated_codes(stack, inputs)
-        counts.append(launches.count)
-    assert counts[1] - counts[0] <= 30 * inp
-
-
 def test_factor_in_fp32_loses_no_more_than_in_fp64() -> None:
     moments, draw = mixed_moments(300, 1000), torch.Generator().manual_seed(4)
     weight, grid = torch.randn(16, 300, generator=draw) * 0.5, make_grid(16, 300, 8)
