@@ -27,7 +27,7 @@ from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
-from qra_bo.memory.formats import FORMATS, parse_format
+from qra_bo.memory.formats import parse_format
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import make_units
 from tests.finetune.models import tiny_llama
@@ -122,7 +122,7 @@ def main(inits: list[str]) -> None:
             units = make_units(spec, "module")
             for measured in (text, one_batch):  # fewer tokens than a linear is wide, and more
                 measure_rank_sensitivity(bank, units, measured, 4, quiet)
-            formats = [parse_format(name) for name in (FORMATS if dtype == torch.bfloat16 else CODED[dtype])]
+            formats = [parse_format(name) for name in (*CODED[dtype], "fp16")]
             measure_quantization_sensitivity(bank, units[-1:], formats, one_batch, quiet)  # GPTQ comes first
             bank.rounding = None
             for case in cases(inits):

@@ -45,12 +45,13 @@ def test_tasks_are_scored_with_the_adapters_attached(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(answers, "score_tasks", score)
     n = len(oracle.units)
     found = answers.answer_tasks(oracle, {"formats": ["nf4"] * n, "ranks": [2] * n}, "kaiming", initial_rank, 4, 5,
-                                 1.0, ["arc"], 2, 3, quiet)
+                                 5e-3, ["arc"], 2, 3, quiet)
     assert found == {"state": "ok", "message": "", "scores": [
         {"task": "arc", "metric": "acc", "value": 0.5, "stderr": None, "questions": 3}]}
     if initial_rank is None:
         expected = oracle.evaluate(TrialSpec(Allocation(("nf4",) * n, (2,) * n), 4, 4, 5, 5e-3), quiet).loss
     else:
-        expected = evaluate_adalora(oracle, ["nf4"] * n, initial_rank, 2, 4, 5, "validation", 1.0, False, quiet)["loss"]
+        expected = evaluate_adalora(oracle, ["nf4"] * n, initial_rank, 2, 4, 5, "validation", 5e-3, False,
+                                    quiet)["loss"]
     assert seen == [expected]
     assert not lora_layers(oracle.model)  # taken off again
