@@ -89,7 +89,7 @@ def train_step(model: Any, optimizer: UnitwiseAdamW, blocks: TokenBlocks, order:
     mark("step")
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise DivergedError(f"loss {loss} and gradient norm {norm} at step {step + 1}")
-    return order[step].size * blocks.input_ids.shape[1]
+    return int(order[step].size * blocks.input_ids.shape[1])
 
 
 def _tensors(blocks: TokenBlocks, rows: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
