@@ -120,7 +120,7 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
         ConfigError: With every problem at once.
     """
     unresolved = raw.unresolved if isinstance(raw, Resolved) else {}
-    raw = _with_home(with_learning_rate(raw))
+    raw = with_learning_rate(raw)
     config, mismatches = validated(RunConfig, raw)
     if config is None:  # defaults stand in for broken values, so that the rules between the others are still checked
         config, _ = validated(RunConfig, _mended(raw, [p.key for p in mismatches]))
@@ -134,18 +134,6 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
     if config is None or problems:
         raise ConfigError(dict.fromkeys(p.message for p in problems))
     return config.with_unresolved(unresolved)
-
-
-def _with_home(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """``raw`` with the user's folder for ``~`` in the paths that are not expanded where they are read."""
-    def expanded(value: Any) -> Any:
-        return os.path.expanduser(value) if isinstance(value, str) and value[:2] in ("~", "~/") else value
-
-    found = {**raw, "out": expanded(raw["out"])} if "out" in raw else dict(raw)
-    model = raw.get("model")
-    if isinstance(model, Mapping) and "path" in model:
-        found["model"] = {**model, "path": expanded(model["path"])}
-    return found
 
 
 def hydra_message(error: Exception) -> str:

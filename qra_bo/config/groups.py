@@ -24,6 +24,7 @@ from qra_bo.utils.fields import (
     NonNegative,
     Positive,
     Texts,
+    UserPath,
     accepted_by,
     must_be,
 )
@@ -89,7 +90,7 @@ class ModelConfig(TypedDict):
 
     name: str
     source: Literal["wheel", "random", "hub", "path"]
-    path: str | None
+    path: UserPath | None
     gguf_file: str | None
     revision: str | None
     family: str | None

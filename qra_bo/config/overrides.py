@@ -15,6 +15,7 @@ from qra_bo.config.check import Problem, fields_of, options_of, unknown_key
 from qra_bo.config.other_names import answer
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import nearest_first
+from qra_bo.utils.fields import UserPath
 from qra_bo.utils.formatting import override_value
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -148,7 +149,7 @@ def _values(hint: Any, prefix: str = "") -> dict[str, Any]:
 
 
 VALUES = _values(RunConfig)
-TEXTS = frozenset(key for key, hint in VALUES.items() if str in (hint, *options_of(hint)))
+TEXTS = frozenset(key for key, hint in VALUES.items() if {str, UserPath} & {hint, *options_of(hint)})
 """Keys of paths, ids and names: what looks like a number is a text as it stands, such as ``out=2026_05_01``."""
 OPEN = ("method.", "logger.", "oracle.", "data.", "executor.", "quantizer.formats.")
 """Beginnings of keys that depend on the chosen option: the composed configuration is checked for these."""

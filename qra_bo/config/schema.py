@@ -16,7 +16,17 @@ from qra_bo.memory.budget import Budget, parse_budget
 from qra_bo.memory.cards import card_key
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.fields import ONE_IS_A_LIST, Group, Natural, Positive, accepted_by, converted_by, must_be, refusing
+from qra_bo.utils.fields import (
+    ONE_IS_A_LIST,
+    Group,
+    Natural,
+    Positive,
+    UserPath,
+    accepted_by,
+    converted_by,
+    must_be,
+    refusing,
+)
 
 BudgetSpec = Annotated[InstanceOf[Budget], BeforeValidator(refusing(parse_budget)), PlainSerializer(str)]
 """A budget, parsed here and nowhere else; a JSON value holds its text."""
@@ -52,7 +62,7 @@ class RunConfig(Group):
     serve: Literal["any", "transformers", "vllm", "llamacpp", "mlx"]
     effort: groups.EffortConfig
     seed: Natural
-    out: str | None
+    out: UserPath | None
     resume: StrictBool
     max_hours: Positive | None
     device: Annotated[str, must_be("auto, cpu, or for a GPU cuda or cuda:N",

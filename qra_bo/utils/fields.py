@@ -1,5 +1,6 @@
 """Groups of checked options: strict values with their bounds, as pydantic models."""
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
@@ -67,5 +68,7 @@ NonNegative = Annotated[StrictFloat, Ge(0)]
 Noise = Annotated[StrictFloat, Ge(0), Le(100)]
 """Standard deviation of a loss (nats); a larger one exceeds any loss, and squares of it would overflow."""
 ONE_IS_A_LIST = BeforeValidator(lambda value: [value] if isinstance(value, (str, int, float)) else value)
+UserPath = Annotated[str, converted_by(os.path.expanduser)]
+"""A path, in which ``~`` stands for the user's folder."""
 Texts = Annotated[tuple[str, ...], ONE_IS_A_LIST]
 """A list of texts; one text stands for a list of one."""

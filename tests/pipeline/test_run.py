@@ -15,16 +15,14 @@ import numpy as np
 import pytest
 
 import qra_bo.finetune.models.load
-import qra_bo.pipeline.executors
 import qra_bo.pipeline.listeners
 import qra_bo.pipeline.pricing
 import qra_bo.pipeline.run
 from qra_bo.config import load_config
-from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.pipeline.folders import run_folder
 from qra_bo.study.journal import read_journal
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.trials import TrialResult, TrialSpec
 from qra_bo.utils.errors import ConfigError, DataError, OutputError
 from tests.study.problem import comparable
 
@@ -56,45 +54,16 @@ def test_a_compared_prediction_is_reported_before_the_final_training(monkeypatch
     assert len(stages) == 3  # at its end alone
 
 
-class Counted:
-    """Oracles as ``make_oracle`` builds them, with what is asked of them written down."""
-
-    def __init__(self, make: Any) -> None:
-        self._make = make
-        self.keys: list[str] = []
-        self.built = self.profiles = self.closed = 0
-
-    def __call__(self, **kwargs: Any) -> Any:
-        self.built += 1
-        self._oracle = self._make(**kwargs)
-        self.kind, self.profile_cost = self._oracle.kind, self._oracle.profile_cost
-        return self
-
-    def describe(self) -> Any:
-        return self._oracle.describe()
-
-    def profile(self, progress: Progress) -> Any:
-        self.profiles += 1
-        profile = self._oracle.profile(progress)
-        self.profile_cost = self._oracle.profile_cost
-        return profile
-
-    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        self.keys.append(request.key)
-        measurement: TrialResult = self._oracle.evaluate(request, progress)
-        return measurement
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-@pytest.fixture(name="counted")
-def make_counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted = Counted(qra_bo.pipeline.executors.make_oracle)
-    monkeypatch.setattr(qra_bo.pipeline.executors, "make_oracle", counted)
+@pytest.fixture(name="profiles")
+def count_profiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Oracles that measured a profile, in runs that write no report."""
+    measured: list[Any] = []
+    profile = SyntheticOracle.profile
+    monkeypatch.setattr(SyntheticOracle, "profile",
+                        lambda self, progress: (measured.append(self), profile(self, progress))[1])
     monkeypatch.setattr(qra_bo.pipeline.run, "write_report", lambda folder: [])
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    return counted
+    return measured
 
 
 def test_run_that_failed_before_its_journal_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,11 +85,11 @@ def test_run_that_failed_before_its_journal_begins_again(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(("method", "option"), [("structured", "draws=0"), ("sequential", "radius=1"),
                                                 ("evolution", "population=0"), ("hill_climb", "radius=1")])
 def test_a_wrong_option_of_the_method_is_told_before_anything_is_measured(
-        tmp_path: Path, counted: Counted, method: str, option: str) -> None:
+        tmp_path: Path, profiles: list[Any], method: str, option: str) -> None:
     with pytest.raises(ConfigError, match=option.split("=", maxsplit=1)[0]):
         qra_bo.search([*PLANTED, f"method={method}", f"method.{option}", "budget=uniform:4,4",
                            f"out={tmp_path / 'r'}"])
-    assert counted.profiles == 0
+    assert profiles == []
 
 
 def test_a_list_of_budgets_names_the_multirun() -> None:
@@ -141,7 +110,7 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own() -> None:
     assert len({run_folder(config) for _ in range(3)}) == 3
 
 
-def test_auto_keeps_what_it_came_to_when_the_run_began(tmp_path: Path, counted: Counted,
+def test_auto_keeps_what_it_came_to_when_the_run_began(tmp_path: Path, profiles: list[Any],
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qra_bo.pipeline.pricing, "free_bytes", lambda device: 520_000_000)
     wanted = [*PLANTED, "budget=auto", "device=cpu", f"out={tmp_path}"]
@@ -151,14 +120,14 @@ def test_auto_keeps_what_it_came_to_when_the_run_began(tmp_path: Path, counted: 
     assert first.best["memory"]["budget_bytes"] == 8_000_000
 
 
-def test_a_run_whose_first_line_was_not_written_begins_again(tmp_path: Path, counted: Counted,
+def test_a_run_whose_first_line_was_not_written_begins_again(tmp_path: Path, profiles: list[Any],
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qra_bo.pipeline.pricing, "free_bytes", lambda device: 520_000_000)
     (tmp_path / "trials.jsonl").touch()  # all that a full disk left of it
     assert qra_bo.search([*PLANTED, "budget=auto", "device=cpu", "memory.calibrate=true", f"out={tmp_path}"]).best
 
 
-def test_a_stop_while_the_report_is_written_names_the_folder(tmp_path: Path, counted: Counted,
+def test_a_stop_while_the_report_is_written_names_the_folder(tmp_path: Path, profiles: list[Any],
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(folder: Path) -> list[Path]:
         raise RunInterrupted(signal.SIGINT)
@@ -257,7 +226,8 @@ def test_a_finished_run_loads_in_a_new_process_with_the_same_logits(
 
 
 @pytest.mark.parametrize("method", ["structured", "autoqra"])
-def test_a_limit_on_average_bits_holds_for_anchors_and_proposals(tmp_path: Path, counted: Counted, method: str) -> None:
+@pytest.mark.usefixtures("profiles")
+def test_a_limit_on_average_bits_holds_for_anchors_and_proposals(tmp_path: Path, method: str) -> None:
     result = qra_bo.search([*PLANTED, f"method={method}", "budget=uniform:8,8", "max_average_bits=5",
                                 "effort.max_full_trials=30", f"out={tmp_path / 'r'}"])
     events = [e for e in read_journal(tmp_path / "r" / "trials.jsonl").events if e["event"] == "trial"]
