@@ -215,8 +215,8 @@ def _warm_up(folder: Path) -> None:
 
     provenance.git_commit = lambda folder: None  # it may change meanwhile
     OmegaConf.load = _loaded_once  # type: ignore[method-assign]
-    html.render_html = lambda d: "a page"
-    plots.PLOTS = {"memory": lambda d: Figure()}
+    html.render_html = lambda d, figures: "a page"
+    html.drawn = lambda plots, of: {"memory": Figure()}
     plots.png_bytes = lambda figure: b"a figure"
     for oracle, overrides in ORACLES.items():
         printed = io.StringIO()

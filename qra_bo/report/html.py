@@ -30,13 +30,14 @@ NAMED_UNITS = 3
 """How many of the most sensitive units an alternative text names."""
 
 
-def pictures(plots: Mapping[str, Callable[[T], Figure | None]], of: T) -> dict[str, str | None]:
-    """Draw every figure of a run (or of several): its SVG element by name, ``None`` where the data are missing."""
-    return {name: None if (fig := draw(of)) is None else svg_element(fig, name) for name, draw in plots.items()}
+def drawn(plots: Mapping[str, Callable[[T], Figure | None]], of: T) -> dict[str, Figure | None]:
+    """Draw every figure of a run (or of several), by name; ``None`` where the data are missing."""
+    return {name: draw(of) for name, draw in plots.items()}
 
 
-def _render(name: str, **values: Any) -> str:
+def _render(name: str, figures: Mapping[str, Figure | None], **values: Any) -> str:
     """Render a page of this package; every value is escaped."""
+    elements = {name: fig and svg_element(fig, name) for name, fig in figures.items()}
     environment = Environment(loader=PackageLoader("qra_bo.report"), autoescape=True, undefined=StrictUndefined,
                               keep_trailing_newline=True)
     environment.filters |= {"size": size, "duration": duration, "number": number, "signed": signed,
@@ -44,24 +45,22 @@ def _render(name: str, **values: Any) -> str:
     environment.globals |= {"health": health, "card": card, "notes": notes, "versus": story.versus,
                             "allocation_line": story.allocation_line, "most_sensitive": most_sensitive,
                             "BREAKDOWN": BREAKDOWN}
-    return environment.get_template(name).render(values)
+    return environment.get_template(name).render(values, figures=elements)
 
 
-def render_html(d: ReportData) -> str:
-    """The report as one HTML document; everything that comes from the journal is escaped."""
+def render_html(d: ReportData, figures: Mapping[str, Figure | None]) -> str:
+    """The report with these of its figures as one HTML document; everything that comes from the journal is escaped."""
     planned = d.study.planned_cost
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
-    return _render("report.html.jinja", d=d, delivered=story.delivered(d), answer=story.answer(d),
+    return _render("report.html.jinja", figures, d=d, delivered=story.delivered(d), answer=story.answer(d),
                    rows=story.comparison(d), columns=story.COLUMNS[2:], tested=_tested(d), lines=story.lines(d),
-                   figures=pictures(PLOTS, d), share=share,
-                   sample=(d.last("final") or {}).get("sample"), units=_unit_rows(d), steps=next_steps(d))
+                   share=share, sample=(d.last("final") or {}).get("sample"), units=_unit_rows(d), steps=next_steps(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:
     """Several runs side by side as one HTML document."""
-    return _render("runs.html.jinja", title=f"{len(runs)} runs side by side", runs=runs,
-                   answers=[story.answer(run.data) for run in runs], rows=facts(runs), caveats=caveats(runs),
-                   figures=pictures(RUNS_PLOTS, runs))
+    return _render("runs.html.jinja", drawn(RUNS_PLOTS, runs), title=f"{len(runs)} runs side by side", runs=runs,
+                   answers=[story.answer(run.data) for run in runs], rows=facts(runs), caveats=caveats(runs))
 
 
 def report_json(d: ReportData) -> dict[str, Any]:
@@ -91,11 +90,11 @@ def write_report(folder: Path) -> list[Path]:
     """
     check_run_folder(folder)
     d = load_run(folder)
-    page, data = folder / "report.html", folder / "report.json"
+    page, data, figures = folder / "report.html", folder / "report.json", drawn(PLOTS, d)
     with writing(folder, f"write the report again: task=report out={folder}"):
-        replace_text(page, render_html(d))
+        replace_text(page, render_html(d, figures))
         replace_text(data, json.dumps(report_json(d), indent=1, sort_keys=True) + "\n")
-        return [page, data, *write_plots(d, folder / "plots")]
+        return [page, data, *write_plots(figures, folder / "plots")]
 
 
 def write_page(page: Path, runs: Sequence[NamedRun]) -> None:

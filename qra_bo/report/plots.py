@@ -4,7 +4,7 @@ A figure is a function and, under the same name, its title, caption and alternat
 ``templates/figures.html.jinja``. It returns ``None`` where the journal lacks the data.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -68,10 +68,10 @@ RUNS_PLOTS: dict[str, Callable[[Sequence[NamedRun]], Figure | None]] = {
 """Figures of several runs."""
 
 
-def write_plots(d: ReportData, folder: Path) -> list[Path]:
-    """Draw every figure that the run has data for into ``folder`` as PNG; returns their paths."""
+def write_plots(figures: Mapping[str, Figure | None], folder: Path) -> list[Path]:
+    """Write every figure that there is into ``folder`` as PNG; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {folder / f"{name}.png": fig for name, draw in PLOTS.items() if (fig := draw(d)) is not None}
+    drawn = {folder / f"{name}.png": fig for name, fig in figures.items() if fig is not None}
     for path, fig in drawn.items():
         path.write_bytes(png_bytes(fig))
     return list(drawn)

@@ -48,8 +48,8 @@ class FoundRun:
 
     @property
     def finished(self) -> bool:
-        """Whether it has a result, and nothing works on it."""
-        return not self.stopped and self.state not in ("active", "unreadable")
+        """Whether it has a result."""
+        return self.data is not None and self.data.ended
 
 
 def find_runs(folder: Path) -> list[FoundRun]:
@@ -62,15 +62,17 @@ def find_runs(folder: Path) -> list[FoundRun]:
         raise OutputError(f"{folder} is not a folder; give the folder that holds your runs, e.g. outputs")
     closed: list[OSError] = []
     found = [Path(root) for root, _, names in os.walk(folder, onerror=closed.append) if JOURNAL_NAME in names]
-    runs = [FoundRun(Path(error.filename), None, f"it can't be read ({error.strerror})") for error in closed]
+    runs = [FoundRun(Path(error.filename), None, _problem(error)) for error in closed]
     for run in found:
         try:
             runs.append(FoundRun(run, load_run(run)))
-        except (JournalError, OutputError) as error:
-            runs.append(FoundRun(run, None, str(error)))
-        except OSError as error:  # a folder whose files can't be reached
-            runs.append(FoundRun(run, None, f"it can't be read ({error.strerror})"))
+        except (JournalError, OutputError, OSError) as error:  # of the system: its files can't be reached
+            runs.append(FoundRun(run, None, _problem(error)))
     return sorted(runs, key=lambda run: run.folder)
+
+
+def _problem(error: Exception) -> str:
+    return f"it can't be read ({error.strerror})" if isinstance(error, OSError) else str(error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qra_bo.report.data import parse_events
-from qra_bo.report.html import render_html, render_runs
+from qra_bo.report.html import drawn, render_html, render_runs
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS
 from qra_bo.report.side_by_side import NamedRun
 from tests.report.accessibility import UNROLL, WITHOUT, find_axe, violations
@@ -32,7 +32,8 @@ def make_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 @pytest.fixture(scope="module", name="report")
 def make_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render_html(parse_events(make_events())), encoding="utf-8")
+    d = parse_events(make_events())
+    path.write_text(render_html(d, drawn(PLOTS, d)), encoding="utf-8")
     return path
 
 

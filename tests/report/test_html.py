@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qra_bo.report import html
 from qra_bo.report.data import parse_events
 from qra_bo.report.html import render_html, write_report
 from qra_bo.utils.errors import OutputError
@@ -51,12 +50,6 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(run):
     return Page((run / "report.html").read_text())
-
-
-@pytest.fixture
-def without_figures(monkeypatch):
-    """Pages are rendered without figures, which take longest."""
-    monkeypatch.setattr(html, "pictures", lambda plots, of: dict.fromkeys(plots))
 
 
 def test_nothing_is_fetched(page):
@@ -107,22 +100,20 @@ def test_data_for_scripts_agree_with_the_journal(run):
     assert "crc" not in data["surrogate_check"]
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_whatever_the_journal_holds_is_escaped(page):
     assert " the <i>end</i>" in page.text  # the sample
     assert not page.all("i")
     evil = "<script>alert(1)</script>"
     events = make_events(model=evil)[:8]
     events.insert(5, {"event": "warning", "time": 0, "session": 1, "elapsed": events[4]["elapsed"], "message": evil})
-    text = render_html(parse_events(events))
+    text = render_html(parse_events(events), {})
     assert evil not in text
     assert "&lt;script&gt;alert(1)" in text
     assert len(Page(text).all("script")) == 1
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_proxy_results_are_labelled_at_the_top():
-    text = render_html(parse_events(make_events(oracle="synthetic")[:3]))
+    text = render_html(parse_events(make_events(oracle="synthetic")[:3]), {})
     assert text.index("SYNTHETIC") < text.index('class="answer')
 
 
@@ -136,9 +127,8 @@ def test_a_running_search_and_a_journal_cut_off_can_be_reported(tmp_path):
     assert not [a for _, a in page.elements if a.get("id") == "sample"]
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_an_absent_figure_has_its_reason():
-    assert "made too few trials" in render_html(parse_events(make_events()))
+    assert "made too few trials" in render_html(parse_events(make_events()), {"surrogate": None})
 
 
 def test_a_folder_without_a_journal_is_refused(tmp_path):
@@ -146,10 +136,9 @@ def test_a_folder_without_a_journal_is_refused(tmp_path):
         write_report(tmp_path)
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_test_losses_are_of_the_confirmations_own_steps():
     events = make_events()
     steps = next(e["steps"] for e in events if e["event"] == "confirmation")
     d = parse_events(events)
     assert d.study.confirmation_steps != steps  # those of a repeated run with a smaller effort
-    assert f"mean over unseen training seeds, after {steps} steps." in render_html(d)
+    assert f"mean over unseen training seeds, after {steps} steps." in render_html(d, {})

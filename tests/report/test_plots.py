@@ -27,8 +27,8 @@ def drawn(data):
     return {name: draw(data) for name, draw in PLOTS.items()}
 
 
-def test_a_whole_run_has_every_figure_as_png(data, tmp_path):
-    paths = write_plots(data, tmp_path / "plots")
+def test_a_whole_run_has_every_figure_as_png(drawn, tmp_path):
+    paths = write_plots(drawn, tmp_path / "plots")
     assert [p.stem for p in paths] == list(PLOTS)
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
 
@@ -126,9 +126,9 @@ def test_svg_has_its_own_identifiers_text_and_the_page_s_colours(data, name):
     assert all("fill: " in e.attrib["style"] for e in texts)  # else it is black in the dark
 
 
-def test_every_alternative_text_holds_the_numbers(data):
+def test_every_alternative_text_holds_the_numbers(data, drawn):
     alt = dict(re.findall(r'<section id="(\w+)"(?:(?!</section>).)*?<div role="img" aria-label="([^"]*)"',
-                          render_html(data), re.S))
+                          render_html(data, drawn), re.S))
     assert list(alt) == list(PLOTS)
     for name, text in {"confirmation": f"{data.confirmation.mean:+.4f}".replace("-", "\u2212"),
                        "pareto": f"{data.study.best_uniform.loss:.4f}", "allocation": "0: 8-bit r1",
@@ -140,10 +140,11 @@ def test_every_alternative_text_holds_the_numbers(data):
 def test_the_convergence_is_told_as_it_is_drawn_where_another_length_is_minimised():
     d = parse_events(make_events())
     d.study.incumbent = max(d.study.points, key=lambda e: e.loss)  # the best at that length
-    told = re.search(r"Best validation loss ([\d.]+), found by trial (\d+)", render_html(d))
+    fig = PLOTS["convergence"](d)
+    told = re.search(r"Best validation loss ([\d.]+), found by trial (\d+)", render_html(d, {"convergence": fig}))
     best = min(d.study.points, key=lambda e: e.loss)
     assert told.groups() == (f"{best.loss:.4f}", f"{best.id}")
-    assert told[1] == f"{PLOTS['convergence'](d).axes[0].lines[0].get_ydata()[-1]:.4f}"
+    assert told[1] == f"{fig.axes[0].lines[0].get_ydata()[-1]:.4f}"
 
 
 def test_dollar_signs_in_names_make_no_formula():
@@ -157,15 +158,12 @@ def test_dollar_signs_in_names_make_no_formula():
         fig.draw_without_rendering()  # an unknown command in a formula ends it
 
 
-def test_a_choice_is_not_drawn_against_itself():
-    events = [{**e, "reference": e["candidate"]} if e["event"] == "confirmation" else e for e in make_events()]
-    assert PLOTS["confirmation"](parse_events(events)) is None
-
-
 @pytest.mark.parametrize("without", [failed_alone, without_mixed])
 def test_a_run_that_compared_nothing_is_not_drawn_at_no_difference(data, without):
     failed = parse_events(without(make_events(wins=False)))
     assert PLOTS["confirmation"](failed) is None
+    itself = [{**e, "reference": e["candidate"]} if e["event"] == "confirmation" else e for e in make_events()]
+    assert PLOTS["confirmation"](parse_events(itself)) is None
     shown = [NamedRun("failed", failed), NamedRun("whole", data)]
     labels = RUNS_PLOTS["differences"](shown).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == ["whole"]

@@ -141,7 +141,7 @@ def test_search_after_instant_equals_one_without_it(tmp_path: Path) -> None:
     for key in ("bits", "ranks", "loss", "versus_best_uniform", "learning_rate"):
         assert grown.best[key] == alone.best[key]
     assert grown.best["cost"]["training_tokens"] == alone.best["cost"]["training_tokens"]  # one profile
-    assert "effort quick" in render_html(load_run(tmp_path / "grown"))
+    assert "effort quick" in render_html(load_run(tmp_path / "grown"), {})
     assert planned(tmp_path / "grown") == planned(tmp_path / "alone")
     longer = quick(tmp_path / "grown", **{"effort.max_full_trials": 12})
     assert kept(load_study(tmp_path / "grown").trials)[:len(apart.trials) - 4] == kept(apart.trials)[:-4]
@@ -245,8 +245,8 @@ def test_the_best_uniform_baseline_in_its_stead_is_named_by_card_and_report(tmp_
 def test_a_page_says_which_training_its_test_losses_are_of(tmp_path: Path) -> None:
     instant(tmp_path / "alone")
     instant(tmp_path / "beside", **{"effort.compare": ["uniform"]})
-    assert "test split, after the final fine-tune." in render_html(load_run(tmp_path / "alone"))
-    assert "test split, one training seed, after 24 steps." in render_html(load_run(tmp_path / "beside"))
+    assert "test split, after the final fine-tune." in render_html(load_run(tmp_path / "alone"), {})
+    assert "test split, one training seed, after 24 steps." in render_html(load_run(tmp_path / "beside"), {})
 
 
 def test_the_final_fine_tune_is_no_time_of_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
