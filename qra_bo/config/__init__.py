@@ -11,10 +11,10 @@ from qra_bo.config.schema import RunConfig, config_from_dict
 from qra_bo.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from qra_bo.config.compose import load_config, named_efforts, named_specs
+    from qra_bo.config.compose import load_config, named_efforts
 
 __all__ = ["NOT_OF_THE_RESULT", "RunConfig", "config_from_dict", "hf_config", "load_config", "make_space", "make_spec",
-           "named_efforts", "named_specs"]
+           "named_efforts"]
 
-__getattr__ = lazy_names(__name__, dict.fromkeys(("load_config", "named_efforts", "named_specs"), "compose"))
+__getattr__ = lazy_names(__name__, dict.fromkeys(("load_config", "named_efforts"), "compose"))
 # Hydra takes half a second, and workers do without it

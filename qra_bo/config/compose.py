@@ -16,15 +16,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qra_bo.config.check import Problem, validated
-from qra_bo.config.derive import NUMBERS
 from qra_bo.config.environment import Resolved, resolved
 from qra_bo.config.groups import EffortConfig
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
 from qra_bo.config.presets import choices, with_learning_rate
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
-from qra_bo.space import DecoderSpec
-from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.formatting import override_value
 
@@ -46,24 +43,10 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     return config_from(composed, problems)
 
 
-def named_specs() -> list[DecoderSpec]:
-    """Return the shapes of every model of ``conf/model`` that holds its numbers."""
-    models = [_model(name) for name in options()["model"]]
-    return [spec_from_numbers(model["name"], model["family"], **{key: model[key] for key in NUMBERS})
-            for model in models if model["n_layers"] is not None]
-
-
 def named_efforts() -> dict[str, EffortConfig]:
     """Return every option of ``conf/effort`` by its name."""
     return {name: EffortConfig.model_validate(resolved(OmegaConf.load(CONF / "effort" / f"{name}.yaml")))
             for name in options()["effort"]}
-
-
-def _model(name: str) -> dict[str, Any]:
-    """Return the keys of a file of ``conf/model`` and of those beside it that it starts from; quicker than Hydra."""
-    own = resolved(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
-    starts = [_model(item) for item in own.pop("defaults", ()) if isinstance(item, str) and item != "_self_"]
-    return {key: value for node in (*starts, own) for key, value in node.items()}
 
 
 @contextmanager

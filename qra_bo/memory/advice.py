@@ -1,15 +1,13 @@
 """Advice on a budget: whether it limits anything, whether mixing pays, and what spare bytes buy. No torch."""
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qra_bo.memory.budget import format_size, smallest, uniform_bytes
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import shrinking_ranks
-from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat, make_units
-from qra_bo.utils.errors import SpaceError
+from qra_bo.space import SearchSpace, StorageFormat
 
 NOTHING_BINDS, RANKS, BITS, MIXING_PAYS, NOTHING_FITS = \
     "nothing binds", "ranks", "bits", "mixing pays", "nothing fits"
@@ -54,8 +52,7 @@ class Advice:
                 "buys": [{"change": p.change, "needs_bytes": p.needs} for p in self.buys]}
 
 
-def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None,
-               larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Advice:
+def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None) -> Advice:
     """Return advice on a budget of ``size`` bytes. Raises ``SpaceError`` if a format can't store a matrix.
 
     Args:
@@ -63,7 +60,6 @@ def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: 
         space: Units and ladders.
         size: Bytes of the budget.
         most_bits: Limit on average code bits; ``None``: none.
-        larger: Further decoders, asked for where nothing binds.
     """
     top, wide = space.ranks.values[-1], space.widest
     allowed = within_average(space, most_bits)
@@ -73,7 +69,7 @@ def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: 
         return Advice(NOTHING_BINDS, f"Nothing binds: {_named(wide)} with rank {top}, {most}, needs "
                        f"{format_size(need)} of {format_size(size)}. A search has nothing to trade: this choice is "
                        "trained at once, and search.force=true searches all the same.",
-                       tuple(_purchases(memory, space, size, larger())))
+                       tuple(_purchases(memory, space, size)))
     fitting = [f for f in allowed if largest_rank(memory, space, f, size)]  # of all ranks, not of the ladder's alone
     least, _ = smallest(memory.table(space), space)
     if not fitting or least > size:
@@ -148,8 +144,8 @@ def _most(fits: Callable[[int], bool], most: int, least: int = 0) -> int:
     return low
 
 
-def _purchases(memory: MemoryModel, space: SearchSpace, size: int, larger: Sequence[DecoderSpec]) -> list[Purchase]:
-    """Price a larger batch, longer text, higher ranks and a larger model at the space's most bits and ranks."""
+def _purchases(memory: MemoryModel, space: SearchSpace, size: int) -> list[Purchase]:
+    """Price a larger batch, longer text and higher ranks at the space's most bits and ranks."""
     fmt, top, shape, bought = space.widest, space.ranks.values[-1], memory.shape, []
 
     def needs(rank: int = top, batch: int = shape.batch, length: int = shape.length) -> int:
@@ -171,23 +167,7 @@ def _purchases(memory: MemoryModel, space: SearchSpace, size: int, larger: Seque
     rank = largest_rank(memory, space, fmt, size, min(MOST_RANK, smallest_side(space)))
     if rank > top:
         bought.append(Purchase(f"ranks up to {rank}", needs(rank)))
-    return [*bought, *_larger_model(memory, space, size, larger)]
-
-
-def _larger_model(memory: MemoryModel, space: SearchSpace, size: int,
-                  larger: Sequence[DecoderSpec]) -> list[Purchase]:
-    """Return the largest of the larger decoders of which a uniform choice of at least 4 bits fits with the largest
-    rank, at its most bits; empty without one."""
-    top = space.ranks.values[-1]
-    own = memory.spec.linear_numel
-    for spec in sorted((s for s in larger if s.linear_numel > own), key=lambda s: -s.linear_numel):
-        other, units = replace(memory, spec=spec), make_units(spec, "layer")
-        for fmt in reversed([f for f in space.formats if f.bits >= FOUR_BITS]):
-            with suppress(SpaceError):  # a format or rank that its matrices don't take
-                need = uniform_bytes(other, replace(space, units=units), fmt, top)
-                if need <= size:
-                    return [Purchase(f"+model={spec.name} in {_named(fmt)} with rank {top}", need)]
-    return []
+    return bought
 
 
 def _named(fmt: StorageFormat) -> str:

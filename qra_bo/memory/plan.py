@@ -3,7 +3,7 @@
 Pure arithmetic over ``MemoryModel``: no weights, no GPU, no torch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
 from qra_bo.memory.serving import ANY, CONSUMERS, Consumer, serving_note
 from qra_bo.memory.speed import step_seconds
-from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
+from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import SpaceError, UserError
 from qra_bo.utils.formatting import html_table
 
@@ -187,8 +187,7 @@ class Plan:
 
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
                 on_card: MemoryModel | None = None, card: Card | None = None, headroom: int = 0,
-                most_bits: float | None = None, consumer: Consumer = CONSUMERS[ANY],
-                larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Plan:
+                most_bits: float | None = None, consumer: Consumer = CONSUMERS[ANY]) -> Plan:
     """Price uniform choices, budgets, cards and levers.
 
     Raises ``SpaceError`` if a format can't store a matrix of the decoder.
@@ -202,7 +201,6 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         headroom: Bytes of a card that nothing is planned for.
         most_bits: Limit on average code bits; ``None``: none.
         consumer: Program that the result is for; in scope ``stored`` ``memory`` counts the bytes of its files.
-        larger: Further decoders, asked for where nothing binds (see ``advice_on``).
     """
     table = memory.table(space)
     need, least = smallest(table, space)
@@ -212,7 +210,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     for text, size in budgets.items():
         ranks = {fmt: largest_rank(memory, space, fmt, size) for fmt in space.formats}
         best = _best(memory, space, size, most_bits)
-        advice = advice_on(memory, space, size, most_bits=most_bits, larger=larger)
+        advice = advice_on(memory, space, size, most_bits=most_bits)
         pace = None if best is None or card is None else memory.shape.tokens / step_seconds(
             memory, space, uniform(space.n_units, str(best.fmt), int(best.rank or 0)), card)
         answers.append(BudgetAnswer(text, size, need <= size, advice, {f.name: rank for f, rank in ranks.items()},

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.config import RunConfig, named_specs
+from qra_bo.config import RunConfig
 from qra_bo.config.rules import serve_problems, target_problems
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.advice import NOTHING_BINDS, Advice, advice_on
@@ -195,7 +195,7 @@ def judged(setting: Setting, budget: int) -> tuple[Setting, Advice]:
     ``search.force=true``.
     """
     config, space = setting.config, setting.space
-    advice = advice_on(setting.memory, space, budget, most_bits=config.max_average_bits, larger=named_specs)
+    advice = advice_on(setting.memory, space, budget, most_bits=config.max_average_bits)
     if advice.region != NOTHING_BINDS or not config.oracle.trains or config.search.force:
         return setting, advice
     choices = tuple(uniform(space.n_units, space.widest.name, rank) for rank in reversed(space.ranks.values))

@@ -1,6 +1,6 @@
 """Memory model, storage formats and budget in bytes of a configuration; the plan of ``task=memory``."""
 
-from qra_bo.config import RunConfig, make_space, make_spec, named_specs
+from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory import MemoryModel, Plan, TrainShape, default_format, format_size, memory_plan
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.budget import Auto, Budget, free_bytes, headroom_bytes, resolve_budget, total_bytes
@@ -126,4 +126,4 @@ def make_plan(config: RunConfig) -> Plan:
     return memory_plan(memory, space, budgets, on_card=on_card,
                        card=None if config.gpu is None else CARDS[config.gpu],
                        headroom=headroom_bytes(config.memory.headroom, "cuda"), most_bits=config.max_average_bits,
-                       consumer=CONSUMERS[config.serve], larger=named_specs)
+                       consumer=CONSUMERS[config.serve])

@@ -115,26 +115,6 @@ def test_a_larger_batch_keeps_the_sequences_of_a_step(accumulate: int, change: s
     assert advice_on(MemoryModel(LLAMA2_7B, shape), space, 24 * 10**9).buys[0].change == change
 
 
-def test_spare_bytes_buy_the_largest_model_that_fits() -> None:
-    asked = []
-
-    def larger() -> list:  # type: ignore[type-arg]
-        asked.append(1)
-        return [TINY, LLAMA2_7B, replace(LLAMA2_7B, name="twice", linears=LLAMA2_7B.linears * 2)]
-
-    shape = TrainShape(4, 64)
-    own, ranks = MemoryModel(TINY, shape), (4, 8)
-    space = space_of(formats=("nf4", "int8"), ranks=ranks)
-    in_4_bits = uniform_bytes(MemoryModel(LLAMA2_7B, shape), space_of(LLAMA2_7B, formats=("nf4",), ranks=ranks),
-                              parse_format("nf4"), 8)
-    found = advice_on(own, space, in_4_bits, larger=larger).buys[-1]
-    assert (found.change, found.needs) == ("+model=llama2_7b in uniform 4 bits (nf4) with rank 8", in_4_bits)
-    assert "+model" not in advice_on(own, space, in_4_bits - 1, larger=larger).buys[-1].change
-    assert len(asked) == 2
-    advice_on(own, space, needs("nf4", 2), larger=larger)
-    assert len(asked) == 2
-
-
 def test_lengths_and_ranks_beyond_use_are_not_offered() -> None:
     space = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32))
     model = MemoryModel(LLAMA2_7B, TrainShape(4, 128, device="cuda"))

@@ -56,7 +56,6 @@ def test_targets_hold_these_formats_exactly_or_rounded() -> None:
     assert held["gguf"] == sym | {"int2", "int3", "int4", "hqq2", "hqq3", "hqq4", "hqq5"}
     assert held["mlx"] == {f.name.split("-")[0] for f in FORMATS.values()
                            if f.backend in ("integer", "hqq") and f.bits in MLX_BITS} | {"fp16"}
-    assert held["bitsandbytes"] == {"nf4", "fp16"}
 
 
 @pytest.mark.parametrize("serve", OTHERS)
