@@ -23,8 +23,7 @@ from transformers import (
 )
 
 from qra_bo.export.comparison import Reference
-from qra_bo.export.mlx import ADAPTER, FOLDER, linear_tensors, mlx_logits, write_model
-from qra_bo.export.mlx_config import mlx_config
+from qra_bo.export.mlx import ADAPTER, FOLDER, linear_tensors, mlx_config, mlx_logits, write_model
 from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, LoraPair, RunWeights, weights_of
