@@ -27,7 +27,7 @@ def run(config: RunConfig) -> int:
     model, tokenizer = load(folder, resolve_device(config.device),
                             trust_remote_code=bool(config.model["trust_remote_code"]))
     scores = score_tasks(model, tokenizer, config.eval.tasks, batch=config.train.batch, limit=config.eval.limit,
-                         chat=_asks_in_chats(folder, tokenizer))
+                         chat=asks_in_chats(folder, tokenizer))
     for s in scores:  # first: the folder may be someone else's
         error = "" if s.stderr is None else f" (standard error {s.stderr:.4f})"
         print(f"{s.task}: {s.metric} {s.value:.4f}{error}, {s.questions} questions")
@@ -39,7 +39,7 @@ def run(config: RunConfig) -> int:
     return 0
 
 
-def _asks_in_chats(folder: Path, tokenizer: Any) -> bool:
+def asks_in_chats(folder: Path, tokenizer: Any) -> bool:
     """Whether instructions are asked as chats: as the run in ``folder`` was trained on them, and where it had none by
     its tokenizer's template."""
     path = folder / "best.json"

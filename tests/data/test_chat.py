@@ -1,11 +1,13 @@
 """Conversations: their forms, token ids by chat templates, and the tokens on which a loss is taken."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tokenizers.processors import ByteLevel
 
 from qra_bo.finetune.data.chat_template import ChatTemplate, overlapping
@@ -14,6 +16,7 @@ from qra_bo.finetune.data.jsonl import records_of, to_record
 from qra_bo.finetune.data.load import byte_tokenizer, data_notes, load_data
 from qra_bo.finetune.data.packing import assemble, pack, piece_of_conversation
 from qra_bo.finetune.data.records import NO_LOSS, split_records
+from qra_bo.report.example import print_data
 from qra_bo.utils.errors import DataError
 from tests.data.chat_templates import GEMMA, LLAMA3, MISTRAL, PHI, TEMPLATES, THINKING, TOOLS, chat_tokenizer, marked
 from tests.data.test_records import beginning
@@ -327,6 +330,9 @@ def test_instructions_are_rendered_as_chats_where_there_is_a_template(tmp_path: 
     tokenizer, path = chat_tokenizer(template), write(tmp_path, *ASKING)
     data = load_data(config("jsonl", path=path, render=render), tokenizer, 256)
     assert data.render == ("chat" if chat else "plain")
+    shown = io.StringIO()
+    print_data(Console(width=200, file=shown), data)
+    assert ("rendered by the model's chat template" in shown.getvalue()) == chat
     talks = write(tmp_path, *[{"messages": [{"role": "user", "content": f"{a['instruction']}\n\n{a['input']}"},
                                             {"role": "assistant", "content": a["output"]}]} for a in ASKING])
     same = load_data(config("jsonl", path=talks), tokenizer, 256)

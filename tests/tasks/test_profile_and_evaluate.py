@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from qra_bo.config import load_config
 from qra_bo.finetune.evaluation import TaskScore
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.sensitivity.io import load_profile, save_profile
+from qra_bo.tasks.evaluate import asks_in_chats
 from qra_bo.utils.errors import ProfileError
 
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none"]
@@ -89,6 +91,16 @@ def test_tasks_are_read_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.
     (tmp_path / "t.jsonl").write_text('{"text": "plain"}\n')
     assert main(["task=evaluate", f"out={tmp_path}", f"eval.tasks=[{tmp_path / 't.jsonl'}]"]) == 2
     assert "line 1: a task needs a question" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("provenance", "template", "chat"), [
+    ({"data_render": "plain"}, "x", False), ({"data_render": "chat"}, None, True), ({"data_render": ""}, "x", True),
+    ({}, None, False), (None, "x", True)])
+def test_instructions_are_asked_as_the_run_was_trained(provenance: Any, template: str | None, chat: bool,
+                                                       tmp_path: Path) -> None:
+    if provenance is not None:
+        (tmp_path / "best.json").write_text(json.dumps({"provenance": provenance}))
+    assert asks_in_chats(tmp_path, SimpleNamespace(chat_template=template)) is chat
 
 
 def test_scores_are_printed_where_the_folder_takes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
