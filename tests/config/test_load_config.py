@@ -178,7 +178,6 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["data=gsm8k", "data.chat=first"], r"data\.chat must be one of last, all; got 'first'"),
     (["export.targets=[ggfu]"], r"^export\.targets: 'ggfu' is no export target; known, nearest first: gguf, "),
     (["export.targets=[gguf]"], "the export gguf has no form for nf4, int8, .* use serve=llamacpp"),
-    (["bits=[4,8]", "export.targets=[bitsandbytes]"], r"no form for int8, .* use bits=\[4,16\] and no other formats"),
     (["oracle=benchmark"], "Unknown oracle 'benchmark'; .* --config-dir bench/conf oracle=emulator "),
     (["oracle.table=bench/data/plays"], "'oracle.table' was removed: --config-dir bench/conf oracle=emu"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),
