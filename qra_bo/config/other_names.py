@@ -39,6 +39,7 @@ REMOVED: Mapping[str, str] = {
     "export.merged_base": "export.targets=[merged] merges into the base that the adapter was trained on, and "
                           "merge_and_unload of PEFT into the original",
     "memory.verify": "make bench-memory compares predictions with traced training steps, in a checkout of the project",
+    "logger.where": "a tracker's files are in the run's folder; tensorboard --logdir outputs shows all runs",
     "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage",
     "oracle.table": _TABLE, "oracle.emulator": _TABLE,
     "surrogate.prior": "surrogate.rates=FILE starts from exchange rates that python -m qra_bo.rates learned",

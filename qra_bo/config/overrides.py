@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from qra_bo.config.check import Problem, fields_of, options_of, unknown_key
-from qra_bo.config.other_names import answer
+from qra_bo.config.other_names import REMOVED, answer
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import nearest_first
 from qra_bo.utils.fields import UserPath
@@ -128,7 +128,7 @@ def _problem(text: str, override: Override, sweep: bool, known: dict[str, tuple[
         as_list = f"write {key}=[{values}] for a list, or " if "tuple" in repr(VALUES.get(key)) else ""
         return Problem(key, f"{text!r} gives {key} several values: {as_list}add --multirun for one run each.")
     if key not in known:
-        return None if _is_value(key) else unknown_key(key, [*VALUES, *known])
+        return None if _is_value(key) and key not in REMOVED else unknown_key(key, [*VALUES, *known])
     for value in override.sweep_string_iterator() if override.is_sweep_override() else (override.value(),):
         if not isinstance(value, str) or value.strip("'\"") not in known[key]:
             if key == "model" and "/" in str(value):

@@ -86,9 +86,7 @@ class Tracker(ABC):
     """Base of an experiment tracker: it gets numbers by name after every new event that adds some.
 
     Args:
-        folder: The run's folder.
-        project: Name that runs are grouped by.
-        where: Folder of the tracker's files, or ``None`` for the run's own.
+        folder: The run's folder, which holds the tracker's files.
         born: Events before this moment (``None``: now) are of earlier sessions: folded in and not logged again.
 
     Raises:
@@ -98,14 +96,13 @@ class Tracker(ABC):
     module = ""
     """The tracker's own package."""
 
-    def __init__(self, folder: Path, project: str, where: str | None = None, born: datetime | None = None) -> None:
+    def __init__(self, folder: Path, born: datetime | None = None) -> None:
         try:
             self._package: Any = importlib.import_module(self.module)  # optional, and may load torch
         except ImportError as error:
             extra = self.module.rpartition(".")[2]
             raise MissingExtraError(extra, extra, f"logger={extra}") from error
-        self._folder, self._project, self._where = folder, project, where
-        self._study, self._step, self._begun = Study(), 0, False
+        self._folder, self._study, self._step, self._begun = folder, Study(), 0, False
         self._new = events_since(born)
 
     def __call__(self, event: Event) -> None:
@@ -137,14 +134,12 @@ class Tracker(ABC):
 
 
 class TensorBoard(Tracker):
-    """Event files in ``where``, or in ``tensorboard`` below the run's folder."""
+    """Event files in ``tensorboard`` below the run's folder; ``tensorboard --logdir outputs`` shows all runs."""
 
     module = "torch.utils.tensorboard"
 
     def begin(self, parameters: Mapping[str, Any]) -> None:
-        target = self._folder / "tensorboard" if self._where is None else \
-            Path(self._where) / self._project / self._folder.name
-        self._writer = self._package.SummaryWriter(str(target))
+        self._writer = self._package.SummaryWriter(str(self._folder / "tensorboard"))
         self._writer.add_text("parameters", "\n".join(f"- {k}: {v}" for k, v in parameters.items()))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -157,7 +152,7 @@ class TensorBoard(Tracker):
 
 
 class Wandb(Tracker):
-    """Weights & Biases: offline files in ``where`` or below the run's folder, unless WANDB_MODE is set.
+    """Weights & Biases: offline files below the run's folder unless WANDB_MODE is set, filed under ``project``.
 
     The run's id follows from its folder, so that a resumed run stays one run. No symbolic links stay in that folder,
     which would be refused with them (``check_run_folder``).
@@ -165,14 +160,17 @@ class Wandb(Tracker):
 
     module = "wandb"
 
+    def __init__(self, folder: Path, project: str, born: datetime | None = None) -> None:
+        super().__init__(folder, born)
+        self._project = project
+
     def begin(self, parameters: Mapping[str, Any]) -> None:
-        inside = self._where is None
         name = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:16]
         self._run = self._package.init(
             project=self._project, name=self._folder.name, id=name, resume="allow", config=dict(parameters),
-            dir=str(self._where or self._folder), mode=os.environ.get("WANDB_MODE", "offline"),
-            settings=self._package.Settings(console="off", silent=True, symlink=not inside))
-        for path in (self._folder / "wandb").rglob("*") if inside else ():
+            dir=str(self._folder), mode=os.environ.get("WANDB_MODE", "offline"),
+            settings=self._package.Settings(console="off", silent=True, symlink=False))
+        for path in (self._folder / "wandb").rglob("*"):
             if path.is_symlink():  # wandb's service links to its log, whatever the setting
                 path.unlink()
 

@@ -27,7 +27,7 @@ class Kept(Tracker):
     module = "csv"
 
     def __init__(self, born: datetime | None = LONG_AGO) -> None:
-        super().__init__(Path("run"), "p", born=born)
+        super().__init__(Path("run"), born)
         self.logged: list[tuple[dict[str, float], int]] = []
         self.parameters: Mapping[str, Any] = {}
         self.finished = False
@@ -138,12 +138,13 @@ def test_wrong_targets_are_refused_before_the_run(logger: dict[str, Any], messag
         make_listener(logger, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["TensorBoard", "Wandb"])
-def test_missing_package_is_named_with_its_extra(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "more"), [("TensorBoard", {}), ("Wandb", {"project": "p"})])
+def test_missing_package_is_named_with_its_extra(name: str, more: dict[str, str], tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("torch.utils.tensorboard", "wandb"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'qra_bo\[{name.lower()}\]'"):
-        make_listener({"_target_": f"qra_bo.report.trackers.{name}", "project": "p", "where": None}, tmp_path)
+        make_listener({"_target_": f"qra_bo.report.trackers.{name}", **more}, tmp_path)
 
 
 def follow(tracker: Tracker) -> Study:
@@ -161,7 +162,7 @@ def test_tensorboard_reads_it_again(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    study = follow(TensorBoard(tmp_path, "p", born=LONG_AGO))
+    study = follow(TensorBoard(tmp_path, LONG_AGO))
     reader = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
     reader.Reload()
     points = reader.Scalars("search/best_loss")
@@ -173,7 +174,7 @@ def test_tensorboard_reads_it_again(tmp_path: Path) -> None:
 def test_wandb_writes_offline_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="the extra 'wandb' is not installed")
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    follow(Wandb(tmp_path, "p", born=LONG_AGO))
+    follow(Wandb(tmp_path, "p", LONG_AGO))
     [file] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert b"search/best_loss" in file.read_bytes()
     check_run_folder(tmp_path)
@@ -190,6 +191,6 @@ def test_wandb_leaves_a_folder_that_can_be_reported(tmp_path: Path, monkeypatch:
         return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Settings=dict, init=init))
-    follow(Wandb(tmp_path, "p", born=LONG_AGO))
+    follow(Wandb(tmp_path, "p", LONG_AGO))
     assert (tmp_path / "wandb" / "offline-run-1").is_dir()
     check_run_folder(tmp_path)
