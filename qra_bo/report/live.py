@@ -229,7 +229,7 @@ class LiveView:
         if s.planned:
             eta = s.eta_seconds()
             left = "time left not known yet" if eta is None else f"about {rough(eta)} left" if eta else "finishing"
-            grid.add_row("cost", _bar(s.study.cost.tokens, s.planned, "cyan"))
+            grid.add_row("cost", ProgressBar(s.planned, min(s.study.cost.tokens, s.planned), width=40))
             grid.add_row("", f"{s.share()}, {left}; {duration(self._clock() - self._started)} so far")
         best, uniform = s.study.incumbent, s.study.best_uniform
         if best is not None:
@@ -237,10 +237,5 @@ class LiveView:
                 f"  {signed(loss_of(best) - loss_of(uniform))} against {_name(uniform, s.study)}"
             grid.add_row("best", f"[bold]{loss_of(best):.4f}[/bold] {escape(_name(best, s.study) + versus)}")
             used, budget = best.predicted_bytes, s.study.budget_bytes
-            grid.add_row("memory", _bar(used, budget, "green"))
-            grid.add_row("", f"{size(used)} of {size(budget)} ({100 * used / budget:.1f} %)")
+            grid.add_row("memory", f"{size(used)} of {size(budget)} ({100 * used / budget:.1f} %)")
         return Group(grid, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self._lines))
-
-
-def _bar(part: float, whole: float, colour: str) -> ProgressBar:
-    return ProgressBar(total=whole, completed=min(part, whole), width=40, complete_style=colour, finished_style=colour)
