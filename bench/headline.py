@@ -89,10 +89,10 @@ def read_rows() -> tuple[list[Row], Mapping[str, Any]]:
 def _longer() -> list[Row]:
     """Return a row for each length of the allocation that a search for the longer training finds, over unseen seeds."""
     found = {(r["steps"], r["name"]): r for r in _read(LONGER)["rows"]
-             if (r["task"], r["limit"]) == ("plays", LONGER_LIMIT)}
+             if (r["text"], r["label"]) == ("plays", LONGER_LIMIT)}
     return [Row("stored", parse_size(LONGER_LIMIT), None, found[steps, LONGER_UNIFORM]["loss"], row["loss"],
                 (d["mean"], d["low"], d["high"]), steps=steps)
-            for (steps, name), row in found.items() if name == LONGER_OURS and (d := row["over_uniform"])]
+            for (steps, name), row in found.items() if name == LONGER_OURS and (d := row["minus"][LONGER_UNIFORM])]
 
 
 def markdown() -> str:
