@@ -4,7 +4,7 @@
 
 A tuple is an architecture, a mixed allocation, a batch, a length, checkpointing, a precision, an optimiser, a kind of
 device and an evaluation batch, drawn from a seed. Each is predicted by the memory model, traced on meta tensors
-(``qra_bo.finetune.tracing.trace``). Real rows train on this machine's CPU:
+(``bench.memory.trace``). Real rows train on this machine's CPU:
 ``tiny`` always, SmolLM2-135M with ``--real``.
 """
 
@@ -57,7 +57,7 @@ def draw(spec: DecoderSpec, rng: np.random.Generator) -> tuple[SearchSpace, Allo
 
 def traced_rows(name: str, count: int) -> list[Row]:
     """``count`` tuples of one architecture, predicted and traced."""
-    from qra_bo.finetune.tracing.trace import StepTracer
+    from bench.memory.trace import StepTracer
 
     spec, rows = spec_of(name), []
     tracer, rng = StepTracer(spec), np.random.default_rng([SEED, *name.encode()])

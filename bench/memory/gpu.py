@@ -57,11 +57,11 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
+    from bench.memory.trace import DTYPES, config_from_spec
     from qra_bo.finetune.models.checkpointing import use_checkpointing
     from qra_bo.finetune.models.load import use_fast_attention
     from qra_bo.finetune.quantization.bank import allow_mixed_bits
     from qra_bo.finetune.quantization.base import backend_of
-    from qra_bo.finetune.tracing.trace import DTYPES, config_from_spec
 
     dtype = DTYPES[shape.compute_dtype_bytes]
     with init_empty_weights(include_buffers=False):
@@ -94,10 +94,10 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
 
 def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape: TrainShape, device: Any) -> Any:
     """Peaks by phase (``PhasePeak``) of three real training steps and one batch of an evaluation on ``device``."""
+    from bench.memory.trace import DTYPES
     from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
     from qra_bo.finetune.data.records import TokenBlocks
-    from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load
-    from qra_bo.finetune.tracing.trace import DTYPES
+    from qra_bo.finetune.memory_probe import MemoryProbe, begin_load
     from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step, unit_groups
     from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 

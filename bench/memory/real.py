@@ -106,7 +106,7 @@ def profiled_growth_of(oracle: Any, allocation: Allocation) -> int:
 def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation: Allocation) -> Row:
     """Everything of one allocation under the optimiser of ``memory``, but for what the profiler says."""
     from qra_bo.finetune.adapters.lora import detach
-    from qra_bo.finetune.tracing.memory_probe import PeakTracker
+    from qra_bo.finetune.memory_probe import PeakTracker
     from qra_bo.finetune.training.loop import held_out
 
     formats = sorted({f: parse_format(f) for f in allocation.formats}.values(), key=lambda f: (f.bits, f.name))
@@ -151,7 +151,7 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
 
 
 def main() -> None:
-    from qra_bo.finetune.tracing.trace import StepTracer
+    from bench.memory.trace import StepTracer
 
     config = load_config([f"+model={sys.argv[1]}", "device=cpu", "dtype=bfloat16", "quantizer.rounding=rtn"])
     with tempfile.TemporaryDirectory() as folder:

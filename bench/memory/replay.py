@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from bench.memory.caching_allocator import Block, CachingAllocator
+from bench.memory.trace import META, MetaTracker, StepTracer, Traced, TracedLora, _step, traced_optimizer
 from qra_bo.finetune.data.records import TokenBlocks
+from qra_bo.finetune.memory_probe import module_tensors
 from qra_bo.finetune.quantization.base import packed
-from qra_bo.finetune.tracing.memory_probe import module_tensors
-from qra_bo.finetune.tracing.trace import META, MetaTracker, StepTracer, Traced, TracedLora, _step, traced_optimizer
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW

@@ -9,9 +9,9 @@ from typing import Any
 from bench.table1.adalora import AdaLoraOptimizer, AdaLoraSettings, RankAllocator, make_triplets, realise
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.finetune.data.records import batches
+from qra_bo.finetune.memory_probe import MemoryProbe
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.profiling import unit_choice
-from qra_bo.finetune.tracing.memory_probe import MemoryProbe
 from qra_bo.finetune.training.loop import DivergedError, held_out, train_step, unit_groups
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING, Progress

@@ -36,6 +36,7 @@ OURS: Mapping[str, str] = {
 """By the other name, in lower case."""
 _TABLE = "--config-dir bench/conf oracle=emulator oracle.table=FOLDER searches a table, in a checkout of the project"
 REMOVED: Mapping[str, str] = {
+    "adapter.iterations": "LoftQ and LQ-LoRA are rows of python -m bench.table1, in a checkout of the project",
     "export.merged_base": "export.targets=[merged] merges into the base that the adapter was trained on, and "
                           "merge_and_unload of PEFT into the original",
     "memory.verify": "make bench-memory compares predictions with traced training steps, in a checkout of the project",

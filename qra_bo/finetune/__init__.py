@@ -1,7 +1,7 @@
 """The oracle that fine-tunes: base models, quantised layers, adapters, training, evaluation, profiles, memory.
 
-Each part imports only those before it: data, models, training, quantization, adapters, then profiling, tracing and
-evaluation, then ``oracle``.
+Each part imports only those before it: data, models, training, quantization, adapters, then profiling, memory probe
+and evaluation, then ``oracle``.
 """
 
 from qra_bo.utils.lazy import lazy_names

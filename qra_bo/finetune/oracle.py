@@ -14,11 +14,11 @@ from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, a
 from qra_bo.finetune.cache import ProfileCache, TensorStore
 from qra_bo.finetune.data.records import DataSplits, batches
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
+from qra_bo.finetune.memory_probe import MemoryProbe, begin_load, release_unused
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import commit_of, located
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load, release_unused
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_step, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from bench.memory.gpu import llama
+from bench.memory.trace import config_from_spec
 from qra_bo.config import RunConfig, load_config
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.quantization.base import storage_bytes
-from qra_bo.finetune.tracing.trace import config_from_spec
 from qra_bo.pipeline.finetune_oracle import make_finetune
 from qra_bo.space import Allocation, DecoderSpec
 from qra_bo.space.decoder import spec_from_numbers

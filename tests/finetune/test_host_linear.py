@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from qra_bo.config import load_config, make_spec
+from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.host_linear import HostLinear, is_too_large, keep_on_host
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import PackedLinear
-from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec

@@ -12,12 +12,12 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from qra_bo.finetune import memory_probe
 from qra_bo.finetune.adapters import lora
 from qra_bo.finetune.adapters.lora import AdapterSettings, attach, detach
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import PackedLinear, backend_of
-from qra_bo.finetune.tracing import memory_probe
 from qra_bo.finetune.training import loop
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.memory.formats import parse_format

@@ -8,10 +8,10 @@ import torch
 
 from qra_bo.finetune import profiling
 from qra_bo.finetune.cache import TensorStore
+from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.profiling import leading_energy, measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import make_units

@@ -6,7 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
-from qra_bo.finetune.tracing.memory_probe import PeakTracker
+from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.optimizers import LEAST_8BIT, OPTIMIZERS, shared_bytes, state_bytes
 

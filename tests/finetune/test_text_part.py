@@ -15,11 +15,11 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from bench.memory.trace import StepTracer
 from qra_bo.config import load_config, make_spec
 from qra_bo.config.derive import hf_config
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.load import load_base, without_bars
-from qra_bo.finetune.tracing.trace import StepTracer
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import ModelError
 from tests.finetune.models import tiny_gemma3_with_vision

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qra_bo.finetune.tracing.memory_probe import PeakTracker, live_bytes, module_tensors
+from qra_bo.finetune.memory_probe import PeakTracker, live_bytes, module_tensors
 
 
 def measure_peak(program: Callable[[], object], held: Iterable[Tensor] = ()) -> int:

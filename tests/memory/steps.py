@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
 from qra_bo.finetune.data.records import TokenBlocks
+from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
-from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW

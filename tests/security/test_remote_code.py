@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
+from bench.memory.trace import StepTracer
 from qra_bo import rates
 from qra_bo.config import load_config, make_spec
-from qra_bo.finetune.tracing.trace import StepTracer
 from qra_bo.utils.errors import ModelError
 from tests.report.fixtures import make_events, write_run
 

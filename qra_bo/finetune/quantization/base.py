@@ -225,23 +225,6 @@ class QuantizerBackend(ABC):
         check_shape(fmt, out_features, in_features)
 
 
-def stand_in(fmt: StorageFormat, shape: tuple[int, int], bias: bool, compute_dtype: torch.dtype,
-             target: torch.device) -> Any:
-    """Build a layer of ``shape`` (out, in) on the meta device, with the storages of the real one on ``target``.
-
-    A ``bias`` has the compute type.
-
-    Raises:
-        SpaceError: If the format can't store a matrix of this shape.
-    """
-    check_shape(fmt, *shape)
-    backend = backend_of(fmt)
-    offset = torch.empty(shape[0], dtype=compute_dtype, device="meta") if bias else None
-    layer = backend.build(backend.empty_state(fmt, shape, compute_dtype), fmt, shape, offset, compute_dtype)
-    packed(layer).target = target
-    return layer
-
-
 def frozen(tensor: Tensor | None) -> nn.Parameter | None:
     """Return a parameter that is never trained, or ``None``."""
     return None if tensor is None else nn.Parameter(tensor, requires_grad=False)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from qra_bo.finetune.cache import TensorStore
+from qra_bo.finetune.memory_probe import live_bytes
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
-from qra_bo.finetune.tracing.memory_probe import live_bytes
 from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
 from qra_bo.oracle.protocol import StopRequested
 from qra_bo.space import DecoderSpec, StorageFormat

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from qra_bo.finetune.quantization.base import packed, stand_in
-from qra_bo.finetune.tracing.memory_probe import PeakTracker, module_tensors
+from bench.memory.trace import stand_in
+from qra_bo.finetune.memory_probe import PeakTracker, module_tensors
+from qra_bo.finetune.quantization.base import packed
 from qra_bo.memory.formats import FORMATS, parse_format, scratch_bytes
 from tests.conformance.quantizer import quantize
 

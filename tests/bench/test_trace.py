@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from bench.memory.trace import StepTracer
 from qra_bo.finetune.models.load import use_fast_attention
-from qra_bo.finetune.tracing.trace import StepTracer
 from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.formats import parse_format

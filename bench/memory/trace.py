@@ -1,8 +1,8 @@
 """Traced peaks of a training step and of an evaluation, of decoders of any size, storage by storage.
 
 The real modules of transformers, the adapters' autograd node, loss and optimiser run on meta tensors, which have shapes
-and storages alone. Packed weights are replaced by ``quantization.base.stand_in``, attention calls the kernel that the
-target device would choose, and a scalar that is read is 1.
+and storages alone. Packed weights are replaced by ``stand_in``, attention calls the kernel that the target device would
+choose, and a scalar that is read is 1.
 """
 
 import time
@@ -23,23 +23,24 @@ from transformers.masking_utils import sdpa_mask
 
 from qra_bo.finetune.adapters.lora import fused_linear
 from qra_bo.finetune.data.records import TokenBlocks
+from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import choose_kernel, fp32_attention, ungrouped_attention
-from qra_bo.finetune.quantization.base import backend_of, packed, stand_in
+from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.embeddings import (
     dense_tables,
     embedding_modules,
     install_embeddings,
     packed_tables,
 )
-from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.activations import TrainShape
 from qra_bo.memory.embeddings import embedding_format
+from qra_bo.memory.formats import check_shape
 from qra_bo.memory.optimizers import LEAST_PAGED, is_paged
-from qra_bo.space import Allocation, DecoderSpec, SearchSpace
+from qra_bo.space import Allocation, DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import OracleError
 
@@ -80,6 +81,23 @@ class Traced:
     def peak(self) -> int:
         """Largest peak."""
         return int(getattr(self, self.phase))
+
+
+def stand_in(fmt: StorageFormat, shape: tuple[int, int], bias: bool, compute_dtype: torch.dtype,
+             target: torch.device) -> Any:
+    """Build a layer of ``shape`` (out, in) on the meta device, with the storages of the real one on ``target``.
+
+    A ``bias`` has the compute type.
+
+    Raises:
+        SpaceError: If the format can't store a matrix of this shape.
+    """
+    check_shape(fmt, *shape)
+    backend = backend_of(fmt)
+    offset = torch.empty(shape[0], dtype=compute_dtype, device="meta") if bias else None
+    layer = backend.build(backend.empty_state(fmt, shape, compute_dtype), fmt, shape, offset, compute_dtype)
+    packed(layer).target = target
+    return layer
 
 
 def config_from_spec(spec: DecoderSpec) -> Any:
