@@ -20,6 +20,7 @@ import numpy as np
 from bench.methods import OPTIONS, method_target
 from bench.optimum import optimum as planted_optimum
 from bench.report import RESULTS, Target, publish
+from bench.search.play import told_of
 from bench.sessions import limit_of, table_session
 from bench.table1.limits import Limit
 from bench.table1.published import published_changes, scaled_autoqra
@@ -38,7 +39,6 @@ from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.space import Allocation
 from qra_bo.study.intervals import spearman
 from qra_bo.study.setting import training_seeds
-from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "dtype=bfloat16", "search.length=trial",
             "quantizer.rounding=rtn")
@@ -207,18 +207,10 @@ def correlations(session: Session, limit: Limit, n: int) -> Row:
     column = {f: i for i, f in enumerate(profile.formats)}
     sums = [float(sum(profile.quantization_sensitivity[u, column[f]] for u, f in enumerate(a.formats))) for a in chosen]
     searcher = make_searcher(method_target("structured"), replace(problem, max_full_trials=float(n)))
-    searcher.tell([_told(a, loss, number, c) for number, (a, loss) in enumerate(zip(chosen, losses, strict=True))])
+    searcher.tell(told_of(problem, chosen, losses))
     check = searcher.surrogate_check() if isinstance(searcher, SelfChecking) else None
     return {"perplexity": perplexity, "sensitivity_sum": spearman(sums, losses),
             "surrogate": None if check is None else check["spearman"], "allocations": len(chosen)}
-
-
-def _told(a: Allocation, loss: float, number: int, config: RunConfig) -> Trial:
-    steps = config.fidelity.high
-    measurement = TrialResult(TrialState.OK, loss, None, ((steps, loss),), steps, 1, 0, None, 0.0)
-    bits = tuple(parse_format(f).bits for f in a.formats)
-    spec = TrialSpec(a, steps, steps, 0, config.adapter.lr)
-    return Trial(number, a, bits, "global", Fidelity.HIGH, spec, config.seed, measurement, 0)
 
 
 def targets_of(rows: Sequence[Row], facts: Sequence[Row]) -> list[Target]:

@@ -9,10 +9,9 @@ not seen. The tables are of one model: what the rates are worth on another model
 
 from pathlib import Path
 
-from bench.collect.task import DATA, TASKS
+from bench.collect.task import DATA, RATES, TASKS
 from bench.emulator.emulator import FAMILIES, usable
-from bench.search.play import ALONE, arenas
-from bench.search.quality import told_of
+from bench.search.play import arenas, told_of
 from qra_bo.searchers.rates.files import rates_file, save_rates
 from qra_bo.searchers.rates.learning import Study, learn, study_of
 
@@ -32,7 +31,7 @@ def study_of_table(folder: Path) -> tuple[str, Study]:
 
 def main() -> None:
     studies = {task: study_of_table(DATA / task) for task in sorted(TASKS)}
-    files = [rates_file(SHIPPED), *(DATA / task / ALONE for task in studies)]
+    files = [rates_file(SHIPPED), *(DATA / task / RATES for task in studies)]
     for path, used in zip(files, [list(studies), *([task] for task in studies)], strict=True):
         rates = learn(dict(studies[task] for task in used))
         save_rates(rates, path)

@@ -37,6 +37,8 @@ REFERENCE_BUDGETS = (("uniform:4,4", "peak"), ("uniform:4,16", "stored"))
 FORMATS = ("quantizer.formats.2=[hqq2]", "quantizer.formats.3=[hqq3]")
 """Of the published tables, where they are no longer the default."""
 RECORD_AT = (6, 12)
+RATES = "rates.json"
+"""File of the exchange rates learned from one table, in its folder (python -m bench.learn_rates)."""
 TRAIN_SEEDS = 3
 CANDIDATE_SEEDS = 60
 RESERVED = {"plays": 8, "gsm8k": 32}

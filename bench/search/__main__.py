@@ -4,7 +4,7 @@
 
 Every finished search is a line of outputs/bench-search/runs.jsonl and is not repeated while the table and the method's
 settings stay the same: the same command resumes, and several processes can share the work (--part K/N). At the end, or
-with --summary alone, bench/results/search.json and plots are written.
+with --summary alone, bench/results/search.json is written.
 """
 
 import argparse
@@ -17,15 +17,14 @@ from typing import Any
 
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.emulator.emulator import FAMILIES
-from bench.emulator.table import ROWS, load_table
+from bench.emulator.table import ROWS
 from bench.report import RESULTS, publish
-from bench.search.finds import chosen, finds_target, published_finds, real_rows, with_finds, write_finds
+from bench.search.finds import chosen, finds_target, real_rows, write_finds
 from bench.search.kept import kept_finds, kept_rows, published_rows
 from bench.search.methods import ABLATIONS, COMPARED, EQUIVALENTS, EVERYTHING, TRANSFER, Entry
 from bench.search.play import Arena, arenas, play
-from bench.search.plots import plot_arenas
-from bench.search.quality import quality_rows
 from bench.search.summary import paired_rows, search_rows, targets_of
+from bench.store import append_line, read_lines
 from qra_bo.utils.errors import MissingExtraError, UserError
 
 RUNS = Path("outputs") / "bench-search" / "runs.jsonl"
@@ -34,10 +33,7 @@ Run = dict[str, Any]
 
 def load_runs(path: Path) -> list[Run]:
     """Finished searches; a cut-off last line is left out."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
+    return [json.loads(line) for line in read_lines(path)]
 
 
 def key(run: Run) -> tuple[Any, ...]:
@@ -58,7 +54,6 @@ def run_all(options: argparse.Namespace, entries: Sequence[Entry]) -> None:
     """Every search that is missing, each written down when it has ended."""
     part, parts = (int(x) for x in options.part.split("/"))
     done = {key(run) for run in load_runs(options.runs)}
-    options.runs.parent.mkdir(parents=True, exist_ok=True)
     places = [a for task in options.tasks for a in arenas(DATA / task, options.emulators)
               if a.budget.text in options.budgets]
     missing: set[str] = set()
@@ -73,14 +68,13 @@ def run_all(options: argparse.Namespace, entries: Sequence[Entry]) -> None:
             print(f"{entry.name} is left out: {error}", file=sys.stderr)
             missing.add(entry.name)
             continue
-        with open(options.runs, "a", encoding="utf-8") as file:
-            file.write(json.dumps(run) + "\n")
+        append_line(options.runs, json.dumps(run))
         print(f"{arena.name}: {entry.name}, seed {seed}: incumbent {run['trace'][-1][1]:.4f} where the best uniform "
               f"choice has {run['best_uniform']:.4f}; {run['cpu_seconds']:.1f} s", flush=True)
 
 
 def summarise(options: argparse.Namespace) -> None:
-    """Rows, targets and pictures of what was run on the tables as they are now."""
+    """Rows and targets of what was run on the tables as they are now."""
     places = [a for task in options.tasks for a in arenas(DATA / task, list(FAMILIES)[:1])]
     current = {a.oracle.describe()["data_sha256"] for a in places}
     settings = {(e.name, e.settings_sha256) for e in EVERYTHING.values()}
@@ -92,36 +86,20 @@ def summarise(options: argparse.Namespace) -> None:
                 for budget, _ in REFERENCE_BUDGETS]
     targets = targets_of(rows, expected)
     tables = {a.oracle.table.facts.task: a for a in places}
-    quality = [row for arena in tables.values() for row in quality_rows(
-        arena.oracle.table, [(a.budget, a.problem) for a in places
-                             if a.oracle.table.facts.task == arena.oracle.table.facts.task])]
     compared = {entry.name for entry in COMPARED}
     finds = chosen([run for run in runs if run["method"] in compared])
     if options.kept:
         finds += kept_finds(options.kept.parent / "search", finds, compared)
-    files = [*write_finds(finds, options.out / "search"), *plot_arenas(rows, options.out / "search")]
+    files = write_finds(finds, options.out / "search")
     real = [row for arena in tables.values()
             for row in real_rows(arena.oracle.table, DATA / arena.oracle.table.facts.task, finds)]
     kept = [*({"what": "search", **row} for row in rows),
-            *({"what": "against qra_bo", **row} for row in paired_rows(rows)), *real,
-            *({"what": "surrogate", **row} for row in quality)]
+            *({"what": "against qra_bo", **row} for row in paired_rows(rows)), *real]
     publish("search", [*targets, finds_target(real)], kept,
             ["task", "emulator", "budget", "method", "seeds", "regret", "low", "high", "cost_to_best_peer",
-             "cpu_seconds", "measured", "best_difference", "surrogate", "evaluations", "spearman", "coverage_90"],
+             "cpu_seconds", "measured", "best_difference"],
             folder=options.out)
     print("\n".join(str(path) for path in files))
-
-
-def refresh_finds(folder: Path) -> None:
-    """Bring the rows of real finds in a published comparison up to date; its searches are not needed."""
-    path, finds = folder / "search.json", published_finds(folder / "search")
-    rows = [row for task in TASKS if any(f["task"] == task for f in finds)
-            for row in real_rows(load_table(DATA / task), DATA / task, finds)]
-    content = with_finds(json.loads(path.read_text(encoding="utf-8")), rows)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(f"{r['task']}, {r['budget']}, {r['method']}: {r['measured']} of {r['finds']}, mean "
-                    f"{'-' if r['mean_difference'] is None else format(r['mean_difference'], '+.4f')}" for r in rows))
-    print(f"written to {path}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,12 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--equivalents", type=float, default=EQUIVALENTS, help="what a search may spend")
     parser.add_argument("--part", default="1/1", help="K/N: this process makes every N-th search from the K-th on")
     parser.add_argument("--runs", type=Path, default=RUNS, help="file of finished searches")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file, finds and pictures")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file and finds")
     parser.add_argument("--kept", type=Path, help="a search.json: its rows count too where no search was made anew and "
                         "the table and the method's settings are what they were")
     parser.add_argument("--summary", action="store_true", help="only summarise what was run")
-    parser.add_argument("--finds", action="store_true",
-                        help="only bring the real finds in bench/results/search.json up to date")
     options = parser.parse_args(arguments)
     if not options.tasks:
         print(f"there is no table of real evaluations in {DATA}: collect one with make bench-collect", file=sys.stderr)
@@ -156,9 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.ablations:
         names += [e.name for e in (*ABLATIONS, *TRANSFER) if e.name not in names]
     try:
-        if options.finds:
-            refresh_finds(RESULTS)
-            return 0
         if not options.summary:
             run_all(options, [EVERYTHING[name] for name in names])
         if options.part == "1/1":

@@ -78,15 +78,6 @@ def published_finds(folder: Path) -> list[Find]:
     return [find for path in sorted(folder.glob("finds-*.json")) for find in json.loads(path.read_text())]
 
 
-def with_finds(published: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A published comparison of searches whose rows and target of real finds are those of ``rows``."""
-    others = [row for row in published["rows"] if row["what"] != REAL]
-    first = next((i for i, row in enumerate(published["rows"]) if row["what"] == REAL), len(others))
-    target = finds_target(rows).to_json()
-    targets = [t for t in published["targets"] if t["what"] != target["what"]]
-    return {**published, "rows": [*others[:first], *rows, *others[first:]], "targets": [*targets, target]}
-
-
 def _own(table: Table, more: Sequence[TableRow] = ()) -> list[TableRow]:
     """Rows with a loss at the table's first training seed and its own learning rate."""
     rate = table_rate(table.rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.collect.task import DATA, TASKS, predictors_of, task_config
+from bench.collect.task import DATA, RATES, TASKS, predictors_of, task_config
 from bench.emulator.oracle import EmulatorOracle, load_oracle
 from bench.emulator.table import ReferenceBudget
 from bench.peers.registry import make_player
@@ -19,10 +19,8 @@ from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.baselines import fill, uniform_baselines
 from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.state import FORWARD_SHARE, cost_of, is_uniform
-from qra_bo.trials import Fidelity, Proposal, Trial, TrialSpec, TrialState
+from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 
-ALONE = "rates.json"
-"""File of the exchange rates learned from one table, in its folder (python -m bench.learn_rates)."""
 FREE_REFUSALS = 40
 """Refusals of an emulator that a search need not pay for: where its table ends says nothing of a method."""
 
@@ -195,7 +193,7 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
 
 def with_files(arena: Arena, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a method's options with the file of the table that is not the arena's, where one names it."""
-    return {key: str(DATA / other_task(arena) / ALONE) if value == OTHER_TABLE else value
+    return {key: str(DATA / other_task(arena) / RATES) if value == OTHER_TABLE else value
             for key, value in options.items()}
 
 
@@ -217,6 +215,16 @@ def on_ladders(space: SearchSpace, evaluations: Sequence[Trial]) -> list[Trial]:
         if e.allocation == allocation or allocation not in found:
             found[allocation] = told
     return list(found.values())
+
+
+def told_of(problem: SearchProblem, allocations: Sequence[Allocation], losses: Sequence[float]) -> list[Trial]:
+    """Return full-fidelity trials of allocations and their losses as a searcher is told of them, numbered in order."""
+    steps, found = problem.high_steps, []
+    for number, (a, loss) in enumerate(zip(allocations, map(float, losses), strict=True)):
+        result = TrialResult(TrialState.OK, loss, None, ((steps, loss),), steps, 1, 1, None, 0.0)
+        found.append(Trial(number, a, problem.space.bits(a), "global", Fidelity.HIGH,
+                           TrialSpec(a, steps, steps, 0, 1.0), 0, result, 0))
+    return found
 
 
 def finds(game: Game) -> list[dict[str, Any]]:

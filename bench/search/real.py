@@ -3,9 +3,9 @@
     python -m bench.search.real [--seeds 0 1 2] [--methods NAME ...] [--work outputs/real-search] [--summary]
                                 [overrides ...]
 
-All searches of one seed share what they would train alike, each at its own charge. What they come to is trained on five
-seeds that no search used and evaluated on the test split. Searches and finals are kept in ``--work``, one folder a
-seed, and gone on with; several processes may do a seed each, and --summary then writes bench/results/search_real.json.
+What the searches of one seed come to is trained on five seeds that no search used and evaluated on the test split.
+Searches and finals are kept in ``--work``, one folder a seed, and gone on with; several processes may do a seed each,
+and --summary then writes bench/results/search_real.json.
 """
 
 import argparse

@@ -10,8 +10,7 @@ from annotated_types import Ge
 from hydra import compose
 from pydantic import StrictInt
 
-from bench.collect.task import DATA, TASKS
-from bench.search.play import ALONE
+from bench.collect.task import DATA, RATES, TASKS
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.check import validated
 from qra_bo.config.compose import HYDRA_ERRORS, hydra_app
@@ -107,7 +106,7 @@ def learned_elsewhere(run: RunConfig) -> list[str]:
     others = [task for task in TASKS if task != run.data.name]
     if run.surrogate.rates != run.model_name or len(others) == len(TASKS):
         return []
-    return [f"surrogate.rates={os.path.relpath(DATA / others[0] / ALONE)}"]
+    return [f"surrogate.rates={os.path.relpath(DATA / others[0] / RATES)}"]
 
 
 def load_options(overrides: Sequence[str] = ()) -> TableOptions:

@@ -1,4 +1,7 @@
-"""One search of the table: an ordinary run in a folder of its own, which ends with the search."""
+"""One search of the table: an ordinary run in a folder of its own, which ends with the search.
+
+It trains everything itself, as if it were alone: checkpoints of another search would make its trials cheaper.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +10,6 @@ from bench.methods import method_config
 from bench.table1.limits import Limit
 from bench.table1.recipe import codes_name
 from bench.table1.session import Session
-from qra_bo.config import NOT_OF_THE_RESULT
 from qra_bo.memory.budget import largest
 from qra_bo.pipeline.folders import path_name
 from qra_bo.pipeline.run import searcher_factory
@@ -15,12 +17,9 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import rehearsal_profile
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.setting import Setting
-from qra_bo.study.shared import SharedExecutor
 from qra_bo.trials import Proposal, Trial
 
 FOLDER = "searches"
-SHARED = frozenset({*NOT_OF_THE_RESULT, "budget", "method", "max_average_bits"})
-"""Keys in which searches may differ that share trials, each at its own charge."""
 UNIFORM = "uniform_only"
 
 
@@ -83,8 +82,6 @@ def search(session: Session, name: str, limit: Limit, method: str, options: Mapp
     tokens = config.quantizer.tokens if config.quantizer.rounding == "gptq" else None
     effort = f"{config.effort.max_full_trials}eq{codes_name(tokens)}"
     folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
-    oracle = session.executor(config.adapter.init, limit.scope, tokens, config.bits)
-    siblings = sorted(p for p in folder.parent.glob("*") if p.is_dir() and p != folder)
-    shared = SharedExecutor(oracle, folder, siblings, config.to_dict(), SHARED)
-    return Engine(folder, setting, session.budget_bytes(limit), shared, searcher_factory(config),
+    oracle = session.executor(config.adapter.init, limit.scope, tokens, config.bits, folder=folder)
+    return Engine(folder, setting, session.budget_bytes(limit), oracle, searcher_factory(config),
                   fine_tunes=False).run()

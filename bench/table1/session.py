@@ -36,6 +36,7 @@ class _Kind(NamedTuple):
     gptq_tokens: int | None
     bits: tuple[int, ...]
     embeddings: int | None
+    folder: Path | None
 
 
 @contextmanager
@@ -141,7 +142,7 @@ class Session:
         return own if set(bits) <= {*own, UNQUANTISED} else tuple(sorted({*own, *self.options.finer_bits}))
 
     def executor(self, init: str, scope: str, gptq_tokens: int | None = None, bits: Iterable[int] = (),
-                 embeddings: int | None = None) -> Executor:
+                 embeddings: int | None = None, folder: Path | None = None) -> Executor:
         """Return the open oracle of these settings; another one is closed first.
 
         Args:
@@ -150,8 +151,9 @@ class Session:
             gptq_tokens: Choice of codes, as in ``Recipe``.
             bits: Bit-widths that it must serve.
             embeddings: Bits of the embedding, as in ``Recipe``.
+            folder: Of a search, for its checkpoints; ``None`` for those of the table.
         """
-        kind = _Kind(init, scope, gptq_tokens, self.ladder(bits), embeddings)
+        kind = _Kind(init, scope, gptq_tokens, self.ladder(bits), embeddings, folder)
         if self._open is not None and self._open[0] != kind:
             self.close()
         if self._open is None:
@@ -160,7 +162,8 @@ class Session:
                 memory=self.config.memory.with_changes(scope=scope),
                 embeddings=self.config.embeddings if embeddings is None else embeddings)
             # Checkpoints of different initialisations, codes or embeddings must not share a folder.
-            folder = self.folder / "oracles" / f"{init}{codes_name(gptq_tokens)}{embeddings_name(embeddings)}"
+            folder = folder or self.folder / "oracles" / "".join(
+                [init, codes_name(gptq_tokens), embeddings_name(embeddings)])
             folder.mkdir(parents=True, exist_ok=True)
             self._open = kind, make_executor(config, folder)
             self.results.describe(self._open[1].describe())

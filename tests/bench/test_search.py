@@ -1,14 +1,13 @@
-"""The comparison of searches: cost and incumbents of one, regrets and targets of many, surrogates on real rows."""
+"""The comparison of searches: cost and incumbents of one, regrets and targets of many."""
 
 import itertools
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from bench.collect.__main__ import GivenPlan, read_finds, work
 from bench.emulator.emulator import table_rate
@@ -17,11 +16,9 @@ from bench.emulator.table import load_table
 from bench.methods import METHODS
 from bench.peers.registry import PEERS
 from bench.search.__main__ import key, load_runs
-from bench.search.finds import chosen, finds_target, published_finds, real_rows, with_finds, write_finds
+from bench.search.finds import chosen, finds_target, published_finds, real_rows, write_finds
 from bench.search.methods import COMPARED, EVERYTHING, OURS, Entry
 from bench.search.play import FREE_REFUSALS, Arena, Game, make_arena, on_ladders, play
-from bench.search.plots import plot_arenas
-from bench.search.quality import left_one_out, of_gp, of_network, of_ours, quality_rows
 from bench.search.summary import (
     arena_rows,
     best_found,
@@ -200,34 +197,6 @@ def test_parts_of_the_surrogate_can_be_left_out_by_name(arena: Arena) -> None:
         build_components(arena.problem, ("damages",))
 
 
-def test_leaving_one_out_equals_conditioning_on_the_others() -> None:
-    rng = np.random.default_rng(0)
-    root = torch.from_numpy(rng.standard_normal((6, 6)))
-    covariance = root @ root.T + torch.eye(6, dtype=torch.float64)
-    residual = torch.from_numpy(rng.standard_normal(6))
-    error, sd = left_one_out(covariance, residual)
-    for i in range(6):
-        rest = [j for j in range(6) if j != i]
-        weights = torch.linalg.solve(covariance[rest][:, rest], covariance[rest, i])
-        assert float(error[i]) == pytest.approx(float(residual[i] - weights @ residual[rest]))
-        assert float(sd[i]) ** 2 == pytest.approx(float(covariance[i, i] - weights @ covariance[rest, i]))
-
-
-def test_surrogates_are_judged_on_rows_of_the_table(arena: Arena) -> None:
-    table, problem = arena.oracle.table, arena.problem
-    rng = np.random.default_rng(0)
-    known = [a for a in arena.oracle.emulator.data.allocations if problem.space.contains(a)][:16]
-    rows, losses = np.stack([problem.space.encode(a) for a in known]), np.array([arena.true_loss(a) for a in known])
-    for quality in (of_ours(problem, rows, losses), of_gp(problem, rows, losses)):
-        assert quality.spearman > 0.3
-        assert 0.0 <= quality.coverage_90 <= 1.0
-    assert of_network(problem, rows, losses, losses + 0.01 * rng.standard_normal(16))["spearman"] > 0.3
-    found = quality_rows(table, [(arena.budget, problem)], counts=(8, 500), draws=1)
-    assert [r["surrogate"] for r in found if r["evaluations"] == 500] == ["any"]
-    assert found[-1]["spearman"] is None
-    assert "near this budget" in found[-1]["why"]
-
-
 def test_finds_take_turns_between_emulators_and_are_compared_for_real(tmp_path: Path) -> None:
     folder = make_table(tmp_path)
     table = load_table(folder)
@@ -255,17 +224,5 @@ def test_finds_take_turns_between_emulators_and_are_compared_for_real(tmp_path: 
     assert after["best_difference"] == pytest.approx(min(losses) - min(uniforms))
     assert finds_target([after]).met
     assert published_finds(tmp_path / "out") == finds
-    search, quality = {"what": "search", "task": "planted"}, {"what": "surrogate", "task": "planted"}
-    published = {"name": "search", "rows": [search, *before, quality], "targets": [asdict(finds_target(before))]}
-    refreshed = with_finds(published, [after])
-    assert refreshed["rows"] == [search, after, quality]
-    (target,) = refreshed["targets"]
-    assert (target["met"], target["value"]) == (True, 1.0)
     with pytest.raises(DataError, match="--finds must name a file"):
         read_finds(tmp_path / "absent.json")
-
-
-def test_pictures_are_drawn(tmp_path: Path) -> None:
-    paths = plot_arenas(search_rows(many([4.1, 4.0], [4.1, 4.05])), tmp_path)
-    assert [p.name for p in paths] == ["plays-boosted-uniform-4-4.png"]
-    assert paths[0].read_bytes()[:4] == b"\x89PNG"

@@ -9,7 +9,7 @@ from bench.store import Store, TrialStore, append_line, read_lines
 from qra_bo.space import uniform
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 
-SPEC = TrialSpec(uniform(2, "nf4", 4), 8, 8, train_seed=1)
+SPEC = TrialSpec(uniform(2, "nf4", 4), 8, 8, 1, 1e-3)
 
 
 def result(state: TrialState, loss: float | None) -> TrialResult:
