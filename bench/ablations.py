@@ -19,11 +19,11 @@ import numpy as np
 
 from bench.methods import OPTIONS, method_target
 from bench.optimum import optimum as planted_optimum
+from bench.published import published_changes, scaled_autoqra
 from bench.report import RESULTS, Target, publish
 from bench.search.play import told_of
 from bench.sessions import limit_of, table_session
 from bench.table1.limits import Limit
-from bench.table1.published import published_changes, scaled_autoqra
 from bench.table1.recipe import Recipe
 from bench.table1.search import UNIFORM as UNIFORM_ONLY
 from bench.table1.search import search

@@ -19,8 +19,8 @@ import numpy as np
 
 from bench.learn_rates import SHIPPED
 from bench.methods import method_target
+from bench.reference_repair import reference_repair, vectorised_repair
 from bench.report import RESULTS, Target, publish
-from bench.table1.reference_repair import reference_repair, vectorised_repair
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.oracle.synthetic import Landscape
 from qra_bo.pipeline.pricing import make_memory

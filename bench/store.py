@@ -10,6 +10,8 @@ from typing import Any
 from bench.report import machine
 from qra_bo.study.provenance import collect
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
+from qra_bo.utils.errors import JournalError
+from qra_bo.utils.files import writing
 
 Event = Mapping[str, Any]
 
@@ -59,14 +61,21 @@ class Store:
 
     @property
     def events(self) -> list[Event]:
-        """All events, in order."""
+        """All events, in order; raises ``JournalError`` if a line is damaged."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size != self._size:
             self._size = size
-            self._events = [json.loads(line) for line in read_lines(self.path)]
+            self._events = [self._event(number, line) for number, line in enumerate(read_lines(self.path), start=1)]
             self._named = {(e["event"], e.get("key", "")): e for e in self._events
                            if e.get("state") != TrialState.FAILED.value}
         return self._events
+
+    def _event(self, number: int, line: str) -> Event:
+        try:
+            return dict(json.loads(line))
+        except ValueError as error:
+            raise JournalError(f"line {number} of {self.path} is damaged ({error}); remove it, and what it held is "
+                               "made again") from error
 
     def find(self, kind: str, key: str) -> Event | None:
         """Return the event of a kind under a key, or ``None``."""
@@ -74,9 +83,10 @@ class Store:
         return self._named.get((kind, key))
 
     def append(self, kind: str, key: str, fields: Mapping[str, Any]) -> Event:
-        """Write an event of JSON values, and return it."""
+        """Write an event of JSON values, and return it; raises ``OutputError`` if it can't be written."""
         event = {"event": kind, "time": now(), "key": key, **fields}
-        append_line(self.path, json.dumps(event, allow_nan=False))
+        with writing(self.path, "run the same command again"):
+            append_line(self.path, json.dumps(event, allow_nan=False))
         return event
 
     def once(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> Event:

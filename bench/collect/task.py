@@ -134,12 +134,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """In words, what differs between two descriptions. Of nested ones only what both hold counts: another release may
     describe its trainer in more words."""
     return [f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in sorted({*before, *now})
-            if not _agree(before.get(key), now.get(key))]
+            if not agree(before.get(key), now.get(key))]
 
 
-def _agree(a: Any, b: Any) -> bool:
+def agree(a: Any, b: Any) -> bool:
+    """Whether two descriptions are the same in what both hold."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return all(_agree(a[key], b[key]) for key in a if key in b)
+        return all(agree(a[key], b[key]) for key in a if key in b)
     return bool(a == b)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.table1.published import shrunk_autoqra
+from bench.published import shrunk_autoqra
 
 OURS = "structured"
 RULES = 3

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from bench.ablations import FINALS
+from bench.published import scaled_autoqra
 from bench.report import RESULTS, Target, publish
 from bench.search.methods import EVERYTHING
 from bench.sessions import limit_of, table_session
-from bench.table1.published import scaled_autoqra
 from bench.table1.recipe import Recipe
 from bench.table1.search import search
 from qra_bo.config import RunConfig, load_config

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from bench.table1.config import load_table
+from bench.table1.load import load_table
 from bench.table1.run import run_table
 from qra_bo.utils.errors import QRABOError
 from qra_bo.utils.redact import printable, redact

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.table1.limits import FREE, Limit, parse_limits
-from bench.table1.methods import ROWS
+from bench.table1.methods import ROWS, row_named
 from bench.table1.rates import Rate, calibrate
 from bench.table1.recipe import Recipe
 from bench.table1.rows import Found, Row
@@ -77,7 +77,7 @@ def make_cells(limits: Sequence[str], methods: Sequence[str] | None) -> list[Cel
     """
     parsed = parse_limits(limits)
     for name in (*(methods or ()), *(m for limit in parsed for m in limit.methods or ())):
-        ROWS[name]
+        row_named(name)
     problems = [f"table1.limits: {name} can't be compared within {limit.name!r}: "
                 + ("its memory is fixed" if ROWS[name].takes(None) else "it needs a budget")
                 for limit in parsed for name in limit.methods or () if not ROWS[name].takes(limit)]
@@ -98,6 +98,14 @@ def final_seeds(session: Session, row: Row) -> tuple[int, ...]:
     """Return the training seeds of a row's finals: unseen by any search, the first ones shared by all rows."""
     t = session.options
     return training_seeds(session.config.seed, t.key_seeds if row.key else t.seeds)[1]
+
+
+def equivalents(session: Session, cells: Sequence[Cell]) -> float:
+    """Return the most full-trial equivalents of the cells, as if nothing were done and none shared a configuration."""
+    c, rates = session.config, max(len(session.config.calibrate.lr_scales), session.options.lr_trials)
+    length = session.steps / c.fidelity.high
+    return sum(cell.row.equivalents(session, cell.limit) + length * (rates + len(final_seeds(session, cell.row)))
+               for cell in cells)
 
 
 def work(session: Session, cell: Cell, say: Say) -> CellResult:
@@ -132,14 +140,6 @@ def work(session: Session, cell: Cell, say: Say) -> CellResult:
     result.measured_bytes = session.measured_bytes(recipe, result.rate.lr_scale, session.train_seed, scope)
     result.scores = session.scores(recipe, result.rate.lr_scale, next(iter(result.losses)))
     return result
-
-
-def is_begun(session: Session, cell: Cell) -> bool:
-    """Whether the journal holds the method's choice."""
-    try:
-        return session.results.find("found", _key(session, cell)) is not None
-    except OF_A_ROW:
-        return False
 
 
 def found(session: Session, cell: Cell) -> Found:

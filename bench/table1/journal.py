@@ -1,95 +1,100 @@
 """Journal of a table: every result is written once, by kind and key, and never computed again."""
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import qra_bo
+from bench.collect.task import agree
+from bench.store import Event, Store
 from bench.table1.config import TableConfig
 from bench.table1.recipe import with_codes
-from qra_bo.study.journal import RESERVED, Journal, canonical
-from qra_bo.study.provenance import changes, check_same_configuration, collect
-from qra_bo.trials import SCHEMA_VERSION, TrialState
+from qra_bo.config.resume import flatten
+from qra_bo.study.journal import checksum
+from qra_bo.study.provenance import INCOMPARABLE, changes, collect, differences
+from qra_bo.utils.errors import JournalError
 
-LIMITS = frozenset({"budget", "max_average_bits"})
+OWN_FIELDS = frozenset({"event", "time", "key", "run", "session", "elapsed", "crc"})
+"""Fields of an event that are not of its result."""
+LIMITS = ("budget", "max_average_bits")
 """Configuration keys that a table's limits replace."""
-Event = Mapping[str, Any]
 
 
-class TableJournal:
+class TableJournal(Store):
     """Results of a table; the header is written or checked on construction.
 
     Args:
         config: Of the table.
-        journal: Open.
+        path: Of the file.
 
     Raises:
         JournalError: If the journal belongs to a table of another configuration.
     """
 
-    def __init__(self, config: TableConfig, journal: Journal) -> None:
-        self._config, self._journal = config, journal
-        self._events: dict[tuple[str, str], Event] = {}
-        self._described = False
+    def __init__(self, config: TableConfig, path: Path) -> None:
+        super().__init__(path)
+        self._config, self._described = config, False
         self.made = 0
         """Results that this process computed."""
-        self.provenance: Event = {}
+        known = [event for event in self.events if event["event"] == "provenance"]
+        self.provenance: Mapping[str, Any] = known[-1] if known else {}
         """Provenance of the last results."""
-        for event in journal.content.events:
-            if event.get("state") != TrialState.FAILED.value:  # what a lost worker left is tried again
-                self._take_in(event)
-        header = self.find("header", "")
-        if header is None:
-            plain, digest = self._identity()
-            self._append("header", {"schema_version": SCHEMA_VERSION, "config": plain, "config_sha256": digest,
-                                    "table1": config.table.model_dump(mode="json"), "version": qra_bo.__version__,
-                                    "model": config.run.model_name, "oracle": config.run.oracle.name})
+        if (header := self.find("header", "")) is None:
+            self.append("header", "", {"config": self._settings(), "table1": config.table.model_dump(mode="json"),
+                                       "version": qra_bo.__version__, "model": config.run.model_name,
+                                       "oracle": config.run.oracle.name})
         else:
-            self.check_header(journal.path, header)
-        for message in journal.content.warnings:
-            self.warn(message)
-
-    def find(self, kind: str, key: str) -> Event | None:
-        """Return the event of ``kind`` under ``key``, or ``None``."""
-        return self._events.get((kind, key))
+            self.check_header(path, header)
 
     def once(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> Event:
-        """Return the event of ``kind`` under ``key``; where there is none, ``make`` computes its fields."""
+        """Return the event of a kind under a key; where there is none, ``make`` computes its fields."""
         found = self.find(kind, key)
         if found is None:
-            found = self._append(kind, {"key": key, **make()})
+            found = self.append(kind, key, make())
             self.made += 1
         return found
 
-    def take_over(self, kind: str, fields: Mapping[str, Any]) -> bool:
-        """Write a result of another journal of this table; ``False`` where this one has it already."""
-        if self.find(kind, str(fields.get("key", ""))) is not None:
+    def take_over(self, folder: Path, event: Event) -> bool:
+        """Write a result of the same table in another folder; ``False`` where this one has it already.
+
+        Raises:
+            JournalError: If results here and there would not compare.
+        """
+        kind, fields = str(event["event"]), {k: v for k, v in event.items() if k not in OWN_FIELDS}
+        if kind == "provenance":
+            self._add_provenance(fields, f"results of {folder.name} were made elsewhere: {{}}; seeds of a row that "
+                                         "were trained here and there may differ a little")
             return False
-        self._append(kind, fields)
+        if kind in ("header", "warning") or self.find(kind, str(event["key"])) is not None:
+            return False
+        self.append(kind, str(event["key"]), fields)
         return True
 
     def warn(self, message: str) -> None:
         """Print and write a warning, once a table."""
         if self.find("warning", message) is None:
-            self._append("warning", {"key": message, "message": message})
+            self.append("warning", message, {"message": message})
             print(f"table1: {message}", file=sys.stderr)
 
     def check_header(self, path: Path, header: Event) -> None:
-        """Refuse a journal of another table.
+        """Refuse a journal of another table. Keys that only one release has do not count.
 
         Raises:
             JournalError: With the keys that differ.
         """
-        check_same_configuration(path, header, *self._identity(), LIMITS)
+        before, now = header["config"], self._settings()
+        both = flatten(before).keys() & flatten(now).keys()
+        found = [f"{key} was {old!r} and is {new!r}" for key, old, new in differences(before, now, harmless=False)
+                 if key in both and key.split(".")[0] not in LIMITS]
+        if found:
+            raise JournalError(f"{path} belongs to a table of another configuration: {'; '.join(found)}. Continue it "
+                               "with the values it was started with, or start a new table with another out=")
 
-    def _identity(self) -> tuple[dict[str, Any], str]:
-        """Return the configuration, and the hash of what may not differ between sessions of a table."""
-        run = self._config.run
-        same = with_codes(run, None).with_changes(budget=("",), max_average_bits=None,
-                                                  memory=run.memory.with_changes(scope="peak"))
-        return run.to_dict(), same.config_sha256
+    def _settings(self) -> dict[str, Any]:
+        """Return the configuration; rows choose their codes and limits their scopes."""
+        run = with_codes(self._config.run, None)
+        return run.with_changes(memory=run.memory.with_changes(scope="peak")).to_dict()
 
     def describe(self, described: Mapping[str, Any]) -> None:
         """Write the provenance of an oracle, once a process, and warn of changes and of the oracle's notes.
@@ -100,36 +105,19 @@ class TableJournal:
         if self._described:
             return
         self._described = True
-        now = json.loads(canonical(collect(described)))
+        now = collect(described)
         self._add_provenance(now, "since the last session of the table: {}; seeds of a row that were trained before "
                                   "and after may differ a little")
         for note in now.get("notes", ()):
             self.warn(note)
 
-    def join_provenance(self, folder: Path, there: Mapping[str, Any]) -> None:
-        """Write the provenance of another folder's results, once, and warn of differences.
-
-        Raises:
-            JournalError: If results here and there would not compare.
-        """
-        if self.find("provenance", canonical(there)) is None:
-            self._add_provenance(there, f"results of {folder.name} were made elsewhere: {{}}; seeds of a row that were "
-                                        "trained here and there may differ a little")
-
     def _add_provenance(self, fields: Mapping[str, Any], warning: str) -> None:
-        differences = changes(self.provenance, fields) if self.provenance else []
-        self._append("provenance", fields)
-        if differences:
-            self.warn(warning.format("; ".join(differences)))
-
-    def _append(self, kind: str, fields: Mapping[str, Any]) -> Event:
-        event = self._journal.append(kind, fields)
-        self._take_in(event)
-        return event
-
-    def _take_in(self, event: Event) -> None:
-        key = str(event.get("key", ""))
-        if event["event"] == "provenance":
-            self.provenance = event
-            key = canonical({k: v for k, v in event.items() if k not in RESERVED})
-        self._events[event["event"], key] = event
+        """Write a provenance that is new, and warn of what differs from the last one."""
+        key, before = checksum(fields), self.provenance
+        if self.find("provenance", key) is not None:
+            return
+        alike = {k: fields.get(k) for k in INCOMPARABLE if agree(before.get(k), fields.get(k))}
+        different = changes({**before, **alike}, fields) if before else []
+        self.provenance = self.append("provenance", key, fields)
+        if different:
+            self.warn(warning.format("; ".join(different)))

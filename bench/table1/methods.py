@@ -1,7 +1,17 @@
-"""All methods of the table, in its order: importing a module registers what it holds."""
+"""All methods of the table by name, in its order."""
 
-from bench.table1 import rows_given_rank, rows_searched
-from bench.table1.rows import ROWS
+from collections.abc import Mapping
 
-MODULES = (rows_given_rank, rows_searched)
-__all__ = ["MODULES", "ROWS"]
+from bench.table1.rows import FIXED, Row
+from bench.table1.rows_given_rank import GIVEN_RANK
+from bench.table1.rows_searched import SEARCHED
+from qra_bo.utils.errors import ConfigError, nearest_first
+
+ROWS: Mapping[str, Row] = {row.name: row for row in (*FIXED, *GIVEN_RANK, *SEARCHED)}
+
+
+def row_named(name: str) -> Row:
+    """Return the method of a name; raises ``ConfigError`` if there is none."""
+    if name not in ROWS:
+        raise ConfigError(f"unknown method of the table {name!r}; known: {', '.join(nearest_first(name, ROWS))}")
+    return ROWS[name]

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe, codes_name, embeddings_name
-from bench.table1.registry import Registry
 from bench.table1.session import Session
 from qra_bo.config import RunConfig
 from qra_bo.memory.formats import default_format, parse_format
@@ -73,9 +72,6 @@ class Row:
         raise NotImplementedError
 
 
-ROWS: Registry[Row] = Registry("method of the table")
-
-
 def largest_fitting_rank(session: Session, limit: Limit, fmt: str, most: int) -> int:
     """Return the largest rank of at most ``most`` with which ``fmt`` everywhere is within ``limit``; 0 if none is."""
     setting = session.setting_of(limit)
@@ -137,11 +133,11 @@ class Uniform(WithCodes):
         return self.fmt if bits in (4, 16) or not configured else configured[0]
 
 
-for row in (Uniform("lora_16", "LoRA, 16-bit base", key=True, fmt="fp16"),
-            Uniform("qlora", "QLoRA, 4-bit", key=True),
-            Uniform("qlora_published", "QLoRA, 4-bit, embedding in 16 bits as published", embeddings=16),
-            Uniform("qlora_gptq", "QLoRA, 4-bit, codes by GPTQ", gptq=True),
-            Uniform("uniform_2", "Uniform 2-bit", fmt=default_format(2).name),
-            Uniform("uniform_3", "Uniform 3-bit", fmt=default_format(3).name),
-            Uniform("uniform_8", "Uniform 8-bit", fmt="int8")):
-    ROWS.add(row.name, row)
+FIXED: tuple[Row, ...] = (
+    Uniform("lora_16", "LoRA, 16-bit base", key=True, fmt="fp16"),
+    Uniform("qlora", "QLoRA, 4-bit", key=True),
+    Uniform("qlora_published", "QLoRA, 4-bit, embedding in 16 bits as published", embeddings=16),
+    Uniform("qlora_gptq", "QLoRA, 4-bit, codes by GPTQ", gptq=True),
+    Uniform("uniform_2", "Uniform 2-bit", fmt=default_format(2).name),
+    Uniform("uniform_3", "Uniform 3-bit", fmt=default_format(3).name),
+    Uniform("uniform_8", "Uniform 8-bit", fmt="int8"))

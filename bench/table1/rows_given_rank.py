@@ -9,7 +9,7 @@ from bench.table1.adalora_memory import adalora_bytes, fit_adalora
 from bench.table1.amq import AMQ, AMQOptions
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe
-from bench.table1.rows import RANK, ROWS, Found, Row, largest_fitting_rank
+from bench.table1.rows import RANK, Found, Row, largest_fitting_rank
 from bench.table1.session import Session
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
@@ -263,8 +263,8 @@ class AMQAdaLoRA(Row):
                      f"initial rank {initial}, target {target}")
 
 
-for row in (AdaLoRA("adalora", "AdaLoRA", lr_centre=ADALORA_RATE), LoftQ("loftq", "LoftQ"),
-            LQLoRA("lq_lora", "LQ-LoRA, bits by integer program", lr_centre=LQ_LORA_RATE),
-            AMQLoRA("amq_lora", "AMQ + LoRA"),
-            AMQAdaLoRA("amq_adalora", "AMQ + AdaLoRA", lr_centre=ADALORA_RATE)):
-    ROWS.add(row.name, row)
+GIVEN_RANK: tuple[Row, ...] = (
+    AdaLoRA("adalora", "AdaLoRA", lr_centre=ADALORA_RATE), LoftQ("loftq", "LoftQ"),
+    LQLoRA("lq_lora", "LQ-LoRA, bits by integer program", lr_centre=LQ_LORA_RATE),
+    AMQLoRA("amq_lora", "AMQ + LoRA"),
+    AMQAdaLoRA("amq_adalora", "AMQ + AdaLoRA", lr_centre=ADALORA_RATE))

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.published import calibration_and_baselines, published_changes, scaled_autoqra, scaled_qr_adaptor
 from bench.table1.limits import Limit
-from bench.table1.published import calibration_and_baselines, published_changes, scaled_autoqra, scaled_qr_adaptor
 from bench.table1.recipe import Recipe, codes_name, with_codes
-from bench.table1.rows import ROWS, Found, WithCodes
+from bench.table1.rows import Found, Row, WithCodes
 from bench.table1.search import UNIFORM, search
 from bench.table1.session import Session
 from qra_bo.trials import Fidelity, Trial
@@ -117,13 +117,13 @@ class QRAdaptor(AutoQRA):
         return self.searched(session, limit, note, "qr_adaptor", params, changes, "kaiming")
 
 
-for row in (BestUniform("best_uniform", "Best uniform that fits", key=True),
-            BestUniform("best_uniform_gptq", "Best uniform that fits, codes by GPTQ", key=True, gptq=True),
-            BestUniform("best_uniform_finer_gptq", "Best uniform that fits, finer bits, codes by GPTQ", key=True,
+SEARCHED: tuple[Row, ...] = (
+    BestUniform("best_uniform", "Best uniform that fits", key=True),
+    BestUniform("best_uniform_gptq", "Best uniform that fits, codes by GPTQ", key=True, gptq=True),
+    BestUniform("best_uniform_finer_gptq", "Best uniform that fits, finer bits, codes by GPTQ", key=True,
                         gptq=True, finer=True),
-            QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
-            AutoQRA("autoqra_gptq", "AutoQRA as published, codes by GPTQ", gptq=True),
-            Searched("qra_bo", "qra_bo", key=True),
-            Searched("qra_bo_gptq", "qra_bo, codes by GPTQ", key=True, gptq=True),
-            Searched("qra_bo_finer_gptq", "qra_bo, finer bits, codes by GPTQ", key=True, gptq=True, finer=True)):
-    ROWS.add(row.name, row)
+    QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
+    AutoQRA("autoqra_gptq", "AutoQRA as published, codes by GPTQ", gptq=True),
+    Searched("qra_bo", "qra_bo", key=True),
+    Searched("qra_bo_gptq", "qra_bo, codes by GPTQ", key=True, gptq=True),
+    Searched("qra_bo_finer_gptq", "qra_bo, finer bits, codes by GPTQ", key=True, gptq=True, finer=True))

@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from bench.table1.cells import Cell, CellResult, is_begun, make_cells, work
+from bench.table1.cells import Cell, CellResult, equivalents, make_cells, work
 from bench.table1.config import NAME, TableConfig
 from bench.table1.join import join
 from bench.table1.limits import Limit
 from bench.table1.markdown import render, summary
-from bench.table1.pace import Pace
-from bench.table1.plan import plan_rows, weights
 from bench.table1.plot import draw
 from bench.table1.rate_checks import check_rates, check_references
 from bench.table1.results import build
@@ -23,10 +19,7 @@ from bench.table1.session import Session, open_session
 from qra_bo.config import RunConfig
 from qra_bo.memory.budget import format_size
 from qra_bo.pipeline.folders import new_folder
-from qra_bo.pipeline.forecast import token_seconds
 from qra_bo.report.style import png_bytes
-from qra_bo.report.tables import print_plan
-from qra_bo.report.text import rough
 from qra_bo.study.signals import Interrupts
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder, write_json, writing
@@ -55,7 +48,7 @@ def run_table(config: TableConfig) -> TableResult:
     cells = [cell for cell in make_cells(config.table.limits, config.table.methods) if cell.row.differs(run)]
     folder = table_folder(run)
     shown = run.display != "none"
-    with Interrupts() as interrupts, open_session(config, folder, interrupts.shield) as session:
+    with Interrupts(), open_session(config, folder) as session:
         for other in config.table.join:
             taken = join(session, Path(other))
             if shown:
@@ -65,10 +58,9 @@ def run_table(config: TableConfig) -> TableResult:
             from qra_bo.finetune.evaluation import check_tasks  # loads torch and the harness
 
             check_tasks(config.table.tasks)
-        seconds = token_seconds(session.setting)
         if shown:
-            _announce(session, cells, seconds)
-        table = _work(session, cells, seconds, shown)
+            _announce(session, cells)
+        table = _work(session, cells, shown)
     if shown:
         print("\n".join([*summary(table), f"Files: {folder / 'table1.md'}, table1.json, table1.png"]))
     return TableResult(folder, table)
@@ -96,21 +88,19 @@ def table_folder(config: RunConfig) -> Path:
     return folder
 
 
-def _announce(session: Session, cells: Sequence[Cell], seconds: float | None) -> None:
+def _announce(session: Session, cells: Sequence[Cell]) -> None:
     """Print the planned work, and the bytes of the limits."""
-    console = Console(stderr=True, soft_wrap=True)
     c = session.config
-    title = (f"table1={session.options.name} of {len(cells)} rows for {c.model_name}, effort={c.effort.name}, as if "
-             "nothing were done and no two rows shared a configuration; times are rough")
-    print_plan(console, title, plan_rows(session, cells, seconds), session.setting.full_trial_tokens)
+    print(f"table1={session.options.name} for {c.model_name}, effort={c.effort.name}: {len(cells)} rows, at most "
+          f"{equivalents(session, cells):.0f} full-fidelity trials ({c.fidelity.high} steps each)", file=sys.stderr)
     limits: dict[str, Limit] = {cell.limit.name: cell.limit for cell in cells if cell.limit.budget is not None}
     for limit in limits.values():
         bits = "" if limit.max_average_bits is None else f", at most {limit.max_average_bits:g} bits on average"
-        console.print(f"  {limit.name}: {format_size(session.budget_bytes(limit))} of {limit.scope} memory{bits}",
-                      markup=False, highlight=False)
+        print(f"  {limit.name}: {format_size(session.budget_bytes(limit))} of {limit.scope} memory{bits}",
+              file=sys.stderr)
 
 
-def _work(session: Session, cells: Sequence[Cell], seconds: float | None, shown: bool) -> dict[str, Any]:
+def _work(session: Session, cells: Sequence[Cell], shown: bool) -> dict[str, Any]:
     """Work cell by cell; the table is written after each."""
     results: list[CellResult] = []
     table: dict[str, Any] = {}
@@ -119,23 +109,16 @@ def _work(session: Session, cells: Sequence[Cell], seconds: float | None, shown:
         if shown:
             print(text, file=sys.stderr, flush=True)
 
-    pace = Pace(weights(session, cells, seconds))
     for number, cell in enumerate(cells, start=1):
         def say(text: str, number: int = number) -> None:
             say_all(f"[{number}/{len(cells)}] {text}")
 
         say(cell.name)
-        begun = is_begun(session, cell)
         results.append(work(session, cell, say))
         if results[-1].why:
             say(f"no result, {results[-1].why}")
         table = build(session, cells, results)
         write(session.folder, table)
-        pace.row_done(number - 1, counts=not (begun or results[-1].why))
-        ahead = [i for i in range(number, len(cells)) if not is_begun(session, cells[i])]
-        left = pace.seconds_left(ahead)
-        if ahead and left is not None:
-            say(f"done; {len(ahead)} row{'s' * (len(ahead) > 1)} to go, about {rough(left)} at the pace so far")
     checks = check_rates(session, results, say_all), check_references(session, results, say_all)
     if any(checks):
         table = build(session, cells, results, *checks)

@@ -1,7 +1,7 @@
 """Trials of a table: fine-tunings at given learning rates and seeds, each journaled once."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import CostTable, Ladder, SearchSpace
-from qra_bo.study.journal import Journal
+from qra_bo.study.journal import RunLock
 from qra_bo.study.setting import Setting, training_seeds
 from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError
@@ -40,13 +40,12 @@ class _Kind(NamedTuple):
 
 
 @contextmanager
-def open_session(config: TableConfig, folder: Path, shield: Any = nullcontext) -> Iterator["Session"]:
+def open_session(config: TableConfig, folder: Path) -> Iterator["Session"]:
     """Open the journal of the table in ``folder``, which is made if it is absent; its oracle is closed at the end.
 
     Args:
         config: Of the table.
         folder: Of the table.
-        shield: Context manager that delays signals while a line is written.
 
     Raises:
         JournalError: If the folder holds a table of another configuration.
@@ -55,8 +54,8 @@ def open_session(config: TableConfig, folder: Path, shield: Any = nullcontext) -
     setting = make_setting(config.run)
     with writing(folder, "run the same command again"):
         folder.mkdir(parents=True, exist_ok=True)
-    with Journal(folder, shield, name=NAME) as journal:
-        session = Session(config, setting, folder, TableJournal(config, journal))
+    with RunLock(folder):
+        session = Session(config, setting, folder, TableJournal(config, folder / NAME))
         try:
             yield session
         finally:

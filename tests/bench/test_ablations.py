@@ -9,7 +9,7 @@ import pytest
 
 from bench import ablations
 from bench.methods import METHODS
-from bench.table1.published import scaled_autoqra
+from bench.published import scaled_autoqra
 from qra_bo.config import load_config
 from qra_bo.space import Allocation
 from qra_bo.study.journal import read_journal

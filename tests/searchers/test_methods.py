@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.methods import METHODS, method_target
-from bench.table1.config import load_table
+from bench.table1.load import load_table
 from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor, failure
 from qra_bo.oracle.synthetic import SyntheticOracle

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.table1.reference_repair import reference_repair, vectorised_repair
+from bench.reference_repair import reference_repair, vectorised_repair
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import CostTable, PhaseCost
 from qra_bo.utils.errors import BudgetError, SpaceError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qra_bo.study.journal import read_journal
+from bench.store import Store
 
 ROOT = Path(__file__).resolve().parents[3]
 REAL = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=6",
@@ -51,7 +51,7 @@ def test_a_killed_table_ends_as_one_that_never_was(tmp_path: Path) -> None:
         process.wait()
     assert start(killed).wait() == 0
     assert rows(killed) == rows(whole)
-    finished = [e["key"] for e in read_journal(killed / "table1.jsonl").events if e["event"] == "trial"]
+    finished, expected = ([e["key"] for e in Store(folder / "table1.jsonl").events if e["event"] == "trial"]
+                          for folder in (killed, whole))
     assert len(finished) == len(set(finished))  # nothing was trained twice
-    assert sorted(finished) == sorted(e["key"] for e in read_journal(whole / "table1.jsonl").events
-                                      if e["event"] == "trial")
+    assert sorted(finished) == sorted(expected)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.table1.config import load_table
+from bench.table1.load import load_table
 from bench.table1.methods import ROWS
 from bench.table1.run import run_table
 from qra_bo.cli.app import main

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.table1.plan import plan_rows
 
 from bench.sessions import table_session
 from bench.table1.cells import OWN, Cell, CellResult, make_cells
-from bench.table1.config import load_options, load_table
+from bench.table1.config import load_options
 from bench.table1.limits import parse_limit
+from bench.table1.load import load_table
 from bench.table1.markdown import render
 from bench.table1.methods import ROWS
-from bench.table1.plan import plan_rows
 from bench.table1.rate_checks import check_rates, check_references, pairs, references
 from bench.table1.rates import Rate
 from bench.table1.recipe import Recipe

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.table1.__main__ import main
-from bench.table1.config import load_table
+from bench.table1.load import load_table
 from bench.table1.markdown import summary
 from bench.table1.methods import ROWS
 from bench.table1.plot import draw
