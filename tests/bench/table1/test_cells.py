@@ -8,7 +8,6 @@ import pytest
 from bench.table1 import cells
 from bench.table1.limits import parse_limit
 from bench.table1.methods import ROWS
-from bench.table1.registry import Registry
 from bench.table1.results import accuracy, qra_bo_like
 from bench.table1.rows_searched import stages_note
 from qra_bo.trials import Fidelity
@@ -17,7 +16,6 @@ from qra_bo.utils.errors import (
     ConfigError,
     DeviceError,
     ModelError,
-    QRABOError,
     TrainingError,
     UserError,
     WorkerError,
@@ -63,15 +61,3 @@ def test_evaluations_are_told_by_stage() -> None:
 def test_ours_meets_a_row_with_codes_chosen_as_the_row_s() -> None:
     rows = (("amq_lora", False), ("qlora_gptq", True), ("best_uniform_finer_gptq", True))
     assert [qra_bo_like(*row) for row in rows] == ["qra_bo", "qra_bo_gptq", "qra_bo_finer_gptq"]
-
-
-def test_registry_refuses_duplicates_and_explains_misses() -> None:
-    registry: Registry[int] = Registry("method")
-    registry.add("random", 1)
-    registry.add("structured", 2)
-    registry.add("autoqra", 3)
-    with pytest.raises(QRABOError, match="twice"):
-        registry.add("random", 4)
-    with pytest.raises(ConfigError, match=r"unknown method 'structred'; known: structured, autoqra, random"):
-        registry["structred"]
-    assert list(registry) == ["random", "structured", "autoqra"]

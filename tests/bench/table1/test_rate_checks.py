@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.table1.plan import plan_rows
 
 from bench.sessions import table_session
 from bench.table1.cells import OWN, Cell, CellResult, make_cells
@@ -108,13 +107,6 @@ def test_references_are_compared_with_themselves_at_their_own_rates(session: Ses
 def test_references_are_those_in_their_own_memory() -> None:
     cells = make_cells((LIMIT,), ("lora_16", "qlora", "qlora_gptq", "uniform_8", "qra_bo"))
     assert [(c.row.name, c.limit) for c in references(cells)] == [("lora_16", OWN), ("qlora", OWN)]
-
-
-def test_the_plan_counts_them(session: Session) -> None:
-    cells = make_cells((LIMIT, "stored uniform:4,16"), ("qlora", "qra_bo", "best_uniform", "loftq"))
-    row = next(r for r in plan_rows(session, cells, None) if "other learning rates" in r.what)
-    assert row.what == "30 finals at other learning rates"
-    assert row.cost == pytest.approx(30 * session.setting.full_trial_tokens)
 
 
 @pytest.mark.parametrize("factors", ["[1]", "[0.5,0.5]", "[-2]"])
