@@ -11,7 +11,7 @@ from bench.sessions import table_session
 from bench.table1 import rows_given_rank
 from bench.table1.config import load_options
 from bench.table1.limits import parse_limit
-from bench.table1.rows import ROWS
+from bench.table1.methods import ROWS
 from bench.table1.rows_given_rank import SENSITIVITY
 from qra_bo.config import load_config
 from qra_bo.study.state import FORWARD_SHARE
