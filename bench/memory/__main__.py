@@ -132,8 +132,7 @@ def targets_of(traced: Sequence[Row], real: Sequence[Row]) -> list[Target]:
             ("prediction over the measured peak", row["error"], 0, REAL_OVER),
             ("prediction over the measured peak of an evaluation",
              evaluation["predicted"] / evaluation["measured"] - 1, 0, REAL_OVER),
-            ("trace over the measured peak", row["trace_error"], -0.01, 0.01),
-            ("torch.profiler's peak over the measured one", row["profiler_error"], -0.01, 0.01)]
+            ("trace over the measured peak", row["trace_error"], -0.01, 0.01)]
         if row["followed_growth"] > WITNESSED:
             asked.append(("growth of the resident set over the followed one",
                           row["resident_set_growth"] / row["followed_growth"] - 1, -0.05, 0.05))

@@ -1,11 +1,10 @@
-"""Memory of real training steps on this CPU, measured four ways; a JSON line for every allocation.
+"""Memory of real training steps on this CPU, measured three ways; a JSON line for every allocation.
 
     python -m bench.memory.real MODEL
 
 Of each allocation a step and a batch of the evaluation are followed storage by storage, phase by phase, and the next
-step by the kernel: the growth of the process's resident set at its highest. ``torch.profiler`` follows one when the
-others are done with all allocations: its records leave the heap in pieces, and every small tensor of later steps would
-touch a page of its own. Stored and optimiser bytes are counted on the real storages.
+step by the kernel: the growth of the process's resident set at its highest. Stored and optimiser bytes are counted on
+the real storages.
 """
 
 import ctypes
@@ -45,17 +44,6 @@ def allocations(n_units: int) -> dict[str, tuple[Allocation, str]]:
     return out
 
 
-def profiled_growth(step: Callable[[], object]) -> int:
-    """Largest growth of allocated bytes during ``step``, by the profiler's records of every allocation."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return int(np.cumsum([size for _, size in changes]).max())
-
-
 def resident_growth(step: Callable[[], object]) -> int:
     """Largest growth of the process's resident set during ``step``."""
     gc.collect()
@@ -91,20 +79,8 @@ def built(oracle: Any, allocation: Allocation) -> tuple[Any, Callable[..., None]
     return optimizer, step
 
 
-def profiled_growth_of(oracle: Any, allocation: Allocation) -> int:
-    """``profiled_growth`` of the second step of an allocation."""
-    from qra_bo.finetune.adapters.lora import detach
-
-    _, step = built(oracle, allocation)
-    with oracle.bank.only_packed():
-        step(0)
-        grown = profiled_growth(lambda: step(1))
-    detach(oracle.model)
-    return grown
-
-
 def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation: Allocation) -> Row:
-    """Everything of one allocation under the optimiser of ``memory``, but for what the profiler says."""
+    """Everything of one allocation under the optimiser of ``memory``."""
     from qra_bo.finetune.adapters.lora import detach
     from qra_bo.finetune.memory_probe import PeakTracker
     from qra_bo.finetune.training.loop import held_out
@@ -158,24 +134,12 @@ def main() -> None:
         oracle = make_finetune(config, Path(folder))
         memory = make_memory(config, oracle.bank.spec, "cpu")
         tracer = StepTracer(memory.spec)
-        train, chosen = oracle.settings.train, allocations(len(oracle.units))
-
-        def choose(kind: str) -> None:
+        train = oracle.settings.train
+        for name, (allocation, kind) in allocations(len(oracle.units)).items():
             settings = replace(train, optimizer=replace(train.optimizer, kind=kind))
             oracle.settings = replace(oracle.settings, train=settings)
-
-        rows = {}
-        for name, (allocation, kind) in chosen.items():
-            choose(kind)
             priced = replace(memory, shape=replace(memory.shape, optimizer=kind))
-            rows[name] = measure(oracle, priced, tracer, name, allocation)
-            print(name, file=sys.stderr, flush=True)
-        for name, (allocation, kind) in chosen.items():
-            choose(kind)
-            trained = rows[name]["phases"]["load"]["measured"] + rows[name]["followed_growth"]
-            profiled = rows[name]["phases"]["load"]["measured"] + profiled_growth_of(oracle, allocation)
-            rows[name].update(profiler_bytes=profiled, profiler_error=profiled / trained - 1)
-            print(json.dumps(rows[name]), flush=True)
+            print(json.dumps(measure(oracle, priced, tracer, name, allocation)), flush=True)
 
 
 if __name__ == "__main__":
