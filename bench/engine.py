@@ -19,7 +19,6 @@ import numpy as np
 
 from bench.learn_rates import SHIPPED
 from bench.methods import method_target
-from bench.reference_repair import reference_repair, vectorised_repair
 from bench.report import RESULTS, Target, publish
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.oracle.synthetic import Landscape

@@ -1,6 +1,6 @@
 """Host memory and time of loading, packing, profiling and one trial of a 1.1B decoder on a CPU.
 
-    python -m bench.load [KEY=VALUE ...] [--layers 22] [--profile] [--label after] [--model FOLDER]
+    python -m bench.load [KEY=VALUE ...] [--layers 22] [--profile] [--label after]
 
 The weights are random, in bf16, in shards of at most 500 MB; the shape is TinyLlama's. One process loads the model,
 packs every layer in every format, measures the sensitivity profile (``--profile``), and trains one trial. Its resident
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--profile", action="store_true", help="measure the sensitivity profile too")
     parser.add_argument("--label", default="after", help="name of this measurement in the results")
-    parser.add_argument("--model", type=Path, help="folder with a model of an earlier call; none: made and removed")
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -124,9 +124,8 @@ def main() -> None:
         measure(args.model, args.profile, args.overrides, args.measure)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder, found = args.model or Path(temporary) / "model", Path(temporary) / "found.json"
-        if not (folder / "config.json").exists():
-            write_model(folder, args.layers)
+        folder, found = Path(temporary) / "model", Path(temporary) / "found.json"
+        write_model(folder, args.layers)
         subprocess.run([sys.executable, "-m", "bench.load", *args.overrides, "--model", str(folder), "--measure",
                         str(found), *(["--profile"] if args.profile else [])], check=True,
                        env={**os.environ, "QRA_BO_CACHE": str(Path(temporary) / "cache")})
