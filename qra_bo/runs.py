@@ -12,18 +12,19 @@ from pathlib import Path
 from rich.console import Console
 
 from qra_bo.report.data import load_run
-from qra_bo.report.side_by_side import FoundRun, NamedRun, find_runs, own_report
-from qra_bo.report.story import versus
+from qra_bo.report.side_by_side import FOUND, SETTING, FoundRun, NamedRun, find_runs, own_report
 from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
 from qra_bo.report.text import size
 from qra_bo.study.journal import RunLock
 from qra_bo.utils.errors import OutputError, UserError, from_system
 from qra_bo.utils.files import check_run_folder
-from qra_bo.utils.formatting import DASH, number
+from qra_bo.utils.formatting import DASH
 from qra_bo.utils.process import prepare
 from qra_bo.utils.redact import printable
 
 CHECKPOINTS = "checkpoints"
+LISTED = ("model", "budget", "scope", "oracle", "search loss", "final loss", "versus best uniform")
+"""Facts of a run that ``list`` prints."""
 
 
 def list_runs(folder: Path, console: Console) -> None:
@@ -32,15 +33,12 @@ def list_runs(folder: Path, console: Console) -> None:
     if not runs:
         print_line(console, f"no runs in {folder}")
         return
+    readers = {title: read for title, read in (*SETTING, *FOUND) if title in LISTED}
     rows = []
     for run in runs:
-        d, name = run.data, printable(str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name)
-        facts = (DASH,) * 7 if d is None else (
-            d.header.model, f"{size(d.header.budget_bytes)} {d.header.scope}", d.header.oracle,
-            number(d.search_loss), number(d.final_loss), versus(d), str(len(d.study.trials)))
-        rows.append((name, run.state, *facts))
-    print_table(console, ("run", "state", "model", "budget", "oracle", "search loss", "final loss",
-                          "versus best uniform", "trials"), rows)
+        name = printable(str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name)
+        rows.append((name, run.state, *(DASH if run.data is None else read(run.data) for read in readers.values())))
+    print_table(console, ("run", "state", *readers), rows)
     for run in runs:
         if run.problem:
             print_line(console, f"{run.folder}: {run.problem}")

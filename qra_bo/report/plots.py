@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 
 from qra_bo.report import plots_search, plots_units, style
 from qra_bo.report.data import ReportData
-from qra_bo.report.side_by_side import NamedRun, comparable
+from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.story import unconfirmed_difference
-from qra_bo.report.style import axes, dress, legend, literal, png_bytes
-from qra_bo.study.state import loss_of
+from qra_bo.report.style import axes, dress, literal, png_bytes
 
 
 def differences(runs: Sequence[NamedRun]) -> Figure | None:
@@ -42,29 +41,12 @@ def differences(runs: Sequence[NamedRun]) -> Figure | None:
     return fig
 
 
-def fronts(runs: Sequence[NamedRun]) -> Figure | None:
-    """Fronts of all runs on one pair of axes; ``None`` where their losses are not comparable or there are none."""
-    shown = [run for run in runs if run.data.points]
-    if not shown or not comparable(runs):
-        return None
-    fig, ax = axes(8.0, 4.4)
-    for i, run in enumerate(shown):
-        (colour, mark), steps = style.look(i), plots_search.front(run.data.points)
-        ax.plot([e.predicted_bytes / style.MB for e in steps], [loss_of(e) for e in steps], color=colour, linewidth=1.5,
-                marker=mark, drawstyle="steps-post", label=literal(run.name))
-        ax.axvline(run.data.header.budget_bytes / style.MB, color=colour, linestyle=":", linewidth=1)
-    dress(ax, f"predicted {shown[0].data.header.scope} memory (MB)", "validation loss (nats per token)")
-    legend(fig, ax)
-    return fig
-
-
 PLOTS: dict[str, Callable[[ReportData], Figure | None]] = {
     "confirmation": plots_search.confirmation, "pareto": plots_search.pareto, "allocation": plots_units.allocation,
     "sensitivity": plots_units.sensitivity, "memory": plots_units.memory, "convergence": plots_search.convergence,
     "final": plots_search.final, "fidelities": plots_search.fidelities, "surrogate": plots_search.surrogate}
 """Figures of one run, by name, in the order of the page."""
-RUNS_PLOTS: dict[str, Callable[[Sequence[NamedRun]], Figure | None]] = {
-    "differences": differences, "fronts": fronts}
+RUNS_PLOTS: dict[str, Callable[[Sequence[NamedRun]], Figure | None]] = {"differences": differences}
 """Figures of several runs."""
 
 

@@ -10,10 +10,12 @@ from matplotlib.ticker import MaxNLocator
 
 from qra_bo.report import style
 from qra_bo.report.data import BREAKDOWN, ReportData
-from qra_bo.report.style import axes, dress, figure, heatmap, legend, literal, name_units
+from qra_bo.report.style import axes, dress, figure, legend, literal
 from qra_bo.report.text import short_names, size
 from qra_bo.utils.formatting import MINUS
 
+FEW_UNITS = 48
+"""Most units that are named one by one, with their values."""
 MOST_COLUMNS = 32
 """Columns of a map beyond which only some are named."""
 
@@ -55,8 +57,8 @@ def _bars(ax: Axes, values: Sequence[int], units: Sequence[str], title: str, col
     ax.grid(False, axis="x")
     ax.set_ylim(0, 1.18 * max(*values, 1))
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    name_units(ax, short_names(units))
-    if len(values) <= style.FEW_UNITS:
+    _name_units(ax, short_names(units))
+    if len(values) <= FEW_UNITS:
         for i, v in enumerate(values):
             ax.annotate(f"{v}", (i, v), textcoords="offset points", xytext=(0, 2), ha="center", color=style.INK,
                         fontsize=8)
@@ -67,9 +69,21 @@ def _map(ax: Axes, values: Sequence[int], cells: list[tuple[str, str]], title: s
     image = np.full((len(rows), len(columns)), np.nan)
     for (row, column), value in zip(cells, values, strict=True):
         image[rows.index(row), columns.index(column)] = value
-    heatmap(ax, title, image, rows, top)
+    ax.imshow(image, cmap=style.RAMP, vmin=0, vmax=top, aspect="auto")
+    dress(ax, title=title)
+    ax.grid(False)
+    ax.set_yticks(range(len(rows)), list(map(literal, rows)))
     step = 1 + (len(columns) - 1) // MOST_COLUMNS
     ax.set_xticks(range(0, len(columns), step), columns[::step])
+    for (r, c), value in np.ndenumerate(image) if len(columns) <= FEW_UNITS else ():
+        if np.isfinite(value):
+            ax.text(c, r, f"{value:.0f}", ha="center", va="center", fontsize=7, color=style.ON_RAMP)
+
+
+def _name_units(ax: Axes, names: Sequence[str]) -> None:
+    """Name every unit on the horizontal axis where there are few."""
+    if len(names) <= FEW_UNITS:
+        ax.set_xticks(range(len(names)), list(map(literal, names)), rotation=90 if max(map(len, names)) > 3 else 0)
 
 
 def sensitivity(d: ReportData) -> Figure | None:
@@ -94,7 +108,7 @@ def sensitivity(d: ReportData) -> Figure | None:
               title=f"Adapter capacity: rank {rank.shape[1]} in this unit")
         below[0].grid(False, axis="x")
     last = [above, *below][-1]
-    name_units(last, short_names(p.units))
+    _name_units(last, short_names(p.units))
     last.set_xlabel("unit", color=style.INK)
     return fig
 

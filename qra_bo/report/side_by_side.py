@@ -105,20 +105,11 @@ def facts(runs: Sequence[NamedRun]) -> list[tuple[str, ...]]:
     return [(title, *(read(run.data) for run in runs)) for title, read in (*SETTING, *FOUND)]
 
 
-def differing(runs: Sequence[NamedRun]) -> list[str]:
-    """Titles of the settings in which the runs differ."""
-    return [title for title, read in SETTING if len({read(run.data) for run in runs}) > 1]
-
-
 def caveats(runs: Sequence[NamedRun]) -> list[str]:
     """One sentence for each setting in which the runs differ and for each run that trained no model."""
-    return [*(f"The runs differ in {title}: their losses are not directly comparable." for title in differing(runs)),
+    differ = [title for title, read in SETTING if len({read(run.data) for run in runs}) > 1]
+    return [*(f"The runs differ in {title}: their losses are not directly comparable." for title in differ),
             *(f"{run.name}: {run.data.proxy_label}." for run in runs if run.data.proxy_label)]
-
-
-def comparable(runs: Sequence[NamedRun]) -> bool:
-    """Whether losses of all runs may be drawn on one axis: every setting but the budget is the same."""
-    return not set(differing(runs)) - {"budget"}
 
 
 def own_report(folder: Path, start: Path) -> str | None:

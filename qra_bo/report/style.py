@@ -2,10 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,8 +26,6 @@ FONTS = ("DejaVu Sans", "Verdana", "sans-serif")
 """The font that text is placed by, and ones of about its width for screens without it."""
 MB = 1e6
 DPI = 150
-FEW_UNITS = 48
-"""Most units that are named one by one, with their values."""
 
 
 def look(i: int) -> tuple[str, str]:
@@ -84,24 +79,6 @@ def legend(fig: Figure, ax: Axes) -> None:
         if n == 1 or box.get_window_extent().width < fig.bbox.width:
             return
         box.remove()
-
-
-def name_units(ax: Axes, names: Sequence[str]) -> None:
-    """Name every unit on the horizontal axis where there are few."""
-    if len(names) <= FEW_UNITS:
-        ax.set_xticks(range(len(names)), list(map(literal, names)), rotation=90 if max(map(len, names)) > 3 else 0)
-
-
-def heatmap(ax: Axes, title: str, image: npt.NDArray[np.float64], rows: Sequence[str], top: float) -> None:
-    """Draw ``image`` (``len(rows) x n``, values up to ``top``), with its numbers where there are few columns."""
-    ax.imshow(image, cmap=RAMP, vmin=0, vmax=top, aspect="auto")
-    dress(ax, title=title)
-    ax.grid(False)
-    ax.set_yticks(range(len(rows)), list(map(literal, rows)))
-    if image.shape[1] <= FEW_UNITS:
-        for (r, c), v in np.ndenumerate(image):
-            if np.isfinite(v):
-                ax.text(c, r, f"{v:.0f}", ha="center", va="center", fontsize=7, color=ON_RAMP)
 
 
 def png_bytes(fig: Figure) -> bytes:
