@@ -111,7 +111,6 @@ def test_cards_hold_the_training_where_the_budget_bounds_stored_bytes(
     model, space, plan = llama
     stored = memory_plan(replace(model, scope="stored"), space, BUDGETS)
     assert stored.cards == plan.cards
-    assert "Best uniform choice by card (peak of training on CUDA, less memory.headroom)" in printed(stored)
 
 
 def test_levers_save_the_stated_bytes() -> None:
@@ -145,24 +144,16 @@ def test_json_holds_everything_in_bytes(llama: tuple[MemoryModel, SearchSpace, P
         assert row["fits"] == [text for text, size in BUDGETS.items() if row["bytes"] <= size]
     assert data["smallest"]["bytes"] == plan.least.total
     assert [card["gb"] for card in data["cards"]] == list(CARDS_GB)
-    assert {"schema_version", "levers", "scope", "fits", "device", "train"} <= set(data)
 
 
-def test_tables_show_fitting_choices(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
+def test_tables_show_choices_that_fit_and_levers_where_nothing_does(
+        llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
     text = printed(llama[2])
-    rank = llama[2].budgets[0].ranks["nf4"]
-    for word in ("llama2_7b: 6,738.4 M parameters", "fits 8.00 GB", f"nf4, rank {rank}", "10.00 GB", "quant metadata",
-                 "in all", "12 to 80 GB"):
-        assert word in text
+    few = printed(memory_plan(MemoryModel(TINY, TrainShape(4, 64)), space_of(), {"1000": 1000}))
+    assert f"nf4, rank {llama[2].budgets[0].ranks['nf4']}" in text
     assert "What lowers" not in text
-    titles = [line.rstrip() for line in text.splitlines()]  # each on one line, whatever the table's width
-    assert "Best uniform choice by card (on CUDA, less memory.headroom)" in titles
-
-
-def test_tables_show_levers_where_nothing_fits() -> None:
-    text = printed(memory_plan(MemoryModel(TINY, TrainShape(4, 64)), space_of(), {"1000": 1000}))
     for word in ("1000 = 1.0 kB", "none", "smallest allocation", "What lowers", "train.checkpointing=true", "saves"):
-        assert word in text
+        assert word in few
 
 
 def test_a_named_card_gives_the_pace_of_each_budgets_best_choice(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:

@@ -187,7 +187,7 @@ def test_rates_of_finished_runs_are_used_by_a_run(tmp_path: Path, capsys: pytest
     path = tmp_path / "rates.json"
     assert command.main([str(run.folder), "--out", str(path)]) == 0
     assert load_rates(str(path)).lr_scale == 2.0  # of the trainer's 0.002, which another run takes
-    same = [*common, f"out={tmp_path / 'second'}", f"surrogate.rates={path}"]
+    same = [*common, f"out={tmp_path / 'second'}", "effort.max_full_trials=2", f"surrogate.rates={path}"]
     taught = search(same)
     held = path.read_bytes()
     save_rates(RATES, path)
