@@ -3,7 +3,7 @@
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -27,7 +27,6 @@ class SearchProblem:
         low_steps: Steps of a low-fidelity trial, or ``None`` where no low fidelity is to be used.
         seed: Seed of the searcher's own named generators.
         max_full_trials: Full-trial equivalents that the run may spend; infinity is no limit.
-        domain: Whether the oracle answers for an allocation; ``None``: it does for every one.
         objective_steps: Steps of the training whose loss trials are told as; ``None``: those of a trial.
     """
 
@@ -39,16 +38,11 @@ class SearchProblem:
     low_steps: int | None
     seed: int
     max_full_trials: float = math.inf
-    domain: Callable[[Allocation], bool] | None = None
     objective_steps: int | None = None
 
     def fits(self, allocation: Allocation) -> bool:
         """Whether an allocation on the ladders is within the budget."""
         return bool(self.costs.feasible(self.space.encode(allocation)[None, :], self.budget_bytes)[0])
-
-    def in_domain(self, allocation: Allocation) -> bool:
-        """Whether the oracle answers for an allocation: an emulator refuses what is too far from its table's rows."""
-        return self.domain is None or self.domain(allocation)
 
     def rng(self, component: str) -> np.random.Generator:
         """Return the named random stream of one component, independent of every other name's."""

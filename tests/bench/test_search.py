@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +70,7 @@ def test_cost_counts_profile_promotions_and_refusals(arena: Arena) -> None:
     start = game.spent
     game.evaluate(Proposal(allocation, Fidelity.HIGH, "global"))
     assert game.spent - start == pytest.approx(12 * per_step + facts.eval_tokens / 3)
-    assert arena.problem.in_domain(allocation)
     arena.oracle.emulator._ranks = (1, 4)
-    assert not arena.problem.in_domain(uniform(4, "hqq2", 8))
-    assert replace(arena.problem, domain=None).in_domain(uniform(4, "hqq2", 8))
     start = game.spent
     refused = [game.evaluate(Proposal(uniform(4, "hqq2", 8), Fidelity.HIGH, "global")) for _ in range(FREE_REFUSALS)]
     assert not any(e.ok for e in refused)

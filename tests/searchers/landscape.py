@@ -11,7 +11,7 @@ import numpy as np
 
 from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, StorageFormat, Unit, uniform
+from qra_bo.space import CostTable, Ladder, Linear, PhaseCost, SearchSpace, StorageFormat, Unit, uniform
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 
 FORMATS = {2: StorageFormat("hqq2", "hqq", 2, 64), 3: StorageFormat("hqq3", "hqq", 3, 64),
@@ -128,7 +128,3 @@ def curve(landscape: Landscape, history: list[Trial]) -> np.ndarray:
     losses = np.array([np.inf if e.loss is None else e.loss for e in history])
     best = [int(np.argmin(losses[: i + 1])) for i in range(len(history))]
     return true[best]
-
-
-def allocation_of(landscape: Landscape, row: np.ndarray) -> Allocation:
-    return landscape.problem.space.decode(row)
