@@ -65,7 +65,7 @@ WIDTHS: Mapping[int, Width] = {
     4: Width("nf4", ("hqq", "sym", "int"), (_FOUR,)),
     5: Width("hqq5-g128", ("hqq", "sym"), (_FOUR, _ONE)),
     6: Width("hqq6-g128", ("hqq", "sym"), (_FOUR, _TWO)),
-    8: Width("int8", ("hqq", "sym", "int"), (_EIGHT,))}
+    8: Width("int8", ("hqq", "sym"), (_EIGHT,))}
 """Every bit-width below 16: formats, planes, consumers and the tests' lists follow from it."""
 _DEFAULTS = {**{bits: width.default for bits, width in WIDTHS.items()}, 16: "fp16"}
 BITS = tuple(_DEFAULTS)

@@ -166,7 +166,7 @@ def test_accumulation_is_traced_to_the_byte(checkpointing: bool) -> None:
 @pytest.mark.parametrize(("formats", "granularity", "checkpointing"), [
     (("hqq2", "hqq3"), "layer", False), (("hqq5", "hqq6"), "layer", True), (("fp16", "hqq8"), "layer", False),
     (("hqq4", "nf4"), "layer", True), (("sym3-g32", "int4-g64"), "layer", False),
-    (("sym6-g64", "int8-g32"), "layer", True), (("nf4", "hqq3", "int8", "hqq4"), "block", False),
+    (("sym6-g64", "sym8-g32"), "layer", True), (("nf4", "hqq3", "int8", "hqq4"), "block", False),
     (("nf4", "hqq3", "int8", "hqq2") * 2, "fused", True)])
 def test_backends_and_granularities_are_traced_to_the_byte(formats: tuple[str, ...], granularity: str,
                                                            checkpointing: bool) -> None:
