@@ -1,10 +1,9 @@
 """The table of cards: consistent with the memory and the generations that the names state."""
 
-import re
 
 import pytest
 
-from qra_bo.memory.cards import CARDS, Card, card_key, card_named
+from qra_bo.memory.cards import CARDS, card_key, card_named
 from qra_bo.utils.errors import ConfigError
 
 NOMINAL_GIB = {"t4": 16, "v100": 16, "v100_32": 32, "rtx3060": 12, "rtx3090": 24, "rtx4080": 16, "rtx4090": 24,
@@ -40,8 +39,3 @@ def test_cards_may_be_named_otherwise(given: str, key: str) -> None:
 def test_a_name_of_no_card_or_several_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match="is not a card of the table; known, nearest first: "):
         card_key(given)
-
-
-def test_names_are_words_for_the_command_line() -> None:
-    assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in CARDS)
-    assert all(isinstance(card, Card) and card.tflops > 0 and card.bandwidth > 1e11 for card in CARDS.values())

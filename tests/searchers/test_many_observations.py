@@ -48,16 +48,6 @@ def test_trials_one_by_one_pool_as_all_at_once() -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_other_training_seeds_are_left_out() -> None:
-    search, evaluations = told(12)
-    elsewhere = [dataclasses.replace(e, spec=dataclasses.replace(e.spec, train_seed=9)) for e in evaluations[3:6]]
-    alone, mixed = Observations(search._problem), Observations(search._problem)
-    alone.tell(evaluations)
-    mixed.tell([*evaluations[:9], *elsewhere, *evaluations[9:]])
-    for one, other in zip(alone.arrays(), mixed.arrays(), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
 def test_scales_are_fitted_at_intervals_and_never_for_pending_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[int] = []
     fit = StructuredModel._fit

@@ -172,22 +172,18 @@ def test_nested_options_reach_the_model() -> None:
     assert searcher._temperatures == [1.0]
 
 
-def test_example_of_a_part_to_leave_out_is_a_part() -> None:
-    line = next(line for line in (METHODS / "structured.yaml").read_text().splitlines() if line.startswith("without:"))
-    parts = line.partition("e.g. [")[2].rstrip("]").split(", ")
-    assert make_searcher(method_target("default", {"without": parts}), make_problem(GAIN)).name == "structured"
-
-
-def test_a_run_begins_with_learned_rates_and_a_benchmark_with_none_of_its_own_text() -> None:
+def test_a_run_begins_with_learned_rates_and_a_comparison_with_none() -> None:
     assert load_config([]).method.target["rates"] == "smollm2_135m"
     assert method_target("default")["rates"] is None
     assert method_target("default", {"rates": "mine.json"})["rates"] == "mine.json"
     assert "rates" not in method_target("random")
+
+
+def test_table1_takes_rates_of_another_text_than_its_own() -> None:
     for data, other in (("plays", "gsm8k"), ("gsm8k", "plays")):
         run = load_table([f"data={data}", *(["data.path=x.jsonl"] if data == "gsm8k" else [])]).run
         assert run.method.target["rates"] == run.surrogate.rates == f"bench/data/{other}/rates.json"
     assert load_table(["+model=tiny", "data=tiny"]).run.method.target["rates"] == "smollm2_135m"
-    assert load_table(["method.rates=smollm2_135m"]).run.method.target["rates"] == "smollm2_135m"
 
 
 @pytest.mark.parametrize("name", NAMES)
