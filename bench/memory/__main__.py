@@ -49,7 +49,7 @@ def draw(spec: DecoderSpec, rng: np.random.Generator) -> tuple[SearchSpace, Allo
     allocation, length = drawn(space, rng), int(rng.choice((64, 128, 256, 512, 1024, 2048)))
     batch = min(int(rng.choice((1, 2, 4, 8, 16))), 8192 // length)
     compute = int(rng.choice((2, 2, 4)))
-    shape = TrainShape(batch, length, bool(rng.integers(2)), compute, stored_dtype_bytes=compute)
+    shape = TrainShape(batch, length, bool(rng.integers(2)), compute)
     return space, allocation, replace(shape, optimizer=str(rng.choice(OPTIMIZERS)),
                                       device=str(rng.choice(("cpu", "cuda"))),
                                       eval_batch=min(int(rng.choice((1, 4, 8))), 8192 // length))

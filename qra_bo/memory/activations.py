@@ -21,11 +21,10 @@ class TrainShape:
     Args:
         batch: Sequences that go forward and backward at once, of ``length`` tokens each.
         checkpointing: Whether every decoder layer is recomputed in the backward pass.
-        compute_dtype_bytes: 2 (bf16, fp16) or 4 (fp32).
+        compute_dtype_bytes: 2 (bf16, fp16) or 4 (fp32); unquantised weights have it too.
         optimizer: One of ``memory.optimizers.OPTIMIZERS``; all work on fp32 masters, in fp32 the adapters themselves.
         logits_chunk: Tokens whose logits are alive at once; 0 is all.
         device: ``"cpu"`` or ``"cuda"``.
-        stored_dtype_bytes: Bytes of unquantised weights in the device's memory.
         eval_batch: Sequences of an evaluation's batch; 0: evaluations are not priced.
         isolated: Whether a mask keeps attention within the records of a sequence.
         accumulate: Batches of an optimiser step; from two on, the gradients of those before are alive in each.
@@ -41,7 +40,6 @@ class TrainShape:
     optimizer: str = "adamw"
     logits_chunk: int = 128
     device: str = "cpu"
-    stored_dtype_bytes: int = 2
     eval_batch: int = 0
     accumulate: int = 1
     isolated: bool = False
@@ -53,9 +51,7 @@ class TrainShape:
             "batch and accumulate must be at least 1, length at least 2 and eval_batch at least 0; got "
             f"{self.batch}, {self.accumulate}, {self.length} and {self.eval_batch}":
                 min(self.batch, self.accumulate) >= 1 and self.length >= 2 and self.eval_batch >= 0,
-            "compute and stored types have 2 or 4 bytes; got "
-            f"{self.compute_dtype_bytes} and {self.stored_dtype_bytes}":
-                {self.compute_dtype_bytes, self.stored_dtype_bytes} <= {2, 4},
+            f"the compute type has 2 or 4 bytes; got {self.compute_dtype_bytes}": self.compute_dtype_bytes in (2, 4),
             f"the optimizer must be one of {list(OPTIMIZERS)}; got {self.optimizer!r}": self.optimizer in OPTIMIZERS,
             f"logits_chunk must be at least 0 (0: all tokens at once); got {self.logits_chunk}":
                 self.logits_chunk >= 0,

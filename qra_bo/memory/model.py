@@ -93,7 +93,7 @@ class MemoryModel:
     @property
     def unquantised_bytes(self) -> int:
         """Norms and biases, and embedding and head where they have 16 bits."""
-        return self.shape.stored_dtype_bytes * unpacked_numel(self.spec, self.shape.embeddings)
+        return self.shape.compute_dtype_bytes * unpacked_numel(self.spec, self.shape.embeddings)
 
     @property
     def embedding_bytes(self) -> int:

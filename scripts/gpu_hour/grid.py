@@ -11,7 +11,7 @@ from bench.memory import gpu
 from qra_bo.memory.model import TrainShape
 from scripts.gpu_hour.stage import Stage
 
-SMALL = (TrainShape(2, 48, True, stored_dtype_bytes=2, optimizer="adamw_8bit", logits_chunk=32, eval_batch=2),)
+SMALL = (TrainShape(2, 48, True, optimizer="adamw_8bit", logits_chunk=32, eval_batch=2),)
 
 
 def grid(stage: Stage) -> Iterator[dict[str, Any]]:

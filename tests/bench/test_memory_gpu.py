@@ -38,7 +38,7 @@ def test_a_smaller_card_gets_fewer_layers() -> None:
 
 
 def test_a_run_of_the_grid_measures_what_was_predicted() -> None:
-    shapes = [TrainShape(2, 48, compute, stored_dtype_bytes=2, optimizer=kind, logits_chunk=32, eval_batch=2)
+    shapes = [TrainShape(2, 48, compute, optimizer=kind, logits_chunk=32, eval_batch=2)
               for compute, kind in ((False, "adamw"), (True, "adamw_8bit"))]
     rows = run(SMALL, shapes, torch.device("cpu"))
     assert len(rows) == 4

@@ -48,7 +48,7 @@ def check(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tuple
                                                  ("gpt_neox", 2)])
 def test_evaluations_are_traced_and_predicted(family: str, compute: int) -> None:
     config = two_layers(family)
-    shape = TrainShape(1, 48, True, compute, logits_chunk=8, stored_dtype_bytes=compute, eval_batch=8)
+    shape = TrainShape(1, 48, True, compute, logits_chunk=8, eval_batch=8)
     check(config, shape, ("nf4", "int8"), (4, 2))
     spec = spec_from_model(AutoModelForCausalLM.from_config(config))
     space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"), parse_format("int8")), Ladder("r", (2, 4)))
@@ -64,7 +64,7 @@ def test_evaluations_are_traced_and_predicted(family: str, compute: int) -> None
                          [("llama", 8, True, 4), ("llama", 6, False, 2), ("gemma3_text", 6, True, 2)])
 def test_packed_embeddings_are_traced_and_put_back(family: str, bits: int, tied: bool, compute: int) -> None:
     config = config_of(family, num_hidden_layers=2, vocab_size=1021, tie_word_embeddings=tied)
-    shape = TrainShape(2, 40, False, compute, logits_chunk=16, stored_dtype_bytes=compute, eval_batch=2,
+    shape = TrainShape(2, 40, False, compute, logits_chunk=16, eval_batch=2,
                        embeddings=bits)
     check(config, shape, ("nf4", "int8"), (4, 2))
     spec = spec_from_model(AutoModelForCausalLM.from_config(config))
@@ -77,7 +77,7 @@ def test_packed_embeddings_are_traced_and_put_back(family: str, bits: int, tied:
 @pytest.mark.parametrize("compute", [2, 4])
 def test_a_step_with_8_bit_moments_is_traced(compute: int) -> None:
     # ranks on both sides of 4,096 elements: 128 x 40 has 8-bit moments, 128 x 4 does not
-    shape = TrainShape(1, 8, False, compute, "adamw_8bit", logits_chunk=8, stored_dtype_bytes=compute)
+    shape = TrainShape(1, 8, False, compute, "adamw_8bit", logits_chunk=8)
     config, formats, ranks = config_of("llama", num_hidden_layers=2), ("nf4", "int8"), (40, 4)
     real = run_step(config, shape, formats, ranks)
     traced = StepTracer(real.spec, config).trace(real.space, Allocation(formats, ranks), shape)
@@ -112,13 +112,13 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3"
     pytest.param(family, bool(case & 1), 2 + (case & 2), marks=() if case == i % 4 else pytest.mark.slow)
     for i, family in enumerate(FAMILIES) for case in range(4)])
 def test_families_are_traced_to_the_byte(family: str, checkpointing: bool, compute: int) -> None:
-    shape = TrainShape(3, 48, checkpointing, compute, logits_chunk=32, stored_dtype_bytes=compute)
+    shape = TrainShape(3, 48, checkpointing, compute, logits_chunk=32)
     check(two_layers(family), shape, ("nf4", "int8"), (4, 2))
 
 
 @pytest.mark.parametrize(("family", "compute"), [("llama", 2), ("phi3", 4)])
 def test_isolated_records_are_traced_to_the_byte(family: str, compute: int) -> None:
-    shape = TrainShape(2, 48, False, compute, logits_chunk=32, stored_dtype_bytes=compute, eval_batch=2, isolated=True)
+    shape = TrainShape(2, 48, False, compute, logits_chunk=32, eval_batch=2, isolated=True)
     check(two_layers(family), shape, ("nf4", "int8"), (4, 2))
 
 
@@ -140,7 +140,7 @@ def test_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpoin
     config = config_of(family, num_hidden_layers=4)
     spec = spec_from_model(AutoModelForCausalLM.from_config(config))
     space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("r", (4,)))
-    shape = TrainShape(2, 512, checkpointing, compute, device="cuda", stored_dtype_bytes=compute, eval_batch=2,
+    shape = TrainShape(2, 512, checkpointing, compute, device="cuda", eval_batch=2,
                        grouped=False)
     allocation, tracer = Allocation(("nf4",) * 4, (4,) * 4), StepTracer(spec, config)
     traced = tracer.trace(space, allocation, shape)
@@ -182,7 +182,7 @@ def test_one_tracer_serves_every_shape() -> None:
     allocation, shape = Allocation(("nf4", "int8"), (4, 1)), TrainShape(2, 16)
     tracer = StepTracer(spec)
     first = tracer.trace(space, allocation, shape)
-    for other in (replace(shape, checkpointing=True), replace(shape, compute_dtype_bytes=4, stored_dtype_bytes=4)):
+    for other in (replace(shape, checkpointing=True), replace(shape, compute_dtype_bytes=4)):
         assert tracer.trace(space, allocation, other).peak != first.peak
     assert replace(tracer.trace(space, allocation, shape), seconds=first.seconds) == first
 

@@ -183,7 +183,7 @@ def test_out_of_memory_is_a_result(error: Exception, message: str, monkeypatch: 
 def test_the_measured_peak_is_the_predicted_one(checkpointing: bool) -> None:
     oracle = make(checkpointing=checkpointing)
     found = oracle.measure_peak(MIXED.to_json(), 0, quiet)
-    shape = TrainShape(2, 32, checkpointing, 4, logits_chunk=16, stored_dtype_bytes=4, eval_batch=2)
+    shape = TrainShape(2, 32, checkpointing, 4, logits_chunk=16, eval_batch=2)
     memory = MemoryModel(oracle.bank.spec, shape)
     space = SearchSpace(oracle.units, FORMATS, Ladder("ranks", (1, 2, 3, 4)))
     row = space.encode(MIXED)[None]

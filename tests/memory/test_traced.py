@@ -24,7 +24,7 @@ def check(step: Step, shape: TrainShape, formats: tuple[str, ...], ranks: tuple[
 
 
 def shape_of(batch: int, length: int, checkpointing: bool, compute: int, chunk: int = 64) -> TrainShape:
-    return TrainShape(batch, length, checkpointing, compute, logits_chunk=chunk, stored_dtype_bytes=compute)
+    return TrainShape(batch, length, checkpointing, compute, logits_chunk=chunk)
 
 
 @BOTH

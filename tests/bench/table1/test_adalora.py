@@ -158,7 +158,7 @@ def test_measured_bytes_lie_within_the_predicted(scope: str) -> None:
     oracle = make("kaiming")
     object.__setattr__(oracle.settings, "scope", scope)
     found = evaluate_adalora(oracle, MIXED, 6, 4, 5, 0, "test", 1.0, True, quiet)
-    shape = TrainShape(2, 32, False, 4, logits_chunk=16, stored_dtype_bytes=4)
+    shape = TrainShape(2, 32, False, 4, logits_chunk=16)
     memory = MemoryModel(oracle.bank.spec, shape, scope)
     space = SearchSpace(oracle.units, oracle.formats, Ladder("ranks", (1,)))
     predicted = adalora_bytes(memory, space, MIXED, 6, 4)
@@ -170,7 +170,7 @@ def test_measured_bytes_lie_within_the_predicted(scope: str) -> None:
 def test_fit_adalora_finds_the_largest_ranks_that_fit() -> None:
     _, spec = tiny_llama()
     units = make_units(spec, "layer")
-    memory = MemoryModel(spec, TrainShape(2, 32, False, 4, logits_chunk=16, stored_dtype_bytes=4))
+    memory = MemoryModel(spec, TrainShape(2, 32, False, 4, logits_chunk=16))
     space = SearchSpace(units, (parse_format("nf4"),), Ladder("ranks", (1,)))
     formats = ["nf4"] * len(units)
     for target in (1, 5):
