@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
@@ -19,6 +18,7 @@ from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.style import svg_element
 from qra_bo.report.text import duration, short_names, size
+from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.study.comparison import compared
 from qra_bo.study.health import card, health
 from qra_bo.study.state import cost_of
@@ -26,8 +26,6 @@ from qra_bo.utils.files import check_run_folder, replace_text, writing
 from qra_bo.utils.formatting import number, signed
 
 T = TypeVar("T")
-NAMED_UNITS = 3
-"""How many of the most sensitive units an alternative text names."""
 
 
 def drawn(plots: Mapping[str, Callable[[T], Figure | None]], of: T) -> dict[str, Figure | None]:
@@ -107,18 +105,11 @@ def write_page(page: Path, runs: Sequence[NamedRun]) -> None:
         replace_text(page, render_runs(runs))
 
 
-def most_sensitive(d: ReportData) -> tuple[list[tuple[str, list[str], float]], list[str]]:
-    """The most sensitive units: (format, units, largest loss increase) of every format, and units by rank gain."""
-    if d.profile is None:
-        return [], []
-    p, names = d.profile.profile, short_names(d.profile.profile.units)
-
-    def top(values: npt.NDArray[np.float64]) -> list[str]:
-        return [names[u] for u in np.argsort(-values)[:NAMED_UNITS]]
-
-    formats = [(fmt, top(column), float(column.max()))
-               for fmt, column in zip(p.formats, p.quantization_sensitivity.T, strict=True)]
-    return formats, [] if p.rank_sensitivity is None else top(p.rank_sensitivity[:, -1])
+def most_sensitive(p: SensitivityProfile) -> list[tuple[str, str, float]]:
+    """Format, unit and rise of the loss (nats) where each format raises it most."""
+    names = short_names(p.units)
+    return [(fmt, names[int(np.argmax(column))], float(column.max()))
+            for fmt, column in zip(p.formats, p.quantization_sensitivity.T, strict=True)]
 
 
 def _tested(d: ReportData) -> str:
