@@ -38,7 +38,7 @@ from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.setting import Setting
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec
 
-OVERRIDES = ("+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cuda", "display=none",
+OVERRIDES = ("+model=llama2_7b", "budget=7GB", "oracle=synthetic", "device=cuda", "display=none",
              "effort.uniform_baselines=1", "calibrate.lr_scales=[1.0]", "confirm.seeds=0", "effort.ranking_top=0")
 MINUTES, SPREAD = 20.0, 0.25
 """Median of a high-fidelity evaluation and its spread (log-normal)."""
@@ -47,12 +47,13 @@ STRAGGLERS, SLOWER = 0.01, 8.0
 SEARCH = "a whole search, method=random"
 WHOLE = 100_000
 ENDS = (1000, 3000, 10_000, 30_000)
-EQUIVALENTS = 2.28
+EQUIVALENTS = 1.28
 """Cost of an evaluation here: the planted oracle looks at held-out text eight times where a real one does once."""
 METHOD = "structured"
 COUNTS = (100, 300, 1000, 3000, 10_000, 30_000)
 ROUNDS = 5
-BUDGET = 10 * 10**9
+BUDGET = 7 * 10**9
+"""Where uniform 8 bits do not fit: else the search soon has nothing left to propose."""
 RESUME = "resumed: its journal replayed, and a batch more"
 COLUMNS = ("what", "workers", "pending", "evaluations", "cpu_seconds", "evaluations_per_second", "ms_each_lately",
            "proposal_ms", "longest_ms", "journal_bytes", "memory_bytes", "utilisation")
