@@ -1,6 +1,6 @@
-"""Ablations of the published search, correlation of bits with ranks, and predictors of the loss after fine-tuning.
+"""Ablations of the published search.
 
-    python -m bench.ablations [--seeds 0 1 2] [--variants full no_stage_2 ...] [--ranking 60] [overrides ...]
+    python -m bench.ablations [--seeds 0 1 2] [--variants full no_stage_2 ...] [overrides ...]
 
 Every variant is a search at equal cost in the engine of a run. Its incumbent, and the best allocation of its own
 proposals (without the uniform baselines), are then trained on unseen seeds and evaluated on the test split. With
@@ -11,17 +11,16 @@ Searches and finals are kept in ``--work``; the same command resumes them.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.methods import OPTIONS, method_target
+from bench.methods import OPTIONS
 from bench.optimum import optimum as planted_optimum
 from bench.published import published_changes, scaled_autoqra
 from bench.report import RESULTS, Target, publish
-from bench.search.play import told_of
 from bench.sessions import limit_of, table_session
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe
@@ -31,13 +30,9 @@ from bench.table1.session import Session
 from bench.table1.statistics import difference
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.oracles import OwnOracleConfig
-from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.pipeline.oracles import make_oracle
-from qra_bo.searchers.base import SearchProblem, SelfChecking, make_searcher
-from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.space import Allocation
-from qra_bo.study.intervals import spearman
 from qra_bo.study.setting import training_seeds
 
 DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "dtype=bfloat16", "search.length=trial",
@@ -45,8 +40,6 @@ DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "d
 """The second reference budget, in which bits and ranks compete; overrides replace these."""
 FINALS = 5
 """Unseen training seeds of every incumbent."""
-REPORTED_PERPLEXITY = 0.46
-"""The paper's rank correlation between perplexity after quantisation and accuracy after fine-tuning."""
 UNIFORM, FULL, OURS = "best_uniform", "full", "qra_bo"
 Row = dict[str, Any]
 Changes = Callable[[RunConfig], Mapping[str, Any]]
@@ -95,8 +88,8 @@ VARIANTS: Mapping[str, Variant] = {
 }
 
 
-def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int) -> tuple[list[Row], Row]:
-    """Every variant at one seed, and what bits, ranks and predictors say there."""
+def run_seed(config: RunConfig, folder: Path, names: Sequence[str]) -> tuple[list[Row], Row]:
+    """Return every variant at one seed, and the best known loss there."""
     limit = limit_of(config)
     with table_session(config, folder) as session:
         rows = []
@@ -128,11 +121,6 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int
             own = r["proposed_loss"]
             r["proposed_regret"] = (own - known) / span if span and own is not None else None
         facts: Row = {"seed": config.seed, "best_known": known}
-        ours = next((r for r in rows if r["variant"] == OURS), None)
-        facts["compensation"] = None if ours is None else compensation(Allocation.from_json(ours["allocation"]))
-        facts["compensation_planted"] = None if planted is None else compensation(planted)
-        if ranking:
-            facts.update(correlations(session, limit, ranking))
         return rows, facts
 
 
@@ -178,43 +166,8 @@ def optimum(session: Session, limit: Limit) -> Allocation | None:
     return session.space.decode(planted_optimum(oracle.landscape, costs, budget).row)
 
 
-def compensation(allocation: Allocation) -> float | None:
-    """Figure 3: rank correlation of bits and ranks over units; negative where low bits get high ranks."""
-    return spearman([float(parse_format(f).bits) for f in allocation.formats], [float(r) for r in allocation.ranks])
-
-
-def correlations(session: Session, limit: Limit, n: int) -> Row:
-    """How well each predictor ranks ``n`` random allocations near the budget by their loss after fine-tuning.
-
-    Perplexity after quantisation is the whole model's before any training; the sum of I_q is of units measured alone;
-    the surrogate predicts each allocation from all the others.
-    """
-    profile = session.profile().profile
-    setting, budget = session.setting_of(limit), session.budget_bytes(limit)
-    c = session.config
-    problem = SearchProblem(setting.space, setting.costs(budget), budget, profile, c.fidelity.high, None, c.seed)
-    rng = problem.rng("ablations")
-    drawn = list({a: None for a in (setting.space.decode(random_near_budget(problem, rng)) for _ in range(n))})
-    found = {a: session.evaluate(Recipe(a, c.adapter.init), 1.0, session.train_seed, "validation")["loss"]
-             for a in drawn}
-    chosen = [a for a in drawn if found[a] is not None]  # a table of evaluations refuses what it can't speak for
-    losses = [float(found[a]) for a in chosen]
-    perplexity = None
-    if not isinstance(c.oracle, OwnOracleConfig):  # a table knows no model without its adapters
-        event = session.results.once("perplexity", str(n), lambda: {"loss": session.call(
-            "bench.table1.base_errors:joint_sensitivity", {"choices": [list(a.formats) for a in chosen]})["loss"]})
-        perplexity = spearman(event["loss"], losses)
-    column = {f: i for i, f in enumerate(profile.formats)}
-    sums = [float(sum(profile.quantization_sensitivity[u, column[f]] for u, f in enumerate(a.formats))) for a in chosen]
-    searcher = make_searcher(method_target("structured"), replace(problem, max_full_trials=float(n)))
-    searcher.tell(told_of(problem, chosen, losses))
-    check = searcher.surrogate_check() if isinstance(searcher, SelfChecking) else None
-    return {"perplexity": perplexity, "sensitivity_sum": spearman(sums, losses),
-            "surrogate": None if check is None else check["spearman"], "allocations": len(chosen)}
-
-
-def targets_of(rows: Sequence[Row], facts: Sequence[Row]) -> list[Target]:
-    """Medians over seeds: every ablation against the full method, ours against both, and the correlations."""
+def targets_of(rows: Sequence[Row]) -> list[Target]:
+    """Medians over seeds: every ablation against the full method, and ours against both."""
     out = []
     full = median(rows, FULL)
     for name in dict.fromkeys(r["variant"] for r in rows):
@@ -226,13 +179,6 @@ def targets_of(rows: Sequence[Row], facts: Sequence[Row]) -> list[Target]:
             wanted, met = f"above the full method's, {full}", value is not None and full is not None and value > full
         out.append(Target(f"median regret of {name} ({VARIANTS[name].what}), of its own proposals", wanted, value, met,
                           "" if value is not None else "it proposed nothing, or there is no uniform choice"))
-    for key, what in (("perplexity", "perplexity after quantisation"), ("sensitivity_sum", "the sum of I_q"),
-                      ("surrogate", "the surrogate, left one out")):
-        values = [f[key] for f in facts if f.get(key) is not None]
-        value = float(np.median(values)) if values else None
-        out.append(Target(f"median rank correlation of {what} with the loss after fine-tuning",
-                          f"for comparison: {REPORTED_PERPLEXITY} reported of perplexity", value, value is not None,
-                          "" if value is not None else "not asked for with --ranking, or not known to the oracle"))
     return out
 
 
@@ -246,7 +192,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--ranking", type=int, default=60, help="allocations that predictors rank; 0: none")
     parser.add_argument("--work", type=Path, default=Path("outputs/ablations"), help="where searches are kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("overrides", nargs="*", help="of the configuration, e.g. oracle=finetune")
@@ -257,8 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         config = load_config([*DEFAULTS, *args.overrides, f"seed={seed}", "display=none"], str(OPTIONS))
         oracle, name = config.oracle.name, f"ablations_{kind(config)}"
-        found, fact = run_seed(config, args.work / f"{kind(config)}-{config.model_name}-{seed}", args.variants,
-                               args.ranking)
+        found, fact = run_seed(config, args.work / f"{kind(config)}-{config.model_name}-{seed}", args.variants)
         rows += found
         facts.append(fact)
     for r in (*rows, *facts):
@@ -267,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
               "median_regret": median(rows, v, "regret"), "median_proposed_regret": median(rows, v),
               "proposed_regrets": [r["proposed_regret"] for r in rows if r["variant"] == v]}
              for v in args.variants]
-    publish("ablations" if oracle == "synthetic" else name, targets_of(rows, facts), [*table, *rows, *facts],
+    publish("ablations" if oracle == "synthetic" else name, targets_of(rows), [*table, *rows, *facts],
             ("variant", "what", "oracle", "median_regret", "median_proposed_regret"), shown=table,
             folder=args.out)
 

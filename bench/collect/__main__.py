@@ -18,7 +18,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bench.collect.journals import take_up
 from bench.collect.plan import Plan, PlannedTrial
 from bench.collect.summary import publish_summary
 from bench.collect.task import DATA, RECORD_AT, TASKS, Setting, begin, load_setting, task_config
@@ -84,17 +83,6 @@ class Collection:
         early = tuple(curve.get(step) for step in self.setting.facts.record_at)
         return TableRow(wanted.allocation, wanted.origin, wanted.train_seed, wanted.lr_scale, m.state, m.loss,
                         m.loss_se, early, self.setting.bytes_of(wanted.allocation), m.seconds, self._batch)
-
-    def take_up(self, runs: Sequence[Path], plan: Plan) -> None:
-        """Rows from the journals of runs; says what was refused and why."""
-        for run in runs:
-            taken = take_up(run, self.setting, plan, self.rows)
-            for batch, facts in taken.provenance.items():
-                append_provenance(self.folder / PROVENANCE, batch, facts)
-            append_rows(self.folder / self._name, self.setting.facts, taken.rows)
-            print(f"{run.name}: {len(taken.rows)} evaluations taken up")
-            for reason, count in taken.refused.most_common():
-                print(f"  {count} refused: {reason}")
 
 
 class GivenPlan:
@@ -168,7 +156,6 @@ def session(options: argparse.Namespace, config: RunConfig, folder: Path, execut
                   **collect(described)}
     collection = Collection(folder, setting, executor, provenance)
     plan = Plan(setting.facts, setting.problems, setting.rules, options.seed)
-    collection.take_up(options.runs, plan)
     if options.finds is None:
         work(collection, plan, options.evaluations, options.hours)
         return
@@ -182,13 +169,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=sorted(TASKS), help="the table to add to")
     parser.add_argument("--data", help="JSONL file with the records of the task gsm8k")
     parser.add_argument("--table", type=Path, help="folder of the table; bench/data/TASK by default")
-    parser.add_argument("--evaluations", type=int, help="at most so many new ones; 0 only takes up runs")
+    parser.add_argument("--evaluations", type=int, help="at most so many new ones")
     parser.add_argument("--hours", type=float, help="begin none after so long")
     parser.add_argument("--seed", type=int, default=0, help="another seed plans other allocations")
     parser.add_argument("--device", default="cpu", help="cpu | cuda | auto")
     parser.add_argument("--finds", type=Path, help="evaluate the allocations of this file into finds.csv instead, "
                         "without early looks")
-    parser.add_argument("--runs", type=Path, nargs="*", default=[], help="folders of runs to take evaluations from")
     parser.add_argument("--summary", action="store_true", help="only say what the tables of bench/data hold")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the summary, collect.json")
     options = parser.parse_args(arguments)

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.emulator.table import SCHEMA_VERSION, TableRow, TaskFacts, columns, same_rate
+from bench.store import append_line
 from qra_bo.space import Allocation, CostTable
 
 FINDS = "finds.csv"
@@ -38,22 +38,13 @@ def append_rows(path: Path, facts: TaskFacts, rows: Iterable[TableRow]) -> None:
         writer.writeheader()
     for row in rows:
         writer.writerow(_cells(row, facts))
-    _append(path, text.getvalue())
+    if text.getvalue():
+        append_line(path, text.getvalue().removesuffix("\n"))
 
 
 def append_provenance(path: Path, batch: str, facts: Mapping[str, Any]) -> None:
     """One more line of ``provenance.jsonl``."""
-    _append(path, json.dumps({"batch": batch, **facts}, sort_keys=True) + "\n")
-
-
-def _append(path: Path, text: str) -> None:
-    with open(path, "a+b") as file:
-        file.seek(0)
-        whole = file.read()
-        file.truncate(whole.rfind(b"\n") + 1)  # what a killed process left behind the last complete line
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(path, json.dumps({"batch": batch, **facts}, sort_keys=True))
 
 
 def _cells(row: TableRow, facts: TaskFacts) -> dict[str, Any]:

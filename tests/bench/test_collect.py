@@ -1,9 +1,8 @@
-"""Collecting a table: what the plan asks for, going on where it stopped, and rows from the journals of runs."""
+"""Collecting a table: what the plan asks for, and going on where it stopped."""
 
 import json
 from collections import Counter
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,17 @@ import pytest
 
 from bench.collect import __main__ as program
 from bench.collect.__main__ import ROWS, main, work
-from bench.collect.journals import take_up
 from bench.collect.plan import CALIBRATION, REPEAT, Sizes, lr_scale
 from bench.collect.summary import publish_summary
-from bench.collect.task import Setting, begin, differences, task_config, touches, untouched_seeds
+from bench.collect.task import begin, differences, task_config, touches, untouched_seeds
 from bench.collect.worker import make_oracle as make_worker
 from bench.collect.writing import FINDS
 from bench.emulator.table import load_provenance, load_rows
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.execution.base import InProcessExecutor, run_profile
 from qra_bo.finetune.data.records import batches
-from qra_bo.space import Allocation, uniform
-from qra_bo.study.journal import Journal
-from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
+from qra_bo.space import uniform
+from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import DataError
 from tests.bench.tables import make_collection, make_plan, make_setting
 from tests.study.oracles import PlantedOracle
@@ -169,89 +166,6 @@ def test_the_command_adds_as_many_rows_as_it_is_asked_for(tmp_path: Path, monkey
     finds.write_text(json.dumps(found))
     assert main([*command, "1", "--finds", str(finds)]) == 0
     assert [row.origin for row in load_rows(table / FINDS, setting.facts)] == ["found by walk"]
-
-
-@cache
-def recorded(change: str = "quantizer.rounding=rtn") -> dict[str, Any]:
-    """The configuration in a run's header."""
-    return load_config(change.split()).to_journal()
-
-
-def write_run(folder: Path, setting: Setting, rows: list[dict[str, Any]], **changes: Any) -> Path:
-    """The journal of a run on the planted landscape; ``changes`` go to its header and its provenance."""
-    facts = setting.facts
-    assert (facts.length, facts.eval_tokens) == (128, 64 * 128)  # what a run has by default
-    header = {"schema_version": 3, "config": recorded(), "config_sha256": "c0", "model": facts.model,
-              "granularity": "layer", "units": list(facts.units), "oracle": "finetune", "method": "walk",
-              "effort": "normal", "seed": 0, "budget_text": "uniform:4,4", "scope": "peak", **facts.adapter}
-    provenance = {"model_sha256": facts.model_sha256, "data_sha256": facts.data_sha256, "dtype": facts.dtype,
-                  "train": dict(facts.trainer), "data": "/home/somebody/text.jsonl"}
-    folder.mkdir()
-    with Journal(folder) as journal:
-        journal.append("header", {**header, **{k: v for k, v in changes.items() if k in header}})
-        journal.append("provenance", {**provenance, **{k: v for k, v in changes.items() if k in provenance}})
-        for number, row in enumerate(rows):
-            given = {k: v for k, v in row.items() if k != "lr_scale"}
-            request = TrialSpec(**{"steps": 24, "schedule_steps": 24, "train_seed": 11, **given,
-                                   "learning_rate": facts.learning_rate * row.get("lr_scale", 1.0)})
-            measured = TrialResult(TrialState.OK, 4.5, 0.1, ((12, 4.75), (24, 4.5)), 24, 1, 1, None, 9.0)
-            fields = Trial(number, request.allocation, (4,) * len(request.allocation), "global", Fidelity.HIGH,
-                                request, 0, measured, 1).to_json()
-            journal.append("trial", {k: v for k, v in fields.items() if k != "event"})
-    return folder
-
-
-def test_evaluations_of_a_run_are_taken_up_once_and_refused_with_the_reason(tmp_path: Path) -> None:
-    setting = make_setting()
-    collection, plan = make_collection(tmp_path / "table", setting), make_plan(setting)
-    new, deciding = Allocation(("nf4", "int8", "nf4", "hqq3"), (3, 1, 2, 2)), plan.calibration()[0]
-    early = write_run(tmp_path / "early", setting, [
-        {"allocation": deciding[0], "lr_scale": deciding[1]}, {"allocation": new, "lr_scale": 1.0}])
-    collection.take_up([early], plan)
-    assert [(row.origin, row.allocation) for row in collection.rows] == [(CALIBRATION, deciding[0])]
-    work(collection, plan, len(plan.calibration()), None)
-    rate = plan.calibrated(collection.rows)
-    assert rate is not None
-    touching = next(seed for seed in range(100) if touches(500, 8, 4, 24, seed))
-    run = write_run(tmp_path / "run", setting, [
-        {"allocation": new, "lr_scale": rate * 1.05}, {"allocation": new, "lr_scale": rate},
-        {"allocation": new, "lr_scale": rate, "train_seed": touching},
-        {"allocation": new, "lr_scale": 2 * rate}, {"allocation": new, "split": "test"},
-        {"allocation": new, "steps": 12}, {"allocation": new, "lr_scale": rate, "init": "eva"},
-        {"allocation": Allocation(("fp16",) * 4, (2,) * 4), "lr_scale": rate}])
-    before = collection.rows
-    taken = take_up(run, setting, plan, before)
-    assert [(row.allocation, row.early, row.loss) for row in taken.rows] == [(new, (None, 4.75), 4.5)]
-    assert taken.rows[0].bytes == setting.bytes_of(new)
-    reasons = " | ".join(taken.refused)
-    for expected in ("has it already", "sees text", "learning rate", "test split", "12 steps", "off the ladder",
-                     "started by eva"):
-        assert expected in reasons
-    assert "somebody" not in str(taken.provenance)
-    collection.take_up([run], plan)
-    assert not take_up(run, setting, plan, collection.rows).rows
-    assert {row.batch for row in collection.rows} <= set(load_provenance(tmp_path / "table" / "provenance.jsonl"))
-
-
-@pytest.mark.parametrize(("change", "said"), [
-    ({"model_sha256": "other"}, "model_sha256 was 'm0'"), ({"data_sha256": "other"}, "data_sha256"),
-    ({"dtype": "bfloat16"}, "dtype"), ({"train": {"batch": 8}}, "trainer"), ({"init": "eva"}, "adapter"),
-    ({"units": ["a"]}, "units"), ({"oracle": "synthetic"}, "oracle=synthetic"),
-    ({"config": "quantizer.rounding=gptq"}, "codes of GPTQ"), ({"config": "train.length=64"}, "length was 128"),
-    ({"config": "eval.sequences=32"}, "eval_tokens was 8192 and is 4096"),
-    ({"config": "quantizer.rounding=rtn embeddings=8"}, "an embedding in 8 bits"),
-    ({"config": "quantizer.rounding=rtn train.packing=isolated"}, "were isolated")])
-def test_a_run_of_something_else_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    setting = make_setting()
-    plan = make_plan(setting)
-    allocation, scale = plan.calibration()[0]
-    if "config" in change:
-        change = {"config": recorded(change["config"])}
-    run = write_run(tmp_path / "run", setting, [{"allocation": allocation, "lr_scale": scale}], **change)
-    taken = take_up(run, setting, plan, ())
-    assert not taken.rows
-    (reason,) = taken.refused
-    assert said in reason
 
 
 def test_failures_are_rows_without_a_loss(tmp_path: Path) -> None:

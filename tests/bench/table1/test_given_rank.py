@@ -33,9 +33,9 @@ def test_amq_is_charged_one_profile_for_all_ranks(tmp_path: Path, monkeypatch: p
     with table_session(config, tmp_path / "t", options) as session:
         found = ROWS["amq_lora"].find(session, parse_limit("peak uniform:4,16"))
         assert found.note.endswith("of [4, 8, 16] by validation loss")
-        events = session.results._events
-        trials = [e for (kind, _), e in events.items() if kind == "trial"]
-        each = {e["forward_tokens"] for (kind, _), e in events.items() if kind == SENSITIVITY}
+        events = session.results.events
+        trials = [e for e in events if e["event"] == "trial"]
+        each = {e["forward_tokens"] for e in events if e["event"] == SENSITIVITY}
         profile = session.profile()
     (tokens,) = each
     forward = profile.forward_tokens + 3 * 4 * tokens + sum(e["forward_tokens"] for e in trials)
