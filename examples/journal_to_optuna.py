@@ -25,7 +25,7 @@ def copy_run(folder: Path, storage: str) -> optuna.Study:
     """Copy the trials that the study named after ``folder`` does not hold yet; returns that study."""
     run = load_run(folder)
     study = optuna.create_study(storage=storage, study_name=folder.resolve().name, load_if_exists=True)
-    study.set_user_attr("winner", None if run.winner is None else run.name(run.winner))
+    study.set_user_attr("winner", None if run.winner is None else run.winner.fingerprint)
     formats = CategoricalDistribution(sorted({f for e in run.study.trials for f in e.allocation.formats}
                                              | {f.name for f in run.header.formats}))
     ranks = IntDistribution(0, MOST_RANK)
