@@ -20,6 +20,7 @@ from qra_bo.finetune.quantization.base import (
     packed,
     state_bytes,
 )
+from qra_bo.finetune.quantization.planes import codes_of, words_of
 from qra_bo.memory.formats import check_shape, metadata_bytes, parse_format, weight_bytes
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError, SpaceError
@@ -76,6 +77,11 @@ def nearest_codes(grid: Grid, weight: Tensor) -> Tensor:
 def grid_values(grid: Grid, codes: Tensor) -> Tensor:
     scale, offset = scale_and_offset(grid, codes.shape[-2])
     return levels_of(grid)[codes.long()] * scale + offset
+
+
+def integer_codes(state: dict[str, Tensor], fmt: StorageFormat, shape: tuple[int, int]) -> Tensor:
+    """Codes, ``out x in``, of a packed integer format."""
+    return codes_of(words_of(state), fmt, state["scale"].numel()).view(shape)
 
 
 def between_extremes(weight: Tensor, bits: int) -> Tensor:

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, PackedLinear, QuantizerBackend, State, frozen
 from qra_bo.finetune.quantization.hqq_solver import solve
-from qra_bo.finetune.quantization.planes import empty_planes, in_planes, weight_of
+from qra_bo.finetune.quantization.planes import empty_planes, in_planes, quantised, weight_of
 from qra_bo.memory.formats import planes_of
 from qra_bo.space.space import StorageFormat
-from qra_bo.utils.errors import ModelError
 
 with warnings.catch_warnings():  # hqq decorates with torch.compile, whose own imports use old TorchScript
     warnings.filterwarnings("ignore", message=r"`?torch\.jit\.script.*", category=DeprecationWarning)
@@ -69,22 +68,17 @@ class HQQBackend(QuantizerBackend):
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         groups = weight.to(device).float().reshape(-1, fmt.block)
-        run = max(1, SERIAL_NUMEL // fmt.block) if device.type == "cpu" else len(groups)
-        codes = torch.empty(groups.shape, dtype=torch.uint8, device=device)
-        scale = torch.empty(len(groups), 1, dtype=torch.float16, device=device)
-        zero = torch.empty_like(scale)
-        for first in range(0, len(groups), run):
-            span = slice(first, first + run)
+
+        def quantise(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             if device.type == "cpu":
-                codes[span], scale[span], zero[span] = solve(groups[span], fmt.bits)
-                continue
-            part, meta = Quantizer.quantize(groups[span], nbits=fmt.bits, group_size=fmt.block, axis=1, bitpack=False,
-                                            device=str(device))
-            codes[span], scale[span], zero[span] = part, meta["scale"], meta["zero"]
-        if not (torch.isfinite(scale).all() and torch.isfinite(zero).all()):
-            raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales or zeros beyond the "
-                             "range of fp16; weights are not finite or too large")
-        return {**in_planes(codes, fmt), "scale": scale, "zero": zero}
+                return solve(part, fmt.bits)
+            codes, meta = Quantizer.quantize(part, nbits=fmt.bits, group_size=fmt.block, axis=1, bitpack=False,
+                                             device=str(device))
+            return codes, meta["scale"], meta["zero"]
+
+        run = max(1, SERIAL_NUMEL // fmt.block) if device.type == "cpu" else len(groups)
+        planes, scale, zero = quantised(groups, fmt, run, quantise, (torch.float16, torch.float16))
+        return {**planes, "scale": scale, "zero": zero}
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
         groups = shape[0] * shape[1] // fmt.block

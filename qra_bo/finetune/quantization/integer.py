@@ -24,10 +24,9 @@ from qra_bo.finetune.quantization.base import (
     tile_numel,
 )
 from qra_bo.finetune.quantization.integer_scales import search
-from qra_bo.finetune.quantization.planes import codes_of, empty_planes, in_planes, weight_of, words_of
+from qra_bo.finetune.quantization.planes import empty_planes, in_planes, quantised, weight_of, words_of
 from qra_bo.memory.formats import has_zeros
 from qra_bo.space.space import StorageFormat
-from qra_bo.utils.errors import ModelError
 
 
 class IntegerLinear(PackedLinear, nn.Linear):
@@ -49,11 +48,6 @@ class IntegerLinear(PackedLinear, nn.Linear):
                          self.compute_dtype, self.target)
 
 
-def integer_codes(state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Tensor:
-    """Return the codes, ``out x in`` (uint8), of packed tensors; ``shape`` is (out, in)."""
-    return codes_of(words_of(state), fmt, state["scale"].numel()).view(shape)
-
-
 class IntegerBackend(QuantizerBackend):
     """Integer storage; scales (and zeros) are those of the least squared error on a grid of candidates."""
 
@@ -62,17 +56,10 @@ class IntegerBackend(QuantizerBackend):
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         groups = weight.to(device).reshape(-1, fmt.block)
         run = max(1, (SERIAL_NUMEL if device.type == "cpu" else tile_numel(device)) // fmt.block)
-        codes = torch.empty(groups.shape, dtype=torch.uint8, device=device)
-        scale = torch.empty(len(groups), 1, dtype=torch.bfloat16, device=device)
-        zero = torch.empty(scale.shape, dtype=torch.uint8, device=device)
-        for first in range(0, len(groups), run):
-            span = slice(first, first + run)
-            codes[span], scale[span], zero[span] = search(groups[span].float(), fmt.bits, not has_zeros(fmt))
-        if not torch.isfinite(scale).all():
-            raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales beyond the range of "
-                             "fp16; weights are not finite or too large")
+        planes, scale, zero = quantised(groups, fmt, run, lambda part: search(part, fmt.bits, not has_zeros(fmt)),
+                                        (torch.bfloat16, torch.uint8))
         zeros = {"zero": zero.view(len(weight), -1)} if has_zeros(fmt) else {}
-        return {**in_planes(codes, fmt), "scale": scale.view(len(weight), -1), **zeros}
+        return {**planes, "scale": scale.view(len(weight), -1), **zeros}
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
         by_group = shape[0], shape[1] // fmt.block

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from qra_bo.finetune.quantization import integer_scales
 from qra_bo.finetune.quantization.base import backend_of, packed
-from qra_bo.finetune.quantization.integer import integer_codes
 from qra_bo.finetune.quantization.integer_scales import candidates, search
 from qra_bo.memory.formats import FORMATS, has_zeros, metadata_bytes, parse_format, weight_bytes
 from qra_bo.utils.errors import ModelError, SpaceError
-from tests.conformance.quantizer import quantize, relative_error
+from tests.conformance.quantizer import integer_codes, quantize, relative_error
 
 CPU = torch.device("cpu")
 INTEGER = sorted(name for name, fmt in FORMATS.items() if fmt.backend == "integer")

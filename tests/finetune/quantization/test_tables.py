@@ -11,12 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qra_bo.finetune.quantization.base import State, backend_of
 from qra_bo.finetune.quantization.embeddings import install_embeddings, pack_embeddings, packed_tables
-from qra_bo.finetune.quantization.integer import integer_codes
 from qra_bo.finetune.quantization.tables import PackedEmbedding, PackedHead, PackedTable
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.memory import embeddings
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.utils.errors import ModelError, SpaceError
+from tests.conformance.quantizer import integer_codes
 from tests.finetune.models import tiny_llama
 from tests.memory.steps import config_of
 
