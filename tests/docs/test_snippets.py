@@ -20,6 +20,7 @@ from qra_bo.config import load_config
 from qra_bo.config.overrides import inspect, normalise, options, with_default_model
 from qra_bo.runs import build_parser
 from qra_bo.runs import main as runs
+from tests.executors import work_in_this_process
 from tests.export.finished import finish
 from tests.report.fixtures import make_events, write_run
 
@@ -138,6 +139,7 @@ def test_python(page: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     codes = [str(param.values[1]) for param in blocks("python") if param.values[0] == page]
     if any(FINISHED in code for code in codes):
         finish(there / FINISHED, ("sym4-g64", "sym2-g64", "fp16", "sym8-g64"), (1, 4, 2, 3), "quantizer.rounding=rtn")
+    work_in_this_process(monkeypatch)
     real = qra_bo.search
     monkeypatch.setattr(qra_bo, "search", lambda overrides: real(smaller(overrides)))
     names: dict[str, Any] = {"__name__": "snippet"}

@@ -24,6 +24,7 @@ from qra_bo.pipeline.folders import run_folder
 from qra_bo.study.journal import read_journal
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import ConfigError, DataError, OutputError
+from tests.executors import work_in_this_process
 from tests.study.problem import comparable
 
 PLANTED = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick", "method=evolution",
@@ -43,6 +44,7 @@ def test_a_compared_prediction_is_reported_before_the_final_training(monkeypatch
         stages.append([e["stage"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "stage"])
         return []
 
+    work_in_this_process(monkeypatch)
     for module in (qra_bo.pipeline.run, qra_bo.pipeline.listeners):
         monkeypatch.setattr(module, "write_report", write)
     given = [*REAL, "effort=instant", "effort.max_full_trials=0", "budget=uniform:4,4",

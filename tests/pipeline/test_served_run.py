@@ -8,14 +8,14 @@ import pytest
 from safetensors.torch import load_file
 
 import qra_bo
-from qra_bo.config import RunConfig, load_config, make_space, make_spec
-from qra_bo.execution import InProcessExecutor
+from qra_bo.config import load_config, make_space, make_spec
+from qra_bo.export.run import FinishedRun
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.pipeline.exports import commands
 from qra_bo.pipeline.given import read_allocation
-from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.utils.errors import ConfigError
+from tests.executors import work_in_this_process
 
 TINY = ["+model=tiny", "model.intermediate_size=192", "data=tiny", "device=cpu"]
 SHORT = ["data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4", "fidelity.high=2",
@@ -25,12 +25,7 @@ SHORT = ["data.max_records=64", "train.batch=2", "train.length=32", "eval.sequen
 
 
 def test_stored_bytes_and_export_are_those_of_mlx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(config: RunConfig, folder: Path, room: int | None = None) -> InProcessExecutor:
-        # a worker's start takes longer than its work here
-        folder.mkdir(parents=True, exist_ok=True)
-        return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))
-
-    monkeypatch.setattr("qra_bo.pipeline.run.make_executor", make)
+    work_in_this_process(monkeypatch)
     run = tmp_path / "run"
     best: Any = qra_bo.search([*TINY, *SHORT, "serve=mlx", "memory.scope=stored", f"out={run}"]).best
     modules = json.loads((run / "quant_manifest.json").read_text())["modules"]
@@ -40,7 +35,7 @@ def test_stored_bytes_and_export_are_those_of_mlx(tmp_path: Path, monkeypatch: p
     assert best["memory"]["measured_bytes"] is None  # training shows nothing of files that are written later
     written = load_file(run / "mlx" / "model.safetensors")
     assert packed == sum(t.nbytes for name, t in written.items() if ".layers." in name and "norm" not in name)
-    said = commands(load_config([*TINY, "serve=mlx"]), run)
+    said = commands(FinishedRun.read(run))
     mlx = run / "mlx"
     assert said == [f"Talk to it (mlx): mlx_lm.server --model {mlx} --adapter-path {mlx / 'adapter'} --port 8080"]
 

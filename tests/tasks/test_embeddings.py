@@ -11,15 +11,14 @@ from safetensors.torch import load_file
 
 import qra_bo
 from qra_bo.config import load_config
-from qra_bo.execution import InProcessExecutor
 from qra_bo.export.load import load
 from qra_bo.export.merged import merged_model
 from qra_bo.export.packed import write as write_packed
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import MANIFEST, PROBE, probe_difference, read_manifest, read_probe, sealed
 from qra_bo.finetune.quantization.embeddings import packed_tables
-from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
+from tests.executors import work_in_this_process
 from tests.study.problem import comparable
 
 SEARCH = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
@@ -32,12 +31,8 @@ SEARCH = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "t
 @pytest.fixture(scope="module", autouse=True)
 def in_this_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Let the real oracle work in this process, with a cache of its own."""
-    def make(config: Any, folder: Path, room: int | None = None) -> InProcessExecutor:
-        folder.mkdir(parents=True, exist_ok=True)
-        return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qra_bo.pipeline.run.make_executor", make)
+        work_in_this_process(patch)
         patch.setenv("QRA_BO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

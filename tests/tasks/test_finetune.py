@@ -11,15 +11,14 @@ import pytest
 import qra_bo
 from qra_bo.cli.app import main
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
-from qra_bo.execution import InProcessExecutor
 from qra_bo.pipeline.given import read_allocation
-from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.report.data import load_run
 from qra_bo.runs import main as runs
 from qra_bo.space import uniform
 from qra_bo.study.given import BY_RULE, CALIBRATED
 from qra_bo.study.journal import read_journal
+from tests.executors import work_in_this_process
 
 REAL = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
         "fidelity.high=2", "fidelity.low=1", "final.steps=3", "device=cpu", "dtype=float32", "display=none",
@@ -30,13 +29,8 @@ SEARCH = ["method=random", "effort=quick", "effort.max_full_trials=1", "effort.u
 
 @pytest.fixture(scope="module", autouse=True)
 def in_this_process() -> Any:
-    """Let the real oracle work in this process: a worker's start takes longer than what it does here."""
-    def make(config: RunConfig, folder: Path, room: int | None = None) -> InProcessExecutor:
-        folder.mkdir(parents=True, exist_ok=True)
-        return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qra_bo.pipeline.run.make_executor", make)
+        work_in_this_process(patch)
         yield
 
 
