@@ -106,7 +106,7 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str]) -> tuple[lis
                          "test_loss": mean(losses), "test_losses": losses, "search_loss": found.loss,
                          "proposed": None if mixed is None else mixed.allocation.to_json(),
                          "proposed_loss": None if own is None else mean(own), "proposed_losses": own,
-                         "equivalents": study.search_cost.tokens / float(study.header["full_trial_tokens"])})
+                         "equivalents": study.search_cost.tokens / study.header.full_trial_tokens})
             print(f"seed {config.seed}: {name} {rows[-1]['test_loss']:.4f}, of its own {rows[-1]['proposed_loss']}",
                   flush=True)
         known = min(loss for r in rows for loss in (r["test_loss"], r["proposed_loss"]) if loss is not None)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from qra_bo.config import config_from_dict, make_space, make_spec
 from qra_bo.config.presets import suggested_rate
-from qra_bo.execution.base import ProfileResult
 from qra_bo.pipeline.pricing import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.rates.files import save_rates
@@ -30,10 +29,10 @@ def study_of_run(folder: Path) -> Study | None:
     folder of a run.
     """
     study = load_study(folder)
-    if "profile" not in study.last:
+    if study.profile is None:
         return None
     try:
-        config = config_from_dict(study.header["config"])
+        config = config_from_dict(study.header.config)
         spec = make_spec(config.with_changes(model={**config.model, "trust_remote_code": False}))
     except ConfigError as error:
         raise OutputError(f"the journal of {folder} describes its run badly ({error}); {COPY_AGAIN}") from error
@@ -44,7 +43,7 @@ def study_of_run(folder: Path) -> Study | None:
                          "to learn rates; leave it out") from error
     space = make_space(config, spec)
     problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.budget_bytes,
-                            ProfileResult.from_json(study.last["profile"]).profile, config.fidelity.high, None,
+                            study.profile.profile, config.fidelity.high, None,
                             config.seed)
     factor = (study.learning_rate or config.adapter.lr) / suggested_rate(config)  # trainers have their own rates
     return study_of(problem, study.points, factor)

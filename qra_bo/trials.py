@@ -9,6 +9,8 @@ from qra_bo.space import Allocation
 from qra_bo.utils.errors import JournalError
 
 SCHEMA_VERSION = 3
+RESERVED = frozenset({"event", "time", "run", "session", "elapsed", "crc"})
+"""Fields that the journal itself adds to every line; ``run``, the checksum of the header, to all but the header."""
 T = TypeVar("T")
 
 

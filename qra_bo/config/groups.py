@@ -115,7 +115,7 @@ class EffortConfig(Group):
         uniform_baselines: Uniform baselines, the most promising first; ``None`` for all.
         calibration_baselines: Uniform baselines on which each learning rate is tried.
         references: Whether 16-bit LoRA and QLoRA of rank 16 are evaluated too; they need not fit the budget.
-        compare: What a predicted allocation is trained beside, on one training seed (``study.comparison``).
+        compare: What a predicted allocation is trained beside, on one training seed (``study.prediction``).
         sequential: Whether the confirmation ends before ``confirm.seeds`` where its sign is decided.
         stop: Chance of a gain above the noise below which the search ends; ``None``: it never ends early.
         ranking_top: Allocations whose ranking is checked at a longer training, winner and best uniform baseline among

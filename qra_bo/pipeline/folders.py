@@ -5,7 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from qra_bo.config import RunConfig
-from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME, read_journal
+from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME
+from qra_bo.study.state import begun_study
 from qra_bo.utils.device import BYTES
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder
@@ -46,9 +47,8 @@ def as_begun(config: RunConfig, folders: Iterable[Path]) -> RunConfig:
     Raises:
         JournalError: If a journal can't be read.
     """
-    paths = [folder / JOURNAL_NAME for folder in folders] if config.dtype == "auto" else []
-    recorded = [e.get("dtype") for path in paths if path.exists() for e in read_journal(path).events
-                if e["event"] == "provenance"]
+    studies = map(begun_study, folders) if config.dtype == "auto" else ()
+    recorded = [study.provenance.get("dtype") for study in studies if study is not None and study.provenance]
     return config.with_changes(dtype=recorded[-1]) if recorded and recorded[-1] in BYTES else config
 
 

@@ -2,9 +2,8 @@
 command that follows a plan of the memory."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 
@@ -17,11 +16,11 @@ from qra_bo.memory.speed import step_seconds
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
 from qra_bo.space import uniform
-from qra_bo.study import Setting, cost_of
-from qra_bo.study.comparison import QLORA, UNIFORM
-from qra_bo.study.setting import FINAL, affordable_steps
-from qra_bo.study.state import FORWARD_SHARE
-from qra_bo.trials import Trial, TrialState
+from qra_bo.study import Event, Setting, cost_of
+from qra_bo.study.events import FinishedTrial
+from qra_bo.study.setting import FINAL
+from qra_bo.study.state import FORWARD_SHARE, QLORA, UNIFORM, affordable_steps
+from qra_bo.trials import TrialState
 from qra_bo.utils.device import cores, multiplies_bf16, resolve_dtype
 from qra_bo.utils.redact import redact
 
@@ -142,10 +141,10 @@ class FirstTrial:
     def __init__(self, parts: Sequence[Part], console: Console) -> None:
         self._parts, self._console, self._waiting = parts, console, True
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        if not self._waiting or event["event"] != "trial":
+    def __call__(self, event: Event) -> None:
+        if not self._waiting or not isinstance(event.record, FinishedTrial):
             return
-        trial = Trial.from_json(event)
+        trial = event.record.trial
         tokens, seconds = cost_of(trial).tokens, trial.result.seconds - trial.result.switch_seconds
         if trial.result.state is TrialState.OK and tokens > 0 and seconds > 0:
             self._waiting = False

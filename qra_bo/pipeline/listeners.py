@@ -18,8 +18,8 @@ from qra_bo.report.live import LiveView
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import size
 from qra_bo.report.trackers import make_listener
-from qra_bo.study import Listener, Setting
-from qra_bo.study.journal import Event
+from qra_bo.study import Event, Listener, Setting
+from qra_bo.study.events import Stage
 from qra_bo.study.state import COMPARISON
 from qra_bo.utils.process import tolerant
 
@@ -60,8 +60,7 @@ def _report_early(folder: Path, since: datetime, event: Event) -> None:
 
     Events before ``since`` are those of earlier sessions.
     """
-    if event["event"] == "stage" and event["state"] == "end" and event["stage"] in COMPARING \
-            and datetime.fromisoformat(event["time"]) >= since:
+    if event.record in [Stage(name, "end") for name in COMPARING] and event.time >= since:
         write_report(folder)
 
 

@@ -13,8 +13,8 @@ from qra_bo.sensitivity.io import given_profile
 from qra_bo.study import Setting
 from qra_bo.study.baselines import check_uniform
 from qra_bo.study.device_allowance import allowance_for
-from qra_bo.study.given import Given
-from qra_bo.study.results import begun_study
+from qra_bo.study.events import Given
+from qra_bo.study.state import begun_study
 
 
 def make_setting(config: RunConfig, folder: Path | None = None, text: RunText | None = None,

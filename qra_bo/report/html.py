@@ -19,9 +19,10 @@ from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.style import svg_element
 from qra_bo.report.text import duration, short_names, size
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.study.comparison import compared
+from qra_bo.study.events import encode
 from qra_bo.study.health import card, health
 from qra_bo.study.state import cost_of
+from qra_bo.study.verdict import beside_prediction
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 from qra_bo.utils.formatting import number, signed
 
@@ -52,7 +53,8 @@ def render_html(d: ReportData, figures: Mapping[str, Figure | None]) -> str:
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
     return _render("report.html.jinja", figures, d=d, delivered=story.delivered(d), answer=story.answer(d),
                    rows=story.comparison(d), columns=story.COLUMNS[2:], tested=_tested(d), lines=story.lines(d),
-                   share=share, sample=(d.last("final") or {}).get("sample"), units=_unit_rows(d), steps=next_steps(d))
+                   share=share, sample=d.study.final and d.study.final.sample, units=_unit_rows(d),
+                   steps=next_steps(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:
@@ -69,12 +71,13 @@ def report_json(d: ReportData) -> dict[str, Any]:
         "answer": asdict(story.answer(d)), "comparison": [asdict(r) for r in story.comparison(d)],
         "gap_closed": story.gap_closed(d), "checks": [asdict(c) for c in health(d.study)],
         "notes": dict(notes(d)), "warnings": list(d.warnings),
-        "surrogate_check": d.last("surrogate_check"),
+        "surrogate_check": d.study.surrogate_check and encode(d.study.surrogate_check),
+        "verdict": asdict(d.verdict),
         "units": [dict(zip(("unit", "format", "bits", "rank"), row, strict=True)) for row in _unit_rows(d)],
         "cost": {"cost": d.study.cost.tokens, "full_trial_equivalents": d.equivalents, "wall_seconds": d.wall_seconds,
                  "overhead_seconds": d.study.overhead_seconds},
         "trials": [e.to_json() | {"cost": cost_of(e).tokens} for e in d.study.trials],
-        "provenance": dict(d.provenance), "config": d.header.config, "config_sha256": d.header.config_sha256}
+        "provenance": dict(d.study.provenance), "config": d.header.config, "config_sha256": d.header.config_sha256}
 
 
 def write_report(folder: Path) -> list[Path]:
@@ -114,11 +117,11 @@ def most_sensitive(p: SensitivityProfile) -> list[tuple[str, str, float]]:
 
 def _tested(d: ReportData) -> str:
     """Say which trainings the test losses of the comparison are of."""
-    if compared(d.study) is not None:
+    if beside_prediction(d.study) is not None:
         return f"one training seed, after {d.header.high_steps} steps"
     if d.study.untried:
         return "after the final fine-tune"
-    steps = d.study.confirmation_steps if d.confirmation is None else d.confirmation.steps
+    steps = d.study.confirmation_steps if d.study.confirmation is None else d.study.confirmation.steps
     return f"mean over unseen training seeds, after {steps} steps"
 
 

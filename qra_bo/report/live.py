@@ -3,9 +3,8 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -15,16 +14,32 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.text import duration, rough, size
-from qra_bo.space import average_bits
+from qra_bo.space import Allocation, average_bits
+from qra_bo.study.events import (
+    Calibration,
+    Confirmation,
+    Effort,
+    End,
+    Event,
+    Final,
+    FinishedTrial,
+    Header,
+    Measured,
+    Objective,
+    Prediction,
+    Stage,
+    Untuned,
+    Warned,
+)
 from qra_bo.study.state import Study, loss_of
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import signed
 from qra_bo.utils.process import tolerant
 
-Event = Mapping[str, Any]
 KEPT_EVENTS = 6
 QUIET_SECONDS = 20.0
 """Least time between two plain progress lines of one activity."""
@@ -36,7 +51,7 @@ def events_since(born: datetime | None) -> Callable[[Event], bool]:
     Times in a journal are milliseconds.
     """
     start = (born or datetime.now().astimezone()) - timedelta(milliseconds=1)
-    return lambda event: datetime.fromisoformat(event["time"]) >= start
+    return lambda event: event.time >= start
 
 
 class RunState:
@@ -51,30 +66,32 @@ class RunState:
         """Take one journal event; returns the line that describes it, or ``None`` if it needs none."""
         before = self.study.incumbent
         self.study.add(event)
-        kind = event["event"]
-        if kind == "header":
-            real = "" if event["oracle"] == FINETUNE else f" [{event['oracle']} results: no model is trained]"
-            given = event.get("given")
-            how = f"effort {event['effort']}, {event['method']}{real}" if given is None else \
-                f"without a search: {given['reason']}"
-            self.title = f"{event['model']} within {size(event['budget_bytes'])} ({event['scope']}), {how}"
-            return self.title
-        if kind == "extension":
-            return f"effort is now {event['effort']}"
-        if kind == "stage" and event["state"] != "end":
-            self.stage = str(event["stage"])
-            return f"stage {self.stage}"
-        return self._trial(before) if kind == "trial" else _describe(event, self.study)
+        match event.record:
+            case Header() as h:
+                real = "" if h.oracle == FINETUNE else f" [{h.oracle} results: no model is trained]"
+                how = f"effort {h.effort}, {h.method}{real}" if h.given is None else \
+                    f"without a search: {h.given.reason}"
+                self.title = f"{h.model} within {size(h.budget_bytes)} ({h.scope}), {how}"
+                return self.title
+            case Effort() as e:
+                return f"effort is now {e.effort}"
+            case Stage(stage, state):
+                if state == "end":
+                    return None
+                self.stage = stage
+                return f"stage {stage}"
+            case FinishedTrial():
+                return self._trial(before)
+        return _describe(event.record, self.study)
 
     @property
     def planned(self) -> float | None:
         """Cost of search, references, confirmation and ranking check (training tokens); ``None`` before the header, 0
         where nothing is searched."""
-        header = self.study.header
-        if not header:
+        if not self.study.is_begun:
             return None
         after = 0.0 if self.study.given else trials_after_search(self.study)
-        return self.study.planned_cost + float(header["full_trial_tokens"]) * after
+        return self.study.planned_cost + self.study.header.full_trial_tokens * after
 
     def eta_seconds(self) -> float | None:
         """Time for the rest of the planned cost at the measured seconds a training token, or ``None``."""
@@ -95,64 +112,68 @@ class RunState:
                 f"{size(e.predicted_bytes)}, {m.seconds:.1f} s{mark}")
 
 
-def _describe(e: Event, study: Study) -> str | None:
-    """The line of an event that changes nothing in ``RunState`` but its study."""
-    kind = e["event"]
-    if kind == "profile":
-        return f"profile of {len(e['units'])} units and {len(e['formats'])} formats in {duration(e['seconds'])}"
-    if kind == "prediction":
-        gain = "" if e["reference"] is None else ", the best uniform choice" if e["reference"] == e["allocations"][0] \
-            else f": {signed(e['mean'])} nats against the best uniform choice ({_of_json(e['reference'], study)})"
-        return f"predicted allocation: {_of_json(e['allocations'][0], study)}{gain}"
-    if kind == "untuned":
-        return f"untuned model: test loss {e['loss']:.4f}"
-    if kind == "calibration":
-        return f"learning rate {float(e['learning_rate']):.3g} (rule {e['rule']})"
-    if kind == "objective":
-        return (f"the loss after {e['steps']:,} steps, as in the final fine-tune, is minimised: losses of trials, "
-                f"after {e['before']}, are carried to it by learned rates")
-    if kind == "confirmation" and not e["train_seeds"]:
-        why = "the mixed allocation failed on unseen seeds" if e["candidate_failed"] else \
-            "no mixed allocation to confirm"
+def _describe(record: object, study: Study) -> str | None:
+    """The line of a record that changes nothing in ``RunState`` but its study."""
+    match record:
+        case ProfileResult() as r:
+            p = r.profile
+            return f"profile of {len(p.units)} units and {len(p.formats)} formats in {duration(r.seconds)}"
+        case Prediction() as p:
+            gain = "" if p.reference is None else ", the best uniform choice" if p.reference == p.allocations[0] \
+                else f": {signed(p.mean)} nats against the best uniform choice ({_of(p.reference, study)})"
+            return f"predicted allocation: {_of(p.allocations[0], study)}{gain}"
+        case Untuned() as u:
+            return f"untuned model: test loss {u.loss:.4f}"
+        case Calibration() as c:
+            return f"learning rate {c.learning_rate:.3g} (rule {c.rule})"
+        case Objective() as o:
+            return (f"the loss after {o.steps:,} steps, as in the final fine-tune, is minimised: losses of trials, "
+                    f"after {o.before}, are carried to it by learned rates")
+        case Confirmation() as c:
+            return _confirmed(c, study)
+        case Measured() as m:
+            measured = "not measured" if m.measured_bytes is None else f"{size(m.measured_bytes)} measured"
+            return f"memory: {size(m.predicted_bytes)} predicted, {measured}, {'fits' if m.fits else 'does NOT fit'}"
+        case Final() as f:
+            early = "" if f.steps == f.planned_steps else f" of {f.planned_steps}, ended early"
+            return f"final fine-tune: test loss {f.loss:.4f} of step {f.kept_step}, {f.steps} steps{early}"
+        case Warned(message):
+            return f"warning: {message}"
+        case End(status):
+            return f"ended: {status}"
+    return None
+
+
+def _confirmed(c: Confirmation, study: Study) -> str:
+    if not c.train_seeds:
+        why = "the mixed allocation failed on unseen seeds" if c.candidate_failed else "no mixed allocation to confirm"
         return f"{why}; a uniform one is chosen"
-    if kind == "confirmation":
-        beyond = f", {signed(e['mean'] + e['ahead'])} predicted for {study.objective_steps} steps" if e["ahead"] else ""
-        return (f"confirmed on {len(e['train_seeds'])} unseen seeds: difference to the best uniform baseline "
-                f"{signed(e['mean'])}, 95 % interval {signed(e['low'])} to {signed(e['high'])}{beyond}; a "
-                f"{e['winner_kind']} allocation is chosen")
-    if kind == "measured":
-        measured = "not measured" if e["measured_bytes"] is None else f"{size(e['measured_bytes'])} measured"
-        return f"memory: {size(e['predicted_bytes'])} predicted, {measured}, {'fits' if e['fits'] else 'does NOT fit'}"
-    if kind == "final":
-        early = "" if e["steps"] == e["planned_steps"] else f" of {e['planned_steps']}, ended early"
-        return f"final fine-tune: test loss {e['loss']:.4f} of step {e['kept_step']}, {e['steps']} steps{early}"
-    return {"warning": f"warning: {e.get('message')}", "end": f"ended: {e.get('status')}"}.get(kind)
+    beyond = f", {signed(c.mean + c.ahead)} predicted for {study.objective_steps} steps" if c.ahead else ""
+    return (f"confirmed on {len(c.train_seeds)} unseen seeds: difference to the best uniform baseline "
+            f"{signed(c.mean)}, 95 % interval {signed(c.low)} to {signed(c.high)}{beyond}; a {c.winner_kind} "
+            "allocation is chosen")
 
 
 def trials_after_search(study: Study) -> float:
     """Full-trial equivalents of references, confirmation (at other learning rates too) and the longer ranking check."""
-    config = study.header["config"]
-    confirm, begun = config.get("confirm", {}), config.get("effort", {})
-    if not isinstance(begun, Mapping) or not confirm:
+    confirm, effort = study.header.config.get("confirm", {}), study.effort
+    if not confirm or effort is None or not effort.max_full_trials:
         return 0.0
-    effort = {**begun, **study.last.get("extension", {})}  # a run that goes on may check more than it began with
-    if not effort.get("max_full_trials", 1):
-        return 0.0
-    rates, longer = 1 + len(effort.get("rate_factors", ())), study.confirmation_steps / int(study.header["high_steps"])
-    return 2 * int(confirm["seeds"]) * rates * longer + 2 * bool(effort["references"]) + \
-        int(effort["ranking_top"]) * int(confirm["ranking_factor"])
+    rates, longer = 1 + len(effort.rate_factors), study.confirmation_steps / study.header.high_steps
+    return 2 * int(confirm["seeds"]) * rates * longer + 2 * effort.references + \
+        effort.ranking_top * int(confirm["ranking_factor"])
 
 
 def _in_words(bits: Sequence[int], ranks: Sequence[int], study: Study) -> str:
     """``4-bit r16`` for a uniform allocation, else the average bits and rank."""
     if len(set(bits)) == 1 and len(set(ranks)) == 1:
         return f"{bits[0]}-bit r{ranks[0]}"
-    mean = average_bits(bits, np.array(study.header["unit_numel"]))
+    mean = average_bits(bits, np.array(study.header.unit_numel))
     return f"mixed ({mean:.2f} bits, rank {sum(ranks) / len(ranks):.1f})"
 
 
-def _of_json(allocation: Mapping[str, Any], study: Study) -> str:
-    return _in_words([parse_format(f).bits for f in allocation["formats"]], allocation["ranks"], study)
+def _of(allocation: Allocation, study: Study) -> str:
+    return _in_words([parse_format(f).bits for f in allocation.formats], allocation.ranks, study)
 
 
 def _name(e: Trial, study: Study) -> str:
@@ -199,7 +220,7 @@ class LiveView:
             self._show(f"resumed after {self._replayed} events of earlier sessions: {self.state.title}")
             self._replayed = 0
         if line is not None:
-            eta = self.state.eta_seconds() if event["event"] == "trial" else None
+            eta = self.state.eta_seconds() if isinstance(event.record, FinishedTrial) else None
             left = "" if eta is None else f"  [{self.state.share()}, about {rough(eta)} left]"
             self._show(line, left)
 

@@ -1,11 +1,8 @@
 """How a result was found, in sentences: facts that a reader needs, and no judgement of them (``study.health``)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from qra_bo.finetune.training.learning_rate import RATE_RULES, REFERENCE_RANK
 from qra_bo.report.data import ReportData
-from qra_bo.study.given import CALIBRATED
+from qra_bo.study.events import CALIBRATED, Calibration
 from qra_bo.trials import TrialState
 from qra_bo.utils.formatting import number, signed
 
@@ -23,7 +20,7 @@ def notes(d: ReportData) -> list[tuple[str, str]]:
 
 
 def _prediction(d: ReportData) -> str:
-    p = d.prediction
+    p = d.study.prediction
     return "" if p is None else (
         "Bits and ranks are the best under exchange rates of bits and ranks that were learned from trials of "
         f"{p.steps} steps ({'; '.join(p.sources)}). On another model or at another length the prediction may be "
@@ -38,7 +35,7 @@ def _uniform(d: ReportData) -> str:
         return "None that fits was trained yet."
     tried = {e.allocation for e in d.points if e.stage == "baseline" and e.within(d.header.budget_bytes)}
     return (f"{len(tried)} of them that fit were trained, at the same length and with the same rule for the learning "
-            f"rate. The best is {d.name(best.allocation)}.")
+            f"rate. The best is {d.study.name(best.allocation)}.")
 
 
 def _codes(d: ReportData) -> str:
@@ -50,53 +47,52 @@ def _codes(d: ReportData) -> str:
 
 
 def _learning_rate(d: ReportData) -> str:
-    found = d.last("calibration")
+    found = d.study.calibration
     if found is None:
         return "It is not calibrated yet."
-    rate = (f"{float(found['learning_rate']):.2g} at rank {REFERENCE_RANK} in trials (rule {found['rule']})"
+    rate = (f"{found.learning_rate:.2g} at rank {REFERENCE_RANK} in trials (rule {found.rule})"
             f"{_in_final(d, found)}")
-    if "source" in found:
-        return f"{rate}: {found['source']}." + (
-            "" if found["source"] == CALIBRATED else " Another one may suit these ranks better.")
-    if not found["trials"]:
+    if found.source is not None:
+        return f"{rate}: {found.source}." + (
+            "" if found.source == CALIBRATED else " Another one may suit these ranks better.")
+    if not found.trials:
         return f"{rate}, not calibrated in this run."
-    tried = sorted(float(s) for s in found.get("tried", [t["learning_rate"] for t in found["trials"]]))
-    at_edge = len(tried) > 1 and d.study.learning_rate in (tried[0], tried[-1])
+    tried = sorted(found.tried)
+    at_edge = len(tried) > 1 and found.learning_rate in (tried[0], tried[-1])
     return (f"{rate}, calibrated on uniform baselines over {len(tried)} rates, and the same for every allocation."
             + (" The best rate lies at the edge of those tried: a wider calibrate.lr_scales may do better."
                if at_edge else ""))
 
 
-def _in_final(d: ReportData, calibration: Mapping[str, Any]) -> str:
+def _in_final(d: ReportData, calibration: Calibration) -> str:
     """Say what the rule makes of the rate in the final fine-tune, where that is longer than a trial."""
-    ratio = d.study.final_steps / d.study.header["high_steps"]
-    factor = RATE_RULES[calibration["rule"]].factor(REFERENCE_RANK, ratio)
-    return "" if factor == 1.0 else f", {factor * float(calibration['learning_rate']):.2g} in the final fine-tune"
+    ratio = d.study.final_steps / d.header.high_steps
+    factor = RATE_RULES[calibration.rule].factor(REFERENCE_RANK, ratio)
+    return "" if factor == 1.0 else f", {factor * calibration.learning_rate:.2g} in the final fine-tune"
 
 
 def _stopped(d: ReportData) -> str:
-    found = d.last("stopped")
-    went_on = found is not None and found["before"] in d.study.by_key  # with more effort
+    found = d.study.stopped
+    went_on = found is not None and found.before in d.study.by_key  # with more effort
     return "" if found is None or went_on else (
         "The search ended before its effort was spent: the surrogate gave its best next proposal a chance of "
-        f"{100 * float(found['chance']):.0f} % to gain more than the noise of a comparison, below "
-        f"{100 * float(found['least']):.0f} % (effort.stop).")
+        f"{100 * found.chance:.0f} % to gain more than the noise of a comparison, below "
+        f"{100 * found.least:.0f} % (effort.stop).")
 
 
 def _choice(d: ReportData) -> str:
     """Say by what the mixed allocation was chosen that was compared on unseen seeds."""
-    found = d.last("choice")
-    if found is None or found["other"] is None:
+    found = d.study.choice
+    if found is None or found.other is None:
         return ""
-    if found["by"] == "surrogate":
+    if found.by == "surrogate":
         return ("The allocation that the surrogate expects to be best was taken, not the one with the least measured "
                 "loss.")
-    repeated = " Both were trained again on one more seed, and the lower mean decided." if found["losses"] else ""
-    return f"The surrogate failed its own check: measured losses decided.{repeated}"
+    return "The surrogate failed its own check: the least measured loss decided."
 
 
 def _comparison(d: ReportData) -> str:
-    c = d.confirmation
+    c = d.study.confirmation
     if c is None or not c.train_seeds:
         return ""
     return (f"The best mixed allocation and the best uniform baseline were each trained on {len(c.train_seeds)} seeds "
@@ -105,11 +101,12 @@ def _comparison(d: ReportData) -> str:
 
 
 def _rates(d: ReportData) -> str:
-    check = d.last("rate_check") or {}
-    found = "; ".join(f"{number(float(r['factor']), 2)} times the rate {signed(float(r['mean']))} "
-                      f"({signed(float(r['low']))} to {signed(float(r['high']))}, {len(r['train_seeds'])} seeds)"
-                      for r in check.get("rates", []))
-    failed = ", ".join(number(float(factor), 2) for factor in check.get("failed_at", []))
+    check = d.study.rate_check
+    if check is None:
+        return ""
+    found = "; ".join(f"{number(r.factor, 2)} times the rate {signed(r.mean)} ({signed(r.low)} to {signed(r.high)}, "
+                      f"{len(r.train_seeds)} seeds)" for r in check.rates)
+    failed = ", ".join(number(factor, 2) for factor in check.failed_at)
     return " ".join(text for text in (
         found and f"The same comparison at {found}.",
         failed and f"At {failed} times the rate the mixed allocation failed on a seed where the uniform one did not.")

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from qra_bo.report import plots_search, plots_units, style
 from qra_bo.report.data import ReportData
 from qra_bo.report.side_by_side import NamedRun
-from qra_bo.report.story import unconfirmed_difference
 from qra_bo.report.style import axes, dress, literal, png_bytes
+from qra_bo.study.verdict import Evidence
 
 
 def differences(runs: Sequence[NamedRun]) -> Figure | None:
@@ -22,20 +22,20 @@ def differences(runs: Sequence[NamedRun]) -> Figure | None:
     A run that compared nothing on unseen seeds has none (its mixed allocation failed there, or it found none), and one
     that delivered another than it chose.
     """
-    rows = [(run.name, run.data.confirmation, difference) for run in runs if not run.data.study.instead
-            and ((difference := unconfirmed_difference(run.data)) is not None or run.data.confirmation is not None)]
-    rows = [row for row in rows if row[1] is None or row[1].differences]
+    rows = [(run.name, d) for run in runs if (d := run.data.verdict.versus_uniform) is not None
+            and d.evidence in (Evidence.UNSEEN_SEEDS, Evidence.SEARCH)
+            and run.data.winner in (run.data.study.chosen, run.data.verdict.candidate)]
     if not rows:
         return None
     fig, ax = axes(8.0, 1.2 + 0.38 * len(rows))
     ax.axvline(0, color=style.INK, linewidth=1.2)
-    for y, (_, c, difference) in enumerate(reversed(rows)):
-        if c is None:
-            ax.scatter([difference or 0.0], [y], facecolors="none", edgecolors=style.BLUE, s=46, zorder=3)
+    for y, (_, d) in enumerate(reversed(rows)):
+        if d.low is None or d.high is None:
+            ax.scatter([d.mean], [y], facecolors="none", edgecolors=style.BLUE, s=46, zorder=3)
         else:
-            ax.errorbar([c.mean], [y], xerr=[[c.mean - c.low], [c.high - c.mean]], color=style.BLUE, marker="D",
+            ax.errorbar([d.mean], [y], xerr=[[d.mean - d.low], [d.high - d.mean]], color=style.BLUE, marker="D",
                         markersize=6, capsize=4, linewidth=1.8, zorder=3)
-    ax.set_yticks(range(len(rows)), [literal(name) for name, _, _ in reversed(rows)])
+    ax.set_yticks(range(len(rows)), [literal(name) for name, _ in reversed(rows)])
     ax.set_ylim(-0.6, len(rows) - 0.4)
     dress(ax, "loss minus that of the best uniform baseline (nats)")
     return fig

@@ -111,7 +111,7 @@ def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float) 
     marks = ax.transData.transform(list(at.values()))
     placed: list[Bbox] = []
     for e in sorted((e for e in points if e.stage in ("baseline", "reference")), key=lambda e: (at[e.id][1], e.id)):
-        text = d.name(e.allocation, e.spec.codes).removeprefix("uniform-")
+        text = d.study.name(e.allocation, e.spec.codes).removeprefix("uniform-")
         for most, (horizontal, vertical, offset) in itertools.product((1, len(marks)), PLACES):
             label = ax.annotate(f"{text} ({loss_of(e):.2f})" if loss_of(e) > top else text, at[e.id], fontsize=8,
                                 ha=horizontal, va=vertical, xytext=offset, textcoords="offset points", color=style.INK,
@@ -127,18 +127,18 @@ def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float) 
 
 def final(d: ReportData) -> Figure | None:
     """Validation loss of the final fine-tune by step, and the step that is delivered; ``None`` before it."""
-    event = d.last("final")
-    if event is None:
+    found = d.study.final
+    if found is None:
         return None
     fig, ax = axes(8.0, 3.6)
-    steps, losses = zip(*event["curve"], strict=True)
+    steps, losses = zip(*found.curve, strict=True)
     ax.plot(steps, losses, color=style.BLUE, linewidth=1.6, marker="o", markersize=4.5, label="validation loss")
-    kept = event["kept_step"]
-    ax.scatter([kept], [dict(event["curve"])[kept]], marker="*", s=220, color=style.VERMILLION, edgecolors=style.PAPER,
+    kept = found.kept_step
+    ax.scatter([kept], [dict(found.curve)[kept]], marker="*", s=220, color=style.VERMILLION, edgecolors=style.PAPER,
                label="delivered", zorder=5)
-    if event["steps"] < event["planned_steps"]:
-        ax.axvline(event["steps"], color=style.INK, linestyle=":", linewidth=1.2,
-                   label=f"ended early (of {event['planned_steps']:,} steps)")
+    if found.steps < found.planned_steps:
+        ax.axvline(found.steps, color=style.INK, linestyle=":", linewidth=1.2,
+                   label=f"ended early (of {found.planned_steps:,} steps)")
     ax.set_xlim(0, 1.03 * max(steps))
     dress(ax, "optimiser steps of the final fine-tune", "validation loss (nats per token)")
     legend(fig, ax)
@@ -150,7 +150,8 @@ def incumbents(d: ReportData) -> tuple[list[float], list[float]]:
 
     The last pair is the cost of the whole run so far.
     """
-    spent = 0.0 if d.profile is None else Cost(d.profile.training_tokens, d.profile.forward_tokens).tokens
+    profile = d.study.profile
+    spent = 0.0 if profile is None else Cost(profile.training_tokens, profile.forward_tokens).tokens
     allowed = {e.id for e in d.study.points}
     cost: list[float] = []
     best: list[float] = []
@@ -183,7 +184,7 @@ def convergence(d: ReportData) -> Figure | None:
 
 def confirmation(d: ReportData) -> Figure | None:
     """Paired differences on unseen seeds with mean and interval; ``None`` where two allocations were not compared."""
-    c = d.confirmation
+    c = d.study.confirmation
     if c is None or not c.differences or c.candidate == c.reference:
         return None
     fig, ax = axes(8.0, 2.6)
@@ -206,14 +207,14 @@ def fidelities(d: ReportData) -> Figure | None:
 
     Each panel needs three pairs of losses; ``None`` where there is neither.
     """
-    pairs, longer = early_and_late(d.study), d.last("ranking_check")
+    pairs, longer = early_and_late(d.study), d.study.ranking_check
     panels = []
     if len(pairs) >= LEAST_PAIRS:
         top = _top([e for _, e in pairs])
         panels.append(((d.header.low_steps, d.header.high_steps), [low for low, _ in pairs],
                        [loss_of(e) for _, e in pairs], top))
-    if longer is not None and len(longer["losses"]) >= LEAST_PAIRS:
-        panels.append(((d.header.high_steps, longer["steps"]), longer["search_losses"], longer["losses"], np.inf))
+    if longer is not None and len(longer.losses) >= LEAST_PAIRS:
+        panels.append(((d.header.high_steps, longer.steps), list(longer.search_losses), list(longer.losses), np.inf))
     if not panels:
         return None
     fig = figure(4.2 * len(panels), 4.2)
@@ -230,10 +231,10 @@ def fidelities(d: ReportData) -> Figure | None:
 
 def surrogate(d: ReportData) -> Figure | None:
     """Leave-one-out predictions of the surrogate against measured losses; ``None`` where not recorded."""
-    check = d.last("surrogate_check")
-    if check is None or len(check["observed"]) < LEAST_PAIRS:
+    check = d.study.surrogate_check
+    if check is None or len(check.observed) < LEAST_PAIRS:
         return None
-    observed, predicted, sd = (np.array(check[key], float) for key in ("observed", "predicted", "sd"))
+    observed, predicted, sd = (np.array(values, float) for values in (check.observed, check.predicted, check.sd))
     inside = float(np.mean(np.abs(observed - predicted) <= 1.96 * sd))
     title = f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval"
     room = max(0.5 * float(np.ptp(observed)), 1e-3)

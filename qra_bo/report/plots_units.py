@@ -88,9 +88,10 @@ def _name_units(ax: Axes, names: Sequence[str]) -> None:
 
 def sensitivity(d: ReportData) -> Figure | None:
     """Rise of the loss when each unit alone is quantised, by format, and the gain of adapter capacity there."""
-    if d.profile is None:
+    if d.study.profile is None:
         return None
-    p, rank = d.profile.profile, d.profile.profile.rank_sensitivity
+    p = d.study.profile.profile
+    rank = p.rank_sensitivity
     fig = figure(8.0, 5.4 if rank is not None else 3.8)
     above, *below = fig.subplots(1 + (rank is not None), 1, sharex=True, squeeze=False)[:, 0]
     x = np.arange(len(p.units))
@@ -134,7 +135,7 @@ def memory(d: ReportData) -> Figure | None:
     ends = np.cumsum([0, *(n for _, n in parts)])
     bars = [(label, start, n, style.BLUE) for (label, n), start in zip(parts, ends, strict=False)]
     bars.append(("predicted", 0, int(ends[-1]), style.GREEN))
-    m = d.measurement(d.winner)
+    m = d.study.measurement(d.winner)
     if m is not None and m.measured_bytes is not None:
         bars.append(("measured", 0, m.measured_bytes, style.VERMILLION))
     fig, ax = axes(8.0, 0.8 + 0.36 * len(bars))

@@ -18,7 +18,8 @@ from qra_bo.report.data import ReportData
 from qra_bo.report.next_steps import next_steps
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.text import rough
-from qra_bo.study.health import FAIL, PASS, UNKNOWN, WARN, Card, health
+from qra_bo.study.health import Card, health
+from qra_bo.study.verdict import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.utils.formatting import override_value
 from qra_bo.utils.redact import printable
 

@@ -21,11 +21,11 @@ from hydra.utils import instantiate
 
 from qra_bo.report.live import events_since
 from qra_bo.space import average_bits
+from qra_bo.study.events import Compared, Event, Final, FinishedTrial, as_line
 from qra_bo.study.state import Study, loss_of
 from qra_bo.utils.errors import ConfigError, MissingExtraError, UserError
 
 log = logging.getLogger(__name__)
-Event = Mapping[str, Any]
 PARAMETERS = ("model", "budget_text", "budget_bytes", "scope", "granularity", "method", "effort", "oracle", "seed",
               "config_sha256", "version")
 """Fields of the header that a tracker files as parameters of the run."""
@@ -38,17 +38,17 @@ NUMBERS = {"confirmation": ("confirmation", ("mean", "low", "high")), "final": (
 class Listener:
     """Guard of one configured listener: its first failure is logged, after which it gets no further event."""
 
-    def __init__(self, name: str, call: Callable[[Event], object]) -> None:
+    def __init__(self, name: str, call: Callable[[Any], object]) -> None:
         self._name, self._call, self._failed = name, call, False
 
     def __call__(self, event: Event) -> None:
-        self._guard(self._call, event)
+        self._guard(self._call, event if isinstance(self._call, Tracker) else as_line(event))
 
     def close(self) -> None:
         """Let the listener write what it holds back."""
         self._guard(getattr(self._call, "close", lambda: None))
 
-    def _guard(self, call: Callable[..., object], *arguments: Event) -> None:
+    def _guard(self, call: Callable[..., object], *arguments: object) -> None:
         if self._failed:
             return
         try:
@@ -109,7 +109,7 @@ class Tracker(ABC):
         self._study.add(event)
         new = self._new(event)
         if new and not self._begun:
-            self.begin({key: self._study.header[key] for key in PARAMETERS})
+            self.begin({key: getattr(self._study.header, key) for key in PARAMETERS})
             self._begun = True
         for metrics in metrics_of(self._study, event):
             self._step += 1
@@ -183,19 +183,20 @@ class Wandb(Tracker):
 
 def metrics_of(study: Study, event: Event) -> list[dict[str, float]]:
     """Records of numbers that one event adds, by name; ``study`` has the event folded in."""
-    kind = event["event"]
-    if kind != "trial":
+    record = event.record
+    if not isinstance(record, FinishedTrial):
         curve = [{"final/step": float(step), "final/validation_loss": float(loss)}
-                 for step, loss in (event["curve"] if kind == "final" else ())]
-        compared = kind != "confirmation" or event["train_seeds"]  # else there is no difference
-        group, names = NUMBERS.get(kind, ("", ())) if compared else ("", ())
-        own = {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}
+                 for step, loss in (record.curve if isinstance(record, Final) else ())]
+        if isinstance(record, Compared) and not record.train_seeds:  # without a comparison there is no difference
+            return []
+        group, names = NUMBERS.get(event.kind, ("", ()))
+        own = {f"{group}/{name}": float(getattr(record, name)) for name in names if getattr(record, name) is not None}
         return [*curve, own] if own else curve
     e, best, uniform = study.trials[-1], study.incumbent, study.best_uniform
     found = {"trial/loss": e.loss, "trial/seconds": e.result.seconds, "trial/predicted_bytes": e.predicted_bytes,
-             "trial/mean_bits": average_bits(e.bits, np.array(study.header["unit_numel"])),
+             "trial/mean_bits": average_bits(e.bits, np.array(study.header.unit_numel)),
              "trial/mean_rank": sum(e.allocation.ranks) / len(e.allocation),
-             "search/cost_equivalents": study.search_cost.tokens / float(study.header["full_trial_tokens"]),
+             "search/cost_equivalents": study.search_cost.tokens / study.header.full_trial_tokens,
              "search/best_loss": None if best is None else loss_of(best),
              "search/best_uniform_loss": None if uniform is None else loss_of(uniform),
              "search/difference": None if best is None or uniform is None else loss_of(best) - loss_of(uniform),

@@ -9,8 +9,8 @@ import numpy as np
 from qra_bo.memory.formats import default_format
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.search_loop import Headroom
-from qra_bo.study.setting import BaselineRules
+from qra_bo.study.events import Calibration, RateTried
+from qra_bo.study.setting import BaselineRules, Headroom
 from qra_bo.study.state import loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Trial
@@ -78,10 +78,10 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
     """
     if run.study.calibrated and not run.journal.content.damaged:
         return
-    config, base, scales = run.config, run.config.adapter.lr, run.config.calibrate.lr_scales
-    chosen = calibration_choices(baselines[0], config.effort.calibration_baselines)
+    adapter, scales = run.config.adapter, run.config.calibrate.lr_scales
+    chosen = calibration_choices(baselines[0], run.config.effort.calibration_baselines)
     tried = scales if len(scales) > 1 else ()
-    done = run.evaluate_all([run.plan(a, "calibration", learning_rate=base * scale) for scale in tried for a in chosen])
+    done = run.evaluate_all([run.plan(a, "calibration", learning_rate=adapter.lr * s) for s in tried for a in chosen])
     if run.study.calibrated:  # the trials of damaged lines were done again
         return
     losses = []
@@ -95,10 +95,8 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
     if not inside and best in (min(tried), max(tried)):  # beside a factor that gave no loss it is at no end
         run.warn(f"the best factor on the learning rate, {best:g}, is at the end of those tried {list(scales)}; "
                  "calibrate.lr_scales may be too narrow")
-    run.record("calibration", {
-        "learning_rate": base * best, "rule": config.adapter.lr_rule, "tried": [base * s for s in tried],
-        "trials": [{"learning_rate": base * s, "loss": loss} for s, loss in losses],
-        "uniform_baselines": [a.to_json() for a in chosen]})
+    run.record(Calibration(adapter.lr * best, adapter.lr_rule, tuple(adapter.lr * s for s in tried),
+                           tuple(RateTried(adapter.lr * s, loss) for s, loss in losses), tuple(chosen)))
 
 
 def calibration_choices(baseline: Allocation, n: int) -> list[Allocation]:
@@ -166,7 +164,8 @@ def _evaluate(run: TrialRunner, headroom: Headroom, allocations: Sequence[Alloca
     """Return the baselines' trials; one that the calibration made counts as a baseline."""
     found = run.evaluate_all([run.plan(a, "baseline") for a in allocations])
     for e in found:
-        headroom.lowered_by(run, e, calibrates=True)
+        if (lowered := headroom.lower(e, calibrates=True)) is not None:
+            run.warn(lowered)
     return [replace(e, stage="baseline") for e in found]
 
 

@@ -8,12 +8,12 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from qra_bo.config import RunConfig
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance, AllowanceStore, Excess, fold
-from qra_bo.study.results import begun_study
+from qra_bo.study.events import Folded
 from qra_bo.study.setting import BytesPredictor, Setting
+from qra_bo.study.state import begun_study
 from qra_bo.trials import Trial
 from qra_bo.utils.files import cache_folder
 
@@ -47,17 +47,16 @@ def allowance_for(config: RunConfig, device_type: str, begun: Iterable[Path] = (
         return None
     for folder in begun:
         if (study := begun_study(folder)) is not None:
-            kept = study.header.get("allowance")
-            return None if kept is None else Allowance(**kept)
+            return study.header.allowance
     name = _device_name(config, device_type)
     return None if name is None else store().load(name)
 
 
-def fold_peaks(setting: Setting, trials: Sequence[Trial]) -> dict[str, Any] | None:
+def fold_peaks(setting: Setting, trials: Sequence[Trial]) -> Folded | None:
     """Fold measured peaks of ``trials`` into the device's allowance.
 
     Returns:
-        Fields of the journal's allowance event; ``None`` where nothing was measured, calibration is off, or the budget
+        The journal's event; ``None`` where nothing was measured, calibration is off, or the budget
         bounds stored bytes, which no allocator has a part in.
     """
     memory, device_type = setting.memory, setting.memory.shape.device
@@ -78,5 +77,4 @@ def fold_peaks(setting: Setting, trials: Sequence[Trial]) -> dict[str, Any] | No
     except OSError as error:
         log.warning("the allowance of %s can't be kept in %s: %s", name, store().folder, error)
         return None
-    return {"device": name, "measured": len(excesses), "fixed_bytes": after.fixed_bytes,
-            "share_ppm": after.share_ppm, "measurements": after.measurements}
+    return Folded(name, len(excesses), after.fixed_bytes, after.share_ppm, after.measurements, trials[-1].id)

@@ -6,24 +6,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.execution.base import Executor, ProfileResult
+from qra_bo.execution.base import Executor
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.searchers.base import Recommending, SelfChecking
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
 from qra_bo.study.baselines import calibrate, evaluate_baselines, evaluate_references, uniform_baselines
-from qra_bo.study.comparison import compare, compare_qlora
-from qra_bo.study.conclusion import check_ranking, check_rates, confirm, deliver
+from qra_bo.study.confirmation import check_ranking, check_rates, confirm, settle_length
+from qra_bo.study.delivery import deliver
 from qra_bo.study.device_allowance import fold_peaks
-from qra_bo.study.given import Given
+from qra_bo.study.events import Calibration, End, Given
 from qra_bo.study.journal import Journal
-from qra_bo.study.objective import settle_length
 from qra_bo.study.results import write_best
-from qra_bo.study.search_loop import Headroom, MakeSearcher, SearchLoop, recommend
-from qra_bo.study.setting import Setting
+from qra_bo.study.search_loop import MakeSearcher, SearchLoop, recommend
+from qra_bo.study.setting import Headroom, Setting
 from qra_bo.study.signals import Interrupts, RunInterrupted
-from qra_bo.study.state import Study
-from qra_bo.study.trial_runner import ENGINE_STAGES, Listener, TrialRunner, no_loss
+from qra_bo.study.state import ENGINE_STAGES, Study
+from qra_bo.study.trial_runner import Listener, TrialRunner, no_loss
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import OracleError, OutputError
 
@@ -84,18 +83,18 @@ class Engine:
             begun = run.study.begun  # a method divides the effort that the search was started with
             with run.stage("profile"):
                 problem = self.setting.problem(self.budget_bytes, self._profile(run),
-                                               float(begun.get("max_full_trials", 0)))
+                                               0.0 if begun is None else begun.max_full_trials)
             settle_length(run, problem)
             problem = replace(problem, objective_steps=run.study.objective_steps)
             baselines = uniform_baselines(headroom.rules, problem.profile)
-            searched = "end" in run.study.last or any(e.stage not in ENGINE_STAGES for e in run.study.trials)
-            if not begun or not (effort.max_full_trials or searched):  # what stopped before its first proposal
-                from qra_bo.study.prediction import predict  # loads torch, which planning does without
+            searched = run.study.end is not None or any(e.stage not in ENGINE_STAGES for e in run.study.trials)
+            if begun is None or not (effort.max_full_trials or searched):  # what stopped before its first proposal
+                from qra_bo.study.prediction import compare, predict  # load torch, which planning does without
                 predict(run, problem, headroom.rules, baselines)
                 if effort.compare:
                     compare(run)
                 return self._finish(run, ())
-            limit, begun_with_references = begun["uniform_baselines"], begun["references"]
+            limit, begun_with_references = begun.uniform_baselines, begun.references
             with run.stage("calibration"):
                 calibrate(run, baselines)
             with run.stage("baseline"):
@@ -126,9 +125,7 @@ class Engine:
 
     def _train(self, run: TrialRunner, given: Given) -> RunOutcome:
         """Train an allocation that was given, at the learning rate that comes with it."""
-        run.record_conclusion("calibration", {
-            "learning_rate": given.learning_rate, "rule": self.config.adapter.lr_rule, "trials": [],
-            "uniform_baselines": [], "source": given.rate_source})
+        run.conclude(Calibration(given.learning_rate, self.config.adapter.lr_rule, source=given.rate_source))
         for note in given.notes:
             run.warn(note)
         return self._finish(run, ())
@@ -148,21 +145,22 @@ class Engine:
                 yield run
             except (Exception, RunInterrupted) as error:
                 state = "interrupted" if isinstance(error, RunInterrupted) else "failed"
-                run.status.write(run.study, state, str(error))
+                run.status.write(state, str(error))
                 raise
             run.status.stage = "end"
-            run.status.write(run.study, "done")
+            run.status.write("done")
 
     def _profile(self, run: TrialRunner) -> SensitivityProfile:
         """Return the journal's profile; a new one is measured, or taken from the setting."""
         formats = tuple(f.name for f in self.setting.space.formats)
-        if "profile" not in run.study.last:
+        if run.study.profile is None:
             result = self.setting.given_profile() or self.executor.profile(run.progress)
             if set(formats) <= set(result.profile.formats):  # several searches may share an oracle with more formats
                 result = replace(result, profile=result.profile.of_formats(formats))
-            run.record("profile", result.to_json())
+            run.record(result)
             run.reset_stopwatch()
-        profile = ProfileResult.from_json(run.study.last["profile"]).profile
+        assert run.study.profile is not None
+        profile = run.study.profile.profile
         units = tuple(u.name for u in self.setting.space.units)
         if profile.units != units or profile.formats != formats:
             raise OracleError(f"the profile must be of the {len(units)} units and the formats {list(formats)} of the "
@@ -177,18 +175,19 @@ class Engine:
         if winner is None or (found is None and not study.untried):
             raise no_loss("no trial within the budget gave a loss", study.trials)
         delivered = deliver(run, winner) if self.fine_tunes else winner
-        compare_qlora(run)
-        if "end" not in study.last:
-            last = int(study.last.get("allowance", {}).get("last_id", 0))
-            new = [e for e in study.trials if e.id > last]
-            folded = fold_peaks(self.setting, new)
+        if study.prediction is not None:
+            from qra_bo.study.prediction import compare_qlora  # loads torch, which planning does without
+            compare_qlora(run)
+        if study.end is None:
+            last = 0 if study.allowance is None else study.allowance.last_id
+            folded = fold_peaks(self.setting, [e for e in study.trials if e.id > last])
             if folded is not None:
-                run.record("allowance", {**folded, "last_id": new[-1].id})
-            run.record("end", {
-                "status": "done" if delivered == winner else "next_best", "best": delivered.fingerprint,
-                "wall_seconds": round(run.wall_seconds, 3), "overhead_seconds": round(study.overhead_seconds, 3),
-                "predicted_bytes": self.setting.predictor(delivered),
-                "file_bytes": self.setting.predictor.file_bytes(delivered),
-                "breakdown": {k: int(v) for k, v in self.setting.predictor.breakdown(delivered).items()}})
+                run.record(folded)
+            run.record(End(
+                "done" if delivered == winner else "next_best", delivered.fingerprint, round(run.wall_seconds, 3),
+                round(study.overhead_seconds, 3), self.setting.predictor(delivered),
+                {k: int(v) for k, v in self.setting.predictor.breakdown(delivered).items()},
+                self.setting.predictor.file_bytes(delivered)))
         best = write_best(self.folder, study)
-        return RunOutcome(delivered, 0 if study.last["end"]["status"] == "done" else 3, best, study, found)
+        status = 0 if study.end is not None and study.end.status == "done" else 3
+        return RunOutcome(delivered, status, best, study, found)

@@ -1,26 +1,19 @@
-"""Health cards of a run: six questions about its result, each with a status, one sentence and what to do."""
+"""Health cards of a run: questions about its result, each with a status, one sentence and what to do."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
 
 import numpy as np
 
 from qra_bo.config.groups import LEAST_RANKED
 from qra_bo.memory.budget import format_size
-from qra_bo.space import Allocation
-from qra_bo.study.choice import fails
-from qra_bo.study.comparison import compared
 from qra_bo.study.intervals import LEAST_SEEDS, spearman
 from qra_bo.study.state import Study, loss_of
+from qra_bo.study.verdict import AGAIN, FAIL, PASS, UNKNOWN, WARN, told, verdict_of
 from qra_bo.trials import Fidelity, Trial
 from qra_bo.utils.formatting import number, signed
 
-PASS: Final = "pass"
-WARN: Final = "warn"
-FAIL: Final = "fail"
-UNKNOWN: Final = "not measured"
 SEVERITY = (FAIL, WARN, UNKNOWN, PASS)
 """Statuses from the worst; a question of several parts has the worst of theirs."""
 CHANCE = 1.645
@@ -43,8 +36,6 @@ LAST = 0.2
 """Last part of a final fine-tune in which its loss should have settled: its learning rate is at its lowest."""
 FALLING = 0.01
 """Fall of the loss in that part (nats) that shows an unfinished training: 1 % of the perplexity."""
-AGAIN = f"Search again with confirm.seeds={LEAST_SEEDS} and another out=."
-"""Action where seeds are missing: a run goes on with its own number of them alone."""
 Part = tuple[str, str, str]
 """Status, clause and action of a part of a question."""
 
@@ -79,96 +70,27 @@ def card(study: Study, name: str) -> Card:
 
 
 def _beats_uniform(study: Study) -> Part:
-    p, c, instead = study.last.get("prediction"), study.last.get("confirmation"), study.instead
-    if study.given:
-        forced = " with search.force=true and another out=" if study.header["config"].get("task") == "search" else ""
-        return UNKNOWN, f"Nothing was searched: {study.header['given']['reason']}.", \
-            f"Search within the same budget{forced} to compare it with other allocations."
-    if p is not None and instead:
-        delivered = ": the best uniform baseline was delivered." if instead == "reference" else \
-            "; nothing is predicted of the delivered one."
-        return UNKNOWN, f"The predicted allocation measured over the budget{delivered}", \
-            "Predict again with a slightly smaller budget."
-    if p is not None:
-        again = "Run the same command with effort=quick and the same out=, which compares on more seeds."
-        if p["allocations"][0] == p["reference"]:
-            return UNKNOWN, "A uniform baseline is predicted to be the best allocation; no trial compared it with " \
-                "mixed ones.", again
-        found = "" if p["reference"] is None else f"; {_interval(p)} are predicted"
-        beside = compared(study)
-        one = None if beside is None else beside.difference
-        how = "No trial compared the predicted allocation with the best uniform baseline" if one is None else \
-            f"The predicted allocation was compared on one training seed alone: {signed(one)} nats"
-        return UNKNOWN, f"{how}{found}.", again
-    if c is None:
-        best, uniform = study.incumbent, study.best_uniform
-        own = "" if best is None or uniform is None else \
-            f"; at the search's own seed the best allocation has {signed(loss_of(best) - loss_of(uniform))} nats" + \
-            ("" if study.change is None else f", and {signed(study.value(best) - study.value(uniform))} predicted for "
-             f"{study.objective_steps} steps")
-        return UNKNOWN, f"Nothing was compared with the best uniform baseline on unseen training seeds{own}.", \
-            AGAIN if "end" in study.last else "Let the run end."
-    if instead:
-        status, found = {
-            "reference": (FAIL, "The winner measured over the budget: the best uniform baseline was delivered."),
-            "candidate": (WARN, "The best uniform baseline measured over the budget: a mixed allocation was delivered, "
-                          f"with {_interval(c)} against it."),
-            "other": (UNKNOWN, "The winner measured over the budget; the next best that was delivered was not "
-                      "compared.")}[instead]
-        return status, found, "Repeat the search with a slightly smaller budget."
-    smaller = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
-    if c["candidate"] == c["reference"]:
-        if study.best_mixed is None:
-            return UNKNOWN, "No mixed allocation has a loss: the best uniform baseline was delivered.", AGAIN
-        return FAIL, "The search found no mixed allocation to compare: a uniform one was delivered.", smaller
-    if not c["train_seeds"]:
-        return FAIL, "The best mixed allocation found failed on unseen training seeds, where the best uniform " \
-            "baseline did not: the uniform one was delivered.", smaller
-    n = len(c["train_seeds"])
-    found = f"{_interval(c)} against the best uniform baseline on {n} unseen training seeds after {c['steps']} steps"
-    if c["mean"] * (c["mean"] + c["ahead"]) < 0 and not c["candidate_failed"]:
-        return WARN, f"{found}, and {signed(c['mean'] + c['ahead'])} predicted for {study.objective_steps} steps.", \
-            "A longer effort confirms at a longer training; confirm.seeds=0 and task=finetune compare by hand."
-    if c["winner_kind"] != "mixed":
-        why = ", where it failed on a seed" if c["candidate_failed"] else ""
-        return FAIL, f"The best mixed allocation found has {found}{why}: the uniform one was delivered.", smaller
-    check = study.last.get("rate_check", {})
-    turned = [r["factor"] for r in check.get("rates", ()) if r["mean"] * c["mean"] <= 0]
-    failed_at = check.get("failed_at", ())
-    if c["high"] >= 0:
-        return WARN, f"{found}: the interval includes 0.", \
-            "Take the uniform allocation, which is simpler, or search again with more confirm.seeds and another out=."
-    if n < LEAST_SEEDS:
-        most = study.header["config"].get("confirm", {}).get("seeds", LEAST_SEEDS)
-        return WARN, f"{found}: ahead, on fewer than {LEAST_SEEDS} seeds.", AGAIN if most < LEAST_SEEDS else \
-            f"Run the same command with effort=normal and the same out=, which compares on {LEAST_SEEDS} seeds or more."
-    if turned or failed_at:
-        what = "not ahead" if turned else "it failed on a seed, where the uniform baseline did not,"
-        return WARN, f"{found}, and {what} at {number((*turned, *failed_at)[0], 1)} times the learning rate.", \
-            "Widen calibrate.lr_scales and search again, or take the uniform allocation."
-    return PASS, f"{found}.", ""
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    return f"{signed(found['mean'])} nats ({signed(found['low'])} to {signed(found['high'])})"
+    """Return the verdict's own words."""
+    words = told(study, verdict_of(study))
+    numbers = f" {words.figure} ({words.evidence})." if words.figure else ""
+    return words.status, words.sentence + numbers, words.action
 
 
 def _surrogate(study: Study) -> Part:
     """Judge the ranking of the better half, where a search decides, and the intervals."""
-    check = study.last.get("surrogate_check")
+    check = study.surrogate_check
     if study.untried:
         return UNKNOWN, "Nothing was searched.", ""
-    if check is None or "coverage_90" not in check:
-        if "end" not in study.last:
+    if check is None or check.coverage_90 is None:
+        if study.end is None:
             return UNKNOWN, "The search has not ended.", ""
         return UNKNOWN, "The method has no surrogate, or the search made too few trials to check it.", \
             "A larger effort makes more trials."
     from scipy.special import bdtr  # slow to import, and needed once a run
-    observed, good, n = check["observed"], check["spearman_good"], int(check["n"])
-    covered = float(check["coverage_90"])
-    found = (f"Left out in turn, {n} trials are ranked with Spearman {number(check['spearman'], 2)}, the better half "
+    observed, good, n, covered = check.observed, check.spearman_good, check.n, check.coverage_90
+    found = (f"Left out in turn, {n} trials are ranked with Spearman {number(check.spearman, 2)}, the better half "
              f"of them with {number(good, 2)}; 90 % intervals hold {100 * covered:.0f} % of them.")
-    if fails(check):
+    if good is None or check.fails:
         return FAIL, found, "Measured losses choose the winner instead; more trials (a larger effort) may mend it."
     half = sum(value <= float(np.median(observed)) for value in observed)
     ranked = good > CHANCE / math.sqrt(max(half - 1, 1))
@@ -180,9 +102,9 @@ def _surrogate(study: Study) -> Part:
 
 def _noise(study: Study) -> Part:
     """Compare the difference to the best uniform baseline with its spread over training seeds."""
-    differences = study.last.get("confirmation", {}).get("differences", ())
+    differences = () if study.confirmation is None else study.confirmation.differences
     if len(differences) < LEAST_DIFFERENCES:
-        asked = study.header["config"].get("confirm", {}).get("seeds", 0)
+        asked = study.header.config.get("confirm", {}).get("seeds", 0)
         return UNKNOWN, f"Fewer than {LEAST_DIFFERENCES} unseen training seeds compared two allocations.", \
             "" if study.untried or asked >= LEAST_SEEDS else AGAIN
     gap, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
@@ -197,9 +119,9 @@ def _noise(study: Study) -> Part:
 def _memory(study: Study) -> Part:
     winner, limit = study.winner, study.budget_bytes
     point = None if winner is None else study.point(winner)
-    named = [m for m in study.measured if winner is not None and m["allocation"] == winner.to_json()]
-    if named:
-        predicted, measured, fits = (named[-1][key] for key in ("predicted_bytes", "measured_bytes", "fits"))
+    last = None if winner is None else study.measurement(winner)
+    if last is not None:
+        predicted, measured, fits = last.predicted_bytes, last.measured_bytes, last.fits
     elif point is not None:
         predicted, measured, fits = point.predicted_bytes, point.result.measured_bytes, True
     else:
@@ -214,7 +136,7 @@ def _memory(study: Study) -> Part:
              f"{signed(100 * over, 1)} %), within a budget of {format_size(limit)}")
     if measured > limit or not fits:
         return FAIL, f"{found.replace('within', 'over')}.", "Search with a smaller budget, or memory.calibrate=true."
-    latest = {Allocation.from_json(m["allocation"]): m["fits"] for m in study.measured}  # a resumed run measures again
+    latest = {m.allocation: m.fits for m in study.measurements}  # a resumed run measures again
     if others := sum(not fitted for fitted in latest.values()):
         return WARN, f"{found}; {others} better allocations measured over it.", "memory.calibrate=true learns from it."
     if over < LEAST_OVER:
@@ -226,13 +148,13 @@ def _memory(study: Study) -> Part:
 
 def _data(study: Study) -> Part:
     """Judge the share of answer tokens that are cut off at ``train.length``."""
-    facts = study.last.get("provenance", {}).get("data_facts")
+    facts = study.provenance.get("data_facts")
     if facts is None:
         return UNKNOWN, "It was not recorded how much was cut." if study.trains else "No model was trained.", ""
     records, cut = int(facts["records"]), int(facts["cut_records"])
     if not cut:
         return PASS, f"None of the {records:,} training records is cut.", ""
-    length, share = int(study.header["config"]["train"]["length"]), facts["cut_tokens"] / max(1, facts["answer_tokens"])
+    length, share = int(study.header.config["train"]["length"]), facts["cut_tokens"] / max(1, facts["answer_tokens"])
     found = (f"{cut:,} of {records:,} training records are cut at train.length={length}, and {100 * share:.1f} % of "
              "the answer tokens are lost.")
     enough = int(facts["usual_length"])
@@ -245,7 +167,7 @@ def _length(study: Study) -> Part:
     """Judge whether the order of allocations holds at a longer training, and whether the final loss has settled."""
     parts = [part for part in (_order(study), _settled(study)) if part is not None]
     if not parts:
-        return UNKNOWN, "No final fine-tune was run." if study.last.get("final") is None else \
+        return UNKNOWN, "No final fine-tune was run." if study.final is None else \
             "The final fine-tune was too short for two validations.", ""
     worst = min((status for status, _, _ in parts), key=SEVERITY.index)
     said = "; ".join(clause for _, clause, _ in parts)
@@ -257,11 +179,11 @@ def _order(study: Study) -> Part | None:
     """Return whether longer trainings keep the order; ``None`` where nothing was searched."""
     if study.untried:
         return None
-    longer, steps = study.last.get("ranking_check"), study.header["high_steps"]
+    longer, steps = study.ranking_check, study.header.high_steps
     again = "Search with longer trials (fidelity.high)."
     if longer is not None:
-        kept = longer["spearman"]
-        found = (f"trained for {longer['steps']} steps instead of {steps}, {len(longer['losses'])} of the best "
+        kept = longer.spearman
+        found = (f"trained for {longer.steps} steps instead of {steps}, {len(longer.losses)} of the best "
                  f"allocations kept their order with Spearman {number(kept, 2)}")
         if kept is None or kept <= 0:
             return FAIL, found, again
@@ -271,7 +193,7 @@ def _order(study: Study) -> Part | None:
     open_order = "it is open whether the order holds at a longer training"
     if rho is None:
         return UNKNOWN, open_order, "A larger effort trains the best allocations longer."
-    found = (f"over {len(pairs)} allocations the loss after {study.header['low_steps']} steps ranks the one after "
+    found = (f"over {len(pairs)} allocations the loss after {study.header.low_steps} steps ranks the one after "
              f"{steps} with Spearman {number(rho, 2)}")
     return (WARN, found, again) if rho <= 0 else \
         (UNKNOWN, f"{found}, and {open_order}", "A larger effort trains the best allocations longer.")
@@ -279,10 +201,10 @@ def _order(study: Study) -> Part | None:
 
 def _settled(study: Study) -> Part | None:
     """Return whether the loss of the final fine-tune still fell at its end; ``None`` without two validations."""
-    final = study.last.get("final")
-    if final is None or len(final["curve"]) < 2:
+    final = study.final
+    if final is None or len(final.curve) < 2:
         return None
-    curve, steps, kept = final["curve"], final["steps"], final["kept_step"]
+    curve, steps, kept = final.curve, final.steps, final.kept_step
     if kept < steps:
         return PASS, f"the final fine-tune's loss was least after {kept} of {steps} steps", ""
     before = [loss for step, loss in curve if step <= (1 - LAST) * steps] or [curve[0][1]]
@@ -302,7 +224,7 @@ def early_and_late(study: Study) -> list[tuple[float, Trial]]:
            if e.ok and e.fidelity is Fidelity.LOW and e.spec.split == "validation"}
     references = [e for e in study.baselines if e.stage == "reference"]
     points = sorted((*study.points, *references), key=lambda e: e.id)
-    found = [(low.get((e.allocation, e.spec.train_seed), dict(e.result.curve).get(study.header["low_steps"] or 0)), e)
+    found = [(low.get((e.allocation, e.spec.train_seed), dict(e.result.curve).get(study.header.low_steps or 0)), e)
              for e in points]
     return [(early, e) for early, e in found if early is not None]
 

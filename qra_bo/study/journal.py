@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from qra_bo.trials import SCHEMA_VERSION
+from qra_bo.trials import RESERVED, SCHEMA_VERSION
 from qra_bo.utils.errors import JournalError, OracleError, OutputError
 from qra_bo.utils.files import bounded_int, check_plain
 from qra_bo.utils.holder import holder_of, name_holder
@@ -22,9 +22,7 @@ from qra_bo.utils.redact import printable, redact_all
 
 JOURNAL_NAME = "trials.jsonl"
 LOCK_NAME = ".lock"
-Event = dict[str, Any]
-RESERVED = frozenset({"event", "time", "run", "session", "elapsed", "crc"})
-"""Fields that the journal itself adds to every line; ``run``, the checksum of the header, to all but the header."""
+Line = dict[str, Any]
 _FIRST_BYTES = b'{"event":"header"'
 
 
@@ -50,7 +48,7 @@ class JournalContent:
         good_bytes: Length of the file up to the end of its last complete line.
     """
 
-    events: tuple[Event, ...]
+    events: tuple[Line, ...]
     warnings: tuple[str, ...]
     damaged: tuple[int, ...]
     good_bytes: int
@@ -91,10 +89,10 @@ def read_journal(path: Path) -> JournalContent:
     return JournalContent(tuple(kept), tuple(warnings), tuple(damaged), good_bytes)
 
 
-def _own_and_once(lines: Iterable[tuple[int, Event]]) -> tuple[list[Event], dict[str, list[int]]]:
+def _own_and_once(lines: Iterable[tuple[int, Line]]) -> tuple[list[Line], dict[str, list[int]]]:
     """Return the events of the run that the first one opens, each event and each trial once, and the numbers of the
     other lines by what is wrong with them."""
-    kept: list[Event] = []
+    kept: list[Line] = []
     seen: set[object] = set()
     foreign, repeated = "they belong to another run", "they repeat earlier lines"
     strays: dict[str, list[int]] = {foreign: [], repeated: []}
@@ -124,7 +122,7 @@ def _listed(numbers: Sequence[int]) -> str:
     return f"line {text}" if len(numbers) == 1 else f"lines {text}"
 
 
-def _decode(line: bytes) -> Event | None:
+def _decode(line: bytes) -> Line | None:
     """Return the event of one line, or ``None`` if the line is damaged."""
     try:
         data = json.loads(line, parse_int=bounded_int)
@@ -269,7 +267,7 @@ class Journal:
         """Seconds since this session opened the journal, by a clock that can't jump."""
         return self._clock() - self._started
 
-    def append(self, event: str, fields: Mapping[str, Any]) -> Event:
+    def append(self, event: str, fields: Mapping[str, Any]) -> Line:
         """Write one event, secrets hidden, and wait until the disk has it; returns it as a reader will see it.
 
         Raises:
@@ -280,7 +278,7 @@ class Journal:
             raise OracleError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & RESERVED)} "
                               "are the journal's own, or the journal is not open")
         elapsed = max(round(self.elapsed, 3), round(self._last + 0.001, 3))  # no two lines of a run are alike
-        data: Event = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
+        data: Line = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
                        **({} if self._run is None else {"run": self._run}), "session": self._session,
                        "elapsed": elapsed, **redact_all(dict(fields))}
         try:

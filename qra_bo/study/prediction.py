@@ -1,4 +1,8 @@
-"""The allocation of ``effort=instant``: the exact optimum under learned exchange rates, predicted and not searched."""
+"""The allocation of ``effort=instant``: the exact optimum under learned exchange rates, predicted and not searched.
+
+It may be trained beside the best uniform choice, QLoRA and the untuned model, on one training seed. One seed decides
+nothing: there is no interval and no verdict. All losses are of the test split, after a trial's steps.
+"""
 
 from collections.abc import Sequence
 
@@ -11,8 +15,10 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import at_length
 from qra_bo.space import Allocation, FloatArray, with_allowance
 from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.study.events import Calibration, Prediction, Untuned
 from qra_bo.study.intervals import LEVEL
 from qra_bo.study.setting import BaselineRules
+from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, UNTUNED, qlora_of
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.utils.errors import BudgetError
 
@@ -27,16 +33,12 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
     """Record the allocation that the learned rates call best, and what they predict of it; no trial is run.
 
     A prediction in the journal stays: another machine or solver may find another optimum within ``REL_GAP``.
-    The event ``prediction`` holds ``allocations`` (the one to deliver, then those to take in turn where it measures
-    over the budget), ``reference`` (the best of ``baselines`` as predicted; ``None`` where no rank of theirs is on the
-    ladders), predicted difference to it with a 95 % interval (``mean``, ``low``, ``high``, nats), the ``steps`` of the
-    training that it is predicted for, and the ``sources`` of the rates. The event ``calibration`` holds the learning
-    rate.
+    It has no reference where no rank of ``baselines`` is on the ladders. The learning rate is recorded too.
 
     Raises:
         ConfigError: If the file of ``surrogate.rates`` can't be read or holds no rates.
     """
-    if "prediction" in run.study.last and run.study.learning_rate is not None:
+    if run.study.prediction is not None and run.study.learning_rate is not None:
         return
     config = run.config
     rates = at_length(load_rates(config.surrogate.rates), run.study.objective_steps)
@@ -52,13 +54,9 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
         found, mean, sd = {best: uniform[best], **found}, 0.0, 0.0
     half = float(ndtri((1 + LEVEL) / 2)) * sd
     order = dict.fromkeys([*found, *(() if best is None else (best,))])
-    run.record_conclusion("prediction", {
-        "allocations": [a.to_json() for a in order], "reference": None if best is None else best.to_json(),
-        "mean": mean, "low": mean - half, "high": mean + half, "steps": rates.steps, "sources": list(rates.sources)})
+    run.conclude(Prediction(tuple(order), best, mean, mean - half, mean + half, rates.steps, tuple(rates.sources)))
     if not run.study.calibrated:
-        run.record_conclusion("calibration", {
-            "learning_rate": config.adapter.lr * rates.lr_scale, "rule": config.adapter.lr_rule, "trials": [],
-            "uniform_baselines": [], "source": BY_PRIOR})
+        run.conclude(Calibration(config.adapter.lr * rates.lr_scale, config.adapter.lr_rule, source=BY_PRIOR))
 
 
 def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -> list[tuple[Allocation, FloatArray]]:
@@ -76,3 +74,32 @@ def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -
             continue
         found.append((problem.space.decode(row), np.asarray(row, dtype=np.float64)))
     return found
+
+
+def compare(run: TrialRunner) -> None:
+    """Train the predicted allocation and evaluate before it what ``effort.compare`` names but for QLoRA.
+
+    The predicted allocation comes last: a final fine-tune of that length continues its training at its end.
+    """
+    wanted, prediction = run.config.effort.compare, run.study.prediction
+    assert prediction is not None
+    with run.stage(COMPARISON):
+        if UNTUNED in wanted and run.study.untuned is None:
+            found = run.executor.call("untuned", {"split": "test"}, run.progress)
+            run.record(Untuned(found["loss"], found["loss_se"], found["forward_tokens"]))
+        first, reference = prediction.allocations[0], prediction.reference
+        beside = [reference] if UNIFORM in wanted and reference is not None and reference != first else []
+        run.evaluate_all([run.plan(a, COMPARISON, split="test") for a in (*beside, first)])
+
+
+def compare_qlora(run: TrialRunner) -> None:
+    """Train QLoRA where ``effort.compare`` names it: after the final fine-tune, for which nobody should wait longer."""
+    if QLORA in run.config.effort.compare and run.study.prediction is not None:
+        with run.stage("reference"):
+            run.reset_stopwatch()  # the final fine-tune is no time of the search
+            allocation, codes = qlora_of(run.study)
+            planned = run.plan(allocation, COMPARISON, split="test", codes=codes)
+            is_new = planned.spec.key not in run.study.by_key
+            run.evaluate_all([planned])
+            if is_new and run.study.final is not None:
+                run.forget_checkpoints()

@@ -78,24 +78,24 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def check_same_configuration(path: Path, header: Mapping[str, Any], config: Mapping[str, Any],
+def check_same_configuration(path: Path, before: Mapping[str, Any], before_sha256: str, config: Mapping[str, Any],
                              config_sha256: str, may_differ: frozenset[str] = frozenset()) -> None:
     """Refuse to continue the journal ``path`` of another configuration.
 
     Args:
         path: For the message.
-        header: The journal's first event.
+        before: Configuration in the journal's header.
+        before_sha256: Its hash.
         config: The configuration of this run.
         config_sha256: Its hash over the keys that are not harmless (``qra_bo.config.resume``).
-        may_differ: Further top-level keys that this hash leaves out.
+        may_differ: Further top-level keys that the hashes leave out.
 
     Raises:
         JournalError: If the hashes differ; it lists the keys that do.
     """
-    if header.get("config_sha256") == config_sha256:
+    if before_sha256 == config_sha256:
         return
-    found = [d for d in differences(header.get("config", {}), config, harmless=False)
-             if d[0].split(".")[0] not in may_differ]
+    found = [d for d in differences(before, config, harmless=False) if d[0].split(".")[0] not in may_differ]
     listed = "; ".join(f"{key} was {old!r} and is {new!r}" for key, old, new in found[:_LISTED])
     more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     variables = [key for key, value in flatten(config).items() if "${" in str(value)]

@@ -5,16 +5,16 @@ how many were kept under way: a replay asks and tells as the sessions before did
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from qra_bo.memory.budget import smallest
 from qra_bo.searchers.base import Forecasting, Recommending, Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation, with_allowance
-from qra_bo.study.setting import BaselineRules
-from qra_bo.study.state import cost_of
-from qra_bo.study.trial_runner import ENGINE_STAGES, PlannedTrial, TrialRunner
+from qra_bo.study.events import Stopped, SurrogateCheck
+from qra_bo.study.setting import Headroom
+from qra_bo.study.state import ENGINE_STAGES, cost_of
+from qra_bo.study.trial_runner import PlannedTrial, TrialRunner
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
 from qra_bo.utils.errors import JournalError, QRABOError
 from qra_bo.utils.version import __version__
@@ -25,39 +25,6 @@ MakeSearcher = Callable[[SearchProblem], Searcher]
 
 class SearcherError(QRABOError):
     """A search method broke its contract: a bug, never a result."""
-
-
-class Headroom:
-    """The limit on predicted bytes: the budget, until a trial that was predicted to fit runs out of memory or measures
-    above the budget, or a uniform baseline measures above its prediction.
-
-    The device's allocator then needs more than the memory model allows it; the difference is left alone for the rest of
-    the run.
-    """
-
-    def __init__(self, rules: BaselineRules) -> None:
-        self.rules, self._budget = rules, rules.budget_bytes
-
-    def lowered_by(self, run: TrialRunner, trial: Trial, *, calibrates: bool = False) -> bool:
-        """Lower the limit where ``trial`` shows that it is too high; return whether it did.
-
-        One that ran out of memory lowers it below its own prediction. One that measured above the budget lowers it by
-        its excess over its prediction; with ``calibrates`` one that measured above its prediction does too.
-        """
-        predicted, measured = trial.predicted_bytes, trial.result.measured_bytes
-        if trial.result.state is TrialState.OOM:
-            limit, what = predicted - 1, "ran out of memory"
-        elif measured is not None and measured > (predicted if calibrates else self._budget):
-            limit, what = self._budget - (measured - predicted), f"measured {measured:,} bytes"
-        else:
-            return False
-        if limit >= self.rules.budget_bytes or predicted > self._budget:
-            return False
-        self.rules = replace(self.rules, budget_bytes=limit)
-        run.warn(f"{trial.allocation.fingerprint} {what} although {predicted:,} bytes were predicted, within the "
-                 f"budget of {self._budget:,}: the allowance grows by {self._budget - limit:,} bytes, so that what "
-                 f"needs more than {limit:,} is not tried")
-        return True
 
 
 class SearchLoop:
@@ -111,7 +78,7 @@ class SearchLoop:
         """
         searcher = self._search()
         for trial, *_ in self.run.replay:  # of an effort that was spent when the session began: not asked for again
-            self._headroom.lowered_by(self.run, trial)
+            self._lower(trial)
         return searcher
 
     def _search(self) -> Searcher | None:
@@ -133,11 +100,18 @@ class SearchLoop:
 
     def _tell(self, trial: Trial) -> None:
         """Tell the searcher, or have it replaced where its proposal needed more memory than there is."""
-        if self._headroom.lowered_by(self.run, trial):
+        if self._lower(trial):
             self._narrowed = True
         if self._is_observation(trial) and self._searcher is not None:
             self._told.append(self.run.study.observation(trial))
             self._searcher.tell(self._told[-1:])
+
+    def _lower(self, trial: Trial) -> bool:
+        """Lower the limit on predicted bytes where ``trial`` shows that it is too high; return whether it did."""
+        lowered = self._headroom.lower(trial)
+        if lowered is not None:
+            self.run.warn(lowered)
+        return lowered is not None
 
     def _is_observation(self, trial: Trial) -> bool:
         """Whether a trial tells of losses, and not of the device's memory."""
@@ -148,11 +122,8 @@ class SearchLoop:
         """Training tokens that count as spent.
 
         Of a journal that lost lines, those of trials still ahead in it do not count, so that the trial of a damaged
-        line is done again even where the effort was spent to the end. They count once more new trials were asked for
-        than lines were damaged: the search then goes another way.
+        line is done again even where the effort was spent to the end.
         """
-        if self._again > len(self.run.journal.content.damaged):
-            self._ahead = 0.0
         return self.run.study.search_cost.tokens - self._ahead
 
     def _ask(self, workers: int, left: float) -> None:
@@ -189,11 +160,11 @@ class SearchLoop:
         chance = searcher.chance_of_gain if isinstance(searcher, Forecasting) else None
         if least is None or chance is None or chance >= least:
             return False
-        fields = {"before": planned.spec.key, "chance": chance, "least": least}
-        if run.replay and (run.study.last.get("stopped", {}).get("before") != planned.spec.key
-                           or any(trial.spec.key == planned.spec.key for trial, *_ in run.replay)):
+        key, before = planned.spec.key, run.study.stopped
+        if run.replay and (before is None or before.before != key
+                           or any(trial.spec.key == key for trial, *_ in run.replay)):
             return False
-        run.record_conclusion("stopped", fields)
+        run.conclude(Stopped(key, chance, least))
         self._stopped = True
         return True
 
@@ -223,7 +194,7 @@ class SearchLoop:
         if self._whole and run.replay and (key := run.replay[0][0].spec.key) not in pending:
             raise JournalError(
                 f"the journal can't be continued: its next trial is {key}, and the search now asks for "
-                f"{', '.join(pending) or 'nothing'}. It was written by version {run.study.header['version']}, this is "
+                f"{', '.join(pending) or 'nothing'}. It was written by version {run.study.header.version}, this is "
                 f"{__version__}: go on with the versions in its provenance, or start a new run with another out=")
         held = next((r for r in run.replay if r[0].spec.key in pending), None)
         if held is not None:
@@ -235,6 +206,8 @@ class SearchLoop:
         hours = run.config.max_hours
         if hours is None or run.search_seconds < 3600 * hours:
             self._again += len(waiting) if run.replay else 0
+            if self._again > len(run.journal.content.damaged):  # more than was lost: the search goes another way
+                self._ahead = 0.0
             for planned in waiting:
                 self._submitted.add(planned.spec.key)
                 run.submit(planned)
@@ -251,8 +224,8 @@ def recommend(run: TrialRunner, searcher: Searcher) -> Sequence[Allocation]:
     ``searcher`` is a new one: the searcher of the loop has not observed trials that an earlier session ended with.
     """
     searcher.tell([run.study.observation(e) for e in run.study.points])
-    if isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:
-        check: Mapping[str, Any] | None = searcher.surrogate_check()
+    if isinstance(searcher, SelfChecking) and run.study.surrogate_check is None:
+        check = searcher.surrogate_check()
         if check is not None:
-            run.record("surrogate_check", check)
+            run.record(SurrogateCheck(**check))
     return searcher.recommend() if isinstance(searcher, Recommending) else ()

@@ -1,8 +1,9 @@
 """A configuration and what follows from it on one model: space, memory, seeds, and costs in training tokens."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from qra_bo.memory.budget import priced_space
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, SearchSpace, average_bits, limit_average_bits
-from qra_bo.study.given import Given
+from qra_bo.study.events import Given, Header
+from qra_bo.trials import Trial, TrialState
+from qra_bo.utils.errors import JournalError
 
 FINAL = "final"
 """``search.length``: the loss after the final fine-tune is minimised, and not that of a trial."""
@@ -72,6 +75,38 @@ class BaselineRules:
 
     def fits(self, allocation: Allocation) -> bool:
         return self.admits(allocation) and self.predict_bytes(allocation) <= self.budget_bytes
+
+
+class Headroom:
+    """The limit on predicted bytes: the budget, until a trial that was predicted to fit runs out of memory or measures
+    above the budget, or a uniform baseline measures above its prediction.
+
+    The device's allocator then needs more than the memory model allows it; the difference is left alone for the rest of
+    the run.
+    """
+
+    def __init__(self, rules: BaselineRules) -> None:
+        self.rules, self._budget = rules, rules.budget_bytes
+
+    def lower(self, trial: Trial, *, calibrates: bool = False) -> str | None:
+        """Lower the limit where ``trial`` shows that it is too high; return the warning of it, ``None`` where it stays.
+
+        One that ran out of memory lowers it below its own prediction. One that measured above the budget lowers it by
+        its excess over its prediction; with ``calibrates`` one that measured above its prediction does too.
+        """
+        predicted, measured = trial.predicted_bytes, trial.result.measured_bytes
+        if trial.result.state is TrialState.OOM:
+            limit, what = predicted - 1, "ran out of memory"
+        elif measured is not None and measured > (predicted if calibrates else self._budget):
+            limit, what = self._budget - (measured - predicted), f"measured {measured:,} bytes"
+        else:
+            return None
+        if limit >= self.rules.budget_bytes or predicted > self._budget:
+            return None
+        self.rules = replace(self.rules, budget_bytes=limit)
+        return (f"{trial.allocation.fingerprint} {what} although {predicted:,} bytes were predicted, within the "
+                f"budget of {self._budget:,}: the allowance grows by {self._budget - limit:,} bytes, so that what "
+                f"needs more than {limit:,} is not tried")
 
 
 @dataclass(frozen=True)
@@ -162,17 +197,6 @@ class Setting:
         return 0, codes + (codes or c.train.length * c.data.calibration) * (c.adapter.init == "cloq")
 
 
-def affordable_steps(planned_cost: float, seeds: int, step_tokens: int, trial_steps: int,
-                     wanted: int | None = None) -> int:
-    """Return the steps of a confirmation that costs at most as much as the search, ``planned_cost`` training tokens.
-
-    It trains two allocations on ``seeds`` seeds, each for a multiple of ``trial_steps`` steps and no fewer than that;
-    for ``wanted`` steps where these are between a trial's and the most that is affordable.
-    """
-    most = max(1, int(planned_cost // max(1, 2 * seeds * step_tokens)) // trial_steps) * trial_steps
-    return most if wanted is None else min(max(trial_steps, wanted), most)
-
-
 def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:
     """Return the training seed of a search with ``seed``, and ``n`` others that it does not use; all different.
 
@@ -181,3 +205,19 @@ def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:
     words = np.random.SeedSequence(entropy=seed, spawn_key=(0x7A11,)).generate_state(4 * (n + 2))
     first, *others = dict.fromkeys(int(word) % 2**31 for word in words)
     return first, tuple(others[:n])
+
+
+def check_same_given(path: Path, header: Header, given: Given | None) -> None:
+    """Refuse to continue the journal ``path`` of a run that was given other allocations, or none.
+
+    Raises:
+        JournalError: If they differ.
+    """
+    before, now = (None if g is None else (g.allocations, g.learning_rate) for g in (header.given, given))
+    if before == now:
+        return
+    one, other = ("searches" if side is None else "trains a given allocation" if None in (before, now) else
+                  "trains another given allocation" for side in (before, now))
+    raise JournalError(f"the journal {path} belongs to a run that {one}, and this one {other}; nothing in its folder "
+                       "was touched: continue it with the task and allocation that it was started with, or start a new "
+                       "run with another out=")

@@ -1,26 +1,56 @@
-"""The state of a run, folded from its journal: trials, incumbent, cost."""
+"""The state of a run, folded from its journal: trials, incumbent, cost, and the last event of each kind."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qra_bo.oracle.protocol import FINETUNE
+from qra_bo.execution.base import ProfileResult
+from qra_bo.memory.formats import default_format, parse_format
 from qra_bo.sensitivity.change import Change
-from qra_bo.space import Allocation, average_bits
-from qra_bo.study.given import given_allocations
-from qra_bo.study.setting import affordable_steps
-from qra_bo.trials import Fidelity, Trial, TrialState
-from qra_bo.utils.errors import JournalError, SpaceError
+from qra_bo.space import Allocation, average_bits, uniform
+from qra_bo.study.events import (
+    Calibration,
+    Choice,
+    Confirmation,
+    Effort,
+    End,
+    Event,
+    Final,
+    FinishedTrial,
+    Folded,
+    Header,
+    Measured,
+    Objective,
+    Prediction,
+    Provenance,
+    RankingCheck,
+    RateCheck,
+    Stage,
+    Stopped,
+    SurrogateCheck,
+    Untuned,
+    Warned,
+    decode,
+)
+from qra_bo.study.journal import JOURNAL_NAME, read_journal
+from qra_bo.trials import Fidelity, Trial, TrialState, rounding_of
+from qra_bo.utils.errors import JournalError
 
 FORWARD_SHARE = 1 / 3
 """Cost of a forward-only token in training tokens."""
 COMPARISON = "comparison"
-"""Stage of trials beside a predicted allocation (``study.comparison``)."""
-UNSEARCHED_STAGES = frozenset({"reference", "repeat", "confirmation", "rate_check", "ranking_check", COMPARISON})
+"""Stage of trials beside a predicted allocation (``study.prediction``)."""
+UNTUNED, UNIFORM, QLORA = "untuned", "uniform", "qlora"
+"""What a predicted allocation can be compared with (``effort.compare``)."""
+QLORA_RANK = 16
+UNSEARCHED_STAGES = frozenset({"reference", "confirmation", "rate_check", "ranking_check", COMPARISON})
 """Stages that count in a run's cost and not against its effort."""
+ENGINE_STAGES = frozenset({"calibration", "baseline", *UNSEARCHED_STAGES})
+"""Stages of trials that the engine plans; all other stages are a searcher's."""
 CONCLUSIONS = ("prediction", "surrogate_check", "choice", "confirmation", "rate_check", "ranking_check", "final",
                "end")
 """Events that another trial of the search makes outdated: a run that was extended concludes again."""
@@ -58,16 +88,20 @@ def cost_of(trial: Trial) -> Cost:
     return Cost(trial.result.training_tokens, trial.result.forward_tokens, int(not low), int(low))
 
 
+def affordable_steps(planned_cost: float, seeds: int, step_tokens: int, trial_steps: int,
+                     wanted: int | None = None) -> int:
+    """Return the steps of a confirmation that costs at most as much as the search, ``planned_cost`` training tokens.
+
+    It trains two allocations on ``seeds`` seeds, each for a multiple of ``trial_steps`` steps and no fewer than that;
+    for ``wanted`` steps where these are between a trial's and the most that is affordable.
+    """
+    most = max(1, int(planned_cost // max(1, 2 * seeds * step_tokens)) // trial_steps) * trial_steps
+    return most if wanted is None else min(max(trial_steps, wanted), most)
+
+
 def loss_of(e: Trial) -> float:
     """Return the loss; infinite where there is none."""
     return float("inf") if e.loss is None else e.loss
-
-
-def _workers(event: Mapping[str, Any]) -> int:
-    workers = event.get("workers", 1)
-    if type(workers) is not int or workers < 1:
-        raise ValueError(f"it was made by {workers!r} workers")
-    return int(workers)
 
 
 def is_uniform(allocation: Allocation) -> bool:
@@ -78,94 +112,138 @@ def is_uniform(allocation: Allocation) -> bool:
 class Study:
     """The state of a run after the events of its journal; ``add`` folds in one more.
 
+    The last record of each kind that is not outdated is an attribute with the name of its kind; ``None`` before one.
+
     Args:
-        events: Events in journal order; the first is the header.
+        lines: Lines of a journal in their order; the first is the header.
 
     Attributes:
-        given: Allocations that the run trains without a search, in the order of preference; empty for a search.
-        begun: The header, or where that began without trials (``effort=instant``), the extension that searches; empty
-            before it. A search repeats its proposals with the effort that it was begun with.
-        last: The last event of each kind that is not outdated.
+        effort: The effort that the run was last started with.
+        begun: The effort that the search was begun with: proposals are repeated with it. That of the header, or where
+            that began without trials (``effort=instant``), of the extension that searches; ``None`` before it.
         by_key: The first trial of every specification, by its key.
         points: Finished full-fidelity trials that may be incumbent: within the budget as predicted and as measured, on
             the validation split, at the search's training seed and learning rate; calibrated uniform baselines count as
             baselines.
         incumbent: The point with the least ``value`` (of equals the earliest).
-        change: What carries a trial's loss to the length that the run minimises; ``None`` where that is a trial's.
-        learning_rate: The calibrated one, as in ``TrialSpec``; ``None`` before the calibration has ended.
         cost: All of it: profile, calibration, uniform baselines, search, failures, references, confirmation and checks.
         search_cost: The part that the effort limits: up to the end of the search, less the references.
+        measurements: Measured memory of candidate winners, in order.
         workers: Trials that were kept under way when the last one ended.
     """
 
-    def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.header: Mapping[str, Any] = {}
-        self.given: tuple[Allocation, ...] = ()
-        self.begun: Mapping[str, Any] = {}
+    profile: ProfileResult | None = None
+    calibration: Calibration | None = None
+    untuned: Untuned | None = None
+    objective: Objective | None = None
+    prediction: Prediction | None = None
+    stopped: Stopped | None = None
+    surrogate_check: SurrogateCheck | None = None
+    choice: Choice | None = None
+    confirmation: Confirmation | None = None
+    rate_check: RateCheck | None = None
+    ranking_check: RankingCheck | None = None
+    final: Final | None = None
+    allowance: Folded | None = None
+    end: End | None = None
+    stage: Stage | None = None
+
+    def __init__(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._header: Header | None = None
+        self.effort: Effort | None = None
+        self.begun: Effort | None = None
+        self.provenance: Mapping[str, Any] = {}
+        self.warnings: list[str] = []
         self.trials: list[Trial] = []
-        self.last: dict[str, Mapping[str, Any]] = {}
-        self.measured: list[Mapping[str, Any]] = []
+        self.measurements: list[Measured] = []
         self.overhead_seconds = self.evaluation_seconds = self._trial_tokens = 0.0
         self.workers = 1
         self.points: list[Trial] = []
         self.incumbent: Trial | None = None
-        self.change: Change | None = None
-        self.learning_rate: float | None = None
         self.cost = self.search_cost = Cost()
         self.by_key: dict[str, Trial] = {}
-        for event in events:
-            self.add(event)
+        for line in lines:
+            self.add(decode(line))
 
-    def add(self, event: Mapping[str, Any]) -> None:
-        """Fold in one event.
+    def add(self, event: Event) -> None:
+        """Fold in one event."""
+        record = event.record
+        match record:
+            case Header():
+                self._header = record
+                self._begin(record)
+            case Effort():
+                self._begin(record)
+            case Provenance():
+                self.provenance = record.facts
+            case Warned():
+                self.warnings.append(record.message)
+            case Measured():
+                self.measurements.append(record)
+            case FinishedTrial():
+                self._add_trial(record)
+            case _:
+                setattr(self, event.kind, record)
+                self._follow(record)
 
-        Raises:
-            JournalError: If it is malformed.
-        """
-        kind = event["event"]
-        try:
-            self.last[kind] = event
-            if kind == "header":
-                self.header, self.given = event, given_allocations(event)
-                self._begin(event)
-            elif kind == "extension":
-                self._begin(event)
-            elif kind == "trial":
-                self._add_trial(Trial.from_json(event))
-                self.workers = _workers(event)
-                self.overhead_seconds += float(event.get("overhead_seconds", 0.0))
-            elif kind == "profile":
-                self._spend(Cost(int(event["training_tokens"]), int(event["forward_tokens"])), True)
-            elif kind == "untuned":
-                self._spend(Cost(0, int(event["forward_tokens"])), False)
-            elif kind == "calibration":
-                self.learning_rate = float(event["learning_rate"])
+    def _follow(self, record: object) -> None:
+        """Bring the state up to date with a record that is kept under its kind's name."""
+        match record:
+            case ProfileResult():
+                self._spend(Cost(record.training_tokens, record.forward_tokens), True)
+            case Untuned():
+                self._spend(Cost(0, record.forward_tokens), False)
+            case Calibration():
                 self.points, self.incumbent = [], None
                 for e in self.trials:
                     self._add_point(e)
-            elif kind == "confirmation":
-                self._confirm()
-            elif kind == "objective":
-                self.change = Change.from_json(event["change"])
+            case Objective():
                 self.incumbent = min(self.points, key=self.value, default=None)  # its line may follow its points
-            elif kind == "final":
-                if self.last.get("end", {}).get("best") != event.get("delivered"):
-                    self.last.pop("end", None)  # trained again, of another allocation: the former did not fit any more
-            elif kind == "measured":
-                self.measured.append(event)
-        except (KeyError, TypeError, ValueError, SpaceError) as error:
-            raise JournalError(f"the {kind} event in the journal is malformed: {error!r}; it was not written by this "
-                               "program") from error
+            case Confirmation():  # an earlier one led to a check, an end, and a final fine-tune of another winner
+                self.rate_check = self.end = None
+                winner = self.winner
+                if self.final is not None and (winner is None or self.final.winner != winner.fingerprint):
+                    self.final = None
+            case Final():  # of another allocation than the end delivered: that did not fit any more
+                if self.end is not None and self.end.best != record.delivered:
+                    self.end = None
+
+    @property
+    def header(self) -> Header:
+        """The first event; raises ``JournalError`` before it."""
+        if self._header is None:
+            raise JournalError("the journal has no header event: it is not the trials.jsonl of a run, or it is empty")
+        return self._header
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a header."""
+        return self._header is not None
+
+    @property
+    def given(self) -> tuple[Allocation, ...]:
+        """Allocations that the run trains without a search, in the order of preference; empty for a search."""
+        return () if self.header.given is None else self.header.given.allocations
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate of the run's trials, as in ``TrialSpec``; ``None`` before the calibration has ended."""
+        return None if self.calibration is None else self.calibration.learning_rate
+
+    @property
+    def change(self) -> Change | None:
+        """What carries a trial's loss to the length that the run minimises; ``None`` where that is a trial's."""
+        return None if self.objective is None else self.objective.change
 
     @property
     def objective_steps(self) -> int:
         """Optimiser steps of the training whose loss the run minimises."""
-        return int(self.last.get("objective", {"steps": self.header["high_steps"]})["steps"])
+        return self.header.high_steps if self.objective is None else self.objective.steps
 
     @property
     def final_steps(self) -> int:
         """Optimiser steps that the final fine-tune planned; those of a trial where there was none."""
-        return int(self.last.get("final", {}).get("planned_steps", self.header["high_steps"]))
+        return self.header.high_steps if self.final is None else self.final.planned_steps
 
     @property
     def pace(self) -> float | None:
@@ -176,16 +254,15 @@ class Study:
     def planned_cost(self) -> float:
         """Training tokens that profile, calibration, uniform baselines and search may spend, by the effort that the run
         was last started with."""
-        return float(self.last.get("extension", self.header).get("planned_cost", 0.0))
+        return 0.0 if self.effort is None else self.effort.planned_cost
 
     @property
     def confirmation_steps(self) -> int:
         """Optimiser steps of the confirmation's trainings: of the length that is minimised, where the effort affords
         it (``affordable_steps``)."""
-        trial = int(self.header["high_steps"])
+        trial, config = self.header.high_steps, self.header.config
         if self.objective_steps <= trial:
             return trial
-        config = self.header["config"]
         train = config["train"]
         step_tokens = int(train["batch"]) * int(train["accumulate"]) * int(train["length"])
         return affordable_steps(self.planned_cost, int(config["confirm"]["seeds"]), step_tokens, trial,
@@ -204,36 +281,32 @@ class Study:
         """Return a trial as a searcher is told of it: with ``value`` for its loss."""
         return e if e.loss is None else replace(e, result=replace(e.result, loss=self.value(e)))
 
-    def _begin(self, event: Mapping[str, Any]) -> None:
-        if not self.begun and float(event.get("max_full_trials", 1)) > 0:
-            self.begun = event
+    def _begin(self, effort: Effort) -> None:
+        self.effort = effort
+        if self.begun is None and effort.max_full_trials > 0:
+            self.begun = effort
 
-    def _confirm(self) -> None:
-        """Drop what an earlier confirmation led to: its check, the end, and the final fine-tune of another winner."""
-        for outdated in ("rate_check", "end"):
-            self.last.pop(outdated, None)
-        final, winner = self.last.get("final"), self.winner
-        if final is not None and (winner is None or final.get("winner") != winner.fingerprint):
-            del self.last["final"]
-
-    def _add_trial(self, trial: Trial) -> None:
+    def _add_trial(self, finished: FinishedTrial) -> None:
+        trial = finished.trial
+        self.workers = finished.workers
+        self.overhead_seconds += finished.overhead_seconds
         self.trials.append(trial)
         self.by_key.setdefault(trial.spec.key, trial)
         for_search = trial.stage not in UNSEARCHED_STAGES
         self._spend(cost_of(trial), for_search)
         for outdated in CONCLUSIONS if for_search else ():
-            self.last.pop(outdated, None)
+            setattr(self, outdated, None)
         self.evaluation_seconds += trial.result.seconds
         self._trial_tokens += cost_of(trial).tokens
         self._add_point(trial)
 
     def _add_point(self, trial: Trial) -> None:
         """Keep a trial that may be incumbent; one of the calibration counts as a baseline."""
-        spec = trial.spec
+        spec, header = trial.spec, self.header
         if (trial.ok and trial.fidelity is Fidelity.HIGH and trial.within(self.budget_bytes)
                 and trial.stage not in UNSEARCHED_STAGES and spec.split == "validation"
-                and spec.learning_rate == self.learning_rate and spec.steps == self.header["high_steps"]
-                and spec.train_seed == self.header["train_seed"]):
+                and spec.learning_rate == self.learning_rate and spec.steps == header.high_steps
+                and spec.train_seed == header.train_seed):
             point = replace(trial, stage="baseline") if trial.stage == "calibration" else trial
             self.points.append(point)
             if self.incumbent is None or self.value(point) < self.value(self.incumbent):
@@ -246,28 +319,27 @@ class Study:
 
     @property
     def budget_bytes(self) -> int:
-        return int(self.header["budget_bytes"])
+        return self.header.budget_bytes
 
     def admits(self, bits: Sequence[int]) -> bool:
         """Whether the average of every unit's code bits keeps to ``max_average_bits``, where that limits it."""
-        limit = self.header.get("max_average_bits")
-        return limit is None or average_bits(bits, np.array(self.header["unit_numel"])) <= limit
+        limit = self.header.max_average_bits
+        return limit is None or average_bits(bits, np.array(self.header.unit_numel)) <= limit
 
     @property
     def untried(self) -> tuple[Allocation, ...]:
         """Allocations that are delivered without a trial, in the order of preference: given or predicted ones."""
-        predicted = self.last.get("prediction", {}).get("allocations", ())
-        return self.given or tuple(Allocation.from_json(a) for a in predicted)
+        return self.given or (() if self.prediction is None else self.prediction.allocations)
 
     @property
     def calibrated(self) -> bool:
         """Whether the learning rate was chosen in this run, and not given or predicted."""
-        return "source" not in self.last.get("calibration", {"source": None})
+        return self.calibration is not None and self.calibration.source is None
 
     @property
     def trains(self) -> bool:
         """Whether the run's oracle really fine-tunes a model."""
-        return bool(self.header["oracle"] == FINETUNE)
+        return self.header.trains
 
     @property
     def best_uniform(self) -> Trial | None:
@@ -308,36 +380,74 @@ class Study:
 
         ``None`` before the first point. Raises ``JournalError`` if the end event names an allocation without a trial.
         """
-        named = self.last.get("end", {}).get("best")
-        if named is not None:
+        if self.end is not None:
             for allocation in (*self.untried, *(e.allocation for e in self.trials)):
-                if allocation.fingerprint == named:
+                if allocation.fingerprint == self.end.best:
                     return allocation
-            raise JournalError(f"the journal's end names {named} as the best, which was neither evaluated nor given")
+            raise JournalError(f"the journal's end names {self.end.best} as the best, which was neither evaluated nor "
+                               "given")
         return self.chosen or (None if self.incumbent is None else self.incumbent.allocation)
 
     @property
     def chosen(self) -> Allocation | None:
         """The allocation that was given, predicted or confirmed to be the best; ``None`` before."""
-        c = self.last.get("confirmation")
-        if self.untried or c is None:
+        if self.untried or self.confirmation is None:
             return next(iter(self.untried), None)
-        return Allocation.from_json(c["candidate" if c["winner_kind"] == "mixed" else "reference"])
-
-    @property
-    def instead(self) -> str | None:
-        """What is delivered where the predicted or confirmed allocation measured over the budget: ``"reference"``, the
-        best uniform baseline; ``"candidate"``, which was compared with it on unseen seeds; or ``"other"``.
-
-        ``None`` where ``chosen`` is delivered, nothing was chosen yet, or allocations were given.
-        """
-        known, winner = self.last.get("prediction", self.last.get("confirmation")), self.winner
-        if self.given or known is None or winner is None or winner == self.chosen:
-            return None
-        if winner.to_json() == known["reference"]:
-            return "reference"
-        return "candidate" if winner.to_json() == known.get("candidate") and known["train_seeds"] else "other"
+        return self.confirmation.winner
 
     def point(self, allocation: Allocation) -> Trial | None:
         """Return the search's own trial of ``allocation``."""
         return next((e for e in self.points if e.allocation == allocation), None)
+
+    def measurement(self, allocation: Allocation) -> Measured | None:
+        """Return the last measurement of an allocation's memory before a final fine-tune."""
+        return next((m for m in reversed(self.measurements) if m.allocation == allocation), None)
+
+    def name(self, allocation: Allocation, codes: str | None = None) -> str:
+        """Return a name that no other allocation of the run has.
+
+        ``uniform-4bit-r16``; ``uniform-4bit-r4-5-3fa9`` where ranks were filled, with digits of the fingerprint; and
+        ``mixed-3fa9c1`` for all others. The format is named where several have these bits, and codes other than the
+        run's.
+        """
+        filled = any(e.stage == "baseline" and e.allocation == allocation for e in self.points)
+        if not filled and not is_uniform(allocation):
+            name = [f"mixed-{allocation.fingerprint[:6]}"]
+        else:
+            fmt = allocation.formats[0]
+            bits = parse_format(fmt).bits
+            same = {f.name for f in self.header.formats if f.bits == bits} | {fmt}
+            name = [f"uniform-{bits}bit", *([fmt] if len(same) > 1 else []),
+                    "r" + "-".join(map(str, sorted(set(allocation.ranks)))),
+                    *([] if is_uniform(allocation) else [allocation.fingerprint[:4]])]
+        return "-".join([*name, *([] if codes is None else [codes])])
+
+
+def qlora_of(study: Study) -> tuple[Allocation, str | None]:
+    """Return QLoRA's allocation and codes, which are round-to-nearest whatever the run's are."""
+    codes = None if rounding_of(study.header.config) == "rtn" else "rtn"
+    return uniform(len(study.header.units), default_format(4).name, QLORA_RANK), codes
+
+
+def begun_study(folder: Path) -> Study | None:
+    """Return the run in ``folder``, or ``None`` where none has begun: where its first line could not be written, an
+    empty journal is left.
+
+    Raises:
+        JournalError: If there is a journal that can't be read.
+    """
+    path = folder / JOURNAL_NAME
+    lines = read_journal(path).events if path.exists() else ()
+    return Study(lines) if lines else None
+
+
+def load_study(folder: Path) -> Study:
+    """Return the state of the run in ``folder``, from its journal.
+
+    Raises:
+        JournalError: If there is no journal, or it can't be read.
+    """
+    lines = read_journal(folder / JOURNAL_NAME).events
+    if not lines:
+        raise JournalError(f"the journal in {folder} is empty; the run did not begin")
+    return Study(lines)

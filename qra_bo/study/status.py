@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.study.journal import is_locked
-from qra_bo.study.state import Study
 from qra_bo.utils.files import strict_json, write_json
 from qra_bo.utils.redact import redact
 
@@ -41,33 +40,31 @@ class StatusFile:
 
     Args:
         folder: The run's folder.
+        facts: Returns what the file says of the study.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: Path, facts: Callable[[], dict[str, Any]],
+                 clock: Callable[[], float] = time.monotonic) -> None:
         self.path = folder / STATUS_NAME
         self.stage = "start"
-        self._clock = clock
+        self._facts, self._clock = facts, clock
         self._written = float("-inf")
         self._activity: dict[str, Any] | None = None
 
-    def progress(self, study: Study, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int) -> None:
         """Note progress; written at most once in ``REFRESH_SECONDS``."""
         self._activity = {"what": what, "done": done, "total": total}
         if self._clock() - self._written >= REFRESH_SECONDS:
-            self.write(study, "running")
+            self.write("running")
 
-    def write(self, study: Study, state: str, message: str = "") -> None:
+    def write(self, state: str, message: str = "") -> None:
         """Write ``state``, one of ``STATES``, now; ``message`` is the reason of an end before the end."""
-        best, rest = study.incumbent, max(0.0, study.planned_cost - study.search_cost.tokens)
-        pace = study.pace if state == "running" and self.stage in SEARCHING else None
         data = {"schema_version": 1, "state": state, "stage": self.stage, "progress": self._activity,
-                "message": redact(message), "trials": study.states, "cost": study.cost.tokens,
-                "search_cost": study.search_cost.tokens, "planned_cost": study.planned_cost,
-                "eta_seconds": None if pace is None else rest * pace,  # of the search
-                "best_loss": None if best is None else best.loss,
-                "pid": os.getpid(), "host": socket.gethostname(),
+                "message": redact(message), **self._facts(), "pid": os.getpid(), "host": socket.gethostname(),
                 "updated": datetime.now().astimezone().isoformat(timespec="seconds")}
+        if state != "running":
+            data["eta_seconds"] = None
         self._written = self._clock()
         try:
             write_json(self.path, data)

@@ -4,32 +4,43 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qra_bo.config.resume import UNSAID, differences
-from qra_bo.execution.base import Executor
+from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.searchers.rates.files import rates_sha256
 from qra_bo.space import Allocation
-from qra_bo.study.given import check_same_given
-from qra_bo.study.journal import Event, Journal, canonical, session_seconds
+from qra_bo.study.events import (
+    NAMES,
+    Calibration,
+    Effort,
+    Event,
+    FinishedTrial,
+    Header,
+    Provenance,
+    Record,
+    Stage,
+    Warned,
+    decode,
+    encode,
+)
+from qra_bo.study.journal import Journal, canonical, session_seconds
 from qra_bo.study.provenance import changes, check_same_configuration, collect
-from qra_bo.study.setting import Setting
-from qra_bo.study.state import UNSEARCHED_STAGES, Study
-from qra_bo.study.status import StatusFile
+from qra_bo.study.setting import Setting, check_same_given
+from qra_bo.study.state import ENGINE_STAGES, UNSEARCHED_STAGES, Study
+from qra_bo.study.status import SEARCHING, StatusFile
 from qra_bo.trials import SCHEMA_VERSION, Fidelity, Trial, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError, OracleError, QRABOError, TrainingError
 from qra_bo.utils.redact import redact
 from qra_bo.utils.version import __version__
 
-Listener = Callable[[Mapping[str, Any]], None]
-"""Gets every journal event of a run, those of earlier sessions first."""
-ENGINE_STAGES = frozenset({"calibration", "baseline", *UNSEARCHED_STAGES})
-"""Stages of trials that the engine plans; all other stages are a searcher's."""
+Listener = Callable[[Event], None]
+"""Gets every event of a run's journal, those of earlier sessions first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +71,27 @@ class TrialRunner:
     def __init__(self, setting: Setting, budget_bytes: int, journal: Journal, executor: Executor,
                  listeners: Sequence[Listener] = (), progress: Progress = quiet) -> None:
         self.setting, self.config, self.budget_bytes = setting, setting.config, budget_bytes
-        self.journal, self.executor, self.status = journal, executor, StatusFile(journal.path.parent)
+        self.journal, self.executor = journal, executor
         self.study = Study()
+        self.status = StatusFile(journal.path.parent, self._facts)
         self._listeners, self._progress = listeners, progress
-        self._before = session_seconds(journal.content.events)
         self._warned: set[str] = set()
-        self._staged: set[tuple[str, str]] = set()
+        self._staged: set[Stage] = set()
         self._described = False
         self._mark, self._overhead = time.monotonic(), 0.0
         self.under_way: dict[str, PlannedTrial] = {}
         self.replay: deque[tuple[Trial, int, float]] = deque()
-        for event in journal.content.events:
-            spent = self.study.search_cost.tokens
+        lines, of_search = journal.content.events, []
+        for line in lines:
+            spent, event = self.study.search_cost.tokens, decode(line)
             self._take_in(event)
-            if event["event"] == "trial" and self.study.trials[-1].stage not in ENGINE_STAGES:
-                self.replay.append((self.study.trials[-1], self.study.workers, self.study.planned_cost - spent))
-        self._searched = session_seconds(e for e in journal.content.events if _of_search(e))
+            record = event.record
+            if isinstance(record, FinishedTrial) and record.trial.stage not in ENGINE_STAGES:
+                self.replay.append((record.trial, record.workers, self.study.planned_cost - spent))
+            if isinstance(record, ProfileResult | Calibration) or \
+                    (isinstance(record, FinishedTrial) and record.trial.stage not in UNSEARCHED_STAGES):
+                of_search.append(line)
+        self._before, self._searched = session_seconds(lines), session_seconds(of_search)
 
     def begin(self) -> None:
         """Write the header of a new run, or check that the journal is of this one and note a changed effort.
@@ -83,64 +99,61 @@ class TrialRunner:
         Raises:
             JournalError: If the journal belongs to another configuration.
         """
-        effort = {"effort": self.config.effort.name, "max_full_trials": float(self.config.effort.max_full_trials),
-                  "planned_cost": self.setting.planned_cost,
-                  "uniform_baselines": self.config.effort.uniform_baselines,
-                  "references": self.config.effort.references, "ranking_top": self.config.effort.ranking_top,
-                  "rate_factors": list(self.config.effort.rate_factors)}
-        learned = {"rates_sha256": rates_sha256(self.config.surrogate.rates)}
-        header = self.study.header
-        if not header:
-            self._append("header", {**self._header(), **learned, **effort})
+        path, now = self.journal.path, self._header()
+        if not self.study.is_begun:
+            self.record(now, describe=False)
         else:
-            config = self.config.to_journal()
-            check_same_given(self.journal.path, header, self.setting.given)
-            check_same_configuration(self.journal.path, header, config, self.config.config_sha256)
-            for name, now in learned.items():
-                if (before := header[name]) != now:  # the run would not repeat its proposals or its prediction
-                    raise JournalError(f"the run in {self.journal.path} can't be continued: the file of surrogate."
-                                       f"{name.removesuffix('_sha256')} has changed since it began (sha256 was "
-                                       f"{before} and is {now}). Restore it, or start a new run with another out=")
-            if self.study.planned_cost != self.setting.planned_cost:
-                self._append("extension", effort)
+            before = self.study.header
+            check_same_given(path, before, self.setting.given)
+            check_same_configuration(path, before.config, before.config_sha256, now.config, now.config_sha256)
+            if before.rates_sha256 != now.rates_sha256:  # the run would not repeat its proposals or its prediction
+                raise JournalError(f"the run in {path} can't be continued: the file of surrogate.rates has changed "
+                                   f"since it began (sha256 was {before.rates_sha256} and is {now.rates_sha256}). "
+                                   "Restore it, or start a new run with another out=")
+            if self.study.planned_cost != now.planned_cost:
+                self.record(self._effort(), describe=False)
             other = [f"{key} {old} -> {new}" for key, old, new in
-                     differences(header["config"], config, harmless=True) if key not in UNSAID]
+                     differences(before.config, now.config, harmless=True) if key not in UNSAID]
             if other:
                 self.warn(f"continued with settings that change no finished trial: {', '.join(other)}")
         for message in self.journal.content.warnings:
             self.warn(message)
 
-    def _header(self) -> dict[str, Any]:
+    def _effort(self) -> Effort:
+        e = self.config.effort
+        return Effort(e.name, e.max_full_trials, self.setting.planned_cost, e.uniform_baselines, e.references,
+                      e.ranking_top, e.rate_factors)
+
+    def _header(self) -> Header:
         c, s = self.config, self.setting
-        allowance = s.memory.allowance
-        return {"schema_version": SCHEMA_VERSION, "config": c.to_journal(), "config_sha256": c.config_sha256,
-                "version": __version__, "seed": c.seed, "train_seed": s.train_seed, "model": c.model_name,
-                "granularity": c.granularity, "units": [u.name for u in s.space.units],
-                "formats": [f.to_json() for f in s.space.formats], "ranks": list(s.space.ranks.values),
-                "unit_numel": [int(n) for n in s.space.unit_numel], "budget_bytes": self.budget_bytes,
-                "budget_text": str(c.budget[0]), "max_average_bits": c.max_average_bits, "scope": c.memory.scope,
-                "oracle": c.oracle.name, "high_steps": c.fidelity.high, "low_steps": c.fidelity.low,
-                "full_trial_tokens": s.full_trial_tokens, "alpha_over_rank": c.adapter.alpha_over_rank,
-                "init": c.adapter.init, "method": c.method.name,
-                "allowance": None if allowance is None else asdict(allowance),
-                "given": None if s.given is None else s.given.to_json()}
+        effort = {name: getattr(self._effort(), name) for name in Effort.__dataclass_fields__}
+        return Header(
+            **effort, schema_version=SCHEMA_VERSION, config=c.to_journal(), config_sha256=c.config_sha256,
+            version=__version__, seed=c.seed, train_seed=s.train_seed, model=c.model_name, granularity=c.granularity,
+            units=tuple(u.name for u in s.space.units), formats=s.space.formats, ranks=s.space.ranks.values,
+            unit_numel=tuple(int(n) for n in s.space.unit_numel), budget_bytes=self.budget_bytes,
+            budget_text=str(c.budget[0]), max_average_bits=c.max_average_bits, scope=c.memory.scope,
+            oracle=c.oracle.name, high_steps=c.fidelity.high, low_steps=c.fidelity.low,
+            full_trial_tokens=s.full_trial_tokens, alpha_over_rank=c.adapter.alpha_over_rank, init=c.adapter.init,
+            method=c.method.name, rates_sha256=rates_sha256(c.surrogate.rates), allowance=s.memory.allowance,
+            given=s.given)
 
-    def record(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Write one event; the first of a session is preceded by its provenance."""
-        self._describe()
-        self._append(event, fields)
+    def record(self, record: Record, *, describe: bool = True) -> None:
+        """Write one event; with ``describe`` the first of a session is preceded by its provenance."""
+        if describe:
+            self._describe()
+        self._take_in(decode(self.journal.append(NAMES[type(record)], encode(record))))
 
-    def record_conclusion(self, event: str, fields: Mapping[str, Any]) -> None:
+    def conclude(self, record: Record) -> None:
         """Write one event, unless the journal's last event of that kind says the same."""
-        last = self.study.last.get(event)
-        if last is None or any(last.get(k) != v for k, v in fields.items()):
-            self.record(event, fields)
+        if getattr(self.study, NAMES[type(record)]) != record:
+            self.record(record)
 
     def warn(self, message: str) -> None:
         """Write a warning, once a run."""
         message = redact(message)
         if message not in self._warned:
-            self._append("warning", {"message": message})
+            self.record(Warned(message), describe=False)
 
     def _describe(self) -> None:
         """Write the provenance once a session, and warn of changes since the last one and of the oracle's notes.
@@ -150,27 +163,25 @@ class TrialRunner:
         """
         if self._described:
             return
-        fields = json.loads(canonical(collect(self.executor.describe())))
-        before = self.study.last.get("provenance")
-        differences = [] if before is None else changes(before, fields)
+        facts = json.loads(canonical(collect(self.executor.describe())))
+        before = self.study.provenance
+        changed = changes(before, facts) if before else []
         self._described = True
-        self._append("provenance", fields)
-        if differences:
-            self.warn(f"since the run was last worked on: {'; '.join(differences)}; small differences in later results "
+        self.record(Provenance(facts))
+        if changed:
+            self.warn(f"since the run was last worked on: {'; '.join(changed)}; small differences in later results "
                       "may come from that")
-        for note in fields.get("notes", ()):
+        for note in facts.get("notes", ()):
             self.warn(note)
-
-    def _append(self, event: str, fields: Mapping[str, Any]) -> None:
-        self._take_in(self.journal.append(event, fields))
 
     def _take_in(self, event: Event) -> None:
         self.study.add(event)
-        if event["event"] == "warning":
-            self._warned.add(event["message"])
-        elif event["event"] == "stage":
-            self._staged.add((event["stage"], event["state"]))
-        elif event["event"] == "extension":  # the stages are gone through again, some with new work
+        record = event.record
+        if isinstance(record, Warned):
+            self._warned.add(record.message)
+        elif isinstance(record, Stage):
+            self._staged.add(record)
+        elif event.kind == "extension":  # the stages are gone through again, some with new work
             self._staged.clear()
         for listener in self._listeners:
             listener(event)
@@ -179,19 +190,29 @@ class TrialRunner:
     def stage(self, name: str) -> Iterator[None]:
         """Name the stage of the run; its start and end are written once for each effort."""
         self.status.stage = name
-        self._mark_stage(name, "start")
-        self.status.write(self.study, "running")
+        self._mark_stage(Stage(name, "start"))
+        self.status.write("running")
         yield
-        self._mark_stage(name, "end")
+        self._mark_stage(Stage(name, "end"))
 
-    def _mark_stage(self, name: str, state: str) -> None:
-        if (name, state) not in self._staged:
-            self.record("stage", {"stage": name, "state": state})
+    def _mark_stage(self, stage: Stage) -> None:
+        if stage not in self._staged:
+            self.record(stage)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Pass progress on to people and ``status.json``."""
-        self.status.progress(self.study, what, done, total)
+        self.status.progress(what, done, total)
         self._progress(what, done, total)
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what ``status.json`` says of the study."""
+        study = self.study
+        rest = max(0.0, study.planned_cost - study.search_cost.tokens)
+        pace = study.pace if self.status.stage in SEARCHING else None
+        return {"trials": study.states, "cost": study.cost.tokens, "search_cost": study.search_cost.tokens,
+                "planned_cost": study.planned_cost,
+                "best_loss": None if study.incumbent is None else study.incumbent.loss,
+                "eta_seconds": None if pace is None else rest * pace}  # of the search
 
     @property
     def wall_seconds(self) -> float:
@@ -254,12 +275,9 @@ class TrialRunner:
         trial = Trial(self.study.trials[-1].id + 1 if self.study.trials else 1, a,
                       tuple(parse_format(f).bits for f in a.formats), planned.stage, planned.fidelity, spec,
                       self.config.seed, self._checked(result, spec), self.setting.predictor(a))
-        fields = {k: v for k, v in trial.to_json().items() if k != "event"}
-        if self.executor.workers > 1:
-            fields["workers"] = self.executor.workers
-        self._append("trial", {**fields, "overhead_seconds": round(self._overhead, 4)})
+        self.record(FinishedTrial(trial, round(self._overhead, 4), self.executor.workers), describe=False)
         self._overhead = 0.0
-        self.status.write(self.study, "running")
+        self.status.write("running")
         return self.study.trials[-1]
 
     def forget_checkpoints(self) -> None:
@@ -285,11 +303,6 @@ class TrialRunner:
             tokens = round(self.setting.full_trial_tokens * spec.steps / self.config.fidelity.high)
         curve = tuple(p for p in r.curve if math.isfinite(p[1]))
         return replace(r, loss=None, loss_se=None, curve=curve, training_tokens=tokens)
-
-
-def _of_search(event: Mapping[str, Any]) -> bool:
-    return event["event"] in ("profile", "calibration") or \
-        (event["event"] == "trial" and event["stage"] not in UNSEARCHED_STAGES)
 
 
 def no_loss(what: str, trials: Sequence[Trial]) -> QRABOError:

@@ -101,6 +101,8 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
         "formats": [f.to_json() for f in FORMATS], "ranks": list(RANKS), "unit_numel": [NUMEL] * L,
         "budget_bytes": budget, "budget_text": "uniform:4,4", "scope": "peak", "oracle": oracle, "train_seed": 0,
         "full_trial_tokens": HIGH * TOKENS_A_STEP + 2_000, "uniform_baselines": 3, "alpha_over_rank": 2,
+        "max_full_trials": 30.0, "references": True, "ranking_top": 4, "rate_factors": [], "max_average_bits": None,
+        "rates_sha256": None,
         "init": "kaiming", "high_steps": HIGH, "low_steps": LOW, "effort": "normal",
         "planned_cost": 30.0 * (HIGH * TOKENS_A_STEP + 2_000),
         "method": "autoqra"})
@@ -170,24 +172,32 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
     s.add("confirmation", {
         "candidate": best.to_json(), "reference": reference.to_json(), "train_seeds": seeds,
         "candidate_losses": candidate, "reference_losses": [r for _, r in pairs],
-        "differences": differences.tolist(), "mean": float(differences.mean()),
+        "mean": float(differences.mean()),
         "low": float(differences.mean() - half), "high": float(differences.mean() + half),
         "winner_kind": "mixed" if wins else "uniform", "split": "test", "candidate_failed": False, "steps": 64,
         "ahead": 0.0})
-    s.add("ranking_check", {"steps": 192, "losses": [3.91, 3.93, 3.92, 3.97], "search_losses": [4.01, 4.02, 4.03, 4.06],
-                            "spearman": .8})
+    s.add("ranking_check", {"steps": 192, "fingerprints": ["a", "b", "c", "d"], "losses": [3.91, 3.93, 3.92, 3.97],
+                            "search_losses": [4.01, 4.02, 4.03, 4.06], "spearman": .8})
     chosen = best if wins else reference
     s.add("measured", {"allocation": chosen.to_json(), "predicted_bytes": predicted(chosen),
-                       "measured_bytes": predicted(chosen) - 1_100_000, "scope": "peak", "fits": True})
+                       "measured_bytes": predicted(chosen) - 1_100_000, "scope": "peak", "fits": True, "peaks": {}})
     s.add("final", {"steps": 320, "planned_steps": 400, "kept_step": 240, "curve": [
         [40, 4.12], [80, 4.02], [120, 3.95], [160, 3.91], [200, 3.89], [240, 3.874], [280, 3.877], [320, 3.882]],
-                    "loss": 3.871, "loss_se": .004, "adapter": "adapter", "sample": {
+                    "loss": 3.871, "loss_se": .004, "winner": (best if wins else reference).fingerprint,
+                    "delivered": (best if wins else reference).fingerprint, "sample": {
                         "prompt": "ROMEO:\nBut soft,", "before": " the <i>end</i>", "after": " what light"}}, 170.0)
-    s.add("end", {"status": "done", "best": chosen.fingerprint, "predicted_bytes": predicted(chosen),
+    s.add("end", {"status": "done", "best": chosen.fingerprint, "wall_seconds": 300.0, "overhead_seconds": 9.0,
+                  "predicted_bytes": predicted(chosen),
                   "breakdown": breakdown(chosen)})
 
 
-NOTHING_COMPARED = {"train_seeds": [], "candidate_losses": [], "reference_losses": [], "differences": [], "mean": 0.0,
+def event(kind: str, **fields: Any) -> dict[str, Any]:
+    """A line of a journal at the end of a run."""
+    return {"event": kind, "time": datetime.fromtimestamp(START + 9_000, UTC).isoformat(), "session": 1,
+            "elapsed": 9_000.0, **fields}
+
+
+NOTHING_COMPARED = {"train_seeds": [], "candidate_losses": [], "reference_losses": [], "mean": 0.0,
                     "low": 0.0, "high": 0.0}
 
 

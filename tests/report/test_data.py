@@ -57,32 +57,32 @@ def test_wall_time_is_the_sum_of_sessions(events):
 @pytest.mark.parametrize(("wins", "kind"), [(True, "mixed"), (False, "uniform")])
 def test_the_winner_is_what_the_confirmation_decided(wins, kind):
     d = parse_events(make_events(wins=wins))
-    assert d.confirmation.winner_kind == kind
-    assert d.winner == (d.confirmation.candidate if wins else d.confirmation.reference)
+    assert d.study.confirmation.winner_kind == kind
+    assert d.winner == (d.study.confirmation.candidate if wins else d.study.confirmation.reference)
 
 
 def test_end_event_overrules_confirmation(events):
     d = parse_events(events)
-    end = {**events[-1], "best": d.confirmation.reference.fingerprint}
-    assert parse_events([*events[:-1], end]).winner == d.confirmation.reference
+    end = {**events[-1], "best": d.study.confirmation.reference.fingerprint}
+    assert parse_events([*events[:-1], end]).winner == d.study.confirmation.reference
 
 
 def test_names_tell_uniform_filled_and_mixed_apart(events):
     d = parse_events(events)
-    assert d.name(uniform(L, "int8", 2)) == "uniform-8bit-r2"
+    assert d.study.name(uniform(L, "int8", 2)) == "uniform-8bit-r2"
     filled = next(e for e in d.points if e.stage == "baseline" and len(set(e.allocation.ranks)) == 2).allocation
-    assert d.name(filled) == f"uniform-4bit-r2-4-{filled.fingerprint[:4]}"
-    assert d.name(Allocation(filled.formats, filled.ranks[::-1])).startswith("mixed-")
+    assert d.study.name(filled) == f"uniform-4bit-r2-4-{filled.fingerprint[:4]}"
+    assert d.study.name(Allocation(filled.formats, filled.ranks[::-1])).startswith("mixed-")
     tried = {(e.allocation, e.spec.codes) for e in d.study.trials}
-    assert len({d.name(*pair) for pair in tried}) == len(tried)
-    assert d.name(d.confirmation.candidate).startswith("mixed-")
+    assert len({d.study.name(*pair) for pair in tried}) == len(tried)
+    assert d.study.name(d.study.confirmation.candidate).startswith("mixed-")
     assert d.average_bits(uniform(L, "hqq3", 2)) == 3.0
 
 
 def test_average_bits_are_weighted_by_parameters(events):
     header = {**events[0], "unit_numel": [3, *[1] * (L - 1)]}
     d = parse_events([header, *events[1:]])
-    a = d.confirmation.candidate
+    a = d.study.confirmation.candidate
     bits = np.array(d.bits(a))
     assert d.average_bits(a) == pytest.approx((bits.sum() + 2 * bits[0]) / (L + 2))
 
@@ -101,8 +101,8 @@ def test_what_is_no_journal_is_refused(events):
 
 
 def test_a_delivered_allocation_that_was_not_compared_states_no_difference() -> None:
-    study = Study(failed_alone(make_events()))
-    of = study.last["confirmation"]
-    assert _versus(study, Allocation.from_json(of["candidate"])) is None
-    same = _versus(study, Allocation.from_json(of["reference"])) or {}
-    assert (same["mean"], same["low"], same["high"]) == (0.0, 0.0, 0.0)
+    events = failed_alone(make_events())
+    c = Study(events).confirmation
+    for delivered, found in ((c.candidate, None), (c.reference, (0.0, 0.0, 0.0))):
+        versus = _versus(Study([*events[:-1], {**events[-1], "best": delivered.fingerprint}]))
+        assert (versus and (versus["mean"], versus["low"], versus["high"])) == found

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, RunState
-from tests.report.fixtures import L, failed_alone, make_events, minimised_at
+from qra_bo.study.events import decode
+from tests.report.fixtures import L, event, failed_alone, make_events, minimised_at
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -16,7 +17,7 @@ LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 def fed(events):
     """The state after ``events``, and the line of each."""
     state = RunState()
-    return state, [state.feed(e) for e in events]
+    return state, [state.feed(decode(e)) for e in events]
 
 
 def test_every_event_has_a_line_or_silence_as_the_report_of_the_same_journal_has_it():
@@ -31,7 +32,6 @@ def test_every_event_has_a_line_or_silence_as_the_report_of_the_same_journal_has
     assert all(f"({d.average_bits(e.allocation):.2f} bits, " in line for e, line in mixed)
     assert any("diverged (the loss became NaN at step 7)" in line for line in of_trials)
     assert lines[-1] == "ended: done"
-    assert state.feed({"event": "unheard of"}) is None
 
 
 def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
@@ -49,16 +49,16 @@ def test_what_follows_the_search_counts_in_the_plan():
     header, trial = (next(e for e in make_events() if e["event"] == kind) for kind in ("header", "trial"))
     full = header["full_trial_tokens"]
 
-    def planned(*more, **config):
-        state, _ = fed([{**header, "config": {"confirm": {"seeds": 5, "ranking_factor": 3}, "effort": config}}, *more])
+    def planned(*more, **effort):
+        config = {"confirm": {"seeds": 5, "ranking_factor": 3}}
+        state, _ = fed([{**header, "config": config, **effort}, *more])
         return state.planned - header["planned_cost"]
 
     assert fed([header])[0].planned == header["planned_cost"]
     assert planned(ranking_top=2, references=True) == pytest.approx((10 + 6 + 2) * full)
     instant = {"ranking_top": 2, "references": True, "max_full_trials": 0}
     assert planned(**instant) == 0
-    more = {"event": "extension", "effort": "normal", "max_full_trials": 30.0, "planned_cost": header["planned_cost"],
-            "references": True, "ranking_top": 4, "rate_factors": [0.5, 2.0]}
+    more = {**header, "event": "extension", "references": True, "ranking_top": 4, "rate_factors": [0.5, 2.0]}
     assert planned(more, **instant) == pytest.approx((3 * 10 + 4 * 3 + 2) * full)
     unsearched, _ = fed([{**header, "planned_cost": 0.0}, trial])
     assert (unsearched.planned, unsearched.eta_seconds(), unsearched.share()) == (0, None, "")
@@ -68,7 +68,7 @@ def test_progress_lines_are_plain_and_rare_off_a_terminal():
     out, now = io.StringIO(), [0.0]
     with LiveView(Console(file=out, width=80), clock=lambda: now[0], born=LONG_AGO) as view:
         for e in make_events()[:36]:
-            view(e)
+            view(decode(e))
         for i in range(100):
             now[0] += 1.0
             view.progress("training", i, 100)
@@ -83,7 +83,7 @@ def test_a_terminal_gets_stage_cost_incumbent_and_memory():
     console = Console(file=out, force_terminal=True, width=110)
     with LiveView(console, born=LONG_AGO) as view:
         for e in make_events(model="[red]m[/red]")[:-8]:
-            view(e)
+            view(decode(e))
         view.progress("training", 3, 48)
         console.print(view._render())
     for part in ("[red]m[/red]", "training 3/48", "of the planned cost", "against 4-bit r4"):
@@ -94,7 +94,7 @@ def test_resumed_run_shows_its_history_as_one_line():
     out, events = io.StringIO(), make_events()
     with LiveView(Console(file=out, width=200), born=datetime.fromisoformat(events[20]["time"])) as view:
         for e in events:
-            view(e)
+            view(decode(e))
     lines = out.getvalue().splitlines()
     assert "resumed after 20 events of earlier sessions: smollm2_135m" in lines[0]
     assert len(lines) < len(events) - 18
@@ -102,26 +102,29 @@ def test_resumed_run_shows_its_history_as_one_line():
 
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_uniform_choice_without_a_difference_says_why(failed: bool) -> None:
-    event = next(e for e in failed_alone(make_events(wins=False)) if e["event"] == "confirmation")
-    line = RunState().feed({**event, "candidate_failed": failed})
-    assert line.startswith("the mixed allocation failed" if failed else "no mixed allocation")
+    line = next(e for e in failed_alone(make_events(wins=False)) if e["event"] == "confirmation")
+    state, _ = fed(make_events()[:1])
+    said = state.feed(decode({**line, "candidate_failed": failed}))
+    assert said.startswith("the mixed allocation failed" if failed else "no mixed allocation")
 
 
 def test_a_choice_that_learned_rates_turned_over_has_its_reason():
     events = minimised_at(make_events(), 480)
-    event = next(e for e in events if e["event"] == "confirmation")
+    found = next(e for e in events if e["event"] == "confirmation")
     state, _ = fed(events[:2])
-    turned = {**event, "mean": 0.01, "low": 0.005, "high": 0.015, "ahead": -0.03}
-    assert "+0.0150, \u22120.0200 predicted for 480 steps; a mixed allocation is chosen" in state.feed(turned)
-    assert "predicted" not in state.feed(event)
+    turned = {**found, "mean": 0.01, "low": 0.005, "high": 0.015, "ahead": -0.03}
+    assert "+0.0150, \u22120.0200 predicted for 480 steps; a mixed allocation is chosen" in state.feed(decode(turned))
+    assert "predicted" not in state.feed(decode(found))
 
 
 def test_prediction_and_untuned_model_have_a_line():
     state, mixed = RunState(), {"formats": ["nf4", "hqq3"], "ranks": [1, 4]}
-    state.feed({**make_events()[0], "unit_numel": [3, 1]})
-    event = {"event": "prediction", "allocations": [mixed], "mean": -0.1, "reference": None}
-    assert state.feed(event) == "predicted allocation: mixed (3.75 bits, rank 2.5)"
-    event = {**event, "reference": {"formats": ["nf4"] * 2, "ranks": [3, 3]}}
-    assert state.feed(event).endswith(": \u22120.1000 nats against the best uniform choice (4-bit r3)")
-    assert state.feed({"event": "untuned", "loss": 4.5, "forward_tokens": 3}) == "untuned model: test loss 4.5000"
+    state.feed(decode({**make_events()[0], "unit_numel": [3, 1]}))
+    fields = {"allocations": [mixed], "mean": -0.1, "low": -0.2, "high": 0.0, "steps": 24, "sources": []}
+    alone, uniform = (decode(event("prediction", **fields, reference=reference))
+                      for reference in (None, {"formats": ["nf4"] * 2, "ranks": [3, 3]}))
+    assert state.feed(alone) == "predicted allocation: mixed (3.75 bits, rank 2.5)"
+    assert state.feed(uniform).endswith(": \u22120.1000 nats against the best uniform choice (4-bit r3)")
+    untuned = decode(event("untuned", loss=4.5, loss_se=None, forward_tokens=3))
+    assert state.feed(untuned) == "untuned model: test loss 4.5000"
     assert state.study.cost.forward_tokens == 3

@@ -47,9 +47,9 @@ def test_the_front_is_the_non_dominated_set_by_brute_force(data):
 
 def test_confirmation_shows_every_difference_and_zero(data, drawn):
     ax = drawn["confirmation"].axes[0]
-    assert sorted(ax.collections[0].get_offsets()[:, 0]) == pytest.approx(sorted(data.confirmation.differences))
+    assert sorted(ax.collections[0].get_offsets()[:, 0]) == pytest.approx(sorted(data.study.confirmation.differences))
     low, high = ax.get_xlim()
-    assert low < min(data.confirmation.differences)
+    assert low < min(data.study.confirmation.differences)
     assert 0 < high < -.2 * low
 
 
@@ -86,7 +86,7 @@ def test_no_label_or_legend_lies_outside_or_on_another(drawn):
 def test_memory_bars_are_the_parts_their_sum_and_the_measurement(data, drawn):
     *parts, predicted, measured = [bar.get_width() * 1e6 for bar in reversed(drawn["memory"].axes[0].patches)]
     assert predicted == pytest.approx(sum(data.breakdown.values())) == pytest.approx(sum(parts))
-    assert measured == pytest.approx(data.measurement(data.winner).measured_bytes)
+    assert measured == pytest.approx(data.study.measurement(data.winner).measured_bytes)
 
 
 def test_every_format_has_a_colour_of_its_own(drawn):
@@ -130,7 +130,7 @@ def test_every_alternative_text_holds_the_numbers(data, drawn):
     alt = dict(re.findall(r'<section id="(\w+)"(?:(?!</section>).)*?<div role="img" aria-label="([^"]*)"',
                           render_html(data, drawn), re.S))
     assert list(alt) == list(PLOTS)
-    for name, text in {"confirmation": f"{data.confirmation.mean:+.4f}".replace("-", "\u2212"),
+    for name, text in {"confirmation": f"{data.study.confirmation.mean:+.4f}".replace("-", "\u2212"),
                        "pareto": f"{data.study.best_uniform.loss:.4f}", "allocation": "0: 8-bit r1",
                        "convergence": f"{data.study.best_uniform.loss:.4f}", "memory": "optimiser states",
                        "sensitivity": "hqq2 at unit 0 by", "surrogate": "Spearman 0.97"}.items():

@@ -12,6 +12,7 @@ import pytest
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.trackers import TensorBoard, Tracker, Wandb, make_listener, metrics_of
+from qra_bo.study.events import decode
 from qra_bo.study.state import Study
 from qra_bo.utils.errors import ConfigError, MissingExtraError
 from qra_bo.utils.files import check_run_folder
@@ -65,7 +66,7 @@ class Own:
 def test_metrics_agree_with_the_report_of_the_journal() -> None:
     events, tracker = make_events(), Kept()
     for event in events:
-        tracker(event)
+        tracker(decode(event))
     tracker.close()
     d = parse_events(events)
     steps = [step for _, step in tracker.logged]
@@ -90,15 +91,16 @@ def test_a_confirmation_that_compared_nothing_logs_no_difference(without: Callab
     for events, names in ((without(make_events(wins=False)), []), (make_events(), ["low", "mean", "high"])):
         study = Study(events)
         event = next(e for e in events if e["event"] == "confirmation")
-        assert {name for m in metrics_of(study, event) for name in m} == {f"confirmation/{name}" for name in names}
+        found = metrics_of(study, decode(event))
+        assert {name for m in found for name in m} == {f"confirmation/{name}" for name in names}
 
 
 def test_earlier_sessions_count_and_are_not_logged_again() -> None:
     events, whole = make_events(), Kept()
     later = Kept(datetime.fromisoformat(events[-4]["time"]))
     for event in events:
-        whole(event)
-        later(event)
+        whole(decode(event))
+        later(decode(event))
     assert 0 < len(later.logged) < len(whole.logged)
     assert later.logged == whole.logged[-len(later.logged):]
 
@@ -107,7 +109,7 @@ def test_own_listener_gets_every_event_and_is_closed(tmp_path: Path) -> None:
     listener = make_listener({"_target_": f"{HERE}.Own", "suffix": "_x"}, tmp_path)
     assert listener is not None
     for event in make_events():
-        listener(event)
+        listener(decode(event))
     listener.close()
     from tests.report.test_trackers import Own as Loaded
 
@@ -122,7 +124,7 @@ def test_failing_listener_is_logged_once_and_dropped(tmp_path: Path, caplog: pyt
     assert listener is not None
     with caplog.at_level(logging.WARNING):
         for event in make_events():
-            listener(event)
+            listener(decode(event))
     from tests.report.test_trackers import Own as Loaded
 
     assert Loaded.events == ["called"]
@@ -151,8 +153,8 @@ def follow(tracker: Tracker) -> Study:
     """A whole journal given to a real tracker."""
     study = Study()
     for event in make_events():
-        tracker(event)
-        study.add(event)
+        tracker(decode(event))
+        study.add(decode(event))
     tracker.close()
     assert not logging.getLogger("qra_bo").disabled
     return study

@@ -17,7 +17,7 @@ from qra_bo.searchers.base import Searcher, SearchProblem, make_searcher
 from qra_bo.searchers.two_stages import TwoStages
 from qra_bo.space import uniform
 from qra_bo.study.engine import RunOutcome
-from qra_bo.study.trial_runner import ENGINE_STAGES
+from qra_bo.study.state import ENGINE_STAGES
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError
 from tests.study.problem import EQUIVALENT, HIGH, TOKENS, Walk, comparable, make_problem, make_space

@@ -66,6 +66,6 @@ def test_a_best_factor_below_one_that_diverged_is_at_no_end(tmp_path: Path, scal
                                                             at_end: bool) -> None:
     study = run(tmp_path, InProcessExecutor(Diverging(limit)), fine_tunes=False, calibrate__lr_scales=scales,
                 effort__max_full_trials=4, confirm__seeds=0, effort__ranking_top=0).study
-    assert study.last["calibration"]["tried"] == [1e-3 * s for s in scales]
+    assert study.calibration.tried == tuple(1e-3 * s for s in scales)
     assert study.learning_rate == limit * 1e-3
-    assert ("at the end of those tried" in study.last.get("warning", {"message": ""})["message"]) == at_end
+    assert any("at the end of those tried" in message for message in study.warnings) == at_end

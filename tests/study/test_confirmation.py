@@ -11,12 +11,10 @@ from qra_bo.execution import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.report.data import load_run
 from qra_bo.report.notes import notes
-from qra_bo.space import Allocation, uniform
-from qra_bo.study import RunOutcome
-from qra_bo.study.health import FAIL, PASS, WARN, card
+from qra_bo.space import uniform
+from qra_bo.study import RunOutcome, VerdictKind, verdict_of
 from qra_bo.study.journal import read_journal
-from qra_bo.study.results import load_study
-from qra_bo.study.state import Study
+from qra_bo.study.state import Study, load_study
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import comparable, make_setting, run
@@ -50,7 +48,7 @@ def favoured(folder: Path, lost: Iterable[int] = (), diverging: Iterable[int] = 
 
 
 def confirmed(study: Study) -> list[int]:
-    return [int(seed) for seed in study.last["confirmation"]["train_seeds"]]
+    return [int(seed) for seed in study.confirmation.train_seeds]
 
 
 def events(folder: Path, kind: str) -> int:
@@ -61,16 +59,14 @@ def events(folder: Path, kind: str) -> int:
 @pytest.mark.parametrize("failures", [0, 1, 2, 4, 5])
 def test_what_diverges_on_unseen_seeds_is_not_delivered(tmp_path: Path, failures: int, sequential: bool) -> None:
     outcome = favoured(tmp_path, diverging=SEEDS[:failures], effort__sequential=sequential)
-    c = outcome.study.last["confirmation"]
+    c = outcome.study.confirmation
     mixed = len(set(outcome.winner.formats)) > 1
-    assert mixed == (c["winner_kind"] == "mixed") == (outcome.best["winner_kind"] == "mixed") == (failures == 0)
-    assert outcome.winner == Allocation.from_json(c["candidate" if mixed else "reference"])
-    assert c["candidate_failed"] == (failures > 0)
-    assert len(c["train_seeds"]) != 1  # one pair has no interval
-    if not c["train_seeds"]:
-        found = card(outcome.study, "beats_uniform")
-        assert found.status == FAIL
-        assert "failed on unseen training seeds" in found.finding
+    assert mixed == (c.winner_kind == "mixed") == (outcome.best["winner_kind"] == "mixed") == (failures == 0)
+    assert outcome.winner == (c.candidate if mixed else c.reference)
+    assert c.candidate_failed == (failures > 0)
+    assert len(c.train_seeds) != 1  # one pair has no interval
+    if not c.train_seeds:
+        assert verdict_of(outcome.study).kind is VerdictKind.MIXED_FAILED
         assert outcome.best["metric"] == "validation_loss"
 
 
@@ -87,17 +83,17 @@ class Sensitive(Favoured):
             self.diverging = seeds
 
 
-@pytest.mark.parametrize(("failures", "status"), [(0, PASS), (2, WARN), (5, WARN)])
-def test_what_diverges_at_another_rate_alone_is_no_clear_winner(tmp_path: Path, failures: int, status: str) -> None:
+@pytest.mark.parametrize(("failures", "kind"), [
+    (0, VerdictKind.BETTER), (2, VerdictKind.BETTER_AT_ONE_RATE), (5, VerdictKind.BETTER_AT_ONE_RATE)])
+def test_what_diverges_at_another_rate_alone_is_no_clear_winner(tmp_path: Path, failures: int,
+                                                                kind: VerdictKind) -> None:
     oracle = Sensitive(diverging=SEEDS[:failures])
     outcome = run(tmp_path, InProcessExecutor(oracle), Contrary, confirm__seeds=5, effort__rate_factors=[2.0])
     assert outcome.best["winner_kind"] == "mixed"
-    compared = [len(rate["train_seeds"]) for rate in outcome.study.last["rate_check"]["rates"]]
+    compared = [len(rate.train_seeds) for rate in outcome.study.rate_check.rates]
     assert compared == [5 - failures] * (failures < 5)
-    found = card(outcome.study, "beats_uniform")
-    assert found.status == status
-    assert ("it failed on a seed" in found.finding and "at 2.0 times the learning rate" in found.finding) == \
-        (failures > 0)
+    verdict = verdict_of(outcome.study)
+    assert (verdict.kind, verdict.turned_at) == (kind, (2.0,) * (failures > 0))
     note = dict(notes(load_run(tmp_path)))["Other learning rates"]
     assert ("At 2.00 times the rate the mixed allocation failed" in note) == (failures > 0)
     raw = (tmp_path / "trials.jsonl").read_bytes()
@@ -108,11 +104,11 @@ def test_what_diverges_at_another_rate_alone_is_no_clear_winner(tmp_path: Path, 
 def test_an_extension_checks_the_surrogate_of_all_its_baselines(tmp_path: Path) -> None:
     searcher = checked(BAD)
     first = favoured(tmp_path, searcher=searcher, effort__uniform_baselines=1, effort__references=False)
-    assert first.study.last["choice"]["by"] == "loss"
+    assert first.study.choice.by == "loss"
     longer = favoured(tmp_path, searcher=searcher)
     assert len(longer.study.points) > len(first.study.points)
-    assert longer.study.last["surrogate_check"]["spearman_good"] == BAD
-    assert longer.study.last["choice"]["by"] == "loss"
+    assert longer.study.surrogate_check.spearman_good == BAD
+    assert longer.study.choice.by == "loss"
     raw = (tmp_path / "trials.jsonl").read_bytes()
     assert favoured(tmp_path, searcher=searcher).best == longer.best
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
@@ -124,8 +120,8 @@ def test_another_winner_of_more_seeds_is_fine_tuned_wherever_that_was_cut_off(tm
     before = len((tmp_path / "run" / "trials.jsonl").read_bytes().splitlines())
     more = favoured(tmp_path / "run", lost=SEEDS[3:])
     assert (confirmed(more.study), more.best["winner_kind"]) == (list(SEEDS), "uniform")
-    final, end = more.study.last["final"], more.study.last["end"]
-    assert final["delivered"] == final["winner"] == end["best"] == more.winner.fingerprint
+    final, end = more.study.final, more.study.end
+    assert final.delivered == final.winner == end.best == more.winner.fingerprint
     assert str(list(more.winner.ranks)) in (tmp_path / "run" / "quant_manifest.json").read_text()
     whole = favoured(tmp_path / "whole", lost=SEEDS[3:])
     assert comparable(more.best) == comparable(whole.best)
@@ -157,7 +153,7 @@ def test_a_lower_effort_keeps_the_longer_confirmation(tmp_path: Path) -> None:
     whole = long_run(tmp_path).study
     lower = long_run(tmp_path, effort__max_full_trials=12).study
     assert lower.confirmation_steps < whole.confirmation_steps
-    assert lower.last["confirmation"] == whole.last["confirmation"]
+    assert lower.confirmation == whole.confirmation
     assert [e.spec.key for e in lower.trials] == [e.spec.key for e in whole.trials]
 
 
@@ -165,7 +161,7 @@ def test_a_higher_effort_that_finds_nothing_new_confirms_at_a_longer_training(tm
     short = long_run(tmp_path, Contrary, effort__max_full_trials=12).study
     longer = long_run(tmp_path, Contrary).study
     assert short.points == longer.points
-    assert [s.last["confirmation"]["steps"] for s in (short, longer)] == [16, 32]
+    assert [s.confirmation.steps for s in (short, longer)] == [16, 32]
     assert longer.confirmation_steps == 32
 
 
@@ -189,6 +185,6 @@ def test_a_candidate_that_an_extension_finds_is_confirmed(tmp_path: Path) -> Non
 
     short = favoured(tmp_path, searcher=First)
     longer = favoured(tmp_path, searcher=Contrary, effort__sequential=True)
-    assert longer.study.last["confirmation"]["candidate"] != short.study.last["confirmation"]["candidate"]
-    assert longer.winner == Allocation.from_json(longer.study.last["confirmation"]["candidate"])
+    assert longer.study.confirmation.candidate != short.study.confirmation.candidate
+    assert longer.winner == longer.study.confirmation.candidate
     assert uniform(4, "nf4", 4) != longer.winner

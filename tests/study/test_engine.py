@@ -13,11 +13,12 @@ from qra_bo.execution import InProcessExecutor, Limits, LocalExecutor, OracleSpe
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import RunOutcome
+from qra_bo.study.events import Event, as_line
 from qra_bo.study.intervals import paired_interval
 from qra_bo.study.journal import Journal, checksum, read_journal
-from qra_bo.study.results import load_study, write_best
+from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import SearcherError
-from qra_bo.study.state import UNSEARCHED_STAGES
+from qra_bo.study.state import UNSEARCHED_STAGES, load_study
 from qra_bo.trials import Fidelity, Proposal, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, JournalError, QRABOError
 from tests.study.oracles import PlantedOracle
@@ -107,6 +108,7 @@ def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]
             "oracle", "winner_kind", "loss", "loss_se", "fidelity", "metric", "search_loss", "versus_best_uniform",
             "memory", "baselines", "cost", "provenance"} <= best.keys()
     assert {"version", "git", "seed", "train_seeds", "data_sha256", "config_sha256", "packages", "device", "dtype",
+            "data_render",
             "threads"} == best["provenance"].keys()
     assert "uniform-4bit-r4" in {b["name"] for b in best["baselines"]}
     assert best["baselines"][-2] == {"name": "uniform-16bit-r16", "bits": 16, "ranks": 16, "format": "fp16",
@@ -154,7 +156,7 @@ def test_a_damaged_line_is_done_again_and_named(whole: tuple[Path, RunOutcome], 
     assert sorted(keys(tmp_path)) == sorted(keys(whole[0]))
     assert resumed.winner == whole[1].winner
     assert any(f"line {number + 1} of trials.jsonl is damaged" in m for m in _warnings(tmp_path))
-    assert load_study(tmp_path).last["end"]["best"] == resumed.winner.fingerprint
+    assert load_study(tmp_path).end.best == resumed.winner.fingerprint
 
 
 def test_whatever_line_is_damaged_is_done_again_though_the_effort_was_spent(tmp_path: Path) -> None:
@@ -320,19 +322,21 @@ def test_a_searcher_that_stops_ends_the_search(tmp_path: Path) -> None:
 def test_what_a_searcher_says_of_its_surrogate_is_kept_until_the_search_goes_on(tmp_path: Path) -> None:
     class Judging(Walk):
         def surrogate_check(self) -> dict[str, Any]:
-            return {"n": len(self.told)}
+            n = len(self.told)
+            return {"observed": [], "predicted": [], "sd": [], "n": n, "spearman": 0.9, "spearman_good": 0.9,
+                    "nll": 0.0, "coverage_50": 0.5, "coverage_90": 0.9}
 
     def checks() -> list[int]:
         events = map(json.loads, (tmp_path / "trials.jsonl").read_text().splitlines())
         return [e["n"] for e in events if e["event"] == "surrogate_check"]
 
     first = run(tmp_path, searcher=Judging, effort__max_full_trials=14)
-    assert checks() == [first.study.last["surrogate_check"]["n"]] == [len(first.study.points)]
+    assert checks() == [first.study.surrogate_check.n] == [len(first.study.points)]
     run(tmp_path, searcher=Judging, effort__max_full_trials=14)
     assert len(checks()) == 1
     longer = run(tmp_path, searcher=Judging)
     assert len(checks()) == 2
-    assert longer.study.last["surrogate_check"]["n"] == checks()[1] == len(longer.study.points) > checks()[0]
+    assert longer.study.surrogate_check.n == checks()[1] == len(longer.study.points) > checks()[0]
 
 
 def test_a_mixed_winner_is_confirmed(tmp_path: Path) -> None:
@@ -346,11 +350,11 @@ def test_a_mixed_winner_is_confirmed(tmp_path: Path) -> None:
     outcome = run(tmp_path, searcher=Best)
     mixed = outcome.best["winner_kind"] == "mixed"
     assert mixed == (outcome.best["versus_best_uniform"]["mean"] < 0)
-    confirmation = outcome.study.last["confirmation"]
-    differences = [c - r for c, r in zip(confirmation["candidate_losses"], confirmation["reference_losses"],
+    confirmation = outcome.study.confirmation
+    differences = [c - r for c, r in zip(confirmation.candidate_losses, confirmation.reference_losses,
                                          strict=True)]
-    assert confirmation["mean"] == pytest.approx(sum(differences) / 3)
-    assert confirmation["winner_kind"] == ("mixed" if sum(differences) < 0 else "uniform")
+    assert confirmation.mean == pytest.approx(sum(differences) / 3)
+    assert confirmation.winner_kind == ("mixed" if sum(differences) < 0 else "uniform")
 
 
 def test_another_configuration_is_refused_and_nothing_written(whole: tuple[Path, RunOutcome]) -> None:
@@ -486,21 +490,20 @@ def test_what_an_oracle_notes_is_a_warning_once_a_run(tmp_path: Path, monkeypatc
 
 def test_the_comparison_is_repeated_at_other_learning_rates(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     outcome = run(tmp_path, effort__rate_factors=[0.5, 2.0])
-    check = outcome.study.last["rate_check"]
+    check = outcome.study.rate_check
     done = [e for e in outcome.study.trials if e.stage == "rate_check"]
     assert len(done) == 2 * 2 * 3  # factors, allocations, seeds
     assert {e.spec.learning_rate for e in done} == {1e-3, 4e-3}
     assert {e.spec.split for e in done} == {"test"}
     assert {e.spec.train_seed for e in done} == set(make_setting().confirm_seeds)
-    assert [rate["factor"] for rate in check["rates"]] == [0.5, 2.0]
-    for rate in check["rates"]:
-        wanted = paired_interval([c - r for c, r in zip(rate["candidate_losses"], rate["reference_losses"],
-                                                        strict=True)])
-        assert (rate["mean"], rate["low"], rate["high"]) == (wanted.mean, wanted.low, wanted.high)
+    assert [rate.factor for rate in check.rates] == [0.5, 2.0]
+    for rate in check.rates:
+        wanted = paired_interval(rate.differences)
+        assert (rate.mean, rate.low, rate.high) == (wanted.mean, wanted.low, wanted.high)
     mixed = outcome.best["winner_kind"] == "mixed"
     assert outcome.best["versus_best_uniform_at_rates"] == [
-        {**{k: rate[k] for k in ("factor", "mean", "low", "high")}, "train_seeds": 3}
-        for rate in check["rates"] if mixed]
+        {**{k: getattr(rate, k) for k in ("factor", "mean", "low", "high")}, "train_seeds": 3}
+        for rate in check.rates if mixed]
     assert outcome.study.search_cost == whole[1].study.search_cost
     assert outcome.winner == whole[1].winner
     raw = (tmp_path / "trials.jsonl").read_bytes()
@@ -522,9 +525,12 @@ def test_listeners_hear_every_event_once_those_of_earlier_sessions_first(whole: 
                                                                          tmp_path: Path) -> None:
     raw = (whole[0] / "trials.jsonl").read_bytes()
     (tmp_path / "trials.jsonl").write_bytes(raw[:len(raw) // 3])
-    heard: list[Mapping[str, Any]] = []
+    heard: list[Event] = []
     run(tmp_path, listeners=(heard.append,))
-    assert heard == list(read_journal(tmp_path / "trials.jsonl").events)
+    lines = read_journal(tmp_path / "trials.jsonl").events
+    assert [event.kind for event in heard] == [line["event"] for line in lines]
+    assert all(as_line(event).items() <= {**line, "time": event.time.isoformat()}.items()
+               for event, line in zip(heard, lines, strict=True) if event.kind not in ("header", "calibration"))
 
 
 def test_ranking_follows_from_the_points(whole: tuple[Path, RunOutcome]) -> None:

@@ -133,11 +133,11 @@ def test_another_schema_is_refused_whatever_its_checksum(tmp_path: Path) -> None
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
-    stored = {"config_sha256": "x", "config": {"model": {"name": "tiny"}, "effort": {"name": "quick"}, "bits": [2, 4]}}
+    stored = {"model": {"name": "tiny"}, "effort": {"name": "quick"}, "bits": [2, 4]}
     with pytest.raises(JournalError, match=r"bits was \[2, 4\] and is \[2, 8\]; model.name was 'tiny' and is 'big'\."):
-        check_same_configuration(tmp_path, stored, {"model": {"name": "big"}, "effort": {"name": "normal"},
+        check_same_configuration(tmp_path, stored, "x", {"model": {"name": "big"}, "effort": {"name": "normal"},
                                                     "bits": [2, 8]}, "y")
-    check_same_configuration(tmp_path, stored, {}, "x")
+    check_same_configuration(tmp_path, stored, "x", {}, "x")
 
 
 def test_second_writer_is_told_who_holds_the_run(tmp_path: Path) -> None:

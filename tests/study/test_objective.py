@@ -1,6 +1,6 @@
 """The length that a run minimises the loss of: what searchers are told, who wins, and how long the comparison is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from qra_bo.execution import InProcessExecutor
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import uniform
-from qra_bo.study import RunOutcome, load_study, objective
-from qra_bo.study.conclusion import confirmation
-from qra_bo.study.setting import affordable_steps
+from qra_bo.study import RunOutcome, load_study
+from qra_bo.study import confirmation as confirming
+from qra_bo.study.confirmation import confirmation
+from qra_bo.study.state import affordable_steps
 from qra_bo.trials import Fidelity, Trial
 from tests.study.oracles import FORMATS, PlantedOracle
 from tests.study.problem import HIGH, TOKENS, Walk, comparable, run
@@ -44,8 +45,8 @@ def test_final_length_is_minimised_and_losses_are_carried(tmp_path: Path) -> Non
             super().tell(evaluations)
 
     study = long_run(tmp_path, Noting).study
-    objective = study.last["objective"]
-    assert (study.objective_steps, objective["steps"], objective["before"]) == (40, 40, HIGH)
+    objective = study.objective
+    assert (study.objective_steps, objective.steps, objective.before) == (40, 40, HIGH)
     assert study.change is not None
     assert set(lengths) == {40}
     losses = {e.id: e.loss for e in told if e.fidelity is Fidelity.HIGH and e.ok}
@@ -64,15 +65,15 @@ def test_confirmation_is_as_long_as_the_effort_affords(tmp_path: Path) -> None:
     # 24 full trials of 90 tokens' worth, shared by two allocations on three seeds of 10 tokens a step
     assert study.confirmation_steps == 32
     lengths = {e.spec.steps for e in study.trials if e.stage == "confirmation"}
-    c = study.last["confirmation"]
+    c = study.confirmation
     assert lengths <= {32}
-    assert c["steps"] == 32
-    assert study.last["objective"]["steps"] > c["steps"]
+    assert c.steps == 32
+    assert study.objective.steps > c.steps
 
 
 def test_a_trial_is_minimised_where_that_is_asked_for(tmp_path: Path) -> None:
     outcome = long_run(tmp_path, search__length="trial")
-    assert "objective" not in outcome.study.last
+    assert outcome.study.objective is None
     assert outcome.best["objective"] == {"steps": HIGH, "trial_steps": HIGH, "confirmed_steps": HIGH,
                                          "predicted_beyond": 0.0}
 
@@ -80,7 +81,7 @@ def test_a_trial_is_minimised_where_that_is_asked_for(tmp_path: Path) -> None:
 def test_a_final_training_no_longer_than_a_trial_changes_nothing(tmp_path: Path) -> None:
     short = long_run(tmp_path / "short", final__steps=HIGH)
     trial = long_run(tmp_path / "trial", final__steps=HIGH, search__length="trial")
-    assert "objective" not in short.study.last
+    assert short.study.objective is None
     assert [e.spec.key for e in short.study.trials] == [e.spec.key for e in trial.study.trials]
 
 
@@ -95,7 +96,7 @@ def test_a_length_whose_line_was_damaged_decides_the_incumbent_again(tmp_path: P
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """A doubling of ranks is worth so much that the least loss of a trial is not the incumbent's."""
     worth = Change(FORMATS, np.zeros((4, 3)), np.full(4, -1.0))
-    monkeypatch.setattr(objective, "_change", lambda *_: worth)
+    monkeypatch.setattr(confirming, "_change", lambda *_: worth)
     whole = long_run(tmp_path).study
     assert whole.incumbent is whole.ranked[0] is not min(whole.points, key=lambda e: e.loss or 0.0)
     path = tmp_path / "trials.jsonl"
@@ -112,9 +113,8 @@ def test_affordable_steps_are_multiples_of_a_trial(cost: float, steps: int) -> N
 
 
 def test_the_winner_is_decided_for_the_length_that_is_minimised() -> None:
-    def kind(ahead: float) -> Mapping[str, Any]:
-        pairs = [(seed, 3.0 - gap, 3.0) for seed, gap in enumerate((0.01, 0.02, 0.03))]
-        return confirmation(uniform(2, "nf4", 2), uniform(2, "nf4", 4), pairs, False, 8, ahead)
-    assert kind(0.0)["winner_kind"] == kind(0.019)["winner_kind"] == "mixed"
-    assert kind(0.021)["winner_kind"] == "uniform"
-    assert kind(0.021)["mean"] == pytest.approx(-0.02)
+    pairs = [(seed, 3.0 - gap, 3.0) for seed, gap in enumerate((0.01, 0.02, 0.03))]
+    found = [confirmation(uniform(2, "nf4", 2), uniform(2, "nf4", 4), pairs, False, 8, ahead)
+             for ahead in (0.0, 0.019, 0.021)]
+    assert [c.winner_kind for c in found] == ["mixed", "mixed", "uniform"]
+    assert found[2].mean == pytest.approx(-0.02)

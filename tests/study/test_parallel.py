@@ -15,7 +15,7 @@ from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import checksum, read_journal
-from qra_bo.study.results import load_study
+from qra_bo.study.state import load_study
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import Fidelity, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError

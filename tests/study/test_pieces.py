@@ -4,6 +4,7 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from qra_bo.oracle.protocol import Oracle
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.baselines import fill, largest_rank, uniform_baselines
-from qra_bo.study.conclusion import confirmation
+from qra_bo.study.confirmation import confirmation
 from qra_bo.study.intervals import paired_interval, spearman
 from qra_bo.study.journal import read_journal
 from qra_bo.study.provenance import changes, collect, git_commit
@@ -23,6 +24,7 @@ from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.state import Cost, Study, cost_of
 from qra_bo.study.status import StatusFile
+from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
 from qra_bo.utils.files import write_json
 from tests.study.oracles import DAMAGE, FORMATS, UNITS, PlantedOracle
@@ -97,11 +99,11 @@ def test_the_loser_is_not_called_the_winner(ours: tuple[float, float], theirs: t
                                             ahead: float, kind: str) -> None:
     mixed, reference = Allocation(("hqq2", "hqq8"), (1, 2)), uniform(2, "nf4", 4)
     data = confirmation(mixed, reference, list(zip((1, 2), ours, theirs, strict=True)), failed, 24, ahead)
-    assert data["winner_kind"] == kind
-    assert data["mean"] == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert data.winner_kind == kind
+    assert data.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
     same = confirmation(reference, reference, list(zip((1, 2), ours, ours, strict=True)), False, 24, -1.0)
-    assert same["winner_kind"] == "uniform"
-    assert same["differences"] == [0, 0]
+    assert same.winner_kind == "uniform"
+    assert same.differences == (0, 0)
 
 
 def test_cost_counts_a_forward_token_a_third() -> None:
@@ -140,21 +142,21 @@ def test_provenance_of_this_checkout(tmp_path: Path) -> None:
 
 
 def test_status_is_replaced_whole_and_a_full_disk_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    status = StatusFile(tmp_path)
-    status.write(Study(), "running")
+    status = StatusFile(tmp_path, dict)
+    status.write("running")
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "status.json", float("nan"))
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
-    StatusFile(tmp_path / "vanished").write(Study(), "running")
+    StatusFile(tmp_path / "vanished", dict).write("running")
     assert "the run goes on" in caplog.text
 
 
 def test_progress_is_written_now_and_then(tmp_path: Path) -> None:
     now = [0.0]
-    status = StatusFile(tmp_path, clock=lambda: now[0])
+    status = StatusFile(tmp_path, dict, clock=lambda: now[0])
     for now[0] in (0.0, 0.5, 1.5):
-        status.progress(Study(), "train", int(10 * now[0]), 20)
+        status.progress("train", int(10 * now[0]), 20)
         if now[0] == 0.5:
             assert json.loads((tmp_path / "status.json").read_text())["progress"]["done"] == 0
     assert json.loads((tmp_path / "status.json").read_text())["progress"] == {"what": "train", "done": 15, "total": 20}
@@ -166,27 +168,18 @@ def test_status_of_an_extended_run_plans_for_the_larger_effort(tmp_path: Path) -
         assert json.loads((tmp_path / "status.json").read_text())["planned_cost"] == trials * EQUIVALENT
 
 
-def test_no_time_is_left_of_a_search_that_has_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "left"), [("search", True), ("confirmation", False), ("end", False)])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_time_left_is_of_the_search_and_shared_by_the_workers(tmp_path: Path, stage: str, left: bool,
+                                                              workers: int) -> None:
     run(tmp_path)
-    study, status, left = Study(read_journal(tmp_path / "trials.jsonl").events[:12]), StatusFile(tmp_path), []
-    for status.stage, state in (("search", "running"), ("search", "interrupted"), ("confirmation", "running"),
-                                ("end", "done")):
-        status.write(study, state)
-        left.append(json.loads((tmp_path / "status.json").read_text())["eta_seconds"])
-    assert left[0] > 0
-    assert left[1:] == [None] * 3
-
-
-def test_time_left_is_shared_by_the_workers(tmp_path: Path) -> None:
-    run(tmp_path)
-    events, left = read_journal(tmp_path / "trials.jsonl").events, []
-    for workers in (1, 4):
-        begun = [{**e, "seconds": 6.0, "workers": workers} if e["event"] == "trial" else e for e in events[:12]]
-        StatusFile(tmp_path).write(study := Study(begun), "running")
-        left.append(json.loads((tmp_path / "status.json").read_text())["eta_seconds"])
-    trained = sum(cost_of(e).tokens for e in study.trials)
-    assert left[0] == pytest.approx(6.0 * len(study.trials) * (study.planned_cost - study.search_cost.tokens) / trained)
-    assert left[1] == pytest.approx(left[0] / 4)
+    lines = [{**e, "seconds": 6.0, "workers": workers} if e["event"] == "trial" else e
+             for e in read_journal(tmp_path / "trials.jsonl").events[:12]]
+    runner = SimpleNamespace(study=Study(lines), status=SimpleNamespace(stage=stage))
+    study, eta = runner.study, TrialRunner._facts(runner)["eta_seconds"]  # type: ignore[arg-type]
+    rate = 6.0 * len(study.trials) / sum(cost_of(e).tokens for e in study.trials)
+    expected = rate * (study.planned_cost - study.search_cost.tokens) / workers
+    assert eta == (pytest.approx(expected) if left else None)
 
 
 def test_the_stand_in_is_an_oracle() -> None:

@@ -17,12 +17,11 @@ from qra_bo.report.html import render_html
 from qra_bo.report.live import RunState
 from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.rates.files import load_rates
-from qra_bo.space import Allocation, limit_average_bits
-from qra_bo.study import load_study, prediction
-from qra_bo.study.comparison import compare_qlora
-from qra_bo.study.health import card
+from qra_bo.space import limit_average_bits
+from qra_bo.study import VerdictKind, load_study, prediction
+from qra_bo.study.events import decode
 from qra_bo.study.journal import read_journal
-from qra_bo.study.prediction import solved
+from qra_bo.study.prediction import compare_qlora, solved
 from qra_bo.study.results import build_best
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import Trial
@@ -46,7 +45,7 @@ def quick(out: Path, **more: Any) -> Result:
 def planned(folder: Path) -> float | None:
     state = RunState()
     for event in read_journal(folder / "trials.jsonl").events:
-        state.feed(event)
+        state.feed(decode(event))
     return state.planned
 
 
@@ -90,8 +89,10 @@ def test_instant_runs_no_trial_and_is_labelled_as_predicted(tmp_path: Path) -> N
     assert p["label"] == "predicted, not searched"
     assert p["low"] < p["mean"] < 0 < p["steps"]
     assert p["low"] + p["high"] == pytest.approx(2 * p["mean"])
-    assert answer(d).sentence.startswith("Predicted, not searched")
-    assert "for 24 steps" in answer(d).interval
+    found = d.verdict.versus_uniform
+    assert d.verdict.kind is VerdictKind.PREDICTED
+    assert found is not None
+    assert (found.mean, found.low, found.high, found.steps) == (p["mean"], p["low"], p["high"], 24)
     assert "predicted, not searched" in versus(d)
 
 
@@ -116,11 +117,8 @@ def test_a_uniform_prediction_is_not_compared_with_itself(tmp_path: Path) -> Non
     assert event["reference"] in event["allocations"]
     same = {**event, "allocations": [event["reference"]], "mean": 0.0, "low": 0.0, "high": 0.0}
     d = parse_events([same if e is event else e for e in events if e["event"] != "end"])
-    said, own = answer(d), card(d.study, "beats_uniform")
-    assert "It is the best uniform baseline" in said.sentence
-    assert (said.figure, said.interval, said.tone) == ("", "", "open")
-    assert own.finding.startswith("A uniform baseline is predicted to be the best allocation")
-    assert "0.0000" not in own.finding + versus(d) + str(RunState().feed(same))
+    assert (d.verdict.kind, d.verdict.versus_uniform) == (VerdictKind.PREDICTED_UNIFORM, None)
+    assert "0.0000" not in versus(d) + str(RunState().feed(decode(same)))
 
 
 def test_instant_again_changes_nothing(tmp_path: Path) -> None:
@@ -161,7 +159,7 @@ def test_instant_predicts_in_the_folder_of_a_search_that_proposed_nothing(tmp_pa
     lines = journal.read_text().splitlines(keepends=True)
     kept_lines = lines[:1 + next(i for i, line in enumerate(lines) if re.search(reached, line))]
     journal.write_text("".join(kept_lines))
-    rate = load_study(tmp_path).last.get("calibration", {}).get("learning_rate")
+    rate = load_study(tmp_path).learning_rate
     best = instant(tmp_path).best
     assert (best["searched"], best["prediction"]["label"]) == (False, "predicted, not searched")
     assert [e.stage for e in load_study(tmp_path).trials].count("baseline") == ("baseline" in reached)
@@ -199,14 +197,10 @@ def test_comparison_on_one_seed_has_losses_and_no_verdict(tmp_path: Path) -> Non
     assert study.trials[1].allocation == study.winner
     assert set(study.trials[2].allocation.formats) == {"nf4"}
     assert (study.points, best["searched"]) == ([], False)
-    said = answer(d)
-    assert said.tone == "open"
-    assert said.figure.endswith("nats on one seed")
-    assert "no interval" in said.interval
+    assert (d.verdict.kind, answer(d).tone) == (VerdictKind.ONE_SEED, "open")
+    assert d.verdict.versus_uniform is not None
+    assert (d.verdict.versus_uniform.mean, d.verdict.versus_uniform.low) == (one["difference"], None)
     assert versus(d).endswith("on one seed")
-    own = card(study, "beats_uniform")
-    assert own.status == "not measured"
-    assert "compared on one training seed alone" in own.finding
     assert [row.role for row in comparison(d)] == ["predicted", "best uniform", "QLoRA"]
     assert [row.test_loss for row in comparison(d)] == [one[name] for name in ("predicted", "uniform", "qlora")]
 
@@ -216,30 +210,20 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
     instant(tmp_path, **{"effort.compare": compared})
     events = read_journal(tmp_path / "trials.jsonl").events
     d = load_run(tmp_path)
-    assert d.prediction is not None
-    first, second = d.prediction.allocations[:2]
-    d = parse_events([{**e, "status": "next_best", "best": second.fingerprint} if e["event"] == "end" else e
-                      for e in events])
-    said = answer(d)
-    assert said.sentence.index(d.name(first)) < said.sentence.index("measured over the budget")
-    assert f"delivered instead: {d.name(second)}. Its difference" in said.sentence
-    assert (said.figure, said.interval, said.tone) == ("", "", "open")
-    assert versus(d) == "not predicted"
-    own = build_best(d.study)["prediction"]
-    assert (own["label"], own["mean"], own["low"], own["high"]) == ("predicted, not searched", None, None, None)
-    assert card(d.study, "beats_uniform").finding.endswith("nothing is predicted of the delivered one.")
+    assert d.study.prediction is not None
+    first, second = d.study.prediction.allocations[:2]
+    reference = d.study.prediction.reference
+    for delivered, kind in ((second, VerdictKind.OTHER_DELIVERED), (reference, VerdictKind.UNIFORM_DELIVERED)):
+        assert delivered is not None
+        d = parse_events([{**e, "status": "next_best", "best": delivered.fingerprint} if e["event"] == "end" else e
+                          for e in events])
+        assert (d.verdict.kind, d.verdict.versus_uniform, d.verdict.delivered) == (kind, None, delivered)
+        said = answer(d)
+        assert said.sentence.index(d.study.name(first)) < said.sentence.index(d.study.name(delivered))
+        own = build_best(d.study)["prediction"]
+        assert (own["label"], own["mean"], own["low"], own["high"]) == ("predicted, not searched", None, None, None)
     if not compared:
-        assert [row.role for row in comparison(d)] == ["winner", "best uniform"]
-
-
-def test_the_best_uniform_baseline_in_its_stead_is_named_by_card_and_report(tmp_path: Path) -> None:
-    instant(tmp_path)
-    events = read_journal(tmp_path / "trials.jsonl").events
-    reference = Allocation.from_json(load_study(tmp_path).last["prediction"]["reference"])
-    d = parse_events([{**e, "status": "next_best", "best": reference.fingerprint} if e["event"] == "end" else e
-                      for e in events])
-    assert answer(d).sentence.endswith("It is the best uniform baseline.")
-    assert card(d.study, "beats_uniform").finding.endswith("budget: the best uniform baseline was delivered.")
+        assert [row.role for row in comparison(d)] == ["winner = best uniform"]
 
 
 def test_a_page_says_which_training_its_test_losses_are_of(tmp_path: Path) -> None:
@@ -264,10 +248,11 @@ def test_the_checkpoint_of_qlora_is_removed_after_its_training(last: list[str], 
     said: list[str] = []
     run: Any = SimpleNamespace(
         config=SimpleNamespace(effort=SimpleNamespace(compare=["qlora"])), stage=nullcontext,
-        study=SimpleNamespace(last=last, by_key=known), reset_stopwatch=lambda: None,
+        study=SimpleNamespace(prediction=True, final="final" in last or None, by_key=known),
+        reset_stopwatch=lambda: None,
         plan=lambda *_, **__: SimpleNamespace(spec=SimpleNamespace(key="qlora")),
         evaluate_all=lambda _: said.append("trained"), forget_checkpoints=lambda: said.append("forgotten"))
-    monkeypatch.setattr("qra_bo.study.comparison._qlora", lambda study: (None, None))
+    monkeypatch.setattr("qra_bo.study.prediction.qlora_of", lambda study: (None, None))
     compare_qlora(run)
     assert said == calls
 

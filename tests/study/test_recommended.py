@@ -33,5 +33,5 @@ def test_what_is_recommended_is_confirmed_rather_than_the_least_loss(tmp_path: P
     least, largest = sorted(MIXED, key=lambda a: losses[a] or 0.0)
     assert study.best_mixed is not None
     assert study.best_mixed.allocation == least
-    assert Allocation.from_json(study.last["confirmation"]["candidate"]) == largest
+    assert study.confirmation.candidate == largest
     assert outcome.found.allocation == largest

@@ -27,9 +27,9 @@ def searched(outcome: RunOutcome) -> list[str]:
 def test_search_ends_before_the_first_unlikely_trial(tmp_path: Path, stop: float, trials: int) -> None:
     outcome = run(tmp_path, searcher=Fading, effort__stop=stop)
     assert len(searched(outcome)) == trials
-    stopped = outcome.study.last["stopped"]
-    assert stopped["chance"] < stop <= 2 * stopped["chance"]
-    assert "confirmation" in outcome.study.last
+    stopped = outcome.study.stopped
+    assert stopped.chance < stop <= 2 * stopped.chance
+    assert outcome.study.confirmation is not None
 
 
 def test_stopped_search_stops_again_and_a_longer_one_goes_on(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_stopped_search_takes_over_what_a_longer_one_did_until_it_was_killed(tmp
     path.write_bytes(b"".join(lines[:trials[after - 1] + 1]))
     again = run(tmp_path, searcher=Fading, effort__stop=0.2)
     assert searched(again) == searched(longer)[:after]
-    assert "confirmation" in again.study.last
+    assert again.study.confirmation is not None
 
 
 def test_several_workers_stop_where_they_stopped(tmp_path: Path) -> None:

@@ -1,0 +1,207 @@
+"""Comparison of the best mixed allocation with the best uniform one, and the checks of what it depends on."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from qra_bo.config.groups import LEAST_RANKED
+from qra_bo.finetune.training.final import FinalSettings
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import change
+from qra_bo.sensitivity.change import Change
+from qra_bo.space import Allocation
+from qra_bo.study.events import AtRate, Choice, Confirmation, Objective, RankingCheck, RateCheck
+from qra_bo.study.intervals import LEVEL, Interval, paired_interval, spearman
+from qra_bo.study.setting import FINAL
+from qra_bo.study.state import loss_of
+from qra_bo.study.trial_runner import TrialRunner, no_loss
+from qra_bo.trials import Trial
+
+LOOKS = (3, 4, 5)
+"""Numbers of seeds after which a sequential confirmation may end."""
+Pair = tuple[int, float, float]
+"""Training seed, and test losses of candidate and reference (nats)."""
+
+
+def settle_length(run: TrialRunner, problem: SearchProblem) -> None:
+    """Record the length that the run minimises the loss of, where that is not the one of its trials.
+
+    It is the same where ``search.length=trial``, nothing is fine-tuned at the end, or the final fine-tune is no longer
+    than a trial.
+
+    Raises:
+        ConfigError: If the file of ``surrogate.rates`` can't be read or holds no rates.
+    """
+    config, before = run.config, problem.high_steps
+    sequences = run.study.provenance.get("train_sequences")
+    if run.study.objective is not None or config.search.length != FINAL or sequences is None:
+        return
+    steps = FinalSettings(**config.final.model_dump()).length(sequences, config.train.step_sequences)
+    if steps > before:
+        run.record(Objective(steps, before, _change(run, problem, before, steps)))
+
+
+def _change(run: TrialRunner, problem: SearchProblem, before: int, after: int) -> Change:
+    return change(load_rates(run.config.surrogate.rates), problem, before, after)
+
+
+def choose(run: TrialRunner, recommended: Sequence[Allocation]) -> Trial | None:
+    """Return the mixed point to confirm, and record by what it was chosen; ``None`` where no point is mixed.
+
+    The first mixed allocation that the method recommends is taken where its surrogate passes its own leave-one-out
+    check, or has none; else the one of least measured loss.
+    """
+    study = run.study
+    points = (study.point(a) for a in recommended)
+    first = next((p for p in points if p is not None and not study.counts_as_uniform(p)), None)
+    least, check = study.best_mixed, study.surrogate_check
+    if least is None:
+        return None
+    if first is None or (check is not None and check.fails and first.allocation != least.allocation):
+        by, taken, other = "loss", least, first
+    elif first.allocation == least.allocation:
+        by, taken, other = "agreement", least, None
+    else:
+        by, taken, other = "surrogate", first, least
+    run.conclude(Choice(by, taken.allocation, None if other is None else other.allocation))
+    return taken
+
+
+def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allocation]) -> None:
+    """Compare the chosen mixed allocation (``choose``) with the best uniform one: unseen training seeds, test split.
+
+    Both are trained as long as the effort affords (``Study.confirmation_steps``); what learned rates say of the rest is
+    added to every difference before it is judged. Where no allocation is mixed the event is recorded without a trial.
+    With ``effort.sequential`` seeds are added one by one until ``decided``. Nothing is done where the journal holds a
+    confirmation that is no weaker (``_is_confirmed``).
+
+    Raises:
+        TrainingError: If no uniform allocation gave a loss.
+    """
+    if _is_confirmed(run):
+        return
+    study, seeds = run.study, run.setting.confirm_seeds
+    reference, steps = study.best_uniform, study.confirmation_steps
+    candidate = choose(run, recommended)
+    if reference is None:
+        raise no_loss("no uniform choice gave a loss, so that nothing can be confirmed", study.trials)
+    if candidate is None:
+        run.conclude(confirmation(reference.allocation, reference.allocation, (), False, steps, 0.0))
+        return
+    sides = candidate.allocation, reference.allocation
+    rest = None if steps >= study.objective_steps else _change(run, problem, steps, study.objective_steps)
+    ahead = 0.0 if rest is None else rest.of(sides[0]) - rest.of(sides[1])
+    for n in range(_fewest_seeds(run), len(seeds) + 1):
+        pairs, failed = _pairs(run, *sides, "confirmation", seeds[:n], steps)
+        if failed or decided([c - r + ahead for _, c, r in pairs]):
+            break
+    if len(pairs) < 2:
+        if not failed:
+            run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner "
+                     "is not confirmed")
+            return
+        pairs = []  # too few for an interval: that the candidate failed alone decides
+    run.conclude(confirmation(*sides, pairs, failed, steps, ahead))
+
+
+def _fewest_seeds(run: TrialRunner) -> int:
+    """Return the number of seeds after which a confirmation of this effort may end."""
+    seeds = run.config.confirm.seeds
+    return min(LOOKS[0], seeds) if run.config.effort.sequential else seeds
+
+
+def _is_confirmed(run: TrialRunner) -> bool:
+    """Whether the last confirmation is as long, and on as many seeds, as this effort asks for.
+
+    It is of the present candidate: another trial of the search makes it outdated. Trials of damaged lines are done
+    again.
+    """
+    c = run.study.confirmation
+    if c is None or c.steps < run.study.confirmation_steps or run.journal.content.damaged:
+        return False
+    return c.candidate == c.reference or c.candidate_failed or len(c.train_seeds) >= _fewest_seeds(run)
+
+
+def decided(differences: Sequence[float]) -> bool:
+    """Whether paired differences settle their sign before all seeds are trained: their interval excludes 0.
+
+    Its level is that of all looks together at most 5 % wrong (Bonferroni over ``LOOKS``).
+    """
+    if len(differences) not in LOOKS:
+        return False
+    interval = paired_interval(differences, 1 - (1 - LEVEL) / len(LOOKS))
+    return interval.low > 0 or interval.high < 0
+
+
+def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[Pair], failed: bool, steps: int,
+                 ahead: float) -> Confirmation:
+    """Return the event of a comparison; ``pairs`` are those of seeds that gave both losses."""
+    mixed = candidate != reference and not failed and sum(c - r for _, c, r in pairs) + ahead * len(pairs) < 0
+    return Confirmation(**_compared(pairs), candidate=candidate, reference=reference,
+                        winner_kind="mixed" if mixed else "uniform", candidate_failed=failed, split="test", steps=steps,
+                        ahead=ahead)
+
+
+def _compared(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return the fields of ``Compared``."""
+    interval = paired_interval([c - r for _, c, r in pairs]) if pairs else Interval(0.0, 0.0, 0.0)
+    seeds, candidates, references = zip(*pairs, strict=True) if pairs else ((), (), ())
+    return {"train_seeds": seeds, "candidate_losses": candidates, "reference_losses": references, **asdict(interval)}
+
+
+def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage: str, seeds: Sequence[int],
+           length: int, rate: float | None = None) -> tuple[list[Pair], bool]:
+    """Evaluate both allocations on unseen training ``seeds``; return those with both losses, and whether the candidate
+    failed where the reference did not."""
+    done = run.evaluate_all([run.plan(a, stage, learning_rate=rate, train_seed=seed, split="test", length=length)
+                             for seed in seeds for a in (candidate, reference)])
+    both = list(zip(seeds, done[::2], done[1::2], strict=True))
+    pairs = [(seed, c.loss, r.loss) for seed, c, r in both if c.loss is not None and r.loss is not None]
+    return pairs, any(r.ok and not c.ok for _, c, r in both)
+
+
+def check_rates(run: TrialRunner) -> None:
+    """Record whether the confirmation's difference holds at other learning rates than the calibrated one.
+
+    Both allocations are trained again at every factor of ``effort.rate_factors``, on the confirmation's seeds and
+    split. Nothing is recorded without a confirmation, or where its two sides are one allocation.
+    """
+    last, calibrated = run.study.confirmation, run.study.learning_rate
+    if last is None or calibrated is None or last.candidate == last.reference:
+        return
+    rates, failed_at = [], []
+    for factor in run.config.effort.rate_factors:
+        pairs, failed = _pairs(run, last.candidate, last.reference, "rate_check", run.setting.confirm_seeds, last.steps,
+                               factor * calibrated)
+        if failed:
+            failed_at.append(factor)
+        if len(pairs) < 2:
+            run.warn(f"fewer than two training seeds gave a loss for both allocations at {factor:g} times the "
+                     "calibrated learning rate")
+            continue
+        rates.append(AtRate(**_compared(pairs), factor=factor))
+    run.conclude(RateCheck(last.candidate, last.reference, tuple(rates), tuple(failed_at)))
+
+
+def check_ranking(run: TrialRunner) -> None:
+    """Record whether the ranking of the best allocations holds at a longer training.
+
+    The winner, the best uniform allocation and the next best points, ``effort.ranking_top`` in all, are trained
+    ``confirm.ranking_factor`` times as long, with the search's training seed; the event holds both losses of each and
+    their Spearman correlation. Fewer than ``LEAST_RANKED`` would say nothing: none is trained.
+    """
+    steps, study = run.config.fidelity.high * run.config.confirm.ranking_factor, run.study
+    chosen = None if study.choice is None else study.point(study.choice.candidate)
+    order = {e.allocation: e for e in (chosen, study.best_uniform, *study.ranked) if e is not None}
+    top = sorted(list(order.values())[:run.config.effort.ranking_top], key=lambda e: (loss_of(e), e.id))
+    if len(top) < LEAST_RANKED:
+        return
+    longer = run.evaluate_all([run.plan(e.allocation, "ranking_check", length=steps) for e in top])
+    finished = [(e, long) for e, long in zip(top, longer, strict=True) if long.ok]
+    if len(finished) < LEAST_RANKED:
+        run.warn(f"the ranking check has {len(finished)} losses to compare, fewer than {LEAST_RANKED}: it says nothing")
+        return
+    search_losses, losses = [loss_of(e) for e, _ in finished], [loss_of(long) for _, long in finished]
+    run.conclude(RankingCheck(steps, tuple(e.allocation.fingerprint for e, _ in finished), tuple(losses),
+                              tuple(search_losses), spearman(search_losses, losses)))

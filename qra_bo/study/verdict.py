@@ -1,0 +1,358 @@
+"""The verdict of a run: whether mixing bits and ranks won, by how much, and on what evidence. Decided here alone."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from qra_bo.space import Allocation
+from qra_bo.study.events import Confirmation, Prediction
+from qra_bo.study.intervals import LEAST_SEEDS
+from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, UNTUNED, Study, loss_of, qlora_of
+from qra_bo.trials import Trial
+from qra_bo.utils.formatting import DASH, number, signed
+
+PASS: Final = "pass"
+WARN: Final = "warn"
+FAIL: Final = "fail"
+UNKNOWN: Final = "not measured"
+"""Statuses of a health card."""
+
+
+class VerdictKind(StrEnum):
+    """What is known of the best mixed allocation against the best uniform baseline."""
+
+    BETTER = "better"
+    """It is better on at least ``LEAST_SEEDS`` unseen seeds, also at the other learning rates that were checked."""
+    BETTER_AT_ONE_RATE = "better at one learning rate"
+    """It is better, but not ahead at another learning rate."""
+    AHEAD = "ahead on few seeds"
+    """Its interval excludes 0, on fewer than ``LEAST_SEEDS`` seeds."""
+    UNRESOLVED = "not resolved"
+    """It was chosen, and the interval includes 0."""
+    EXPECTED = "expected beyond what was measured"
+    """What is chosen is expected to win at the length that is minimised, and is behind at the length measured."""
+    UNIFORM_WINS = "uniform wins"
+    """It was compared and not chosen."""
+    MIXED_FAILED = "mixed failed"
+    """It failed on unseen seeds, where the uniform baseline did not."""
+    NOTHING_MIXED_BETTER = "nothing mixed is better"
+    """The search ended with a uniform allocation as its best: none was compared."""
+    NO_MIXED_LOSS = "no mixed loss"
+    """No mixed allocation has a loss."""
+    UNIFORM_DELIVERED = "over the budget, uniform delivered"
+    MIXED_DELIVERED = "over the budget, mixed delivered"
+    OTHER_DELIVERED = "over the budget, another delivered"
+    """What was chosen or predicted measured over the budget: what was delivered instead."""
+    UNCONFIRMED = "not confirmed"
+    """Nothing was compared on unseen seeds yet, or ever."""
+    ONE_SEED = "one seed"
+    """A predicted allocation was trained beside the best uniform one on one seed."""
+    PREDICTED = "predicted"
+    """A mixed allocation was predicted to be better; no trial compared it."""
+    PREDICTED_ALONE = "predicted without a reference"
+    PREDICTED_UNIFORM = "uniform predicted"
+    """A uniform baseline was predicted to be the best."""
+    GIVEN = "given"
+    """Nothing was searched."""
+    NOTHING_TRAINED = "nothing trained"
+
+
+class Evidence(StrEnum):
+    """What a difference was measured on."""
+
+    UNSEEN_SEEDS = "unseen seeds"
+    ONE_SEED = "one seed"
+    SEARCH = "search"
+    PREDICTION = "prediction"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Loss of one allocation less that of another (nats).
+
+    Args:
+        mean: Over ``seeds`` training seeds after ``steps`` optimiser steps.
+        low: Lower end of the 95 % interval, ``high`` is the upper one; ``None`` for one seed.
+        expected: The same after ``objective_steps``, the length that the run minimises, by learned rates.
+    """
+
+    evidence: Evidence
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    steps: int
+    expected: float
+    objective_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verdict of a run.
+
+    Args:
+        candidate: The mixed allocation that was compared or predicted, else the best one so far.
+        reference: The best uniform baseline.
+        delivered: What the run delivers.
+        versus_uniform: Difference of candidate and reference; ``None`` where nothing was compared.
+        turned_at: Factors on the learning rate at which the candidate is not ahead, or failed.
+        mixed: Whether the comparison chose the candidate.
+        failed: Whether the candidate failed on an unseen seed where the reference did not.
+    """
+
+    kind: VerdictKind
+    candidate: Allocation | None = None
+    reference: Allocation | None = None
+    delivered: Allocation | None = None
+    versus_uniform: Difference | None = None
+    turned_at: tuple[float, ...] = ()
+    mixed: bool = False
+    failed: bool = False
+
+    @property
+    def delivers_reference(self) -> bool:
+        """Whether the best uniform baseline itself is delivered."""
+        return self.delivered is not None and self.delivered == self.reference
+
+
+def verdict_of(study: Study) -> Verdict:
+    """Return the verdict on a run, ended or not."""
+    if study.prediction is not None:
+        return _of_prediction(study, study.prediction)
+    if study.given:
+        return Verdict(VerdictKind.GIVEN, delivered=study.winner)
+    if study.winner is None:
+        return Verdict(VerdictKind.NOTHING_TRAINED)
+    return _unconfirmed(study) if study.confirmation is None else _of_confirmation(study, study.confirmation)
+
+
+def _of_prediction(study: Study, p: Prediction) -> Verdict:
+    first, reference, winner = p.allocations[0], p.reference, study.winner
+    found = Difference(Evidence.PREDICTION, p.mean, p.low, p.high, 0, p.steps, p.mean, p.steps)
+    if winner != first:
+        kind = VerdictKind.UNIFORM_DELIVERED if winner == reference else VerdictKind.OTHER_DELIVERED
+        return Verdict(kind, first, reference, winner)
+    if reference is None:
+        return Verdict(VerdictKind.PREDICTED_ALONE, first, None, winner)
+    if first == reference:
+        return Verdict(VerdictKind.PREDICTED_UNIFORM, first, reference, winner)
+    beside = beside_prediction(study)
+    if beside is None or beside.difference is None or beside.predicted is None:
+        return Verdict(VerdictKind.PREDICTED, first, reference, winner, found)
+    one, steps = beside.difference, beside.predicted.spec.steps
+    return Verdict(VerdictKind.ONE_SEED, first, reference, winner,
+                   Difference(Evidence.ONE_SEED, one, None, None, 1, steps, one, steps))
+
+
+def _unconfirmed(study: Study) -> Verdict:
+    best, uniform = study.incumbent, study.best_uniform
+    if best is None or uniform is None:
+        return Verdict(VerdictKind.UNCONFIRMED, delivered=study.winner)
+    found = Difference(Evidence.SEARCH, loss_of(best) - loss_of(uniform), None, None, 1, study.header.high_steps,
+                       study.value(best) - study.value(uniform), study.objective_steps)
+    return Verdict(VerdictKind.UNCONFIRMED, best.allocation, uniform.allocation, study.winner, found)
+
+
+def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
+    n, winner, mixed = len(c.train_seeds), study.winner, c.winner_kind == "mixed"
+    found = None if not n else Difference(Evidence.UNSEEN_SEEDS, c.mean, c.low, c.high, n, c.steps, c.mean + c.ahead,
+                                          study.objective_steps)
+    turned = tuple(r.factor for r in study.rate_check.rates if r.mean * c.mean <= 0) + study.rate_check.failed_at \
+        if study.rate_check is not None else ()
+    if winner != c.winner:
+        kind = VerdictKind.UNIFORM_DELIVERED if winner == c.reference else \
+            VerdictKind.MIXED_DELIVERED if winner == c.candidate and n else VerdictKind.OTHER_DELIVERED
+    elif c.candidate == c.reference:
+        kind = VerdictKind.NO_MIXED_LOSS if study.best_mixed is None else VerdictKind.NOTHING_MIXED_BETTER
+    elif c.mean * (c.mean + c.ahead) < 0 and not c.candidate_failed:
+        kind = VerdictKind.EXPECTED
+    elif not mixed:
+        kind = VerdictKind.MIXED_FAILED if c.candidate_failed else VerdictKind.UNIFORM_WINS
+    elif c.high >= 0:
+        kind = VerdictKind.UNRESOLVED
+    elif n < LEAST_SEEDS:
+        kind = VerdictKind.AHEAD
+    else:
+        kind = VerdictKind.BETTER_AT_ONE_RATE if turned else VerdictKind.BETTER
+    return Verdict(kind, c.candidate, c.reference, winner, found, turned, mixed, c.candidate_failed)
+
+
+AGAIN = f"Search again with confirm.seeds={LEAST_SEEDS} and another out=."
+"""Action where seeds are missing: a run goes on with its own number of them alone."""
+_SMALLER = "Repeat it with a slightly smaller budget."
+_TAKE_UNIFORM = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
+_COMPARE = "Run the same command with effort=quick and the same out=, which compares on more seeds."
+_OVER = "What was chosen, {chosen}, measured over the budget; "
+TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
+    VerdictKind.BETTER: (
+        PASS, "Mixed bits and ranks are better than the best uniform baseline, {reference}: {gain} nats lower loss, "
+        "{perplexity} % lower perplexity.", ""),
+    VerdictKind.BETTER_AT_ONE_RATE: (
+        WARN, "Mixed bits and ranks are better than the best uniform baseline, {reference}, by {gain} nats, but not at "
+        "{turned} times the learning rate.",
+        "Widen calibrate.lr_scales and search again, or take the uniform allocation."),
+    VerdictKind.AHEAD: (
+        WARN, "Mixed bits and ranks are ahead of the best uniform baseline, {reference}, by {gain} nats on {seeds} "
+        f"unseen training seeds; {LEAST_SEEDS} are needed to call that better.", "{more_seeds}"),
+    VerdictKind.UNRESOLVED: (
+        WARN, "Mixed bits and ranks were chosen, but their advantage over the best uniform baseline, {reference}, is "
+        "not resolved: the interval of the difference includes 0.",
+        "Take the uniform allocation, which is simpler, or search again with more confirm.seeds and another out=."),
+    VerdictKind.EXPECTED: (
+        WARN, "{chosen} was chosen: learned rates expect it ahead after {objective_steps} steps ({expected} nats for "
+        "the mixed one). After {steps} steps {other} is ahead.",
+        "A longer effort confirms at a longer training; confirm.seeds=0 and task=finetune compare by hand."),
+    VerdictKind.UNIFORM_WINS: (
+        FAIL, "A uniform baseline wins: {reference}. The best mixed allocation found was not better on unseen training "
+        "seeds.", _TAKE_UNIFORM),
+    VerdictKind.MIXED_FAILED: (
+        FAIL, "A uniform baseline wins: {reference}. The best mixed allocation found failed on unseen training seeds.",
+        _TAKE_UNIFORM),
+    VerdictKind.NOTHING_MIXED_BETTER: (
+        FAIL, "A uniform baseline wins: {reference}. The search found no mixed allocation that is better at its own "
+        "training seed.", _TAKE_UNIFORM),
+    VerdictKind.NO_MIXED_LOSS: (
+        UNKNOWN, "The best uniform baseline is {reference}. No mixed allocation has a loss to compare with it.", AGAIN),
+    VerdictKind.UNIFORM_DELIVERED: (
+        FAIL, _OVER + "the best uniform baseline, {delivered}, was delivered instead.", _SMALLER),
+    VerdictKind.MIXED_DELIVERED: (
+        WARN, _OVER + "the mixed allocation that it was compared with, {delivered}, was delivered instead.", _SMALLER),
+    VerdictKind.OTHER_DELIVERED: (
+        UNKNOWN, _OVER + "the next best that fits, {delivered}, was delivered instead: nothing compared it with the "
+        "best uniform baseline.", _SMALLER),
+    VerdictKind.UNCONFIRMED: (
+        UNKNOWN, "The best allocation so far is {candidate}, the best uniform baseline {reference}; nothing was "
+        "compared on unseen training seeds.", "{go_on}"),
+    VerdictKind.ONE_SEED: (
+        UNKNOWN, "Predicted, not searched: {delivered}. On one training seed its test loss is {below} that of the best "
+        "uniform choice, {reference}; one seed decides nothing: effort=normal compares on five unseen ones.", _COMPARE),
+    VerdictKind.PREDICTED: (
+        UNKNOWN, "Predicted, not searched: {delivered}. No trial measured its difference to the best uniform baseline, "
+        "{reference}.", _COMPARE),
+    VerdictKind.PREDICTED_ALONE: (
+        UNKNOWN, "Predicted, not searched: {delivered}. No uniform baseline is on the ladders to compare with.",
+        _COMPARE),
+    VerdictKind.PREDICTED_UNIFORM: (
+        UNKNOWN, "Predicted, not searched: {delivered}. It is the best uniform baseline: no mixed allocation is "
+        "predicted to be better.", _COMPARE),
+    VerdictKind.GIVEN: (
+        UNKNOWN, "{delivered} {trained}. Nothing was searched: {reason}.",
+        "Search within the same budget{forced} to compare it with other allocations."),
+    VerdictKind.NOTHING_TRAINED: (UNKNOWN, "No allocation has been trained yet.", "{go_on}")}
+"""Status of the card, sentence and action of every kind: the only texts of a verdict, whatever shows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A verdict in words: ``status`` of its card, ``sentence``, ``figure`` (its one number), ``evidence`` behind it,
+    ``short`` (figure and interval for a cell of a table), and ``action``."""
+
+    status: str
+    sentence: str
+    figure: str
+    evidence: str
+    short: str
+    action: str
+
+
+def told(study: Study, v: Verdict) -> Told:
+    """Return the words of a verdict of ``study``."""
+    status, sentence, action = TEXTS[v.kind]
+    if study.prediction is not None:
+        status = UNKNOWN  # what is predicted is no finding
+    if v.kind is VerdictKind.UNCONFIRMED and v.candidate == v.reference:
+        sentence = "So far nothing beats the best uniform baseline, {reference}." if v.reference else \
+            "There is no uniform baseline to compare with yet."
+    fields = _fields(study, v)
+    return Told(status, sentence.format_map(fields), *_number(v), action.format_map(fields))
+
+
+def _fields(study: Study, v: Verdict) -> dict[str, object]:
+    """Return what the texts name."""
+    d, config = v.versus_uniform, study.header.config
+    names = {key: DASH if a is None else study.name(a) for key, a in (
+        ("candidate", v.candidate), ("reference", v.reference), ("delivered", v.delivered), ("chosen", study.chosen))}
+    most = config.get("confirm", {}).get("seeds", LEAST_SEEDS)
+    found: dict[str, object] = {
+        **names, "other": names["reference" if v.mixed else "candidate"], "turned": number((*v.turned_at, 0.0)[0], 1),
+        "reason": "" if study.header.given is None else study.header.given.reason,
+        "trained": "has not been fine-tuned yet" if study.final is None else "was fine-tuned",
+        "forced": " with search.force=true and another out=" if config.get("task") == "search" else "",
+        "go_on": "Let the run end." if study.end is None else AGAIN,
+        "more_seeds": AGAIN if most < LEAST_SEEDS else "Run the same command with effort=normal and the same out=, "
+        f"which compares on {LEAST_SEEDS} seeds or more."}
+    if d is not None:
+        found |= {"gain": f"{abs(d.mean):.4f}", "perplexity": f"{100 * -math.expm1(d.mean):.1f}", "seeds": d.seeds,
+                  "steps": d.steps, "objective_steps": d.objective_steps, "expected": signed(d.expected),
+                  "below": "below" if d.mean < 0 else "not below"}
+    return found
+
+
+def _number(v: Verdict) -> tuple[str, str, str]:
+    """Return figure, evidence and short form of the difference to the best uniform baseline; empty without one."""
+    d = v.versus_uniform
+    if d is None:
+        return "", "", ""
+    beyond = "" if d.expected == d.mean else f"; {signed(d.expected)} predicted for {d.objective_steps} steps"
+    mean, interval = signed(d.mean), f"{signed(d.low or 0.0)} to {signed(d.high or 0.0)}"
+    figure, short = f"{mean} nats", f"{mean} [{interval.replace(' to ', ', ')}]"
+    if d.evidence is Evidence.UNSEEN_SEEDS:
+        return figure, f"95 % interval {interval}; {d.seeds} unseen training seeds, {d.steps} steps, test split, " \
+            f"paired{beyond}", f"{short} {'mixed' if v.mixed or v.delivered == v.candidate else 'uniform'}"
+    if d.evidence is Evidence.PREDICTION:
+        return f"{figure} predicted", f"95 % interval of the prediction {interval}; for {d.steps} steps of training", \
+            f"{short} predicted, not searched"
+    if d.evidence is Evidence.ONE_SEED:
+        return f"{figure} on one seed", f"test split, {d.steps} steps, paired, no interval", f"{mean} on one seed"
+    return figure, f"validation loss, one training seed{beyond}; not confirmed on unseen training seeds", \
+        f"{mean} not confirmed"
+
+
+@dataclass(frozen=True)
+class BesidePrediction:
+    """What was trained beside a predicted allocation so far, on one seed; ``None`` where it was not, or gave no loss.
+
+    Args:
+        predicted: Trial of the predicted allocation.
+        uniform: Trial of the best uniform choice as predicted.
+        qlora: Trial of QLoRA, which need not fit the budget.
+        untuned: Test loss of the model in 16 bits without adapters (nats).
+    """
+
+    predicted: Trial | None
+    uniform: Trial | None
+    qlora: Trial | None
+    untuned: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Loss of the predicted allocation less that of the uniform choice (nats)."""
+        if self.predicted is None or self.uniform is None:
+            return None
+        return loss_of(self.predicted) - loss_of(self.uniform)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return losses and difference (nats), with the one seed, split and steps that all of them share."""
+        trials = {"predicted": self.predicted, UNIFORM: self.uniform, QLORA: self.qlora}
+        spec = next((trial.spec for trial in trials.values() if trial is not None), None)
+        return {"difference": self.difference, UNTUNED: self.untuned,
+                **{name: None if trial is None else trial.loss for name, trial in trials.items()},
+                "train_seeds": 1, "train_seed": None if spec is None else spec.train_seed,
+                "steps": None if spec is None else spec.steps, "metric": "test_loss"}
+
+
+def beside_prediction(study: Study) -> BesidePrediction | None:
+    """Return what was trained beside the predicted allocation so far; ``None`` where nothing was predicted or trained.
+    """
+    prediction = study.prediction
+    trials = [e for e in study.trials if e.stage == COMPARISON and e.ok]
+    if prediction is None or not (trials or study.untuned):
+        return None
+
+    def trial(allocation: Allocation | None, codes: str | None = None) -> Trial | None:
+        return next((e for e in trials if e.allocation == allocation and e.spec.codes == codes), None)
+
+    predicted, best = trial(prediction.allocations[0]), trial(prediction.reference)
+    return BesidePrediction(predicted, None if best is predicted else best, trial(*qlora_of(study)),
+                            None if study.untuned is None else study.untuned.loss)

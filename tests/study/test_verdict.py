@@ -1,0 +1,111 @@
+"""The verdict of a run: its kind and numbers for every way that a comparison can end, and words for every kind."""
+
+from typing import Any
+
+import pytest
+
+from qra_bo.space import Allocation, uniform
+from qra_bo.study import Study, VerdictKind, verdict_of
+from qra_bo.study.verdict import FAIL, PASS, TEXTS, UNKNOWN, WARN, Evidence, told
+from tests.report.fixtures import L, event, failed_alone, make_events, minimised_at, without_mixed
+
+Lines = list[dict[str, Any]]
+WON, LOST = make_events(), make_events(wins=False)
+
+
+def changed(kind: str, lines: Lines = WON, **fields: Any) -> Lines:
+    return [{**e, **fields} if e["event"] == kind else e for e in lines]
+
+
+def seeds(n: int, difference: float) -> dict[str, Any]:
+    return {"train_seeds": list(range(n)), "candidate_losses": [4.0 + difference] * n, "reference_losses": [4.0] * n,
+            "mean": difference, "low": difference - .01, "high": difference + .01}
+
+
+def delivering(which: str, lines: Lines = WON) -> Lines:
+    study = Study(lines)
+    c = study.confirmation
+    assert c is not None
+    other = next(e.allocation for e in study.ranked if e.allocation not in (c.candidate, c.reference))
+    chosen = other if which == "other" else getattr(c, which)
+    return changed("end", lines, status="next_best", best=chosen.fingerprint)
+
+
+def at_rates(mean: float, failed_at: tuple[float, ...] = ()) -> Lines:
+    c = next(e for e in WON if e["event"] == "confirmation")
+    return [*WON, event("rate_check", candidate=c["candidate"], reference=c["reference"], failed_at=failed_at,
+                        rates=[{"factor": .5, **seeds(5, mean)}])]
+
+
+GIVEN = {"allocations": [uniform(L, "nf4", 4).to_json()], "reason": "all fits", "learning_rate": 2e-3,
+         "rate_source": "a file", "notes": []}
+TRIALS_OF_BASELINES = [e for e in without_mixed(LOST) if e["event"] != "trial" or e["stage"] in ("baseline",
+                                                                                                "calibration")]
+CASES: list[tuple[Lines, VerdictKind, str]] = [
+    (WON, VerdictKind.BETTER, PASS), (changed("confirmation", **seeds(5, -.005)), VerdictKind.UNRESOLVED, WARN),
+    (changed("confirmation", **seeds(4, -.1)), VerdictKind.AHEAD, WARN),
+    (at_rates(-.1), VerdictKind.BETTER, PASS), (at_rates(.1), VerdictKind.BETTER_AT_ONE_RATE, WARN),
+    (at_rates(-.1, (2.0,)), VerdictKind.BETTER_AT_ONE_RATE, WARN),
+    (LOST, VerdictKind.UNIFORM_WINS, FAIL), (failed_alone(LOST), VerdictKind.MIXED_FAILED, FAIL),
+    (without_mixed(LOST), VerdictKind.NOTHING_MIXED_BETTER, FAIL),
+    (TRIALS_OF_BASELINES, VerdictKind.NO_MIXED_LOSS, UNKNOWN),
+    (changed("confirmation", ahead=1.0, winner_kind="uniform"), VerdictKind.EXPECTED, WARN),
+    (delivering("reference"), VerdictKind.UNIFORM_DELIVERED, FAIL),
+    (delivering("candidate", LOST), VerdictKind.MIXED_DELIVERED, WARN),
+    (delivering("other"), VerdictKind.OTHER_DELIVERED, UNKNOWN),
+    (make_events(finished=False), VerdictKind.UNCONFIRMED, UNKNOWN),
+    (WON[:2], VerdictKind.NOTHING_TRAINED, UNKNOWN),
+    (changed("header", WON[:2], given=GIVEN), VerdictKind.GIVEN, UNKNOWN)]
+
+
+@pytest.mark.parametrize(("lines", "kind", "status"), CASES, ids=[str(i) for i in range(len(CASES))])
+def test_kind_and_status_of_a_verdict(lines: Lines, kind: VerdictKind, status: str) -> None:
+    if kind is VerdictKind.EXPECTED:
+        lines = changed("end", lines, best=uniform(L, "nf4", 4).fingerprint)
+    study = Study(lines)
+    verdict = verdict_of(study)
+    words = told(study, verdict)
+    assert (verdict.kind, words.status) == (kind, status)
+    assert bool(words.action) == (kind is not VerdictKind.BETTER)
+    assert "{" not in words.sentence + words.action
+    assert bool(words.figure) == (verdict.versus_uniform is not None)
+
+
+def test_numbers_are_those_of_the_confirmation() -> None:
+    study = Study(minimised_at(WON, 480))
+    c, d = study.confirmation, verdict_of(study).versus_uniform
+    assert c is not None
+    assert d is not None
+    assert (d.evidence, d.mean, d.low, d.high) == (Evidence.UNSEEN_SEEDS, c.mean, c.low, c.high)
+    assert (d.seeds, d.steps, d.expected, d.objective_steps) == (5, 64, c.mean + c.ahead, 480)
+
+
+def test_numbers_before_a_confirmation_are_those_of_the_search() -> None:
+    study = Study(minimised_at(make_events(finished=False), 480))
+    best, reference, d = study.incumbent, study.best_uniform, verdict_of(study).versus_uniform
+    assert best is not None
+    assert reference is not None
+    assert d is not None
+    assert (d.evidence, d.low, d.seeds) == (Evidence.SEARCH, None, 1)
+    assert d.mean == pytest.approx((best.loss or 0) - (reference.loss or 0))
+    assert d.expected == pytest.approx(study.value(best) - study.value(reference))
+
+
+def test_what_was_delivered_instead_keeps_what_is_known_of_it() -> None:
+    lost = Study(delivering("candidate", LOST))
+    assert lost.confirmation is not None
+    verdict = verdict_of(lost)
+    assert (verdict.delivered, verdict.delivers_reference) == (lost.confirmation.candidate, False)
+    assert verdict_of(Study(delivering("reference"))).delivers_reference
+
+
+def test_more_seeds_than_the_configuration_has_take_another_run() -> None:
+    for asked, part in ((3, "another out="), (5, "the same out=")):
+        lines = changed("header", changed("confirmation", **seeds(3, -.1)), config={"confirm": {"seeds": asked}})
+        study = Study(lines)
+        assert part in told(study, verdict_of(study)).action
+
+
+def test_every_kind_has_words() -> None:
+    assert set(TEXTS) == set(VerdictKind)
+    assert all(isinstance(Study(lines).winner, Allocation | None) for lines, *_ in CASES)
