@@ -137,6 +137,7 @@ class TrialResult:
         switch_seconds: The part of it spent on switching the model to the allocation.
         message: Reason for a state other than ``ok``, or empty.
         peaks: Measured memory by phase, whatever the scope; empty where nothing was measured.
+        sequence_losses: Summed loss and number of target tokens of every held-out sequence; empty where not known.
     """
 
     state: TrialState
@@ -151,11 +152,16 @@ class TrialResult:
     switch_seconds: float = 0.0
     message: str = ""
     peaks: tuple[PhasePeak, ...] = ()
+    sequence_losses: tuple[tuple[float, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {
-            "state": self.state.value, "curve": [list(p) for p in self.curve], "peaks": peaks_to_json(self.peaks)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "state": self.state.value, "curve": [list(p) for p in self.curve], "peaks": peaks_to_json(self.peaks),
+            "sequence_losses": [list(p) for p in self.sequence_losses]}
+        if not self.sequence_losses:
+            del plain["sequence_losses"]
+        return plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TrialResult":
@@ -165,7 +171,8 @@ class TrialResult:
                    int(data["training_tokens"]), int(data["forward_tokens"]), _optional(int, data["measured_bytes"]),
                    float(data["seconds"]), float(data["switch_seconds"]), str(data["message"]),
                    tuple(PhasePeak(str(phase), int(peak["allocated"]), _optional(int, peak["reserved"]))
-                         for phase, peak in data["peaks"].items()))
+                         for phase, peak in data["peaks"].items()),
+                   tuple((float(loss), int(n)) for loss, n in data.get("sequence_losses", ())))
 
 
 @dataclass(frozen=True, slots=True)

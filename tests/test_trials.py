@@ -25,9 +25,10 @@ def make(state: TrialState = TrialState.OK, loss: float | None = 4.0123456789012
 
 
 LOFTQ = dataclasses.replace(make(), spec=dataclasses.replace(make().spec, init="loftq"))
+SUMS = dataclasses.replace(make(), result=dataclasses.replace(make().result, sequence_losses=((1.5, 3), (0.25, 1))))
 
 
-@pytest.mark.parametrize("trial", [make(), LOFTQ, *(make(s, None) for s in TrialState if s is not TrialState.OK)])
+@pytest.mark.parametrize("trial", [make(), LOFTQ, SUMS, *(make(s, None) for s in TrialState if s is not TrialState.OK)])
 def test_json_round_trip_is_exact(trial: Trial) -> None:
     line = json.dumps(trial.to_json(), allow_nan=False)
     assert Trial.from_json(json.loads(line)) == trial

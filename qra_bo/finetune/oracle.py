@@ -306,7 +306,7 @@ class FinetuneOracle:
         at = run.at
         return TrialResult(TrialState.OK, result.loss, result.se, (*at.curve, (at.step, result.loss)),
                            at.step - at.first, at.training_tokens, at.forward_tokens, probe.bytes, run.seconds,
-                           switch_seconds, peaks=probe.peaks)
+                           switch_seconds, peaks=probe.peaks, sequence_losses=result.sequences)
 
     def _train(self, run: TrialRun, optimizer: UnitwiseAdamW, probe: MemoryProbe, progress: Progress) -> None:
         request, at, settings, train = run.request, run.at, self.settings.train, self.data.train
