@@ -169,10 +169,10 @@ def beginning(reference: Reference, n: int) -> Reference:
     return first
 
 
-def targets_of(rows: Sequence[Mapping[str, Any]], consumers: Sequence[Consumer] = CONSUMERS) -> list[Target]:
+def targets_of(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
     """Compare the worst of each variant, over all runs, with its bound."""
     found = []
-    for consumer in consumers:
+    for consumer in CONSUMERS:
         for variant, (measure, bound) in consumer.limits.items():
             values = [r[measure] for r in rows
                       if r["consumer"] == consumer.name and r.get("variant") == variant and r.get(measure) is not None]
@@ -187,15 +187,11 @@ def targets_of(rows: Sequence[Mapping[str, Any]], consumers: Sequence[Consumer] 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--consumers", nargs="*", default=[c.name for c in CONSUMERS])
-    parser.add_argument("--out", type=Path, help="folder of the results instead of bench/results")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(arguments).runs
     rows: list[dict[str, Any]] = []
-    consumers = [c for c in CONSUMERS if c.name in given.consumers]
-    runs = [(folder, consumers) for folder in given.runs] or [
-        (make_run(Path("build") / "exports" / name, formats), [c for c in consumers if c.formats == formats])
-        for name, formats in (("run", FORMATS), ("four-bits", FOUR_BITS))
-        if any(c.formats == formats for c in consumers)]
+    runs = [(folder, CONSUMERS) for folder in given] or [
+        (make_run(Path("build") / "exports" / name, formats), [c for c in CONSUMERS if c.formats == formats])
+        for name, formats in (("run", FORMATS), ("four-bits", FOUR_BITS))]
     with tempfile.TemporaryDirectory() as beside:
         for folder, them in runs:
             run, held_out = FinishedRun.read(folder), held_out_tokens(folder)
@@ -205,8 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name = f"{run.best['model']}, {'/'.join(names)}, ranks {'/'.join(map(str, sorted(set(run.best['ranks']))))}"
             for consumer in them:
                 rows += rows_of(run, name, consumer, tokens, reference)
-    publish(NAME, targets_of(rows, consumers), rows, COLUMNS, threads=1,
-            **({} if given.out is None else {"folder": given.out}))
+    publish(NAME, targets_of(rows), rows, COLUMNS, threads=1)
 
 
 if __name__ == "__main__":
