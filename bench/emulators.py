@@ -1,11 +1,10 @@
-"""Accuracy of the emulators of each table on held-out trials, beside the noise ceiling, and where searches end.
+"""Accuracy of the emulators of each table on held-out trials, beside the noise ceiling.
 
-    python -m bench.emulators [TABLE ...] [--folds 10] [--finds-only]
+    python -m bench.emulators [TABLE ...] [--folds 10]
 
 Folds are over allocations, with repeats in one fold. *Near* a budget means 97 % to 100 % of it; *good near* is the
 better half of these. The ceiling is the mean rank correlation of the true losses with losses that have the noise of the
-repeats. Early losses are compared with the final ones, to judge the low fidelity. Finds of searches were trained for
-real and no emulator was fitted on them: ``--finds-only`` compares these alone, in a results file of their own.
+repeats. Early losses are compared with the final ones, to judge the low fidelity.
 """
 
 import argparse
@@ -17,11 +16,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from bench.collect.task import DATA
-from bench.collect.writing import FINDS
-from bench.emulator.emulator import FAMILIES, FIT_SEED, Emulator, usable
+from bench.emulator.emulator import FAMILIES, FIT_SEED, usable
 from bench.emulator.features import Describer
 from bench.emulator.levels import Levelled
-from bench.emulator.table import ROWS, TASK, Table, TableRow, load_rows, load_table, pooled, same_rate
+from bench.emulator.table import ROWS, TASK, Table, load_table
 from bench.report import publish
 from qra_bo.space import FloatArray
 
@@ -110,49 +108,14 @@ def table_rows(table: Table, folds: int) -> list[Row]:
     return rows
 
 
-def find_rows(emulator: Emulator, finds: Sequence[TableRow]) -> list[Row]:
-    """Rows on how an emulator predicts finds that it was not fitted on: of all, and of the better half by real loss.
-
-    Only finds at the first training seed and the table's learning rate count, as of which losses are emulated, and of
-    these the ones within the domain. Bias (nats) is the mean emulated loss less the real one; the deviation (nats) of
-    this difference has the noise of one trial in it.
-    """
-    known = set(emulator.data.allocations)
-    there = [row for row in pooled(finds) if row.allocation not in known and same_rate(row.lr_scale, emulator.rate)
-             and row.train_seed == emulator.facts.train_seeds[0]]
-    inside = [row for row in there if emulator.covers(row.allocation)]
-    real = np.array([row.loss for row in inside], dtype=np.float64)
-    emulated = emulator.losses(tuple(row.allocation for row in inside))[:, -1]
-    rows: list[Row] = []
-    for band, chosen in (("all", np.ones(len(real), dtype=bool)), ("better half", real <= np.median(real))):
-        error = emulated[chosen] - real[chosen]
-        rows.append({"task": emulator.facts.task, "emulator": emulator.family, "finds": band, "n": int(chosen.sum()),
-                     "outside": len(there) - len(inside), "spearman": correlation(emulated[chosen], real[chosen]),
-                     "bias": float(error.mean()), "sd": float(error.std(ddof=1))})
-    return rows
-
-
-def publish_finds(folders: Sequence[Path]) -> None:
-    """Publish the rows of finds of every emulator of every table that has finds."""
-    rows = []
-    for folder in folders:
-        table = load_table(folder)
-        finds = load_rows(folder / FINDS, table.facts)
-        rows += [row for family in FAMILIES if finds for row in find_rows(Emulator(table, family), finds)]
-    publish("emulator_finds", [], rows, ["task", "emulator", "finds", "n", "outside", "spearman", "bias", "sd"])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", type=Path, help="folders of tables; all of bench/data by default")
     parser.add_argument("--folds", type=int, default=10)
-    parser.add_argument("--finds-only", action="store_true", help="leave the folds out")
     options = parser.parse_args(arguments)
     tables = options.tables or sorted(p.parent for p in DATA.glob(f"*/{TASK}") if (p.parent / ROWS).exists())
-    publish_finds(tables)
-    if not options.finds_only:
-        rows = [row for folder in tables for row in table_rows(load_table(folder), options.folds)]
-        publish("emulators", [], rows, ["task", "what", "band", "steps", "n", "spearman", "ceiling"])
+    rows = [row for folder in tables for row in table_rows(load_table(folder), options.folds)]
+    publish("emulators", [], rows, ["task", "what", "band", "steps", "n", "spearman", "ceiling"])
 
 
 if __name__ == "__main__":

@@ -21,13 +21,11 @@ from typing import Any
 from bench.collect.plan import Plan, PlannedTrial
 from bench.collect.summary import publish_summary
 from bench.collect.task import DATA, RECORD_AT, TASKS, Setting, begin, load_setting, task_config
-from bench.collect.writing import FINDS, append_provenance, append_rows, is_known
-from bench.emulator.emulator import table_rate
+from bench.collect.writing import append_provenance, append_rows
 from bench.emulator.table import (
     PROVENANCE,
     ROWS,
     TableRow,
-    TaskFacts,
     load_rows,
 )
 from bench.report import RESULTS, machine
@@ -35,13 +33,11 @@ from qra_bo.config import RunConfig
 from qra_bo.execution.base import Executor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.pipeline.executors import limits, prepare_worker_environment
-from qra_bo.space import Allocation
 from qra_bo.study.journal import RunLock, checksum
 from qra_bo.study.provenance import collect
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
-from qra_bo.utils.errors import DataError, SpaceError, UserError
-from qra_bo.utils.files import strict_json
+from qra_bo.utils.errors import UserError
 
 
 class Collection:
@@ -52,19 +48,17 @@ class Collection:
         setting: What its files come to.
         executor: Runs the oracle.
         provenance: Of this session.
-        name: File of the rows.
     """
 
-    def __init__(self, folder: Path, setting: Setting, executor: Executor, provenance: dict[str, Any],
-                 name: str = ROWS) -> None:
-        self.folder, self.setting, self._executor, self._name = folder, setting, executor, name
+    def __init__(self, folder: Path, setting: Setting, executor: Executor, provenance: dict[str, Any]) -> None:
+        self.folder, self.setting, self._executor = folder, setting, executor
         self._provenance, self._batch = provenance, f"session-{checksum(provenance)}"
         self._noted = False
 
     @property
     def rows(self) -> tuple[TableRow, ...]:
         """All rows on disk."""
-        return load_rows(self.folder / self._name, self.setting.facts)
+        return load_rows(self.folder / ROWS, self.setting.facts)
 
     def add(self, wanted: PlannedTrial) -> TableRow:
         """Evaluate and write down one row."""
@@ -75,7 +69,7 @@ class Collection:
         if not self._noted:
             append_provenance(self.folder / PROVENANCE, self._batch, self._provenance)
             self._noted = True
-        append_rows(self.folder / self._name, self.setting.facts, [row])
+        append_rows(self.folder / ROWS, self.setting.facts, [row])
         return row
 
     def _row(self, wanted: PlannedTrial, m: TrialResult) -> TableRow:
@@ -85,44 +79,7 @@ class Collection:
                         m.loss_se, early, self.setting.bytes_of(wanted.allocation), m.seconds, self._batch)
 
 
-class GivenPlan:
-    """Evaluates given allocations, each once, at the table's first training seed and its learning rate.
-
-    Args:
-        facts: Of the table.
-        allocations: With their origins.
-        rate: The table's factor on the learning rate.
-    """
-
-    def __init__(self, facts: TaskFacts, allocations: Sequence[tuple[Allocation, str]], rate: float) -> None:
-        self._allocations, self._seed, self._rate = tuple(allocations), facts.train_seeds[0], rate
-
-    @property
-    def total(self) -> int:
-        """How many there are."""
-        return len({allocation for allocation, _ in self._allocations})
-
-    def next(self, rows: Sequence[TableRow]) -> PlannedTrial | None:
-        """The next one that no row answers."""
-        return next((PlannedTrial(a, origin, self._seed, self._rate) for a, origin in self._allocations
-                     if not is_known(rows, a, self._seed, self._rate)), None)
-
-
-def read_finds(path: Path) -> list[tuple[Allocation, str]]:
-    """Allocations of a file that ``bench.search`` wrote, with who found them.
-
-    Raises:
-        DataError: If it can't be read or holds something else.
-    """
-    try:
-        data = strict_json(path.read_text(encoding="utf-8"))
-        return [(Allocation.from_json(find), f"found by {find['method']}") for find in data]
-    except (OSError, ValueError, KeyError, TypeError, SpaceError) as error:
-        raise DataError(f"--finds must name a file of allocations that python -m bench.search wrote; {path}: "
-                        f"{error}") from error
-
-
-def work(collection: Collection, plan: Plan | GivenPlan, most: int | None, hours: float | None) -> None:
+def work(collection: Collection, plan: Plan, most: int | None, hours: float | None) -> None:
     """Evaluate what the plan wants until it wants nothing, or enough was done."""
     start, done = time.monotonic(), 0
     while (most is None or done < most) and (hours is None or time.monotonic() - start < 3600 * hours):
@@ -156,11 +113,7 @@ def session(options: argparse.Namespace, config: RunConfig, folder: Path, execut
                   **collect(described)}
     collection = Collection(folder, setting, executor, provenance)
     plan = Plan(setting.facts, setting.problems, setting.rules, options.seed)
-    if options.finds is None:
-        work(collection, plan, options.evaluations, options.hours)
-        return
-    given = GivenPlan(setting.facts, read_finds(options.finds), table_rate(collection.rows))
-    work(Collection(folder, setting, executor, provenance, FINDS), given, options.evaluations, options.hours)
+    work(collection, plan, options.evaluations, options.hours)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,8 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, help="begin none after so long")
     parser.add_argument("--seed", type=int, default=0, help="another seed plans other allocations")
     parser.add_argument("--device", default="cpu", help="cpu | cuda | auto")
-    parser.add_argument("--finds", type=Path, help="evaluate the allocations of this file into finds.csv instead, "
-                        "without early looks")
     parser.add_argument("--summary", action="store_true", help="only say what the tables of bench/data hold")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the summary, collect.json")
     options = parser.parse_args(arguments)
@@ -189,9 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         prepare_worker_environment()
         with Interrupts(), RunLock(folder), tempfile.TemporaryDirectory(prefix="qra_bo-") as scratch:
-            looks = list(RECORD_AT) if options.finds is None else []  # of finds the end alone is compared
             spec = OracleSpec("bench.collect.worker:make_oracle",
-                              {"config": config.to_dict(), "out": scratch, "record_at": looks})
+                              {"config": config.to_dict(), "out": scratch, "record_at": list(RECORD_AT)})
             executor = LocalExecutor([spec], limits(config))
             try:
                 session(options, config, folder, executor)

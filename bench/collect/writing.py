@@ -14,9 +14,6 @@ from bench.emulator.table import SCHEMA_VERSION, TableRow, TaskFacts, columns, s
 from bench.store import append_line
 from qra_bo.space import Allocation, CostTable
 
-FINDS = "finds.csv"
-"""Rows that no emulator is fitted on: the best finds of searches on the emulators, really trained."""
-
 
 def facts_to_json(facts: TaskFacts) -> dict[str, Any]:
     """Return the contents of ``task.json``."""

@@ -19,8 +19,7 @@ from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.emulator.emulator import FAMILIES
 from bench.emulator.table import ROWS
 from bench.report import RESULTS, publish
-from bench.search.finds import chosen, finds_target, real_rows, write_finds
-from bench.search.kept import kept_finds, kept_rows, published_rows
+from bench.search.kept import kept_rows, published_rows
 from bench.search.methods import ABLATIONS, COMPARED, EQUIVALENTS, EVERYTHING, TRANSFER, Entry
 from bench.search.play import Arena, arenas, play
 from bench.search.summary import paired_rows, search_rows, targets_of
@@ -85,21 +84,10 @@ def summarise(options: argparse.Namespace) -> None:
     expected = [(task, family, budget) for task in sorted(TASKS) for family in FAMILIES
                 for budget, _ in REFERENCE_BUDGETS]
     targets = targets_of(rows, expected)
-    tables = {a.oracle.table.facts.task: a for a in places}
-    compared = {entry.name for entry in COMPARED}
-    finds = chosen([run for run in runs if run["method"] in compared])
-    if options.kept:
-        finds += kept_finds(options.kept.parent / "search", finds, compared)
-    files = write_finds(finds, options.out / "search")
-    real = [row for arena in tables.values()
-            for row in real_rows(arena.oracle.table, DATA / arena.oracle.table.facts.task, finds)]
-    kept = [*({"what": "search", **row} for row in rows),
-            *({"what": "against qra_bo", **row} for row in paired_rows(rows)), *real]
-    publish("search", [*targets, finds_target(real)], kept,
+    publish("search", targets, [*({"what": "search", **row} for row in rows),
+                                *({"what": "against qra_bo", **row} for row in paired_rows(rows))],
             ["task", "emulator", "budget", "method", "seeds", "regret", "low", "high", "cost_to_best_peer",
-             "cpu_seconds", "measured", "best_difference"],
-            folder=options.out)
-    print("\n".join(str(path) for path in files))
+             "cpu_seconds"], folder=options.out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--equivalents", type=float, default=EQUIVALENTS, help="what a search may spend")
     parser.add_argument("--part", default="1/1", help="K/N: this process makes every N-th search from the K-th on")
     parser.add_argument("--runs", type=Path, default=RUNS, help="file of finished searches")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file and finds")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("--kept", type=Path, help="a search.json: its rows count too where no search was made anew and "
                         "the table and the method's settings are what they were")
     parser.add_argument("--summary", action="store_true", help="only summarise what was run")

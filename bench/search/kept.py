@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from bench.search.finds import Find, published_finds
 from bench.search.methods import OTHERS
 
 Row = dict[str, Any]
@@ -38,13 +37,6 @@ def kept_rows(published: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str
             and (arena_of(row), row["method"]) not in made
             and (row["method"], row["settings"]) in settings
             and row.get("rows_sha256") == tables.get(row["task"], "")]
-
-
-def kept_finds(folder: Path, new: Sequence[Find], methods: Collection[str]) -> list[Find]:
-    """Finds in ``folder`` of ``methods`` that have none in ``new``, by task and budget."""
-    made = {(f["task"], f["budget"], f["method"]) for f in new}
-    return [f for f in published_finds(folder)
-            if f["method"] in methods and (f["task"], f["budget"], f["method"]) not in made]
 
 
 def rescaled(row: Mapping[str, Any], best: float, uniform: float) -> Row:

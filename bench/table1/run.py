@@ -11,7 +11,6 @@ from bench.table1.config import NAME, TableConfig
 from bench.table1.join import join
 from bench.table1.limits import Limit
 from bench.table1.markdown import render, summary
-from bench.table1.plot import draw
 from bench.table1.rate_checks import check_rates, check_references
 from bench.table1.results import build
 from bench.table1.search import check_method
@@ -19,7 +18,6 @@ from bench.table1.session import Session, open_session
 from qra_bo.config import RunConfig
 from qra_bo.memory.budget import format_size
 from qra_bo.pipeline.folders import new_folder
-from qra_bo.report.style import png_bytes
 from qra_bo.study.signals import Interrupts
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder, write_json, writing
@@ -38,7 +36,7 @@ class TableResult:
 def run_table(config: TableConfig) -> TableResult:
     """Make the table, or resume the one in ``out``.
 
-    The tables are written after every row, the plot at the end.
+    The tables are written after every row.
 
     Raises:
         UserError: If the input or the environment can't work.
@@ -62,7 +60,7 @@ def run_table(config: TableConfig) -> TableResult:
             _announce(session, cells)
         table = _work(session, cells, shown)
     if shown:
-        print("\n".join([*summary(table), f"Files: {folder / 'table1.md'}, table1.json, table1.png"]))
+        print("\n".join([*summary(table), f"Files: {folder / 'table1.md'}, table1.json"]))
     return TableResult(folder, table)
 
 
@@ -123,10 +121,6 @@ def _work(session: Session, cells: Sequence[Cell], shown: bool) -> dict[str, Any
     if any(checks):
         table = build(session, cells, results, *checks)
         write(session.folder, table)
-    plot = draw(table)
-    if plot is not None:
-        with writing(session.folder, AGAIN):
-            (session.folder / "table1.png").write_bytes(png_bytes(plot))
     return table
 
 

@@ -14,7 +14,6 @@ from bench.emulator.table import (
     PROFILE,
     PROFILE_BATCH,
     PROVENANCE,
-    ROWS,
     TASK,
     ReferenceBudget,
     TaskFacts,
@@ -80,8 +79,8 @@ def make_table(folder: Path, n_units: int = 4, noise: float = 0.003, sizes: Size
 
 
 def make_collection(folder: Path, setting: Setting | None = None, session: str = "a",
-                    noise: float = 0.003, name: str = ROWS) -> Collection:
+                    noise: float = 0.003) -> Collection:
     chosen = setting or make_setting()
     folder.mkdir(parents=True, exist_ok=True)
     executor = InProcessExecutor(make_oracle(len(chosen.facts.units), noise))
-    return Collection(folder, chosen, executor, {"begun": session, "device": "cpu"}, name)
+    return Collection(folder, chosen, executor, {"begun": session, "device": "cpu"})

@@ -15,7 +15,6 @@ from bench.collect.plan import CALIBRATION, REPEAT, Sizes, lr_scale
 from bench.collect.summary import publish_summary
 from bench.collect.task import begin, differences, task_config, touches, untouched_seeds
 from bench.collect.worker import make_oracle as make_worker
-from bench.collect.writing import FINDS
 from bench.emulator.table import load_provenance, load_rows
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.execution.base import InProcessExecutor, run_profile
@@ -152,7 +151,7 @@ def test_tasks_say_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_command_adds_as_many_rows_as_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting, table, finds = make_setting(), tmp_path / "table", tmp_path / "finds.json"
+    setting, table = make_setting(), tmp_path / "table"
     monkeypatch.setattr(program, "LocalExecutor", lambda specs, limits: make_collection(table, setting)._executor)
     monkeypatch.setattr(program, "load_setting", lambda folder, config: setting)
     for heavy in ("begin", "prepare_worker_environment"):
@@ -162,10 +161,6 @@ def test_the_command_adds_as_many_rows_as_it_is_asked_for(tmp_path: Path, monkey
     for asked, rows in ((2, 2), (0, 2), (deciding, deciding + 2)):
         assert main([*command, str(asked)]) == 0
         assert len(load_rows(table / ROWS, setting.facts)) == rows
-    found = [{"method": "walk", **uniform(4, fmt, 2).to_json()} for fmt in ("nf4", "int8")]
-    finds.write_text(json.dumps(found))
-    assert main([*command, "1", "--finds", str(finds)]) == 0
-    assert [row.origin for row in load_rows(table / FINDS, setting.facts)] == ["found by walk"]
 
 
 def test_failures_are_rows_without_a_loss(tmp_path: Path) -> None:

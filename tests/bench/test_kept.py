@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.search.finds import write_finds
-from bench.search.kept import kept_finds, kept_rows, published_rows, rescaled
+from bench.search.kept import kept_rows, published_rows, rescaled
 from bench.search.summary import search_rows
 from tests.bench.test_search import made
 
@@ -69,12 +68,7 @@ def test_rows_that_do_not_say_their_table_are_not_kept() -> None:
     assert kept_rows([row], searches("qra_bo", "qra_bo", 4.0), SETTINGS) == []
 
 
-def test_published_rows_and_finds_are_read_where_they_lie(tmp_path: Path) -> None:
-    finds = [{"task": "plays", "budget": "b", "method": method, "formats": ["nf4"], "ranks": [rank]}
-             for method, rank in (("TPE", 1), ("qra_bo", 2), ("gone", 3))]
-    write_finds(finds, tmp_path / "search")
-    new = [{**finds[1], "ranks": [4]}]
-    assert kept_finds(tmp_path / "search", new, {"TPE", "qra_bo"}) == finds[:1]
+def test_published_rows_are_those_of_searches(tmp_path: Path) -> None:
     path = tmp_path / "search.json"
     path.write_text(json.dumps({"rows": [{"what": "search", "method": "a"}, {"what": "surrogate"}]}))
     assert published_rows(path) == [{"what": "search", "method": "a"}]

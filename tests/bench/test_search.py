@@ -1,6 +1,5 @@
 """The comparison of searches: cost and incumbents of one, regrets and targets of many."""
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.collect.__main__ import GivenPlan, read_finds, work
-from bench.emulator.emulator import table_rate
 from bench.emulator.oracle import load_oracle
-from bench.emulator.table import load_table
 from bench.methods import METHODS
 from bench.peers.registry import PEERS
 from bench.search.__main__ import key, load_runs
-from bench.search.finds import chosen, finds_target, published_finds, real_rows, write_finds
 from bench.search.methods import COMPARED, EVERYTHING, OURS, Entry
 from bench.search.play import FREE_REFUSALS, Arena, Game, make_arena, on_ladders, play
 from bench.search.summary import (
@@ -29,11 +24,10 @@ from bench.search.summary import (
     targets_of,
 )
 from qra_bo.searchers.structured.features import build_components
-from qra_bo.space import Allocation, uniform
-from qra_bo.study.state import is_uniform
+from qra_bo.space import uniform
 from qra_bo.trials import Fidelity, Proposal
-from qra_bo.utils.errors import ConfigError, DataError
-from tests.bench.tables import make_collection, make_setting, make_table
+from qra_bo.utils.errors import ConfigError
+from tests.bench.tables import make_setting, make_table
 
 SETTING = make_setting()
 
@@ -191,34 +185,3 @@ def test_parts_of_the_surrogate_can_be_left_out_by_name(arena: Arena) -> None:
     assert names - without == {"quantization_sensitivity", "rank_sensitivity"}
     with pytest.raises(ConfigError, match="no parts \\['damages'\\]"):
         build_components(arena.problem, ("damages",))
-
-
-def test_finds_take_turns_between_emulators_and_are_compared_for_real(tmp_path: Path) -> None:
-    folder = make_table(tmp_path)
-    table = load_table(folder)
-    names = [Allocation(("nf4", "int8", "nf4", f), (1, 1, 2, r))
-             for f, r in itertools.product(("nf4", "hqq3"), (1, 2, 4))]
-    runs = [made("x", "peer", 0, [4.1], task="planted", budget="share:0.3", emulator=emulator,
-                 finds=[{**a.to_json(), "loss": 4.0, "true_loss": 4.0 + 0.01 * i} for i, a in enumerate(order)])
-            for emulator, order in (("boosted", names[:3]), ("network", names[3:]))]
-    finds = chosen(runs)
-    assert [Allocation.from_json(f) for f in finds] == [names[i] for i in (0, 3, 1, 4, 2)]
-    before = real_rows(table, folder, finds)
-    assert [(r["finds"], r["measured"], r["best_difference"]) for r in before] == [(5, 0, None)]
-    assert finds_target(before).value is None
-    (path,) = write_finds(finds, tmp_path / "out")
-    collection = make_collection(folder, SETTING, "finds", name="finds.csv")
-    given = GivenPlan(SETTING.facts, read_finds(path), table_rate(table.rows))
-    assert given.total == 5
-    work(collection, given, None, None)
-    assert len(load_table(folder).rows) == len(table.rows)
-    (after,) = real_rows(table, folder, finds)
-    losses = [row.loss for row in collection.rows]
-    uniforms = [row.loss for row in table.rows if is_uniform(row.allocation) and row.train_seed == 11
-                and row.origin != "calibration" and row.bytes["peak"] <= SETTING.facts.budgets[0].bytes]
-    assert after["measured"] == 5
-    assert after["best_difference"] == pytest.approx(min(losses) - min(uniforms))
-    assert finds_target([after]).met
-    assert published_finds(tmp_path / "out") == finds
-    with pytest.raises(DataError, match="--finds must name a file"):
-        read_finds(tmp_path / "absent.json")
