@@ -9,6 +9,7 @@
 |              | 5, 6 bits: upper 4 bits and lower 1 or 2 apart   |                                                    |
 | integer      | the same, but for 3 bits: upper 2 and lower 1    | 16-bit scale a group of a row's columns;           |
 |              |                                                  | ``int``: one byte of zero a group beside it        |
+| trellis      | bits / 8 bytes a weight, in rings of outputs     | 16-bit scale a row; 4 bits a row and 64 columns    |
 | none         | 2 bytes a weight                                 | none                                               |
 
 Look-up tables (NF4 levels, the 8-bit map of double quantisation: 1,088 bytes) are shared by all layers of a model
@@ -49,8 +50,8 @@ class Width:
     Args:
         default: Name of the format where the configuration names none, as in ``conf/config.yaml``.
         kinds: Kinds of its formats: ``"hqq"``, ``"sym"`` (integer, zero is the middle code), ``"int"`` (integer, with
-            zeros).
-        planes: How codes of these kinds are stored, the upper bits first; three planes at most, of HQQ two.
+            zeros), ``"t"`` (trellis).
+        planes: How codes of the other kinds are stored, the upper bits first; three planes at most, of HQQ two.
     """
 
     default: str
@@ -60,9 +61,10 @@ class Width:
 
 _ONE, _TWO, _FOUR, _EIGHT = Plane(1, 8, 1), Plane(2, 4, 1), Plane(4, 2, 1), Plane(8, 1, 1)
 WIDTHS: Mapping[int, Width] = {
-    2: Width("int2-g64", ("hqq", "sym", "int"), (_TWO,)),
-    3: Width("int3-g64", ("hqq", "sym", "int"), (_TWO, _ONE)),
-    4: Width("nf4", ("hqq", "sym", "int"), (_FOUR,)),
+    1: Width("t1", ("t",), ()),
+    2: Width("int2-g64", ("hqq", "sym", "int", "t"), (_TWO,)),
+    3: Width("int3-g64", ("hqq", "sym", "int", "t"), (_TWO, _ONE)),
+    4: Width("nf4", ("hqq", "sym", "int", "t"), (_FOUR,)),
     5: Width("hqq5-g128", ("hqq", "sym"), (_FOUR, _ONE)),
     6: Width("hqq6-g128", ("hqq", "sym"), (_FOUR, _TWO)),
     8: Width("int8", ("hqq", "sym"), (_EIGHT,))}
@@ -74,9 +76,31 @@ LEAST_BITS = min(BITS)
 
 PLANES: Mapping[str, Mapping[int, tuple[Plane, ...]]] = {
     "hqq": {**{bits: width.planes for bits, width in WIDTHS.items() if "hqq" in width.kinds}, 3: (Plane(3, 10, 4),)},
-    "integer": {bits: width.planes for bits, width in WIDTHS.items()}}
+    "integer": {bits: width.planes for bits, width in WIDTHS.items() if width.planes}}
 """Planes of each bit-width of a backend. HQQ's library has a packing of its own for 3 bits, and keeps codes of 5 and of
 6 bits in whole bytes, which saves nothing."""
+
+
+LONGEST_RING, SHORTEST_RING, RING_STEP = 256, 128, 8
+"""Bounds of a ring of trellis codes, and its unit: eight codes of any bit-width fill whole bytes."""
+
+
+def ring_length(out_features: int) -> int:
+    """Return the outputs that a ring of trellis codes holds: the largest divisor of ``out_features`` from 128 to 256
+    that is a multiple of 8; where there is none, a length to which outputs are padded.
+
+    >>> ring_length(576), ring_length(4864), ring_length(100)
+    (192, 256, 104)
+    """
+    for length in range(LONGEST_RING, SHORTEST_RING - 1, -RING_STEP):
+        if out_features % length == 0:
+            return length
+    return min(LONGEST_RING, max(2 * RING_STEP, -(-out_features // RING_STEP) * RING_STEP))
+
+
+def rings_of(out_features: int) -> int:
+    """Return how many rings of trellis codes hold a column of ``out_features`` weights."""
+    return -(-out_features // ring_length(out_features))
 
 
 def planes_of(fmt: StorageFormat) -> tuple[Plane, ...]:
@@ -99,17 +123,18 @@ BACKENDS: Mapping[str, str] = {
     "bitsandbytes": "qra_bo.finetune.quantization.bnb:BitsAndBytesBackend",
     "hqq": "qra_bo.finetune.quantization.half_quadratic:HQQBackend",
     "integer": "qra_bo.finetune.quantization.integer:IntegerBackend",
-    "none": "qra_bo.finetune.quantization.unquantised:UnquantisedBackend"}
+    "none": "qra_bo.finetune.quantization.unquantised:UnquantisedBackend",
+    "trellis": "qra_bo.finetune.quantization.trellis:TrellisBackend"}
 """Class that packs the formats of each backend; it is imported only where weights are packed."""
 
 
-_NAMES = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128),
+_NAMES = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128), ("t{}", "trellis", 64),
           *((f"{kind}{{}}-g{group}", "integer", group) for kind in ("sym", "int") for group in (32, 64, 128)))
 FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
     StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True), StorageFormat("nf4-nodq", "bitsandbytes", 4, 64),
     StorageFormat("int8", "bitsandbytes", 8, 0), StorageFormat("fp16", "none", 16, 0),
     *(StorageFormat(name.format(bits), backend, bits, block) for bits, width in WIDTHS.items()
-      for name, backend, block in _NAMES if name[:3] in width.kinds))}
+      for name, backend, block in _NAMES if name[:3].rstrip("{}") in width.kinds))}
 """Every storage format by name."""
 
 
@@ -148,7 +173,7 @@ def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None
     planes = planes_of(fmt) if fmt.backend == "hqq" and fmt.bits != 3 else ()
     per_word = max((plane.per_word for plane in planes), default=1)
     multiple = 2 if fmt.backend == "bitsandbytes" and fmt.bits == 4 else fmt.block * per_word
-    by_row = fmt.backend in ("bitsandbytes", "integer")
+    by_row = fmt.backend in ("bitsandbytes", "integer", "trellis")
     divisor = in_features if by_row else out_features * in_features
     if multiple and divisor % multiple:
         what = "columns" if by_row else "weights"
@@ -164,6 +189,8 @@ def weight_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int
     if planes := planes_of(fmt):
         groups = padded_groups(planes, numel // fmt.block)
         return sum(plane.words(groups) * plane.word_bytes * fmt.block for plane in planes)
+    if fmt.backend == "trellis":
+        numel = rings_of(out_features) * ring_length(out_features) * in_features
     return numel * fmt.bits // 8
 
 
@@ -175,6 +202,8 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
         return 0
     if fmt.block == 0:
         return 4 * out_features
+    if fmt.backend == "trellis":
+        return out_features * (2 + -(-in_features // (2 * fmt.block)))
     blocks = -(-out_features * in_features // fmt.block)
     if fmt.backend == "integer":
         return (3 if has_zeros(fmt) else 2) * blocks
@@ -208,6 +237,9 @@ def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, devic
         # A field is shifted, then masked; those above it are alive meanwhile.
         field = 0 if planes[0].per_word == 1 else (3 if len(planes) > 1 else 2) * tile * planes[0].word_bytes
         return field + (4 * tile if compute_bytes == 2 else 0) + 4 * tile // fmt.block
+    if fmt.backend == "trellis":  # ring by ring, in fp32: values beside what they are made from, then beside weights
+        run = ring_length(out_features) * in_features
+        return int(max(8.0, 4 + 1.5 * fmt.bits) * run) + run // 8 + (1 << 14)
     if fmt.backend != "bitsandbytes":
         raise SpaceError(f"memory/formats.py states no scratch bytes of the backend {fmt.backend!r}; add them")
     if fmt.bits == 4:

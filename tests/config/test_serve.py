@@ -5,14 +5,13 @@ from dataclasses import replace
 import pytest
 
 from qra_bo.config import load_config
-from qra_bo.memory.formats import BITS
 from qra_bo.memory.serving import ANY, CONSUMERS
 from qra_bo.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize("serve", [name for name in CONSUMERS if name != ANY])
 def test_a_consumer_brings_its_formats(serve: str) -> None:
-    formats = [fmt for fmt in map(CONSUMERS[serve].default_format, BITS) if CONSUMERS[serve].loads(fmt)]
+    formats = [CONSUMERS[serve].default_format(bits) for bits in CONSUMERS[serve].widths]
     config = load_config([f"serve={serve}", f"bits={[fmt.bits for fmt in formats]}".replace(" ", "")])
     assert config.serve == serve
     assert config.format_names == tuple(fmt.name for fmt in formats)

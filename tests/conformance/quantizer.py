@@ -274,7 +274,10 @@ class QuantizerConformance:
         for value in (0.0, 0.25):
             linear.weight.fill_(value)
             dense = packed(self.layer(fmt, linear, torch.float32)).unpack()
-            torch.testing.assert_close(dense, linear.weight.detach(), rtol=0.02, atol=1e-3)
+            if backend_of(fmt).by_rings and value:  # no level is its own: such codes are no better on equal weights
+                assert relative_error(dense, linear.weight) < 1.5 * 2.0 ** -fmt.bits
+            else:
+                torch.testing.assert_close(dense, linear.weight.detach(), rtol=0.02, atol=1e-3)
 
     def test_peft_adapts_it_and_trains(self, fmt: StorageFormat) -> None:
         from peft import LoraConfig, get_peft_model

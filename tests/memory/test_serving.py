@@ -4,7 +4,7 @@
 import pytest
 
 from qra_bo.memory import MemoryModel, TrainShape, default_format
-from qra_bo.memory.formats import BITS, FORMATS, WIDTHS, matrix_bytes, parse_format
+from qra_bo.memory.formats import FORMATS, WIDTHS, matrix_bytes, parse_format
 from qra_bo.memory.plan import memory_plan
 from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, TARGET_FORMATS, server_rank, serving_note
 from qra_bo.space import uniform
@@ -12,6 +12,7 @@ from qra_bo.utils.errors import SpaceError
 from tests.memory.spaces import TINY, space_of
 
 SHAPE = TrainShape(2, 32)
+SYMMETRIC = [bits for bits, width in WIDTHS.items() if "sym" in width.kinds]
 SYM = ("sym2-g64", "sym3-g64", "sym4-g64", "sym8-g64")
 OTHERS = [name for name in CONSUMERS if name != ANY]
 
@@ -41,7 +42,7 @@ def test_what_a_consumer_does_not_load_has_our_bytes(serve: str) -> None:
 def test_consumers_load_integer_grids_and_16_bits_alone() -> None:
     loaded = {name: {f.name for f in FORMATS.values() if CONSUMERS[name].loads(f)} for name in CONSUMERS}
     assert loaded[ANY] == set(FORMATS)
-    symmetric = {f"sym{bits}-g{group}" for bits in WIDTHS for group in (32, 64, 128)} | {"fp16"}
+    symmetric = {f"sym{bits}-g{group}" for bits in SYMMETRIC for group in (32, 64, 128)} | {"fp16"}
     assert loaded["transformers"] == loaded["vllm"] == symmetric
     assert {name.split("-")[0] for name in loaded["llamacpp"] - symmetric} == {"int2", "int3", "int4"}
     assert {name.split("-")[0] for name in loaded["mlx"] - symmetric} == {"int2", "int3"}
@@ -51,7 +52,7 @@ def test_consumers_load_integer_grids_and_16_bits_alone() -> None:
 def test_targets_hold_these_formats_exactly_or_rounded() -> None:
     held = {target: {name.split("-")[0] for name, fmt in FORMATS.items() if holds(fmt)}
             for target, (holds, _) in TARGET_FORMATS.items()}
-    sym = {f"sym{bits}" for bits in WIDTHS} | {"fp16"}
+    sym = {f"sym{bits}" for bits in SYMMETRIC} | {"fp16"}
     assert held["compressed_tensors"] == sym
     assert held["gguf"] == sym | {"int2", "int3", "int4", "hqq2", "hqq3", "hqq4", "hqq5"}
     assert held["mlx"] == {f.name.split("-")[0] for f in FORMATS.values()
@@ -60,7 +61,7 @@ def test_targets_hold_these_formats_exactly_or_rounded() -> None:
 
 @pytest.mark.parametrize("serve", OTHERS)
 def test_default_formats_are_loaded_and_have_their_bits(serve: str) -> None:
-    for bits in BITS:
+    for bits in (*SYMMETRIC, 16):
         fmt = CONSUMERS[serve].default_format(bits)
         assert CONSUMERS[serve].loads(fmt) == (serve != "mlx" or bits in (*MLX_BITS, 16))
         assert fmt.bits == bits

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from qra_bo.memory.formats import BACKENDS, FORMATS, check_shape
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
+if TYPE_CHECKING:
+    from qra_bo.finetune.quantization.gptq import Inputs
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -189,6 +191,8 @@ class QuantizerBackend(ABC):
     """
 
     name: str
+    by_rings: ClassVar[bool] = False
+    """Whether codes depend on each other, so that ``compensated`` chooses them and not the levels of ``grid``."""
 
     @abstractmethod
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
@@ -209,6 +213,11 @@ class QuantizerBackend(ABC):
 
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
         """Return ``state`` with other codes (``out x in``, indices of the grid's levels) and the same scales."""
+        raise NotImplementedError
+
+    def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: "Inputs") -> State:
+        """Return the packed tensors of a weight (``out x in``) with codes chosen by GPTQ, of a backend whose codes are
+        ``by_rings``. ``inputs`` are the second moments of the inputs as such backends rotate them, factored."""
         raise NotImplementedError
 
     def check(self, fmt: StorageFormat, out_features: int, in_features: int) -> None:

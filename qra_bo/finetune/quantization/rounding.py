@@ -1,6 +1,7 @@
 """Choice of the codes of a model's linears by GPTQ instead of the libraries' round-to-nearest."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +12,7 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
 from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
+from qra_bo.finetune.quantization.rings import rotated_moments
 from qra_bo.finetune.threads import one_thread
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
@@ -116,20 +118,28 @@ class Rounding:
                 raise ModelError(f"codes can't be chosen: inputs of {sharing[0]} are not finite in the 16-bit model; "
                                  "use another dtype, or quantizer.rounding=rtn")
             weights = {name: modules[name].weight.detach().to(self.device) for name in sharing}
+            levels = [fmt for fmt in self.formats if not backend_of(fmt).by_rings]
             with one_thread():
                 packed = [(name, fmt, {key: tensor.to(self.device) for key, tensor in pack(name, fmt).items()})
-                          for name in sharing for fmt in self.formats]
+                          for name in sharing for fmt in levels]
             grids = [backend_of(fmt).grid(state, fmt, (weights[name].shape[0], weights[name].shape[1]))
                      for name, fmt, state in packed]
             free = [(*entry, grid) for entry, grid in zip(packed, grids, strict=True) if grid is not None]
-            factored = Inputs.of(moments)
-            del moments  # as large as the factor, and not needed while codes are chosen
-            with one_thread():
-                codes = compensated_codes([(weights[name], grid) for name, _, _, grid in free], factored)
             made: dict[str, State] = {name: {} for name in sharing}
-            for (name, fmt, state, _), chosen in zip(free, codes, strict=True):
-                made[name].update({f"{fmt.name}:{key}": tensor.to("cpu") for key, tensor
-                                   in backend_of(fmt).recoded(state, fmt, chosen).items()})
+
+            def keep(name: str, fmt: StorageFormat, state: State) -> None:
+                made[name].update({f"{fmt.name}:{key}": tensor.to("cpu") for key, tensor in state.items()})
+
+            if len(levels) < len(self.formats):
+                for name, fmt, state in self._by_rings(weights, Inputs.of(rotated_moments(moments))):
+                    keep(name, fmt, state)
+            factored = Inputs.of(moments) if free else None
+            del moments  # as large as the factor, and not needed while codes are chosen
+            if factored is not None:
+                with one_thread():
+                    codes = compensated_codes([(weights[name], grid) for name, _, _, grid in free], factored)
+                for (name, fmt, state, _), chosen in zip(free, codes, strict=True):
+                    keep(name, fmt, backend_of(fmt).recoded(state, fmt, chosen))
             for name, tensors in made.items():
                 self._hold(name, tensors if self.store is None else self.store.mapped(name, tensors))
                 done += 1
@@ -146,6 +156,17 @@ class Rounding:
             # It is not the result of any one allocation.
             raise DeviceError(f"choosing codes on {self.forward_tokens:,} tokens at once takes more than {self.device} "
                               "holds; lower quantizer.tokens, or use quantizer.rounding=rtn") from error
+
+
+    def _by_rings(self, weights: Mapping[str, Tensor], inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:
+        """Yield the packed tensors of all weights in the formats whose codes are chosen by rings; on a CPU each core
+        codes a matrix, without the interpreter's lock."""
+        jobs = [(name, fmt) for name in weights for fmt in self.formats if backend_of(fmt).by_rings]
+        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        with one_thread(), ThreadPoolExecutor(workers) as pool:
+            for (name, fmt), state in zip(jobs, pool.map(lambda job: backend_of(job[1]).compensated(
+                    weights[job[0]], job[1], inputs), jobs), strict=True):
+                yield name, fmt, state
 
 
 def second_moments(inputs: Tensor) -> Tensor:

@@ -17,5 +17,9 @@ class TestInteger(QuantizerConformance):
                     for kind in ("sym", "int") if kind in width.kinds)
 
 
+class TestTrellis(QuantizerConformance):
+    formats = tuple(f"t{bits}" for bits, width in WIDTHS.items() if "t" in width.kinds)
+
+
 class TestUnquantised(QuantizerConformance):
     formats = ("fp16",)

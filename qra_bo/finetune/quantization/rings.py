@@ -1,0 +1,97 @@
+"""Rings of trellis codes down the columns of a weight matrix: their tables, bits, and what they unpack to.
+
+The columns are rotated in blocks of ``ROTATION`` before they are coded: signs and a Hadamard matrix spread what stands
+out in one input over 64, and make weights nearly Gaussian, for which the tables are trained. Rings run along the
+outputs, so that a column of the rotated weights is coded as a whole. The bits of a ring are in order, its first code in
+the upper bits of its first byte; neighbouring columns are neighbours in memory, so that unpacking moves whole rows.
+"""
+
+import base64
+import json
+from functools import cache
+from importlib import resources
+
+import torch
+from torch import Tensor
+
+from qra_bo.memory.formats import RING_STEP, ring_length
+
+STATE_BITS = 12
+"""Bits of a state: one more halves what is left to the bound and doubles the time of coding."""
+UNIT = 2.0 ** -9
+ROTATION = 64
+STEPS = 16
+"""Scales of a block of inputs, in quarters of an octave below the largest of its row: four bits each."""
+
+
+@cache
+def table(bits: int, device: torch.device) -> Tensor:
+    """Return the values of the ``2^STATE_BITS`` states for codes of ``bits`` bits, in fp32; all are multiples of 2^-9
+    below 4, so that fp16 holds them, and sums of 64 are exact in fp32 in any order."""
+    text = resources.files(__package__).joinpath("trellis_tables.json").read_text("ascii")
+    units = bytearray(base64.b64decode(json.loads(text)["tables"][str(bits)]))
+    return (torch.frombuffer(units, dtype=torch.int16).float() * UNIT).to(device)
+
+
+@cache
+def rotation(device: torch.device) -> Tensor:
+    """Return the signs, ``64 x 64`` in fp32, that a block of columns is multiplied by; over 8 they are orthonormal."""
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < ROTATION:
+        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+    signs = torch.randint(2, (ROTATION, 1), generator=torch.Generator().manual_seed(1)) * 2.0 - 1.0
+    return (signs * hadamard).to(device)
+
+
+@cache
+def fractions(device: torch.device) -> Tensor:
+    """Return what each of the ``STEPS`` steps leaves of a scale, in fp32."""
+    return torch.exp2(torch.arange(STEPS, device=device) / -4)
+
+
+def rotated(matrix: Tensor, back: bool = False) -> Tensor:
+    """Return a matrix, ``rows x in`` in fp32, with its blocks of columns rotated, or rotated back."""
+    turn = rotation(matrix.device)
+    return (matrix.reshape(-1, ROTATION) @ (turn.T if back else turn)).mul_(ROTATION ** -0.5).view(matrix.shape)
+
+
+def rotated_moments(moments: Tensor) -> Tensor:
+    """Return the second moments, ``in x in``, of rotated inputs."""
+    return rotated(rotated(moments).T.contiguous())
+
+
+def states_of(codes: Tensor, bits: int) -> Tensor:
+    """Return the states (int32) of rings of codes along the first dimension, ``length x ...``."""
+    states = torch.zeros(codes.shape, dtype=torch.int32, device=codes.device)
+    for back in range(-(-STATE_BITS // bits)):
+        states |= torch.roll(codes, back, dims=0).int() << bits * back
+    return states & ((1 << STATE_BITS) - 1)
+
+
+def in_rings(codes: Tensor, bits: int) -> Tensor:
+    """Return packed rings, ``rings x bytes x in`` (uint8), of codes (``rings length x in``, uint8; padded)."""
+    rows, width = codes.shape
+    length = ring_length(rows)
+    eight = codes.view(rows // length, length // RING_STEP, RING_STEP, width)
+    words = torch.zeros_like(eight[:, :, 0], dtype=torch.int32)
+    for place in range(RING_STEP):
+        words |= eight[:, :, place].int() << bits * (RING_STEP - 1 - place)
+    packed = torch.stack([words >> RING_STEP * (bits - 1 - byte) & 255 for byte in range(bits)], dim=2)
+    return packed.to(torch.uint8).view(rows // length, -1, width)
+
+
+def values_of(rings: Tensor, bits: int) -> Tensor:
+    """Return the values, ``rings length x in`` in fp32, of packed rings (``rings x bytes x in``), without scales."""
+    count, size, width = rings.shape
+    levels = table(bits, rings.device)
+    values = torch.empty(count, size // bits, RING_STEP, width, device=rings.device)
+    words = rings.int()
+    before, earlier = (torch.roll(words, back, dims=1).bitwise_left_shift_(8 * back) for back in (1, 2))
+    words.bitwise_or_(before).bitwise_or_(earlier)  # the 24 bits that end with each byte
+    del before, earlier
+    words = words.view(count, -1, bits, width)
+    for place in range(RING_STEP):
+        byte, beyond = divmod((place + 1) * bits - 1, RING_STEP)
+        state = words[:, :, byte] >> RING_STEP - 1 - beyond & (1 << STATE_BITS) - 1
+        values[:, :, place] = levels.index_select(0, state.view(-1)).view(state.shape)
+    return values.view(-1, width)

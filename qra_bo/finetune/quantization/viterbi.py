@@ -1,0 +1,161 @@
+"""Codes of rings by Viterbi's algorithm.
+
+A ring is a closed sequence of ``n`` codes of ``K`` bits. The state of a weight is the window of the last ``L`` bits
+that ends with its code, around the ring, and the weight is ``table[state]`` (QTIP, arXiv 2406.11235). A first pass,
+with a run-up before the ring and after it, finds the codes, and whether the ring closes: whether its first state
+continues its last one. Where it does not, a second pass finds the best path that begins and ends with the ``L - K``
+bits of the end.
+
+Two implementations return the same codes but for ties: one that numba compiles, for CPUs, and one of torch's operators.
+"""
+
+import logging
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+RUN_UP = 32
+"""Weights before the ring and after it, about five times those of a state: paths have met within so many."""
+
+
+def ring_codes(targets: Tensor, weights: Tensor, table: Tensor, bits: int) -> Tensor:
+    """Return the codes, ``rings x n`` (uint8), of rings of ``n`` numbers.
+
+    Args:
+        targets: Numbers, ``rings x n`` in fp32.
+        weights: How often the squared error of each counts, likewise.
+        table: Values of the ``2^L`` states, fp32.
+        bits: ``K``.
+    """
+    compiled = _compiled(len(table).bit_length() - 1, bits) if targets.device.type == "cpu" else None
+    if compiled is None:
+        return _by_operators(targets, weights, table, bits)
+    codes = torch.empty(targets.shape, dtype=torch.uint8)
+    arrays = [tensor.contiguous().numpy() for tensor in (targets, weights)]
+    compiled(*arrays, table.numpy(), codes.numpy())
+    return codes
+
+
+def _by_operators(targets: Tensor, weights: Tensor, table: Tensor, bits: int) -> Tensor:
+    """``ring_codes`` on any device; a step takes half a dozen launches, for all rings together."""
+    (rings, n), fan, stems = targets.shape, 1 << bits, len(table) >> bits
+    levels, row = table.view(stems, fan), torch.arange(rings, device=targets.device)
+
+    def path(cost: Tensor, places: list[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return the costs of the states after ``places`` and, for every place, the choices of the stems."""
+        choices = []
+        for place in places:
+            least, choice = cost.view(rings, fan, stems).min(dim=1)
+            choices.append(choice.to(torch.uint8))
+            error = levels - targets[:, place].view(-1, 1, 1)
+            cost = (least.unsqueeze(2) + weights[:, place].view(-1, 1, 1) * error.square_()).view(rings, -1)
+        return cost, choices
+
+    def back(state: Tensor, choices: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the codes of the choices' places, and the state before them, of paths that end in ``state``."""
+        codes = torch.empty(rings, len(choices), dtype=torch.uint8, device=targets.device)
+        for place in reversed(range(len(choices))):
+            codes[:, place] = state & (fan - 1)
+            stem = state >> bits
+            state = choices[place][row, stem].long() * stems | stem
+        return codes, state
+
+    around = [place % n for place in range(-RUN_UP, n + RUN_UP)]
+    cost, choices = path(targets.new_zeros(rings, len(table)), around)
+    _, state = back(cost.argmin(dim=1), choices[RUN_UP + n:])
+    overlap = state & (stems - 1)
+    codes, first = back(state, choices[RUN_UP:RUN_UP + n])
+    is_open = first & (stems - 1) != overlap
+    if bool(is_open.any()):
+        ends = torch.arange(fan, device=targets.device) * stems + overlap.unsqueeze(1)
+        cost, choices = path(targets.new_full((rings, len(table)), torch.inf).scatter_(1, ends, 0.0), list(range(n)))
+        last = ends.gather(1, cost.gather(1, ends).argmin(dim=1, keepdim=True)).squeeze(1)
+        codes = torch.where(is_open.unsqueeze(1), back(last, choices)[0], codes)
+    return codes
+
+
+@cache
+def _compiled(state_bits: int, code_bits: int) -> Any:
+    """Return the compiled function ``(targets, weights, table, codes)``, which fills ``codes``; ``None`` without numba.
+
+    It needs no lock of the interpreter.
+    """
+    try:
+        import numba  # heavy to import
+    except ImportError:
+        log.warning("numba is not installed, so that trellis codes take fifty times as long; pip install numba")
+        return None
+    fan, stems = 1 << code_bits, 1 << state_bits - code_bits
+    runs, shift = stems >> code_bits, state_bits - code_bits
+
+    # State ``(stem << K) | code`` lies at ``[code, stem]``, stem ``(run << K) | code`` of a choice at ``[code, run]``:
+    # but for one transposition of the stems, every loop runs over vectors.
+    @numba.njit(fastmath=True)  # type: ignore[untyped-decorator]
+    def step(cost: Any, least: Any, best: Any, choice: Any, target: Any, weight: Any, levels: Any,
+             squares: Any) -> None:
+        for code in range(fan):
+            for run in range(runs):
+                value, which = cost[code, run], np.int32(0)
+                for j in range(1, fan):
+                    other = cost[code, j * runs + run]
+                    which = np.int32(j) if other < value else which
+                    value = min(other, value)
+                least[code, run] = value
+                choice[code, run] = which
+        for run in range(runs):
+            for code in range(fan):
+                best[run * fan + code] = least[code, run]
+        slope = np.float32(-2) * weight * target  # the square of the target is common to all states
+        for code in range(fan):
+            for stem in range(stems):
+                cost[code, stem] = best[stem] + slope * levels[code, stem] + weight * squares[code, stem]
+
+    @numba.njit  # type: ignore[untyped-decorator]
+    def back(choice: Any, state: Any) -> Any:
+        stem = state >> code_bits
+        return (np.int64(choice[stem & (fan - 1), stem >> code_bits]) << shift) | stem
+
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def encode(targets: Any, weights: Any, table: Any, codes: Any) -> None:
+        rings, n = targets.shape
+        levels = np.ascontiguousarray(table.reshape(stems, fan).T)
+        squares = levels * levels
+        cost, least = np.empty((fan, stems), np.float32), np.empty((fan, runs), np.float32)
+        best, choice = np.empty(stems, np.float32), np.empty((n + 2 * RUN_UP, fan, runs), np.uint8)
+        for ring in range(rings):
+            cost[:] = 0
+            for t in range(n + 2 * RUN_UP):
+                at = (t - RUN_UP) % n
+                step(cost, least, best, choice[t], targets[ring, at], weights[ring, at], levels, squares)
+            state, lowest = 0, np.float32(np.inf)
+            for code in range(fan):
+                for stem in range(stems):
+                    if cost[code, stem] < lowest:
+                        state, lowest = (stem << code_bits) | code, cost[code, stem]
+            for t in range(n + 2 * RUN_UP - 1, n + RUN_UP - 1, -1):
+                state = back(choice[t], state)
+            overlap = state & (stems - 1)
+            for t in range(n + RUN_UP - 1, RUN_UP - 1, -1):
+                codes[ring, t - RUN_UP] = state & (fan - 1)
+                state = back(choice[t], state)
+            if state & (stems - 1) == overlap:
+                continue
+            cost[:] = np.float32(np.inf)
+            for j in range(fan):
+                cost[overlap & (fan - 1), j * runs + (overlap >> code_bits)] = 0
+            for t in range(n):
+                step(cost, least, best, choice[t], targets[ring, t], weights[ring, t], levels, squares)
+            lowest = np.float32(np.inf)
+            for j in range(fan):
+                here = cost[overlap & (fan - 1), j * runs + (overlap >> code_bits)]
+                if here < lowest:
+                    state, lowest = (j << shift) | overlap, here
+            for t in range(n - 1, -1, -1):
+                codes[ring, t] = state & (fan - 1)
+                state = back(choice[t], state)
+
+    return encode
