@@ -10,8 +10,8 @@ from torch import Tensor
 from bench.sides import timed
 from qra_bo.finetune.quantization import fused_unpack
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, packed
-from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
-from qra_bo.finetune.quantization.rounding import second_moments
+from qra_bo.finetune.quantization.gptq import compensated_codes
+from qra_bo.finetune.quantization.moments import Inputs, second_moments
 from qra_bo.memory.formats import FORMATS, default_format
 from qra_bo.space import StorageFormat
 from scripts.gpu_hour.stage import Stage

@@ -14,8 +14,8 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.bank import LayerBank, OwnBase
 from qra_bo.finetune.quantization.base import State, backend_of, packed
-from qra_bo.finetune.quantization.gptq import Inputs
-from qra_bo.finetune.quantization.rounding import Rounding, second_moments
+from qra_bo.finetune.quantization.moments import Inputs, second_moments
+from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress

@@ -11,18 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.memory.formats import BACKENDS, FORMATS, check_shape
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
-if TYPE_CHECKING:
-    from qra_bo.finetune.quantization.gptq import Inputs
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -215,7 +214,7 @@ class QuantizerBackend(ABC):
         """Return ``state`` with other codes (``out x in``, indices of the grid's levels) and the same scales."""
         raise NotImplementedError
 
-    def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: "Inputs") -> State:
+    def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> State:
         """Return the packed tensors of a weight (``out x in``) with codes chosen by GPTQ, of a backend whose codes are
         ``by_rings``. ``inputs`` are the second moments of the inputs as such backends rotate them, factored."""
         raise NotImplementedError

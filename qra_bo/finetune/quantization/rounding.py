@@ -11,15 +11,14 @@ from torch import Tensor
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
-from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
+from qra_bo.finetune.quantization.gptq import compensated_codes
+from qra_bo.finetune.quantization.moments import Inputs, second_moments
 from qra_bo.finetune.quantization.rings import rotated_moments
 from qra_bo.finetune.threads import one_thread
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError, is_out_of_memory
 
-ROWS = 2048
-"""Inputs that are widened to fp32 at a time."""
 CHOOSE = "choose codes"
 Pack = Callable[[str, StorageFormat], State]
 
@@ -167,13 +166,3 @@ class Rounding:
             for (name, fmt), state in zip(jobs, pool.map(lambda job: backend_of(job[1]).compensated(
                     weights[job[0]], job[1], inputs), jobs), strict=True):
                 yield name, fmt, state
-
-
-def second_moments(inputs: Tensor) -> Tensor:
-    """Return ``X^T X``, ``in x in`` in fp32, of inputs ``... x in``."""
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    moments = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-    for part in torch.split(rows, ROWS):
-        wide = part.float()
-        moments += wide.T @ wide
-    return moments

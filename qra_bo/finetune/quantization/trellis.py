@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from qra_bo.finetune.quantization.base import PackedLinear, QuantizerBackend, State, frozen
 from qra_bo.finetune.quantization.fused_unpack import unpacked
-from qra_bo.finetune.quantization.gptq import BLOCK, Inputs
+from qra_bo.finetune.quantization.gptq import BLOCK
+from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.finetune.quantization.rings import (
     ROTATION,
     STEPS,

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qra_bo.finetune.quantization import gptq
 from qra_bo.finetune.quantization.base import Grid, backend_of
-from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
+from qra_bo.finetune.quantization.gptq import compensated_codes
+from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.memory.formats import parse_format
 from qra_bo.utils.errors import ModelError
 from tests.conformance.quantizer import grid_values, levels_of, make_linear, nearest_codes, scale_and_offset

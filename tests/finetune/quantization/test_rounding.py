@@ -19,7 +19,8 @@ from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference, read_manif
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.gptq import compensated_codes
-from qra_bo.finetune.quantization.rounding import Rounding, second_moments
+from qra_bo.finetune.quantization.moments import second_moments
+from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.finetune_oracle import caches
 from qra_bo.space import Allocation

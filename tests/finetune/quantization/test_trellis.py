@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.quantization.base import packed
-from qra_bo.finetune.quantization.gptq import Inputs
+from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.finetune.quantization.rings import (
     ROTATION,
     STATE_BITS,
