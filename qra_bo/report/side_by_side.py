@@ -10,8 +10,9 @@ from urllib.parse import quote
 from qra_bo.report import story
 from qra_bo.report.data import ReportData, load_run
 from qra_bo.report.text import size
-from qra_bo.study.health import SEVERITY, health
+from qra_bo.study.card import SEVERITY
 from qra_bo.study.journal import JOURNAL_NAME, is_locked
+from qra_bo.study.results import checks
 from qra_bo.study.status import read_state
 from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.formatting import DASH, number
@@ -97,7 +98,7 @@ FOUND: tuple[tuple[str, Reader], ...] = (
     ("versus best uniform", story.versus),
     ("gap closed", lambda d: story.gap_closed(d) or DASH), ("state", lambda d: d.state),
     ("checks", lambda d: ", ".join(f"{n} {status}" for status, n in sorted(Counter(
-        c.status for c in health(d.study)).items(), key=lambda pair: SEVERITY.index(pair[0])))),
+        c.status for c in checks(d.study)).items(), key=lambda pair: SEVERITY.index(pair[0])))),
     ("cost (full-trial equivalents)", lambda d: number(d.equivalents, 1)), ("bits and ranks", story.allocation_line))
 
 

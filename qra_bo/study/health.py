@@ -2,20 +2,17 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from qra_bo.config.groups import LEAST_RANKED
 from qra_bo.memory.budget import format_size
-from qra_bo.study.intervals import LEAST_SEEDS, spearman
+from qra_bo.study.card import FAIL, PASS, SEVERITY, UNKNOWN, WARN, Card
+from qra_bo.study.intervals import AGAIN, LEAST_SEEDS, spearman
 from qra_bo.study.state import Study, loss_of
-from qra_bo.study.verdict import AGAIN, FAIL, PASS, UNKNOWN, WARN, told, verdict_of
 from qra_bo.trials import Fidelity, Trial
 from qra_bo.utils.formatting import number, signed
 
-SEVERITY = (FAIL, WARN, UNKNOWN, PASS)
-"""Statuses from the worst; a question of several parts has the worst of theirs."""
 CHANCE = 1.645
 """Standard deviations that chance exceeds once in 20 times. A rank correlation of ``m`` pairs has a standard deviation
 of 1 / sqrt(m - 1) where there is no relation (Kendall, Rank Correlation Methods, 1970)."""
@@ -40,40 +37,10 @@ Part = tuple[str, str, str]
 """Status, clause and action of a part of a question."""
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One question about a run's result.
-
-    Args:
-        name: Key for scripts.
-        question: A few words for people.
-        status: One of ``SEVERITY``.
-        finding: One sentence with the numbers.
-        action: What to do about it; empty where nothing is to be done.
-    """
-
-    name: str
-    question: str
-    status: str
-    finding: str
-    action: str = ""
-
-
 def health(study: Study) -> list[Card]:
-    """Return the six cards of a run; before its end most are not measured."""
+    """Return the cards that the numbers of a run answer; before its end most are not measured. The first card of a run
+    is its verdict (``results.checks``)."""
     return [Card(name, question, *answer(study)) for name, question, answer in QUESTIONS]
-
-
-def card(study: Study, name: str) -> Card:
-    """Return one card by its name."""
-    return next(c for c in health(study) if c.name == name)
-
-
-def _beats_uniform(study: Study) -> Part:
-    """Return the verdict's own words."""
-    words = told(study, verdict_of(study))
-    numbers = f" {words.figure} ({words.evidence})." if words.figure else ""
-    return words.status, words.sentence + numbers, words.action
 
 
 def _surrogate(study: Study) -> Part:
@@ -230,7 +197,7 @@ def early_and_late(study: Study) -> list[tuple[float, Trial]]:
 
 
 QUESTIONS: tuple[tuple[str, str, Callable[[Study], Part]], ...] = (
-    ("beats_uniform", "Better than uniform?", _beats_uniform), ("surrogate", "Surrogate predictive?", _surrogate),
+    ("surrogate", "Surrogate predictive?", _surrogate),
     ("noise", "Noise below the gap?", _noise), ("memory", "Memory as predicted?", _memory),
     ("data", "Data uncut?", _data), ("length", "Trained long enough?", _length))
 """Name, question and function of every card."""

@@ -13,6 +13,8 @@ LEVEL = 0.95
 """Coverage of an interval."""
 LEAST_SEEDS = 5
 """Fewest training seeds with which a difference may be called better."""
+AGAIN = f"Search again with confirm.seeds={LEAST_SEEDS} and another out=."
+"""Action where seeds are missing: a run goes on with its own number of them alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ import numpy as np
 
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, average_bits
+from qra_bo.study.card import Card
 from qra_bo.study.events import BY_RULE, Calibration, End
 from qra_bo.study.health import health
 from qra_bo.study.state import Study, is_uniform, load_study
-from qra_bo.study.verdict import beside_prediction, verdict_of
+from qra_bo.study.verdict import beside_prediction, verdict_card, verdict_of
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError
 from qra_bo.utils.files import write_json, writing
@@ -23,6 +24,16 @@ TRAINING = ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "w
             "optimizer", "checkpointing")
 """Keys of ``train`` that the result states."""
 _PROVENANCE = ("version", "git", "data_sha256", "data_render", "packages", "device", "dtype", "threads")
+
+
+def checks(study: Study) -> list[Card]:
+    """Return the six health cards of a run, its verdict first."""
+    return [verdict_card(study), *health(study)]
+
+
+def card(study: Study, name: str) -> Card:
+    """Return one card by its name."""
+    return next(c for c in checks(study) if c.name == name)
 
 
 def write_best(folder: Path, study: Study | None = None) -> dict[str, Any]:
@@ -83,7 +94,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "provenance": {**{k: study.provenance.get(k) for k in _PROVENANCE}, "seed": header.seed,
                            "train_seeds": list(dict.fromkeys(e.spec.train_seed for e in study.trials)),
                            "config_sha256": header.config_sha256},
-            "checks": [asdict(card) for card in health(study)]}
+            "checks": [asdict(card) for card in checks(study)]}
 
 
 def _rate_source(calibration: Calibration) -> str | None:

@@ -3,20 +3,15 @@
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 from qra_bo.space import Allocation
+from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.events import Confirmation, Prediction
-from qra_bo.study.intervals import LEAST_SEEDS
+from qra_bo.study.intervals import AGAIN, LEAST_SEEDS
 from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, UNTUNED, Study, loss_of, qlora_of
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import DASH, number, signed
-
-PASS: Final = "pass"
-WARN: Final = "warn"
-FAIL: Final = "fail"
-UNKNOWN: Final = "not measured"
-"""Statuses of a health card."""
 
 
 class VerdictKind(StrEnum):
@@ -178,8 +173,6 @@ def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
     return Verdict(kind, c.candidate, c.reference, winner, found, turned, mixed, c.candidate_failed)
 
 
-AGAIN = f"Search again with confirm.seeds={LEAST_SEEDS} and another out=."
-"""Action where seeds are missing: a run goes on with its own number of them alone."""
 _SMALLER = "Repeat it with a slightly smaller budget."
 _TAKE_UNIFORM = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
 _COMPARE = "Run the same command with effort=quick and the same out=, which compares on more seeds."
@@ -266,6 +259,13 @@ def told(study: Study, v: Verdict) -> Told:
             "There is no uniform baseline to compare with yet."
     fields = _fields(study, v)
     return Told(status, sentence.format_map(fields), *_number(v), action.format_map(fields))
+
+
+def verdict_card(study: Study) -> Card:
+    """Return the verdict as the first of a run's health cards."""
+    words = told(study, verdict_of(study))
+    numbers = f" {words.figure} ({words.evidence})." if words.figure else ""
+    return Card("beats_uniform", "Better than uniform?", words.status, words.sentence + numbers, words.action)
 
 
 def _fields(study: Study, v: Verdict) -> dict[str, object]:

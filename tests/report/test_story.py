@@ -14,7 +14,7 @@ from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
 from qra_bo.space import uniform
-from qra_bo.study.health import health
+from qra_bo.study.results import checks
 from qra_bo.utils.formatting import signed
 from tests.report.fixtures import L, event, failed_alone, make_events, without_mixed
 
@@ -144,7 +144,7 @@ def test_every_card_is_printed_on_a_terminal_and_elsewhere():
     d = parse_events(make_events(wins=False))
     for terminal in (True, False):
         text = " ".join(printed(print_result, d, RUN, terminal=terminal).split())
-        for c in health(d.study):
+        for c in checks(d.study):
             assert c.question in text
             assert c.status in text
     assert "Check: Noise below the gap? fail." in text

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from qra_bo.report.data import parse_events
-from qra_bo.study.health import QUESTIONS, Card, card, early_and_late, health
-from qra_bo.study.results import build_best
+from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
+from qra_bo.study.health import QUESTIONS, early_and_late
+from qra_bo.study.results import build_best, card, checks
 from qra_bo.study.state import Study
-from qra_bo.study.verdict import FAIL, PASS, UNKNOWN, WARN
 from tests.report.fixtures import make_events
 
 Events = list[dict[str, Any]]
@@ -35,7 +35,7 @@ def only(name: str, events: Events) -> Card:
 
 
 def test_a_run_that_has_begun_measures_nothing() -> None:
-    assert {c.status for c in health(Study(make_events()[:2]))} == {UNKNOWN}
+    assert {c.status for c in checks(Study(make_events()[:2]))} == {UNKNOWN}
 
 
 def test_best_json_holds_every_card_and_the_delivered_loss() -> None:
@@ -43,7 +43,7 @@ def test_best_json_holds_every_card_and_the_delivered_loss() -> None:
         ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
          "optimizer", "checkpointing"), 1)})
     best = build_best(Study(events))
-    assert [c["name"] for c in best["checks"]] == [name for name, *_ in QUESTIONS]
+    assert [c["name"] for c in best["checks"]] == ["beats_uniform", *(name for name, *_ in QUESTIONS)]
     assert best["delivered"] == {"loss": 3.871, "loss_se": .004, "steps": 320, "kept_step": 240, "metric": "test_loss"}
 
 
@@ -52,8 +52,8 @@ def test_failures_and_warnings_say_what_to_do() -> None:
             changed("measured", measured_bytes=10**9), changed("ranking_check", spearman=.1),
             changed("provenance", changed("header", config={"train": {"length": 9}}), data_facts={
                 "records": 9, "cut_records": 5, "answer_tokens": 90, "cut_tokens": 40, "usual_length": 80})]
-    cards = [c for events in runs for c in health(Study(events)) if c.status in (WARN, FAIL)]
-    assert {c.name for c in cards} == {name for name, *_ in QUESTIONS}
+    cards = [c for events in runs for c in checks(Study(events)) if c.status in (WARN, FAIL)]
+    assert {c.name for c in cards} == {"beats_uniform", *(name for name, *_ in QUESTIONS)}
     assert all(c.action.endswith(".") for c in cards)
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from qra_bo.space import Allocation, uniform
 from qra_bo.study import Study, VerdictKind, verdict_of
-from qra_bo.study.verdict import FAIL, PASS, TEXTS, UNKNOWN, WARN, Evidence, told
+from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN
+from qra_bo.study.verdict import TEXTS, Evidence, told
 from tests.report.fixtures import L, event, failed_alone, make_events, minimised_at, without_mixed
 
 Lines = list[dict[str, Any]]
