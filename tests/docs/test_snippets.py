@@ -147,23 +147,23 @@ def test_python(page: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         exec(compile(code, str(page), "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    assert [path for path in re.findall(r"`([\w.-]+/[\w./-]+\.\w+)`", text)
-            if not GIVEN.match(path) and not (ROOT / path).exists()] == []
-    assert [module for module in re.findall(r"python -m ([\w.]*\w)", text)
-            if importlib.util.find_spec(module) is None] == []
-    for name in re.findall(r"^::: ([\w.]+)$", text, re.M):
-        assert pydoc.locate(name) is not None, name
+def test_files_and_modules_that_a_page_names_exist() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert [path for path in re.findall(r"`([\w.-]+/[\w./-]+\.\w+)`", text)
+                if not GIVEN.match(path) and not (ROOT / path).exists()] == [], page
+        assert [module for module in set(re.findall(r"python -m ([\w.]*\w)", text))
+                if importlib.util.find_spec(module) is None] == [], page
+        for name in re.findall(r"^::: ([\w.]+)$", text, re.M):
+            assert pydoc.locate(name) is not None, name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_keys_within_the_text_are_in_the_schema(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    keys = {key for code in re.findall(r"`([^`\n]+)`", text) for key in re.findall(r"(?:^|[ \"+])([a-z][\w.]*)=", code)}
-    assert sorted(key for key in keys - ARGUMENTS if not key.startswith(("table1.", "hydra.")) and key not in options()
-                  and inspect([f"{key}=1"], sweep=False)[1]) == []
+def test_keys_within_the_text_are_in_the_schema() -> None:
+    for page in PAGES:
+        keys = {key for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+                for key in re.findall(r"(?:^|[ \"+])([a-z][\w.]*)=", code)}
+        assert sorted(key for key in keys - ARGUMENTS if not key.startswith(("table1.", "hydra."))
+                      and key not in options() and inspect([f"{key}=1"], sweep=False)[1]) == [], page
 
 
 def test_there_is_something_to_test() -> None:
