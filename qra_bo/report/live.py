@@ -84,24 +84,16 @@ class RunState:
                 return self._trial(before)
         return _describe(event.record, self.study)
 
-    @property
-    def planned(self) -> float | None:
-        """Cost of search, references, confirmation and ranking check (training tokens); ``None`` before the header, 0
-        where nothing is searched."""
-        if not self.study.is_begun:
-            return None
-        after = 0.0 if self.study.given else trials_after_search(self.study)
-        return self.study.planned_cost + self.study.header.full_trial_tokens * after
-
     def eta_seconds(self) -> float | None:
-        """Time for the rest of the planned cost at the measured seconds a training token, or ``None``."""
-        pace = self.study.pace
-        return max(0.0, self.planned - self.study.cost.tokens) * pace if self.planned and pace is not None else None
+        """Time for the rest of the planned search at the measured seconds a training token; ``None`` where it is not
+        known yet, or nothing is searched."""
+        planned, pace = self.study.planned_cost, self.study.pace
+        return max(0.0, planned - self.study.search_cost.tokens) * pace if planned and pace is not None else None
 
     def share(self) -> str:
-        """Share of the planned cost that is spent; empty before the header."""
-        spent = self.study.cost.tokens
-        return f"{min(100, 100 * spent / self.planned):.0f} % of the planned cost" if self.planned else ""
+        """Share of the planned search that is spent; empty where nothing is searched."""
+        planned, spent = self.study.planned_cost, self.study.search_cost.tokens
+        return f"{min(100, 100 * spent / planned):.0f} % of the planned search" if planned else ""
 
     def _trial(self, before: Trial | None) -> str:
         e, m, best = self.study.trials[-1], self.study.trials[-1].result, self.study.incumbent
@@ -152,16 +144,6 @@ def _confirmed(c: Confirmation, study: Study) -> str:
     return (f"confirmed on {len(c.train_seeds)} unseen seeds: difference to the best uniform baseline "
             f"{signed(c.mean)}, 95 % interval {signed(c.low)} to {signed(c.high)}{beyond}; a {c.winner_kind} "
             "allocation is chosen")
-
-
-def trials_after_search(study: Study) -> float:
-    """Full-trial equivalents of references, confirmation (at other learning rates too) and the longer ranking check."""
-    confirm, effort = study.header.config.get("confirm", {}), study.effort
-    if not confirm or effort is None or not effort.max_full_trials:
-        return 0.0
-    rates, longer = 1 + len(effort.rate_factors), study.confirmation_steps / study.header.high_steps
-    return 2 * int(confirm["seeds"]) * rates * longer + 2 * effort.references + \
-        effort.ranking_top * int(confirm["ranking_factor"])
 
 
 def _in_words(bits: Sequence[int], ranks: Sequence[int], study: Study) -> str:
@@ -247,10 +229,11 @@ class LiveView:
         grid.add_column()
         grid.add_row("run", escape(s.title or "starting"))
         grid.add_row("stage", f"{s.stage}  {escape(what)} {done}/{total}" if what else s.stage)
-        if s.planned:
+        if planned := s.study.planned_cost:
             eta = s.eta_seconds()
             left = "time left not known yet" if eta is None else f"about {rough(eta)} left" if eta else "finishing"
-            grid.add_row("cost", ProgressBar(s.planned, min(s.study.cost.tokens, s.planned), width=40))
+            spent = min(s.study.search_cost.tokens, planned)
+            grid.add_row("cost", ProgressBar(total=planned, completed=spent, width=40))
             grid.add_row("", f"{s.share()}, {left}; {duration(self._clock() - self._started)} so far")
         best, uniform = s.study.incumbent, s.study.best_uniform
         if best is not None:

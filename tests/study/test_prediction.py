@@ -42,13 +42,6 @@ def quick(out: Path, **more: Any) -> Result:
     return qra_bo.search(**{**COMMON, **QUICK, **more}, out=str(out))
 
 
-def planned(folder: Path) -> float | None:
-    state = RunState()
-    for event in read_journal(folder / "trials.jsonl").events:
-        state.feed(decode(event))
-    return state.planned
-
-
 def kept(trials: list[Trial]) -> list[tuple[str, str, float | None]]:
     return [(e.spec.key, e.stage, e.loss) for e in trials]
 
@@ -140,7 +133,7 @@ def test_search_after_instant_equals_one_without_it(tmp_path: Path) -> None:
         assert grown.best[key] == alone.best[key]
     assert grown.best["cost"]["training_tokens"] == alone.best["cost"]["training_tokens"]  # one profile
     assert "effort quick" in render_html(load_run(tmp_path / "grown"), {})
-    assert planned(tmp_path / "grown") == planned(tmp_path / "alone")
+    assert after.planned_cost == apart.planned_cost
     longer = quick(tmp_path / "grown", **{"effort.max_full_trials": 12})
     assert kept(load_study(tmp_path / "grown").trials)[:len(apart.trials) - 4] == kept(apart.trials)[:-4]
     assert longer.best["searched"]
