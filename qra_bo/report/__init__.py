@@ -1,13 +1,13 @@
 """Everything that people see of a run: terminal text, live view, report page and figures, trackers.
 
-``data.ReportData`` is the one input; ``story`` and ``checks`` turn it into sentences, ``tables`` and
-``html`` render these. Names load on first use, so that a plan or a listing needs no matplotlib.
+``data.ReportData`` is the one input; ``story`` and ``notes`` turn it into sentences, ``tables`` and
+``html`` render these. Names load on first use, so that a listing needs no matplotlib.
 """
 
 from qra_bo.utils.lazy import lazy_names
 
 _HOMES = {"ReportData": "data", "load_run": "data", "LiveView": "live", "Tracker": "trackers",
-          "make_listener": "trackers", "print_plan": "tables", "print_result": "tables", "write_report": "html",
+          "make_listener": "trackers", "print_result": "tables", "write_report": "html",
           "PLOTS": "plots", "allocation_html": "text"}
 __all__ = sorted(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)

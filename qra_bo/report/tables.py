@@ -1,10 +1,9 @@
-"""Terminal text: the plan before a run, the result after it. Plain lines where there is no terminal."""
+"""Terminal text of a result, and of tables. Plain lines where there is no terminal."""
 
 import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
@@ -17,7 +16,6 @@ from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.next_steps import next_steps
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
-from qra_bo.report.text import rough
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.results import checks
 from qra_bo.utils.formatting import override_value
@@ -29,36 +27,6 @@ AVERAGES = ("bits", "rank")
 """Columns of the comparison that a narrow terminal leaves out."""
 WIDE = 100
 """Least width of a terminal that shows the averages."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRow:
-    """One part of the work ahead; ``cost`` in training tokens, ``seconds`` is ``None`` where the speed is unknown."""
-
-    what: str
-    cost: float
-    seconds: float | None
-
-
-def print_plan(console: Console, title: str, rows: Sequence[PlanRow], full_trial_tokens: float) -> None:
-    """Print the parts of the work ahead with their expected cost and time.
-
-    Args:
-        console: Where to print; plain lines unless it is a terminal.
-        title: E.g. ``"smollm2_135m within 74.3 MB, effort=quick"``.
-        rows: Parts in the order in which they run.
-        full_trial_tokens: Training tokens of one full-fidelity trial.
-    """
-    known = [r.seconds for r in rows if r.seconds is not None]
-    total = PlanRow("in all", sum(r.cost for r in rows), sum(known) if len(known) == len(rows) else None)
-    lines = [(r.what, f"{r.cost:,.0f}", f"{r.cost / full_trial_tokens:.1f}",
-              "not known yet" if r.seconds is None else f"about {rough(r.seconds)}") for r in (*rows, total)]
-    if not console.is_terminal:
-        print_line(console, f"Plan: {title}")
-        for what, cost, trials, seconds in lines:
-            print_line(console, f"  {what}: {cost} training tokens = {trials} full-trial equivalents, {seconds}")
-        return
-    console.print(_table(f"Plan: {title}", ("what", "training\ntokens", "= full\ntrials", "time"), lines, total.what))
 
 
 def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[str] = ()) -> None:

@@ -11,7 +11,7 @@ from qra_bo.report.data import parse_events
 from qra_bo.report.notes import notes
 from qra_bo.report.plots import RUNS_PLOTS
 from qra_bo.report.side_by_side import NamedRun
-from qra_bo.report.tables import PlanRow, print_plan, print_result
+from qra_bo.report.tables import print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
 from qra_bo.space import uniform
 from qra_bo.study.results import checks
@@ -170,17 +170,6 @@ def test_names_with_brackets_are_text_not_markup():
     for terminal in (True, False):
         assert "[bold]x[/bold]" in printed(print_result, parse_events(make_events(model="[bold]x[/bold]")), RUN,
                                            terminal=terminal)
-
-
-def test_the_plan_adds_up_and_admits_what_it_does_not_know():
-    rows = [PlanRow("profile", 1_000, 10), PlanRow("search", 3_000, None)]
-    text = print_plan_text(rows)
-    assert "in all: 4,000 training tokens = 2.0 full-trial equivalents, not known yet" in text
-    assert "about 10 s" in text
-
-
-def print_plan_text(rows):
-    return printed(print_plan, "tiny", rows, 2_000.0)
 
 
 @pytest.mark.parametrize(("value", "text"), [(999, "999 B"), (1_500, "1.50 kB"), (9_999_000, "10.0 MB"),
