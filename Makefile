@@ -123,7 +123,6 @@ bench: $(BENCH_INSTALLED) ## Short benchmarks, into build/bench; the other targe
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine --quick --repeats 1 --out build/bench
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m bench.search --tasks plays --seeds 1 \
 	  --methods qra_bo random uniform 'sequential bits' published --runs build/bench/runs.jsonl --out build/bench
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.collect --summary --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults disturbances kinds --short
 
 bench-speed: $(INSTALLED) ## Tokens per second against PEFT + Trainer, and the cost of switching, on an idle machine

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.collect.plan import Plan, PlannedTrial
-from bench.collect.summary import publish_summary
 from bench.collect.task import DATA, RECORD_AT, TASKS, Setting, begin, load_setting, task_config
 from bench.collect.writing import append_provenance, append_rows
 from bench.emulator.table import (
@@ -28,7 +27,7 @@ from bench.emulator.table import (
     TableRow,
     load_rows,
 )
-from bench.report import RESULTS, machine
+from bench.report import machine
 from qra_bo.config import RunConfig
 from qra_bo.execution.base import Executor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
@@ -119,21 +118,14 @@ def session(options: argparse.Namespace, config: RunConfig, folder: Path, execut
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.collect", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=sorted(TASKS), help="the table to add to")
+    parser.add_argument("--task", choices=sorted(TASKS), required=True, help="the table to add to")
     parser.add_argument("--data", help="JSONL file with the records of the task gsm8k")
     parser.add_argument("--table", type=Path, help="folder of the table; bench/data/TASK by default")
     parser.add_argument("--evaluations", type=int, help="at most so many new ones")
     parser.add_argument("--hours", type=float, help="begin none after so long")
     parser.add_argument("--seed", type=int, default=0, help="another seed plans other allocations")
     parser.add_argument("--device", default="cpu", help="cpu | cuda | auto")
-    parser.add_argument("--summary", action="store_true", help="only say what the tables of bench/data hold")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the summary, collect.json")
     options = parser.parse_args(arguments)
-    if options.summary:
-        publish_summary(out=options.out)
-        return 0
-    if options.task is None:
-        parser.error("--task names the table to add to, or --summary says what the tables hold")
     folder = options.table or DATA / options.task
     try:
         config = task_config(options.task, options.data, options.device)
@@ -153,8 +145,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunInterrupted as stop:
         print(stop, file=sys.stderr)
         return stop.exit_status
-    if options.table is None:
-        publish_summary(out=options.out)
     return 0
 
 

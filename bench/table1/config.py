@@ -15,7 +15,6 @@ from qra_bo.config import RunConfig
 from qra_bo.config.check import validated
 from qra_bo.config.compose import HYDRA_ERRORS, hydra_app
 from qra_bo.config.environment import resolved
-from qra_bo.config.groups import OtherRates
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError, nearest_first
 from qra_bo.utils.fields import Count, Group, Texts, accepted_by
@@ -43,7 +42,6 @@ class TableOptions(Group):
     steps: Count | None
     seeds: Seeds
     key_seeds: Seeds
-    rate_factors: OtherRates
     join: Texts
     tasks: Texts
     questions: Count | None

@@ -1,6 +1,6 @@
 """``table1.md``: the table limit by limit, and its summary in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bench.table1.cells import OWN
@@ -41,7 +41,6 @@ def render(table: Mapping[str, Any]) -> str:
         lines += [f"- {r['title']}: no result, {r['why']}" for r in rows if r["why"]]
         lines += [f"- {r['title']}: {r['note']}" for r in rows if r["note"]]
         lines += [""]
-    lines += _rate_checks(table["rate_checks"], table["reference_checks"])
     notes = dict.fromkeys(r["gap_note"] for r in table["rows"] if r["gap_note"])
     lines += [f"- gap closed: {note}" for note in notes]
     lines += ["", *_provenance(table)]
@@ -62,11 +61,7 @@ def _title(name: str, table: Mapping[str, Any]) -> str:
 def _markdown(rows: list[Row]) -> list[str]:
     if not rows:
         return []
-    return _table([HEAD, *(tuple(_cells(r)) for r in rows)])
-
-
-def _table(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table, the head first."""
+    cells = [HEAD, *(tuple(_cells(r)) for r in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in cells]
     return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
@@ -81,28 +76,6 @@ def _cells(r: Row) -> list[str]:
             versus_text(r["same_codes_minus_row"]),
             DASH if r["accuracy"] is None else f"{100 * r['accuracy']:.2f}",
             DASH if figures is None else f"{figures['value']:.2f} *reported*"]
-
-
-def _rate_checks(checks: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not checks and not references:
-        return []
-    lines = ["## At other learning rates", "", "At the given factor on its own calibrated rate, on the first of the "
-             "same unseen seeds, test split; limits with one configuration for qra_bo and the best uniform choice are "
-             "left out.", ""]
-    if checks:
-        head = ("limit", "qra_bo", "best uniform", "times its rate", f"qra_bo {MINUS} best uniform", "seeds")
-        lines += _table([head, *((c["limit"], c["qra_bo"], c["row"], *_at_factor(c, "qra_bo_minus_row"))
-                                 for c in checks)])
-        lines += [""]
-    if references:
-        columns = ("reference", "times its rate", f"at this rate {MINUS} at its own", "seeds")
-        lines += _table([columns, *((c["row"], *_at_factor(c, "minus_own")) for c in references)])
-    return [*lines, ""]
-
-
-def _at_factor(check: Mapping[str, Any], difference: str) -> tuple[str, str, str]:
-    versus = check[difference]
-    return f"{check['factor']:g}", versus_text(versus), DASH if versus is None else str(versus["train_seeds"])
 
 
 def gap_text(r: Row) -> str:

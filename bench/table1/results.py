@@ -51,17 +51,13 @@ def reported(cell: Cell) -> Reported | None:
     return None
 
 
-def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult],
-          rate_checks: Sequence[Mapping[str, Any]] = (),
-          reference_checks: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult]) -> dict[str, Any]:
     """Return the contents of ``table1.json``.
 
     Args:
         session: For memory and provenance.
         cells: All rows of the table.
         results: Finished rows, in the order of the table.
-        rate_checks: Comparisons of our row with the best uniform choice at other learning rates.
-        reference_checks: Comparisons of LoRA-16 and QLoRA with themselves at other learning rates.
     """
     losses = {(r.cell.row.name, r.cell.limit.name): r.losses for r in results if r.losses}
     failed = {(r.cell.row.name, r.cell.limit.name): r.failed for r in results}
@@ -76,7 +72,7 @@ def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult]
             "steps": session.steps, "complete": not missing, "missing": missing,
             "limits": [_limit(session, limit) for limit in dict.fromkeys(cell.limit for cell in cells)
                        if limit is not OWN],
-            "rows": rows, "rate_checks": list(rate_checks), "reference_checks": list(reference_checks),
+            "rows": rows,
             "provenance": {k: session.results.provenance.get(k) for k in keep}}
 
 

@@ -11,7 +11,6 @@ from bench.table1.config import NAME, TableConfig
 from bench.table1.join import join
 from bench.table1.limits import Limit
 from bench.table1.markdown import render, summary
-from bench.table1.rate_checks import check_rates, check_references
 from bench.table1.results import build
 from bench.table1.search import check_method
 from bench.table1.session import Session, open_session
@@ -103,23 +102,16 @@ def _work(session: Session, cells: Sequence[Cell], shown: bool) -> dict[str, Any
     results: list[CellResult] = []
     table: dict[str, Any] = {}
 
-    def say_all(text: str) -> None:
-        if shown:
-            print(text, file=sys.stderr, flush=True)
-
     for number, cell in enumerate(cells, start=1):
         def say(text: str, number: int = number) -> None:
-            say_all(f"[{number}/{len(cells)}] {text}")
+            if shown:
+                print(f"[{number}/{len(cells)}] {text}", file=sys.stderr, flush=True)
 
         say(cell.name)
         results.append(work(session, cell, say))
         if results[-1].why:
             say(f"no result, {results[-1].why}")
         table = build(session, cells, results)
-        write(session.folder, table)
-    checks = check_rates(session, results, say_all), check_references(session, results, say_all)
-    if any(checks):
-        table = build(session, cells, results, *checks)
         write(session.folder, table)
     return table
 
