@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qra_bo.finetune.quantization import gptq
+from qra_bo.finetune.quantization import moments as moments_module
 from qra_bo.finetune.quantization.base import Grid, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs
@@ -136,7 +137,7 @@ def test_factor_in_fp32_loses_no_more_than_in_fp64() -> None:
     weight, grid = torch.randn(16, 300, generator=draw) * 0.5, make_grid(16, 300, 8)
     losses = []
     for dtype in (torch.float32, torch.float64):
-        order, factor, failed = gptq._factored(moments.to(dtype, copy=True))
+        order, factor, failed = moments_module._factored(moments.to(dtype, copy=True))
         assert not failed
         (codes,) = compensated_codes([(weight, grid)], Inputs(order, factor.float()))
         losses.append(lost(weight, grid_values(grid, codes), moments))
@@ -202,7 +203,7 @@ class OnDevice:
     (RuntimeError("a bug"), False)])
 def test_a_device_without_room_has_moments_factored_on_the_host(error: Exception, handled: bool,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    factored, given = gptq._factored, list[Any]()
+    factored, given = moments_module._factored, list[Any]()
 
     def fails_at_first(moments: Any) -> Any:
         given.append(moments)
@@ -210,7 +211,7 @@ def test_a_device_without_room_has_moments_factored_on_the_host(error: Exception
             raise error
         return factored(moments)
 
-    monkeypatch.setattr(gptq, "_factored", fails_at_first)
+    monkeypatch.setattr(moments_module, "_factored", fails_at_first)
     moments: Any = OnDevice(mixed_moments(8, 20))
     if not handled:
         with pytest.raises(RuntimeError, match="a bug"):
