@@ -12,8 +12,6 @@ HARMLESS = frozenset({
 """They bound a run, show it, or use its results: no finished trial would come out otherwise."""
 UNSAID = frozenset({"out", "resume"})
 """Harmless keys that name the run and ask for its continuation."""
-NOT_OF_THE_RESULT = frozenset(name.removesuffix(".") for name in HARMLESS if "." not in name.removesuffix("."))
-"""Top-level keys all of whose values are harmless."""
 
 
 def is_harmless(key: str) -> bool:

@@ -1,6 +1,5 @@
 """Folders that runs and tasks write to."""
 
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -39,17 +38,17 @@ def run_folder(config: RunConfig) -> Path:
     return folder
 
 
-def as_begun(config: RunConfig, folders: Iterable[Path]) -> RunConfig:
-    """Return ``config`` with the compute type that a run in one of ``folders`` recorded, where it says ``auto``.
+def as_begun(config: RunConfig, folder: Path | None) -> RunConfig:
+    """Return ``config`` with the compute type that a run in ``folder`` recorded, where it says ``auto``.
 
     Results in another type would not compare, and another machine may choose one.
 
     Raises:
-        JournalError: If a journal can't be read.
+        JournalError: If its journal can't be read.
     """
-    studies = map(begun_study, folders) if config.dtype == "auto" else ()
-    recorded = [study.provenance.get("dtype") for study in studies if study is not None and study.provenance]
-    return config.with_changes(dtype=recorded[-1]) if recorded and recorded[-1] in BYTES else config
+    study = begun_study(folder) if folder is not None and config.dtype == "auto" else None
+    recorded = None if study is None or not study.provenance else study.provenance.get("dtype")
+    return config.with_changes(dtype=recorded) if recorded in BYTES else config
 
 
 def task_folder(config: RunConfig) -> Path:

@@ -29,10 +29,10 @@ def make_setting(config: RunConfig, folder: Path | None = None, text: RunText | 
         DataError: If the data is missing or malformed.
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
-    device, begun = training_device(config), [] if folder is None else [folder]
-    spec, path, trained = make_spec(config), config.sensitivity.path, as_begun(config, begun)
+    device = training_device(config)
+    spec, path, trained = make_spec(config), config.sensitivity.path, as_begun(config, folder)
     space = make_space(config, spec)
-    memory = make_memory(trained, spec, device, allowance_for(config, device, begun))
+    memory = make_memory(trained, spec, device, allowance_for(config, device, folder))
     if config.oracle.trains and not config.executor.elsewhere:
         if config.task != "profile" or path is None:  # a given profile needs no data
             (text or RunText(config)).check()

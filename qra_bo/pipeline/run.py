@@ -96,7 +96,7 @@ def run_within(folder: Path, setting: Setting, budget: int, text: RunText, advic
         make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
                              float(config.effort.max_full_trials)))
     room = budget if config.memory.scope == "peak" else None
-    executor = make_executor(as_begun(trained, [folder]), folder, room)
+    executor = make_executor(as_begun(trained, folder), folder, room)
     try:
         with ExitStack() as stack:
             view, listeners = listeners_of(config, folder, stack)

@@ -5,7 +5,7 @@ predictions don't change under it); when it ends, its own measured peaks are fol
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +36,8 @@ def _device_name(config: RunConfig, device_type: str) -> str | None:
     return f"{torch.cuda.get_device_name(index)}{', checkpointed' if config.train.checkpointing else ''}"
 
 
-def allowance_for(config: RunConfig, device_type: str, begun: Iterable[Path] = ()) -> Allowance | None:
-    """Return the allowance of a run: that of its journal in one of the folders ``begun``, else the one kept of the
+def allowance_for(config: RunConfig, device_type: str, folder: Path | None = None) -> Allowance | None:
+    """Return the allowance of a run: that of its journal in ``folder``, else the one kept of the
     device (``"cpu"`` or ``"cuda"``); ``None``: assumed.
 
     Raises:
@@ -45,9 +45,8 @@ def allowance_for(config: RunConfig, device_type: str, begun: Iterable[Path] = (
     """
     if not config.memory.calibrate:
         return None
-    for folder in begun:
-        if (study := begun_study(folder)) is not None:
-            return study.header.allowance
+    if folder is not None and (study := begun_study(folder)) is not None:
+        return study.header.allowance
     name = _device_name(config, device_type)
     return None if name is None else store().load(name)
 

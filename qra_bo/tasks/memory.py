@@ -100,8 +100,7 @@ def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
     parts.append(_table("Largest uniform rank that fits", ["budget", *plan.budgets[0].ranks],
                         [(_named(b.text, b.size), *(str(rank or "none") for rank in b.ranks.values()))
                          for b in plan.budgets]))
-    parts += [_breakdown(plan), *_paces(plan)]
-    parts.append(_cards(plan))
+    parts += [_breakdown(plan), _cards(plan)]
     if not plan.fits and plan.levers:
         parts.append(_table("What lowers the smallest allocation", ["change", "then needs", "saves"],
                             [(v.change, format_size(v.needs), format_size(v.saves)) for v in plan.levers]))
@@ -180,15 +179,6 @@ def _breakdown(plan: Plan) -> Table:
     for name in next(iter(files.values()), ()):
         table.add_row(f"{name}.gguf", *(format_size(sizes[name]) for sizes in files.values()))
     return table
-
-
-def _paces(plan: Plan) -> list[Text]:
-    """Estimated speed of each budget's best uniform choice on the plan's card."""
-    paces = {b.best.what: b.tokens_per_second for b in plan.budgets if b.best is not None and b.tokens_per_second}
-    listed = "; ".join(f"{pace:,.0f} with {what}" for what, pace in paces.items())
-    return [] if plan.card is None or not paces else [Text(
-        f"Training tokens a second on a {plan.card.title}: about {listed} (estimated from the number of operations, "
-        "not measured on a GPU; a run corrects it by its first trial)")]
 
 
 def _text(config: RunConfig, text: TextSize | None) -> list[str]:
