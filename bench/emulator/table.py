@@ -10,7 +10,7 @@ Rows and batches are only ever appended, so that several machines can each add t
 """
 
 import csv
-import io
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from bench.store import read_lines
 from qra_bo.sensitivity import SensitivityProfile, load_profile
 from qra_bo.space import Allocation, CostTable, PhaseCost
 from qra_bo.trials import TrialState
 from qra_bo.utils.errors import DataError, SpaceError
-from qra_bo.utils.files import check_run_folder, strict_json
 
 SCHEMA_VERSION = 1
 TASK, MEMORY, PROFILE, ROWS, PROVENANCE = ("task.json", "memory.json", "profile.json", "evaluations.csv",
@@ -167,10 +167,9 @@ def load_table(path: Path) -> Table:
     """Read the folder of a table, named by itself or by its ``evaluations.csv``.
 
     Raises:
-        DataError, ProfileError, OutputError: If a file is missing or malformed, or a link, pipe or device.
+        DataError, ProfileError: If a file is missing or malformed.
     """
     folder = folder_of(path)
-    check_run_folder(folder)
     facts = load_facts(folder)
     return Table(facts, load_costs(folder), load_profile(folder / PROFILE), load_rows(folder / ROWS, facts),
                  load_provenance(folder / PROVENANCE))
@@ -196,22 +195,12 @@ def load_facts(folder: Path) -> TaskFacts:
 
 
 def load_costs(folder: Path) -> dict[str, CostTable]:
-    """Read ``memory.json`` of a folder, memory by scope, or raise ``DataError``; units share tables."""
-    data = _object(folder / MEMORY)
-
+    """Read ``memory.json`` of a folder, memory by scope; units share tables."""
     def array(shared: Mapping[str, Any]) -> Any:
         return np.array(shared["tables"], dtype=np.int64)[np.array(shared["of_unit"], dtype=np.int64)]
 
-    try:
-        tables = {scope: CostTable(tuple(PhaseCost(p["name"], int(p["fixed"]), array(p["unit"]), array(p["spike"]))
-                                         for p in phases)) for scope, phases in data.items()}
-        for scope, table in tables.items():
-            shapes = {a.shape for p in table.phases for a in (p.unit, p.spike)}
-            if len(shapes) != 1 or len(next(iter(shapes))) != 3:
-                raise ValueError(f"scope {scope} has no phase, or tables of the shapes {sorted(shapes)}")
-        return tables
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise DataError(f"{folder / MEMORY} is malformed: {error!r}") from error
+    return {scope: CostTable(tuple(PhaseCost(p["name"], int(p["fixed"]), array(p["unit"]), array(p["spike"]))
+                                   for p in phases)) for scope, phases in _object(folder / MEMORY).items()}
 
 
 def columns(facts: TaskFacts) -> list[str]:
@@ -227,73 +216,37 @@ def load_rows(path: Path, facts: TaskFacts) -> tuple[TableRow, ...]:
     Raises:
         DataError: If a line is malformed, or is not of this task.
     """
-    reader = csv.DictReader(io.StringIO(_whole_lines(path)), restval="")
-    try:
-        if reader.fieldnames is not None and list(reader.fieldnames) != columns(facts):
-            raise DataError(f"{path} must have the columns {columns(facts)}; got {reader.fieldnames}")
-        return tuple(_row(cells, facts, f"{path}, line {number}") for number, cells in enumerate(reader, start=2))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num} is no line of a table: {error}") from error
+    reader = csv.DictReader(read_lines(path), restval="")
+    if reader.fieldnames is not None and list(reader.fieldnames) != columns(facts):
+        raise DataError(f"{path} must have the columns {columns(facts)}; got {reader.fieldnames}")
+    return tuple(_row(cells, facts, f"{path}, line {number}") for number, cells in enumerate(reader, start=2))
 
 
 def _row(cells: Mapping[str, str], facts: TaskFacts, where: str) -> TableRow:
-    def given(key: str) -> float:
-        value = float(cells[key])
-        if not math.isfinite(value):
-            raise ValueError(f"{key} is {value}")
-        return value
-
     def number(key: str) -> float | None:
-        return given(key) if cells[key] else None
+        return float(cells[key]) if cells[key] else None
 
     try:
-        if len(cells) != len(columns(facts)):
-            raise ValueError(f"it must have {len(columns(facts))} cells")
         allocation = Allocation(tuple(cells["formats"].split()), tuple(map(int, cells["ranks"].split())))
         if allocation.fingerprint != cells["fingerprint"] or len(allocation) != len(facts.units):
             raise ValueError("the fingerprint is of another allocation, or the units are another number")
-        if given("lr_scale") <= 0:
-            raise ValueError(f"lr_scale is {cells['lr_scale']}")
-        return TableRow(allocation, cells["origin"], int(cells["train_seed"]), given("lr_scale"),
+        return TableRow(allocation, cells["origin"], int(cells["train_seed"]), float(cells["lr_scale"]),
                         TrialState(cells["state"]), number("loss"), number("loss_se"),
                         tuple(number(f"loss_{step}") for step in facts.record_at),
-                        {b.scope: int(cells[f"{b.scope}_bytes"]) for b in facts.budgets}, given("seconds"),
+                        {b.scope: int(cells[f"{b.scope}_bytes"]) for b in facts.budgets}, float(cells["seconds"]),
                         cells["batch"])
     except (KeyError, TypeError, ValueError, SpaceError) as error:
         raise DataError(f"{where} is no row of this table: {error}") from error
 
 
 def load_provenance(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the origin of every batch, by its name, or raise ``DataError``; empty where there is no such file yet."""
-    found = {}
-    for number, line in enumerate(_whole_lines(path).split("\n")[:-1], start=1):
-        try:
-            data = strict_json(line)
-            found[str(data.pop("batch"))] = dict(data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}, line {number} is malformed: {error!r}") from error
-    return found
-
-
-def _whole_lines(path: Path) -> str:
-    """Read a file up to its last complete line; empty where there is no such file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the table {path} can't be read: {error}") from error
-    return text[:text.rfind("\n") + 1]
+    """Read the origin of every batch, by its name; empty where there is no such file yet."""
+    return {str(data.pop("batch")): data for data in map(json.loads, read_lines(path))}
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        data = strict_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         raise DataError(f"a table of trials is a folder with {', '.join((TASK, MEMORY, PROFILE, ROWS))}; "
-                        f"{path} can't be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise DataError(f"{path} must hold a JSON object; got {type(data).__name__}")
-    return data
+                        f"{path} can't be read ({error})") from error
