@@ -34,7 +34,7 @@ import numpy as np  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
-from qra_bo.finetune.quantization import gptq  # noqa: E402
+from qra_bo.finetune.quantization import moments as moments_module  # noqa: E402
 
 DEVICE = torch.device("fakegpu")
 HOST_WIDTH = 64
@@ -101,7 +101,7 @@ def parameter(_cls: type, data: Tensor, requires_grad: bool = False, **attribute
     return made
 
 
-FACTORED = gptq._factored
+FACTORED = moments_module._factored
 
 
 def factored(moments: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -116,7 +116,7 @@ def fake_device() -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, shim in ((Tensor, "numpy", lambda self, **_: np.zeros(tuple(self.shape))),
                                   (nn.Module, "_apply", apply), (torch, "tensor", made_on_host),
-                                  (gptq, "_factored", factored),
+                                  (moments_module, "_factored", factored),
                                   (bnb.nn.Params4bit, "__new__", parameter), (bnb.nn.Int8Params, "__new__", parameter)):
             stack.enter_context(mock.patch.object(owner, name, shim))
         stack.enter_context(FakeDevice(allow_non_fake_inputs=True))

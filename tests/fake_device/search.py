@@ -32,9 +32,8 @@ from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import make_units
 from tests.finetune.models import tiny_llama
 
-BACKENDS = (("nf4", "int8", "nf4-nodq"), ("hqq3", "hqq2", "hqq6", "hqq4-g32", "hqq5-g128", "hqq8"), ("fp16",),
-            ("sym3-g32", "int3-g64", "sym8-g32", "int4-g32", "sym2-g64"))
-"""Formats of each backend that take turns in training; in each backend all whose code differs."""
+BACKENDS = (("nf4", "int8"), ("hqq3", "hqq2", "hqq6"), ("fp16",), ("sym3-g32", "int3-g64"))
+"""Formats of each backend that take turns in training."""
 CODED = {torch.bfloat16: tuple(name for names in BACKENDS for name in names if name != "fp16"),
          torch.float32: tuple(names[0] for names in BACKENDS if names[0] != "fp16")}
 """Formats whose codes GPTQ chooses."""

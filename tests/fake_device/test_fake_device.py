@@ -11,7 +11,7 @@ from qra_bo.config.groups import AdapterConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 INITS = get_args(get_type_hints(AdapterConfig)["init"])
-BACKENDS = 5
+BACKENDS = 4
 
 
 @pytest.mark.parametrize("inits", [("kaiming",), pytest.param(INITS, marks=pytest.mark.slow)], ids=len)

@@ -125,6 +125,7 @@ def test_generated_answers_are_matched(tmp_path: Path) -> None:
     assert (score.value, score.questions) == (1.0, 1)
 
 
+@pytest.mark.slow
 def test_an_unknown_task_is_refused() -> None:
     pytest.importorskip("lm_eval", reason="the extra 'eval' (lm-eval) is not installed")
     with pytest.raises(ConfigError, match="knows no task 'no_such_task'"):

@@ -22,7 +22,7 @@ from tests.finetune.models import tiny_llama
 
 WIDTH, LAYERS = 32, 6
 OVERRIDES = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
-             "data.max_records=64", "quantizer.tokens=256"]
+             "data.max_records=64", "quantizer.tokens=256", "bits=[2,4]"]
 
 
 def chain(make: Callable[[nn.Linear], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Sequential:

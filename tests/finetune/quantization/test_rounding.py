@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import qra_bo
-import qra_bo.pipeline.oracles
 from qra_bo.config import load_config
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference, read_manifest
@@ -23,6 +22,7 @@ from qra_bo.finetune.quantization.moments import second_moments
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.finetune_oracle import caches
+from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec
 from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OracleError
@@ -136,16 +136,22 @@ def test_padding_chooses_no_codes() -> None:
     assert any(not torch.equal(tensor, expected[key]) for key, tensor in everywhere.items())
 
 
+OPTIONS = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
+           "data.max_records=64", "quantizer.tokens=256", "adapter.init=cloq"]
+
+
 def test_a_run_keeps_its_codes_and_loads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
-    options = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=6", "train.batch=2",
-               "train.length=32", "eval.sequences=8", "fidelity.high=4", "fidelity.low=null", "data.max_records=64",
-               "confirm.seeds=0", "final.steps=2", "device=cpu", "calibrate.lr_scales=[1.0]", "bits=[3,4]",
-               "quantizer.rounding=gptq", "quantizer.tokens=256", f"out={tmp_path / 'run'}"]
-    qra_bo.search(options)
-    assert read_manifest(tmp_path / "run").packed == PACKED
-    model, _ = qra_bo.load(tmp_path / "run")
-    assert probe_difference(model, tmp_path / "run" / PROBE, CPU) == 0.0
+    config, run = load_config([*OPTIONS, "bits=[3,4]"]), tmp_path / "run"
+    run.mkdir()
+    oracle: Any = make_oracle(config.to_dict(), str(tmp_path))
+    n = len(oracle.units)
+    mixed = Allocation(("int3-g64", "nf4") * (n // 2), (2, 1) * (n // 2))
+    oracle.finalise(mixed.to_json(), {"steps": 2}, 7, 5e-3, str(run), config.to_dict()["model"], lambda *_: None)
+    oracle.close()
+    assert read_manifest(run).packed == PACKED
+    model, _ = qra_bo.load(run)
+    assert probe_difference(model, run / PROBE, CPU) == 0.0
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA driver error: out of memory"),
@@ -225,17 +231,14 @@ def test_waiting_for_codes_can_be_interrupted(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("init", ["kaiming", "cloq"])
-def test_one_trial_may_have_round_to_nearest_codes(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_trial_may_have_round_to_nearest_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
-    options = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
-               "data.max_records=64", "quantizer.tokens=256", f"adapter.init={init}"]
-    losses = {}
-    for rounding, orders in (("gptq", ((None, "rtn", None),)), ("rtn", ((None,),))):
-        config = load_config([*options, f"quantizer.rounding={rounding}"]).to_dict()
-        oracle = qra_bo.pipeline.oracles.make_oracle(config, str(tmp_path / rounding))
+    losses: dict[Any, list[float | None]] = {}
+    for rounding, orders in (("gptq", (None, "rtn", None)), ("rtn", (None,))):
+        config = load_config([*OPTIONS, f"quantizer.rounding={rounding}"])
+        oracle: Any = make_oracle(config.to_dict(), str(tmp_path / rounding))
         n = len(oracle.units)
-        for codes in orders[0]:
+        for codes in orders:
             request = TrialSpec(Allocation(("int3-g64",) * n, (2,) * n), 2, 2, 1, 2e-3, codes=codes)
             losses.setdefault((rounding, codes), []).append(oracle.evaluate(request, lambda *_: None).loss)
         oracle.close()
