@@ -1,4 +1,4 @@
-"""What each surface says of one finished run, held to a file; ``python -m tests.report.test_golden`` writes them anew."""
+"""What each surface says of one finished run, held to a file; run as a module, it writes the files anew."""
 
 import io
 import json
