@@ -1,4 +1,4 @@
-"""Student-t intervals of paired differences, and rank correlation."""
+"""Student-t intervals of paired differences over training seeds and held-out text, and rank correlation."""
 
 import math
 from collections.abc import Sequence
@@ -15,6 +15,10 @@ LEAST_SEEDS = 5
 """Fewest training seeds with which a difference may be called better."""
 AGAIN = f"Search again with confirm.seeds={LEAST_SEEDS} and another out=."
 """Action where seeds are missing: a run goes on with its own number of them alone."""
+
+
+SequenceLosses = Sequence[tuple[float, int]]
+"""Summed loss (nats) and number of target tokens of every held-out sequence of one training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,45 @@ def paired_interval(differences: Sequence[float], level: float = LEVEL) -> Inter
     values = np.asarray(differences, dtype=np.float64)
     half = float(stdtrit(n - 1, (1 + level) / 2)) * float(values.std(ddof=1)) / math.sqrt(n)
     mean = float(values.mean())
+    return Interval(mean, mean - half, mean + half)
+
+
+def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLosses],
+                     level: float = LEVEL) -> Interval:
+    """Return the mean difference of two allocations over ``n`` training seeds and ``m`` held-out sequences, with an
+    interval that holds for other seeds and for other text of the same kind.
+
+    Seeds and sequences are crossed: all seeds were evaluated on the same sequences. The variance of the mean is that
+    over seeds, plus that over sequences (of a ratio: losses are summed, and divided by all target tokens), less that
+    of their interaction, which both of them hold. Degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946).
+
+    Args:
+        candidate: For each seed, the summed loss (nats) and the number of target tokens of every sequence.
+        reference: The same of the allocation that it is compared with, of the same seeds and sequences in order.
+        level: Coverage.
+
+    Raises:
+        ConfigError: If there are fewer than two seeds or sequences, or the two sides differ in them.
+    """
+    from scipy.special import stdtrit  # see paired_interval
+    sides = [np.asarray(side, dtype=np.float64) for side in (candidate, reference)]
+    if sides[0].shape != sides[1].shape or sides[0].ndim != 3 or min(sides[0].shape[:2]) < 2 \
+            or not np.array_equal(*(side[..., 1] for side in sides)):
+        raise ConfigError("an interval over seeds and text needs at least two training seeds and two sequences, the "
+                          f"same of both sides; got losses of shape {sides[0].shape} and {sides[1].shape}")
+    summed, tokens = sides[0][..., 0] - sides[1][..., 0], sides[0][0, :, 1]
+    n, m = summed.shape
+    by_seed = summed.sum(axis=1) / tokens.sum()
+    mean = float(by_seed.mean())
+    left = (summed - by_seed[:, None] * tokens) * m / tokens.sum()  # what each sequence adds to its seed's mean, n x m
+    of_text = left.mean(axis=0)
+    seeds, text = float(by_seed.var(ddof=1)) / n, float(of_text.var(ddof=1)) / m
+    both = float(np.square(left - of_text).sum()) / ((n - 1) * (m - 1) * n * m)
+    variance = max(seeds + text - both, seeds, text)
+    if variance == 0:
+        return Interval(mean, mean, mean)
+    freedom = variance ** 2 / (seeds ** 2 / (n - 1) + text ** 2 / (m - 1))
+    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half)
 
 
