@@ -12,30 +12,8 @@ from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import default_format, parse_format
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation, average_bits, uniform
-from qra_bo.study.events import (
-    Calibration,
-    Choice,
-    Confirmation,
-    Effort,
-    End,
-    Event,
-    Final,
-    FinishedTrial,
-    Folded,
-    Header,
-    Measured,
-    Objective,
-    Prediction,
-    Provenance,
-    RankingCheck,
-    RateCheck,
-    Stage,
-    Stopped,
-    SurrogateCheck,
-    Untuned,
-    Warned,
-    decode,
-)
+from qra_bo.study import events as ev
+from qra_bo.study.events import Event, FinishedTrial, Measured, decode
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.trials import Fidelity, Trial, TrialState, rounding_of
 from qra_bo.utils.errors import JournalError
@@ -133,25 +111,25 @@ class Study:
     """
 
     profile: ProfileResult | None = None
-    calibration: Calibration | None = None
-    untuned: Untuned | None = None
-    objective: Objective | None = None
-    prediction: Prediction | None = None
-    stopped: Stopped | None = None
-    surrogate_check: SurrogateCheck | None = None
-    choice: Choice | None = None
-    confirmation: Confirmation | None = None
-    rate_check: RateCheck | None = None
-    ranking_check: RankingCheck | None = None
-    final: Final | None = None
-    allowance: Folded | None = None
-    end: End | None = None
-    stage: Stage | None = None
+    calibration: ev.Calibration | None = None
+    untuned: ev.Untuned | None = None
+    objective: ev.Objective | None = None
+    prediction: ev.Prediction | None = None
+    stopped: ev.Stopped | None = None
+    surrogate_check: ev.SurrogateCheck | None = None
+    choice: ev.Choice | None = None
+    confirmation: ev.Confirmation | None = None
+    rate_check: ev.RateCheck | None = None
+    ranking_check: ev.RankingCheck | None = None
+    final: ev.Final | None = None
+    allowance: ev.Folded | None = None
+    end: ev.End | None = None
+    stage: ev.Stage | None = None
 
     def __init__(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
-        self._header: Header | None = None
-        self.effort: Effort | None = None
-        self.begun: Effort | None = None
+        self._header: ev.Header | None = None
+        self.effort: ev.Effort | None = None
+        self.begun: ev.Effort | None = None
         self.provenance: Mapping[str, Any] = {}
         self.warnings: list[str] = []
         self.trials: list[Trial] = []
@@ -169,14 +147,14 @@ class Study:
         """Fold in one event."""
         record = event.record
         match record:
-            case Header():
+            case ev.Header():
                 self._header = record
                 self._begin(record)
-            case Effort():
+            case ev.Effort():
                 self._begin(record)
-            case Provenance():
+            case ev.Provenance():
                 self.provenance = record.facts
-            case Warned():
+            case ev.Warned():
                 self.warnings.append(record.message)
             case Measured():
                 self.measurements.append(record)
@@ -191,25 +169,25 @@ class Study:
         match record:
             case ProfileResult():
                 self._spend(Cost(record.training_tokens, record.forward_tokens), True)
-            case Untuned():
+            case ev.Untuned():
                 self._spend(Cost(0, record.forward_tokens), False)
-            case Calibration():
+            case ev.Calibration():
                 self.points, self.incumbent = [], None
                 for e in self.trials:
                     self._add_point(e)
-            case Objective():
+            case ev.Objective():
                 self.incumbent = min(self.points, key=self.value, default=None)  # its line may follow its points
-            case Confirmation():  # an earlier one led to a check, an end, and a final fine-tune of another winner
+            case ev.Confirmation():  # an earlier one led to a check, an end, and a final fine-tune of another winner
                 self.rate_check = self.end = None
                 winner = self.winner
                 if self.final is not None and (winner is None or self.final.winner != winner.fingerprint):
                     self.final = None
-            case Final():  # of another allocation than the end delivered: that did not fit any more
+            case ev.Final():  # of another allocation than the end delivered: that did not fit any more
                 if self.end is not None and self.end.best != record.delivered:
                     self.end = None
 
     @property
-    def header(self) -> Header:
+    def header(self) -> ev.Header:
         """The first event; raises ``JournalError`` before it."""
         if self._header is None:
             raise JournalError("the journal has no header event: it is not the trials.jsonl of a run, or it is empty")
@@ -281,7 +259,7 @@ class Study:
         """Return a trial as a searcher is told of it: with ``value`` for its loss."""
         return e if e.loss is None else replace(e, result=replace(e.result, loss=self.value(e)))
 
-    def _begin(self, effort: Effort) -> None:
+    def _begin(self, effort: ev.Effort) -> None:
         self.effort = effort
         if self.begun is None and effort.max_full_trials > 0:
             self.begun = effort
