@@ -4,6 +4,7 @@ import io
 import json
 import shlex
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from qra_bo.pipeline.prepare import make_setting
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.space import uniform
 from qra_bo.study import Setting
-from qra_bo.study.events import Given
+from qra_bo.study.events import Event, FinishedTrial, Given, Stage
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 CARD = CARDS["rtx4090"]
@@ -107,17 +108,18 @@ def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Pat
     assert [part.what for part in parts_of(replace(run, config=given))] == [beside.what, "final fine-tune of 3 steps"]
 
 
-def trial(state: TrialState, seconds: float, switch: float) -> dict[str, Any]:
+def trial(state: TrialState, seconds: float, switch: float) -> Event:
     spec = TrialSpec(uniform(2, "nf4", 4), 8, 8, 0, 2e-3)
     result = TrialResult(state, 3.0, .1, (), 8, 800, 600, None, seconds, switch)
-    return Trial(1, spec.allocation, (4, 4), "baseline", Fidelity.HIGH, spec, 0, result, 1).to_json()
+    finished = Trial(1, spec.allocation, (4, 4), "baseline", Fidelity.HIGH, spec, 0, result, 1)
+    return Event(FinishedTrial(finished, 0.0, 1), datetime(2026, 1, 1))
 
 
 @pytest.mark.parametrize(("workers", "search", "whole"), [(1, "17 min", "25 min"), (4, "4 min", "12 min")])
 def test_the_first_timed_trial_gives_the_times(workers: int, search: str, whole: str) -> None:
     out = io.StringIO()
     first = FirstTrial([Part("search", 100_000, workers), Part("final", 50_000)], Console(file=out, width=400))
-    first({"event": "stage"})
+    first(Event(Stage("search", "start"), datetime(2026, 1, 1)))
     first(trial(TrialState.OOM, 9, 1))
     assert out.getvalue() == ""
     first(trial(TrialState.OK, 12, 2))  # 800 + 600 / 3 = 1,000 tokens in 10 seconds

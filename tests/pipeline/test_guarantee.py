@@ -18,6 +18,7 @@ from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.delivery import fine_tune, first_that_fits
 from qra_bo.study.device_allowance import allowance_for, fold_peaks
+from qra_bo.study.events import NAMES, encode
 from qra_bo.study.setting import BytesPredictor
 from qra_bo.trials import Fidelity, Trial, TrialSpec
 from qra_bo.utils.errors import OutputError, TrainingError
@@ -56,9 +57,11 @@ def deliver(folder: Path, executor: InProcessExecutor, budget: int) -> tuple[All
     events: list[Mapping[str, Any]] = []
     run: Any = SimpleNamespace(
         setting=make_setting(CONFIG), config=CONFIG, budget_bytes=budget, executor=executor, progress=quiet,
-        study=SimpleNamespace(learning_rate=2e-3), record=lambda kind, fields: events.append({"event": kind, **fields}))
+        study=SimpleNamespace(learning_rate=2e-3),
+        warn=lambda message: events.append({"event": "warning", "message": message}),
+        record=lambda record: events.append({"event": NAMES[type(record)], **encode(record)}))
     delivered = first_that_fits(run, (WINNER, NEXT))
-    assert fine_tune(run, delivered, folder)["steps"] == 2
+    assert fine_tune(run, delivered, WINNER, folder).steps == 2
     return delivered, events
 
 
