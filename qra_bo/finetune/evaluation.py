@@ -4,7 +4,7 @@ import logging
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +29,9 @@ STOPS = ("\nQuestion:", "\n\n### ", "\nUser:")
 """Texts that end an answer: the beginnings of the next question as ``data=jsonl`` renders it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A question with its possible continuations, the right one at ``gold``."""
-
-    prompt: str
-    choices: tuple[str, ...]
-    gold: int
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A question whose answer the model generates; it is compared with ``target``.
-
-    A conversation as the ``prompt`` asks for its last trained turn, in the words of the tokenizer's chat template.
-    """
-
-    prompt: str | Conversation
-    target: str
+Question = dict[str, Any]
+"""A ``prompt`` with its possible ``choices`` and the index ``gold`` of the right one, or with the ``target`` that the
+answer is compared with. A conversation as the prompt asks for its last trained turn, by the tokenizer's template."""
 
 
 def task_name(task: str) -> str:
@@ -54,7 +39,7 @@ def task_name(task: str) -> str:
     return Path(task).stem if task.endswith(FILE_ENDINGS) else task
 
 
-def read_task_file(path: Path, chat: bool = False) -> list[Choice] | list[Written]:
+def read_task_file(path: Path, chat: bool = False) -> list[Question]:
     """Return every question of a JSON or JSONL file.
 
     Objects with ``question``, ``choices`` (at least two texts) and ``answer`` (the index of the right one, or its text)
@@ -64,33 +49,32 @@ def read_task_file(path: Path, chat: bool = False) -> list[Choice] | list[Writte
     Raises:
         DataError: If the file can't be read, is empty, mixes both kinds, or a record is malformed; names the line.
     """
-    items = [_item(fields, where, chat) for where, fields in json_objects(read_text(path), str(path))]
+    items = [_choice(fields, where) if isinstance(fields, Mapping) and "choices" in fields
+             else _written(fields, where, chat) for where, fields in json_objects(read_text(path), str(path))]
     if not items:
         raise DataError(f"{path} is empty; expected one JSON object a line with question, choices and answer, or with "
                         "the fields of a training record")
-    choices = [item for item in items if isinstance(item, Choice)]
-    written = [item for item in items if isinstance(item, Written)]
-    if choices and written:
-        raise DataError(f"{path} holds {len(choices)} multiple-choice questions and {len(written)} others; give each "
-                        "kind a file of its own")
-    return choices or written
+    choices = sum("choices" in item for item in items)
+    if 0 < choices < len(items):
+        raise DataError(f"{path} holds {choices} multiple-choice questions and {len(items) - choices} others; give "
+                        "each kind a file of its own")
+    return items
 
 
-def _item(fields: Any, where: str, chat: bool) -> Choice | Written:
-    if isinstance(fields, Mapping) and "choices" in fields:
-        return _choice(fields, where)
+def _written(fields: Any, where: str, chat: bool) -> Question:
     record = to_record(fields, where)
-    if isinstance(record, Record) and not record.prompt:
-        raise DataError(f"{where}: a task needs a question; a plain text has none")
-    target = (record.target if isinstance(record, Record) else record.last_answer).strip()
+    if isinstance(record, Record):
+        if not record.prompt:
+            raise DataError(f"{where}: a task needs a question; a plain text has none")
+        prompt, target = record.conversation if chat and record.asked else record.prompt, record.target.strip()
+    else:
+        prompt, target = record, record.last_answer.strip()
     if not target:
         raise DataError(f"{where}: a task needs an answer; this one has no text")
-    if isinstance(record, Record):
-        return Written(record.conversation if chat and record.asked else record.prompt, target)
-    return Written(record, target)
+    return {"prompt": prompt, "target": target}
 
 
-def _choice(fields: Mapping[str, Any], where: str) -> Choice:
+def _choice(fields: Mapping[str, Any], where: str) -> Question:
     question, choices, answer = (fields.get(name) for name in ("question", "choices", "answer"))
     if not isinstance(question, str):
         raise DataError(f"{where}: the field 'question' must be text, got {type(question).__name__}")
@@ -101,7 +85,7 @@ def _choice(fields: Mapping[str, Any], where: str) -> Choice:
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise DataError(f"{where}: 'answer' must be the index of the right choice, 0 to {len(choices) - 1}, or its "
                         f"text; got {answer!r}")
-    return Choice(question_prompt(question), tuple(choices), answer)
+    return {"prompt": question_prompt(question), "choices": choices, "gold": answer}
 
 
 def same_answer(written: str, target: str) -> bool:
@@ -204,22 +188,20 @@ def check_tasks(tasks: Sequence[str]) -> None:
         raise MissingExtraError("lm-eval", "eval", "eval.tasks") from error
 
 
-def _task(name: str, items: Sequence[Choice] | Sequence[Written], tokenizer: Any) -> dict[str, Any]:
+def _task(name: str, items: Sequence[Question], tokenizer: Any) -> dict[str, Any]:
     """Return the harness' description of a file's questions."""
     from datasets import Dataset  # comes with the extra
     template = ChatTemplate(tokenizer)
-    asked = [replace(item, prompt=template.question(item.prompt)) if isinstance(item.prompt, Conversation) else item
-             for item in items]
-    docs = Dataset.from_list([{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(item).items()}
-                              for item in asked])
+    docs = Dataset.from_list([{**item, "prompt": template.question(item["prompt"])}
+                              if isinstance(item["prompt"], Conversation) else item for item in items])
     common = {"task": name, "custom_dataset": lambda **_: {"test": docs}, "test_split": "test", "num_fewshot": 0,
               "doc_to_text": lambda doc: doc["prompt"], "metadata": {"version": 0}}
-    if isinstance(items[0], Choice):
-        return {**common, "output_type": "multiple_choice", "doc_to_choice": lambda doc: list(doc["choices"]),
+    if "choices" in items[0]:
+        return {**common, "output_type": "multiple_choice", "doc_to_choice": lambda doc: doc["choices"],
                 "doc_to_target": lambda doc: doc["gold"],
                 "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True}
                                 for m in ("acc", "acc_norm")]}
-    longest = max(len(tokenizer(item.target)["input_ids"]) for item in items if isinstance(item, Written))
+    longest = max(len(tokenizer(item["target"])["input_ids"]) for item in items)
     return {**common, "output_type": "generate_until", "doc_to_target": lambda doc: doc["target"],
             "generation_kwargs": {"until": list(STOPS), "do_sample": False, "max_gen_toks": longest + SPARE_TOKENS},
             "process_results": lambda doc, results: {"exact_match": float(same_answer(results[0], doc["target"]))},
@@ -227,15 +209,14 @@ def _task(name: str, items: Sequence[Choice] | Sequence[Written], tokenizer: Any
 
 
 def _scores(found: Mapping[str, Any]) -> list[TaskScore]:
-    out = []
+    scores = []
     for task, metrics in found["results"].items():
         questions = int(found["n-samples"][task]["effective"]) if task in found["n-samples"] else 0
         for key, value in metrics.items():
             metric, _, which = key.partition(",")
-            if metric.endswith("_stderr") or not isinstance(value, int | float) or isinstance(value, bool) or not which:
+            if not which or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = metrics.get(f"{metric}_stderr,{which}")
-            label = metric if which == "none" else f"{metric} ({which})"
-            out.append(TaskScore(task, label, float(value), float(error) if isinstance(error, float) else None,
-                                 questions))
-    return out
+            scores.append(TaskScore(task, metric if which == "none" else f"{metric} ({which})", float(value),
+                                    float(error) if isinstance(error, float) else None, questions))
+    return scores

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qra_bo.finetune.data.jsonl import to_record
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.finetune.evaluation import Choice, TaskScore, Written, check_tasks, read_task_file, same_answer, score_tasks
+from qra_bo.finetune.evaluation import TaskScore, check_tasks, read_task_file, same_answer, score_tasks
 from qra_bo.utils.errors import ConfigError, DataError
 from tests.finetune.models import tiny_llama
 
@@ -27,12 +27,11 @@ def write(path: Path, *records: Any) -> Path:
 def test_files_are_told_apart_by_what_is_there(tmp_path: Path) -> None:
     choice = {"question": "Which is small?", "choices": ["cat", "whale"], "answer": "cat"}
     assert read_task_file(write(tmp_path / "c.jsonl", choice, {**choice, "answer": 1})) == [
-        Choice("Question: Which is small?\nAnswer:", ("cat", "whale"), i) for i in (0, 1)]
+        {"prompt": "Question: Which is small?\nAnswer:", "choices": ["cat", "whale"], "gold": i} for i in (0, 1)]
     assert read_task_file(write(tmp_path / "w.jsonl", {"question": "1 + 1?", "answer": "2"})) == [
-        Written("Question: 1 + 1?\nAnswer:", "2")]
+        {"prompt": "Question: 1 + 1?\nAnswer:", "target": "2"}]
     [asked] = read_task_file(tmp_path / "w.jsonl", chat=True)
-    assert isinstance(asked, Written)
-    assert asked.prompt == to_record({"messages": [{"role": "user", "content": "1 + 1?"},
+    assert asked["prompt"] == to_record({"messages": [{"role": "user", "content": "1 + 1?"},
                                                    {"role": "assistant", "content": "2"}]}, "")
 
 
