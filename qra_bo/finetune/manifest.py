@@ -66,23 +66,13 @@ class ModuleRecord:
         return cls(fmt, (rows, columns), rank, alpha, sha256)
 
 
-def _tables_to_json(tables: Mapping[str, ModuleRecord]) -> dict[str, Any] | None:
-    """Return embedding and head of one format and shape; ``None`` without any."""
-    found: dict[str, Any] | None = None
-    for name, record in tables.items():
-        found = found or {**record.format.to_json(), "shape": list(record.shape), "tables": {}}
-        found["tables"][name] = record.sha256
-    return found
-
-
-def _tables_from_json(data: Mapping[str, Any] | None) -> dict[str, ModuleRecord]:
-    tables = {} if data is None else {
-        name: ModuleRecord.from_json({**data, "rank": 0, "alpha": 0.0, "sha256": sha256})
-        for name, sha256 in data["tables"].items()}
-    if (data is not None and not 1 <= len(tables) <= 2) or any(
-            min(r.shape) < 1 or embedding_format(r.format.bits, r.shape[1]) != r.format for r in tables.values()):
-        raise ValueError("'embeddings': a format of embeddings, 'shape' (integers) and 'tables' (texts)")
-    return tables
+def _check_tables(tables: Mapping[str, ModuleRecord]) -> None:
+    """Raise ``ValueError`` unless embedding and head are of one format of embeddings and one shape, without adapters.
+    """
+    kinds = {(record.format, record.shape, record.rank) for record in tables.values()}
+    if len(kinds) > 1 or len(tables) > 2 or any(
+            rank or min(shape) < 1 or embedding_format(fmt.bits, shape[1]) != fmt for fmt, shape, rank in kinds):
+        raise ValueError("'tables': at most two of one shape, a format of embeddings and rank 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +117,9 @@ class Manifest:
         return scales[0]
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self) | {"embeddings": _tables_to_json(self.tables),
-                               "modules": {name: record.to_json() for name, record in self.modules.items()}}
-        del data["tables"]
-        return sealed({"schema_version": SCHEMA_VERSION, **data})
+        records = {kind: {name: record.to_json() for name, record in getattr(self, kind).items()}
+                   for kind in ("modules", "tables")}
+        return sealed({"schema_version": SCHEMA_VERSION, **asdict(self), **records})
 
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,11 +226,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise OutputError(f"{path} has schema version {version}; this release reads {SCHEMA_VERSION}: "
                           "use the release that wrote it, or a newer one")
     try:
-        modules = {name: ModuleRecord.from_json(record) for name, record in data["modules"].items()}
+        modules, tables = ({name: ModuleRecord.from_json(record) for name, record in data[kind].items()}
+                           for kind in ("modules", "tables"))
+        _check_tables(tables)
         manifest = Manifest(dict(data["model"].items()), data["compute_dtype"], data["packed_on"], modules,
                             data["unquantised_sha256"], data["adapter_sha256"], data["packed"],
-                            dict(data["versions"].items()),
-                            _tables_from_json(data["embeddings"]))
+                            dict(data["versions"].items()), tables)
         whole = data["sha256"]
         if manifest.compute_dtype not in DTYPES or manifest.packed_on not in DEVICES \
                 or manifest.packed not in (None, PACKED):

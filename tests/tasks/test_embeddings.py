@@ -109,17 +109,17 @@ def copied(folder: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize(("change", "error", "match"), [
-    ({"tables": {"model.embed_tokens": "0" * 64}}, ModelError, "model.embed_tokens quantised here differs"),
-    ({"shape": [500, 64]}, ModelError, "500 x 64"), ({"tables": {}}, OutputError, "malformed"),
+    ({"sha256": "0" * 64}, ModelError, "model.embed_tokens quantised here differs"),
+    ({"shape": [500, 64]}, ModelError, "500 x 64"), ({"rank": 1}, OutputError, "malformed"),
     ({"shape": [512, -64]}, OutputError, "malformed"), ({"name": "hqq8", "backend": "hqq"}, OutputError, "malformed"),
-    ({"tables": {"model.embed_tokens": 1}}, OutputError, "malformed")])
+    ({"sha256": 1}, OutputError, "malformed")])
 def test_a_record_that_does_not_fit_is_refused(run: tuple[Path, Mapping[str, Any]], tmp_path: Path,
                                                change: dict[str, Any], error: type[UserError], match: str) -> None:
     folder = copied(run[0], tmp_path / "run")
     data = json.loads((folder / MANIFEST).read_text())
     if data["packed"]:
         (folder / data["packed"]).unlink()
-    data = {**data, "packed": None, "embeddings": {**data["embeddings"], **change}}
+    data = {**data, "packed": None, "tables": {name: {**table, **change} for name, table in data["tables"].items()}}
     (folder / MANIFEST).write_text(json.dumps(sealed(data)))
     with pytest.raises(error, match=match):
         load(folder)
