@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
 from qra_bo.export.run import FinishedRun, render
-from qra_bo.export.weights import LinearWeights, RunWeights, save_generation, weights_of
+from qra_bo.export.weights import LinearWeights, RunWeights, refuse_formats, save_generation, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.models.activations import decoder_layers
-from qra_bo.memory.serving import CONSUMERS
-from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
 FOLDER = "compressed_tensors"
@@ -38,7 +37,7 @@ def write(run: FinishedRun) -> list[Path]:
         ModelError: If the base model is not at hand or another.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING  # slow to import
-    refuse_formats({name: record.format for name, record in run.manifest.modules.items()})
+    refuse_formats("compressed_tensors", run.manifest.modules)
     weights, folder = weights_of(run), run.folder / FOLDER
     if (kind := MODEL_FOR_CAUSAL_LM_MAPPING.get(type(weights.config), None)) is not None:
         with torch.device("meta"):
@@ -65,24 +64,6 @@ def refuse_base(model: Any, tokenizer: Any) -> None:
         raise ConfigError(f"transformers can't load this {model.config.model_type} model in compressed-tensors: its "
                           f"linear layers are {', '.join(sorted(kinds))}, which multiply by a dense weight. Export "
                           "merged, a copy in 16 bits, or choose another base model")
-
-
-def refuse_formats(formats: dict[str, StorageFormat]) -> None:
-    """Refuse formats by module that compressed-tensors can't hold or read.
-
-    Raises:
-        ConfigError: With all of them, the reason, and the formats to search instead.
-    """
-    others = {fmt.name: fmt for fmt in formats.values() if not CONSUMERS["transformers"].loads(fmt)}
-    if not others:
-        return
-    reasons = [f"{', '.join(sorted(others))} {'has' if len(others) == 1 else 'have'} no form there"]
-    zeros = sorted(name for name, fmt in others.items() if fmt.backend == "integer")
-    if zeros:
-        reasons.append(f"compressed-tensors 0.18 to 0.20 can't read integer zeros ({', '.join(zeros)})")
-    raise ConfigError(f"the export compressed_tensors holds symmetric integers (sym formats) and 16 bits; in this run "
-                      f"{', and '.join(reasons)}. Search again with serve=transformers, whose formats are these, or "
-                      "export merged, a copy in 16 bits")
 
 
 def quantization_config(weights: RunWeights) -> dict[str, Any]:
@@ -117,14 +98,11 @@ def _packed(linear: LinearWeights) -> dict[str, Tensor]:
 def in_words(codes: Tensor, bits: int) -> Tensor:
     """Pack codes (``out x in``, uint8) into 32-bit words, ``out x ceil(in bits / 32)``: bit ``i`` of a row's stream is
     bit ``i % 32`` of word ``i // 32``, and a code's lowest bit comes first."""
-    rows, columns = codes.shape
+    columns = codes.shape[1]
     padded = torch.nn.functional.pad(codes, (0, -columns % WORD))
-    words = torch.empty(rows, padded.shape[1] * bits // WORD, dtype=torch.int32)
-    step = max(1, TILE // padded.shape[1])
-    for first in range(0, rows, step):
-        stream = (padded[first:first + step].unsqueeze(-1) >> torch.arange(bits, dtype=torch.uint8)) & 1
-        octets = stream.view(len(stream), -1, 8) << torch.arange(8, dtype=torch.uint8)
-        words[first:first + step] = octets.sum(-1, dtype=torch.uint8).view(torch.int32)
+    tiles = [np.packbits(np.unpackbits(tile.numpy()[..., None], axis=-1, count=bits, bitorder="little"),
+                         bitorder="little") for tile in padded.split(max(1, TILE // padded.shape[1]))]
+    words = torch.from_numpy(np.concatenate(tiles)).view(torch.int32).view(len(codes), -1)
     return words[:, :-(-columns * bits // WORD)].contiguous()
 
 

@@ -25,15 +25,41 @@ _FREE = frozenset({"task_type", "peft_type", "peft_version", "base_model_name_or
 """Fields of PEFT's configuration that change nothing here; those that a run does not set have PEFT's defaults."""
 
 
+def read_adapter(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """Return the tensors of a run's adapter by PEFT's names.
+
+    Raises:
+        OutputError: If they or its configuration can't be read, or are not those that the manifest states.
+    """
+    check_adapter(folder, manifest)
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+        found = adapter_digest(folder)
+    except (SafetensorError, OSError) as error:
+        raise OutputError(f"{path} can't be read ({error}); {TAKE_AGAIN}") from error
+    if found != manifest.adapter_sha256:
+        raise OutputError(f"the adapter in {folder} does not have the checksum of the run's manifest: it is damaged or "
+                          f"belongs to another run; {TAKE_AGAIN}")
+    shapes = {f"base_model.model.{name}.lora_{key}.weight": shape
+              for name, (rows, columns), rank in ((n, r.shape, r.rank) for n, r in manifest.modules.items() if r.rank)
+              for key, shape in (("A", (rank, columns)), ("B", (rows, rank)))}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        wrong = next(n for n in (*shapes, *tensors) if n not in tensors or tuple(tensors[n].shape) != shapes.get(n))
+        raise OutputError(f"{path} does not have the ranks of the manifest: {wrong} must be of shape "
+                          f"{shapes.get(wrong, 'none')}; {TAKE_AGAIN}")
+    return tensors
+
+
 def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> None:
-    """Refuse an adapter unless its weights are the run's own, in safetensors, and so is its configuration.
+    """Refuse an adapter unless its weights are in safetensors, and its configuration is the run's own.
 
     PEFT imports modules that a configuration names and compiles its patterns as regular expressions.
 
     Args:
         folder: Of the adapter.
         manifest: Of the run.
-        one_rank: Whether it has no patterns, but the largest rank everywhere; its weights have no checksum.
+        one_rank: Whether it has no patterns, but the largest rank everywhere.
 
     Raises:
         OutputError: If it can't be read, differs, or has no weights in safetensors.
@@ -42,6 +68,7 @@ def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> N
         pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in folder.glob(suffix))
         found = f"only {', '.join(pickles)}, a pickle, which can run code when it is read" if pickles else "none"
         raise OutputError(f"{folder} must hold {ADAPTER_WEIGHTS}; found {found}")
+    check_readable(folder / ADAPTER_WEIGHTS)
     path = folder / ADAPTER_CONFIG
     config = read_object(path)
     if config.get("peft_type") != "LORA":
@@ -59,34 +86,6 @@ def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> N
     if wrong:
         raise OutputError(f"{path} is not the run's own for the modules in its manifest: it differs in "
                           f"{', '.join(sorted(wrong)[:5])}. It was changed, or belongs to another run; {TAKE_AGAIN}")
-    if not one_rank:
-        read_weights(folder, manifest)
-
-
-def read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """Return the tensors of a run's adapter by PEFT's names.
-
-    Raises:
-        OutputError: If they can't be read, or are not those that the manifest states.
-    """
-    path = folder / ADAPTER_WEIGHTS
-    check_readable(path)
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-        found = adapter_digest(folder)
-    except (SafetensorError, OSError) as error:
-        raise OutputError(f"{path} can't be read ({error}); {TAKE_AGAIN}") from error
-    if found != manifest.adapter_sha256:
-        raise OutputError(f"the adapter in {folder} does not have the checksum of the run's manifest: it is damaged or "
-                          f"belongs to another run; {TAKE_AGAIN}")
-    shapes = {f"base_model.model.{name}.lora_{key}.weight": shape
-              for name, (rows, columns), rank in ((n, r.shape, r.rank) for n, r in manifest.modules.items() if r.rank)
-              for key, shape in (("A", (rank, columns)), ("B", (rows, rank)))}
-    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
-        wrong = next(n for n in (*shapes, *tensors) if n not in tensors or tuple(tensors[n].shape) != shapes.get(n))
-        raise OutputError(f"{path} does not have the ranks of the manifest: {wrong} must be of shape "
-                          f"{shapes.get(wrong, 'none')}; {TAKE_AGAIN}")
-    return tensors
 
 
 def check_random_base(manifest: Manifest) -> None:

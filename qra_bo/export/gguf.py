@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,13 @@ import torch
 from gguf import GGMLQuantizationType as Form
 
 from qra_bo.export.comparison import Loader, Reference, View
-from qra_bo.export.gguf_blocks import BLOCK, form_of, is_exact
+from qra_bo.export.gguf_blocks import BLOCK, is_exact
 from qra_bo.export.gguf_file import Source
 from qra_bo.export.gguf_layout import layout_of
 from qra_bo.export.gguf_tokenizer import vocabulary_of
 from qra_bo.export.llamacpp import PACKAGE, LlamaCpp
 from qra_bo.export.run import FinishedRun, render
-from qra_bo.export.weights import RunWeights, weights_of
-from qra_bo.finetune.manifest import ModuleRecord
-from qra_bo.utils.errors import ConfigError
+from qra_bo.export.weights import RunWeights, refuse_formats, weights_of
 
 FOLDER, MODELFILE = "gguf", "Modelfile"
 ADAPTER, UNPACKED = "adapter", "base-f32"
@@ -47,7 +45,7 @@ def write(run: FinishedRun) -> list[Path]:
         ModelError: If the base model is not at hand or another.
         OutputError: If the run lacks a file, or its adapter is not the manifest's.
     """
-    refuse_formats(run.manifest.modules)
+    refuse_formats("gguf", run.manifest.modules, BLOCK)
     source = source_of(run)
     folder = run.folder / FOLDER
     folder.mkdir(exist_ok=True)
@@ -86,21 +84,6 @@ def refuse_base(model: Any, tokenizer: Any) -> None:
     for name in model.state_dict():
         layout.name(name)
     vocabulary_of(tokenizer, len(model.get_input_embeddings().weight))
-
-
-def refuse_formats(modules: Mapping[str, ModuleRecord]) -> None:
-    """Refuse a run that holds formats without a form in GGUF.
-
-    Raises:
-        ConfigError: With all of them.
-    """
-    lost = sorted({record.format.name for record in modules.values()
-                   if form_of(record.format, record.shape[1]) is None})
-    if lost:
-        raise ConfigError("the export gguf holds sym2 to sym8, int2 to int4, HQQ of 2 to 5 bits and 16 bits, in rows "
-                          f"of multiples of {BLOCK} weights; in this run {', '.join(lost)} "
-                          f"{'has' if len(lost) == 1 else 'have'} no form there. Search again with serve=llamacpp, "
-                          "whose formats are these, or export merged, a copy in 16 bits")
 
 
 def modelfile(merged: str, weights: RunWeights) -> str:

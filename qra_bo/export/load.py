@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qra_bo.export.foreign import check_adapter, check_random_base, read_weights
+from qra_bo.export.foreign import check_random_base, read_adapter
 from qra_bo.export.training import make_trainable
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
 from qra_bo.finetune.manifest import (
@@ -61,13 +61,12 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainabl
         raise DeviceError(f"device must be 'cpu', 'cuda' or e.g. 'cuda:1'; got {device!r}") from error
     check_run_folder(folder)
     manifest = read_manifest(folder)
-    if adapter:
-        check_adapter(folder / ADAPTER, manifest)
+    tensors = read_adapter(folder / ADAPTER, manifest) if adapter else {}
     model, tokenizer = dense_base(manifest, folder, trust_remote_code)
     quantise(model, manifest, folder, target)
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
-        model = _adapted(model, read_weights(folder / ADAPTER, manifest), manifest, target)
+        model = _adapted(model, tensors, manifest, target)
     return make_trainable(model) if trainable else model.eval(), tokenizer
 
 
@@ -144,13 +143,15 @@ def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tupl
                          f"differ; expected {dict(manifest.model)}")
     stored = stored_states(manifest, folder)
     for name, record in records.items():
-        if stored is not None:
-            yield name, stored[name]
-            continue
-        backend_of(record.format).check(record.format, *record.shape)
-        state = pack_for(dense[name].weight.detach(), record.format, dtype, torch.device(manifest.packed_on))
+        if stored is None:
+            backend_of(record.format).check(record.format, *record.shape)
+            state = pack_for(dense[name].weight.detach(), record.format, dtype, torch.device(manifest.packed_on))
+        else:
+            state = stored.get(name, {})
         if tensors_digest(state) != record.sha256:
-            raise _mismatch(name, manifest)
+            raise _mismatch(name, manifest) if stored is None else OutputError(
+                f"the packed weights of {name} do not have the checksum of the manifest in {folder}: the file of "
+                "packed weights is damaged or belongs to another run")
         yield name, state
 
 
@@ -166,10 +167,10 @@ def _dense(model: nn.Module, name: str, record: ModuleRecord) -> Any:
 
 
 def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
-    """Read the packed tensors that a run kept and check their checksums; ``None`` where it kept none.
+    """Read the packed tensors that a run kept, by module; ``None`` where it kept none.
 
     Raises:
-        OutputError: If their file is missing or damaged, or of another run.
+        OutputError: If their file is missing or damaged.
         DeviceError: If the run kept none and packed its weights where they can't be packed again here.
     """
     if manifest.packed is None:
@@ -183,23 +184,9 @@ def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
         raise OutputError(f"{path}, which the manifest names, is missing")
     check_readable(path)
     try:
-        states = unflatten(load_file(path))
+        return unflatten(load_file(path))
     except (SafetensorError, OSError) as error:
         raise OutputError(f"{path} is damaged or no safetensors file ({error}); {COPY_AGAIN}") from error
-    check_states(manifest, states, folder)
-    return states
-
-
-def check_states(manifest: Manifest, states: Mapping[str, State], folder: Path) -> None:
-    """Compare packed tensors with the checksums of the manifest.
-
-    Raises:
-        OutputError: With the first linear or table that differs or is missing.
-    """
-    for name, record in manifest.packed_weights.items():
-        if tensors_digest(states.get(name, {})) != record.sha256:
-            raise OutputError(f"the packed weights of {name} do not have the checksum of the manifest in {folder}: the "
-                              "file of packed weights is damaged or belongs to another run")
 
 
 def _mismatch(name: str, manifest: Manifest) -> ModelError:

@@ -12,7 +12,7 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ from torch import Tensor
 from qra_bo.export.comparison import Loader, Reference, View
 from qra_bo.export.compressed_tensors import in_words
 from qra_bo.export.run import FinishedRun, render
-from qra_bo.export.weights import LinearWeights, RunWeights, padded, save_generation, weights_of
+from qra_bo.export.weights import LinearWeights, RunWeights, padded, refuse_formats, save_generation, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
-from qra_bo.finetune.manifest import ModuleRecord
-from qra_bo.memory.serving import CONSUMERS, in_mlx
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.utils.errors import ConfigError
 
 FOLDER, ADAPTER = "mlx", "adapter"
@@ -43,7 +42,7 @@ def write(run: FinishedRun) -> list[Path]:
         OutputError: If a file of the run is missing, damaged or of another run.
         ModelError: If the base model is not at hand or another.
     """
-    refuse_formats(run.manifest.modules.values())
+    refuse_formats("mlx", run.manifest.modules)
     weights, folder = weights_of(run), run.folder / FOLDER
     adapted = write_model(weights, folder)
     rounded = sorted({linear.format.name for linear in weights.linears.values()
@@ -70,15 +69,6 @@ def write_model(weights: RunWeights, folder: Path) -> bool:
     weights.tokenizer.save_pretrained(str(folder))
     save_generation(weights.generation_config, folder)
     return _write_adapter(weights, folder / ADAPTER)
-
-
-def refuse_formats(modules: Iterable[ModuleRecord]) -> None:
-    """Refuse linears whose format has no form in MLX. Raises ``ConfigError`` that names these formats."""
-    names = sorted({f"{module.format.name} ({module.shape[1]} columns)" for module in modules
-                    if not in_mlx(module.format) or module.shape[1] % (module.format.block or 1)})
-    if names:
-        raise ConfigError(f"MLX has no form for {', '.join(names)}: it holds integer codes of groups of 32, 64 or 128 "
-                          "columns. Search again with serve=mlx, or export merged, a copy in 16 bits")
 
 
 def refuse_base(model: Any, tokenizer: Any) -> None:

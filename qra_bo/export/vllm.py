@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qra_bo.export import compressed_tensors, merged
 from qra_bo.export.comparison import Loader, Reference, View
-from qra_bo.export.foreign import check_adapter, read_weights
+from qra_bo.export.foreign import read_adapter
 from qra_bo.export.run import FinishedRun, export_command, render
 from qra_bo.export.weights import padded
 from qra_bo.finetune.checked_tensors import save_tensors
@@ -51,8 +51,7 @@ def write_adapter(run: FinishedRun, folder: Path) -> list[Path]:
     Raises:
         OutputError: If the adapter's weights are missing, or they or its configuration differ from the manifest.
     """
-    check_adapter(run.adapter, run.manifest)
-    tensors = read_weights(run.adapter, run.manifest)
+    tensors = read_adapter(run.adapter, run.manifest)
     ranks = {name: record.rank for name, record in run.manifest.modules.items() if record.rank}
     for name in ranks:
         down, up = (f"base_model.model.{name}.lora_{matrix}.weight" for matrix in "AB")

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qra_bo.export.foreign import check_adapter, read_weights
+from qra_bo.export.foreign import read_adapter
 from qra_bo.export.load import dense_base, packed_states
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.manifest import Manifest
+from qra_bo.finetune.manifest import Manifest, ModuleRecord
 from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.finetune.quantization.planes import codes_of, words_of
+from qra_bo.memory.serving import TARGET_FORMATS
 from qra_bo.space import StorageFormat
+from qra_bo.utils.errors import ConfigError
 
 GENERATION = "generation_config.json"
 
@@ -129,6 +131,22 @@ class RunWeights:
     tables: Mapping[str, LinearWeights] = field(default_factory=dict)
 
 
+def refuse_formats(target: str, modules: Mapping[str, ModuleRecord], group: int | None = None) -> None:
+    """Refuse a run that holds formats without a form in an export target, or rows that are no whole groups of ``group``
+    weights; ``None``: of the format's own.
+
+    Raises:
+        ConfigError: With all of them, and what to search with instead.
+    """
+    holds, instead = TARGET_FORMATS[target]
+    lost = sorted({f"{record.format.name} ({record.shape[1]} columns)" for record in modules.values()
+                   if not holds(record.format)
+                   or (record.format.bits < 16 and record.shape[1] % (group or record.format.block or 1))})
+    if lost:
+        raise ConfigError(f"export.targets=[{target}] has no form for {', '.join(lost)} of this run. Search again with "
+                          f"{instead}, whose formats it holds, or export merged, a copy in 16 bits")
+
+
 def weights_of(run: FinishedRun) -> RunWeights:
     """Read base, packed tensors and adapter of a run, each checked against the manifest.
 
@@ -156,8 +174,7 @@ def weights_of(run: FinishedRun) -> RunWeights:
 def weights_in(model: Any, run: FinishedRun) -> Iterator[tuple[Any, LinearWeights]]:
     """Cast the parameters of a run's dense base as the run did, and iterate over the modules that it packed (linears,
     then embedding and head), each with its tensors. Errors: those of ``weights_of``."""
-    check_adapter(run.adapter, run.manifest)
-    adapter = read_weights(run.adapter, run.manifest)
+    adapter = read_adapter(run.adapter, run.manifest)
     for name, state in packed_states(model, run.manifest, run.folder):
         record, module, lora = run.manifest.packed_weights[name], model.get_submodule(name), None
         if record.rank:

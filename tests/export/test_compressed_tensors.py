@@ -12,13 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig, Falc
 
 from qra_bo.config import load_config
 from qra_bo.export.comparison import Reference, with_adapter
-from qra_bo.export.compressed_tensors import FOLDER, in_words, refuse_formats
+from qra_bo.export.compressed_tensors import FOLDER, in_words
 from qra_bo.export.load import load
 from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import PROBE, read_manifest
-from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.pipeline.exports import refuse_base
 from qra_bo.utils.errors import ConfigError
 from tests.export.allocations import Case, build_on
@@ -100,17 +99,6 @@ def test_words_are_those_of_compressed_tensors(bits: int, rows: int, columns: in
     codes = torch.randint(0, 1 << bits, (rows, columns), generator=torch.Generator().manual_seed(seed))
     signed = (codes - (1 << bits - 1)).to(torch.int8)
     assert torch.equal(in_words(codes.to(torch.uint8), bits), pack_to_int32(signed, bits))
-
-
-@pytest.mark.parametrize("name", sorted(FORMATS))
-def test_each_format_is_held_or_refused_with_an_answer(name: str) -> None:
-    formats = {"model.layers.0.mlp.up_proj": parse_format(name)}
-    if name.startswith("sym") or name == "fp16":
-        refuse_formats(formats)
-        return
-    reason = "can't read integer zeros" if name.startswith("int") and "-" in name else "no form"
-    with pytest.raises(ConfigError, match=rf"{name}.*{reason}.*serve=transformers"):
-        refuse_formats(formats)
 
 
 def test_a_decoder_with_linears_of_its_own_is_refused_before_and_after_training(tmp_path: Path) -> None:

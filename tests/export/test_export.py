@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qra_bo.config import load_config
-from qra_bo.export import compressed_tensors, gguf, mlx, vllm
+from qra_bo.export import gguf, vllm
 from qra_bo.export.registry import TARGETS, export_all, stale_exports
 from qra_bo.export.run import GGUF_FILES, FinishedRun
-from qra_bo.finetune.manifest import MANIFEST, ModuleRecord, adapter_digest, sealed
-from qra_bo.memory.formats import FORMATS, parse_format
-from qra_bo.memory.serving import EXPORT_TARGETS, TARGET_FORMATS
+from qra_bo.finetune.manifest import MANIFEST, adapter_digest, sealed
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.serving import EXPORT_TARGETS
 from qra_bo.pipeline.exports import commands, finished_run, warn_of_stale
 from qra_bo.study.results import PREDICTED
 from qra_bo.utils.errors import ConfigError, OutputError
@@ -248,26 +248,10 @@ def test_a_removed_target_is_refused_with_what_does_its_work(name):
         load_config(["+model=tiny", "data=tiny", f"export.targets=[{name}]"])
 
 
-@pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
-def test_search_is_refused_the_formats_that_its_exports_refuse(fmt):
-    def holds(refuse, *given):
-        try:
-            refuse(*given)
-        except ConfigError:
-            return False
-        return True
-
-    record = ModuleRecord(fmt, (4, 256), 0, 0.0, "")
-    found = {"compressed_tensors": holds(compressed_tensors.refuse_formats, {"x": fmt}),
-             "gguf": holds(gguf.refuse_formats, {"x": record}), "mlx": holds(mlx.refuse_formats, [record])}
-    assert found == {target: stated(fmt) for target, (stated, _) in TARGET_FORMATS.items()}
-
-
 @pytest.mark.parametrize(("target", "formats", "said"), [
-    ("gguf", ("nf4", "sym4-g64", "int8", "hqq8"), r"gguf holds .* in this run hqq8, int8, nf4 have no form.*llamacpp"),
-    ("compressed_tensors", ("nf4", "sym4-g64", "int3-g64", "hqq2"), "hqq2, int3-g64, nf4 have no form there"),
-    ("mlx", ("sym4-g64", "nf4", "sym4-g64", "int8"),
-     r"no form for int8 \(128 columns\), nf4 \(128 columns\).*serve=mlx")])
+    ("gguf", ("nf4", "sym4-g64", "int8", "hqq8"), r"hqq8 \(128.*, int8 \(128.*, nf4 \(128 columns\).*=llamacpp,"),
+    ("compressed_tensors", ("nf4", "sym4-g64", "int3-g64", "hqq2"), "hqq2 .*, int3-g64 .*, nf4 .*serve=transformers,"),
+    ("mlx", ("sym4-g64", "nf4", "sym4-g64", "int8"), r"int8 \(128 columns\), nf4 \(128 columns\).*serve=mlx,")])
 def test_formats_without_a_form_are_all_named_and_nothing_is_written(tmp_path, target, formats, said):
     run = write_finished(tmp_path / "run")
     by_name = dict(zip(module_ranks(), formats, strict=True))
