@@ -4,7 +4,7 @@
 """
 
 from bench.pages.blocks import DOCS, refreshed
-from bench.pages.registry import TABLES
+from bench.pages.tables import TABLES
 
 
 def main() -> None:

@@ -59,6 +59,11 @@ def figure(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}".replace("-", MINUS)
 
 
+def cell(value: Any) -> str:
+    """Return a value of a results file as a cell's text."""
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else figure(value)
+
+
 def fixed(value: float | None, digits: int = 2) -> str:
     """Return a number with so many digits after the point; an en dash for ``None``."""
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)

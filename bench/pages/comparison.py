@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from bench.headline import LIMITS, OURS, UNIFORM
-from bench.pages.blocks import Row, Tables, grid, read
+from bench.pages.blocks import Row, grid, read
 from bench.table1.markdown import gap_text, render, versus_text
 from qra_bo.report.text import size
 from qra_bo.utils.formatting import MINUS, number
@@ -63,6 +63,3 @@ def overview() -> str:
 def rows() -> str:
     """All rows, limit by limit, with their notes."""
     return render(read(TABLE)).split("\n", 1)[1]
-
-
-TABLES: Tables = {"comparison": overview, "comparison-rows": rows}

@@ -28,7 +28,7 @@ import yaml
 
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.emulator.emulator import FAMILIES
-from bench.pages.searches import plain
+from bench.pages.tables import plain
 from bench.report import RESULTS
 from bench.search.kept import Row, arena_of, published_rows
 from bench.search.methods import EQUIVALENTS, Entry

@@ -5,7 +5,7 @@ from itertools import product
 
 from bench.headline import markdown
 from bench.pages.blocks import BLOCK, DOCS, grid, refreshed, without_blocks
-from bench.pages.registry import TABLES
+from bench.pages.tables import TABLES
 from qra_bo.memory.formats import BITS, FORMATS
 
 PAGES = sorted(DOCS.rglob("*.md"))
