@@ -40,10 +40,10 @@ Row = dict[str, Any]
 
 def sleeping(workers: int) -> float:
     """Seconds that ``SLEEPS`` evaluations take which sleep most of their time, the workers being up."""
-    from qra_bo.execution.on_ray import RayExecutor, Resources
+    from qra_bo.execution.on_ray import RayExecutor
 
     executor = RayExecutor(OracleSpec("tests.study.oracles:make", {"pause": PAUSE}), Limits(120), workers,
-                           Resources(cpus=1), None)
+                           {"num_cpus": 1}, None)
     request = TrialSpec(uniform(4, "hqq4", 4), 8, 8, 3, 4e-3)
     try:
         for seeds in (range(100, 100 + workers), range(SLEEPS)):

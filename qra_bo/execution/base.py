@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-import numpy as np
-
 from qra_bo.oracle.protocol import Oracle, Progress
+from qra_bo.sensitivity.io import profile_from_json, profile_to_json
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.trials import TrialResult, TrialSpec, TrialState
+from qra_bo.trials import RESERVED, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError, UserError, is_out_of_memory
 
-_ARRAYS: Final = ("quantization_sensitivity", "quantization_kl", "rank_sensitivity", "quantization_se")
-"""The last two may be absent."""
+_COST: Final = ("training_tokens", "forward_tokens", "seconds")
 NO_RESULT: Final = (UserError, OracleError)
 """Exceptions of ``evaluate`` that end the run; all others are results."""
 
@@ -33,20 +31,15 @@ class ProfileResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of the journal's profile event."""
-        p = self.profile
-        arrays = {key: None if getattr(p, key) is None else getattr(p, key).tolist() for key in _ARRAYS}
-        return {"source": p.source, "units": list(p.units), "formats": list(p.formats), **arrays,
-                "base_loss": p.base_loss, "training_tokens": self.training_tokens,
-                "forward_tokens": self.forward_tokens, "seconds": self.seconds}
+        return profile_to_json(self.profile) | {name: getattr(self, name) for name in _COST}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ProfileResult":
-        """Inverse of ``to_json``, exact to the last bit; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
-        arrays: dict[str, Any] = {key: None if key in _ARRAYS[2:] and data.get(key) is None else
-                                  np.array(data[key], dtype=np.float64) for key in _ARRAYS}
-        profile = SensitivityProfile(units=tuple(data["units"]), formats=tuple(data["formats"]),
-                                     base_loss=float(data["base_loss"]), source=str(data["source"]), **arrays)
-        return cls(profile, int(data["training_tokens"]), int(data["forward_tokens"]), float(data["seconds"]))
+        """Inverse of ``to_json``, exact to the last bit; raises ``ProfileError``, ``KeyError``, ``TypeError`` or
+        ``ValueError``."""
+        cost = int(data["training_tokens"]), int(data["forward_tokens"]), float(data["seconds"])
+        fields = {key: value for key, value in data.items() if key not in RESERVED | {*_COST}}
+        return cls(profile_from_json({"schema_version": 1} | fields, "the profile event"), *cost)
 
 
 def run_profile(oracle: Oracle, progress: Progress) -> ProfileResult:

@@ -26,16 +26,6 @@ GRACE_SECONDS = 5.0
 _ENTRY = "from qra_bo.execution.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
-def launch(connection: int, driver: int) -> subprocess.Popen[bytes]:
-    """Start a fresh interpreter that runs ``worker.main`` with two descriptors."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # the worker begins with them blocked
-    try:
-        return subprocess.Popen(interpreter(_ENTRY, str(connection), str(driver)), stdin=subprocess.DEVNULL,
-                                pass_fds=(connection, driver))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class ProcessHandle(WorkerHandle):
     """Non-blocking handle of one worker process; cleans up when the process dies or times out."""
 
@@ -109,9 +99,12 @@ class ProcessHandle(WorkerHandle):
     def _start(self) -> None:
         self.connection, theirs = Pipe()
         ends, self._lifeline = os.pipe()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # the worker begins with them blocked
         try:
-            self.process = launch(theirs.fileno(), ends)
+            self.process = subprocess.Popen(interpreter(_ENTRY, str(theirs.fileno()), str(ends)),
+                                            stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), ends))
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
             os.close(ends)
         self._started(WorkerState.BUILDING)
@@ -156,17 +149,13 @@ class LocalExecutor(PoolExecutor[ProcessHandle]):
 
         It is of this process's control group or, where it has none, of the machine; 0 where neither is known.
         """
-        try:
+        own = ""
+        with suppress(OSError):
             own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
-        except OSError:
-            return 0
         for path in (Path("/sys/fs/cgroup") / own / "memory.events", Path("/sys/fs/cgroup/memory.events"),
                      Path("/proc/vmstat")):
-            try:
-                lines = path.read_text().splitlines()
-            except OSError:
-                continue
-            counts = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
-            if counts:
-                return counts[0]
+            with suppress(OSError):
+                for line in path.read_text().splitlines():
+                    if line.startswith("oom_kill "):
+                        return int(line.split()[1])
         return 0

@@ -2,36 +2,22 @@
 
 import json
 import logging
+import pkgutil
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from qra_bo.execution.base import OracleSpec
 from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
-from qra_bo.execution.worker import error_body, error_from_body, resolve, serve
-from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested
+from qra_bo.execution.worker import Reporter, error_body, error_from_body, serve
+from qra_bo.oracle.protocol import Oracle, Progress, StopRequested
 from qra_bo.utils.errors import DeviceError, MissingExtraError, OracleError
 
 WORK, TALK = "work", "talk"
 """Two threads of an actor: one evaluates, the other reports progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """Resources of the cluster for one worker: cores (its threads in training too), GPUs, and bytes of the host.
-
-    ``None`` leaves it to Ray.
-    """
-
-    cpus: float | None = None
-    gpus: float | None = None
-    memory: int | None = None
-
-    def options(self) -> dict[str, float]:
-        """Return them by Ray's names."""
-        named = {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory}
-        return {k: v for k, v in named.items() if v is not None}
+RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+"""Resources of an actor by their options, with their names in a cluster: cores (its threads in training too), GPUs, and
+bytes of the host."""
 
 
 class RayWorker:
@@ -43,29 +29,23 @@ class RayWorker:
         self._oracle: Oracle | None = None
         self._stop = threading.Event()
         self._said: tuple[int, str, int, int] = (0, "", 0, 0)
-        self.done = 0
 
     def serve(self, request: str) -> str:
         """Return kind and body of the answer to one request; ``"stopped"`` where ``stop`` was called meanwhile."""
         try:
             if self._oracle is None:
-                self._oracle = resolve(self._target)(**json.loads(self._kwargs))
+                self._oracle = pkgutil.resolve_name(self._target)(**json.loads(self._kwargs))
         except Exception as error:
             return json.dumps({"kind": "unbuilt", "body": error_body(error)})
-        self._said, self.done = (self._said[0] + 1, "", 0, 0), 0
+        self._note("", 0, 0)
         try:
-            kind, body = serve(self._oracle, json.loads(request), self)
+            kind, body = serve(self._oracle, json.loads(request), Reporter(self._note, self._stop.is_set))
         except StopRequested:
             kind, body = "stopped", {}
         return json.dumps({"kind": kind, "body": body})
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Note progress, or end the trial after ``stop``."""
-        if self._stop.is_set():
-            raise StopRequested
+    def _note(self, what: str, done: int, total: int) -> None:
         self._said = (self._said[0] + 1, what, done, total)
-        if what == TRAINING:
-            self.done = done
 
     def heard(self) -> tuple[int, str, int, int]:
         """Return a number that grows with all progress, and the last progress; 0 while the oracle is being built."""
@@ -79,7 +59,7 @@ class RayWorker:
 class ActorHandle(WorkerHandle):
     """Non-blocking handle of one actor; building is not limited, for an actor may be waiting for its resources."""
 
-    def __init__(self, ray: Any, spec: OracleSpec, limits: Limits, resources: Resources) -> None:
+    def __init__(self, ray: Any, spec: OracleSpec, limits: Limits, resources: Mapping[str, float]) -> None:
         super().__init__(limits)
         self._ray, self._spec, self._resources = ray, spec, resources
         self._actor: Any = None
@@ -89,7 +69,7 @@ class ActorHandle(WorkerHandle):
 
     def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
         if self._actor is None:
-            options = {"max_restarts": 0, "concurrency_groups": {WORK: 1, TALK: 1}, **self._resources.options()}
+            options = {"max_restarts": 0, "concurrency_groups": {WORK: 1, TALK: 1}, **self._resources}
             made = self._ray.remote(**options)(RayWorker)
             self._actor = made.remote(self._spec.target, json.dumps(self._spec.kwargs))
         self.answer = self._actor.serve.options(concurrency_group=WORK).remote(json.dumps(request))
@@ -123,11 +103,10 @@ class ActorHandle(WorkerHandle):
             except self._ray.exceptions.RayError:
                 return  # it is gone: its answer will raise
             self._heard_ref = None
-            if said != self._said and what:
-                self._progressed(what, done, total, progress)
-            elif said != self._said:
-                self._silent = 0.0
-            self._said = said
+            if said != self._said:
+                self._silent, self._said = 0.0, said
+                if what:
+                    self._progressed(what, done, total, progress)
         if self._said == 0:  # it waits for its resources, or builds
             self._started(WorkerState.WORKING)
         super().check(progress)
@@ -156,7 +135,7 @@ class RayExecutor(PoolExecutor[ActorHandle]):
         spec: How an actor builds its oracle.
         limits: How long a worker may take.
         workers: Trials under way at once.
-        resources: Resources of one actor.
+        resources: Resources of one actor by the keys of ``RESOURCES``; ``None`` leaves one to Ray.
         address: Of a running cluster; ``None`` starts Ray on this machine for this run alone.
 
     Raises:
@@ -164,13 +143,14 @@ class RayExecutor(PoolExecutor[ActorHandle]):
         DeviceError: If the cluster can't be reached, or no actor can ever find its resources there.
     """
 
-    def __init__(self, spec: OracleSpec, limits: Limits, workers: int, resources: Resources,
-                 address: str | None) -> None:
+    def __init__(self, spec: OracleSpec, limits: Limits, workers: int,
+                 resources: Mapping[str, float | None], address: str | None) -> None:
         try:
             import ray  # an optional extra
         except ImportError as error:
             raise MissingExtraError("ray", "ray", "executor=ray") from error
-        super().__init__([ActorHandle(ray, spec, limits, resources) for _ in range(workers)], limits)
+        wanted = {option: v for option, v in resources.items() if v is not None}
+        super().__init__([ActorHandle(ray, spec, limits, wanted) for _ in range(workers)], limits)
         self._ray, self._ours = ray, not ray.is_initialized()
         if self._ours:
             try:
@@ -181,8 +161,7 @@ class RayExecutor(PoolExecutor[ActorHandle]):
                 raise DeviceError(f"executor.address must name a Ray cluster that runs, or be null; {address!r} can't "
                                   f"be reached ({str(error).splitlines()[0]})") from error
         found = ray.cluster_resources()
-        wanted = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory}
-        lacking = {k: v for k, v in wanted.items() if v is not None and v > found.get(k, 0.0)}
+        lacking = {RESOURCES[o]: v for o, v in wanted.items() if v > found.get(RESOURCES[o], 0.0)}
         if lacking:
             self.close()
             listed = ", ".join(f"{v:g} {k} (there are {found.get(k, 0.0):g})" for k, v in lacking.items())

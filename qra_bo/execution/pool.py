@@ -170,10 +170,11 @@ class WorkerHandle(ABC):
 
 @dataclass(slots=True)
 class Job:
-    """One trial: when it was first begun (monotonic seconds), how often it was begun again, and how many processes the
-    kernel had killed for want of memory when it was begun."""
+    """One request, of a trial where it has a ``spec``: when it was first begun (monotonic seconds), how often it was
+    begun again, and how many processes the kernel had killed for want of memory when it was begun."""
 
-    spec: TrialSpec
+    request: Mapping[str, Any]
+    spec: TrialSpec | None = None
     begun: float = 0.0
     tries: int = 0
     kills: int = 0
@@ -183,10 +184,10 @@ Handle = TypeVar("Handle", bound=WorkerHandle)
 
 
 class PoolExecutor(Executor, Generic[Handle]):
-    """Gives trials to workers; they start when there is work for them, and a lost one is replaced at the next trial.
+    """Gives requests to workers; they start when there is work for them, and a lost one is replaced at the next one.
 
-    One thread listens to them all: no answer is waited for while another is there. The first worker also profiles, and
-    makes the final fine-tune.
+    One thread listens to them all: no answer is waited for while another is there. What is no trial goes to a worker
+    that has built its oracle, if any has.
     """
 
     def __init__(self, handles: Sequence[Handle], limits: Limits) -> None:
@@ -194,6 +195,7 @@ class PoolExecutor(Executor, Generic[Handle]):
         self._waiting: deque[Job] = deque()
         self._running: dict[Handle, Job] = {}
         self._done: deque[tuple[TrialSpec, TrialResult]] = deque()
+        self._answer: dict[str, Any] | None = None
         self._step_seconds: deque[float] = deque(maxlen=PACE)
 
     @property
@@ -211,14 +213,20 @@ class PoolExecutor(Executor, Generic[Handle]):
         return self._ask({"op": "call", "method": method, "kwargs": dict(kwargs)}, progress)
 
     def submit(self, spec: TrialSpec) -> None:
-        self._waiting.append(Job(spec))
+        self._waiting.append(Job({"op": "evaluate", "spec": spec.to_json()}, spec))
 
     def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         while not self._done:
-            self._dispatch()
-            if self._running:
-                self._listen(progress)
+            self._work(progress)
         return self._done.popleft()
+
+    def _ask(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """Return the answer to a request that is no trial, while nothing else is under way."""
+        self._waiting.append(Job(request))
+        while self._answer is None:
+            self._work(progress)
+        answer, self._answer = self._answer, None
+        return answer
 
     def abandon(self) -> None:
         working, self._running = tuple(self._running), {}
@@ -240,49 +248,49 @@ class PoolExecutor(Executor, Generic[Handle]):
         """Return those of ``workers`` that sent something, after ``POLL_SECONDS`` at most and none earlier than there
         is one, or one of them is overdue."""
 
-    def _heard(self, workers: Sequence[Handle]) -> Sequence[Handle]:
-        """Wait, and count the time that it took; return the workers that sent something."""
-        start = time.monotonic()
-        ready = self._wait(workers)
-        seconds = min(time.monotonic() - start, POLL_SECONDS)
-        for worker in workers:
-            worker.spend(seconds)
-        return ready
-
     def _memory_kills(self) -> int:
         """Return a count of workers that were killed for want of memory, where the machine keeps one."""
         return 0
 
     def _dispatch(self) -> None:
-        """Give waiting trials to workers that have nothing to do, those with an oracle first."""
+        """Give waiting requests to workers that have nothing to do, those with an oracle first."""
         free = sorted((w for w in self._workers if w not in self._running), key=lambda w: w.state is WorkerState.ABSENT)
         for worker in free[: len(self._waiting)]:
             job = self._waiting.popleft()
             job.begun, job.kills = job.begun or time.monotonic(), self._memory_kills()
             self._running[worker] = job
             try:
-                worker.begin({"op": "evaluate", "spec": job.spec.to_json()}, self._allowed(job.spec))
+                worker.begin(job.request, None if job.spec is None else self._allowed(job.spec))
             except WorkerLost as lost:
                 self._lost(worker, lost)
 
-    def _listen(self, progress: Progress) -> None:
-        """Wait until a worker sends something or is overdue, and take it in."""
-        busy = tuple(self._running)
-        ready = self._heard(busy)
+    def _work(self, progress: Progress) -> None:
+        """Give out waiting requests, wait until a worker sends something or is overdue, and take it in."""
+        self._dispatch()
+        busy, start = tuple(self._running), time.monotonic()
+        ready = self._wait(busy) if busy else ()
+        for worker in busy:
+            worker.spend(min(time.monotonic() - start, POLL_SECONDS))
         for worker in busy:
             try:
                 if worker not in ready:
                     worker.check(progress)
                 elif (answer := worker.receive(progress)) is not None:
-                    result = TrialResult.from_json(answer)
-                    self._done.append((self._running.pop(worker).spec, result))
-                    if result.state is TrialState.OK:
-                        self._step_seconds.append(result.seconds / max(1, result.new_steps))
+                    self._answered(self._running.pop(worker), answer)
             except WorkerLost as lost:
                 self._lost(worker, lost)
             except QRABOError:
                 del self._running[worker]
                 raise
+
+    def _answered(self, job: Job, answer: dict[str, Any]) -> None:
+        if job.spec is None:
+            self._answer = answer
+            return
+        result = TrialResult.from_json(answer)
+        self._done.append((job.spec, result))
+        if result.state is TrialState.OK:
+            self._step_seconds.append(result.seconds / max(1, result.new_steps))
 
     def _allowed(self, spec: TrialSpec) -> float | None:
         """Return the seconds that a trial may take in all; ``None`` where there is no limit, or no pace yet."""
@@ -292,46 +300,30 @@ class PoolExecutor(Executor, Generic[Handle]):
         return silence + slowdown * spec.steps * statistics.median(self._step_seconds)
 
     def _lost(self, worker: Handle, lost: WorkerLost) -> None:
-        """Begin the trial of a lost worker again, before all that wait, or make a failure of it.
+        """Begin the request of a lost worker again, before all that wait, or make a failure of its trial.
 
         Raises:
-            WorkerError: If its oracle was not built yet, time after time.
+            WorkerError: If its oracle was not built yet, time after time, or if it is no trial.
         """
         job, kills = self._running.pop(worker), self._memory_kills()
         starved = lost.starved or kills > job.kills
-        again = not starved and job.tries < self._limits.retries
-        if lost.building and not again:
-            raise _unbuilt(lost) from lost
         for other in self._running.values():  # a kill by the kernel counts for one trial, not for all that ran
             other.kills = kills
-        if again:
+        if not starved and job.tries < self._limits.retries:
             job.tries += 1
-            log.warning("%s; the trial is begun again on another one", lost)
+            log.warning("%s; what it did is begun again on another one", lost)
             self._waiting.appendleft(job)
-            return
-        why = f"{lost}: the machine ran out of memory" if starved else str(lost)
-        log.warning("a trial was lost: %s; another worker is started for the next one", why)
-        state = TrialState.OOM if starved else TrialState.FAILED
-        self._done.append((job.spec, failure(state, why, worker.done, time.monotonic() - job.begun)))
-
-    def _ask(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """Return an answer of the first worker, which has nothing else to do; a lost one is asked again."""
-        worker, tries, kills = self._workers[0], 0, self._memory_kills()
-        while True:
-            try:
-                worker.begin(request)
-                while True:
-                    if worker not in self._heard((worker,)):
-                        worker.check(progress)
-                    elif (answer := worker.receive(progress)) is not None:
-                        return answer
-            except WorkerLost as lost:
-                if lost.starved or self._memory_kills() > kills or tries >= self._limits.retries:
-                    raise _unbuilt(lost) if lost.building else WorkerError(
-                        f"the worker was lost before the oracle could answer {request['op']!r}: {lost}; run the same "
-                        "command again to go on") from lost
-                tries += 1
-                log.warning("%s; another one is asked", lost)
+        elif lost.building:
+            raise WorkerError(f"the worker was lost while it built the oracle: {lost}; if memory is short, free some, "
+                              "choose a smaller model or fewer workers, and run the same command again") from lost
+        elif job.spec is None:
+            raise WorkerError(f"the worker was lost before the oracle could answer {job.request['op']!r}: {lost}; run "
+                              "the same command again to go on") from lost
+        else:
+            why = f"{lost}: the machine ran out of memory" if starved else str(lost)
+            log.warning("a trial was lost: %s; another worker is started for the next one", why)
+            state = TrialState.OOM if starved else TrialState.FAILED
+            self._done.append((job.spec, failure(state, why, worker.done, time.monotonic() - job.begun)))
 
 
 def _end(workers: Sequence[WorkerHandle], patience: float) -> None:
@@ -343,8 +335,3 @@ def _end(workers: Sequence[WorkerHandle], patience: float) -> None:
     finally:  # a second signal ends the wait
         for worker in workers:
             worker.kill()
-
-
-def _unbuilt(lost: WorkerLost) -> WorkerError:
-    return WorkerError(f"the worker was lost while it built the oracle: {lost}; if memory is short, free some, choose "
-                       "a smaller model or fewer workers, and run the same command again")

@@ -10,12 +10,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm  # comes with transformers and datasets, whose progress bars it draws
 
 from qra_bo.execution.base import NO_RESULT, failure_of, oracle_method, run_profile
-from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
+from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested
 from qra_bo.trials import TrialSpec
 from qra_bo.utils import errors
 from qra_bo.utils.errors import (
@@ -59,35 +59,19 @@ def main(connection: int, driver: int) -> None:
 def _work(connection: Connection) -> None:
     try:
         wanted = json.loads(connection.recv_bytes())
-        oracle: Oracle = resolve(wanted["target"])(**wanted["kwargs"])
+        oracle: Oracle = pkgutil.resolve_name(wanted["target"])(**wanted["kwargs"])
         _send(connection, "ready", {"oracle": oracle.kind})
     except Exception as error:
         _send(connection, "error", error_body(error))
         return
     try:
         while (request := json.loads(connection.recv_bytes()))["op"] != "close":
-            _send(connection, *serve(oracle, request, _Reporter(connection)))
+            # during work the driver sends nothing but a request to end, or dies
+            _send(connection, *serve(oracle, request, Reporter(_teller(connection), connection.poll)))
     except (EOFError, OSError, StopRequested):
         return  # the driver is gone, or asked for the end: the trial has been kept
     finally:
         oracle.close()
-
-
-def resolve(target: str) -> Callable[..., Any]:
-    """Return the callable that ``"package.module:name"`` names.
-
-    Raises:
-        ConfigError: If there is no such module or name.
-    """
-    try:
-        found: Callable[..., Any] = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        own = "; a worker process does not import your script: move it to a module" * target.startswith("__main__")
-        raise ConfigError(f"the oracle must be given as 'package.module:callable'; {target!r} can't be imported "
-                          f"({error}){own}") from error
-    if not callable(found):
-        raise ConfigError(f"the oracle must be given as 'package.module:callable'; {target!r} is not callable")
-    return found
 
 
 def _end_with_driver(driver: int) -> None:
@@ -95,13 +79,22 @@ def _end_with_driver(driver: int) -> None:
     os._exit(1)
 
 
-class Reporter(Protocol):
-    """Progress that remembers the steps of a trial."""
+class Reporter:
+    """Progress of one request, passed on to ``tell``; a trial ends where ``stopped`` says so.
 
-    @property
-    def done(self) -> int: ...
+    Attributes:
+        done: Optimiser steps of the trial so far.
+    """
 
-    def __call__(self, what: str, done: int, total: int) -> None: ...
+    def __init__(self, tell: Progress, stopped: Callable[[], bool]) -> None:
+        self._tell, self._stopped, self.done = tell, stopped, 0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what == TRAINING:
+            self.done = done
+        if self._stopped():
+            raise StopRequested
+        self._tell(what, done, total)
 
 
 def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tuple[str, dict[str, Any]]:
@@ -113,7 +106,7 @@ def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tup
     Args:
         oracle: The one oracle of this process.
         request: ``op`` and its arguments: ``spec`` of an ``"evaluate"``, ``method`` and ``kwargs`` of a ``"call"``.
-        reporter: Takes progress; counts the optimiser steps of a trial.
+        reporter: Takes progress.
     """
     start = time.monotonic()
     try:
@@ -154,23 +147,18 @@ def error_from_body(body: Mapping[str, Any]) -> QRABOError:
     return OracleError(f"{body['type']}: {body['message']}\n{body['trace']}")
 
 
-class _Reporter:
-    """Sends progress to the driver, at most every ``PROGRESS_SECONDS``, and stops when the driver asks for it."""
+def _teller(connection: Connection) -> Progress:
+    """Return what sends progress to the driver, at most every ``PROGRESS_SECONDS``."""
+    last = float("-inf")
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._last = float("-inf")
-        self.done = 0
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what == TRAINING:
-            self.done = done
-        if self._connection.poll():  # during work the driver sends nothing but a request to end, or dies
-            raise StopRequested
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        if done >= total or now - self._last >= PROGRESS_SECONDS:
-            self._last = now
-            _send(self._connection, "progress", {"what": what, "done": done, "total": total})
+        if done >= total or now - last >= PROGRESS_SECONDS:
+            last = now
+            _send(connection, "progress", {"what": what, "done": done, "total": total})
+
+    return tell
 
 
 def _send(connection: Connection, kind: str, body: dict[str, Any]) -> None:

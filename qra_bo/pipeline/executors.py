@@ -6,7 +6,7 @@ from typing import Any
 
 from qra_bo.config import RunConfig
 from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
-from qra_bo.execution.on_ray import RayExecutor, Resources
+from qra_bo.execution.on_ray import RayExecutor
 from qra_bo.memory import parse_size
 from qra_bo.pipeline.host_memory import HEAP_PAD
 from qra_bo.pipeline.oracles import make_oracle
@@ -53,7 +53,8 @@ def make_executor(config: RunConfig, folder: Path, room: int | None = None) -> E
     if settings.name == "ray":
         memory = None if settings.memory is None else parse_size(settings.memory)
         return RayExecutor(OracleSpec(ORACLE, {**kwargs, "out": str(folder.absolute())}), limits(config),
-                           settings.workers, Resources(settings.cpus, settings.gpus, memory), settings.address)
+                           settings.workers, {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "memory": memory},
+                           settings.address)
     if not real and settings.workers == 1:
         return InProcessExecutor(make_oracle(**kwargs))
     devices = worker_devices(config) if real else [config.device] * settings.workers

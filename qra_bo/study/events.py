@@ -15,7 +15,7 @@ from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation, StorageFormat
 from qra_bo.trials import RESERVED, Trial
-from qra_bo.utils.errors import JournalError, SpaceError
+from qra_bo.utils.errors import JournalError, ProfileError, SpaceError
 
 CALIBRATED = "calibrated in the search that found the allocation"
 BY_RULE = "adapter.lr by its rule, not calibrated"
@@ -485,6 +485,7 @@ def decode(line: Mapping[str, Any]) -> Event:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, SpaceError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, SpaceError,
+            ProfileError) as error:
         why = repr(error)
     raise JournalError(f"the {name} event in the journal is malformed: {why}; it was not written by this program")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.on_ray import RayExecutor, Resources
+from qra_bo.execution.on_ray import RayExecutor
 from qra_bo.execution.pool import Limits
 from qra_bo.space import uniform
 from qra_bo.study.journal import read_journal
@@ -27,7 +27,7 @@ ray = pytest.importorskip("ray", reason="executor=ray needs the extra 'ray'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning:ray")]
 REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, 2e-3)
 TARGET = "tests.study.oracles:make"
-SMALL = Resources(cpus=1)
+SMALL = {"num_cpus": 1}
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -90,7 +90,7 @@ def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:
     with pytest.raises(ModelError, match="no weights of big"):
         executor.describe()
     with pytest.raises(DeviceError, match=r"takes 64 CPU.*executor\.cpus"):
-        RayExecutor(OracleSpec(TARGET), Limits(30), 1, Resources(cpus=64), None)
+        RayExecutor(OracleSpec(TARGET), Limits(30), 1, {"num_cpus": 64}, None)
 
 
 def test_evaluations_that_sleep_are_done_side_by_side(faulty: Any) -> None:

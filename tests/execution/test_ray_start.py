@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.on_ray import RayExecutor, Resources
+from qra_bo.execution.on_ray import RayExecutor
 from qra_bo.execution.pool import Limits
 
 
@@ -18,7 +18,7 @@ def test_without_an_address_no_running_cluster_is_joined(address: str | None, gi
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(
         is_initialized=lambda: bool(started), init=lambda **options: started.append(options["address"]),
         cluster_resources=dict, shutdown=started.clear))
-    executor = RayExecutor(OracleSpec("tests.study.oracles:make"), Limits(1.0), 1, Resources(), address)
+    executor = RayExecutor(OracleSpec("tests.study.oracles:make"), Limits(1.0), 1, {}, address)
     assert started == [given]
     executor.close()
     assert not started

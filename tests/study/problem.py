@@ -12,7 +12,7 @@ import numpy as np
 
 from qra_bo.config import RunConfig, load_config
 from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
-from qra_bo.execution.on_ray import RayExecutor, Resources
+from qra_bo.execution.on_ray import RayExecutor
 from qra_bo.memory.formats import parse_format
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -142,7 +142,7 @@ def comparable(best: Mapping[str, Any]) -> dict[str, Any]:
 def main(folder: str, pause: float, executor: str = "local") -> None:
     """A whole run with worker processes, for tests that kill it: one of its own, or two of Ray."""
     spec = OracleSpec("tests.study.oracles:make", {"pause": pause})
-    made: Executor = RayExecutor(spec, Limits(30, retries=1), 2, Resources(cpus=1), None) if executor == "ray" else \
+    made: Executor = RayExecutor(spec, Limits(30, retries=1), 2, {"num_cpus": 1}, None) if executor == "ray" else \
         LocalExecutor([spec], Limits(30))
     run(Path(folder), made, effort__max_full_trials=14)
 

@@ -1,13 +1,13 @@
 """What exceptions say of memory and devices; a worker whose device is lost ends, so that another one takes over."""
 
-from multiprocessing import Pipe
+import os
 from typing import Any
 
 import pytest
 import torch
 
 from qra_bo.execution import worker
-from qra_bo.oracle.protocol import TRAINING, StopRequested
+from qra_bo.oracle.protocol import TRAINING, StopRequested, quiet
 from qra_bo.space import uniform
 from qra_bo.trials import TrialSpec
 from qra_bo.utils.errors import is_device_lost, is_out_of_memory
@@ -45,30 +45,19 @@ def test_a_worker_whose_device_is_lost_ends(monkeypatch: pytest.MonkeyPatch, cap
         def evaluate(self, *_: Any) -> Any:
             raise AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
 
-    class Quiet:
-        done = 3
-
-        def __call__(self, what: str, done: int, total: int) -> None:
-            return None
-
     def end(status: int) -> None:
         raise SystemExit(status)
 
-    monkeypatch.setattr(worker.os, "_exit", end)
+    monkeypatch.setattr(os, "_exit", end)
     request = TrialSpec(uniform(4, "nf4", 4), 8, 8, 1, 2e-3).to_json()
     with pytest.raises(SystemExit) as ended:
-        worker.serve(Broken(), {"op": "evaluate", "spec": request}, Quiet())
+        worker.serve(Broken(), {"op": "evaluate", "spec": request}, worker.Reporter(quiet, bool))
     assert ended.value.code == worker.DEVICE_LOST
     assert "its GPU context is lost: CUDA error: an illegal memory access was encountered" in caplog.text
 
 
 def test_only_steps_say_how_far_an_evaluation_got() -> None:
-    here, there = Pipe()
-    reporter = worker._Reporter(there)
-    reporter("choose codes", 500, 1000)
-    assert reporter.done == 0
-    reporter(TRAINING, 3, 8)
-    reporter("evaluate", 70, 100)
+    reporter = worker.Reporter(quiet, bool)
+    for what, done in (("choose codes", 500), (TRAINING, 3), ("evaluate", 70)):
+        reporter(what, done, 1000)
     assert reporter.done == 3
-    here.close()
-    there.close()
