@@ -83,7 +83,7 @@ def test_report_runs_and_load_take_it(trained: Path, capsys: pytest.CaptureFixtu
     assert "Nothing was searched: task=finetune was given" in page
     assert "calibrated in the search that found the allocation" in page
     assert runs(["list", str(trained)]) == 0
-    assert f"{best_of(trained)['loss']:.4f}\tnot searched" in capsys.readouterr().out
+    assert f"{best_of(trained)['loss']:.4f}\tgiven" in capsys.readouterr().out
     assert main(["task=export", f"out={trained}"]) == 0
     assert "nothing was searched" in (trained / "adapter" / "README.md").read_text()
     model, _ = qra_bo.load(trained)
@@ -157,7 +157,9 @@ def test_where_nothing_binds_the_search_trains_that_choice(tmp_path: Path) -> No
     result = qra_bo.search(words)
     best = result.best
     assert (result.exit_status, best["bits"], best["ranks"], best["searched"]) == (0, [8] * 4, [4] * 4, False)
-    assert load_run(tmp_path).reason == \
+    given = load_run(tmp_path).study.header.given
+    assert given is not None
+    assert given.reason == \
         "uniform 8 bits with rank 4, the most that bits and ranks allow, fits the budget"
     assert qra_bo.search(words).best == best
 
