@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.memory.architectures import spec_of
-from bench.memory.tuples import bits_of, drawn, space_of, total
+from bench.memory.tuples import ARCHITECTURES, bits_of, drawn, space_of, spec_of, total
 from bench.report import RESULTS, Target, publish
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.model import MemoryModel, TrainShape
@@ -33,8 +32,6 @@ from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import Allocation, DecoderSpec, SearchSpace
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHITECTURES = ("SmolLM2-135M", "Qwen3-0.6B", "Gemma-2B", "Llama-3.2-3B", "Pythia-6.9B", "Mistral-7B", "Qwen2.5-7B",
-                 "Llama-2-70B")
 GRANULARITIES = ("layer", "layer", "block", "fused", "module")
 SEED = 0
 UNDER, OVER, REAL_OVER = -0.005, 0.03, 0.05

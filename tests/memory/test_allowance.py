@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bench
 from qra_bo.memory.allowance import ASSUMED, ENOUGH, PPM, Allowance, AllowanceStore, Excess, fold
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import uniform
@@ -30,6 +31,15 @@ def test_every_measured_peak_is_covered_for_good(first: list[Excess], second: li
     assert all(covered(after, e) for e in first if not covered(ASSUMED[device], e))
     if len(first) >= ENOUGH or len(first) + len(second) < ENOUGH:
         assert all(covered(after, e) for e in first)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cuda, checkpointed"])
+def test_assumed_allowance_covers_the_allocator_in_simulated_trials(kind: str) -> None:
+    rows = json.loads((Path(bench.__file__).parent / "results" / "memory_allocator.json").read_text())["rows"]
+    trials = [Excess(r["alive_bytes"], r["transient_bytes"], r["reserved_expandable"]) for r in rows
+              if r["checkpointing"] == (kind != "cuda")]
+    assert len(trials) > 20
+    assert all(covered(ASSUMED[kind], trial) for trial in trials)
 
 
 def test_few_measurements_raise_the_share_many_replace_it() -> None:
