@@ -59,7 +59,8 @@ LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.referenc
           "effort.ranking_top", "effort.sequential", "effort.stop"}
 """Keys that extend a run: its end is another one."""
 UNCHANGED = {"sensitivity.path", "surrogate.rates", "method.rates", "logger.name",
-             "executor.name", "method.model._target_", "quantizer.rounding", "quantizer.formats.16", "task",
+             "executor.name", "method.model._target_", "quantizer.rounding", "quantizer.formats.1",
+             "quantizer.formats.16", "task",
              "allocation", "eval.tasks", "model.source", "gpu", "effort.compare"}
 """Keys that have no other value in a search of the synthetic oracle without files and extras."""
 
