@@ -60,31 +60,24 @@ def memory_groups() -> Iterator[tuple[int, int]]:
     a scheduler. The page cache of a group counts as free, because the kernel takes it back first."""
     with suppress(OSError):
         for line in OWN_GROUPS.read_text().splitlines():
-            _, kinds, path = line.split(":", 2)
+            _, kinds, path = line.split(":", 2)  # the first version of control groups names kinds
             if kinds and "memory" not in kinds.split(","):
                 continue
-            base, names = (GROUPS / "memory", _GROUP_FILES[1]) if kinds else (GROUPS, _GROUP_FILES[2])
+            base = GROUPS / "memory" if kinds else GROUPS
+            limit, used, of_all = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_") if kinds else \
+                ("memory.max", "memory.current", "")
             own = base / path.strip("/")
-            for folder in (own, *own.parents):
-                if folder.is_relative_to(base):
-                    with suppress(OSError, ValueError):  # a group without these files, or without a limit
-                        yield _limit_and_free(folder, *names)
+            for folder in (own, *own.parents)[:len(own.parts) - len(base.parts) + 1]:
+                with suppress(OSError, ValueError):  # a group without these files, or without a limit
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    cache = sum(int(stat.get(f"{of_all}{name}", 0)) for name in ("active_file", "inactive_file"))
+                    most = int((folder / limit).read_text())
+                    if most < _NO_LIMIT:
+                        yield most, max(0, most - max(0, int((folder / used).read_text()) - cache))
 
 
-_GROUP_FILES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
-                2: ("memory.max", "memory.current", ("active_file", "inactive_file"))}
-"""By the version of control groups: files of the limit and of the use, and the page cache in ``memory.stat``."""
 _NO_LIMIT = 1 << 60
 """Limits from here on are the first version's word for none."""
-
-
-def _limit_and_free(folder: Path, limit: str, used: str, cached: tuple[str, str]) -> tuple[int, int]:
-    """Return limit and free bytes of one group. Raises ``OSError`` or ``ValueError`` where there is no limit."""
-    most, stat = int((folder / limit).read_text()), (folder / "memory.stat").read_text().split()
-    if most >= _NO_LIMIT:
-        raise ValueError(limit)
-    cache = sum(int(value) for name, value in zip(stat[::2], stat[1::2], strict=True) if name in cached)
-    return most, max(0, most - max(0, int((folder / used).read_text()) - cache))
 
 
 def planned_device(device: str, card: str | None = None) -> str:

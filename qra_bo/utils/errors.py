@@ -15,10 +15,6 @@ Segments that grow map memory through the driver, which has a text of its own. A
 no room fails with a status that does not name memory."""
 
 
-_LONGEST_NAME = 120
-"""Characters of a path that a message shows."""
-
-
 def nearest_first(name: str, known: Iterable[str]) -> list[str]:
     """Sort ``known`` for a message about an unknown name: the most similar first, others in alphabetical order."""
     def alike(other: str) -> float:
@@ -114,8 +110,7 @@ def from_system(error: Exception) -> OutputError | None:
     if not isinstance(error, OSError) or error.filename is None or error.errno not in _REMEDIES:
         return None
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
-    shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}... ({len(name)} characters)"
-    return OutputError(f"{shown} can't be used ({error.strerror}): {_REMEDIES[error.errno]}")
+    return OutputError(f"{name} can't be used ({error.strerror}): {_REMEDIES[error.errno]}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

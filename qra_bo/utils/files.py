@@ -78,21 +78,14 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace ``path`` by JSON with a checksum that covers the file's name, as ``replace_text`` does.
-
-    Raises:
-        OSError: If it can't be written.
-    """
+    """Replace ``path`` by JSON with a checksum that covers the file's name, as ``replace_text`` does. Raises
+    ``OSError`` if it can't be written."""
     replace_text(path, json.dumps({**data, "checksum": _seal(path, data)}, allow_nan=False) + "\n")
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return what ``write_sealed`` wrote.
-
-    Raises:
-        OSError: If it can't be read.
-        ValueError: If it was changed, or is the file of another name.
-    """
+    """Return what ``write_sealed`` wrote. Raises ``OSError`` if it can't be read, and ``ValueError`` if it was changed,
+    or is the file of another name."""
     data = strict_json(path.read_bytes())
     if not isinstance(data, dict) or data.pop("checksum", None) != _seal(path, data):
         raise ValueError("its checksum does not hold")
@@ -113,11 +106,8 @@ def strict_json(text: str | bytes) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of unknown origin.
-
-    Raises:
-        OutputError: If it can't be read, or is something else.
-    """
+    """Read a JSON object from a file of unknown origin; raises ``OutputError`` if it can't be read, or is something
+    else."""
     try:
         data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -152,9 +142,8 @@ def check_plain(path: Path) -> None:
         raise OutputError(f"{path} can't be read ({error.strerror}); change its permissions, or choose another folder"
                           ) from error
     if kind:
-        raise OutputError(f"{path} is {kind}, and a run's folder holds plain files: it was not made by this program, "
-                          "or was changed; nothing in it is touched. Copy it as a plain file, or choose another folder "
-                          "with out=")
+        raise OutputError(f"{path} is {kind}, and a run's folder holds plain files: nothing in it is touched. Copy it "
+                          "as a plain file, or choose another folder with out=")
 
 
 def check_readable(path: Path) -> None:
@@ -168,24 +157,16 @@ def check_readable(path: Path) -> None:
 
 def check_run_folder(folder: Path) -> None:
     """Refuse a run's folder that holds links, which lead out of it, or pipes and devices, at which readers would hang.
-    Raises ``OutputError`` with the first of them, and the targets of links, or with a folder that can't be read."""
-    links: list[Path] = []
-    others: list[Path] = []
+    Raises ``OutputError`` with one of them, or with a folder that can't be read."""
     try:
         for root, folders, names in os.walk(folder, onerror=_raise):
             for path in (Path(root, name) for name in (*folders, *names)):
-                kind = _kind(path)
-                (links if kind == _LINK else others if kind == _SPECIAL else []).append(path)
+                if (kind := _kind(path)) not in ("", _FOLDER):
+                    raise OutputError(f"{folder} holds {path.relative_to(folder)}, which is {kind}; a run's folder "
+                                      "holds plain files, and nothing in this one is read or written. Take a copy "
+                                      "without it, or another folder")
     except OSError as error:
         raise OutputError(f"{error.filename} can't be read ({error.strerror}); {MAY_READ}") from error
-    if others:
-        raise OutputError(f"{folder} holds {min(others).relative_to(folder)}, which is no regular file (a pipe, a "
-                          "socket or a device): nothing in it is read or written. Take a copy without it, or another "
-                          "folder")
-    if links:
-        listed = ", ".join(f"{link.relative_to(folder)} -> {os.readlink(link)}" for link in sorted(links)[:3])
-        raise OutputError(f"{folder} holds symbolic links ({listed}), which a run's folder never does: nothing in it "
-                          "is read or written. Take a copy without them, or another folder")
 
 
 def _raise(error: OSError) -> None:
@@ -193,7 +174,7 @@ def _raise(error: OSError) -> None:
         raise error
 
 
-_LINK, _SPECIAL = "a symbolic link", "no regular file"
+_FOLDER = "a folder"
 
 
 def _kind(path: Path) -> str:
@@ -202,8 +183,10 @@ def _kind(path: Path) -> str:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    kinds = {stat.S_IFREG: "", stat.S_IFLNK: _LINK, stat.S_IFDIR: "a folder"}
-    return kinds.get(stat.S_IFMT(mode), _SPECIAL)
+    if stat.S_ISLNK(mode):
+        return f"a symbolic link to {os.readlink(path)}"
+    kinds = {stat.S_IFREG: "", stat.S_IFDIR: _FOLDER}
+    return kinds.get(stat.S_IFMT(mode), "no regular file (a pipe, a socket or a device)")
 
 
 def cache_folder(kind: str) -> Path:

@@ -5,7 +5,6 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing import util
 from typing import Any, TextIO, cast
@@ -39,11 +38,6 @@ class TolerantStream:
                 encoding = str(self._stream.encoding)
                 self._stream.write(text.encode(encoding, "replace").decode(encoding))
         return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        """Write every line as ``write`` does."""
-        for line in lines:
-            self.write(line)
 
     def flush(self) -> None:
         """Flush the stream, if it still can be."""
