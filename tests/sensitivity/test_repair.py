@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.sensitivity.repair import Repair, edit_weights
+from qra_bo.sensitivity.repair import EPS, Repair
 from qra_bo.space import CostTable, PhaseCost
 from qra_bo.utils.errors import BudgetError, SpaceError
 
 Case = tuple[CostTable, np.ndarray, np.ndarray, np.ndarray, np.random.Generator]
 
 
-def random_case(seed: int, largest: int = 6) -> Case:
+def random_case(seed: int) -> Case:
     """Any tables at all: several phases, spikes that are shared, unique or absent, bytes that ranks may lower."""
     rng = np.random.default_rng(seed)
-    n, f, r = int(rng.integers(1, largest + 1)), int(rng.integers(1, 5)), int(rng.integers(1, 5))
+    n, f, r = int(rng.integers(1, 7)), int(rng.integers(1, 5)), int(rng.integers(1, 5))
     monotone = rng.random() < 0.7
     phases = []
     for p in range(rng.integers(1, 4)):
@@ -32,7 +32,7 @@ def random_case(seed: int, largest: int = 6) -> Case:
 def transcribed(row: np.ndarray, costs: CostTable, budget: int, i_q: np.ndarray, i_r: np.ndarray,
                 keep: frozenset[int] = frozenset()) -> np.ndarray:
     """Eqs. 4-5 as they stand: every step scores all edits anew, by the phase that binds."""
-    weights, row = edit_weights(costs, i_q, i_r), row.copy()
+    weights, row = np.concatenate([i_q, i_r]) + EPS, row.copy()
     phases = [CostTable((phase,)) for phase in costs.phases]
     while costs.totals(row[None])[0] > budget:
         movable = [int(c) for c in np.flatnonzero(row) if int(c) not in keep]
@@ -45,13 +45,10 @@ def transcribed(row: np.ndarray, costs: CostTable, budget: int, i_q: np.ndarray,
     return row
 
 
-@settings(max_examples=300, deadline=None)
-@given(seed=st.integers(0, 10**6), take_turns=st.booleans())
-def test_equals_the_direct_transcription(seed: int, take_turns: bool) -> None:
-    costs, row, i_q, i_r, rng = random_case(seed, largest=20 if take_turns else 6)
-    if take_turns:
-        # Phases of nearly equal size bind in turn; each finds its queue as far behind as the others have gone on.
-        costs = CostTable(tuple(PhaseCost(p.name, 0, p.unit, p.spike // 9) for p in costs.phases))
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_equals_the_direct_transcription(seed: int) -> None:
+    costs, row, i_q, i_r, rng = random_case(seed)
     budget = int(costs.totals(row[None])[0] * rng.uniform(0.2, 1.05))
     keep = frozenset(int(i) for i in rng.choice(len(row), size=rng.integers(0, 2)))
     repair = Repair(costs, budget, i_q, i_r)
