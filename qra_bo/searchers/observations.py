@@ -150,16 +150,6 @@ class ObservingSearcher(ABC):
             raise
 
 
-def kept_indices(losses: FloatArray, most: int) -> npt.NDArray[np.intp]:
-    """Return indices of at most ``most`` of ``n`` losses, ascending: the lowest half of them, where the search goes on,
-    and the others evenly over the rest, so that the cost of a bad choice stays known."""
-    if len(losses) <= most:
-        return np.arange(len(losses))
-    order = np.argsort(losses, kind="stable")
-    lowest, rest = order[:most - most // 2], order[most - most // 2:]
-    return np.sort(np.concatenate([lowest, rest[np.linspace(0, len(rest) - 1, most // 2).round().astype(np.intp)]]))
-
-
 def _key(row: IntArray | FloatArray) -> Row:
     return tuple(int(v) for v in row)
 

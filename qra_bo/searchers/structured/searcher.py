@@ -12,12 +12,12 @@ import torch
 from botorch.acquisition.analytic import LogExpectedImprovement, PosteriorMean
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.observations import ObservingSearcher, TrustRegion, kept_indices
+from qra_bo.searchers.observations import ObservingSearcher, TrustRegion
 from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import at_length
 from qra_bo.searchers.structured.features import build_components, prior_share, prior_tables
 from qra_bo.sensitivity import BELIEVED, MEASURES, unknown_measure
-from qra_bo.space import Allocation, FloatArray, IntArray
+from qra_bo.space import Allocation, IntArray
 from qra_bo.space.lagrangian import Region, solve_relaxed
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
@@ -28,11 +28,6 @@ ACQUISITIONS: Mapping[str, Callable[..., Any]] = {"logei": LogExpectedImprovemen
 """Acquisition functions by name, besides ``"thompson"``."""
 KNOWN = 0.3
 """Scales of the parts about learned rates, as a share of those about nothing."""
-MOST = 500
-"""Observations that the surrogate is conditioned on at most (see ``kept_indices``)."""
-ALWAYS_FITTED = 150
-"""Up to so many observations its scales are fitted after every one; beyond, each time their number has grown by a
-twentieth of the excess."""
 LEAST_CHECKED = 5
 """Observations below which rank correlation and coverage say nothing."""
 
@@ -107,7 +102,6 @@ class StructuredSearch(ObservingSearcher):
         n_units = problem.space.n_units
         self.region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
         self._model: StructuredModel | None = None
-        self._scaled: tuple[StructuredModel, int] | None = None
         self.chance_of_gain: float | None = None
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -127,12 +121,11 @@ class StructuredSearch(ObservingSearcher):
         return [] if model is None else [self._problem.space.decode(row) for row in self._ranked(model)]
 
     def surrogate_check(self) -> dict[str, Any] | None:
-        """See ``SelfChecking``; the surrogate's scales are those fitted to all observations that it keeps."""
-        rows, losses, counts = self._kept()
-        if len(rows) < LEAST_CHECKED:
+        """See ``SelfChecking``."""
+        model = self._fitted()
+        if model is None or len(model.y) < LEAST_CHECKED:
             return None
-        model = self._fitted() if len(self._seen.arrays()[1]) <= ALWAYS_FITTED else None
-        held_out = (self._model_of(rows, losses, counts) if model is None else model).held_out()
+        held_out = model.held_out()
         quality = {key: None if math.isnan(value) else value for key, value in asdict(held_out.diagnostics()).items()}
         return {"observed": held_out.truth.tolist(), "predicted": held_out.mean.tolist(), "sd": held_out.sd.tolist(),
                 **quality}
@@ -187,37 +180,15 @@ class StructuredSearch(ObservingSearcher):
         return model.condition_on_pending(torch.from_numpy(pending).double())
 
     def _fitted(self) -> StructuredModel | None:
-        """Return the surrogate of what is known; ``None`` before 2 losses.
-
-        Of very many observations the scales are fitted now and then, and taken over else.
-        """
-        rows, losses, counts = self._kept()
-        if len(rows) < 2 or self._model is not None:
-            return self._model
-        n = len(self._seen.arrays()[1])
-        if self._scaled is not None and n > ALWAYS_FITTED:
-            scaled, fitted_to = self._scaled
-            if 20 * (n - fitted_to) < n - ALWAYS_FITTED and float(losses.min()) >= scaled.warp.best:
-                self._model = self._model_of(rows, losses, counts, scaled)
-                return self._model
-        self._model = self._model_of(rows, losses, counts)
-        self._scaled = self._model, n
+        """Return the surrogate of what is known; ``None`` before 2 losses."""
+        arrays = self._seen.arrays()
+        if self._model is None and len(arrays[0]) >= 2:
+            self._model = StructuredModel(self._design, *map(torch.from_numpy, arrays), settings=self._settings)
         return self._model
-
-    def _kept(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return ``Observations.arrays``, at most ``MOST`` of them."""
-        rows, losses, counts = self._seen.arrays()
-        kept = kept_indices(losses, MOST)
-        return rows[kept], losses[kept], counts[kept]
-
-    def _model_of(self, rows: FloatArray, losses: FloatArray, counts: FloatArray,
-                  like: StructuredModel | None = None) -> StructuredModel:
-        return StructuredModel(self._design, torch.from_numpy(rows), torch.from_numpy(losses),
-                               torch.from_numpy(counts), self._settings, like)
 
     def _ranked(self, model: StructuredModel) -> IntArray:
         """Return evaluated rows on the ladders and within the budget, ``m x 2 L``, the best posterior mean first."""
-        rows, _, _ = self._kept()
+        rows, _, _ = self._seen.arrays()
         whole: IntArray = rows[self._seen.admissible(rows)].astype(np.int64)
         if not len(whole):
             return whole
