@@ -1,14 +1,13 @@
 """Simple searchers to compare with, all at high fidelity: random, bits before ranks, hill climbing."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.evolution.archive import Archive
 from qra_bo.searchers.evolution.variation import random_near_budget
+from qra_bo.searchers.observations import ObservingSearcher
 from qra_bo.sensitivity import (
     RISE,
     Repair,
@@ -20,7 +19,6 @@ from qra_bo.sensitivity import (
 from qra_bo.space import CostTable, FloatArray, IntArray, PhaseCost
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import neighbours_within
-from qra_bo.trials import Fidelity, Proposal, Trial
 from qra_bo.utils.errors import BudgetError
 
 _TRIES = 200
@@ -28,48 +26,22 @@ _FURTHEST = 3
 _MOST = 5000
 
 
-class _Baseline(ABC):
-    """Ask and tell around an archive; a subclass chooses the next row."""
-
-    name = ""
-
-    def __init__(self, problem: SearchProblem) -> None:
-        self._problem, self._archive = problem, Archive(problem)
-        self._rng = problem.rng(self.name)
-
-    def ask(self, n: int) -> list[Proposal]:
-        """Return up to ``n`` new proposals."""
-        rows: list[IntArray] = []
-        while len(rows) < n and (row := self._next()) is not None:
-            rows.append(row)
-        return [Proposal(self._problem.space.decode(row), Fidelity.HIGH, "global") for row in rows]
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Learn of finished trials."""
-        self._archive.tell(trials)
-
-    @abstractmethod
-    def _next(self) -> IntArray | None:
-        """Claim and return a row; ``None`` if there is none (now)."""
-
-
-class RandomSearch(_Baseline):
+class RandomSearch(ObservingSearcher):
     """Random allocations that use up the budget."""
 
-    name = "random"
+    name, stage = "random", "global"
 
     def _next(self) -> IntArray | None:
-        drawn = (random_near_budget(self._problem, self._rng) for _ in range(_TRIES))
-        return next((row for row in drawn if self._archive.claim(row, Fidelity.HIGH)), None)
+        return self._first_new(random_near_budget(self._problem, self._rng) for _ in range(_TRIES))
 
 
-class HillClimb(_Baseline):
+class HillClimb(ObservingSearcher):
     """Random neighbours of the best known allocation (at first Eq. 6's): 2 edits away, then up to 3.
 
     Raises ``ProfileError`` if the profile holds no I_r, and ``BudgetError`` if even the lowest allocation does not fit.
     """
 
-    name = "hill_climb"
+    name, stage = "hill_climb", "global"
 
     def __init__(self, problem: SearchProblem) -> None:
         super().__init__(problem)
@@ -81,9 +53,9 @@ class HillClimb(_Baseline):
         self._untried: Iterator[IntArray] = iter(())
 
     def _next(self) -> IntArray | None:
-        best = self._archive.best()
-        centre = self._start if best is None else best[0]
-        if best is None and self._archive.claim(centre, Fidelity.HIGH):
+        rows, losses = self._known()
+        centre = rows[int(losses.argmin())] if len(rows) else self._start
+        if not len(rows) and self._first_new([centre]) is not None:
             return centre
         if self._centre is None or not np.array_equal(centre, self._centre):
             self._centre = centre
@@ -91,10 +63,10 @@ class HillClimb(_Baseline):
                                         budget_bytes=self._problem.budget_bytes, rng=self._rng, cap=_MOST)
                       for radius in range(2, _FURTHEST + 1))
             self._untried = (row for rows in around for row in self._rng.permutation(rows))
-        return next((row for row in self._untried if self._archive.claim(row, Fidelity.HIGH)), None)
+        return self._first_new(self._untried)
 
 
-class SequentialSearch(_Baseline):
+class SequentialSearch(ObservingSearcher):
     """The usual pipeline: bits before ranks.
 
     Bits come from an exact knapsack on I_q for each uniform rank. Then, for the bits of the best of these, then of the
@@ -104,7 +76,7 @@ class SequentialSearch(_Baseline):
     no such measure, and ``ProfileError`` if the profile holds no I_r.
     """
 
-    name = "sequential"
+    name, stage = "sequential", "global"
 
     def __init__(self, problem: SearchProblem, quantization_sensitivity: str = RISE) -> None:
         super().__init__(problem)
@@ -114,12 +86,12 @@ class SequentialSearch(_Baseline):
         self._uniform = iter(self._bits_for_uniform_ranks())
 
     def _next(self) -> IntArray | None:
-        row = next((row for row in self._uniform if self._archive.claim(row, Fidelity.HIGH)), None)
-        if row is not None or self._archive.waiting:
+        row = self._first_new(self._uniform)
+        if row is not None or len(self._seen.pending):
             return row
-        rows, losses = self._archive.known(Fidelity.HIGH)
+        rows, losses = self._known()
         refined = (self._ranks_for(rows[i]) for i in np.argsort(losses, kind="stable"))
-        return next((r for r in refined if r is not None and self._archive.claim(r, Fidelity.HIGH)), None)
+        return self._first_new(found for found in refined if found is not None)
 
     def _bits_for_uniform_ranks(self) -> Iterator[IntArray]:
         n = self._problem.space.n_units

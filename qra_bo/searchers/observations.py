@@ -1,7 +1,7 @@
 """What the model-based searchers share: observations as arrays, the trust region (Eq. 11), and their base class."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,7 +118,7 @@ class Observations:
 
 
 class ObservingSearcher(ABC):
-    """Base of searchers with ``Observations``: proposals of high fidelity, one row at a time."""
+    """Base of searchers of high fidelity that propose one row at a time."""
 
     name = ""
     stage = ""
@@ -135,9 +135,23 @@ class ObservingSearcher(ABC):
             proposals.append(Proposal(self._seen.propose(row), Fidelity.HIGH, self.stage))
         return proposals
 
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Learn of finished trials."""
+        self._seen.tell(trials)
+
     @abstractmethod
     def _next(self) -> IntArray | None:
         """Return the next row to propose, ``2 L``, or ``None``."""
+
+    def _known(self) -> tuple[IntArray, FloatArray]:
+        """Return rows on the ladders that fit (``n x 2 L``) and their losses (``n``)."""
+        rows, losses, _ = self._seen.arrays()
+        fits = self._seen.admissible(rows)
+        return rows[fits].astype(np.int64), losses[fits]
+
+    def _first_new(self, rows: Iterable[IntArray]) -> IntArray | None:
+        """Return the first of these rows (``2 L``) that was not tried."""
+        return next((row for row in rows if len(self._seen.fresh(row[None]))), None)
 
     def _solve(self, table: FloatArray, rel_gap: float, forbid: bool = True) -> IntArray | None:
         """Solve an additive ``L x F x R`` table; with ``forbid``, ``None`` once everything that fits was tried."""

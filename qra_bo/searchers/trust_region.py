@@ -79,12 +79,6 @@ class TrustRegionBO(ObservingSearcher):
             return self._solve(self._rng.standard_normal(self._problem.costs.shape), 1e-2)
         return self._best_neighbour(known, self._objective(known, losses))
 
-    def _known(self) -> tuple[IntArray, FloatArray]:
-        """Return rows on the ladders that fit (``n x 2 L``) and their losses (``n``)."""
-        rows, losses, _ = self._seen.arrays()
-        fits = self._seen.admissible(rows)
-        return rows[fits].astype(np.int64), losses[fits]
-
     def _objective(self, rows: IntArray, losses: FloatArray) -> FloatArray:
         """Return the objective, which is maximised, ``n``."""
         if self._variant == "loss":

@@ -69,15 +69,6 @@ class Archive:
         low = {k: v for k, v in self._losses[Fidelity.LOW].items() if (k, Fidelity.HIGH) not in self._seen}
         return self._rows(low), np.array(list(low.values()), dtype=np.float64)
 
-    def best(self) -> tuple[IntArray, float] | None:
-        """Return the row that fits the budget with the least high-fidelity loss, and that loss."""
-        rows, losses = self.known(Fidelity.HIGH)
-        fits = self._problem.costs.feasible(rows, self._problem.budget_bytes)
-        if not fits.any():
-            return None
-        i = int(np.where(fits, losses, np.inf).argmin())
-        return rows[i], float(losses[i])
-
     def _rows(self, keys: Iterable[bytes]) -> IntArray:
         rows = [np.frombuffer(key, dtype=np.int64) for key in keys]
         return np.array(rows, dtype=np.int64).reshape(-1, 2 * self._problem.space.n_units)

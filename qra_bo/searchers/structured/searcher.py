@@ -188,8 +188,7 @@ class StructuredSearch(ObservingSearcher):
 
     def _ranked(self, model: StructuredModel) -> IntArray:
         """Return evaluated rows on the ladders and within the budget, ``m x 2 L``, the best posterior mean first."""
-        rows, _, _ = self._seen.arrays()
-        whole: IntArray = rows[self._seen.admissible(rows)].astype(np.int64)
+        whole, _ = self._known()
         if not len(whole):
             return whole
         return np.asarray(whole[np.argsort(model.latent(torch.from_numpy(whole))[0].numpy(), kind="stable")])

@@ -122,9 +122,8 @@ def regret(searcher: Searcher, problem: SearchProblem, oracle: SyntheticOracle, 
     archive = Archive(problem)
     rounds = play(searcher, problem, oracle, budget)
     archive.tell(e for _, told in rounds for e in told)
-    best = archive.best()
-    assert best is not None
-    truth = oracle.landscape.true_loss(best[0][None, :])[0]
+    rows, losses = archive.known(Fidelity.HIGH)
+    truth = oracle.landscape.true_loss(rows[[losses.argmin()]])[0]
     best_loss = optimum(oracle.landscape, problem.costs, problem.budget_bytes).loss
     random = proposals_of(play(RandomSearch(dataclasses.replace(problem, seed=99)), problem, oracle, 30))
     middle = np.median(oracle.landscape.true_loss(np.stack([problem.space.encode(p.allocation) for p in random])))
@@ -181,15 +180,13 @@ def test_the_archive_keeps_only_what_may_be_compared() -> None:
     proposal = Proposal(problem.space.decode(row), Fidelity.HIGH, "global")
     e = evaluate(problem, oracle, proposal, 0)
     archive.tell([dataclasses.replace(e, spec=dataclasses.replace(e.spec, split="test"))])
-    assert archive.best() is None
+    assert not len(archive.known(Fidelity.HIGH)[1])
     assert archive.claim(row, Fidelity.LOW)
     assert archive.claim(row, Fidelity.HIGH)
     assert not archive.claim(row, Fidelity.LOW)
     assert archive.waiting
     archive.tell([e, dataclasses.replace(e, fidelity=Fidelity.LOW)])
     assert not archive.waiting
-    best = archive.best()
-    assert best is not None
-    assert best[1] == e.loss
+    assert archive.known(Fidelity.HIGH)[1].tolist() == [e.loss]
     assert len(archive.pairs()[0]) == 1
     assert len(archive.unpromoted()[0]) == 0
