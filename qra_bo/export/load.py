@@ -27,6 +27,7 @@ from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_att
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
 from qra_bo.finetune.quantization.base import State, backend_of, pack_for
 from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings
+from qra_bo.memory.formats import check_shape
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
@@ -144,7 +145,7 @@ def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tupl
     stored = stored_states(manifest, folder)
     for name, record in records.items():
         if stored is None:
-            backend_of(record.format).check(record.format, *record.shape)
+            check_shape(record.format, *record.shape)
             state = pack_for(dense[name].weight.detach(), record.format, dtype, torch.device(manifest.packed_on))
         else:
             state = stored.get(name, {})

@@ -15,8 +15,6 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from qra_bo.memory.formats import PLANES
-
 OPERATORS = {
     "bitsandbytes::dequantize_4bit": ["A", "absmax", "blocksize", "quant_type", "shape", "dtype"],
     "bitsandbytes::dequantize_blockwise": ["A", "absmax", "code", "blocksize", "dtype"],
@@ -47,11 +45,6 @@ def test_operator_has_the_arguments_that_are_passed(name: str) -> None:
 def test_callable_takes_the_arguments_that_are_passed(name: str) -> None:
     function, wanted = SIGNATURES[name]
     assert wanted <= set(inspect.signature(function).parameters)
-
-
-def test_hqq_names_the_packing_of_every_plane() -> None:
-    for planes in PLANES["hqq"].values():
-        assert Quantizer.bit_to_packing[planes[0].bits] in Quantizer.unpack_view_dtype
 
 
 def test_peft_layers_have_the_attributes_that_the_fused_forward_reads() -> None:

@@ -144,7 +144,7 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
     for name, layer in lora_layers(model).items():
         rank, base = layer.r[ADAPTER], layer.get_base_layer()
         down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-        device = ([*base.parameters(), *base.buffers()] or [base.W_q])[0].device
+        device = next(base.parameters()).device
         bound = 1.0 / np.sqrt(down.in_features)
         rng = np.random.default_rng(np.random.SeedSequence([train_seed, *name.encode()]))
         draws = rng.random((rank, down.in_features), dtype=np.float32)

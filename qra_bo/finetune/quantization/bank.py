@@ -27,7 +27,7 @@ from qra_bo.finetune.quantization.base import (
 )
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.quantization.tables import PackedTable
-from qra_bo.memory.formats import parse_format
+from qra_bo.memory.formats import check_shape, parse_format
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import DecoderSpec, StorageFormat
 from qra_bo.utils.errors import ConfigError, ModelError, OracleError
@@ -250,7 +250,7 @@ class LayerBank:
 
     def _check(self, name: str, fmt: StorageFormat) -> None:
         original = self._originals[name]
-        backend_of(fmt).check(fmt, original.out_features, original.in_features)
+        check_shape(fmt, original.out_features, original.in_features)
 
     def nearest_bases(self, choice: Mapping[str, str]) -> dict[str, OwnBase]:
         """Pack with the libraries' codes the linears of ``choice`` (formats by name) that have chosen codes here."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qra_bo.finetune.quantization.moments import Inputs
-from qra_bo.memory.formats import BACKENDS, FORMATS, check_shape
+from qra_bo.memory.formats import BACKENDS
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -218,19 +218,6 @@ class QuantizerBackend(ABC):
         """Return the packed tensors of a weight (``out x in``) with codes chosen by GPTQ, of a backend whose codes are
         ``by_rings``. ``inputs`` are the second moments of the inputs as such backends rotate them, factored."""
         raise NotImplementedError
-
-    def check(self, fmt: StorageFormat, out_features: int, in_features: int) -> None:
-        """Refuse a format or a shape that this backend can't store.
-
-        Raises:
-            ConfigError: If the format is not of this backend.
-            SpaceError: If it can't pack a matrix of this shape.
-        """
-        if fmt.backend != self.name:
-            stored = sorted({other.bits for other in FORMATS.values() if other.backend == self.name})
-            raise ConfigError(f"the backend {self.name!r} stores {stored} bits; got the format {fmt.name!r} of "
-                              f"{fmt.bits} bits, which belongs to {fmt.backend!r}")
-        check_shape(fmt, out_features, in_features)
 
 
 def frozen(tensor: Tensor | None) -> nn.Parameter | None:

@@ -4,7 +4,7 @@ Codes are ``groups x group``. A plane packs a bit field of them in words, ``n x 
 the highest on, holds the ``k``-th run of ``n`` groups. Groups are padded to whole words of every plane.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,37 +13,13 @@ from qra_bo.finetune.quantization.base import PLANE_NAMES, State, tile_numel
 from qra_bo.finetune.quantization.fused_unpack import unpacked
 from qra_bo.memory.formats import Plane, padded_groups, planes_of
 from qra_bo.space.space import StorageFormat
-from qra_bo.utils.errors import ModelError
 
-Quantise = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Codes (``n x group``), scales and zeros (``n x 1``) of groups of weights (``n x group``, fp32)."""
 WORD_TYPES = {1: torch.uint8, 4: torch.int32}
 
 
 def words_of(state: State) -> list[Tensor]:
     """Return the packed planes among packed tensors, the upper bits first."""
     return [state[name] for name in PLANE_NAMES if name in state]
-
-
-def quantised(groups: Tensor, fmt: StorageFormat, run: int, quantise: Quantise,
-              metadata: tuple[torch.dtype, torch.dtype]) -> tuple[State, Tensor, Tensor]:
-    """Quantise groups of weights (``n x group``), ``run`` of them at a time.
-
-    ``quantise`` gives codes, scales and zeros of a run; ``metadata`` are the types of scales and zeros. Returns the
-    packed planes by name, scales and zeros, ``n x 1``.
-
-    Raises:
-        ModelError: If a scale or a zero is not finite.
-    """
-    codes = torch.empty(groups.shape, dtype=torch.uint8, device=groups.device)
-    scale, zero = (torch.empty(len(groups), 1, dtype=dtype, device=groups.device) for dtype in metadata)
-    for first in range(0, len(groups), run):
-        span = slice(first, first + run)
-        codes[span], scale[span], zero[span] = quantise(groups[span].float())
-    if not (torch.isfinite(scale).all() and torch.isfinite(zero).all()):
-        raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales or zeros beyond the range of "
-                         "fp16; weights are not finite or too large")
-    return in_planes(codes, fmt), scale, zero
 
 
 def in_planes(codes: Tensor, fmt: StorageFormat) -> State:

@@ -80,13 +80,15 @@ def test_int8_evaluates_with_the_weight_that_it_trains_with() -> None:
 
 @pytest.mark.parametrize("name", ["hqq2", "hqq3", "hqq4", "hqq8", "hqq3-g32", "hqq2-g128"])
 def test_hqq_equals_the_librarys_dequantisation(name: str) -> None:
-    from hqq.core.quantize import HQQLinear, Quantizer
-    layer = build(name, make_linear(96, 256), torch.float32)
-    assert isinstance(layer, HQQLinear)
-    exact = Quantizer.dequantize(layer.W_q, layer.meta)
-    assert exact.dtype == torch.float32
-    assert torch.equal(packed(layer).unpack(), exact)
-    assert torch.equal(layer.dequantize(), exact)
+    from hqq.core.quantize import Quantizer
+    fmt, layer = parse_format(name), packed(build(name, make_linear(96, 256), torch.float32))
+    state, packing = layer.packed_state(), Quantizer.bit_to_packing[fmt.bits]
+    meta = {"nbits": fmt.bits, "group_size": fmt.block, "shape": torch.Size((96, 256)), "axis": 1,
+            "packing": packing, "unpack_view_dtype": Quantizer.unpack_view_dtype[packing], "view_as_float": False,
+            "quant_scale": False, "quant_zero": False, "compute_dtype": torch.float32,
+            "scale": state["scale"], "zero": state["zero"]}
+    exact = Quantizer.dequantize(state["codes"], meta)
+    assert torch.equal(layer.unpack(), exact)
     assert torch.equal(packed(build(name, make_linear(96, 256))).unpack(), exact.to(torch.bfloat16))
 
 

@@ -1,0 +1,110 @@
+"""Codes in groups with a scale and a zero each, ``(code - zero) * scale``: the layer and the storage of HQQ's and the
+integer formats. What sets them apart is how codes, scales and zeros are found, and the types of these.
+
+A weight is computed in fp32 and rounded once, to the compute type: in bf16 a zero of 200 would be a multiple of 1,
+which shifts a whole group of 8-bit codes.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, PackedLinear, QuantizerBackend, State, frozen
+from qra_bo.finetune.quantization.planes import empty_planes, in_planes, weight_of, words_of
+from qra_bo.space.space import StorageFormat
+from qra_bo.utils.errors import ModelError
+
+
+class GroupedLinear(PackedLinear, nn.Linear):
+    """A frozen linear layer over packed codes, a scale a group and, in most formats, a zero."""
+
+    others: State
+    """The packed tensors beside ``codes``, which ``weight`` holds."""
+
+    def packed_state(self) -> State:
+        return {"codes": self.weight.data, **self.others}
+
+    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
+        self.others = {name: move(tensor) for name, tensor in self.others.items()}
+
+    def unpack(self) -> Tensor:
+        state = self.packed_state()
+        zero = state.get("zero", 1 << self.fmt.bits - 1)
+        return weight_of(words_of(state), self.fmt, state["scale"], zero, (self.out_features, self.in_features),
+                         self.compute_dtype, self.target)
+
+
+class GroupedBackend(QuantizerBackend):
+    """Storage of groups, runs of weights in row-major order.
+
+    Attributes:
+        metadata_types: Types of scales and zeros.
+        by_row: Whether groups lie within rows, so that metadata are ``out x groups of a row`` and not ``groups x 1``.
+    """
+
+    metadata_types: ClassVar[tuple[torch.dtype, torch.dtype]]
+    by_row: ClassVar[bool]
+
+    @abstractmethod
+    def solve(self, groups: Tensor, fmt: StorageFormat) -> tuple[Tensor, Tensor, Tensor]:
+        """Return codes (``n x group``), scales and zeros (``n x 1``) of groups of weights (``n x group``, fp32)."""
+
+    def has_zeros(self, fmt: StorageFormat) -> bool:
+        """Whether zeros are stored; else all are the middle code."""
+        return True
+
+    def run_numel(self, device: torch.device) -> int | None:
+        """Return how many weights are solved at a time on a device other than a CPU; ``None``: all."""
+        return None
+
+    def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
+        """See ``QuantizerBackend``. On a CPU runs of groups are solved that fit into the cache and are too small for
+        torch to split between threads, so that codes are the same on any number of them.
+
+        Raises:
+            ModelError: If a scale or a zero is not finite.
+        """
+        groups = weight.to(device).reshape(-1, fmt.block)
+        numel = SERIAL_NUMEL if device.type == "cpu" else self.run_numel(device) or groups.numel()
+        codes = torch.empty(groups.shape, dtype=torch.uint8, device=device)
+        scale, zero = (torch.empty(len(groups), 1, dtype=dtype, device=device) for dtype in self.metadata_types)
+        for part, *found in zip(*(torch.split(t, max(1, numel // fmt.block)) for t in (groups, codes, scale, zero)),
+                                strict=True):
+            for out, values in zip(found, self.solve(part.float(), fmt), strict=True):
+                out.copy_(values)
+        if not (torch.isfinite(scale).all() and torch.isfinite(zero).all()):
+            raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales or zeros beyond the "
+                             "range of fp16; weights are not finite or too large")
+        return {**in_planes(codes, fmt), **self._metadata(scale, zero, fmt, len(weight))}
+
+    def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
+        groups = shape[0] * shape[1] // fmt.block
+        scale, zero = (torch.empty(groups, 1, dtype=kind, device="meta") for kind in self.metadata_types)
+        return {**empty_planes(fmt, groups), **self._metadata(scale, zero, fmt, shape[0])}
+
+    def _metadata(self, scale: Tensor, zero: Tensor, fmt: StorageFormat, rows: int) -> State:
+        found = {"scale": scale, "zero": zero} if self.has_zeros(fmt) else {"scale": scale}
+        return {name: values.view(rows, -1) for name, values in found.items()} if self.by_row else found
+
+    def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
+        scale = state["scale"].float()
+        zero = state["zero"].float() if self.has_zeros(fmt) else float(1 << fmt.bits - 1)
+        # Levels of a grid ascend: where the scale is negative they are those of the codes from the highest down.
+        lowest = torch.where(scale < 0, (1 << fmt.bits) - 1 - zero, -zero) * scale
+        return Grid(range(1 << fmt.bits), scale.abs(), lowest, fmt.block, shape[1])
+
+    def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
+        ascending = codes.reshape(-1, fmt.block)
+        stored = torch.where(state["scale"].view(-1, 1) < 0, (1 << fmt.bits) - 1 - ascending, ascending)
+        return {**state, **in_planes(stored, fmt)}
+
+    def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
+              compute_dtype: torch.dtype) -> nn.Module:
+        layer = GroupedLinear(shape[1], shape[0], bias=False, device="meta")
+        layer.weight = nn.Parameter(state["codes"], requires_grad=False)
+        layer.others = {name: tensor for name, tensor in state.items() if name != "codes"}
+        layer.fmt, layer.compute_dtype, layer.bias = fmt, compute_dtype, frozen(bias)
+        return layer
