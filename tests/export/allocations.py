@@ -1,13 +1,13 @@
 """Random allocations of tiny random decoders as finished runs, for the exporters' conformance tests.
 
-A case follows from its number alone: the family (llama, qwen2 with its biases), tied or untied embeddings, grouped
-heads, compute type, and for every linear a storage format and a rank of 0 to 32. ``build`` writes what a run leaves,
-without a training: LoRA A and B are random.
+A case follows from its number alone: the family (llama, qwen2 with its biases), tied or untied embeddings and their
+bits, grouped heads, compute type, and for every linear a storage format and a rank of 0 to 32. ``build`` writes what a
+run leaves, without a training: LoRA A and B are random.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -16,14 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from qra_bo.export.comparison import Reference, Row
+from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import write_manifest
 from qra_bo.finetune.models.load import cast_parameters, load_base, without_bars
 from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.memory.formats import FORMATS, check_shape
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import SpaceError
@@ -44,6 +48,7 @@ class Case:
         number: Seed of everything random.
         formats: Storage formats by linear, in module order; one that can't store the linear's shape is replaced.
         ranks: Of each linear.
+        embeddings: Bits of embedding and head.
     """
 
     number: int
@@ -53,6 +58,7 @@ class Case:
     compute: str
     formats: tuple[str, ...]
     ranks: tuple[int, ...]
+    embeddings: int = 16
 
 
 def make_case(number: int, pool: Sequence[str] = tuple(FORMATS)) -> Case:
@@ -63,8 +69,11 @@ def make_case(number: int, pool: Sequence[str] = tuple(FORMATS)) -> Case:
     linears = 7 * LAYERS
     ranks = rng.choice(RANKS, size=linears)
     ranks[rng.integers(linears)] = rng.choice(RANKS[1:])  # a run without any adapter delivers none
-    return Case(number, str(rng.choice(list(FAMILIES))), bool(rng.integers(2)), int(rng.choice([1, 2, 4])),
+    case = Case(number, str(rng.choice(list(FAMILIES))), bool(rng.integers(2)), int(rng.choice([1, 2, 4])),
                 str(rng.choice(TYPES)), tuple(str(f) for f in rng.choice(few, size=linears)), tuple(map(int, ranks)))
+    if case.compute != "float32":  # unpacked tables have the type of products, which the comparison in fp32 would see
+        return case
+    return replace(case, embeddings=int(rng.choice([16, 8, 6])))
 
 
 @cache
@@ -102,6 +111,7 @@ def build_on(node: dict[str, Any], case: Case, folder: Path) -> FinishedRun:
     dtype = getattr(torch, case.compute)
     spec = spec_from_model(model, case.family)
     cast_parameters(model, dtype, [linear.name for linear in spec.linears])
+    pack_embeddings(model, case.embeddings, dtype, torch.device("cpu"))
     bank = LayerBank(model, spec, (), dtype, "cpu")
     formats = {linear.name: fmt if stores(fmt, linear.out_features, linear.in_features) else "fp16"
                for linear, fmt in zip(spec.linears, cycle(case.formats), strict=False)}
@@ -118,6 +128,15 @@ def build_on(node: dict[str, Any], case: Case, folder: Path) -> FinishedRun:
                      formats=[FORMATS[f].to_json() for f in formats.values()], alpha_over_rank=scale)
     (folder / "best.json").write_text(json.dumps(best))
     return FinishedRun.read(folder)
+
+
+def rows_of(run: FinishedRun, target: str, ids: Tensor) -> list[Row]:
+    """Load an export by the program it is for; return its comparisons with the run's own logits of some tokens."""
+    loader = TARGETS[target].loader
+    assert loader is not None
+    rows = list(loader.rows(target, run, Reference(run, ids)))
+    assert rows
+    return rows
 
 
 def stores(name: str, out_features: int, in_features: int) -> bool:

@@ -11,81 +11,61 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig, FalconForCausalLM
 
 from qra_bo.config import load_config
-from qra_bo.export.comparison import Reference, with_adapter
+from qra_bo.export import vllm
+from qra_bo.export.comparison import with_adapter
 from qra_bo.export.compressed_tensors import FOLDER, in_words
 from qra_bo.export.load import load
-from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.finetune.manifest import PROBE, read_manifest
 from qra_bo.pipeline.exports import refuse_base
 from qra_bo.utils.errors import ConfigError
-from tests.export.allocations import Case, build_on
-from tests.export.finished import exported, finish
+from tests.export.allocations import Case, build, build_on, rows_of
+from tests.export.finished import exported
 
-RTN = "quantizer.rounding=rtn"
-WIDTHS = (("sym2-g64", "sym3-g32", "sym4-g64", "fp16"), ("sym5-g64", "sym6-g32", "sym8-g64", "sym3-g64"))
-
-
-@pytest.fixture(scope="module", name="runs")
-def make_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = []
-    for i, formats in enumerate(WIDTHS):
-        folder = finish(tmp_path_factory.mktemp("symmetric") / "run", formats, (1, 4, 0, 3 + i), RTN)
-        exported(folder, ["compressed_tensors"])
-        folders.append(folder)
-    return folders
+RUN = Case(5, "llama", False, 2, "bfloat16", ("sym2-g64", "sym3-g32", "fp16", "sym8-g64", "sym5-g64"), (1, 4, 0, 3))
 
 
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_plain_transformers_computes_the_same_logits(runs: list[Path], which: int, dtype: torch.dtype) -> None:
-    run = runs[which]
-    ids = load_file(run / PROBE)["input_ids"]
-    plain = AutoModelForCausalLM.from_pretrained(str(run / FOLDER), dtype=dtype)
-    mixed = load(run, adapter=False)[0]
-    if dtype == torch.float32:
-        reference = Reference(FinishedRun.read(run), ids[0])
-        mixed, wanted, adapted = reference.mixed, reference.base, reference.own
-    else:
-        mixed.set_attn_implementation("sdpa")  # the kernel that plain transformers takes
-        wanted = mixed(input_ids=ids).logits[0]
-        adapted = with_adapter(mixed, run / "adapter").eval()(input_ids=ids).logits[0]
+@pytest.fixture(scope="module", name="run")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    run = build(RUN, tmp_path_factory.mktemp("symmetric"))
+    exported(run.folder, ["compressed_tensors"])
+    return run
+
+
+def test_plain_transformers_computes_the_same_logits_in_16_bits(run: FinishedRun) -> None:
+    ids = torch.arange(48)[None]
+    plain = AutoModelForCausalLM.from_pretrained(str(run.folder / FOLDER), dtype=torch.bfloat16)
+    mixed = load(run.folder, adapter=False)[0]
+    mixed.set_attn_implementation("sdpa")  # the kernel that plain transformers takes
     with torch.no_grad():
-        assert torch.equal(plain.eval()(input_ids=ids).logits[0], wanted)
-        assert torch.equal(with_adapter(plain, run / "adapter").eval()(input_ids=ids).logits[0], adapted)
+        assert torch.equal(plain.eval()(input_ids=ids).logits, mixed(input_ids=ids).logits)
+        own, found = (with_adapter(model, run.adapter).eval()(input_ids=ids).logits for model in (mixed, plain))
+    assert torch.equal(found, own)
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_check_finds_the_export_exact(runs: list[Path], which: int) -> None:
-    run = FinishedRun.read(runs[which])
-    loader = TARGETS["compressed_tensors"].loader
-    assert loader is not None
-    rows = list(loader.rows("compressed_tensors", run, Reference(run, load_file(runs[which] / PROBE)["input_ids"][0])))
-    assert [row.result for row in rows] == ["exact", "exact"]
-
-
-def test_an_adapter_of_one_rank_computes_the_same_logits(runs: list[Path]) -> None:
-    exported(runs[0], ["vllm"])
-    loader, run = TARGETS["vllm"].loader, FinishedRun.read(runs[0])
-    assert loader is not None
-    [row] = loader.rows("vllm", run, Reference(run, load_file(runs[0] / PROBE)["input_ids"][0]))
+def test_an_adapter_of_one_rank_computes_the_same_logits(run: FinishedRun) -> None:
+    folder = run.folder / vllm.FOLDER
+    folder.mkdir(parents=True)
+    vllm.write_adapter(run, folder)
+    [row] = rows_of(run, "vllm", torch.arange(48))
     assert row.largest is not None
-    assert row.largest < 1e-5
+    assert row.largest < 1e-4
 
 
-def test_folder_brings_tokenizer_and_type(runs: list[Path]) -> None:
-    folder = runs[0] / FOLDER
+def test_folder_brings_tokenizer_and_type(run: FinishedRun) -> None:
+    folder = run.folder / FOLDER
     assert AutoTokenizer.from_pretrained(str(folder))("one")["input_ids"] == list(b"one")
     config = json.loads((folder / "config.json").read_text())
-    assert config["dtype"] == read_manifest(runs[0]).compute_dtype
+    assert config["dtype"] == run.manifest.compute_dtype
     assert config["use_cache"] is True
     assert "PeftModel.from_pretrained" in (folder / "README.md").read_text()
 
 
-def test_codes_take_their_bits_in_the_file(runs: list[Path]) -> None:
-    tensors = load_file(runs[1] / FOLDER / "model.safetensors")
-    for name, record in read_manifest(runs[1]).modules.items():
+def test_codes_take_their_bits_in_the_file(run: FinishedRun) -> None:
+    tensors = load_file(run.folder / FOLDER / "model.safetensors")
+    for name, record in run.manifest.modules.items():
+        if record.format.bits == 16:
+            continue
         words = tensors[f"{name}.weight_packed"]
         assert words.nbytes * 8 == record.format.bits * record.shape[0] * record.shape[1]
         assert tensors[f"{name}.weight_shape"].tolist() == list(record.shape)

@@ -10,18 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from qra_bo.export.comparison import Reference
 from qra_bo.export.mlx import ADAPTER, FOLDER, linear_tensors
-from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, weights_of
-from qra_bo.finetune.manifest import PROBE
 from qra_bo.finetune.quantization.base import pack_for
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving import CONSUMERS, MLX_BITS
-from tests.export.finished import exported, finish
+from tests.export.allocations import Case, build
+from tests.export.finished import exported
 
-RTN = "quantizer.rounding=rtn"
+
 @settings(deadline=None)
 @given(st.sampled_from([n for n, f in FORMATS.items() if f.backend in ("integer", "hqq") and f.bits in MLX_BITS]),
        st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**31))
@@ -43,22 +41,10 @@ def test_mlx_reads_the_same_weights(fmt: str, rows: int, groups: int, seed: int)
 
 @pytest.fixture(scope="module", name="run")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    folder = finish(tmp_path_factory.mktemp("mlx") / "run", ("sym2-g64", "sym3-g32", "sym8-g64", "fp16"), (1, 4, 0, 3),
-                    RTN)
-    exported(folder, ["mlx"])
-    return FinishedRun.read(folder)
-
-
-def test_check_finds_a_finished_run_near(run: FinishedRun) -> None:
-    loader = TARGETS["mlx"].loader
-    assert loader is not None
-    fp32, served, base = loader.rows("mlx", run, Reference(run, load_file(run.folder / PROBE)["input_ids"][0]))
-    assert fp32.largest is not None
-    assert fp32.largest <= 1e-3  # the random base is in fp32, and MLX's file in fp16
-    assert served.kl is not None
-    assert served.kl <= 2e-5  # products in fp16 are rounded as MLX's release and the CPU do it
-    assert base.largest is not None
-    assert base.largest <= 1e-3
+    case = Case(2, "llama", True, 2, "bfloat16", ("sym2-g64", "sym3-g32", "sym8-g64", "fp16"), (1, 4, 0, 3))
+    run = build(case, tmp_path_factory.mktemp("mlx"))
+    exported(run.folder, ["mlx"])
+    return run
 
 
 def test_files_state_each_modules_width_and_the_commands(run: FinishedRun) -> None:

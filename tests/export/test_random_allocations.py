@@ -11,13 +11,12 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from qra_bo.export import gguf
-from qra_bo.export.comparison import Reference
 from qra_bo.export.gguf_blocks import form_of, is_exact
 from qra_bo.export.registry import TARGETS
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.utils.errors import ConfigError
-from tests.export.allocations import TOKENS, VOCABULARY, build, check_refusal, make_case
+from tests.export.allocations import TOKENS, VOCABULARY, Case, build, check_refusal, make_case, rows_of
 
 
 @dataclass(frozen=True)
@@ -41,25 +40,24 @@ PROMISES: Mapping[str, Loaded] = {
                   lambda what, exact: 0.5 if "served" in what else 2e-5 if exact else 2e-2)}
 
 
-def reload_or_refuse(number: int, target: str, folder: Path) -> bool:
+def numbered(number: int, target: str) -> Case:
+    return make_case(number, tuple(filter(PROMISES[target].holds, FORMATS)))
+
+
+def reload_or_refuse(case: Case, target: str, folder: Path) -> bool:
     """Export a case and load it again by its consumer, or check its refusal; return whether it was exported."""
     promise = PROMISES[target]
-    run = replace(build(make_case(number, tuple(filter(promise.holds, FORMATS))), folder),
-                  gguf=("base", "adapter", "base-f32"))
+    run = replace(build(case, folder / str(case.number)), gguf=("base", "adapter", "base-f32"))
     names = {record.format.name for record in run.manifest.modules.values()}
     try:
         TARGETS[target].write(run)
     except ConfigError as error:
         check_refusal(str(error), target, names, promise.holds)
         return False
-    loader = TARGETS[target].loader
-    assert loader is not None
-    ids = torch.from_numpy(np.random.default_rng(number).integers(0, VOCABULARY, TOKENS))
-    rows = list(loader.rows(target, run, Reference(run, ids)))
-    assert rows
-    for row in rows:
-        assert row.largest is not None, f"case {number}: {row}"
-        assert row.largest <= promise.bound(row.what, all(map(promise.holds, names))), f"case {number}: {row}"
+    ids = torch.from_numpy(np.random.default_rng(case.number).integers(0, VOCABULARY, TOKENS))
+    for row in rows_of(run, target, ids):
+        assert row.largest is not None, f"{case}: {row}"
+        assert row.largest <= promise.bound(row.what, all(map(promise.holds, names))), f"{case}: {row}"
     if target == "gguf":
         check_tensors(run.folder / gguf.FOLDER, 0 if all(is_exact(parse_format(name)) for name in names) else 1e-3)
     return True
@@ -76,13 +74,17 @@ def check_tensors(folder: Path, largest: float) -> None:
 
 @pytest.mark.parametrize("target", PROMISES)
 def test_random_allocations_reload_equal_or_are_refused(target: str, tmp_path: Path) -> None:
-    assert any([reload_or_refuse(number, target, tmp_path / str(number)) for number in range(6)])
+    assert any([reload_or_refuse(numbered(number, target), target, tmp_path) for number in range(6)])
+    for number, tied, bits in ((901, True, 6), (902, False, 8)):
+        case = Case(number, "llama", tied, 2, "float32", ("sym4-g64",), (3, 0, 5), bits)
+        assert reload_or_refuse(case, target, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(6, 306, 100))
 @pytest.mark.parametrize("target", PROMISES)
 def test_many_random_allocations(target: str, first: int, tmp_path: Path) -> None:
-    exported = [reload_or_refuse(number, target, tmp_path / str(number)) for number in range(first, first + 100)]
+    exported = [reload_or_refuse(numbered(number, target), target, tmp_path)
+                for number in range(first, first + 100)]
     assert any(exported)
     assert not all(exported)
