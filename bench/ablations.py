@@ -29,7 +29,7 @@ from bench.table1.search import search
 from bench.table1.session import Session
 from bench.table1.statistics import difference
 from qra_bo.config import RunConfig, load_config
-from qra_bo.config.oracles import OwnOracleConfig
+from qra_bo.config.groups import OwnOracleConfig
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation

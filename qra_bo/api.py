@@ -60,8 +60,8 @@ def search(config: RunConfig | Sequence[str] | None = None, *,
             raise ConfigError("search(objective=...) needs problem=qra_bo.OrdinalProblem(...): the units, their "
                               "levels and costs, and the budget")
         return minimise(problem, objective, evaluations, **keywords)
-    from qra_bo.pipeline.run import run_search  # loads matplotlib
-    return run_search(configure(config, config_dir, **keywords))
+    from qra_bo.pipeline.run import run  # loads matplotlib
+    return run(configure(config, config_dir, **keywords))
 
 
 def allocate(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None,
@@ -69,12 +69,7 @@ def allocate(config: RunConfig | Sequence[str] | None = None, *, config_dir: str
     """Predict the best allocation from a profile, without a search, fine-tune it and write a run's folder.
 
     The same as ``search(effort="instant")``: ``best["prediction"]`` holds the predicted difference to the best uniform
-    choice. ``search`` with more effort and the same ``out`` goes on from it.
-
-    Args:
-        config: As for ``search``.
-        config_dir: As for ``search``.
-        **keywords: Keys of the configuration, see ``configure``.
+    choice. ``search`` with more effort and the same ``out`` goes on from it. Arguments are those of ``search``.
 
     Raises:
         UserError: If the input or the environment can't work.
@@ -90,33 +85,23 @@ def allocate(config: RunConfig | Sequence[str] | None = None, *, config_dir: str
 
 def fine_tune(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None,
               **keywords: Any) -> "Result":
-    """Fine-tune one given allocation without a search, and write a run's folder.
-
-    Args:
-        config: As for ``search``.
-        config_dir: As for ``search``.
-        **keywords: Keys of the configuration, see ``configure``; ``allocation`` is ``"uniform:BITS,RANK"``, a
-            ``best.json`` or the folder of a run.
+    """Fine-tune one given ``allocation`` without a search, and write a run's folder: ``"uniform:BITS,RANK"``, a
+    ``best.json`` or the folder of a run. Arguments are those of ``search``.
 
     Raises:
         UserError: If the input or the environment can't work, or the allocation measured over the budget.
         RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
     """
-    from qra_bo.pipeline.run import train_given  # loads matplotlib
+    from qra_bo.pipeline.run import run  # loads matplotlib
     keywords = keywords if isinstance(config, RunConfig) else {"task": "finetune", **keywords}
-    return train_given(configure(config, config_dir, **keywords))
+    return run(configure(config, config_dir, **keywords))
 
 
 def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None, **keywords: Any) -> Plan:
-    """Price uniform choices, budgets and cards; needs no weights, no GPU and no download.
+    """Price uniform choices, budgets and cards; needs no weights, no GPU and no download. Arguments as for ``search``.
 
     >>> plan(model="llama2_7b", budget="10GB", device="cpu", dtype="float32")
     Plan(llama2_7b, 32 units, 10GB: int8, rank 19)
-
-    Args:
-        config: As for ``search``.
-        config_dir: As for ``search``.
-        **keywords: Keys of the configuration, see ``configure``.
 
     Raises:
         UserError: If a value is wrong or the model's shapes are not available.

@@ -33,7 +33,6 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 def test_search_stays_a_function_after_imports_of_searchers() -> None:
     import qra_bo.searchers.evolution.searcher
-    import qra_bo.tasks.search
 
     assert callable(qra_bo.search)
 

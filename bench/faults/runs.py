@@ -32,7 +32,7 @@ OVERRIDES = (
     "calibrate.lr_scales=[1.0,2.0]", "worker.checkpoint_seconds=0")
 """The smallest run that has every stage: real quantisation, training, checkpoints at every step, and promotion."""
 NEEDED = ("torch", "peft", "transformers.models.llama.modeling_llama", "qra_bo.pipeline.executors",
-          "qra_bo.pipeline.run", "qra_bo.tasks.search", "qra_bo.finetune.oracle", "qra_bo.searchers.evolution.searcher",
+          "qra_bo.pipeline.run", "qra_bo.finetune.oracle", "qra_bo.searchers.evolution.searcher",
           "pymoo.indicators.hv",
           "qra_bo.export.registry", "qra_bo.finetune.data.load", "qra_bo.finetune.models.load",
           "qra_bo.finetune.quantization.bank")

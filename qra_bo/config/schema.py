@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, PrivateAttr, StrictBool, StrictFloat, StrictInt
 
-from qra_bo.config import groups, oracles, workers
+from qra_bo.config import groups
 from qra_bo.config.check import validated
 from qra_bo.config.resume import of_the_result
 from qra_bo.finetune.data.options import DataConfig
@@ -33,20 +33,7 @@ BudgetSpec = Annotated[InstanceOf[Budget], BeforeValidator(refusing(parse_budget
 
 
 class RunConfig(Group):
-    """One run. ``conf/config.yaml`` and its groups say what every key means and hold every default.
-
-    Args:
-        budget: One for a run, a list for ``task=memory``: sizes, ``auto``, or ``uniform:BITS,RANK``.
-        gpu: Card that is planned for; ``None`` for the device at hand.
-        bits: Code bits per weight that a unit may have, strictly increasing.
-        ranks: LoRA ranks that a unit may have, strictly increasing.
-        max_average_bits: Limit on code bits averaged over the units' parameters; ``None`` for no limit.
-        granularity: Linear layers that share bits and rank (``space.make_units``).
-        embeddings: Bits of the base's embedding and head, the same in every trial (``memory.embeddings``).
-        serve: Program that the result is for (``memory.serving``): formats and stored bytes are those that it loads.
-        method: Target of the searcher (``searchers.make_searcher``).
-        logger: Target of a listener for journal events (``report.trackers``); empty for none.
-    """
+    """One run. ``conf/config.yaml`` and its groups say what every key means and hold every default."""
 
     task: Literal["search", "finetune", "memory", "profile", "evaluate", "export", "report"]
     model: groups.ModelConfig
@@ -71,7 +58,7 @@ class RunConfig(Group):
     display: Literal["auto", "plain", "none"]
     allocation: str | None
     memory: groups.MemoryConfig
-    oracle: oracles.OracleConfig
+    oracle: groups.OracleConfig
     data: DataConfig
     method: groups.Target
     search: groups.SearchConfig
@@ -85,10 +72,10 @@ class RunConfig(Group):
     calibrate: groups.CalibrateConfig
     confirm: groups.ConfirmConfig
     final: groups.FinalConfig
-    executor: workers.ExecutorConfig
+    executor: groups.ExecutorConfig
     export: groups.ExportConfig
     logger: groups.Target
-    worker: workers.WorkerConfig
+    worker: groups.WorkerConfig
     _unresolved: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         path = Path(text).expanduser()
         data = _read(path, config, space)
         allocation, lr = parse_allocation(data, path, [u.name for u in space.units])
-        given = Given((allocation,), f"task=finetune was given {text}", *_rate(lr, config, data),
-                      tuple(_notes(data, config)))
+        rate = (config.adapter.lr, BY_RULE) if lr is None else \
+            (lr, _shown(data.get("learning_rate_source") or CALIBRATED))
+        given = Given((allocation,), f"task=finetune was given {text}", *rate, tuple(_notes(data, config)))
         budget, scope = _budget(data, config.memory.scope)
         if lr is not None:
             config = _with_trials_of(data, config)
@@ -120,8 +122,7 @@ def _read(path: Path, config: RunConfig, space: SearchSpace) -> dict[str, Any]:
 
 def _notes(data: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Return a sentence for another model of the same shapes, and for every setting unlike that of the search."""
-    used = {"alpha_over_rank": config.adapter.alpha_over_rank, "init": config.adapter.init,
-            "lr_rule": config.adapter.lr_rule, "codes": config.quantizer.rounding, "embeddings": config.embeddings}
+    used = {name: attrgetter(key)(config) for name, key in AS_FOUND.items()}
     notes = [f"the allocation was found with {key}={_shown(data[name])} and is trained with {used[name]}; give "
              f"{key}={_shown(data[name])} to train it as it was found"
              for name, key in AS_FOUND.items() if name in data and data[name] != used[name]]
@@ -133,13 +134,6 @@ def _notes(data: Mapping[str, Any], config: RunConfig) -> list[str]:
 
 def _shown(value: object) -> str:
     return str(value)[:60]
-
-
-def _rate(lr: float | None, config: RunConfig, data: Mapping[str, Any]) -> tuple[float, str]:
-    """Return the learning rate of a file, ``adapter.lr`` where it states none, and its source as the file states it."""
-    if lr is None:
-        return config.adapter.lr, BY_RULE
-    return lr, _shown(data.get("learning_rate_source") or CALIBRATED)
 
 
 def _with_trials_of(data: Mapping[str, Any], config: RunConfig) -> RunConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from qra_bo.config import config_from_dict, make_space, make_spec
-from qra_bo.config.oracles import OwnOracleConfig, SyntheticOracleConfig
+from qra_bo.config.groups import OwnOracleConfig, SyntheticOracleConfig
 from qra_bo.oracle.protocol import Oracle
 from qra_bo.utils.device import expand_segments
 

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.execution.base import Executor
-from qra_bo.memory.advice import Advice
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.pipeline.exports import write_exports
@@ -28,7 +27,7 @@ from qra_bo.report.tables import print_result
 from qra_bo.report.text import allocation_html, allocation_text
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.profile import rehearsal_profile
-from qra_bo.study import Engine, MakeSearcher, RunInterrupted, RunOutcome, Setting
+from qra_bo.study import Engine, MakeSearcher, RunInterrupted, RunOutcome
 from qra_bo.study.state import begun_study
 from qra_bo.utils.process import tolerant
 
@@ -54,49 +53,29 @@ class Result:
         return allocation_html(self.best)
 
 
-def run_search(config: RunConfig) -> Result:
-    """Find the best allocation within the budget of ``config``, fine-tune it and write everything down.
+def run(config: RunConfig) -> Result:
+    """Find the best allocation within the budget of ``config``, or take the one that it gives; fine-tune it and write
+    everything down. A run that has begun in the folder goes on.
 
     Raises:
-        UserError: If the input or the environment can't work.
+        UserError: If the input or the environment can't work, or a given allocation measured over the budget.
         RunInterrupted: On a signal that stops a run, after a clean journal.
     """
-    folder, text = run_folder(config), RunText(config)
-    setting = make_setting(config, folder, text)
-    budget = checked_budget(setting, folder)
-    setting, advice = judged(setting, budget)
-    return run_within(folder, setting, budget, text, advice)
-
-
-def train_given(config: RunConfig) -> Result:
-    """Fine-tune ``config.allocation`` within its budget, without a search, and write down what a search does.
-
-    Raises:
-        UserError: If the input or the environment can't work, or the allocation measured over the budget.
-        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
-    """
-    given, config = read_allocation(config, make_space(config, make_spec(config)))
+    given, advice = None, None
+    if config.allocation is not None:
+        given, config = read_allocation(config, make_space(config, make_spec(config)))
     folder, text = run_folder(config), RunText(config)
     setting = make_setting(config, folder, text, given)
-    return run_within(folder, setting, checked_budget(setting, folder), text)
-
-
-def run_within(folder: Path, setting: Setting, budget: int, text: RunText, advice: Advice | None = None) -> Result:
-    """Begin or continue one run within ``budget`` bytes, after the ``advice`` on these.
-
-    Raises:
-        UserError: If the input or the environment can't work.
-        RunInterrupted: On a signal that stops a run, after a clean journal.
-    """
-    config, make = setting.config, searcher_factory(setting.config)
-    setting = dataclasses.replace(setting, sequences=text.show(folder))
+    budget = checked_budget(setting, folder)
+    if given is None:
+        setting, advice = judged(setting, budget)
+    setting, make = dataclasses.replace(setting, sequences=text.show(folder)), searcher_factory(config)
     trained = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
     if setting.given is None and config.effort.max_full_trials:
         # Built once before anything is measured, so that bad options or a profile without its needs end the run now.
         make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
                              float(config.effort.max_full_trials)))
-    room = budget if config.memory.scope == "peak" else None
-    executor = make_executor(as_begun(trained, folder), folder, room)
+    executor = make_executor(as_begun(trained, folder), folder, budget if config.memory.scope == "peak" else None)
     try:
         with ExitStack() as stack:
             view, listeners = listeners_of(config, folder, stack)

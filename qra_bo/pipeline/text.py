@@ -23,7 +23,6 @@ CHARACTERS_PER_TOKEN = 3.2
 """Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""
 SAMPLE = 5000
 """Training records that a plan tokenises; those of a larger file are a fair sample."""
-Records = Sequence[Record | Conversation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,8 @@ class RunText:
         if begun or config.executor.elsewhere or not config.oracle.trains:
             return None
         if not isinstance(config.data, UserData):
-            return _estimate(config, _splits(config)[1][0]) / config.train.length
+            size = text_size(config)
+            return None if size is None else size.sequences
         from qra_bo.finetune.models.load import load_tokenizer  # loads transformers, which a simulation does without
         data = load_data(config.data, load_tokenizer(config.model), config.train.length, isolate=config.train.isolated,
                          read=read)
@@ -113,12 +113,19 @@ def text_size(config: RunConfig) -> TextSize | None:
     cfg, length = config.data, config.train.length
     if isinstance(cfg, HubData):
         return None
-    source, splits, read = _splits(config)
+    splits: tuple[Sequence[Record | Conversation], ...]
+    if isinstance(cfg, PlaysData):
+        source, splits = f"the plays of {PACKAGE} {VERSION}", play_records()
+        read = sum(map(len, splits))
+    else:
+        source, found = str(getattr(cfg, "path", None) or cfg.name), read_data(cfg)[0]
+        splits, read = split_records(found, cfg.held_out, 0, source), len(found)
     train, records = splits[0], sum(map(len, splits))
-    tokens, cut = _estimate(config, train), None
+    # To a model of bytes every one is a token.
+    per_token, basis = (1.0, "estimated at a token a byte") if config.model["source"] == "random" else \
+        (CHARACTERS_PER_TOKEN, f"estimated at {CHARACTERS_PER_TOKEN} characters a token, as the embedded text has")
+    tokens, cut = sum(record.characters for record in train) / per_token, None
     sequences = tokens / length
-    basis = "estimated at a token a byte" if config.model["source"] == "random" else \
-        f"estimated at {CHARACTERS_PER_TOKEN} characters a token, as the embedded text has"
     if isinstance(cfg, UserData):
         from qra_bo.finetune.models.load import tokenizer_at_hand  # loads transformers, which other plans do without
         tokenizer = tokenizer_at_hand(config.model)
@@ -133,18 +140,3 @@ def text_size(config: RunConfig) -> TextSize | None:
             basis = "counted by the model's tokenizer" if times == 1 else \
                 f"estimated from {len(sample):,} of them that the model's tokenizer counted"
     return TextSize(source, records, read - records, len(train), round(tokens), sequences, cut, basis)
-
-
-def _splits(config: RunConfig) -> tuple[str, tuple[Records, ...], int]:
-    """Return the name of a text, the records of its splits, and the records that were read."""
-    if isinstance(config.data, PlaysData):
-        splits = play_records()
-        return f"the plays of {PACKAGE} {VERSION}", splits, sum(map(len, splits))
-    source, found = str(getattr(config.data, "path", None) or config.data.name), read_data(config.data)[0]
-    return source, split_records(found, config.data.held_out, 0, source), len(found)
-
-
-def _estimate(config: RunConfig, train: Records) -> float:
-    """Return the rough tokens of records from their characters; of a model of bytes every one is a token."""
-    per_token = 1.0 if config.model["source"] == "random" else CHARACTERS_PER_TOKEN
-    return sum(record.characters for record in train) / per_token

@@ -138,7 +138,7 @@ def test_search_that_cannot_start_shows_the_plan(error: Exception, monkeypatch: 
     def search(config: object) -> None:
         raise error
 
-    monkeypatch.setattr("qra_bo.pipeline.run.run_search", search)
+    monkeypatch.setattr("qra_bo.pipeline.run.run", search)
     assert main(["+model=llama2_7b", "budget=10GB", "oracle=synthetic"]) == 2
     captured = capfd.readouterr()
     assert "\nllama2_7b: 6,738.4 M parameters" in captured.out
