@@ -134,7 +134,7 @@ bench-memory: $(INSTALLED) ## Predicted peaks against traced steps from 135 M to
 bench-load: $(INSTALLED) ## Host memory of loading, packing, profiling and one trial of a 1.1B model in shards, on a CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.load --profile $(MORE)
 
-bench-engine: $(INSTALLED) ## Repair, proposals, memory and neighbourhoods at 32 to 560 units, on one thread
+bench-engine: $(INSTALLED) ## Time of one proposal at 32 to 560 units, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
 
 bench-faults: $(INSTALLED) ## Provoke kills at random moments and every other fault, over hours; MORE=--short: one try each

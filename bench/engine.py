@@ -1,4 +1,4 @@
-"""Scale of the search itself: repair, proposals, memory and neighbourhoods at 32 to 560 units, on one thread.
+"""Time of one proposal of the default method at 32 to 560 units, on one thread.
 
     python -m bench.engine [--repeats 3] [--quick]
 
@@ -10,7 +10,7 @@ Targets are judged by CPU seconds, which on one thread are the wall-clock second
 import argparse
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,13 @@ from qra_bo.pipeline.pricing import make_memory
 from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import Allocation, uniform
-from qra_bo.space.neighbourhood import ladder_tops, neighbours_within
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 SPACES = (("llama2_7b", "layer"), ("llama2_70b", "layer"), ("llama2_7b", "module"), ("llama2_70b", "module"))
-OBSERVATIONS = (20, 60, 120)
+OBSERVATIONS = (0, 20, 60, 120)
 LIMITS = {32: 2.0, 80: 5.0, 560: 15.0}
 """Most seconds of a proposal with 60 observations, by number of units."""
-MEMORY_ROWS = 10_000
 Row = dict[str, Any]
 
 
@@ -71,66 +68,28 @@ def evaluated(problem: SearchProblem, truth: Landscape, rng: np.random.Generator
                       int(problem.costs.totals(row)[0]))
 
 
-def best_time(repeats: int, prepare: Callable[[], Callable[[], object]]) -> tuple[float, float]:
-    """Least wall and least CPU seconds of what ``prepare`` returns, over ``repeats``."""
-    walls, cpus = [], []
-    for _ in range(repeats):
-        call = prepare()
-        wall, cpu = time.perf_counter(), time.process_time()
-        call()
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return min(walls), min(cpus)
-
-
 def proposal_rows(problem: SearchProblem, counts: Sequence[int], repeats: int) -> list[Row]:
-    """Seconds of one proposal of the default method: from the posterior, and before any loss."""
+    """Least seconds of one proposal of the default method, the fit included, by how many losses it knows."""
     rows = []
-    learned = {"rates": SHIPPED}
-    kinds: list[tuple[str, dict[str, Any], int]] = [("first", learned, 0), *(("global", learned, n) for n in counts)]
-    for kind, options, n in kinds:
-        told = observations(problem, n)
-
-        def prepare(options: dict[str, Any] = options, told: list[Trial] = told) -> Callable[[], object]:
-            searcher = make_searcher(method_target("default", options), replace(problem, max_full_trials=40.0))
-            searcher.tell(told)
-            return lambda: searcher.ask(1)
-
-        wall, cpu = best_time(repeats, prepare)
-        rows.append({"what": f"proposal: {kind}", "units": problem.space.n_units, "observations": n, "seconds": wall,
-                     "cpu_seconds": cpu})
+    for n in counts:
+        known, times = observations(problem, n), []
+        for _ in range(repeats):
+            searcher = make_searcher(method_target("default", {"rates": SHIPPED}),
+                                     replace(problem, max_full_trials=40.0))
+            searcher.tell(known)
+            begin = time.perf_counter(), time.process_time()
+            searcher.ask(1)
+            times.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+        wall, cpu = map(min, zip(*times, strict=True))
+        rows.append({"units": problem.space.n_units, "observations": n, "seconds": wall, "cpu_seconds": cpu})
     return rows
-
-
-def repair_row(problem: SearchProblem, repeats: int) -> Row:
-    """The largest allocation repaired to the budget."""
-    top, rng = ladder_tops(problem.space), problem.rng("importance")
-    repair = Repair(problem.costs, problem.budget_bytes, rng.random(problem.space.n_units),
-                    rng.random(problem.space.n_units))
-    edits = int((top - repair(top)).sum())
-    wall, cpu = best_time(10 * repeats, lambda: lambda: repair(top))
-    return {"what": "repair", "units": problem.space.n_units, "edits": edits, "seconds": wall, "cpu_seconds": cpu}
-
-
-def scale_rows(problem: SearchProblem, repeats: int) -> list[Row]:
-    """Memory of many allocations at once, and the neighbours of one."""
-    space, rng = problem.space, problem.rng("rows")
-    rows = rng.integers(0, ladder_tops(space) + 1, (MEMORY_ROWS, 2 * space.n_units))
-    centre = random_near_budget(problem, rng)
-    memory = best_time(repeats, lambda: lambda: problem.costs.totals(rows))
-    near = best_time(repeats, lambda: lambda: neighbours_within(
-        space, centre, 2, costs=problem.costs, budget_bytes=problem.budget_bytes, rng=problem.rng("near"), cap=9000))
-    return [{"what": f"{what} {'allocations' if what == 'memory' else 'neighbours'}: {count:,}", "units": space.n_units,
-             "seconds": wall, "cpu_seconds": cpu}
-            for what, count, (wall, cpu) in (("memory", MEMORY_ROWS, memory), ("two-edit", 9000, near))]
 
 
 def targets_of(rows: Sequence[Row]) -> list[Target]:
     """What is asked of the engine: proposals at three sizes."""
     targets = []
     for units, limit in LIMITS.items():
-        found = [r["cpu_seconds"] for r in rows if r["what"].startswith("proposal") and r["units"] == units
-                 and r["observations"] in (0, 60)]
+        found = [r["cpu_seconds"] for r in rows if r["units"] == units and r["observations"] <= 60]
         most = max(found, default=None)
         targets.append(Target(f"slowest proposal at {units} units with up to 60 observations, fit included (CPU s)",
                               f"<= {limit:g}", most, most is not None and most <= limit,
@@ -138,27 +97,19 @@ def targets_of(rows: Sequence[Row]) -> list[Target]:
     return targets
 
 
-def measure(spaces: Sequence[tuple[str, str]], counts: Sequence[int], repeats: int) -> list[Row]:
-    """All rows of these spaces."""
-    rows: list[Row] = []
-    for model, granularity in spaces:
-        problem = make_problem(model, granularity)
-        rows += [{"model": model, "granularity": granularity, **row} for row in (
-            repair_row(problem, repeats), *proposal_rows(problem, counts, repeats), *scale_rows(problem, repeats))]
-    return rows
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="the least of so many timings counts")
-    parser.add_argument("--quick", action="store_true", help="60 observations only")
+    parser.add_argument("--quick", action="store_true", help="0 and 60 observations only")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args(arguments)
     import torch
 
     torch.set_num_threads(1)
-    rows = measure(SPACES, (60,) if options.quick else OBSERVATIONS, options.repeats)
-    columns = ["model", "granularity", "units", "what", "observations", "edits", "seconds", "cpu_seconds"]
+    counts = (0, 60) if options.quick else OBSERVATIONS
+    rows = [{"model": model, "granularity": granularity, **row} for model, granularity in SPACES
+            for row in proposal_rows(make_problem(model, granularity), counts, options.repeats)]
+    columns = ["model", "granularity", "units", "observations", "seconds", "cpu_seconds"]
     publish("engine", targets_of(rows), rows, columns, threads=1, folder=options.out)
 
 

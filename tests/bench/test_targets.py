@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from bench import evaluation_speed
+from bench.evaluation_speed import mixed_allocation, real_tokens
 from bench.report import Target, publish
-from bench.sides import mixed_allocation, real_tokens
 
 
 def result(rate: float, **more: float) -> dict[str, Any]:
     return {"tokens_per_second": rate, "step_seconds": 1.0, "steps": 2, "batch": 4, "length": 8, "dtype": "float32",
             "device": "cpu", "trainable": 5, "first_loss": 2.0, "switch_seconds": 1.0, "evaluation_seconds": 7.0,
             "evaluation_tokens": 70, "low_steps": 12,
-            "packed_tokens_per_second": 1.5, "keeps_unpacked": True, **more}
+            "packed_tokens_per_second": 1.5, **more}
 
 
 def test_ratios_are_paired_by_round_and_the_share_is_that_of_a_low_fidelity_evaluation() -> None:
