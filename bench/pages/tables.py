@@ -49,7 +49,10 @@ def of(key: str, write: Callable[..., str], *options: int) -> Callable[[Row], st
 
 def interval(key: str) -> Callable[[Row], str]:
     """Return what writes the difference with its interval that a key holds."""
-    return lambda row: between(*(row[key][k] for k in ("mean", "low", "high")), 4) if row[key] else "the same or none"
+    def write(row: Row) -> str:
+        found = row[key]
+        return between(found["mean"], found["low"], found["high"], 4) if found else "the same or none"
+    return write
 
 
 def sums(name: str, keys: Sequence[str], counts: Sequence[str]) -> str:
