@@ -1,18 +1,15 @@
 """``python -m qra_bo.runs list|show|compare|prune``: looks after a folder of runs."""
 
 import argparse
-import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from qra_bo.report.data import load_run
-from qra_bo.report.side_by_side import FOUND, SETTING, FoundRun, NamedRun, find_runs, own_report
+from qra_bo.report.side_by_side import FOUND, SETTING, FoundRun, NamedRun, find_runs
 from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
 from qra_bo.report.text import size
 from qra_bo.study.journal import RunLock
@@ -44,40 +41,29 @@ def list_runs(folder: Path, console: Console) -> None:
             print_line(console, f"{run.folder}: {run.problem}")
 
 
-def show_run(folder: Path, console: Console, *, as_json: bool = False) -> None:
-    """Print the result of one run, or the data of its ``report.json``.
+def show_run(folder: Path, console: Console) -> None:
+    """Print the result of one run.
 
     Raises:
         OutputError: If ``folder`` is no run.
         JournalError: If its journal can't be read.
     """
     d = load_run(folder)
-    if as_json:
-        from qra_bo.report.html import report_json  # imports matplotlib, which takes a second
-        print(json.dumps(report_json(d), indent=1, sort_keys=True))
-        return
     if not d.ended:
         print_line(console, f"State: {FoundRun(folder, d).state} in the stage {d.stage}")
     shown = ("best.json", "report.html", "adapter", "quant_manifest.json")
     print_result(console, d, folder, [name for name in shown if (folder / name).exists()])
 
 
-def compare_runs(folders: Sequence[Path], console: Console, page: Path | None = None) -> None:
-    """Print several runs side by side, with what keeps their losses from being compared; optionally write a page.
+def compare_runs(folders: Sequence[Path], console: Console) -> None:
+    """Print several runs side by side, with what keeps their losses from being compared.
 
     Raises:
-        OutputError: If fewer than two runs are given, one of them is no run, or the page can't be written.
+        OutputError: If fewer than two runs are given, or one of them is no run.
     """
     if len(folders) < 2:
         raise OutputError(f"compare needs at least two runs; got {len(folders)}: {', '.join(map(str, folders))}")
-    runs = [NamedRun(str(f), load_run(f)) for f in folders]
-    print_side_by_side(runs, console)
-    if page is not None:
-        from qra_bo.report.html import write_page  # imports matplotlib, which takes a second
-        together = os.path.commonpath([folder.absolute().parent for folder in folders])
-        write_page(page, [replace(run, name=os.path.relpath(f, together), link=own_report(f, page.parent))
-                          for f, run in zip(folders, runs, strict=True)])  # whole paths leave figures no room
-        print_line(console, f"Files: {page}")
+    print_side_by_side([NamedRun(str(f), load_run(f)) for f in folders], console)
 
 
 def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -> None:
@@ -113,12 +99,10 @@ def build_parser() -> argparse.ArgumentParser:
     listing.set_defaults(run=lambda a, console: list_runs(a.folder, console))
     show = commands.add_parser("show", help="the result of one run")
     show.add_argument("folder", type=Path)
-    show.add_argument("--json", action="store_true", help="the data of report.json on stdout")
-    show.set_defaults(run=lambda a, console: show_run(a.folder, console, as_json=a.json))
+    show.set_defaults(run=lambda a, console: show_run(a.folder, console))
     compare = commands.add_parser("compare", help="several runs side by side")
     compare.add_argument("folders", type=Path, nargs="+", metavar="folder")
-    compare.add_argument("--html", type=Path, metavar="FILE", help="write them as one page too")
-    compare.set_defaults(run=lambda a, console: compare_runs(a.folders, console, a.html))
+    compare.set_defaults(run=lambda a, console: compare_runs(a.folders, console))
     prune = commands.add_parser("prune", help="remove checkpoints of finished runs (says what, removes with --yes)")
     prune.add_argument("--unfinished", action="store_true", help="also remove whole runs that ended early")
     prune.add_argument("--yes", action="store_true", help="really remove")

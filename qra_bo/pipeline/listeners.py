@@ -65,5 +65,5 @@ def _report_early(folder: Path, since: datetime, event: Event) -> None:
 
 
 def live_view(config: RunConfig) -> LiveView:
-    """Return the view of progress: a panel on a terminal, lines elsewhere and with ``display=plain``."""
+    """Return the view of progress: lines, and a status below them on a terminal but for ``display=plain``."""
     return LiveView(Console(file=tolerant(sys.stderr), force_terminal=False) if config.display == "plain" else None)

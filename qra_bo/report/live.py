@@ -1,17 +1,13 @@
-"""Progress of a run for people: a live view on a terminal, dated lines elsewhere."""
+"""Progress of a run for people: dated lines, and on a terminal a status below them."""
 
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from qra_bo.execution.base import ProfileResult
@@ -40,7 +36,6 @@ from qra_bo.trials import Trial
 from qra_bo.utils.formatting import signed
 from qra_bo.utils.process import tolerant
 
-KEPT_EVENTS = 6
 QUIET_SECONDS = 20.0
 """Least time between two plain progress lines of one activity."""
 
@@ -98,9 +93,9 @@ class RunState:
     def _trial(self, before: Trial | None) -> str:
         e, m, best = self.study.trials[-1], self.study.trials[-1].result, self.study.incumbent
         if not e.ok or e.loss is None:
-            return f"{e.stage}: {_name(e, self.study)} {m.state.value} ({m.message or 'no loss'})"
+            return f"{e.stage}: {_of(e.allocation, self.study)} {m.state.value} ({m.message or 'no loss'})"
         mark = "  <- best so far" if best is not None and best is not before and best.id == e.id else ""
-        return (f"{e.stage}: {_name(e, self.study)} loss {e.loss:.4f} after {e.spec.steps} steps, "
+        return (f"{e.stage}: {_of(e.allocation, self.study)} loss {e.loss:.4f} after {e.spec.steps} steps, "
                 f"{size(e.predicted_bytes)}, {m.seconds:.1f} s{mark}")
 
 
@@ -146,26 +141,19 @@ def _confirmed(c: Confirmation, study: Study) -> str:
             "allocation is chosen")
 
 
-def _in_words(bits: Sequence[int], ranks: Sequence[int], study: Study) -> str:
+def _of(allocation: Allocation, study: Study) -> str:
     """``4-bit r16`` for a uniform allocation, else the average bits and rank."""
+    bits, ranks = [parse_format(f).bits for f in allocation.formats], allocation.ranks
     if len(set(bits)) == 1 and len(set(ranks)) == 1:
         return f"{bits[0]}-bit r{ranks[0]}"
     mean = average_bits(bits, np.array(study.header.unit_numel))
     return f"mixed ({mean:.2f} bits, rank {sum(ranks) / len(ranks):.1f})"
 
 
-def _of(allocation: Allocation, study: Study) -> str:
-    return _in_words([parse_format(f).bits for f in allocation.formats], allocation.ranks, study)
-
-
-def _name(e: Trial, study: Study) -> str:
-    return _in_words(e.bits, e.allocation.ranks, study)
-
-
 class LiveView:
     """Listener that shows a run: call it with every journal event, and ``progress`` in between.
 
-    On a terminal it redraws a small panel; elsewhere it prints dated lines, progress at most every 20 s. As a context
+    It prints dated lines; a terminal has a status below them, and others get progress at most every 20 s. As a context
     manager it restores the terminal on leaving. It prints on stderr unless a console is given, so that stdout stays for
     results. Events before ``born`` (``None``: now) belong to earlier sessions.
     """
@@ -177,10 +165,9 @@ class LiveView:
         self._clock, self._started = clock, clock()
         self._new = events_since(born)
         self._replayed = 0
-        self._lines: deque[str] = deque(maxlen=KEPT_EVENTS)
         self._activity = ("", 0, 0)
         self._last_progress: tuple[str, float] = ("", float("-inf"))
-        self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4,
+        self._live = Live(console=self.console, get_renderable=self._status, refresh_per_second=4,
                           transient=True) if self.console.is_terminal else None
 
     def __enter__(self) -> "LiveView":
@@ -199,17 +186,12 @@ class LiveView:
             self._replayed += 1
             return
         if self._replayed:
-            self._show(f"resumed after {self._replayed} events of earlier sessions: {self.state.title}")
+            self._print(f"resumed after {self._replayed} events of earlier sessions: {self.state.title}")
             self._replayed = 0
         if line is not None:
             eta = self.state.eta_seconds() if isinstance(event.record, FinishedTrial) else None
             left = "" if eta is None else f"  [{self.state.share()}, about {rough(eta)} left]"
-            self._show(line, left)
-
-    def _show(self, line: str, left: str = "") -> None:
-        self._lines.append(f"{datetime.now():%H:%M:%S} {line}")
-        if self._live is None:
-            self._plain(line + left)
+            self._print(line + left)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` parts of ``what`` are done."""
@@ -217,29 +199,22 @@ class LiveView:
         now = self._clock()
         if self._live is None and (what != self._last_progress[0] or now - self._last_progress[1] >= QUIET_SECONDS):
             self._last_progress = (what, now)
-            self._plain(f"{what}: {done} of {total}")
+            self._print(f"{what}: {done} of {total}")
 
-    def _plain(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self.console.print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", markup=False, highlight=False, soft_wrap=True)
 
-    def _render(self) -> RenderableType:
-        s, (what, done, total) = self.state, self._activity
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="dim")
-        grid.add_column()
-        grid.add_row("run", escape(s.title or "starting"))
-        grid.add_row("stage", f"{s.stage}  {escape(what)} {done}/{total}" if what else s.stage)
-        if planned := s.study.planned_cost:
-            eta = s.eta_seconds()
-            left = "time left not known yet" if eta is None else f"about {rough(eta)} left" if eta else "finishing"
-            spent = min(s.study.search_cost.tokens, planned)
-            grid.add_row("cost", ProgressBar(total=planned, completed=spent, width=40))
-            grid.add_row("", f"{s.share()}, {left}; {duration(self._clock() - self._started)} so far")
-        best, uniform = s.study.incumbent, s.study.best_uniform
+    def _status(self) -> Text:
+        study, (what, done, total) = self.state.study, self._activity
+        lines = [f"{self.state.stage}  {what} {done}/{total}" if what else self.state.stage]
+        if study.planned_cost:
+            eta = self.state.eta_seconds()
+            left = "" if eta is None else f", about {rough(eta)} left"
+            lines.append(f"{self.state.share()}{left}; {duration(self._clock() - self._started)} so far")
+        best, uniform = study.incumbent, study.best_uniform
         if best is not None:
             versus = "" if uniform is None else \
-                f"  {signed(loss_of(best) - loss_of(uniform))} against {_name(uniform, s.study)}"
-            grid.add_row("best", f"[bold]{loss_of(best):.4f}[/bold] {escape(_name(best, s.study) + versus)}")
-            used, budget = best.predicted_bytes, s.study.budget_bytes
-            grid.add_row("memory", f"{size(used)} of {size(budget)} ({100 * used / budget:.1f} %)")
-        return Group(grid, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self._lines))
+                f", {signed(loss_of(best) - loss_of(uniform))} against {_of(uniform.allocation, study)}"
+            lines.append(f"best {loss_of(best):.4f}: {_of(best.allocation, study)}{versus}; "
+                         f"{size(best.predicted_bytes)} of {size(study.budget_bytes)}")
+        return Text("\n".join(lines), style="dim", no_wrap=True, overflow="ellipsis")

@@ -1,4 +1,4 @@
-"""Figures of the search: Pareto front, convergence, confirmation, fidelities, surrogate."""
+"""Figures of the search: Pareto front, convergence, confirmation, surrogate."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,12 @@ from qra_bo.report import style
 from qra_bo.report.data import ReportData
 from qra_bo.report.style import axes, dress, figure, legend
 from qra_bo.report.text import size
-from qra_bo.study import Cost, cost_of, loss_of, spearman
-from qra_bo.study.health import early_and_late
+from qra_bo.study import Cost, cost_of, loss_of
 from qra_bo.trials import Trial
-from qra_bo.utils.formatting import number, signed
+from qra_bo.utils.formatting import signed
 
 LEAST_PAIRS = 3
-"""Pairs of losses that a figure of two trainings, or of predictions, needs."""
+"""Losses that a figure of predictions needs."""
 VIEW_SHARE = 0.75
 """Share of the points that the loss axis must show; higher points are drawn at the edge, marked as such."""
 CLOSE_SHARE = 0.5
@@ -199,33 +198,6 @@ def confirmation(d: ReportData) -> Figure | None:
     ax.set_ylim(-0.6, 1.5)
     ax.margins(x=0.08)
     dress(ax, f"difference in {c.split} loss (nats)")
-    return fig
-
-
-def fidelities(d: ReportData) -> Figure | None:
-    """Low against full fidelity of the same allocation, and the search's length against the ranking check's longer one.
-
-    Each panel needs three pairs of losses; ``None`` where there is neither.
-    """
-    pairs, longer = early_and_late(d.study), d.study.ranking_check
-    panels = []
-    if len(pairs) >= LEAST_PAIRS:
-        top = _top([e for _, e in pairs])
-        panels.append(((d.header.low_steps, d.header.high_steps), [low for low, _ in pairs],
-                       [loss_of(e) for _, e in pairs], top))
-    if longer is not None and len(longer.losses) >= LEAST_PAIRS:
-        panels.append(((d.header.high_steps, longer.steps), list(longer.search_losses), list(longer.losses), np.inf))
-    if not panels:
-        return None
-    fig = figure(4.2 * len(panels), 4.2)
-    for ax, (steps, x, y, top) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        seen, rho = [(a, b) for a, b in zip(x, y, strict=True) if b <= top], spearman(x, y)
-        kept = "" if rho is None else f": Spearman {number(rho, 2)}"
-        cut = f"\n{len(x) - len(seen)} lie above the view" if len(seen) < len(x) else ""
-        ax.scatter(*zip(*seen, strict=True), s=52, color=style.BLUE, edgecolors=style.PAPER, linewidths=0.8, zorder=3)
-        ax.margins(0.15)
-        dress(ax, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps",
-              f"{len(x)} allocations{kept}{cut}")
     return fig
 
 

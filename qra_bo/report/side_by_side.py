@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from qra_bo.report import story
 from qra_bo.report.data import ReportData, load_run
@@ -78,11 +77,10 @@ def _problem(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NamedRun:
-    """A run with a name that tells it from the others; ``link`` leads from the page to its own report, if any."""
+    """A run with its path from the folder of all: its own report is linked by it from their page."""
 
     name: str
     data: ReportData
-    link: str | None = None
 
 
 Reader = Callable[[ReportData], str]
@@ -112,9 +110,3 @@ def caveats(runs: Sequence[NamedRun]) -> list[str]:
     differ = [title for title, read in SETTING if len({read(run.data) for run in runs}) > 1]
     return [*(f"The runs differ in {title}: their losses are not directly comparable." for title in differ),
             *(f"{run.name}: {run.data.proxy_label}." for run in runs if run.data.proxy_label)]
-
-
-def own_report(folder: Path, start: Path) -> str | None:
-    """The run's own report as a link from a page in ``start``, or ``None`` if it has none."""
-    report = folder / "report.html"
-    return quote(Path(os.path.relpath(report, start)).as_posix()) if report.is_file() else None

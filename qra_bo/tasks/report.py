@@ -7,7 +7,7 @@ from rich.console import Console
 from qra_bo.config import RunConfig
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_page, write_report
-from qra_bo.report.side_by_side import NamedRun, find_runs, own_report
+from qra_bo.report.side_by_side import NamedRun, find_runs
 from qra_bo.report.tables import print_line, print_result, print_side_by_side
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.utils.errors import JournalError
@@ -32,7 +32,7 @@ def run(config: RunConfig) -> int:
             print_line(console, f"{run.folder} is left out: {run.problem}")
         else:
             write_report(run.folder)
-            named.append(NamedRun(str(run.folder.relative_to(folder)), run.data, own_report(run.folder, folder)))
+            named.append(NamedRun(run.folder.relative_to(folder).as_posix(), run.data))
     if not named:
         raise JournalError(f"no journal below {folder} can be read; nothing was written there")
     print_side_by_side(named, console)

@@ -8,6 +8,7 @@ import pytest
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.html import render_html, write_report
+from qra_bo.report.plots import PLOTS
 from qra_bo.utils.errors import OutputError
 from tests.report.fixtures import make_events, write_run
 
@@ -74,7 +75,7 @@ def test_page_has_language_captions_and_alternative_texts(page):
     assert len(page.all("caption")) == len(page.all("table"))
     said = [a["aria-label"] for a in page.all("div") if a.get("role") == "img"]
     assert all(re.search(r"\d", text) and len(text) > 60 for text in said)  # what it shows, in numbers
-    assert len(said) == len(page.all("svg")) == 9
+    assert len(said) == len(page.all("svg")) == len(PLOTS)
     assert len(page.all("main")) == len(page.all("h1")) == 1
     for part in ("prefers-color-scheme: dark", "@media print", "max-width:36rem"):
         assert part in "".join(page.text)

@@ -60,14 +60,14 @@ def test_progress_lines_are_plain_and_rare_off_a_terminal():
     assert any("best so far" in line and "left]" in line for line in lines)
 
 
-def test_a_terminal_gets_stage_cost_incumbent_and_memory():
+def test_a_terminal_gets_a_status_of_stage_cost_and_incumbent():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=110)
     with LiveView(console, born=LONG_AGO) as view:
         for e in make_events(model="[red]m[/red]")[:-8]:
             view(decode(e))
         view.progress("training", 3, 48)
-        console.print(view._render())
+        console.print(view._status())
     for part in ("[red]m[/red]", "training 3/48", "of the planned search", "against 4-bit r4"):
         assert part in out.getvalue()
 
