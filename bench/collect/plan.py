@@ -19,7 +19,7 @@ from qra_bo.sensitivity import RISE, sensitivity_scales
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within
-from qra_bo.study.baselines import best_scale, calibration_choices, largest_rank, uniform_baselines
+from qra_bo.study.baselines import calibration_choices, largest_rank, uniform_baselines
 from qra_bo.study.setting import BaselineRules
 
 CALIBRATION, NEIGHBOUR, REPEAT = "calibration", "neighbour", "repeat"
@@ -227,3 +227,27 @@ def lr_scale(facts: TaskFacts, rows: Sequence[TableRow]) -> float:
         if allocations and len(losses) == len(allocations):
             trials.append((scale, float(np.mean(losses))))
     return best_scale(trials)[0] if trials else facts.lr_scales[0]
+
+
+def best_scale(trials: Sequence[tuple[float, float]]) -> tuple[float, bool]:
+    """Return the factor with the least loss, and whether it lies inside those tried.
+
+    Near its optimum the loss is a parabola in the logarithm of the rate, and differences between the factors tried
+    are as small as the noise: the vertex of the parabola through the best and its neighbours is used, where it is one
+    and lies between them.
+
+    Args:
+        trials: ``(factor, mean loss)`` by increasing factor, at least one.
+    """
+    scales, losses = np.log([s for s, _ in trials]), np.array([loss for _, loss in trials])
+    at = int(losses.argmin())
+    inside = 0 < at < len(trials) - 1 if len(trials) > 2 else True
+    if len(trials) >= 3:
+        first = min(max(at - 1, 0), len(trials) - 3)  # the best and its neighbours: far trials are on no parabola
+        near = slice(first, first + 3)
+        curvature, slope, _ = np.polyfit(scales[near], losses[near], 2)
+        if curvature > 0:
+            vertex = -slope / (2 * curvature)
+            if scales[near].min() < vertex < scales[near].max():
+                return float(f"{np.exp(vertex):.3g}"), True  # few digits, for it is part of the trials' keys
+    return trials[at][0], inside

@@ -1,10 +1,11 @@
 """Rules of a study: how a learning rate is calibrated, and which trials are still missing."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from bench.study.plan import Arm
+from qra_bo.study.baselines import next_rate
 from qra_bo.study.setting import training_seeds
 from qra_bo.trials import TrialResult, TrialSpec
 
@@ -45,22 +46,6 @@ class Settled:
         return {seed: result.loss for seed, result in self.tested.items() if result.loss is not None}
 
 
-def next_rate(tried: Mapping[float, float], first: Sequence[float], most: int) -> float | None:
-    """Return the rate to try next, ``None`` when the best is between others or ``most`` are tried.
-
-    Those of ``first`` come first; then the rates go on in the ratio of the two at the end where the best is.
-    """
-    for rate in first:
-        if rate not in tried:
-            return rate
-    rates = sorted(tried)
-    best = min(rates, key=lambda rate: tried[rate])
-    if len(rates) >= most or rates[0] < best < rates[-1]:
-        return None
-    end, beside = (rates[0], rates[1]) if best == rates[0] else (rates[-1], rates[-2])
-    return float(f"{end * end / beside:.4g}")
-
-
 def settle(arm: Arm, find: Find) -> Settled:
     """Follow the rules as far as the finished trials go."""
     settled, comparison = Settled(arm), arm.comparison
@@ -75,7 +60,8 @@ def settle(arm: Arm, find: Find) -> Settled:
 
     settled.rate = arm.choice.rate(arm.steps)
     if settled.rate is None:
-        while (rate := next_rate(settled.tried, comparison.learning_rates, comparison.most_rates)) is not None:
+        waiting: list[float | None] = list(comparison.learning_rates)
+        while (rate := waiting.pop(0) if waiting else next_rate(settled.tried, comparison.most_rates)) is not None:
             found = result(SEARCH_SEED, rate, "validation")
             if found is None:
                 return settled

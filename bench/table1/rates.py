@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.study.baselines import best_scale
+from bench.collect.plan import best_scale
 
 Trial = Callable[[float], float | None]
 """Validation loss at a factor on the learning rate; ``None`` for a failed trial."""
@@ -31,7 +31,7 @@ class Rate:
 def calibrate(scales: Sequence[float], most: int, trial: Trial) -> Rate | None:
     """Try ``scales``, and factors beyond an end while the best is there; return ``None`` if no trial has a loss.
 
-    As in the calibration of a search, the choice is the vertex of the parabola through the best trial and its
+    The choice is the vertex of the parabola through the best trial and its
     neighbours, if it lies between them.
 
     Args:

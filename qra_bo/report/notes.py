@@ -60,7 +60,7 @@ def _learning_rate(d: ReportData) -> str:
     tried = sorted(found.tried)
     at_edge = len(tried) > 1 and found.learning_rate in (tried[0], tried[-1])
     return (f"{rate}, calibrated on uniform baselines over {len(tried)} rates, and the same for every allocation."
-            + (" The best rate lies at the edge of those tried: a wider calibrate.lr_scales may do better."
+            + (" The best rate lies at the edge of those tried: another adapter.lr may do better."
                if at_edge else ""))
 
 

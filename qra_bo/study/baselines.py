@@ -1,20 +1,21 @@
 """Uniform baselines: which allocations they are, and the trials before the search (calibration, baselines, references).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from qra_bo.memory.formats import default_format
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.events import Calibration, RateTried
 from qra_bo.study.setting import BaselineRules, Headroom
-from qra_bo.study.state import loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import BudgetError
+
+MOST_RATES = 7
+"""Most learning rates of a calibration: steps by 2 span a factor of 64, more than any model is off the rule."""
 
 
 def largest_rank(rules: BaselineRules, fmt: str) -> int:
@@ -71,7 +72,8 @@ def fill(rules: BaselineRules, best: Allocation) -> Allocation:
 
 
 def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
-    """Choose the learning rate from trials of uniform allocations; a single one is taken untried.
+    """Choose the learning rate from trials of uniform allocations: the best of those tried, which go on beyond an end
+    while the best one is there (``next_rate``). A single rate is taken untried.
 
     Raises:
         TrainingError: If no rate gave a loss.
@@ -80,23 +82,42 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
         return
     adapter, scales = run.config.adapter, run.config.calibrate.lr_scales
     chosen = calibration_choices(baselines[0], run.config.effort.calibration_baselines)
-    tried = scales if len(scales) > 1 else ()
-    done = run.evaluate_all([run.plan(a, "calibration", learning_rate=adapter.lr * s) for s in tried for a in chosen])
+    first, tried = [adapter.lr * scale for scale in scales] if len(scales) > 1 else [], dict[float, float]()
+    while first and (rates := _next_rates(tried, first)):
+        done = run.evaluate_all([run.plan(a, "calibration", learning_rate=rate) for rate in rates for a in chosen])
+        for i, rate in enumerate(rates):
+            losses = [e.loss if e.loss is not None else math.inf for e in done[i * len(chosen):(i + 1) * len(chosen)]]
+            tried[rate] = sum(losses) / len(losses)
     if run.study.calibrated:  # the trials of damaged lines were done again
         return
-    losses = []
-    for i, scale in enumerate(tried):
-        of_scale = done[i * len(chosen):(i + 1) * len(chosen)]
-        if all(e.ok for e in of_scale):
-            losses.append((scale, sum(map(loss_of, of_scale)) / len(chosen)))
-    if tried and not losses:
+    best = min(tried, key=tried.__getitem__, default=adapter.lr * scales[0])
+    if not math.isfinite(tried.get(best, 0.0)):
         raise no_loss("no learning rate of the calibration gave a loss on the uniform baselines", run.study.trials)
-    best, inside = best_scale(sorted(losses)) if losses else (scales[0], True)
-    if not inside and best in (min(tried), max(tried)):  # beside a factor that gave no loss it is at no end
-        run.warn(f"the best factor on the learning rate, {best:g}, is at the end of those tried {list(scales)}; "
-                 "calibrate.lr_scales may be too narrow")
-    run.record(Calibration(adapter.lr * best, adapter.lr_rule, tuple(adapter.lr * s for s in tried),
-                           tuple(RateTried(adapter.lr * s, loss) for s, loss in losses), tuple(chosen)))
+    if tried and best in (min(tried), max(tried)):
+        run.warn(f"the best learning rate, {best:g}, is at the end of the {len(tried)} that were tried: another "
+                 "adapter.lr may do better")
+    run.record(Calibration(best, adapter.lr_rule, tuple(tried), tuple(
+        RateTried(rate, loss) for rate, loss in tried.items() if math.isfinite(loss)), tuple(chosen)))
+
+
+def _next_rates(tried: Mapping[float, float], first: Sequence[float]) -> Sequence[float]:
+    """Return the rates to try next: all of ``first`` together, then one at a time."""
+    if not tried:
+        return first
+    rate = next_rate(tried, max(MOST_RATES, len(first)))
+    return () if rate is None else (rate,)
+
+
+def next_rate(tried: Mapping[float, float], most: int) -> float | None:
+    """Return the learning rate to try after ``tried`` (loss by rate, infinite where there was none): beyond the end at
+    which the best one is, in the ratio of the two there; ``None`` where worse ones lie on both sides of it, or ``most``
+    are tried."""
+    rates = sorted(tried)
+    best = min(rates, key=tried.__getitem__)
+    if len(rates) >= most or len(rates) < 2 or rates[0] < best < rates[-1]:
+        return None
+    end, beside = (rates[0], rates[1]) if best == rates[0] else (rates[-1], rates[-2])
+    return float(f"{end * end / beside:.4g}")
 
 
 def calibration_choices(baseline: Allocation, n: int) -> list[Allocation]:
@@ -110,30 +131,6 @@ def calibration_choices(baseline: Allocation, n: int) -> list[Allocation]:
     powers = [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
     ranks = dict.fromkeys(max(1, round(rank / 4**power)) for power in powers)
     return [uniform(len(baseline), fmt, r) for r in ranks]
-
-
-def best_scale(trials: Sequence[tuple[float, float]]) -> tuple[float, bool]:
-    """Return the factor with the least loss, and whether it lies inside those tried.
-
-    Near its optimum the loss is a parabola in the logarithm of the rate, and differences between the factors tried
-    are as small as the noise: the vertex of the parabola through the best and its neighbours is used, where it is one
-    and lies between them.
-
-    Args:
-        trials: ``(factor, mean loss)`` by increasing factor, at least one.
-    """
-    scales, losses = np.log([s for s, _ in trials]), np.array([loss for _, loss in trials])
-    at = int(losses.argmin())
-    inside = 0 < at < len(trials) - 1 if len(trials) > 2 else True
-    if len(trials) >= 3:
-        first = min(max(at - 1, 0), len(trials) - 3)  # the best and its neighbours: far trials are on no parabola
-        near = slice(first, first + 3)
-        curvature, slope, _ = np.polyfit(scales[near], losses[near], 2)
-        if curvature > 0:
-            vertex = -slope / (2 * curvature)
-            if scales[near].min() < vertex < scales[near].max():
-                return float(f"{np.exp(vertex):.3g}"), True  # few digits, for it is part of the trials' keys
-    return trials[at][0], inside
 
 
 def evaluate_baselines(run: TrialRunner, headroom: Headroom, baselines: Sequence[Allocation],

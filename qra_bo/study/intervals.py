@@ -66,7 +66,7 @@ def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[Se
     from scipy.special import stdtrit  # see paired_interval
     sides = [np.asarray(side, dtype=np.float64) for side in (candidate, reference)]
     if sides[0].shape != sides[1].shape or sides[0].ndim != 3 or min(sides[0].shape[:2]) < 2 \
-            or not np.array_equal(*(side[..., 1] for side in sides)):
+            or not np.array_equal(sides[0][..., 1], sides[1][..., 1]):
         raise ConfigError("an interval over seeds and text needs at least two training seeds and two sequences, the "
                           f"same of both sides; got losses of shape {sides[0].shape} and {sides[1].shape}")
     summed, tokens = sides[0][..., 0] - sides[1][..., 0], sides[0][0, :, 1]

@@ -12,7 +12,7 @@ from bench.store import TrialStore
 from bench.study.__main__ import main
 from bench.study.plan import Arm, Study, load_study
 from bench.study.run import finder, stores_in, work
-from bench.study.schedule import SEARCH_SEED, missing, next_rate, settle
+from bench.study.schedule import SEARCH_SEED, missing, settle
 from bench.study.summary import rows_of, summarise
 from qra_bo.config import make_space, make_spec
 from qra_bo.execution.base import Executor, InProcessExecutor
@@ -41,14 +41,6 @@ def simulated(study: Study, arm: Arm, folder: Path) -> Executor:
     """A planted landscape instead of fine-tuning."""
     config = study.config(arm)
     return InProcessExecutor(SyntheticOracle(make_space(config, make_spec(config)), 0, high_steps=8))
-
-
-@pytest.mark.parametrize(("tried", "following"), [
-    ({}, 1.0), ({1.0: 3.0}, 2.0), ({1.0: 3.0, 2.0: 3.1}, 0.5), ({1.0: 3.1, 2.0: 3.0}, 4.0),
-    ({0.5: 3.2, 1.0: 3.0, 2.0: 3.1}, None), ({1.0: 3.2, 2.0: 3.1, 4.0: 3.0}, 8.0),
-    ({1.0: float("inf"), 2.0: float("inf")}, 0.5), ({1.0: 4.0, 2.0: 3.0, 4.0: 2.0, 8.0: 1.0}, None)])
-def test_rates_go_on_until_the_best_is_inside(tried: dict[float, float], following: float | None) -> None:
-    assert next_rate(tried, (1.0, 2.0), most=4) == following
 
 
 def test_allocations_of_every_form_are_resolved(tmp_path: Path) -> None:
