@@ -32,6 +32,7 @@ from qra_bo.study.events import (
     Warned,
 )
 from qra_bo.study.state import Study, loss_of
+from qra_bo.study.verdict import verdict_card
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import signed
 from qra_bo.utils.process import tolerant
@@ -105,10 +106,8 @@ def _describe(record: object, study: Study) -> str | None:
         case ProfileResult() as r:
             p = r.profile
             return f"profile of {len(p.units)} units and {len(p.formats)} formats in {duration(r.seconds)}"
-        case Prediction() as p:
-            gain = "" if p.reference is None else ", the best uniform choice" if p.reference == p.allocations[0] \
-                else f": {signed(p.mean)} nats against the best uniform choice ({_of(p.reference, study)})"
-            return f"predicted allocation: {_of(p.allocations[0], study)}{gain}"
+        case Confirmation() | Prediction():
+            return verdict_card(study).finding
         case Untuned() as u:
             return f"untuned model: test loss {u.loss:.4f}"
         case Calibration() as c:
@@ -116,8 +115,6 @@ def _describe(record: object, study: Study) -> str | None:
         case Objective() as o:
             return (f"the loss after {o.steps:,} steps, as in the final fine-tune, is minimised: losses of trials, "
                     f"after {o.before}, are carried to it by learned rates")
-        case Confirmation() as c:
-            return _confirmed(c, study)
         case Measured() as m:
             measured = "not measured" if m.measured_bytes is None else f"{size(m.measured_bytes)} measured"
             return f"memory: {size(m.predicted_bytes)} predicted, {measured}, {'fits' if m.fits else 'does NOT fit'}"
@@ -129,16 +126,6 @@ def _describe(record: object, study: Study) -> str | None:
         case End(status):
             return f"ended: {status}"
     return None
-
-
-def _confirmed(c: Confirmation, study: Study) -> str:
-    if not c.train_seeds:
-        why = "the mixed allocation failed on unseen seeds" if c.candidate_failed else "no mixed allocation to confirm"
-        return f"{why}; a uniform one is chosen"
-    beyond = f", {signed(c.mean + c.ahead)} predicted for {study.objective_steps} steps" if c.ahead else ""
-    return (f"confirmed on {len(c.train_seeds)} unseen seeds: difference to the best uniform baseline "
-            f"{signed(c.mean)}, 95 % interval {signed(c.low)} to {signed(c.high)}{beyond}; a {c.winner_kind} "
-            "allocation is chosen")
 
 
 def _of(allocation: Allocation, study: Study) -> str:

@@ -9,7 +9,8 @@ from rich.console import Console
 from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, RunState
 from qra_bo.study.events import decode
-from tests.report.fixtures import L, event, failed_alone, make_events, minimised_at
+from qra_bo.study.verdict import verdict_card
+from tests.report.fixtures import L, make_events
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -82,31 +83,7 @@ def test_resumed_run_shows_its_history_as_one_line():
     assert len(lines) < len(events) - 18
 
 
-@pytest.mark.parametrize("failed", [False, True])
-def test_a_uniform_choice_without_a_difference_says_why(failed: bool) -> None:
-    line = next(e for e in failed_alone(make_events(wins=False)) if e["event"] == "confirmation")
-    state, _ = fed(make_events()[:1])
-    said = state.feed(decode({**line, "candidate_failed": failed}))
-    assert said.startswith("the mixed allocation failed" if failed else "no mixed allocation")
-
-
-def test_a_choice_that_learned_rates_turned_over_has_its_reason():
-    events = minimised_at(make_events(), 480)
-    found = next(e for e in events if e["event"] == "confirmation")
-    state, _ = fed(events[:2])
-    turned = {**found, "mean": 0.01, "low": 0.005, "high": 0.015, "ahead": -0.03}
-    assert "+0.0150, \u22120.0200 predicted for 480 steps; a mixed allocation is chosen" in state.feed(decode(turned))
-    assert "predicted" not in state.feed(decode(found))
-
-
-def test_prediction_and_untuned_model_have_a_line():
-    state, mixed = RunState(), {"formats": ["nf4", "hqq3"], "ranks": [1, 4]}
-    state.feed(decode({**make_events()[0], "unit_numel": [3, 1]}))
-    fields = {"allocations": [mixed], "mean": -0.1, "low": -0.2, "high": 0.0, "steps": 24, "sources": []}
-    alone, uniform = (decode(event("prediction", **fields, reference=reference))
-                      for reference in (None, {"formats": ["nf4"] * 2, "ranks": [3, 3]}))
-    assert state.feed(alone) == "predicted allocation: mixed (3.75 bits, rank 2.5)"
-    assert state.feed(uniform).endswith(": \u22120.1000 nats against the best uniform choice (4-bit r3)")
-    untuned = decode(event("untuned", loss=4.5, loss_se=None, forward_tokens=3))
-    assert state.feed(untuned) == "untuned model: test loss 4.5000"
-    assert state.study.cost.forward_tokens == 3
+def test_a_comparison_has_the_line_of_the_verdict_s_card():
+    found = next(e for e in make_events() if e["event"] == "confirmation")
+    state, _ = fed(make_events()[:-8])
+    assert state.feed(decode(found)) == verdict_card(state.study).finding
