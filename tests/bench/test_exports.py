@@ -43,7 +43,7 @@ def test_refused_run_and_failing_script_are_rows_with_reasons(tmp_path: Path, mo
     run = FinishedRun.read(finish(tmp_path / "run", ("nf4", "sym2-g64", "fp16", "sym8-g64"), (1, 4, 2, 3),
                                   "quantizer.rounding=rtn"))
     [row] = measured(run, tmp_path)
-    assert "nf4 has no form there" in row["note"]
+    assert "has no form for nf4" in row["note"]
     [first, *_] = targets_of([row])
     assert first.value is None
     assert "nf4" in first.why
