@@ -71,14 +71,10 @@ class SimulatedWorkers(InProcessExecutor):
 
     def __init__(self, oracle: Oracle, workers: int, seed: int) -> None:
         super().__init__(oracle)
-        self._workers = workers
+        self.workers = workers
         self._rng, self._number = np.random.default_rng(seed), 0
         self._ends: list[tuple[float, int, TrialSpec]] = []
         self.minutes = self.busy_minutes = 0.0
-
-    @property
-    def workers(self) -> int:
-        return self._workers
 
     def submit(self, request: TrialSpec) -> None:
         took = MINUTES * request.steps / request.schedule_steps * float(self._rng.lognormal(0.0, SPREAD))

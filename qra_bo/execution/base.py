@@ -85,10 +85,8 @@ class Executor(ABC):
     trial is under way. Signals reach the caller while it waits.
     """
 
-    @property
-    def workers(self) -> int:
-        """Number of trials under way at once."""
-        return 1
+    workers = 1
+    """Number of trials under way at once."""
 
     @abstractmethod
     def describe(self) -> Mapping[str, Any]:
@@ -109,11 +107,9 @@ class Executor(ABC):
     def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         """Wait for the next trial that ends, of those submitted and not returned yet (at least one).
 
-        A trial that diverges, runs out of memory or loses its worker is returned without a loss.
-
-        Raises:
-            WorkerError: If a worker can't build its oracle.
-            UserError, OracleError: If no trial can succeed, e.g. because data are missing; the run ends.
+        A trial that diverges, runs out of memory or loses its worker is returned without a loss. Raises
+        ``WorkerError`` if a worker can't build its oracle, and ``UserError`` or ``OracleError`` if no trial can
+        succeed, e.g. because data are missing; the run ends.
         """
 
     def evaluate(self, spec: TrialSpec, progress: Progress) -> TrialResult:
@@ -137,12 +133,7 @@ class Executor(ABC):
 
 @dataclass(frozen=True)
 class OracleSpec:
-    """How a worker builds its oracle.
-
-    Args:
-        target: ``"package.module:callable"``.
-        kwargs: Its keyword arguments: JSON values only.
-    """
+    """How a worker builds its oracle: by ``"package.module:callable"`` with keyword arguments, JSON values only."""
 
     target: str
     kwargs: dict[str, Any] = field(default_factory=dict)

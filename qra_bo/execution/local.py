@@ -32,7 +32,6 @@ class ProcessHandle(WorkerHandle):
     def __init__(self, spec: OracleSpec, limits: Limits) -> None:
         super().__init__(limits)
         self._spec = spec
-        self._request = b""
         self._seen_stopped = False
         self.process: subprocess.Popen[bytes] | None = None
         self.connection: Connection  # to the process, while there is one
@@ -41,11 +40,17 @@ class ProcessHandle(WorkerHandle):
     def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
         if self.process is not None and self.process.poll() is not None:
             self.kill()
-        self.done, self._allowed, self._request = 0, allowed, json.dumps(request).encode()
+        self.done, self._allowed, messages = 0, allowed, [request]
         if self.process is None:
             self._start()
+            messages.insert(0, {"target": self._spec.target, "kwargs": self._spec.kwargs})
         else:
-            self._send()
+            self._started(WorkerState.WORKING)
+        try:
+            for message in messages:
+                self.connection.send_bytes(json.dumps(message).encode())
+        except OSError:
+            raise self._died("it was gone when it was needed") from None
 
     def receive(self, progress: Progress) -> dict[str, Any] | None:
         try:
@@ -57,7 +62,7 @@ class ProcessHandle(WorkerHandle):
             self._progressed(str(body["what"]), int(body["done"]), int(body["total"]), progress)
             return None
         if kind == "ready":
-            self._send()
+            self._started(WorkerState.WORKING)
             return None
         building, self.state = self.state is WorkerState.BUILDING, WorkerState.IDLE
         if kind == "error":
@@ -108,15 +113,6 @@ class ProcessHandle(WorkerHandle):
             theirs.close()
             os.close(ends)
         self._started(WorkerState.BUILDING)
-        with suppress(OSError):  # it is gone: the first message will not come
-            self.connection.send_bytes(json.dumps({"target": self._spec.target, "kwargs": self._spec.kwargs}).encode())
-
-    def _send(self) -> None:
-        self._started(WorkerState.WORKING)
-        try:
-            self.connection.send_bytes(self._request)
-        except OSError:
-            raise self._died("it was gone when it was needed") from None
 
     def _died(self, what: str) -> WorkerLost:
         """Clean up after a process that ended by itself; return the error to raise."""

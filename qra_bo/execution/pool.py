@@ -90,22 +90,17 @@ class WorkerHandle(ABC):
     def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
         """Hand over a request and return at once.
 
+        Raises ``WorkerLost`` if the worker dies at that very moment.
+
         Args:
             request: JSON values; ``op`` is ``"describe"``, ``"profile"``, ``"evaluate"`` or ``"call"``.
             allowed: Seconds that it may take in all, beside the limit on silence; ``None`` for no such limit.
-
-        Raises:
-            WorkerLost: If the worker dies at that very moment.
         """
 
     @abstractmethod
     def receive(self, progress: Progress) -> dict[str, Any] | None:
-        """Take in one message; return the answer, or ``None`` where it was no answer yet.
-
-        Raises:
-            WorkerLost: If the worker died, or is overdue.
-            QRABOError: The error of the oracle.
-        """
+        """Take in one message; return the answer, or ``None`` where it was no answer yet. Raises ``WorkerLost`` if the
+        worker died or is overdue, and the oracle's own ``QRABOError``."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -191,16 +186,12 @@ class PoolExecutor(Executor, Generic[Handle]):
     """
 
     def __init__(self, handles: Sequence[Handle], limits: Limits) -> None:
-        self._workers, self._limits = tuple(handles), limits
+        self._workers, self._limits, self.workers = tuple(handles), limits, len(handles)
         self._waiting: deque[Job] = deque()
         self._running: dict[Handle, Job] = {}
         self._done: deque[tuple[TrialSpec, TrialResult]] = deque()
         self._answer: dict[str, Any] | None = None
         self._step_seconds: deque[float] = deque(maxlen=PACE)
-
-    @property
-    def workers(self) -> int:
-        return len(self._workers)
 
     def describe(self) -> Mapping[str, Any]:
         return self._ask({"op": "describe"}, quiet)
@@ -300,11 +291,8 @@ class PoolExecutor(Executor, Generic[Handle]):
         return silence + slowdown * spec.steps * statistics.median(self._step_seconds)
 
     def _lost(self, worker: Handle, lost: WorkerLost) -> None:
-        """Begin the request of a lost worker again, before all that wait, or make a failure of its trial.
-
-        Raises:
-            WorkerError: If its oracle was not built yet, time after time, or if it is no trial.
-        """
+        """Begin the request of a lost worker again, before all that wait, or make a failure of its trial. Raises
+        ``WorkerError`` if its oracle was not built yet, time after time, or if it is no trial."""
         job, kills = self._running.pop(worker), self._memory_kills()
         starved = lost.starved or kills > job.kills
         for other in self._running.values():  # a kill by the kernel counts for one trial, not for all that ran

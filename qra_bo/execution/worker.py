@@ -40,7 +40,7 @@ def main(connection: int, driver: int) -> None:
 
     Signals from the terminal or a scheduler are ignored: the driver handles them and ends this process. When the
     driver dies this process ends, in the middle of a trial too: two workers would share one device on resume. Messages
-    are JSON; the first holds the oracle's ``target`` and its keyword arguments.
+    are JSON; the first holds the oracle's ``target`` and its keyword arguments, each other one a request.
 
     Args:
         connection: Descriptor of this side of the connection to the driver.
@@ -60,7 +60,7 @@ def _work(connection: Connection) -> None:
     try:
         wanted = json.loads(connection.recv_bytes())
         oracle: Oracle = pkgutil.resolve_name(wanted["target"])(**wanted["kwargs"])
-        _send(connection, "ready", {"oracle": oracle.kind})
+        _send(connection, "ready", {})
     except Exception as error:
         _send(connection, "error", error_body(error))
         return

@@ -12,10 +12,7 @@ def name_holder(path: Path) -> None:
     """Write this process into the file of a lock that it holds.
 
     A marker of filelock's own, which begins with the holder's number, stays: where the file system has no locks it is
-    the lock, and another process takes it over where that holder is dead.
-
-    Raises:
-        OSError: If it can't be written.
+    the lock, and another process takes it over where that holder is dead. Raises ``OSError`` if it can't be written.
     """
     if path.read_bytes()[:1].isdigit():
         return

@@ -31,14 +31,10 @@ class ShuffledExecutor(InProcessExecutor):
 
     def __init__(self, workers: int, seed: int, ends: int | None = None) -> None:
         super().__init__(PlantedOracle())
-        self._workers = workers
+        self.workers = workers
         self._rng, self._left = np.random.default_rng(seed), ends
         self._under_way: list[TrialSpec] = []
         self.most = 0
-
-    @property
-    def workers(self) -> int:
-        return self._workers
 
     def submit(self, request: TrialSpec) -> None:
         self._under_way.append(request)
@@ -48,7 +44,7 @@ class ShuffledExecutor(InProcessExecutor):
             raise KeyboardInterrupt
         self._left = None if self._left is None else self._left - 1
         self.most = max(self.most, len(self._under_way))
-        n = min(self._workers, len(self._under_way))  # those beyond wait for a place
+        n = min(self.workers, len(self._under_way))  # those beyond wait for a place
         super().submit(self._under_way.pop(int(self._rng.integers(n))))
         return super().finished(progress)
 
