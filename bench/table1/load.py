@@ -10,6 +10,7 @@ from qra_bo.utils.errors import ConfigError, UserError
 from qra_bo.utils.redact import redact
 
 DEFAULTS = ("quantizer.rounding=rtn",  # rows choose their own codes
+            "quantizer.tokens=16384",
             "dtype=bfloat16",  # whatever this CPU is fastest in
             "search.length=trial")  # all rows are compared after a trial's steps
 """Overrides of every table, unless one of the same key is given."""

@@ -10,6 +10,7 @@ from bench.methods import method_config
 from bench.table1.limits import Limit
 from bench.table1.recipe import codes_name
 from bench.table1.session import Session
+from qra_bo.config import gptq_tokens
 from qra_bo.memory.budget import largest
 from qra_bo.pipeline.folders import path_name
 from qra_bo.pipeline.run import searcher_factory
@@ -79,7 +80,7 @@ def search(session: Session, name: str, limit: Limit, method: str, options: Mapp
     """
     setting = search_setting(session, limit, method, options or {}, changes or {})
     config = setting.config
-    tokens = config.quantizer.tokens if config.quantizer.rounding == "gptq" else None
+    tokens = gptq_tokens(config, setting.memory.spec) if config.quantizer.rounding == "gptq" else None
     effort = f"{config.effort.max_full_trials}eq{codes_name(tokens)}"
     folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
     oracle = session.executor(config.adapter.init, limit.scope, tokens, config.bits, folder=folder)

@@ -10,6 +10,7 @@ from bench.table1.config import NAME, TableConfig
 from bench.table1.journal import TableJournal
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe, codes_name, embeddings_name, with_codes
+from qra_bo.config import gptq_tokens
 from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.memory.budget import largest, resolve_budget
 from qra_bo.memory.formats import parse_format
@@ -133,7 +134,7 @@ class Session:
         """
         if self.config.oracle.name != "finetune":
             raise ConfigError(f"GPTQ needs calibration text, which oracle={self.config.oracle.name} does not have")
-        return self.config.quantizer.tokens
+        return gptq_tokens(self.config, self.setting.memory.spec)
 
     def ladder(self, bits: Iterable[int]) -> tuple[int, ...]:
         """Return the bits of an oracle that serves ``bits``: the configured ladder if that holds them."""

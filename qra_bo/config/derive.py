@@ -1,5 +1,6 @@
 """Decoder and search space of a configuration."""
 
+import math
 from typing import Any
 
 from qra_bo.config.schema import RunConfig
@@ -12,6 +13,9 @@ from qra_bo.utils.errors import ModelError
 NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "tied",
            "attention_bias")
 """Keys of ``conf/model`` that ``spec_from_numbers`` takes, beside the family."""
+
+TOKENS_AN_INPUT = 10
+"""Tokens for each input of a linear from which GPTQ chooses codes as good for new text as for its own."""
 
 
 def make_spec(config: RunConfig) -> DecoderSpec:
@@ -57,6 +61,20 @@ def hf_config(config: RunConfig) -> Any:
     if model["gguf_file"] is None:
         check_unquantised(path, config.model_name)
     return text_part(found, str(model["path"]))
+
+
+def gptq_tokens(config: RunConfig, spec: DecoderSpec) -> int:
+    """Return the tokens that GPTQ takes its second moments from: as configured, or whole sequences of at least
+    ``TOKENS_AN_INPUT`` for each input of the widest linear."""
+    if config.quantizer.tokens != "auto":
+        return config.quantizer.tokens
+    widest, length = max(linear.in_features for linear in spec.linears), config.train.length
+    return length * math.ceil(TOKENS_AN_INPUT * widest / length)
+
+
+def gptq_sequences(config: RunConfig, spec: DecoderSpec) -> int:
+    """Return the sequences of the training split that codes are chosen on; 0 for round-to-nearest."""
+    return 0 if config.quantizer.rounding == "rtn" else max(1, gptq_tokens(config, spec) // config.train.length)
 
 
 def make_space(config: RunConfig, spec: DecoderSpec) -> SearchSpace:

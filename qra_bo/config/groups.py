@@ -152,11 +152,12 @@ def _check_formats(formats: Mapping[int, Sequence[str]]) -> None:
 
 
 class QuantizerConfig(Group):
-    """Storage formats of each bit-width, and the choice of codes; ``rounding: auto`` is replaced in composition."""
+    """Storage formats of each bit-width, and the choice of codes; ``rounding: auto`` is replaced in composition,
+    ``tokens: auto`` by ``gptq_tokens``."""
 
     formats: Annotated[dict[int, tuple[str, ...]], accepted_by(_check_formats)]
     rounding: Literal["auto", "rtn", "gptq"]
-    tokens: Count
+    tokens: Count | Literal["auto"]
 
 
 class AdapterConfig(Group):

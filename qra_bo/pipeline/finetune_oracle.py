@@ -1,17 +1,18 @@
 """The oracle that really fine-tunes, from a checked configuration. Loads torch."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qra_bo.config import RunConfig, make_space, make_spec
+from qra_bo.config import RunConfig, gptq_sequences, make_space, make_spec
 from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import ProfileCache, TensorStore
 from qra_bo.finetune.checked_tensors import fast_hash
 from qra_bo.finetune.data.load import check_tokens, data_notes, load_data
+from qra_bo.finetune.data.records import DataSplits
 from qra_bo.finetune.manifest import package_versions
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
@@ -71,7 +72,8 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     apart = device.type != "cpu" or on_host  # the bank itself puts copies on the device, where there is room
     keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
     model.to(device)
-    data = load_data(cfg.data, tokenizer, cfg.train.length, isolate=cfg.train.isolated)
+    data, overlap = split_calibration(load_data(cfg.data, tokenizer, cfg.train.length, isolate=cfg.train.isolated),
+                                      gptq_sequences(cfg, spec), cfg.data.calibration)
     check_tokens(data, tokenizer, spec.vocab_size, cfg.model_name)
     if cfg.train.isolated:
         check_isolation(model, cfg.train.length)
@@ -83,7 +85,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     bank_store = _bank_store(cfg, spec, space, facts, device) if spills(cfg, spec, space, device.type) else None
     rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
     if cfg.quantizer.rounding != "rtn":
-        text = data.train.take(max(1, cfg.quantizer.tokens // cfg.train.length))
+        text = data.train.take(gptq_sequences(cfg, spec))
         rounding = Rounding(model, linears, [f for f in space.formats if f.bits < 16], torch.from_numpy(text.input_ids),
                             model.device, codes, torch.from_numpy(text.is_text))
     bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding, dense_on_device=apart and not on_host,
@@ -94,10 +96,20 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                           Stores(CheckpointStore(out / "checkpoints"), profiles, factors),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "data_render": data.render, "data_facts": asdict(data.train.facts),
-                           "notes": data_notes(cfg.data, data),
+                           "notes": [*data_notes(cfg.data, data), *overlap],
                            "model_sha256": weights, "model_revision": commit_of(model),
                            "base_on": "host" if on_host else device.type},
                           tokenizer)
+
+
+def split_calibration(data: DataSplits, chosen_on: int, n: int) -> tuple[DataSplits, list[str]]:
+    """Measure sensitivities on the ``n`` sequences after those ``chosen_on`` which codes are chosen: on these, formats
+    look better than they are. Where the training split is too short they share some, which a note says."""
+    taken, start = min(chosen_on, len(data.train)), max(0, min(chosen_on, len(data.train) - n))
+    notes = [f"codes are chosen on {taken} of the {len(data.train)} training sequences, and sensitivities are measured "
+             f"on {min(taken - start, n)} of the same, where formats look better than on new text; give more data, or "
+             "a smaller quantizer.tokens or data.calibration"] if start < taken else []
+    return replace(data, calibration=data.train.take(n, start)), notes
 
 
 def _bank_store(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, facts: dict[str, Any],

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qra_bo.config import RunConfig
+from qra_bo.config import RunConfig, gptq_sequences
 from qra_bo.memory import MemoryModel, format_size, parse_size
 from qra_bo.memory.budget import free_bytes, largest, smallest
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
@@ -21,6 +21,8 @@ CUDA_LIBRARIES = 3 * 10**9
 FACTORS = 3
 """Matrices in fp64 that are alive at once while the second moments of a layer's inputs are factored and inverted: 2.0
 were measured, beside the moments in fp32."""
+GPTQ_ROWS = 2048
+"""Tokens that go forward at once while codes are chosen: ``ROWS`` of ``moments``, which loads torch."""
 HEAP_PAD = 1 << 28
 """Bytes by which glibc grows the heap of a worker on a CPU at once, see ``executors.MALLOC``."""
 
@@ -73,8 +75,9 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
     quantised = sum(fmt.bits < 16 for fmt in formats)
     tables = spec.other_numel - unpacked_numel(spec, config.embeddings)
     width = max(linear.in_features for linear in spec.linears)
-    choosing = 0 if config.quantizer.rounding == "rtn" else \
-        FACTORS * 8 * width**2 + on_cpu * item * config.quantizer.tokens * (4 * spec.hidden_size + 3 * width)
+    rows, d = config.train.length * gptq_sequences(config, spec), spec.hidden_size
+    choosing = 0 if not rows else FACTORS * 8 * width**2 + 3 * 4 * d**2 + item * (
+        rows * d + on_cpu * min(rows, max(GPTQ_ROWS, config.train.length)) * (4 * d + 3 * width))
     training = _training(config, make_memory(config, spec, "cpu"), space, budget, spilled) if on_cpu else 0
     cast = spec.other_numel if item == 4 else 0  # what no quantiser packs is cast to the compute type
     return {"dense weights": item * (cast if is_mapped(config) else spec.linear_numel + spec.other_numel),

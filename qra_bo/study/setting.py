@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qra_bo.config import RunConfig
+from qra_bo.config import RunConfig, gptq_sequences
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory import MemoryModel, parse_format
 from qra_bo.memory.budget import priced_space
@@ -193,7 +193,7 @@ class Setting:
         c = self.config
         if not c.oracle.trains:
             return 0, 0
-        codes = c.train.length * max(1, c.quantizer.tokens // c.train.length) if c.quantizer.rounding == "gptq" else 0
+        codes = c.train.length * gptq_sequences(c, self.memory.spec)
         return 0, codes + (codes or c.train.length * c.data.calibration) * (c.adapter.init == "cloq")
 
 

@@ -26,8 +26,8 @@ def sizes(config: RunConfig) -> tuple[object, ...]:
             config.fidelity.low, config.quantizer.tokens, config.adapter.lr, config.data.calibration)
 
 
-CPU = ("cpu", 4, 1, 128, "adamw", False, 24, 12, 16384, 2e-3, 8)
-GPU = ("gpu", 1, 16, 2048, "adamw_8bit", True, 32, 8, 32768)
+CPU = ("cpu", 4, 1, 128, "adamw", False, 24, 12, "auto", 2e-3, 8)
+GPU = ("gpu", 1, 16, 2048, "adamw_8bit", True, 32, 8, "auto")
 
 
 @pytest.mark.parametrize("model", ["smollm2_135m", "tiny", "qwen2_5_0_5b_instruct"])

@@ -103,8 +103,8 @@ def test_padding_starts_no_adapter() -> None:
 
 def test_cloq_takes_one_pass_for_all_linears_in_the_formats_of_an_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
-    once = inits.each_input
-    monkeypatch.setattr(inits, "each_input", lambda *args: passes.append(1) or once(*args))
+    once = inits.each_moments
+    monkeypatch.setattr(inits, "each_moments", lambda *args: passes.append(1) or once(*args))
     maker = Initialiser(BANK, AdapterSettings(2.0, "cloq"), START, None)
     mixed = {name: ("hqq2", "nf4")[i % 2] for i, name in enumerate(NAMES)}
     maker.prepare(mixed, dict.fromkeys(NAMES, 2), None)

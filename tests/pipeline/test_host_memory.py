@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
+from qra_bo.finetune.quantization.moments import ROWS
 from qra_bo.memory.budget import parse_size
 from qra_bo.pipeline import host_memory, pricing
 from qra_bo.pipeline.host_memory import CUDA_LIBRARIES, packed_bytes
@@ -54,10 +55,10 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_choosing_codes_may_take_more_than_training() -> None:
-    config, spec, space = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1000000")
-    width = max(m.in_features for m in spec.linears)
+    config, spec, space = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1024000")
+    width, d = max(m.in_features for m in spec.linears), spec.hidden_size
     assert host_parts(config, spec, space)["training or choosing codes"] == \
-        3 * 8 * width**2 + 2 * 10**6 * (4 * spec.hidden_size + 3 * width)
+        3 * 8 * width**2 + 3 * 4 * d**2 + 2 * (1024000 * d + ROWS * (4 * d + 3 * width))
     nearest = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1000000", "quantizer.rounding=rtn")[0]
     assert host_parts(nearest, spec, space)["training or choosing codes"] < 10**9
 
@@ -75,7 +76,7 @@ def test_in_fp32_the_16_bit_format_is_packed_too() -> None:
 def test_too_little_ram_is_refused_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     config, spec, space = setting("+model=llama2_7b", "budget=10GB", "data=tiny", "worker.spill_above=1TB")
     monkeypatch.setattr(host_memory, "free_bytes", lambda device: parse_size("16GB"))
-    with pytest.raises(DeviceError, match=r"on a CPU needs about 2\d\.\d\d GB of RAM \(packed formats 1\d\.\d\d GB"
+    with pytest.raises(DeviceError, match=r"on a CPU needs about 19\.\d\d GB of RAM \(packed formats 1\d\.\d\d GB"
                                           r".* and 16\.00 GB is available; .*worker\.spill_above=.*device=cuda"):
         check_ram(config, spec, space)
     with pytest.raises(DeviceError):

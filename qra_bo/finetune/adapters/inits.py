@@ -11,10 +11,9 @@ from torch import Tensor
 from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.adapters.lowrank import Factors, nearest_for_inputs
 from qra_bo.finetune.cache import TensorStore
-from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.bank import LayerBank, OwnBase
 from qra_bo.finetune.quantization.base import State, backend_of, packed
-from qra_bo.finetune.quantization.moments import Inputs, second_moments
+from qra_bo.finetune.quantization.moments import Inputs, each_moments
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.memory.formats import parse_format
@@ -105,9 +104,9 @@ class Initialiser:
         quantised linear of the model in ``formats``."""
         every, done, text = [linear.name for linear in self.bank.spec.linears], 0, self._weighing
 
-        def approximate(sharing: list[str], inputs: Tensor) -> None:
+        def approximate(sharing: list[str], moments: Tensor) -> None:
             nonlocal done
-            root = Inputs.of(second_moments(inputs)).root()
+            root = Inputs.of(moments).root()
             for name in sharing:
                 for fmt in formats:
                     error = self._error(name, fmt, nearest)
@@ -118,7 +117,7 @@ class Initialiser:
                 progress("initialise", done, len(every))
 
         self.bank.restore_dense()
-        each_input(self.bank.model, every, text.ids.to(self.bank.device), approximate, text.is_text)
+        each_moments(self.bank.model, every, text.ids, self.bank.device, approximate, text.is_text)
 
     def _key(self, name: str, fmt: str, nearest: bool) -> tuple[str, str, bool]:
         """Return the identity of a linear's codes; the last part says that they are the library's and not the chosen

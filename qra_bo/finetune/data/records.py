@@ -113,10 +113,12 @@ class TokenBlocks:
         used = np.full(len(self), length) if self.used is None else self.used
         return np.arange(length) < used[:, None]
 
-    def take(self, n: int) -> "TokenBlocks":
-        """Return the first ``n`` sequences."""
-        return TokenBlocks(self.input_ids[:n], self.labels[:n], None if self.positions is None else self.positions[:n],
-                           used=None if self.used is None else self.used[:n])
+    def take(self, n: int, start: int = 0) -> "TokenBlocks":
+        """Return ``n`` sequences from ``start``."""
+        rows = slice(start, start + n)
+        return TokenBlocks(self.input_ids[rows], self.labels[rows],
+                           None if self.positions is None else self.positions[rows],
+                           used=None if self.used is None else self.used[rows])
 
 
 @dataclass(frozen=True)

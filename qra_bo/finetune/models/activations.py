@@ -1,51 +1,12 @@
-"""Activations of a decoder: inputs of its linears and layers, and forward passes that start at a layer."""
+"""Activations of a decoder: inputs of its layers, and forward passes that start at a layer."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-
-
-@torch.no_grad()
-def each_input(model: Any, linears: Sequence[str], ids: Tensor, use: Callable[[list[str], Tensor], None],
-               is_text: Tensor | None = None) -> None:
-    """Send ``ids`` (``n x length``) through the model once, and pass every input of linears to ``use``.
-
-    ``use`` is called with the names of the linears that share an input and with its ``m`` tokens where ``is_text``
-    holds (``n x length``; ``None``: everywhere), ``m x in``, in the order in which the model calls them; no more than
-    one input is kept. The model's mode is restored.
-    """
-    counted = slice(None) if is_text is None or bool(is_text.all()) else is_text.flatten().to(ids.device)
-    sharing: list[str] = []
-    last: list[Tensor] = []
-
-    def pass_on() -> None:
-        if sharing:
-            use(list(sharing), last[0].reshape(-1, last[0].shape[-1])[counted])
-        sharing.clear()
-        last.clear()
-
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if not last or last[0] is not args[0]:
-                pass_on()
-                last.append(args[0])
-            sharing.append(name)
-        return hook
-
-    training = model.training
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook_of(name)) for name in linears]
-    try:
-        model.eval()
-        model.get_decoder()(input_ids=ids, use_cache=False)
-        pass_on()
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
 
 
 class _Given(nn.Module):

@@ -1,22 +1,82 @@
 """Second moments of a linear's inputs, and their factors."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qra_bo.finetune.models.activations import carried, decoder_layers, starting_at
 from qra_bo.utils.errors import ModelError, is_out_of_memory
 
 DAMPING = 0.01
 """Added to the diagonal of the second moments, as a share of its mean (the paper's)."""
 ROWS = 2048
-"""Inputs that are widened to fp32 at a time."""
+"""Inputs that are widened to fp32 at a time, and tokens that go forward at once."""
 
 
-def second_moments(inputs: Tensor) -> Tensor:
-    """Return ``X^T X``, ``in x in`` in fp32, of inputs ``... x in``."""
+@torch.no_grad()
+def each_moments(model: Any, linears: Sequence[str], ids: Tensor, device: torch.device,
+                 use: Callable[[list[str], Tensor], None], is_text: Tensor | None = None) -> None:
+    """Send ``ids`` (``n x length``) through the dense model layer by layer, and pass the second moments of every input
+    of linears to ``use``.
+
+    ``ROWS`` tokens, and at least one sequence, are on ``device`` at once; inputs of the next layer wait on the host,
+    and the moments of one layer are alive at a time. ``use`` is called with the names of the linears that share an
+    input and its moments (``in x in`` in fp32) over the tokens where ``is_text`` holds (``n x length``; ``None``:
+    everywhere), in the order in which the model calls them. The model's mode is restored.
+    """
+    size, training, layers = max(1, ROWS // ids.shape[1]), model.training, decoder_layers(model)
+    parts = torch.split(ids, size)
+    counted = [slice(None)] * len(parts) if is_text is None or bool(is_text.all()) else \
+        [part.flatten().to(device) for part in torch.split(is_text, size)]
+    below = [torch.empty(0)] * len(parts)  # the first layer gets the embeddings
+    part, last, first = 0, list[Tensor](), ""
+    shared: dict[str, list[str]] = {}
+    moments: dict[str, Tensor] = {}
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            nonlocal first
+            if not last or last[0] is not args[0]:
+                last[:], first = [args[0]], name
+                rows = args[0].reshape(-1, args[0].shape[-1])[counted[part]]
+                moments[name] = second_moments(rows, moments.get(name))
+            if part == 0:
+                shared.setdefault(first, []).append(name)
+        return hook
+
+    model.eval()
+    try:
+        with starting_at(model, 0, below[0]):
+            pass  # the form of a layer's output is asked for now, and not while there are hooks
+        for index, layer in enumerate(layers):
+            own = set(layer.modules())
+            handles = [module.register_forward_pre_hook(hook_of(name)) for name in linears
+                       if (module := model.get_submodule(name)) in own]
+            try:
+                for part, tokens in enumerate(parts):
+                    given, hidden = tokens.to(device), below[part].to(device)
+                    if index + 1 < len(layers):
+                        below[part] = carried(model, given, index, index + 1, hidden).to("cpu")
+                    else:
+                        with starting_at(model, index, hidden):
+                            model.get_decoder()(input_ids=given, use_cache=False)
+                    last.clear()
+            finally:
+                for handle in handles:
+                    handle.remove()
+            for name in list(shared):
+                use(shared.pop(name), moments.pop(name))
+    finally:
+        model.train(training)
+
+
+def second_moments(inputs: Tensor, total: Tensor | None = None) -> Tensor:
+    """Return ``X^T X``, ``in x in`` in fp32, of inputs ``... x in``; it is added to ``total`` in place, if given."""
     rows = inputs.reshape(-1, inputs.shape[-1])
-    moments = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+    moments = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device) if total is None else total
     for part in torch.split(rows, ROWS):
         wide = part.float()
         moments += wide.T @ wide

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.cache import TensorStore
-from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
-from qra_bo.finetune.quantization.moments import Inputs, second_moments
+from qra_bo.finetune.quantization.moments import Inputs, each_moments
 from qra_bo.finetune.quantization.rings import rotated_moments
 from qra_bo.finetune.threads import one_thread
 from qra_bo.oracle.protocol import Progress
@@ -26,7 +25,7 @@ Pack = Callable[[str, StorageFormat], State]
 class Rounding:
     """Codes of every linear in some formats, chosen against the inputs that the linear gets on a text.
 
-    One pass makes all of them, in the order of the model; the second moments of one layer are alive at a time.
+    One pass makes all of them, in the order of the model; see ``each_moments``.
 
     Args:
         model: The model, dense when the codes are made.
@@ -110,9 +109,8 @@ class Rounding:
             raise OracleError("codes are chosen on the dense model, and some of its linears are already quantised")
         done = 0
 
-        def choose(sharing: list[str], inputs: Tensor) -> None:
+        def choose(sharing: list[str], moments: Tensor) -> None:
             nonlocal done
-            moments = second_moments(inputs)
             if not torch.isfinite(moments).all():
                 raise ModelError(f"codes can't be chosen: inputs of {sharing[0]} are not finite in the 16-bit model; "
                                  "use another dtype, or quantizer.rounding=rtn")
@@ -148,14 +146,13 @@ class Rounding:
         try:
             # No pool of threads packs: each would keep a team of OpenMP's, and with more threads than cores that
             # library lets them sleep at every barrier. Codes took twice as long.
-            each_input(self.model, linears, self.ids.to(self.device), choose, self.is_text)
+            each_moments(self.model, linears, self.ids, self.device, choose, self.is_text)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             # It is not the result of any one allocation.
-            raise DeviceError(f"choosing codes on {self.forward_tokens:,} tokens at once takes more than {self.device} "
-                              "holds; lower quantizer.tokens, or use quantizer.rounding=rtn") from error
-
+            raise DeviceError(f"choosing codes takes more than {self.device} holds; use a smaller train.length, or "
+                              "quantizer.rounding=rtn") from error
 
     def _by_rings(self, weights: Mapping[str, Tensor], inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:
         """Yield the packed tensors of all weights in the formats whose codes are chosen by rings; on a CPU each core

@@ -7,21 +7,24 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import qra_bo
-from qra_bo.config import load_config
+from qra_bo.config import gptq_sequences, gptq_tokens, load_config, make_spec
 from qra_bo.finetune.cache import TensorStore
+from qra_bo.finetune.data.records import DataSplits, TokenBlocks
 from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference, read_manifest
+from qra_bo.finetune.quantization import moments
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import second_moments
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.memory.formats import parse_format
-from qra_bo.pipeline.finetune_oracle import caches
+from qra_bo.pipeline.finetune_oracle import caches, split_calibration
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec
@@ -83,10 +86,10 @@ def test_gptq_reduces_output_errors_in_the_same_bytes() -> None:
 
 
 def test_moments_are_gone_while_codes_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, kept, names = list[weakref.ref[Tensor]](), list[int](), "qra_bo.finetune.quantization.rounding."
+    made, kept, package = list[weakref.ref[Tensor]](), list[int](), "qra_bo.finetune.quantization."
 
-    def moments_of(inputs: Tensor) -> Tensor:
-        found = second_moments(inputs)
+    def moments_of(inputs: Tensor, total: None) -> Tensor:
+        found = second_moments(inputs, total)
         made.append(weakref.ref(found))
         return found
 
@@ -94,11 +97,35 @@ def test_moments_are_gone_while_codes_are_chosen(monkeypatch: pytest.MonkeyPatch
         kept.append(sum(moments() is not None for moments in made))
         return compensated_codes(*given)
 
-    monkeypatch.setattr(names + "second_moments", moments_of)
-    monkeypatch.setattr(names + "compensated_codes", codes_of)
+    monkeypatch.setattr(package + "moments.second_moments", moments_of)
+    monkeypatch.setattr(package + "rounding.compensated_codes", codes_of)
     make_bank(formats=("hqq3",)).choose_codes(None)
-    assert kept == [0] * len(made)
-    assert made
+    assert kept == [3, 2, 1, 0] * 2  # inputs of the layer that are still to come
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_moments_are_added_up_batch_by_batch(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, batches, sizes = dict[str, Tensor](), dict[str, Tensor](), set[int]()
+    is_text = torch.arange(64) < torch.tensor([64, 40, 30, 20])[:, None] if padded else None
+    real = moments.second_moments
+
+    def sized(inputs: Tensor, total: Tensor | None) -> Tensor:
+        sizes.add(len(inputs))
+        return real(inputs, total)
+
+    monkeypatch.setattr(moments, "second_moments", sized)
+    for rows, found in ((2048, together), (64, batches)):
+        sizes.clear()
+        monkeypatch.setattr(moments, "ROWS", rows)
+        moments.each_moments(MODEL, NAMES, TEXT, CPU, lambda names, made, found=found: found.update(
+            dict.fromkeys(names, made)), is_text)
+    assert max(sizes) == 64
+    assert list(together) == list(batches) == NAMES
+    for name, expected in together.items():
+        torch.testing.assert_close(batches[name], expected, rtol=1e-4, atol=1e-3)
+    if not padded:
+        for name, expected in inputs_of_linears().items():
+            torch.testing.assert_close(batches[name], expected, rtol=1e-4, atol=1e-3)
 
 
 def test_formats_outside_the_ladder_keep_the_nearest_codes() -> None:
@@ -161,10 +188,10 @@ def test_out_of_memory_while_choosing_codes_is_a_device_error(error: Exception,
     def fail(raised: Exception) -> None:
         raise raised
 
-    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_input", lambda *_: fail(error))
-    with pytest.raises(DeviceError, match=r"256 tokens at once takes more than cpu holds.*lower quantizer\.tokens"):
+    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_moments", lambda *_: fail(error))
+    with pytest.raises(DeviceError, match=r"choosing codes takes more than cpu holds.*smaller train\.length"):
         make_bank().build()
-    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_input", lambda *_: fail(RuntimeError("a bug")))
+    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_moments", lambda *_: fail(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         make_bank().build()
 
@@ -174,7 +201,7 @@ def test_saved_codes_are_not_chosen_again(tmp_path: Path, monkeypatch: pytest.Mo
     whole = make_bank(store)
     whole.build()
     with monkeypatch.context() as patch:
-        patch.setattr("qra_bo.finetune.quantization.rounding.each_input", lambda *_: pytest.fail("made again"))
+        patch.setattr("qra_bo.finetune.quantization.rounding.each_moments", lambda *_: pytest.fail("made again"))
         again = make_bank(TensorStore(tmp_path, {"a": 1}))
         for name, fmt in itertools.product(NAMES, FORMATS):
             for part, tensor in whole.state(name, fmt.name).items():
@@ -194,7 +221,7 @@ def test_one_process_chooses_codes_while_others_wait(tmp_path: Path, monkeypatch
     first, second = (TensorStore(tmp_path, {"a": 1}) for _ in range(2))
     made, waiting_bank = make_bank(None), make_bank(second)
     made.build()
-    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_input",
+    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_moments",
                         lambda *_: pytest.fail("they were made twice"))
     waits: list[tuple[int, int]] = []
     waiting = Event()
@@ -253,6 +280,25 @@ def test_inputs_that_are_not_finite_are_an_error() -> None:
     rounding = Rounding(broken, NAMES[:7], FORMATS, TEXT, CPU, None)
     with pytest.raises(ModelError, match="are not finite in the 16-bit model"):
         rounding.prepare(make_bank().nearest, None)
+
+
+@pytest.mark.parametrize(("overrides", "tokens"), [
+    (["+model=qwen2_5_0_5b_instruct", "train=cpu"], 48640), (["+model=llama2_7b"], 110592), (["+model=tiny"], 1920),
+    (["+model=llama2_7b", "quantizer.tokens=4096"], 4096)])
+def test_gptq_takes_ten_tokens_for_each_input_of_the_widest_linear(overrides: list[str], tokens: int) -> None:
+    config = load_config(overrides)
+    spec = make_spec(config)
+    assert gptq_tokens(config, spec) == config.train.length * gptq_sequences(config, spec) == tokens
+    assert gptq_sequences(load_config([*overrides, NEAREST]), spec) == 0
+
+
+@pytest.mark.parametrize(("chosen_on", "first", "shared"), [(0, 0, 0), (10, 10, 0), (18, 16, 2), (99, 16, 4)])
+def test_sensitivities_are_measured_on_text_that_chose_no_codes(chosen_on: int, first: int, shared: int) -> None:
+    ids = np.arange(20)[:, None].repeat(3, axis=1)
+    blocks = TokenBlocks(ids, ids)
+    data, notes = split_calibration(DataSplits(blocks, blocks, blocks, blocks, "", ""), chosen_on, 4)
+    assert data.calibration.input_ids[:, 0].tolist() == list(range(first, first + 4))
+    assert [f"measured on {shared} of the same" in note for note in notes] == [True] * bool(shared)
 
 
 def test_codes_want_a_real_text() -> None:
