@@ -2,7 +2,7 @@
 
     python -m bench.memory.gpu [--calibrate]
 
-At least twelve runs with mixed bits and ranks, over batches, lengths, checkpointing, optimisers and evaluation batches.
+At least twelve runs with mixed bits and ranks, over batches, lengths, checkpointing and optimisers.
 A card too small for 32 layers gets as many as it holds. Weights are drawn and packed matrix by matrix, so that no dense
 model is ever there. Everything but the text and the weights is what a real run uses. With ``--calibrate`` the measured
 peaks become the card's allowance, which ``memory.calibrate=true`` then prices. Without a GPU it writes down that
@@ -119,7 +119,7 @@ def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape
     for step in range(3):
         with probe.watch(step) as mark:
             train_step(model, optimizer, blocks, order, step, settings, device, mark)
-    held_out(model, blocks.take(shape.eval_batch), settings, device, probe.evaluation)
+    held_out(model, blocks.take(shape.batch), settings, device, probe.evaluation)
     return probe
 
 
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         return publish("memory_gpu", [Target(what, f"0 to {OVER}", None, False, "no GPU at hand")], [], columns,
                        folder=args.out)
     device = torch.device("cuda", torch.cuda.current_device())
-    shapes = [replace(shape, device="cuda", eval_batch=shape.batch) for shape in SHAPES]
+    shapes = [replace(shape, device="cuda") for shape in SHAPES]
     spec = fitting(shapes, torch.cuda.mem_get_info(device)[0])
     rows = run(spec, shapes, device)
     errors = [row["error"] for row in rows]

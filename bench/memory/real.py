@@ -102,7 +102,7 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
                 tracker.reset_peak()
 
             step(1, mark)
-            text = oracle.data.validation.take(memory.shape.eval_batch)
+            text = oracle.data.validation.take(memory.shape.batch)
             held_out(oracle.model, text, oracle.settings.train, oracle.device)
             mark("evaluation")
         grown = resident_growth(lambda: step(2))
@@ -121,7 +121,8 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
     return {"what": f"{memory.spec.name}: {name}", "kind": "real", "measured_bytes": peak, "predicted_bytes": predicted,
             "error": predicted / peak - 1, "traced_bytes": traced.peak, "trace_error": traced.peak / peak - 1,
             "resident_set_growth": grown, "followed_growth": trained - resident,
-            "phases": {phase: {"measured": size, "predicted": by_phase[phase]} for phase, size in phases.items()},
+            "phases": {phase: {"measured": size, "predicted": by_phase.get(phase, predicted)}
+                       for phase, size in phases.items()},
             "stored_bytes": stored, "stored_difference": parts["weights"] + parts["quant_metadata"] - stored,
             "optimizer_bytes": state, "optimizer_difference": parts["optimizer"] - state}
 

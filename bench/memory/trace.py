@@ -61,7 +61,7 @@ class Traced:
         forward: Peak of the forward pass and the loss.
         backward: Peak of the backward pass.
         step: Peak of the optimiser step.
-        evaluation: Peak of evaluating one batch; ``resident`` where the shape has none.
+        evaluation: Peak of evaluating one batch.
         seconds: Wall-clock time of the trace.
     """
 
@@ -206,10 +206,9 @@ class StepTracer:
             phase()
             del ids, labels, positions
             tracker.reset_peak()
-            if shape.eval_batch:
-                text = np.zeros((shape.eval_batch, shape.length), dtype=np.int64)
-                held_out(self.model, TokenBlocks(text, text, text if shape.isolated else None),
-                         TrainSettings(shape.eval_batch, logits_chunk=chunk), META)
+            text = np.zeros((shape.batch, shape.length), dtype=np.int64)
+            held_out(self.model, TokenBlocks(text, text, text if shape.isolated else None),
+                     TrainSettings(shape.batch, logits_chunk=chunk), META)
             phase()
         forward, backward, step, evaluation = peaks
         return Traced(resident, forward, backward, step, evaluation, time.perf_counter() - start)

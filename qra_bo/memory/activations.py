@@ -25,7 +25,6 @@ class TrainShape:
         optimizer: One of ``memory.optimizers.OPTIMIZERS``; all work on fp32 masters, in fp32 the adapters themselves.
         logits_chunk: Tokens whose logits are alive at once; 0 is all.
         device: ``"cpu"`` or ``"cuda"``.
-        eval_batch: Sequences of an evaluation's batch; 0: evaluations are not priced.
         isolated: Whether a mask keeps attention within the records of a sequence.
         accumulate: Batches of an optimiser step; from two on, the gradients of those before are alive in each.
         embeddings: Bits of the embedding and the head: one of ``memory.embeddings.WIDTHS``.
@@ -40,7 +39,6 @@ class TrainShape:
     optimizer: str = "adamw"
     logits_chunk: int = 128
     device: str = "cpu"
-    eval_batch: int = 0
     accumulate: int = 1
     isolated: bool = False
     embeddings: int = 16
@@ -48,9 +46,8 @@ class TrainShape:
 
     def __post_init__(self) -> None:
         checks = {
-            "batch and accumulate must be at least 1, length at least 2 and eval_batch at least 0; got "
-            f"{self.batch}, {self.accumulate}, {self.length} and {self.eval_batch}":
-                min(self.batch, self.accumulate) >= 1 and self.length >= 2 and self.eval_batch >= 0,
+            f"batch and accumulate must be at least 1 and length at least 2; got {self.batch}, {self.accumulate} and "
+            f"{self.length}": min(self.batch, self.accumulate) >= 1 and self.length >= 2,
             f"the compute type has 2 or 4 bytes; got {self.compute_dtype_bytes}": self.compute_dtype_bytes in (2, 4),
             f"the optimizer must be one of {list(OPTIMIZERS)}; got {self.optimizer!r}": self.optimizer in OPTIMIZERS,
             f"logits_chunk must be at least 0 (0: all tokens at once); got {self.logits_chunk}":
@@ -266,7 +263,7 @@ class LayerModel:
         shape, targets = self.shape, self.shape.batch * (self.shape.length - 1)
         chunk = min(shape.logits_chunk or targets, targets)
         return self.norm_saved + 2 * self.stream + head_bytes(self.spec, shape.embeddings, chunk,
-                                                              shape.compute_dtype_bytes, shape.device, gradients=True)
+                                                              shape.compute_dtype_bytes, shape.device)
 
     @property
     def inputs(self) -> int:

@@ -149,9 +149,7 @@ def _purchases(memory: MemoryModel, space: SearchSpace, size: int) -> list[Purch
     fmt, top, shape, bought = space.widest, space.ranks.values[-1], memory.shape, []
 
     def needs(rank: int = top, batch: int = shape.batch, length: int = shape.length) -> int:
-        evaluated = batch if shape.eval_batch else 0  # an evaluation's batches follow
-        changed = replace(shape, batch=batch, length=length, eval_batch=evaluated)
-        return uniform_bytes(replace(memory, shape=changed), space, fmt, rank)
+        return uniform_bytes(replace(memory, shape=replace(shape, batch=batch, length=length)), space, fmt, rank)
 
     if memory.scope == "peak":
         batch = _most(lambda n: needs(batch=n) <= size, MOST_BATCH)

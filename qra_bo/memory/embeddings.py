@@ -60,14 +60,14 @@ def tile_rows(rows: int, width: int, device: str) -> int:
     return min(rows, max(1, _TILE_NUMEL[device] // width))
 
 
-def head_bytes(spec: DecoderSpec, bits: int, tokens: int, compute_bytes: int, device: str, *, gradients: bool) -> int:
+def head_bytes(spec: DecoderSpec, bits: int, tokens: int, compute_bytes: int, device: str) -> int:
     """Return the most bytes that the head and the losses of ``tokens`` tokens need at once, beside hidden states.
 
-    A live logit takes its own bytes, an fp32 copy of 16 bits, and its log-probability. With ``gradients`` those of the
-    hidden states are formed too (``finetune.training.loss``); without, the 16 bits are gone before the last.
+    A live logit takes its own bytes, an fp32 copy of 16 bits, and its log-probability; gradients of the hidden states
+    are formed at once (``finetune.training.loss``).
     """
     c, logits = compute_bytes, tokens * spec.vocab_size
-    losses = logits * (10 if gradients and c == 2 else 8)
+    losses = logits * (10 if c == 2 else 8)
     fmt = embedding_format(bits, spec.hidden_size)
     if fmt is None:
         return losses
@@ -76,4 +76,4 @@ def head_bytes(spec: DecoderSpec, bits: int, tokens: int, compute_bytes: int, de
     filling = c * logits + tile + max(unpacking, c * tokens * rows)
     product = (c * tokens * rows if c == 2 else 0) + c * tokens * d
     backward = 4 * logits + 4 * tokens * d + tile + max(unpacking, product)
-    return max(losses, filling, backward if gradients else 0)
+    return max(losses, filling, backward)

@@ -8,10 +8,9 @@ knapsack solver can treat exactly:
   two; on top, the largest instant of any one layer (dequantised weight, gradients in flight).
   Where a step accumulates several batches, forward and backward count activations and all gradients.
 - **step**: all gradients, and the bytes of updating one unit: its fp32 gradients, its paged moments.
-- **evaluation**: no gradients, nothing saved; the largest instant of any one layer's forward pass. It is left out of
-  the table where another phase is larger for every allocation.
 
-``load`` holds the resident bytes once an allocation is in place; it is never the largest.
+``load`` holds the resident bytes once an allocation is in place; it is never the largest. Nor is an evaluation of as
+many sequences as a batch, of which nothing is saved, so that it is not priced.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +23,6 @@ import numpy.typing as npt
 from qra_bo.memory.activations import ORDER, LayerModel, TrainShape, group_of, rounding_bytes, workspace_bytes
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
-from qra_bo.memory.evaluation import evaluation_layer, evaluation_spikes
 from qra_bo.memory.formats import matrix_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
@@ -108,17 +106,12 @@ class MemoryModel:
     def table(self, space: SearchSpace) -> CostTable:
         """Bytes of every allocation of ``space``, by the phases that may be the largest. Raises ``SpaceError`` if a
         format can't store some matrix of the space."""
-        phases = self.phases(space)
-        if self.scope == "stored":
-            return CostTable(phases)
-        _, forward, backward, step, *evaluation = phases
-        trained = (forward, backward, step)
-        return CostTable((*trained, *(e for e in evaluation if not any(_covers(t, e) for t in trained))))
+        return CostTable(self.phases(space)[-3:])  # without load
 
     def phases(self, space: SearchSpace) -> tuple[PhaseCost, ...]:
-        """Bytes of every phase, in the order in which a run goes through them: load, forward, backward, step, and
-        evaluation where the shape has one; in scope ``stored`` just that. Transient bytes carry the allocator's
-        allowance. Raises ``SpaceError`` if a format can't store some matrix of the space."""
+        """Bytes of every phase, in the order of a step: load, forward, backward, step; in scope ``stored`` just that.
+        Transient bytes carry the allocator's allowance. Raises ``SpaceError`` if a format can't store some matrix of
+        the space."""
         parts = self._parts(space)
         ranks = np.array(space.ranks.values, dtype=np.int64)
         stored = (parts.weights + parts.metadata)[:, :, None]
@@ -142,9 +135,6 @@ class MemoryModel:
                 ("forward", inputs, self.layer.loss_bytes + extra, (saved + earlier)[:, None, :], none),
                 ("backward", inputs, extra, np.maximum(saved + earlier, gradients)[:, None, :], spike),
                 ("step", inputs, 0, gradients[:, None, :], step[:, None, :] + none)]
-        if self.shape.eval_batch:
-            layer = evaluation_layer(self.layer)
-            rows.append(("evaluation", layer.inputs, 0, none, evaluation_spikes(layer, space)))
         allowance = self.effective_allowance
         share, fixed = allowance.share_ppm, fixed + allowance.fixed_bytes
         return tuple(PhaseCost(name, fixed + given + beyond + beyond * share // PPM,
@@ -264,9 +254,7 @@ class MemoryModel:
         out["unquantised"], out["embeddings"] = self.unquantised_bytes, self.embedding_bytes
         out["optimizer"] = self.master_item * int(params.sum()) + int(parts.states[units, r].sum())
         saved, gradients = self._saved(space, parts, ranks)[units, r], c * params
-        if phase.name == "evaluation":
-            out["activations"] = evaluation_layer(self.layer).inputs
-        elif phase.name == "step":
+        if phase.name == "step":
             out["gradients"], out["activations"] = int(gradients.sum()), self.layer.inputs
         elif self.shape.accumulates:
             out["gradients"] = int(gradients.sum())
@@ -279,13 +267,6 @@ class MemoryModel:
                 out["gradients"], out["activations"] = out["gradients"] + out["activations"], 0
         out["workspace"] = max(totals) - sum(out.values())
         return phase.name, out
-
-
-def _covers(one: PhaseCost, other: PhaseCost) -> bool:
-    """Whether ``other`` exceeds ``one`` for no allocation; ``False`` where that can't be decided quickly."""
-    most = (other.fixed - one.fixed + int((other.unit - one.unit).max(axis=(1, 2)).sum())
-            + int(other.spike.max()) - int(one.spike.min(axis=(1, 2)).max()))
-    return most <= 0
 
 
 def _slack(saved: IntArray, gradients: IntArray, layer_of: npt.NDArray[np.intp],

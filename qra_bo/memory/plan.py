@@ -15,7 +15,6 @@ from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
 from qra_bo.memory.serving import ANY, CONSUMERS, Consumer, serving_note
-from qra_bo.memory.speed import step_seconds
 from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import SpaceError, UserError
 from qra_bo.utils.formatting import html_table
@@ -92,7 +91,6 @@ class BudgetAnswer:
         ranks: By format, the largest integer rank, of at most the space's, that fits on every unit; 0 where none does.
         best: The uniform choice of the most bits that fits and that ``max_average_bits`` allows, at its largest rank;
             ``None`` where none fits.
-        tokens_per_second: Estimated pace of training ``best`` on the plan's card; ``None`` without either.
     """
 
     text: str
@@ -101,7 +99,6 @@ class BudgetAnswer:
     advice: Advice
     ranks: Mapping[str, int]
     best: Row | None
-    tokens_per_second: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,12 +167,11 @@ class Plan:
             "train": {"batch": shape.batch, "accumulate": shape.accumulate, "length": shape.length,
                       "checkpointing": shape.checkpointing, "logits_chunk": shape.logits_chunk,
                       "compute_bits": 8 * shape.compute_dtype_bytes, "optimizer": shape.optimizer,
-                      "eval_batch": shape.eval_batch, "embeddings": shape.embeddings},
+                      "embeddings": shape.embeddings},
             "allowance": asdict(self.memory.effective_allowance), "fits": self.fits,
             "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "advice": b.advice.to_json(),
                          "largest_uniform_rank": dict(b.ranks),
-                         "best_uniform": None if b.best is None else b.best.to_json(),
-                         "estimated_tokens_per_second": b.tokens_per_second} for b in self.budgets],
+                         "best_uniform": None if b.best is None else b.best.to_json()} for b in self.budgets],
             "uniform": [row.to_json() | {"fits": [b.text for b in self.budgets if row.total <= b.size]}
                         for row in self.uniform],
             "references": [{"what": row.what} | row.to_json() for row in self.references],
@@ -197,7 +193,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         space: Units and ladders.
         budgets: Bytes by text; at least one.
         on_card: Prices the cards where ``memory`` is of another device than they are.
-        card: The card that the plan is for, of which times are estimated.
+        card: The card that the plan is for.
         headroom: Bytes of a card that nothing is planned for.
         most_bits: Limit on average code bits; ``None``: none.
         consumer: Program that the result is for; in scope ``stored`` ``memory`` counts the bytes of its files.
@@ -206,15 +202,9 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     need, least = smallest(table, space)
     rows = tuple(_uniform_row(memory, space, fmt, rank) for fmt in space.formats for rank in SHOWN_RANKS
                  if rank <= smallest_side(space))
-    answers = []
-    for text, size in budgets.items():
-        ranks = {fmt: largest_rank(memory, space, fmt, size) for fmt in space.formats}
-        best = _best(memory, space, size, most_bits)
-        advice = advice_on(memory, space, size, most_bits=most_bits)
-        pace = None if best is None or card is None else memory.shape.tokens / step_seconds(
-            memory, space, uniform(space.n_units, str(best.fmt), int(best.rank or 0)), card)
-        answers.append(BudgetAnswer(text, size, need <= size, advice, {f.name: rank for f, rank in ranks.items()},
-                                    best, pace))
+    answers = [BudgetAnswer(text, size, need <= size, advice_on(memory, space, size, most_bits=most_bits),
+                            {fmt.name: largest_rank(memory, space, fmt, size) for fmt in space.formats},
+                            _best(memory, space, size, most_bits)) for text, size in budgets.items()]
     totals = {gb: round(USABLE * gb * 2**30) for gb in CARDS_GB}
     if card is not None:  # its own row agrees with its budget
         totals[next(gb for gb in CARDS_GB if card.total_bytes <= gb * 2**30)] = card.total_bytes
@@ -272,11 +262,9 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consum
         for field, values in tried.items():
             for value in values:
                 changed, text = {field: value}, f"train.{field}={str(value).lower()}"
-                if field == "batch":  # an evaluation's batches follow
-                    changed |= {"eval_batch": min(value, shape.eval_batch)}
-                    if shape.batch % value == 0:  # the optimiser step keeps its sequences
-                        changed |= {"accumulate": shape.accumulate * (shape.batch // value)}
-                        text += f" train.accumulate={changed['accumulate']}"
+                if field == "batch" and shape.batch % value == 0:  # the optimiser step keeps its sequences
+                    changed |= {"accumulate": shape.accumulate * (shape.batch // value)}
+                    text += f" train.accumulate={changed['accumulate']}"
                 add(text, replace(memory, shape=replace(shape, **changed)), space)
     bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
     if bits[0] > 2:

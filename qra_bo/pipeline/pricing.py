@@ -52,8 +52,7 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: 
     at_hand = planned_device(cfg.device, cfg.gpu) == device_type  # else any recent GPU is priced
     grouped = takes_groups(compute, device_type, card_capability(cfg, device_type) if at_hand else None)
     shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
-                       logits_chunk=cfg.train.logits_chunk, device=device_type,
-                       eval_batch=min(cfg.train.batch, cfg.eval.sequences), accumulate=cfg.train.accumulate,
+                       logits_chunk=cfg.train.logits_chunk, device=device_type, accumulate=cfg.train.accumulate,
                        isolated=cfg.train.isolated, embeddings=cfg.embeddings, grouped=grouped)
     return MemoryModel(spec, shape, cfg.memory.scope, allowance, CONSUMERS[cfg.serve].matrix_bytes)
 

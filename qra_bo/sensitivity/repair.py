@@ -44,7 +44,7 @@ class Repair:
         row, units, free = row.copy(), self._units, np.ones(len(row), dtype=bool)
         free[list(keep)] = False
         while True:
-            q, r = np.split(row, 2)
+            q, r = row[:len(units)], row[len(units):]
             sizes, spikes = self._sizes[:, units, q, r], self._spikes[:, units, q, r]
             totals = self._fixed + sizes.sum(axis=1) + spikes.max(axis=1)
             binding = int(totals.argmax())

@@ -11,13 +11,13 @@ from bench.memory import gpu
 from qra_bo.memory.model import TrainShape
 from scripts.gpu_hour.stage import Stage
 
-SMALL = (TrainShape(2, 48, True, optimizer="adamw_8bit", logits_chunk=32, eval_batch=2),)
+SMALL = (TrainShape(2, 48, True, optimizer="adamw_8bit", logits_chunk=32),)
 
 
 def grid(stage: Stage) -> Iterator[dict[str, Any]]:
     """Train three steps of every tuple of ``bench.memory.gpu``."""
     if stage.device.type == "cuda":
-        shapes = [replace(shape, device="cuda", eval_batch=shape.batch) for shape in gpu.SHAPES]
+        shapes = [replace(shape, device="cuda") for shape in gpu.SHAPES]
         spec = gpu.fitting(shapes, torch.cuda.mem_get_info(stage.device)[0])
     else:
         shapes, spec = list(SMALL), stage.spec(2)

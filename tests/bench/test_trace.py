@@ -38,34 +38,16 @@ def check(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tuple
         assert all(0 <= t - r <= 0.002 * r for t, r in zip(phases, real.phases, strict=True))
     else:
         assert phases == real.phases
-    if shape.eval_batch:
-        # Of the text itself the real run shows the tracker only what it takes views of.
-        text = 16 * shape.eval_batch * shape.length
-        assert abs(traced.evaluation - real.evaluation) <= text + 0.002 * real.evaluation
-
-
-@pytest.mark.parametrize(("family", "compute"), [("llama", 2), ("llama", 4), ("qwen3", 4), ("gemma", 2), ("phi3", 4),
-                                                 ("gpt_neox", 2)])
-def test_evaluations_are_traced_and_predicted(family: str, compute: int) -> None:
-    config = two_layers(family)
-    shape = TrainShape(1, 48, True, compute, logits_chunk=8, eval_batch=8)
-    check(config, shape, ("nf4", "int8"), (4, 2))
-    spec = spec_from_model(AutoModelForCausalLM.from_config(config))
-    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"), parse_format("int8")), Ladder("r", (2, 4)))
-    allocation = Allocation(("nf4", "int8"), (4, 2))
-    traced = StepTracer(spec, config).trace(space, allocation, shape)
-    assert traced.phase == "evaluation"  # one sequence is trained on under checkpointing, eight are evaluated
-    phase, parts = MemoryModel(spec, shape).phase_breakdown(space, allocation)
-    assert phase == "evaluation"
-    assert -0.005 <= (sum(parts.values()) - rounding_bytes(spec, shape)) / traced.peak - 1 <= 0.05
+    # Of the text itself the real run shows the tracker only what it takes views of.
+    assert abs(traced.evaluation - real.evaluation) <= 16 * shape.tokens + 0.002 * real.evaluation
+    assert traced.evaluation < traced.peak
 
 
 @pytest.mark.parametrize(("family", "bits", "tied", "compute"),
                          [("llama", 8, True, 4), ("llama", 6, False, 2), ("gemma3_text", 6, True, 2)])
 def test_packed_embeddings_are_traced_and_put_back(family: str, bits: int, tied: bool, compute: int) -> None:
     config = config_of(family, num_hidden_layers=2, vocab_size=1021, tie_word_embeddings=tied)
-    shape = TrainShape(2, 40, False, compute, logits_chunk=16, eval_batch=2,
-                       embeddings=bits)
+    shape = TrainShape(2, 40, False, compute, logits_chunk=16, embeddings=bits)
     check(config, shape, ("nf4", "int8"), (4, 2))
     spec = spec_from_model(AutoModelForCausalLM.from_config(config))
     space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("r", (2,)))
@@ -118,7 +100,7 @@ def test_families_are_traced_to_the_byte(family: str, checkpointing: bool, compu
 
 @pytest.mark.parametrize(("family", "compute"), [("llama", 2), ("phi3", 4)])
 def test_isolated_records_are_traced_to_the_byte(family: str, compute: int) -> None:
-    shape = TrainShape(2, 48, False, compute, logits_chunk=32, eval_batch=2, isolated=True)
+    shape = TrainShape(2, 48, False, compute, logits_chunk=32, isolated=True)
     check(two_layers(family), shape, ("nf4", "int8"), (4, 2))
 
 
@@ -140,8 +122,7 @@ def test_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpoin
     config = config_of(family, num_hidden_layers=4)
     spec = spec_from_model(AutoModelForCausalLM.from_config(config))
     space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("r", (4,)))
-    shape = TrainShape(2, 512, checkpointing, compute, device="cuda", eval_batch=2,
-                       grouped=False)
+    shape = TrainShape(2, 512, checkpointing, compute, device="cuda", grouped=False)
     allocation, tracer = Allocation(("nf4",) * 4, (4,) * 4), StepTracer(spec, config)
     traced = tracer.trace(space, allocation, shape)
 

@@ -183,7 +183,7 @@ def test_out_of_memory_is_a_result(error: Exception, message: str, monkeypatch: 
 def test_the_measured_peak_is_the_predicted_one(checkpointing: bool) -> None:
     oracle = make(checkpointing=checkpointing)
     found = oracle.measure_peak(MIXED.to_json(), 0, quiet)
-    shape = TrainShape(2, 32, checkpointing, 4, logits_chunk=16, eval_batch=2)
+    shape = TrainShape(2, 32, checkpointing, 4, logits_chunk=16)
     memory = MemoryModel(oracle.bank.spec, shape)
     space = SearchSpace(oracle.units, FORMATS, Ladder("ranks", (1, 2, 3, 4)))
     row = space.encode(MIXED)[None]
@@ -191,11 +191,11 @@ def test_the_measured_peak_is_the_predicted_one(checkpointing: bool) -> None:
     assert found["measured_bytes"] <= predicted * 1.005
     assert predicted <= found["measured_bytes"] * 1.05
     by_phase = {p.name: int(CostTable((p,)).totals(row)[0]) for p in memory.phases(space)}
-    assert list(found["peaks"]) == list(by_phase) == PHASES
+    assert list(found["peaks"]) == [*by_phase, "evaluation"] == PHASES
     for phase, size in found["peaks"].items():
         assert size["reserved"] is None  # there is no allocator that reserves on a CPU
         if not checkpointing or phase in ("backward", "evaluation"):  # the others are priced at their largest moments
-            assert size["allocated"] <= by_phase[phase] * 1.005
+            assert size["allocated"] <= by_phase.get(phase, predicted) * 1.005
     measured = [size["allocated"] for phase, size in found["peaks"].items() if phase != "load"]
     assert found["measured_bytes"] == max(measured)
 

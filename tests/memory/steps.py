@@ -38,7 +38,7 @@ def config_of(family: str, **changes: Any) -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """One measured step, and the evaluation after it where the shape has one; ``phases``: forward, backward, step."""
+    """One measured step, and the evaluation of a batch after it; ``phases``: forward, backward, step."""
 
     spec: DecoderSpec
     space: SearchSpace
@@ -101,11 +101,9 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
         base = tracker.live_bytes
         phases = step(tracker)
         tracker.reset_peak()
-        if shape.eval_batch:
-            text = np.ones((shape.eval_batch, shape.length), dtype=np.int64)
-            chunk = shape.logits_chunk or shape.tokens
-            held_out(model, TokenBlocks(text, text, text if shape.isolated else None),
-                     TrainSettings(shape.eval_batch, logits_chunk=chunk), torch.device("cpu"))
+        text = np.ones((shape.batch, shape.length), dtype=np.int64)
+        held_out(model, TokenBlocks(text, text, text if shape.isolated else None),
+                 TrainSettings(shape.batch, logits_chunk=shape.logits_chunk or shape.tokens), torch.device("cpu"))
         evaluation = tracker.peak_bytes
     return Step(spec, space, base, phases, evaluation)
 

@@ -145,11 +145,11 @@ def test_infeasible_budget_names_the_smallest_allocation() -> None:
 
 
 @pytest.mark.parametrize(("formats", "ranks", "scope", "checkpointing", "ways"), [
-    (("hqq2", "nf4"), (1, 4), "peak", False,
+    (("t1", "nf4"), (1, 4), "peak", False,
      ["lower train.batch or train.length", "set train.checkpointing=true", "take a smaller model"]),
     (("nf4",), (2,), "peak", True,
      ["add lower bits", "add a lower rank", "lower train.batch or train.length", "take a smaller model"]),
-    (("hqq2",), (1,), "stored", False, ["take a smaller model"])])
+    (("t1",), (1,), "stored", False, ["take a smaller model"])])
 def test_refused_budget_advises_settings_that_help(formats: tuple[str, ...], ranks: tuple[int, ...], scope: str,
                                                    checkpointing: bool, ways: list[str]) -> None:
     space = space_of(formats=formats, ranks=ranks)

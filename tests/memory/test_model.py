@@ -21,8 +21,7 @@ from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
 SHAPES = st.builds(TrainShape, batch=st.integers(1, 8), length=st.integers(2, 64), checkpointing=st.booleans(),
                    compute_dtype_bytes=st.sampled_from([2, 4]), logits_chunk=st.sampled_from([0, 1, 16, 128]),
                    device=st.sampled_from(["cpu", "cuda"]),
-                   optimizer=st.sampled_from(OPTIMIZERS), eval_batch=st.sampled_from([0, 1, 32]),
-                   accumulate=st.sampled_from([1, 4]))
+                   optimizer=st.sampled_from(OPTIMIZERS), accumulate=st.sampled_from([1, 4]))
 GRANULARITY = st.sampled_from(["layer", "block", "fused", "module"])
 
 
@@ -73,8 +72,7 @@ def test_more_rank_batch_or_length_never_needs_less(shape: TrainShape, granulari
     plain = MemoryModel(TINY, replace(shape, optimizer="adamw")).table(space)
     assert (plain.totals(higher) >= plain.totals(rows)).all()
     here = MemoryModel(TINY, shape).table(space).totals(rows)
-    for other in (replace(shape, batch=shape.batch + 1), replace(shape, length=shape.length + 7),
-                  replace(shape, eval_batch=shape.eval_batch + 8)):
+    for other in (replace(shape, batch=shape.batch + 1), replace(shape, length=shape.length + 7)):
         assert (MemoryModel(TINY, other).table(space).totals(rows) >= here).all()
 
 
@@ -116,11 +114,10 @@ def test_breakdown_belongs_to_the_largest_phase(shape: TrainShape, granularity: 
     (row,) = rows_of(data, space, 1)
     phase, parts = model.phase_breakdown(space, space.decode(row))
     by_phase = {p.name: int(CostTable((p,)).totals(row[None, :])[0]) for p in model.phases(space)}
-    assert list(by_phase) == ["load", "forward", "backward", "step", "evaluation"][:5 if shape.eval_batch else 4]
+    assert list(by_phase) == ["load", "forward", "backward", "step"]
     assert sum(parts.values()) == by_phase[phase] == max(by_phase.values())
     assert by_phase["load"] <= min(by_phase.values())
-    # The table leaves out what can never decide, and nothing that does.
-    assert {p.name for p in model.table(space).phases} >= {"forward", "backward", "step", phase}
+    assert phase in {p.name for p in model.table(space).phases}
     assert all(type(value) is int for value in parts.values())  # bytes, whole ones; GB are made when printed
     for p in model.table(space).phases:
         assert p.unit.dtype == p.spike.dtype == np.int64
@@ -199,39 +196,6 @@ def test_optimisers_are_ordered_on_large_adapters(device: str) -> None:
     assert needs == sorted(needs, reverse=True)
     assert needs[0] > needs[1]
     assert (needs[1] > needs[2]) == (device == "cuda")  # a CPU has no pages
-
-
-def test_an_evaluation_of_many_sequences_decides() -> None:
-    space = space_of(LLAMA2_7B, ranks=(4,))
-    row = space.encode(uniform(32, "nf4", 4))[None, :]
-    shape = TrainShape(1, 64, True, device="cuda")
-    trained = int(MemoryModel(LLAMA2_7B, shape).table(space).totals(row)[0])
-    model = MemoryModel(LLAMA2_7B, replace(shape, eval_batch=64))
-    assert model.phase_breakdown(space, uniform(32, "nf4", 4))[0] == "evaluation"
-    assert model.table(space).totals(row)[0] > trained
-    few = MemoryModel(LLAMA2_7B, replace(shape, batch=8, checkpointing=False, eval_batch=1)).table(space)
-    assert "evaluation" not in [p.name for p in few.phases]
-
-
-@settings(max_examples=30, deadline=None)
-@given(shape=SHAPES, granularity=GRANULARITY, data=st.data())
-def test_an_evaluation_in_trainings_batches_never_decides(shape: TrainShape, granularity: str,
-                                                          data: st.DataObject) -> None:
-    space = space_of(granularity=granularity)
-    phases = MemoryModel(TINY, replace(shape, eval_batch=shape.batch)).phases(space)
-    for row in rows_of(data, space, 4):
-        *trained, evaluation = (int(CostTable((p,)).totals(row[None, :])[0]) for p in phases)
-        assert evaluation <= max(trained)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("batch", "length"), [(1, 128), (1, 2048), (4, 128), (16, 512)])
-def test_an_evaluation_of_a_7b_model_never_decides(batch: int, length: int, checkpointing: bool) -> None:
-    space = space_of(LLAMA2_7B, ranks=(1, 32))
-    for optimizer, fmt, rank in itertools.product(OPTIMIZERS, space.formats, space.ranks.values):
-        shape = TrainShape(batch, length, checkpointing, optimizer=optimizer, device="cuda", eval_batch=batch)
-        allocation = uniform(32, fmt.name, rank)
-        assert MemoryModel(LLAMA2_7B, shape).phase_breakdown(space, allocation)[0] != "evaluation"
 
 
 def test_finer_units_bound_the_same_allocation() -> None:

@@ -14,7 +14,6 @@ from qra_bo.memory.cards import CARDS
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, Plan, largest_rank, memory_plan
-from qra_bo.memory.speed import step_seconds
 from qra_bo.pipeline.pricing import make_memory
 from qra_bo.space import SearchSpace, uniform
 from qra_bo.study.setting import BytesPredictor
@@ -154,17 +153,3 @@ def test_tables_show_choices_that_fit_and_levers_where_nothing_does(
     assert "What lowers" not in text
     for word in ("1000 = 1.0 kB", "none", "smallest allocation", "What lowers", "train.checkpointing=true", "saves"):
         assert word in few
-
-
-def test_a_named_card_gives_the_pace_of_each_budgets_best_choice(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
-    model, space, plain = llama
-    plan = memory_plan(model, space, {**BUDGETS, "1kB": 1000}, card=CARDS["rtx4090"])
-    fast, _, none = (answer.tokens_per_second for answer in plan.budgets)
-    nf4 = uniform(space.n_units, "nf4", 32)
-    assert fast == model.shape.tokens / step_seconds(model, space, nf4, CARDS["rtx4090"])
-    assert none is None
-    text = " ".join(printed(plan).split())
-    assert f"on a GeForce RTX 4090: about {fast:,.0f} with nf4, rank 32" in text
-    assert "not measured on a GPU" in text
-    assert plan.to_json()["budgets"][0]["estimated_tokens_per_second"] == fast
-    assert "tokens a second" not in printed(plain)

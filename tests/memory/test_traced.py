@@ -53,7 +53,7 @@ def test_backends(fmt: str, batch: int, length: int, checkpointing: bool, comput
 
 @pytest.mark.parametrize(("family", "scale"), [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.5})])
 def test_scaled_logits_are_made_in_chunks(family: str, scale: dict[str, float]) -> None:
-    shape, formats, ranks = replace(shape_of(4, 64, True, 4, 8), eval_batch=4), ("fp16",) * 3, (4,) * 3
+    shape, formats, ranks = shape_of(4, 64, True, 4, 8), ("fp16",) * 3, (4,) * 3
     config = config_of(family, vocab_size=4096, **scale)
     check(run_step(config, shape, formats, ranks), shape, formats, ranks, over=0.5)  # families that are not listed
 
@@ -65,7 +65,7 @@ def test_scaled_logits_are_made_in_chunks(family: str, scale: dict[str, float]) 
 def test_packed_embeddings(family: str, tied: bool, tile: int, tokens: tuple[int, int], checkpointing: bool, bits: int,
                            compute: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qra_bo.memory.embeddings._TILE_NUMEL", {"cpu": tile})
-    shape = replace(shape_of(*tokens, checkpointing, compute), embeddings=bits, eval_batch=tokens[0])
+    shape = replace(shape_of(*tokens, checkpointing, compute), embeddings=bits)
     formats, ranks, config = ("nf4",) * 3, (4,) * 3, config_of(family, vocab_size=1021, tie_word_embeddings=tied)
     step = run_step(config, shape, formats, ranks)
     check(step, shape, formats, ranks, over=0.01)
@@ -96,7 +96,7 @@ def test_steps_that_accumulate(tokens: tuple[int, int], ranks: tuple[int, ...], 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma"])
 def test_isolated_records_take_a_mask_and_repeated_heads(family: str, checkpointing: bool, compute: int) -> None:
     extra: dict[str, Any] = dict(eos_token_id=1, bos_token_id=1) if family == "phi3" else {}
-    shape = replace(shape_of(2, 192, checkpointing, compute), isolated=True, eval_batch=2)
+    shape = replace(shape_of(2, 192, checkpointing, compute), isolated=True)
     formats, ranks = ("fp16",) * 3, (4,) * 3
     step = run_step(config_of(family, **extra), shape, formats, ranks)
     check(step, shape, formats, ranks)

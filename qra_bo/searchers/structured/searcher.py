@@ -181,9 +181,9 @@ class StructuredSearch(ObservingSearcher):
 
     def _fitted(self) -> StructuredModel | None:
         """Return the surrogate of what is known; ``None`` before 2 losses."""
-        arrays = self._seen.arrays()
-        if self._model is None and len(arrays[0]) >= 2:
-            self._model = StructuredModel(self._design, *map(torch.from_numpy, arrays), settings=self._settings)
+        rows, losses, counts = map(torch.from_numpy, self._seen.arrays())
+        if self._model is None and len(rows) >= 2:
+            self._model = StructuredModel(self._design, rows, losses, counts, self._settings)
         return self._model
 
     def _ranked(self, model: StructuredModel) -> IntArray:
