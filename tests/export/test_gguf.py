@@ -13,27 +13,25 @@ from gguf import GGMLQuantizationType as Form
 from gguf import GGUFReader
 from gguf.quants import dequantize, quantize
 
-from qra_bo.config import load_config, make_spec
-from qra_bo.export.comparison import Reference
-from qra_bo.export.gguf import FILES, FOLDER, LOADER, modelfile
+from qra_bo.config import load_config
+from qra_bo.export.gguf import FILES, FOLDER, modelfile
 from qra_bo.export.gguf_blocks import form_of, is_exact, linear_blocks
 from qra_bo.export.gguf_file import half_form
 from qra_bo.export.gguf_layout import layout_of
-from qra_bo.export.llamacpp import LlamaCpp
 from qra_bo.export.registry import SMALL
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
+from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.quantization.base import backend_of
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving import gguf_bytes
 from qra_bo.pipeline.exports import commands
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
-from tests.export.allocations import Case, build
-from tests.export.finished import SETTINGS, exported, finish
+from qra_bo.space.decoder import spec_from_model
+from tests.export.allocations import Case, build, rows_of
+from tests.export.finished import exported
 
-RTN = "quantizer.rounding=rtn"
-FP32 = "dtype=float32"
 EXACT = 1e-3
 """Largest difference of logits of an unpacked file; both sides compute in fp32, in other orders."""
 KL = 0.01
@@ -45,15 +43,10 @@ def names(run: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", name="run")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    folder = finish(tmp_path_factory.mktemp("gguf") / "run", ("sym4-g64", "int3-g32", "sym8-g64", "hqq4"), (3, 0, 5, 8),
-                    RTN, FP32)
-    exported(folder, ["gguf"], gguf=list(FILES))
-    return FinishedRun.read(folder, gguf=list(FILES))
-
-
-@pytest.fixture(scope="module", name="reference")
-def make_reference(run: FinishedRun) -> Reference:
-    return Reference(run, torch.arange(1, 65))
+    case = Case(4, "llama", True, 2, "float32", ("sym4-g64", "int3-g32", "sym8-g64", "hqq4"), (3, 0, 5, 8))
+    run = replace(build(case, tmp_path_factory.mktemp("gguf")), gguf=tuple(FILES))
+    exported(run.folder, ["gguf"], gguf=run.gguf)
+    return run
 
 
 def linear_of(name: str, rows: int, columns: int, seed: int = 0) -> LinearWeights:
@@ -77,13 +70,6 @@ def test_blocks_hold_the_weights_of_each_format(name: str) -> None:
         assert not np.array_equal(found, wanted)
 
 
-@pytest.mark.parametrize(("name", "bits"), [("sym2-g64", 4.5), ("sym4-g128", 4.5), ("int3-g64", 4.5), ("sym5-g32", 5.5),
-                                            ("int4-g64", 5.5), ("sym6-g64", 8.5), ("sym8-g32", 8.5), ("hqq3", 5.0),
-                                            ("hqq5-g128", 6.0)])
-def test_blocks_take_the_bits_of_their_form(name: str, bits: float) -> None:
-    assert linear_blocks(linear_of(name, 4, 256), None).nbytes * 8 == bits * 4 * 256
-
-
 def test_extreme_codes_and_zeros_survive() -> None:
     for name in (n for n, fmt in FORMATS.items() if n.endswith("-g32") and form_of(fmt, 64) and is_exact(fmt)):
         linear = linear_of(name, 4, 64)
@@ -98,21 +84,24 @@ def test_extreme_codes_and_zeros_survive() -> None:
                                       extreme.dense(torch.float32).numpy())
 
 
-def test_files_hold_each_linear_in_its_form(run: FinishedRun) -> None:
-    found, weights = names(run.folder / FOLDER / "base.gguf"), weights_of(run)
+@pytest.mark.parametrize(("file", "form"), [("base", None), ("merged-q8_0", Form.Q8_0), ("merged-f16", Form.F16)])
+def test_files_hold_each_linear_in_its_form(run: FinishedRun, file: str, form: Form | None) -> None:
+    weights, found = weights_of(run), names(run.folder / FOLDER / f"{file}.gguf")
     layout = layout_of(weights.config)
-    assert {t.tensor_type for n, t in found.items() if ".0." in n and "norm" not in n} == {Form.Q4_0}
     for name, linear in weights.linears.items():
         tensor, rows = found[f"{layout.name(name)}.weight"], layout.rows(name)
-        dense = linear.dense(torch.float32)
-        wanted = (dense if rows is None else dense[rows]).numpy()
-        largest = 0 if is_exact(linear.format) else 1e-3
-        assert np.abs(dequantize(tensor.data, tensor.tensor_type) - wanted).max() <= largest
+        wanted, largest = linear.dense(torch.float32), 0 if is_exact(linear.format) else 1e-3
+        if merged := form is not None and linear.lora is not None:
+            wanted = torch.from_numpy(dequantize(quantize(linear.merged(torch.float32).numpy(), form), form))
+            largest = 0
+        assert np.abs(dequantize(tensor.data, tensor.tensor_type) - (wanted if rows is None else wanted[rows]).numpy()
+                      ).max() <= largest
+        assert tensor.tensor_type == (form if merged else form_of(linear.format, linear.shape[1]))
     assert "output.weight" not in found  # tied
 
 
-def test_llama_cpp_computes_the_runs_logits(run: FinishedRun, reference: Reference) -> None:
-    rows = {row.what: row for row in LOADER.rows("gguf", run, reference)}
+def test_llama_cpp_computes_the_runs_logits(run: FinishedRun) -> None:
+    rows = {row.what: row for row in rows_of(run, "gguf", torch.arange(1, 65))}
     assert list(rows) == ["gguf, base", "gguf, base with the adapter", "gguf, merged-f16", "gguf, merged-q8_0",
                           "gguf, base-f32", "gguf, base-f32 with the adapter"]
     for what, row in rows.items():
@@ -120,13 +109,6 @@ def test_llama_cpp_computes_the_runs_logits(run: FinishedRun, reference: Referen
         assert "f32" not in what or row.largest <= EXACT, row
         assert row.kl is not None
         assert row.kl < KL, row
-
-
-def test_other_files_differ_from_these_logits(run: FinishedRun, reference: Reference) -> None:
-    folder, ids = run.folder / FOLDER, reference.ids.tolist()
-    with LlamaCpp(folder / "base-f32.gguf", length=64, exact=True) as model:
-        without = torch.from_numpy(model.logits(ids))
-    assert (without - reference.own).abs().max() > 10 * EXACT  # so the adapter counts
 
 
 def test_16_bits_take_the_type_that_holds_them() -> None:
@@ -144,14 +126,6 @@ def test_rows_that_are_no_whole_blocks_have_no_form() -> None:
     assert form_of(parse_format("fp16"), 80) == Form.F16
 
 
-def test_card_says_how_to_serve_and_what_changes(run: FinishedRun) -> None:
-    text = (run.folder / FOLDER / "README.md").read_text()
-    for part in ("llama-server -m base.gguf --lora adapter.gguf", "ollama create", "lms import merged-f16.gguf",
-                 "offsets of hqq4 are rounded", "in F16 instead of their searched form", "base-f32.gguf"):
-        assert part in text
-    assert "None" not in text
-
-
 def test_modelfile_has_the_generation_settings() -> None:
     from transformers import GenerationConfig
 
@@ -161,82 +135,52 @@ def test_modelfile_has_the_generation_settings() -> None:
     assert "PARAMETER top_p 0.9" in modelfile("m.gguf", weights)
 
 
-def test_files_are_those_that_were_asked_for(tmp_path: Path) -> None:
-    run = build(Case(1, "llama", True, 2, "float32", ("fp16", "sym5-g64", "sym2-g64", "sym6-g64"), (1,)), tmp_path)
-    written = exported(run.folder, ["gguf"], gguf=["base"])
-    assert [p.name for p in written] == ["base.gguf", "README.md"]
-    assert "llama-server" not in written[1].read_text()
+def test_each_export_leaves_files_of_this_adapter_and_commands_for_them(tmp_path: Path) -> None:
+    def built(rank: int) -> Path:
+        return build(Case(1, "llama", True, 2, "float32", ("sym4-g64", "hqq4"), (rank,)), tmp_path).folder
 
+    def export(*files: str) -> str:
+        written = exported(built_folder, ["gguf"], gguf=files)
+        assert [p.name for p in written if p.suffix == ".gguf"] == [f"{name}.gguf" for name in files]
+        return (folder / "README.md").read_text()
 
-def built(number: int, folder: Path) -> Path:
-    return build(Case(number, "llama", True, 2, "float32", ("sym4-g64",), (number,)), folder).folder
-
-
-def test_files_of_an_earlier_adapter_do_not_stay_beside_new_ones(tmp_path: Path) -> None:
-    folder = built(1, tmp_path)
-    exported(folder, ["gguf"])
-    (folder / FOLDER / "notes.txt").touch()
-    exported(built(2, tmp_path), ["gguf"], gguf=["base", "adapter"])
-    assert {path.name for path in (folder / FOLDER).iterdir()} == {"base.gguf", "adapter.gguf", "README.md",
-                                                                  "notes.txt"}
-
-
-def test_a_file_that_is_added_leaves_the_others_and_their_commands(tmp_path: Path) -> None:
-    folder = built(1, tmp_path)
-    exported(folder, ["gguf"], gguf=["base", "adapter", "merged-q8_0"])
-    exported(folder, ["gguf"], gguf=["base-f32"])
-    text = (folder / FOLDER / "README.md").read_text()
-    for part in ("`merged-q8_0.gguf`", "`base-f32.gguf`", "llama-server -m base.gguf --lora adapter.gguf", "ollama"):
+    built_folder = built(1)
+    folder = built_folder / FOLDER
+    assert "llama-server" not in export("base")
+    export("merged-q8_0", "adapter")
+    text = export("base-f32")  # the others stay, and so do their commands
+    for part in ("`merged-q8_0.gguf`", "`base-f32.gguf`", "llama-server -m base.gguf --lora adapter.gguf", "ollama",
+                 "offsets of hqq4 are rounded", "in Q8_0 instead of their searched form"):
         assert part in text
-    printed = commands(FinishedRun.read(folder))
-    assert [line.partition("):")[0] for line in printed] == ["Talk to it (gguf", "Talk to it (Ollama"]
-
-
-def test_commands_name_files_that_are_there(tmp_path: Path) -> None:
-    folder = built(1, tmp_path)
-    exported(folder, ["gguf"], gguf=["merged-q8_0"])
-    server, _ = commands(FinishedRun.read(folder))  # whose export.gguf lists other files
-    named = [Path(word) for word in shlex.split(server) if word.endswith(".gguf")]
-    assert [path.name for path in named] == ["merged-q8_0.gguf"]
-    assert all(path.is_file() for path in named)
-
-
-def test_the_check_of_the_readme_leaves_the_files(tmp_path: Path) -> None:
-    folder = built(1, tmp_path)
-    files = {path: path.read_bytes() for path in exported(folder, ["gguf"], gguf=["merged-q8_0"])}
-    [check] = re.findall("`python -m qra_bo (task=export .*)` measures", (folder / FOLDER / "README.md").read_text())
+    assert [line.partition("):")[0] for line in commands(FinishedRun.read(built_folder))] == [
+        "Talk to it (gguf", "Talk to it (Ollama"]
+    (folder / "notes.txt").touch()
+    built(2)
+    export("merged-q8_0")  # of another adapter: nothing of the former one stays
+    assert {path.name for path in folder.iterdir()} == {"merged-q8_0.gguf", "README.md", "Modelfile", "notes.txt"}
+    server, _ = commands(FinishedRun.read(built_folder))  # whose export.gguf lists other files
+    assert [Path(word).name for word in shlex.split(server) if word.endswith(".gguf")] == ["merged-q8_0.gguf"]
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    [check] = re.findall("`python -m qra_bo (task=export .*)` measures", (folder / "README.md").read_text())
     config = load_config(shlex.split(check))
     assert config.export.check is True
-    exported(folder, config.export.targets or SMALL, gguf=config.export.gguf)
-    assert {path: path.read_bytes() for path in (folder / FOLDER).iterdir()} == files
-
-
-def merged_values(linear: LinearWeights, form: Form) -> Any:
-    return dequantize(quantize(linear.merged(torch.float32).numpy(), form), form)
-
-
-def test_merged_file_keeps_linears_without_adapter(run: FinishedRun) -> None:
-    weights, layout = weights_of(run), layout_of(weights_of(run).config)
-    found = names(run.folder / FOLDER / "merged-q8_0.gguf")
-    for name, linear in weights.linears.items():
-        tensor, rows = found[f"{layout.name(name)}.weight"], layout.rows(name)
-        wanted = torch.from_numpy(merged_values(linear, Form.Q8_0)) if linear.lora else linear.dense(torch.float32)
-        values = dequantize(tensor.data, tensor.tensor_type)
-        np.testing.assert_array_equal(values, (wanted if rows is None else wanted[rows]).numpy())
-        assert (tensor.tensor_type == Form.Q8_0) == (linear.lora is not None or linear.format.bits > 5)
+    exported(built_folder, config.export.targets or SMALL, gguf=config.export.gguf)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("embeddings", [16, 6])
 def test_plan_states_the_bytes_of_each_files_tensors(embeddings: int, tmp_path: Path) -> None:
-    formats, ranks = ("sym4-g64", "int3-g32", "sym8-g64", "fp16"), (3, 2, 5, 8)
-    folder = finish(tmp_path / "run", formats, ranks, RTN, FP32, f"embeddings={embeddings}")
-    spec = make_spec(load_config([*SETTINGS, RTN]))
-    space = SearchSpace(make_units(spec, "layer"), tuple(sorted(map(parse_format, formats), key=lambda f: f.bits)),
+    case = Case(3, "llama", True, 2, "float32", ("sym4-g64", "int3-g32", "sym8-g64", "fp16"), (3, 2, 5, 8), embeddings)
+    run = build(case, tmp_path)
+    spec = spec_from_model(load_base(run.manifest.model)[0], "llama")
+    space = SearchSpace(make_units(spec, "module"), tuple(sorted(map(parse_format, case.formats),
+                                                                 key=lambda fmt: fmt.bits)),
                         Ladder("ranks", (2, 3, 5, 8)))
-    memory = MemoryModel(spec, TrainShape(2, 32, embeddings=embeddings))
-    stated = gguf_bytes(memory, space, Allocation(formats, ranks))
-    exported(folder, ["gguf"], gguf=list(stated))
+    records = run.manifest.modules.values()
+    allocation = Allocation(tuple(r.format.name for r in records), tuple(r.rank for r in records))
+    stated = gguf_bytes(MemoryModel(spec, TrainShape(2, 32, embeddings=embeddings)), space, allocation)
+    exported(run.folder, ["gguf"], gguf=list(stated))
     for name, size in stated.items():
-        path = folder / FOLDER / f"{name}.gguf"
+        path = run.folder / FOLDER / f"{name}.gguf"
         assert sum(int(t.n_bytes) for t in names(path).values()) == size
         assert size < path.stat().st_size < size + 20_000

