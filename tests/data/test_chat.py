@@ -85,41 +85,35 @@ def test_a_conversation_begins_with_one_bos(template: str) -> None:
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_answers_end_with_their_mark() -> None:
-    tokenizer = chat_tokenizer(TEMPLATES["chatml"])
-    assert trained_text(tokenizer, talk("a", "b", "c", "d")) == ["b<|im_end|>\n", "d<|im_end|>\n"]
-    assert trained_text(tokenizer, talk("a", "b", "c", "d").last_turn()) == ["d<|im_end|>\n"]
-    twin = chat_tokenizer(marked(TEMPLATES["chatml"]))
-    assert trained_text(twin, talk("a", "b", "c", "d").last_turn()) == ["d<|im_end|>\n"]
+FOUR = ("a", "b", "c", "d")
 
 
-def test_a_template_that_changes_earlier_turns_is_read_around_the_answer() -> None:
-    tokenizer = chat_tokenizer(THINKING)
-    assert trained_text(tokenizer, talk("a", "<think>x</think>b", "c", "<think>y</think>d")) == [
-        "b<|im_end|>\n", "y</think>d<|im_end|>\n"]  # an answer begins with <think>, which the prompt gives
-    assert trained_text(tokenizer, talk("a", "b", "c", "d")) == ["b<|im_end|>\n", "d<|im_end|>\n"]
+@pytest.mark.parametrize(("template", "contents", "trained"), [
+    (TEMPLATES["chatml"], FOUR, ["b<|im_end|>\n", "d<|im_end|>\n"]),
+    (marked(TEMPLATES["chatml"]), FOUR, ["b<|im_end|>\n", "d<|im_end|>\n"]),
+    # earlier turns are changed; an answer begins with <think>, which the prompt gives
+    (THINKING, ("a", "<think>x</think>b", "c", "<think>y</think>d"), ["b<|im_end|>\n", "y</think>d<|im_end|>\n"]),
+    (THINKING, FOUR, ["b<|im_end|>\n", "d<|im_end|>\n"]),
+    (PHI, FOUR, ["b<|end|>\n", "d<|end|>\n<end>"]), (None, FOUR, [" b<end>\n", " d<end>\n"])])
+def test_answers_end_with_their_mark(template: str | None, contents: tuple[str, ...], trained: list[str]) -> None:
+    tokenizer = chat_tokenizer(template)
+    assert trained_text(tokenizer, talk(*contents)) == trained
+    assert trained_text(tokenizer, talk(*contents).last_turn()) == trained[1:]
 
 
-def test_an_end_token_of_the_whole_text_is_no_part_of_earlier_answers() -> None:
-    assert trained_text(chat_tokenizer(PHI), talk("a", "b", "c", "d")) == ["b<|end|>\n", "d<|end|>\n<end>"]
-
-
-def test_an_answer_that_can_not_be_found_is_refused() -> None:
-    tokenizer = chat_tokenizer("{{ messages | map(attribute='content') | map('upper') | sort | join(' ') }}")
-    with pytest.raises(DataError, match=r"line 1: the answer of turn 2 can't be told from the rest"):
-        ChatTemplate(tokenizer).render(talk("b", "a"))
-
-
-def test_a_template_that_refuses_a_conversation_names_its_line() -> None:
-    with pytest.raises(DataError, match=r"line 1: .* template refuses the conversation \(System role not supported\)"):
-        ChatTemplate(chat_tokenizer(GEMMA)).render(talk("a", "b", system="c"))
+@pytest.mark.parametrize(("template", "conversation", "reason"), [
+    ("{{ messages | map(attribute='content') | map('upper') | sort | join(' ') }}", talk("b", "a"),
+     "the answer of turn 2 can't be told from the rest"),
+    (GEMMA, talk("a", "b", system="c"), r".* template refuses the conversation \(System role not supported\)")])
+def test_a_template_that_refuses_a_conversation_names_its_line(template: str, conversation: Conversation,
+                                                               reason: str) -> None:
+    with pytest.raises(DataError, match=f"line 1: {reason}"):
+        ChatTemplate(chat_tokenizer(template)).render(conversation)
 
 
 def test_a_tokenizer_without_a_template_gets_a_plain_one_and_says_so(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
-    assert ChatTemplate(tokenizer).render(talk("a", "b", "c", "d")).text == (
-        "User: a\nAssistant: b<end>\nUser: c\nAssistant: d<end>\n")
-    assert trained_text(tokenizer, talk("a", "b", "c", "d")) == [" b<end>\n", " d<end>\n"]
+    assert ChatTemplate(tokenizer).render(talk("a", "b")).text == "User: a\nAssistant: b<end>\n"
     path = write(tmp_path, *[{"messages": talk(str(i), "b").messages} for i in range(9)])
     fields = config("jsonl", path=path)
     (note,) = data_notes(fields, load_data(fields, tokenizer, 64))
@@ -226,14 +220,11 @@ def test_nulls_of_json_texts_are_kept() -> None:
 
 
 def test_a_template_that_leaves_out_tools_is_refused() -> None:
-    with pytest.raises(DataError, match=r"writes no tools or no tool calls \(it leaves out 'add'\)"):
-        ChatTemplate(chat_tokenizer(TEMPLATES["chatml"])).render(chat(CALLED))
-    without = {"conversations": CALLED["conversations"]}
-    with pytest.raises(DataError, match="leaves out 'add'"):
-        ChatTemplate(chat_tokenizer(TEMPLATES["chatml"])).render(chat(without))
     no_calls = TOOLS.replace("message.tool_calls or []", "[]")
-    with pytest.raises(DataError, match="leaves out 'add'"):
-        ChatTemplate(chat_tokenizer(no_calls)).render(chat(CALLED))
+    for template, fields in ((TEMPLATES["chatml"], CALLED), (no_calls, CALLED),
+                             (TEMPLATES["chatml"], {"conversations": CALLED["conversations"]})):
+        with pytest.raises(DataError, match=r"writes no tools or no tool calls \(it leaves out 'add'\)"):
+            ChatTemplate(chat_tokenizer(template)).render(chat(fields))
 
 
 @pytest.mark.parametrize(("fields", "message"), [
@@ -259,13 +250,11 @@ def test_malformed_conversations_name_the_line(fields: dict[str, Any], message: 
         chat(fields)
 
 
-def test_records_with_a_false_label_are_left_out(tmp_path: Path) -> None:
+def test_records_with_a_false_label_are_left_out() -> None:
     rows = [("x", {"messages": talk("a", str(i)).messages, "label": i % 2 == 0}) for i in range(6)]
     records, left_out = records_of(rows, None, "x")
     assert [r.last_answer for r in records if isinstance(r, Conversation)] == ["0", "2", "4"]
     assert left_out == {"their label is false": 3}
-    fields = config("jsonl", path=write(tmp_path, *[row for _, row in rows]))
-    assert "3 records of" in data_notes(fields, load_data(fields, chat_tokenizer(LLAMA3), 64))[0]
 
 
 def test_a_conversation_is_cut_at_its_end_and_keeps_an_answer() -> None:

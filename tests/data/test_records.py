@@ -23,17 +23,14 @@ texts = st.text(st.characters(min_codepoint=97, max_codepoint=122), max_size=40)
 records = st.lists(st.builds(Record, texts, texts.filter(bool)), min_size=1, max_size=12)
 
 
-def test_a_text_is_cut_into_slices_that_all_carry_labels() -> None:
-    assert pieces_of([], [1, 2, 3, 4, 5], 2) == [([1, 2], [1, 2]), ([3, 4], [3, 4]), ([5], [5])]
-
-
-def test_prompts_carry_no_label() -> None:
-    assert pieces_of([1, 2], [3, 4], 8) == [([1, 2, 3, 4], [NO_LOSS, NO_LOSS, 3, 4])]
-
-
-def test_a_long_prompt_keeps_its_end() -> None:
-    assert pieces_of([1, 2, 3, 4, 5, 6], [7, 8, 9], 4) == [([5, 6, 7, 8], [NO_LOSS, NO_LOSS, 7, 8])]
-    assert pieces_of([1, 2, 3, 4, 5, 6], [7], 4) == [([4, 5, 6, 7], [NO_LOSS, NO_LOSS, NO_LOSS, 7])]
+@pytest.mark.parametrize(("prompt", "target", "length", "pieces"), [
+    ([], [1, 2, 3, 4, 5], 2, [([1, 2], [1, 2]), ([3, 4], [3, 4]), ([5], [5])]),
+    ([1, 2], [3, 4], 8, [([1, 2, 3, 4], [NO_LOSS, NO_LOSS, 3, 4])]),
+    ([1, 2, 3, 4, 5, 6], [7, 8, 9], 4, [([5, 6, 7, 8], [NO_LOSS, NO_LOSS, 7, 8])]),
+    ([1, 2, 3, 4, 5, 6], [7], 4, [([4, 5, 6, 7], [NO_LOSS, NO_LOSS, NO_LOSS, 7])])])
+def test_texts_are_sliced_and_long_prompts_keep_their_end(prompt: list[int], target: list[int], length: int,
+                                                          pieces: list[tuple[list[int], list[int]]]) -> None:
+    assert pieces_of(prompt, target, length) == pieces
 
 
 @given(records, st.integers(4, 64), st.integers(0, 3))
@@ -115,28 +112,11 @@ def test_an_answer_follows_its_prompt_without_a_space(first: list[str], tokenize
         assert tokenizer.convert_ids_to_tokens(row[:len(tokens) + 1].tolist()) == [*tokens, "</s>"]
 
 
-def test_a_text_ends_with_one_end_token() -> None:
-    (row,) = pack(TOKENIZER, [Record("a", "b<end>")], 8, seed=0).input_ids
-    assert row[:3].tolist() == [*b"ab", TOKENIZER.eos_token_id]
-    assert TOKENIZER.eos_token_id not in row[3:]
-
-
-def test_the_hash_of_the_data_sees_the_first_token() -> None:
-    splits = split_records(tiny_records(9, 0), 0.2, 0, "x")
-    assert assemble(TOKENIZER, splits, 32, 1, 0, "x").sha256 == texts_sha256(splits)
-    assert assemble(beginning(), splits, 32, 1, 0, "x").sha256 != texts_sha256(splits)
-
-
-def test_the_first_token_of_a_row_is_no_target() -> None:
-    assert pack(TOKENIZER, [Record("", "abc")], 8, seed=0).n_targets == 3  # b, c and the end token
-
-
-def test_splits_are_disjoint_and_cover_every_distinct_record() -> None:
-    items = [Record("", str(i % 40)) for i in range(100)]
-    train, validation, test = split_records(items, 0.1, 0, "x")
-    assert (len(train), len(validation), len(test)) == (32, 4, 4)
-    assert set(train) | set(validation) | set(test) == set(items)
-    assert len({*train, *validation, *test}) == 40
+def test_a_text_ends_with_one_end_token_and_begins_without_a_loss() -> None:
+    blocks = pack(TOKENIZER, [Record("", "ab<end>")], 8, seed=0)
+    assert blocks.input_ids[0][:3].tolist() == [*b"ab", TOKENIZER.eos_token_id]
+    assert TOKENIZER.eos_token_id not in blocks.input_ids[0][3:]
+    assert blocks.n_targets == 2  # b and the end token
 
 
 def talk(question: str, answer: str, system: str = "") -> Conversation:
@@ -163,19 +143,20 @@ def test_records_of_unique_prompts_are_split_as_by_record() -> None:
     assert split_records(items, 0.1, 3, "x") == (order[40:], order[:20], order[20:40])
 
 
-def test_fewer_than_three_prompts_are_split_by_record() -> None:
-    splits = split_records([Record("same", str(i), "same") for i in range(40)], 0.1, 0, "x")
-    assert [len(split) for split in splits] == [32, 4, 4]
+@pytest.mark.parametrize(("items", "held_out", "sizes"), [
+    ([Record("same", str(i), "same") for i in range(40)], 0.1, [32, 4, 4]),  # one prompt: by record
+    ([Record("", str(i % 40)) for i in range(100)], 0.1, [32, 4, 4]), ([Record("", c) for c in "abc"], 0.4, [1, 1, 1])])
+def test_splits_are_disjoint_and_cover_every_distinct_record(items: list[Record], held_out: float,
+                                                             sizes: list[int]) -> None:
+    splits = split_records(items, held_out, 0, "x")
+    assert [len(split) for split in splits] == sizes
+    assert {record for split in splits for record in split} == set(items)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2])
+@pytest.mark.parametrize("n", [0, 2])
 def test_too_few_records_to_hold_anything_out(n: int) -> None:
     with pytest.raises(DataError, match=rf"file\.jsonl has {n} distinct records; at least 3 are needed"):
         split_records([Record("", str(i)) for i in range(n)] * 5, 0.1, 0, "file.jsonl")
-
-
-def test_three_records_are_one_of_each() -> None:
-    assert [len(s) for s in split_records([Record("", c) for c in "abc"], 0.4, 0, "x")] == [1, 1, 1]
 
 
 def test_a_split_without_targets_is_refused() -> None:
@@ -183,15 +164,12 @@ def test_a_split_without_targets_is_refused() -> None:
         assemble(TOKENIZER, [[Record("", "ab")], [Record("", "ab")], []], 8, 4, 0, "x")
 
 
-def test_calibration_is_the_head_of_train() -> None:
+def test_calibration_is_the_head_of_train_and_the_hash_that_of_the_texts() -> None:
     splits = split_records(tiny_records(60, 0), 0.1, 0, "tiny")
     data = assemble(TOKENIZER, splits, 32, 3, 0, "tiny")
     np.testing.assert_array_equal(data.calibration.input_ids, data.train.input_ids[:3])
     assert data.sha256 == texts_sha256(splits)
-    assert set(data.n_tokens) == {"train", "validation", "test"}
-
-
-def test_the_hash_sees_text_order_and_split() -> None:
+    assert assemble(beginning(), splits, 32, 1, 0, "tiny").sha256 != data.sha256
     a, b = Record("p", "a"), Record("", "b")
     hashes = {texts_sha256(s) for s in ([[a, b], []], [[b, a], []], [[a], [b]], [[Record("", "pa"), b], []])}
     assert len(hashes) == 4
@@ -204,13 +182,4 @@ def test_every_epoch_sees_every_block_once(n: int, batch: int, steps: int, seed:
     flat = rows.ravel()
     for start in range(0, len(flat) - n + 1, n):
         assert sorted(flat[start:start + n]) == list(range(n))
-
-
-def test_a_shorter_run_sees_a_prefix() -> None:
-    np.testing.assert_array_equal(batches(10, 3, 20, 0)[:4], batches(10, 3, 4, 0))
-    assert not np.array_equal(batches(10, 3, 20, 0), batches(10, 3, 20, 1))
-
-
-def test_streams_of_other_names_differ() -> None:
-    assert named_rng("a", 0).random() != named_rng("b", 0).random()
-    assert named_rng("a", 0).random() == named_rng("a", 0).random()
+    np.testing.assert_array_equal(batches(n, batch, steps + 3, seed)[:steps], rows)  # a shorter run sees a prefix

