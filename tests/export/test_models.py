@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from qra_bo.export.comparison import Loader, Reference, View, divergence
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import weights_of
-from qra_bo.finetune.manifest import MANIFEST, PACKED, PROBE, read_manifest
+from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.tasks.export import run as export
-from qra_bo.utils.files import write_json
 from tests.export.allocations import Case, base_folder, build_on
 from tests.export.finished import exported, finish
 
@@ -44,8 +42,7 @@ def logits(model: Any, run: Path) -> torch.Tensor:
     return found
 
 
-def test_packed_weights_load_to_the_same_logits(mixed: Path,
-                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_weights_load_to_the_same_logits(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = logits(load(mixed)[0], mixed)
     paths = exported(mixed, ["packed"])
     assert [p.name for p in paths] == [PACKED, "quant_manifest.json"]
@@ -132,14 +129,6 @@ def test_export_that_fails_to_load_states_the_error(mixed: Path, tmp_path: Path)
     assert row.largest is None
     assert row.note.startswith("failed: ")
     assert "unfinished" not in row.note
-
-
-def test_check_of_a_run_on_cuda_names_the_other_device(mixed: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(mixed, tmp_path / "run"))
-    exported(run, ["packed"])
-    write_json(run / MANIFEST, replace(read_manifest(run), packed_on="cuda").to_json())
-    row = check_exports(FinishedRun.read(run))[0]
-    assert row.note.endswith("kept at the end of the run, which were computed on cuda and here on a CPU")
 
 
 def test_reference_in_fp32_is_the_model_loaded_to_compute_in_fp32(mixed: Path) -> None:

@@ -10,12 +10,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from qra_bo.export.comparison import Reference
 from qra_bo.export.load import load
 from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import PROBE, read_manifest
 from qra_bo.finetune.models.load import load_base
+from tests.export.allocations import rows_of
 from tests.export.finished import exported, finish
 from tests.finetune.models import tiny_gemma3_with_vision
 
@@ -53,25 +53,12 @@ def test_the_run_reloads_to_the_logits_of_its_end(run: Path) -> None:
     assert torch.equal(probe(model, run), load_file(run / PROBE)["logits"])
 
 
-def test_the_run_goes_on_training(run: Path) -> None:
-    model, _ = load(run, trainable=True)
-    ids = load_file(run / PROBE)["input_ids"]
-    model(input_ids=ids, labels=ids).loss.backward()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert len(trained) == 2 * 7 * sum(rank > 0 for rank in RANKS)
-    assert all(p.grad is not None for p in trained)
-
-
 @pytest.mark.parametrize("target", LARGEST)
 def test_exports_are_models_of_text(run: Path, target: str) -> None:
     if target == "mlx":
         pytest.importorskip("mlx_lm")
     exported(run, [target])
-    loader, finished = TARGETS[target].loader, FinishedRun.read(run)
-    assert loader is not None
-    rows = list(loader.rows(target, finished, Reference(finished, load_file(run / PROBE)["input_ids"][0])))
-    assert rows
-    for row in rows:
+    for row in rows_of(FinishedRun.read(run), target, load_file(run / PROBE)["input_ids"][0]):
         assert row.largest is not None, row
         assert row.largest <= LARGEST[target], row
     if target != "gguf":
