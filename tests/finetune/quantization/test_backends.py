@@ -9,10 +9,9 @@ from torch import nn
 from qra_bo.finetune.quantization import planes
 from qra_bo.finetune.quantization.base import PLANE_NAMES, backend_of, packed
 from qra_bo.finetune.quantization.hqq_solver import solve
-from qra_bo.memory.formats import FORMATS, PLANES, Plane, parse_format, planes_of
+from qra_bo.memory.formats import PLANES, Plane, parse_format
 from qra_bo.space import StorageFormat
-from qra_bo.utils.errors import ConfigError, SpaceError
-from tests.conformance.quantizer import between_extremes, make_linear, quantize, relative_error
+from tests.conformance.quantizer import make_linear, quantize, relative_error
 
 
 def build(name: str, linear: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
@@ -119,7 +118,7 @@ def test_two_planes_hold_what_the_library_keeps_in_bytes(name: str) -> None:
     assert sum(t.numel() for key, t in state.items() if key.endswith("codes")) == 96 * 256 * fmt.bits // 8
 
 
-@pytest.mark.parametrize("name", [name for name, fmt in FORMATS.items() if planes_of(fmt) and fmt.block == 64])
+@pytest.mark.parametrize("name", ["hqq3", "hqq5", "sym3-g64", "int2-g64", "sym8-g64"])
 def test_tiles_cover_a_matrix_of_several(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = build(name, make_linear(64, 256))
     whole = packed(layer).unpack()
@@ -144,34 +143,9 @@ def test_codes_of_seven_bits_take_three_planes(monkeypatch: pytest.MonkeyPatch) 
     assert [w.shape for w in planes.empty_planes(fmt, 13).values()] == [word.shape for word in words]
 
 
-def test_hqq_keeps_sixteen_bit_metadata_in_every_compute_type() -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        layer = build("hqq3", make_linear(64, 64), dtype)
-        assert {packed(layer).packed_state()[key].dtype for key in ("scale", "zero")} == {torch.float16}
-        assert packed(layer).unpack().dtype == dtype
-
-
-def test_hqq_eight_bits_lose_nothing_to_the_zero_point() -> None:
-    """The library in bf16 rounds zeros near 128 to whole codes: 3 to 5 times the error of the 8-bit grid."""
-    linear = make_linear(64, 256)
-    error = relative_error(packed(build("hqq8", linear, torch.float32)).unpack(), linear.weight)
-    grid = relative_error(between_extremes(linear.weight, 8), linear.weight)
-    assert error < 1.2 * grid
-
-
 def test_16_bits_share_a_half_precision_original() -> None:
     half, full = make_linear(64, 64, dtype=torch.bfloat16), make_linear(64, 64)
     assert build("fp16", half).weight.data_ptr() == half.weight.data_ptr()
     stored = build("fp16", full, torch.float32)
     assert stored.weight.dtype == torch.float16
     assert packed(stored).unpack().dtype == torch.float32
-
-
-def test_unpackable_shapes_are_explained() -> None:
-    with pytest.raises(SpaceError, match="hqq2 packs weights in multiples of 256"):
-        build("hqq2", make_linear(3, 64))
-
-
-def test_plain_modules_are_not_packed() -> None:
-    with pytest.raises(ConfigError, match="Linear"):
-        packed(make_linear(4, 4))

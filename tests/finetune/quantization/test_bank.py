@@ -10,12 +10,13 @@ from torch import nn
 
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.memory_probe import live_bytes
-from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.quantization.base import State
-from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
+from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats, relative_error
+from qra_bo.finetune.quantization.base import State, packed
+from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import StopRequested
 from qra_bo.space import DecoderSpec, StorageFormat
 from qra_bo.utils.errors import ConfigError, ModelError, OracleError
+from tests.conformance.quantizer import quantize
 from tests.finetune.models import tiny_llama
 
 FORMATS = tuple(parse_format(name) for name in ("hqq2", "hqq3", "nf4", "int8", "fp16"))
@@ -83,14 +84,6 @@ def test_head_embedding_and_their_tie_are_untouched() -> None:
     assert head.weight is embedding.weight
     left = [name for name, m in model.named_modules() if type(m) is nn.Linear]
     assert left == ["lm_head"]
-
-
-def test_stored_bytes_are_those_of_the_formats() -> None:
-    _, spec, bank = make_bank()
-    choice = mixed(spec)
-    want = [(weight_bytes(parse_format(choice[m.name]), m.out_features, m.in_features),
-             metadata_bytes(parse_format(choice[m.name]), m.out_features, m.in_features)) for m in spec.linears]
-    assert bank.stored_bytes(choice) == (sum(w for w, _ in want), sum(m for _, m in want))
 
 
 def test_kept_dense_weights_change_no_bit_nor_measured_bytes() -> None:
@@ -161,21 +154,6 @@ def test_a_disk_that_takes_nothing_leaves_layers_in_memory(tmp_path: Path, caplo
     assert "can't be cached" in caplog.text
 
 
-def test_marks_the_model_for_peft() -> None:
-    model, _, _ = make_bank()
-    assert model.is_loaded_in_4bit is True
-    assert model.is_loaded_in_8bit is True
-
-
-def test_build_reports_progress() -> None:
-    _, spec, bank = make_bank()
-    seen: list[tuple[str, int, int]] = []
-    bank.build(lambda *event: seen.append(event))
-    total = sum(fmt.bits < 16 for fmt in FORMATS) * len(spec.linears)
-    assert [done for _, done, _ in seen] == list(range(1, total + 1))
-    assert {(what, of) for what, _, of in seen} == {("quantise", total)}
-
-
 def test_stop_packs_none_of_the_layers_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     _, spec, bank = make_bank()
     packed, pack = list[str](), bank._pack
@@ -221,3 +199,20 @@ def test_refuses_a_model_of_other_shapes() -> None:
     _, spec = tiny_llama(layers=2)
     with pytest.raises(ModelError, match=r"layers\.1"):
         LayerBank(model, spec, FORMATS, torch.bfloat16, "cpu")
+
+
+LADDER = tuple(parse_format(name) for name in ("hqq4", "nf4", "int8"))
+
+
+def test_a_reproduced_base_refuses_that_format_alone() -> None:
+    model, spec = tiny_llama()
+    refuse_reproducing_formats(LayerBank(model, spec, LADDER, torch.float32, "cpu"), LADDER)
+    fmt = LADDER[0]
+    for linear in spec.linears:
+        module = model.get_submodule(linear.name)
+        module.weight.data.copy_(packed(quantize(module, fmt, torch.float32)).unpack())
+    bank = LayerBank(model, spec, LADDER, torch.float32, "cpu")
+    assert relative_error(bank, spec.linears[0].name, fmt) < 0.01
+    with pytest.raises(ConfigError, match="hqq4 of 4 bits reproduces this base") as caught:
+        refuse_reproducing_formats(bank, LADDER)
+    assert len(caught.value.problems) == 1

@@ -1,7 +1,14 @@
-"""Every backend against the shared suite."""
+"""Every backend against the shared suite: some formats of each always, one of every kind and width when slow."""
 
 from qra_bo.memory.formats import PLANES, WIDTHS
 from tests.conformance.quantizer import QuantizerConformance
+
+
+def others(kind: str, chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """One format of every width of a kind, without those whose width is among ``chosen``."""
+    given = {name.partition("-")[0] for name in chosen}
+    return tuple(f"{kind}{bits}-g64" for bits, width in WIDTHS.items()
+                 if kind in width.kinds and f"{kind}{bits}" not in given)
 
 
 class TestBitsAndBytes(QuantizerConformance):
@@ -9,16 +16,18 @@ class TestBitsAndBytes(QuantizerConformance):
 
 
 class TestHQQ(QuantizerConformance):
-    formats = (*(f"hqq{bits}" for bits in PLANES["hqq"]), "hqq3-g32", "hqq4-g128", "hqq5-g32")
+    formats = ("hqq3", "hqq4-g128", "hqq5-g32")
+    slow_formats = ("hqq3-g32", *(f"hqq{bits}" for bits in PLANES["hqq"] if bits != 3))
 
 
 class TestInteger(QuantizerConformance):
-    formats = tuple(f"{kind}{bits}-g{(32, 64, 128)[i % 3]}" for i, (bits, width) in enumerate(WIDTHS.items())
-                    for kind in ("sym", "int") if kind in width.kinds)
+    formats = ("sym2-g32", "sym4-g64", "sym5-g128", "sym8-g32", "int2-g64", "int3-g128")
+    slow_formats = others("sym", formats) + others("int", formats)
 
 
 class TestTrellis(QuantizerConformance):
-    formats = tuple(f"t{bits}" for bits, width in WIDTHS.items() if "t" in width.kinds)
+    formats = ("t1", "t3")
+    slow_formats = ("t2", "t4")
 
 
 class TestUnquantised(QuantizerConformance):

@@ -28,7 +28,7 @@ from qra_bo.pipeline.finetune_oracle import caches, split_calibration
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec
-from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OracleError
+from qra_bo.utils.errors import DeviceError, ModelError, OracleError
 from tests.finetune.models import tiny_llama
 
 CPU = torch.device("cpu")
@@ -299,11 +299,6 @@ def test_sensitivities_are_measured_on_text_that_chose_no_codes(chosen_on: int, 
     data, notes = split_calibration(DataSplits(blocks, blocks, blocks, blocks, "", ""), chosen_on, 4)
     assert data.calibration.input_ids[:, 0].tolist() == list(range(first, first + 4))
     assert [f"measured on {shared} of the same" in note for note in notes] == [True] * bool(shared)
-
-
-def test_codes_want_a_real_text() -> None:
-    with pytest.raises(ConfigError, match="does not have: use quantizer"):
-        load_config(["+model=tiny", "oracle=synthetic", "quantizer.rounding=gptq"])
 
 
 @pytest.mark.parametrize(("overrides", "rounding"), [
