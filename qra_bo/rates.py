@@ -42,7 +42,7 @@ def study_of_run(folder: Path) -> Study | None:
         raise ModelError(f"{folder} is of a model with code of its own ({config.model['path']!r}), which is never run "
                          "to learn rates; leave it out") from error
     space = make_space(config, spec)
-    problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.budget_bytes,
+    problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.header.budget_bytes,
                             study.profile.profile, config.fidelity.high, None,
                             config.seed)
     factor = (study.learning_rate or config.adapter.lr) / suggested_rate(config)  # trainers have their own rates

@@ -14,7 +14,7 @@ from qra_bo.memory.advice import NOTHING_BINDS, Advice, advice_on
 from qra_bo.memory.budget import OfAllocation, Uniform, format_for
 from qra_bo.memory.model import SCOPES
 from qra_bo.space import Allocation, SearchSpace, uniform
-from qra_bo.study.events import BY_RULE, CALIBRATED, Given
+from qra_bo.study.header import BY_RULE, CALIBRATED, Given
 from qra_bo.study.setting import Setting
 from qra_bo.utils.errors import BudgetError, ConfigError, OutputError, SpaceError
 from qra_bo.utils.files import read_object

@@ -13,7 +13,7 @@ from qra_bo.sensitivity.io import given_profile
 from qra_bo.study import Setting
 from qra_bo.study.baselines import check_uniform
 from qra_bo.study.device_allowance import allowance_for
-from qra_bo.study.events import Given
+from qra_bo.study.header import Given
 from qra_bo.study.state import begun_study
 
 
@@ -51,7 +51,7 @@ def checked_budget(setting: Setting, folder: Path | None = None) -> int:
     config = setting.config
     study = begun_study(folder) if folder is not None and isinstance(config.budget[0], Auto) else None
     if study is not None:
-        budget = study.budget_bytes
+        budget = study.header.budget_bytes
     else:
         budget = budget_bytes(config, config.budget[0], setting.memory, setting.space)
     if setting.given is None:

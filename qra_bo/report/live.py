@@ -18,12 +18,10 @@ from qra_bo.space import Allocation, average_bits
 from qra_bo.study.events import (
     Calibration,
     Confirmation,
-    Effort,
     End,
     Event,
     Final,
     FinishedTrial,
-    Header,
     Measured,
     Objective,
     Prediction,
@@ -31,6 +29,7 @@ from qra_bo.study.events import (
     Untuned,
     Warned,
 )
+from qra_bo.study.header import Effort, Header
 from qra_bo.study.state import Study, loss_of
 from qra_bo.study.verdict import verdict_card
 from qra_bo.trials import Trial
@@ -203,5 +202,5 @@ class LiveView:
             versus = "" if uniform is None else \
                 f", {signed(loss_of(best) - loss_of(uniform))} against {_of(uniform.allocation, study)}"
             lines.append(f"best {loss_of(best):.4f}: {_of(best.allocation, study)}{versus}; "
-                         f"{size(best.predicted_bytes)} of {size(study.budget_bytes)}")
+                         f"{size(best.predicted_bytes)} of {size(study.header.budget_bytes)}")
         return Text("\n".join(lines), style="dim", no_wrap=True, overflow="ellipsis")

@@ -2,7 +2,8 @@
 
 from qra_bo.finetune.training.learning_rate import RATE_RULES, REFERENCE_RANK
 from qra_bo.report.data import ReportData
-from qra_bo.study.events import CALIBRATED, Calibration
+from qra_bo.study.events import Calibration
+from qra_bo.study.header import CALIBRATED
 from qra_bo.trials import TrialState
 from qra_bo.utils.formatting import number, signed
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from qra_bo.memory.formats import default_format
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.events import Calibration, RateTried
+from qra_bo.study.events import Calibration
 from qra_bo.study.setting import BaselineRules, Headroom
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Trial
@@ -97,7 +97,7 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
         run.warn(f"the best learning rate, {best:g}, is at the end of the {len(tried)} that were tried: another "
                  "adapter.lr may do better")
     run.record(Calibration(best, adapter.lr_rule, tuple(tried), tuple(
-        RateTried(rate, loss) for rate, loss in tried.items() if math.isfinite(loss)), tuple(chosen)))
+        {"learning_rate": rate, "loss": loss} for rate, loss in tried.items() if math.isfinite(loss)), tuple(chosen)))
 
 
 def _next_rates(tried: Mapping[float, float], first: Sequence[float]) -> Sequence[float]:

@@ -15,7 +15,8 @@ from qra_bo.study.baselines import calibrate, evaluate_baselines, evaluate_refer
 from qra_bo.study.confirmation import check_ranking, check_rates, confirm, settle_length
 from qra_bo.study.delivery import deliver
 from qra_bo.study.device_allowance import fold_peaks
-from qra_bo.study.events import Calibration, End, Given
+from qra_bo.study.events import Calibration, End
+from qra_bo.study.header import Given
 from qra_bo.study.journal import Journal
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import MakeSearcher, SearchLoop, recommend

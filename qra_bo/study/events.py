@@ -6,126 +6,36 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.execution.base import ProfileResult
-from qra_bo.memory.allowance import Allowance
-from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.sensitivity.change import Change
-from qra_bo.space import Allocation, StorageFormat
+from qra_bo.space import Allocation
+from qra_bo.study.header import Effort, Header, Stored
 from qra_bo.trials import RESERVED, Trial
 from qra_bo.utils.errors import JournalError, ProfileError, SpaceError
 
-CALIBRATED = "calibrated in the search that found the allocation"
-BY_RULE = "adapter.lr by its rule, not calibrated"
-"""Sources of a given allocation's learning rate. A file may state another (``learning_rate_source``)."""
 LEAST_AGREEMENT = 0.0
 """Spearman correlation of left-out losses, over their better half, above which the surrogate's ranking is followed."""
 
-Stored = Annotated[Allocation, PlainValidator(lambda a: a if isinstance(a, Allocation) else Allocation.from_json(a)),
-                   PlainSerializer(Allocation.to_json)]
 StoredChange = Annotated[Change, PlainValidator(lambda c: c if isinstance(c, Change) else Change.from_json(c)),
                          PlainSerializer(Change.to_json)]
-"""Fields that are stored as ``to_json`` writes them."""
+Losses = tuple[float, ...]
 
 
-@checked(frozen=True, slots=True)
-class Given:
-    """Allocations to train without a search, in the order of preference: the first that measures within the budget.
-
-    Args:
-        allocations: At least one.
-        reason: Why nothing is searched, as the end of a sentence.
-        learning_rate: As in ``TrialSpec``.
-        rate_source: Where the rate comes from.
-        notes: Sentences that the run keeps as warnings.
-    """
-
-    allocations: tuple[Stored, ...]
-    reason: str
-    learning_rate: float
-    rate_source: str = BY_RULE
-    notes: tuple[str, ...] = ()
-
-
-@checked(frozen=True, slots=True)
-class Effort:
-    """What a run may spend, and what it checks at its end; an ``extension`` of a run that goes on holds nothing else.
-
-    Args:
-        effort: Name of the preset.
-        max_full_trials: Full-trial equivalents of the search; 0: the allocation is predicted.
-        planned_cost: The same in training tokens.
-        uniform_baselines: Number of uniform baselines; ``None``: all.
-        references: Whether LoRA and QLoRA are trained.
-        ranking_top: Allocations of the ranking check.
-        rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
-    """
-
-    effort: str
-    max_full_trials: float
-    planned_cost: float
-    uniform_baselines: int | None
-    references: bool
-    ranking_top: int
-    rate_factors: tuple[float, ...]
-
-
-@checked(frozen=True, slots=True)
-class Header(Effort):
-    """The first event: what the run is of.
-
-    Args:
-        units: Names of the ``L`` units.
-        formats: The ladder of ``F`` storage formats, by increasing bits.
-        unit_numel: Parameters of every unit, ``L``.
-        budget_bytes: Hard limit on predicted bytes in ``scope``; ``budget_text`` is the budget as configured.
-        high_steps: Optimiser steps of a full-fidelity trial; ``low_steps`` are those of its prefix, if any.
-        full_trial_tokens: Cost of one full-fidelity trial in training tokens.
-        train_seed: Training seed of the search's trials; ``seed`` is that of the search itself.
-        allowance: What the device's allocator was assumed to need; ``None``: what the memory model assumes.
-        given: What is trained without a search; ``None`` for a search.
-    """
-
-    schema_version: int
-    config: Mapping[str, Any]
-    config_sha256: str
-    version: str
-    seed: int
-    train_seed: int
-    model: str
-    granularity: str
-    units: tuple[str, ...]
-    formats: tuple[StorageFormat, ...]
-    ranks: tuple[int, ...]
-    unit_numel: tuple[int, ...]
-    budget_bytes: int
-    budget_text: str
-    max_average_bits: float | None
-    scope: str
-    oracle: str
-    high_steps: int
-    low_steps: int | None
-    full_trial_tokens: float
-    alpha_over_rank: float
-    init: str
-    method: str
-    rates_sha256: str | None
-    allowance: Allowance | None = None
-    given: Given | None = None
-
-    @property
-    def trains(self) -> bool:
-        """Whether the run's oracle really fine-tunes a model."""
-        return self.oracle == FINETUNE
-
-
-@checked(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """Facts about the process and its oracle (``study.provenance``), once a session."""
 
-    facts: Annotated[Mapping[str, Any], Field(default_factory=dict)]
+    facts: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.facts)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Provenance":
+        return cls({k: v for k, v in data.items() if k not in RESERVED})
 
 
 @checked(frozen=True, slots=True)
@@ -164,28 +74,17 @@ class FinishedTrial:
 
 
 @checked(frozen=True, slots=True)
-class RateTried:
-    """A learning rate of the calibration and the mean loss of its trials (nats)."""
-
-    learning_rate: float
-    loss: float
-
-
-@checked(frozen=True, slots=True)
 class Calibration:
-    """The learning rate of the run's trials.
+    """The learning rate of the run's trials, as in ``TrialSpec``; ``rule`` gives those of other ranks and lengths.
 
-    Args:
-        learning_rate: As in ``TrialSpec``; ``rule`` says what it becomes at other ranks and lengths.
-        tried: Rates that trials tried; ``trials`` are those that gave a loss.
-        uniform_baselines: Allocations that were trained at every rate.
-        source: Where a rate comes from that this run did not calibrate.
+    Trials tried the rates ``tried`` on ``uniform_baselines``; ``trials`` are those that gave losses, with their mean
+    (nats). ``source`` says where a rate comes from that this run did not calibrate.
     """
 
     learning_rate: float
     rule: str
     tried: tuple[float, ...] = ()
-    trials: tuple[RateTried, ...] = ()
+    trials: tuple[Mapping[str, float], ...] = ()
     uniform_baselines: tuple[Stored, ...] = ()
     source: str | None = None
 
@@ -244,9 +143,9 @@ class Stopped:
 class SurrogateCheck:
     """How well a searcher's surrogate predicts ``n`` observations from the others (``SelfChecking``)."""
 
-    observed: tuple[float, ...]
-    predicted: tuple[float, ...]
-    sd: tuple[float, ...]
+    observed: Losses
+    predicted: Losses
+    sd: Losses
     n: int
     spearman: float | None
     spearman_good: float | None
@@ -272,21 +171,18 @@ class Choice:
 
 @checked(frozen=True, slots=True)
 class Compared:
-    """Two allocations on unseen training seeds.
-
-    Losses are of the seeds that gave both (nats); ``mean`` is that of candidate - reference, ``low`` and ``high`` bound
-    its 95 % confidence interval.
-    """
+    """Test losses of two allocations on unseen training seeds that gave both (nats), with the mean of candidate -
+    reference and the bounds of its 95 % confidence interval."""
 
     train_seeds: tuple[int, ...]
-    candidate_losses: tuple[float, ...]
-    reference_losses: tuple[float, ...]
+    candidate_losses: Losses
+    reference_losses: Losses
     mean: float
     low: float
     high: float
 
     @property
-    def differences(self) -> tuple[float, ...]:
+    def differences(self) -> Losses:
         """Candidate - reference by seed (nats)."""
         return tuple(c - r for c, r in zip(self.candidate_losses, self.reference_losses, strict=True))
 
@@ -299,7 +195,6 @@ class Confirmation(Compared):
         winner_kind: ``"mixed"`` where the candidate has the lower loss in the mean, ``ahead`` added, and never failed
             alone; else ``"uniform"``.
         candidate_failed: Whether the candidate failed where the reference did not.
-        split: Split of all losses.
         steps: Optimiser steps of all trainings.
         ahead: What learned rates add to the difference up to the length that the run minimises (nats).
     """
@@ -341,20 +236,17 @@ class RankingCheck:
 
     steps: int
     fingerprints: tuple[str, ...]
-    losses: tuple[float, ...]
-    search_losses: tuple[float, ...]
+    losses: Losses
+    search_losses: Losses
     spearman: float | None
 
 
 @checked(frozen=True, slots=True)
 class Measured:
-    """Predicted and measured bytes of one allocation, before its final fine-tune.
+    """Predicted and measured peak bytes of one allocation in the configured scope, before its final fine-tune.
 
-    Args:
-        measured_bytes: Peak bytes in ``scope``; ``None`` where the device measures none or memory ran out.
-        scope: ``"peak"`` or ``"stored"``, as ``memory.scope``.
-        fits: Whether memory sufficed and the measured bytes, if any, are within the budget.
-        peaks: Memory by phase.
+    ``measured_bytes`` is ``None`` where the device measures none or memory ran out; ``fits`` says whether memory
+    sufficed, and what was measured is within the budget; ``peaks`` is the memory by phase.
     """
 
     allocation: Stored
@@ -362,7 +254,7 @@ class Measured:
     measured_bytes: int | None
     scope: str
     fits: bool
-    peaks: Annotated[Mapping[str, Any], Field(default_factory=dict)]
+    peaks: Mapping[str, Any]
 
 
 @checked(frozen=True, slots=True)
@@ -370,8 +262,7 @@ class Final:
     """The final fine-tune.
 
     Args:
-        steps: Optimiser steps; ``planned_steps`` would have been done without an early stop.
-        kept_step: The step whose adapter is delivered.
+        planned_steps: Optimiser steps without an early stop; ``steps`` were done, and ``kept_step`` is delivered.
         curve: ``(step, validation loss)``.
         loss: Test loss of what is delivered, with its standard error over sequences (nats).
         winner: Fingerprint of the allocation that won; ``delivered``: of the first that measured within the budget.
@@ -405,12 +296,10 @@ class Folded:
 
 @checked(frozen=True, slots=True)
 class End:
-    """The end of a run.
+    """The end of a run; ``status`` is ``"done"``, or ``"next_best"`` where the winner measured over the budget.
 
-    Args:
-        status: ``"done"``, or ``"next_best"`` where the winner measured over the budget.
-        best: Fingerprint of what is delivered; ``breakdown`` are its predicted bytes by part.
-        file_bytes: Bytes of the whole model as a file.
+    ``best`` is the fingerprint of what is delivered, ``breakdown`` its predicted bytes by part, ``file_bytes`` those
+    of the whole model as a file.
     """
 
     status: str
@@ -422,9 +311,9 @@ class End:
     file_bytes: int | None = None
 
 
-Record = (Header | Effort | Provenance | Stage | Warned | ProfileResult | FinishedTrial | Calibration | Untuned
-          | Objective | Prediction | Stopped | SurrogateCheck | Choice | Confirmation | RateCheck | RankingCheck
-          | Measured | Final | Folded | End)
+OwnCodec = Provenance | FinishedTrial | ProfileResult
+Record = (Header | Effort | Stage | Warned | Calibration | Untuned | Objective | Prediction | Stopped | SurrogateCheck
+          | Choice | Confirmation | RateCheck | RankingCheck | Measured | Final | Folded | End | OwnCodec)
 KINDS: dict[str, type[Any]] = {
     "header": Header, "extension": Effort, "provenance": Provenance, "stage": Stage, "warning": Warned,
     "profile": ProfileResult, "trial": FinishedTrial, "calibration": Calibration, "untuned": Untuned,
@@ -433,11 +322,7 @@ KINDS: dict[str, type[Any]] = {
     "measured": Measured, "final": Final, "allowance": Folded, "end": End}
 """Names of the kinds in the journal; ``Study`` has the last record of each under its name."""
 NAMES: dict[type[Any], str] = {record: name for name, record in KINDS.items()}
-
-
-@functools.cache
-def _adapter(kind: str) -> TypeAdapter[Any]:
-    return TypeAdapter(KINDS[kind])
+_adapter: Any = functools.cache(TypeAdapter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,11 +339,9 @@ class Event:
 
 def encode(record: Record) -> dict[str, Any]:
     """Return the fields of a record's line as JSON values."""
-    if isinstance(record, Provenance):
-        return dict(record.facts)
-    if isinstance(record, FinishedTrial | ProfileResult):
-        return {k: v for k, v in record.to_json().items() if k != "event"}
-    return dict(_adapter(NAMES[type(record)]).dump_python(record, mode="json"))
+    fields = record.to_json() if isinstance(record, OwnCodec) else \
+        _adapter(type(record)).dump_python(record, mode="json")
+    return {k: v for k, v in fields.items() if k != "event"}
 
 
 def as_line(event: Event) -> dict[str, Any]:
@@ -475,17 +358,11 @@ def decode(line: Mapping[str, Any]) -> Event:
     name = line.get("event")
     try:
         kind = KINDS[str(name)]
-        if kind is Provenance:
-            record: Record = Provenance({k: v for k, v in line.items() if k not in RESERVED})
-        elif kind in (FinishedTrial, ProfileResult):
-            record = kind.from_json(line)
-        else:
-            record = _adapter(str(name)).validate_python(dict(line))
+        record = kind.from_json(line) if issubclass(kind, OwnCodec) else _adapter(kind).validate_python(dict(line))
         return Event(record, datetime.fromisoformat(line["time"]))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, SpaceError,
-            ProfileError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, SpaceError, ProfileError) as error:
         why = repr(error)
     raise JournalError(f"the {name} event in the journal is malformed: {why}; it was not written by this program")

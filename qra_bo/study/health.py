@@ -84,7 +84,7 @@ def _noise(study: Study) -> Part:
 
 
 def _memory(study: Study) -> Part:
-    winner, limit = study.winner, study.budget_bytes
+    winner, limit = study.winner, study.header.budget_bytes
     point = None if winner is None else study.point(winner)
     last = None if winner is None else study.measurement(winner)
     if last is not None:
@@ -117,7 +117,7 @@ def _data(study: Study) -> Part:
     """Judge the share of answer tokens that are cut off at ``train.length``."""
     facts = study.provenance.get("data_facts")
     if facts is None:
-        return UNKNOWN, "It was not recorded how much was cut." if study.trains else "No model was trained.", ""
+        return UNKNOWN, "It was not recorded how much was cut." if study.header.trains else "No model was trained.", ""
     records, cut = int(facts["records"]), int(facts["cut_records"])
     if not cut:
         return PASS, f"None of the {records:,} training records is cut.", ""

@@ -10,7 +10,8 @@ import numpy as np
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.card import Card
-from qra_bo.study.events import BY_RULE, Calibration, End
+from qra_bo.study.events import Calibration, End
+from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import health
 from qra_bo.study.state import Study, is_uniform, load_study
 from qra_bo.study.verdict import beside_prediction, verdict_card, verdict_of
@@ -121,7 +122,7 @@ def _loss(study: Study, point: Trial | None) -> dict[str, Any]:
         final = study.final
         return {"loss": final and final.loss, "loss_se": final and final.loss_se,
                 "fidelity": "high" if final else "none", "metric": "test_loss", "search_loss": None}
-    fidelity, c = "high" if study.trains else "proxy", study.confirmation
+    fidelity, c = "high" if study.header.trains else "proxy", study.confirmation
     sides = () if c is None else ((c.candidate, c.candidate_losses), (c.reference, c.reference_losses))
     losses = next((np.array(losses) for side, losses in sides if losses and side == point.allocation), None)
     if losses is not None:
@@ -192,14 +193,14 @@ def _memory(study: Study, winner: Allocation, point: Trial | None, end: End) -> 
     """Return the predicted bytes of the winner, and the measured ones where they were measured."""
     last = study.measurement(winner)
     measured = last.measured_bytes if last else point.result.measured_bytes if point else None
-    return {"scope": study.header.scope, "budget_bytes": study.budget_bytes,
+    return {"scope": study.header.scope, "budget_bytes": study.header.budget_bytes,
             "max_average_bits": study.header.max_average_bits, "predicted_bytes": end.predicted_bytes,
             "measured_bytes": measured, "file_bytes": end.file_bytes, "breakdown": dict(end.breakdown)}
 
 
 def _baseline(study: Study, e: Trial) -> dict[str, Any]:
     fmt, bits, ranks = e.allocation.formats[0], e.bits[0], e.allocation.ranks
-    return {"name": study.name(e.allocation, e.spec.codes), "bits": bits,
+    return {"name": study.name(e.allocation, e.spec.codes), "bits": bits, "reference": e.stage == "reference",
             "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks),
             "format": fmt, "codes": e.spec.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
-            "feasible": e.within(study.budget_bytes) and study.admits(e.bits), "reference": e.stage == "reference"}
+            "feasible": e.within(study.header.budget_bytes) and study.admits(e.bits)}

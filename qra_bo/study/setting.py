@@ -14,7 +14,7 @@ from qra_bo.memory.budget import priced_space
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, SearchSpace, average_bits, limit_average_bits
-from qra_bo.study.events import Given, Header
+from qra_bo.study.header import Given, Header
 from qra_bo.trials import Trial, TrialState
 from qra_bo.utils.errors import JournalError
 

@@ -10,10 +10,9 @@ import numpy as np
 
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import default_format, parse_format
-from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation, average_bits, uniform
 from qra_bo.study import events as ev
-from qra_bo.study.events import Event, FinishedTrial, Measured, decode
+from qra_bo.study.header import Effort, Header
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.trials import Fidelity, Trial, TrialState, rounding_of
 from qra_bo.utils.errors import JournalError
@@ -38,11 +37,8 @@ CONCLUSIONS = ("prediction", "surrogate_check", "choice", "confirmation", "rate_
 class Cost:
     """Tokens and trials spent, failures included.
 
-    Args:
-        training_tokens: Tokens that went forward and backward.
-        forward_tokens: Tokens that went forward only; each costs ``FORWARD_SHARE`` of a training token.
-        high_fidelity: Trials at full fidelity or longer.
-        low_fidelity: Trials at low fidelity.
+    ``training_tokens`` went forward and backward, ``forward_tokens`` forward only; ``high_fidelity`` trials were as
+    long as a full one or longer.
     """
 
     training_tokens: int = 0
@@ -90,7 +86,7 @@ def is_uniform(allocation: Allocation) -> bool:
 class Study:
     """The state of a run after the events of its journal; ``add`` folds in one more.
 
-    The last record of each kind that is not outdated is an attribute with the name of its kind; ``None`` before one.
+    The last record of each annotated kind that is not outdated is an attribute with its name; ``None`` before one.
 
     Args:
         lines: Lines of a journal in their order; the first is the header.
@@ -104,7 +100,7 @@ class Study:
             the validation split, at the search's training seed and learning rate; calibrated uniform baselines count as
             baselines.
         incumbent: The point with the least ``value`` (of equals the earliest).
-        cost: All of it: profile, calibration, uniform baselines, search, failures, references, confirmation and checks.
+        cost: All of it, failures, references, confirmation and checks included.
         search_cost: The part that the effort limits: up to the end of the search, less the references.
         measurements: Measured memory of candidate winners, in order.
         workers: Trials that were kept under way when the last one ended.
@@ -127,13 +123,13 @@ class Study:
     stage: ev.Stage | None = None
 
     def __init__(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
-        self._header: ev.Header | None = None
-        self.effort: ev.Effort | None = None
-        self.begun: ev.Effort | None = None
+        self._header: Header | None = None
+        self.effort: Effort | None = None
+        self.begun: Effort | None = None
         self.provenance: Mapping[str, Any] = {}
         self.warnings: list[str] = []
         self.trials: list[Trial] = []
-        self.measurements: list[Measured] = []
+        self.measurements: list[ev.Measured] = []
         self.overhead_seconds = self.evaluation_seconds = self._trial_tokens = 0.0
         self.workers = 1
         self.points: list[Trial] = []
@@ -141,32 +137,27 @@ class Study:
         self.cost = self.search_cost = Cost()
         self.by_key: dict[str, Trial] = {}
         for line in lines:
-            self.add(decode(line))
+            self.add(ev.decode(line))
 
-    def add(self, event: Event) -> None:
+    def add(self, event: ev.Event) -> None:
         """Fold in one event."""
         record = event.record
+        if event.kind in Study.__annotations__:
+            setattr(self, event.kind, record)
         match record:
-            case ev.Header():
-                self._header = record
-                self._begin(record)
-            case ev.Effort():
-                self._begin(record)
+            case Effort():  # a header too
+                self._header = record if isinstance(record, Header) else self._header
+                self.effort = record
+                if self.begun is None and record.max_full_trials > 0:
+                    self.begun = record
             case ev.Provenance():
                 self.provenance = record.facts
             case ev.Warned():
                 self.warnings.append(record.message)
-            case Measured():
+            case ev.Measured():
                 self.measurements.append(record)
-            case FinishedTrial():
+            case ev.FinishedTrial():
                 self._add_trial(record)
-            case _:
-                setattr(self, event.kind, record)
-                self._follow(record)
-
-    def _follow(self, record: object) -> None:
-        """Bring the state up to date with a record that is kept under its kind's name."""
-        match record:
             case ProfileResult():
                 self._spend(Cost(record.training_tokens, record.forward_tokens), True)
             case ev.Untuned():
@@ -179,24 +170,18 @@ class Study:
                 self.incumbent = min(self.points, key=self.value, default=None)  # its line may follow its points
             case ev.Confirmation():  # an earlier one led to a check, an end, and a final fine-tune of another winner
                 self.rate_check = self.end = None
-                winner = self.winner
-                if self.final is not None and (winner is None or self.final.winner != winner.fingerprint):
+                if self.final is not None and (self.winner is None or self.final.winner != self.winner.fingerprint):
                     self.final = None
             case ev.Final():  # of another allocation than the end delivered: that did not fit any more
                 if self.end is not None and self.end.best != record.delivered:
                     self.end = None
 
     @property
-    def header(self) -> ev.Header:
+    def header(self) -> Header:
         """The first event; raises ``JournalError`` before it."""
         if self._header is None:
             raise JournalError("the journal has no header event: it is not the trials.jsonl of a run, or it is empty")
         return self._header
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether there is a header."""
-        return self._header is not None
 
     @property
     def given(self) -> tuple[Allocation, ...]:
@@ -207,11 +192,6 @@ class Study:
     def learning_rate(self) -> float | None:
         """The rate of the run's trials, as in ``TrialSpec``; ``None`` before the calibration has ended."""
         return None if self.calibration is None else self.calibration.learning_rate
-
-    @property
-    def change(self) -> Change | None:
-        """What carries a trial's loss to the length that the run minimises; ``None`` where that is a trial's."""
-        return None if self.objective is None else self.objective.change
 
     @property
     def objective_steps(self) -> int:
@@ -230,8 +210,8 @@ class Study:
 
     @property
     def planned_cost(self) -> float:
-        """Training tokens that profile, calibration, uniform baselines and search may spend, by the effort that the run
-        was last started with."""
+        """Training tokens that the run may spend up to the end of its search, by the effort that it was last started
+        with."""
         return 0.0 if self.effort is None else self.effort.planned_cost
 
     @property
@@ -249,7 +229,7 @@ class Study:
     def carried(self, allocation: Allocation) -> float:
         """Return what is added to a trial's loss to predict that of the length that is minimised, but for a constant
         (nats)."""
-        return 0.0 if self.change is None else self.change.of(allocation)
+        return 0.0 if self.objective is None else self.objective.change.of(allocation)
 
     def value(self, e: Trial) -> float:
         """Return the loss that a trial predicts for the length that is minimised, but for a constant."""
@@ -259,12 +239,7 @@ class Study:
         """Return a trial as a searcher is told of it: with ``value`` for its loss."""
         return e if e.loss is None else replace(e, result=replace(e.result, loss=self.value(e)))
 
-    def _begin(self, effort: ev.Effort) -> None:
-        self.effort = effort
-        if self.begun is None and effort.max_full_trials > 0:
-            self.begun = effort
-
-    def _add_trial(self, finished: FinishedTrial) -> None:
+    def _add_trial(self, finished: ev.FinishedTrial) -> None:
         trial = finished.trial
         self.workers = finished.workers
         self.overhead_seconds += finished.overhead_seconds
@@ -281,7 +256,7 @@ class Study:
     def _add_point(self, trial: Trial) -> None:
         """Keep a trial that may be incumbent; one of the calibration counts as a baseline."""
         spec, header = trial.spec, self.header
-        if (trial.ok and trial.fidelity is Fidelity.HIGH and trial.within(self.budget_bytes)
+        if (trial.ok and trial.fidelity is Fidelity.HIGH and trial.within(header.budget_bytes)
                 and trial.stage not in UNSEARCHED_STAGES and spec.split == "validation"
                 and spec.learning_rate == self.learning_rate and spec.steps == header.high_steps
                 and spec.train_seed == header.train_seed):
@@ -294,10 +269,6 @@ class Study:
         self.cost += cost
         if for_search:
             self.search_cost += cost
-
-    @property
-    def budget_bytes(self) -> int:
-        return self.header.budget_bytes
 
     def admits(self, bits: Sequence[int]) -> bool:
         """Whether the average of every unit's code bits keeps to ``max_average_bits``, where that limits it."""
@@ -315,19 +286,14 @@ class Study:
         return self.calibration is not None and self.calibration.source is None
 
     @property
-    def trains(self) -> bool:
-        """Whether the run's oracle really fine-tunes a model."""
-        return self.header.trains
-
-    @property
     def best_uniform(self) -> Trial | None:
         """The best uniform baseline, or the best uniform allocation that a searcher found if that is better."""
-        return min((e for e in self.points if self.counts_as_uniform(e)), key=self.value, default=None)
+        return next(filter(self.counts_as_uniform, self.ranked), None)
 
     @property
     def best_mixed(self) -> Trial | None:
         """The best point whose allocation is not uniform."""
-        return min((e for e in self.points if not self.counts_as_uniform(e)), key=self.value, default=None)
+        return next((e for e in self.ranked if not self.counts_as_uniform(e)), None)
 
     @staticmethod
     def counts_as_uniform(e: Trial) -> bool:
@@ -358,13 +324,12 @@ class Study:
 
         ``None`` before the first point. Raises ``JournalError`` if the end event names an allocation without a trial.
         """
-        if self.end is not None:
-            for allocation in (*self.untried, *(e.allocation for e in self.trials)):
-                if allocation.fingerprint == self.end.best:
-                    return allocation
-            raise JournalError(f"the journal's end names {self.end.best} as the best, which was neither evaluated nor "
-                               "given")
-        return self.chosen or (None if self.incumbent is None else self.incumbent.allocation)
+        if self.end is None:
+            return self.chosen or (None if self.incumbent is None else self.incumbent.allocation)
+        for allocation in (*self.untried, *(e.allocation for e in self.trials)):
+            if allocation.fingerprint == self.end.best:
+                return allocation
+        raise JournalError(f"the end of the journal names {self.end.best}, which was neither evaluated nor given")
 
     @property
     def chosen(self) -> Allocation | None:
@@ -377,7 +342,7 @@ class Study:
         """Return the search's own trial of ``allocation``."""
         return next((e for e in self.points if e.allocation == allocation), None)
 
-    def measurement(self, allocation: Allocation) -> Measured | None:
+    def measurement(self, allocation: Allocation) -> ev.Measured | None:
         """Return the last measurement of an allocation's memory before a final fine-tune."""
         return next((m for m in reversed(self.measurements) if m.allocation == allocation), None)
 
@@ -390,15 +355,13 @@ class Study:
         """
         filled = any(e.stage == "baseline" and e.allocation == allocation for e in self.points)
         if not filled and not is_uniform(allocation):
-            name = [f"mixed-{allocation.fingerprint[:6]}"]
-        else:
-            fmt = allocation.formats[0]
-            bits = parse_format(fmt).bits
-            same = {f.name for f in self.header.formats if f.bits == bits} | {fmt}
-            name = [f"uniform-{bits}bit", *([fmt] if len(same) > 1 else []),
-                    "r" + "-".join(map(str, sorted(set(allocation.ranks)))),
-                    *([] if is_uniform(allocation) else [allocation.fingerprint[:4]])]
-        return "-".join([*name, *([] if codes is None else [codes])])
+            return "-".join(filter(None, (f"mixed-{allocation.fingerprint[:6]}", codes)))
+        fmt = allocation.formats[0]
+        bits = parse_format(fmt).bits
+        same = {f.name for f in self.header.formats if f.bits == bits} | {fmt}
+        return "-".join(filter(None, (
+            f"uniform-{bits}bit", fmt if len(same) > 1 else "", "r" + "-".join(map(str, sorted(set(allocation.ranks)))),
+            "" if is_uniform(allocation) else allocation.fingerprint[:4], codes)))
 
 
 def qlora_of(study: Study) -> tuple[Allocation, str | None]:

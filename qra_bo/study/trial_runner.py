@@ -18,10 +18,8 @@ from qra_bo.space import Allocation
 from qra_bo.study.events import (
     NAMES,
     Calibration,
-    Effort,
     Event,
     FinishedTrial,
-    Header,
     Provenance,
     Record,
     Stage,
@@ -29,6 +27,7 @@ from qra_bo.study.events import (
     decode,
     encode,
 )
+from qra_bo.study.header import Effort, Header
 from qra_bo.study.journal import Journal, canonical, session_seconds
 from qra_bo.study.provenance import changes, check_same_configuration, collect
 from qra_bo.study.setting import Setting, check_same_given
@@ -100,7 +99,7 @@ class TrialRunner:
             JournalError: If the journal belongs to another configuration.
         """
         path, now = self.journal.path, self._header()
-        if not self.study.is_begun:
+        if self.study.effort is None:
             self.record(now, describe=False)
         else:
             before = self.study.header

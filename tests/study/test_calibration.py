@@ -33,7 +33,7 @@ def test_rates_of_a_larger_model_are_bracketed_by_worse_ones(tmp_path: Path) -> 
     found = run(tmp_path, InProcessExecutor(Best(0.3e-3)), fine_tunes=False, calibrate__lr_scales=[0.5, 1.0, 2.0],
                 effort__max_full_trials=6, confirm__seeds=0, effort__ranking_top=0).study
     calibration = found.calibration
-    losses = {trial.learning_rate: trial.loss for trial in calibration.trials}
+    losses = {trial["learning_rate"]: trial["loss"] for trial in calibration.trials}
     rates = sorted(losses)
     assert rates[0] < calibration.learning_rate < rates[-1]
     assert losses[calibration.learning_rate] == min(losses.values())

@@ -47,13 +47,13 @@ def test_final_length_is_minimised_and_losses_are_carried(tmp_path: Path) -> Non
     study = long_run(tmp_path, Noting).study
     objective = study.objective
     assert (study.objective_steps, objective.steps, objective.before) == (40, 40, HIGH)
-    assert study.change is not None
+    assert study.objective is not None
     assert set(lengths) == {40}
     losses = {e.id: e.loss for e in told if e.fidelity is Fidelity.HIGH and e.ok}
     assert {e.id for e in study.points if e.stage == "evolution"} <= losses.keys()
     for e in study.points:
         if e.id in losses:
-            assert losses[e.id] == pytest.approx(e.loss + study.change.of(e.allocation))
+            assert losses[e.id] == pytest.approx(e.loss + study.objective.change.of(e.allocation))
     assert any(abs(study.carried(e.allocation)) > 1e-3 for e in study.points)
     values = [study.value(e) for e in study.ranked]
     assert values == sorted(values)

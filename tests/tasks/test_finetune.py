@@ -16,7 +16,7 @@ from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.report.data import load_run
 from qra_bo.runs import main as runs
 from qra_bo.space import uniform
-from qra_bo.study.events import BY_RULE, CALIBRATED
+from qra_bo.study.header import BY_RULE, CALIBRATED
 from qra_bo.study.journal import read_journal
 from tests.executors import work_in_this_process
 

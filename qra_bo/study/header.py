@@ -1,0 +1,102 @@
+"""What a run is of: the records that its journal begins with."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, PlainValidator
+from pydantic.dataclasses import dataclass as checked
+
+from qra_bo.memory.allowance import Allowance
+from qra_bo.oracle.protocol import FINETUNE
+from qra_bo.space import Allocation, StorageFormat
+
+CALIBRATED = "calibrated in the search that found the allocation"
+BY_RULE = "adapter.lr by its rule, not calibrated"
+"""Sources of a given allocation's learning rate. A file may state another (``learning_rate_source``)."""
+Stored = Annotated[Allocation, PlainValidator(lambda a: a if isinstance(a, Allocation) else Allocation.from_json(a)),
+                   PlainSerializer(Allocation.to_json)]
+"""A field that is stored as ``to_json`` writes it."""
+
+
+@checked(frozen=True, slots=True)
+class Given:
+    """Allocations to train without a search, in the order of preference: the first that measures within the budget.
+
+    ``reason`` is the end of a sentence; the run keeps ``notes`` as warnings; ``learning_rate`` is as in ``TrialSpec``.
+    """
+
+    allocations: tuple[Stored, ...]
+    reason: str
+    learning_rate: float
+    rate_source: str = BY_RULE
+    notes: tuple[str, ...] = ()
+
+
+@checked(frozen=True, slots=True)
+class Effort:
+    """What a run may spend, and what it checks at its end; an ``extension`` of a run that goes on holds nothing else.
+
+    Args:
+        max_full_trials: Full-trial equivalents of the search; 0: the allocation is predicted.
+        planned_cost: The same in training tokens.
+        uniform_baselines: Number of uniform baselines; ``None``: all.
+        references: Whether LoRA and QLoRA are trained.
+        ranking_top: Allocations of the ranking check.
+        rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
+    """
+
+    effort: str
+    max_full_trials: float
+    planned_cost: float
+    uniform_baselines: int | None
+    references: bool
+    ranking_top: int
+    rate_factors: tuple[float, ...]
+
+
+@checked(frozen=True, slots=True)
+class Header(Effort):
+    """The first event: what the run is of.
+
+    Args:
+        units: Names of the ``L`` units; ``unit_numel`` are their parameters.
+        formats: The ladder of storage formats, by increasing bits.
+        budget_bytes: Hard limit on predicted bytes in ``scope``; ``budget_text`` is the budget as configured.
+        high_steps: Optimiser steps of a full-fidelity trial; ``low_steps`` are those of its prefix, if any.
+        full_trial_tokens: Cost of one full-fidelity trial in training tokens.
+        train_seed: Training seed of the search's trials; ``seed`` is that of the search itself.
+        allowance: What the device's allocator was assumed to need; ``None``: what the memory model assumes.
+        given: What is trained without a search; ``None`` for a search.
+    """
+
+    schema_version: int
+    config: Mapping[str, Any]
+    config_sha256: str
+    version: str
+    seed: int
+    train_seed: int
+    model: str
+    granularity: str
+    units: tuple[str, ...]
+    formats: tuple[StorageFormat, ...]
+    ranks: tuple[int, ...]
+    unit_numel: tuple[int, ...]
+    budget_bytes: int
+    budget_text: str
+    max_average_bits: float | None
+    scope: str
+    oracle: str
+    high_steps: int
+    low_steps: int | None
+    full_trial_tokens: float
+    alpha_over_rank: float
+    init: str
+    method: str
+    rates_sha256: str | None
+    allowance: Allowance | None = None
+    given: Given | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run's oracle really fine-tunes a model."""
+        return self.oracle == FINETUNE
