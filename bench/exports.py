@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="*", type=Path)
     given = parser.parse_args(arguments).runs
     rows: list[dict[str, Any]] = []
-    runs = [(folder, CONSUMERS) for folder in given] or [
+    runs = [(folder, [*CONSUMERS]) for folder in given] or [
         (make_run(Path("build") / "exports" / name, formats), [c for c in CONSUMERS if c.formats == formats])
         for name, formats in (("run", FORMATS), ("four-bits", FOUR_BITS))]
     with tempfile.TemporaryDirectory() as beside:
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run, held_out = FinishedRun.read(folder), held_out_tokens(folder)
             tokens, reference = Path(beside) / "tokens.npy", Reference(run, torch.from_numpy(held_out))
             np.save(tokens, held_out)
-            names = sorted({str(entry["name"]) for entry in run.manifest["modules"].values()})
+            names = sorted({module.format.name for module in run.manifest.modules.values()})
             name = f"{run.best['model']}, {'/'.join(names)}, ranks {'/'.join(map(str, sorted(set(run.best['ranks']))))}"
             for consumer in them:
                 rows += rows_of(run, name, consumer, tokens, reference)

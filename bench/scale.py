@@ -14,7 +14,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine
+from qra_bo.study.events import Event
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.setting import Setting
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec
@@ -136,10 +137,10 @@ def session(folder: Path, workers: int, evaluations: int, what: str, ends: Seque
             "simulated_hours": simulated.minutes / 60,
             "utilisation": simulated.busy_minutes / max(1e-9, workers * simulated.minutes)})
 
-    def listen(event: Mapping[str, Any]) -> None:
+    def listen(event: Event) -> None:
         nonlocal count
-        count += event["event"] == "trial"
-        if event["event"] == "trial" and count in ends:
+        count += event.kind == "trial"
+        if event.kind == "trial" and count in ends:
             note()
 
     setting = replace(setting, config=config.with_changes(fidelity=config.fidelity.with_changes(low=None)))

@@ -176,10 +176,10 @@ def jumping_clock(folder: Path, plain: Path, rng: Rng) -> str:
                 return super().now(tz) + datetime.timedelta(days=drawn.uniform(-365, 365))
 
         time.time = lambda: real() + drawn.uniform(-3e7, 3e7)
-        from qra_bo.study import journal, state
+        from qra_bo.study import journal, status
 
-        for module in (journal, state):
-            module.datetime = Jumping  # type: ignore[attr-defined]
+        for module in (journal, status):
+            vars(module)["datetime"] = Jumping
 
     process = planted(folder, jump)
     _at_random(process, plain, rng)

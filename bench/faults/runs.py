@@ -14,14 +14,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from qra_bo.execution import local, worker
 from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME, read_journal
-from qra_bo.utils.process import STOPPING
 
 OVERRIDES = (
     "+model=tiny", "data=tiny", "display=none", "device=cpu", "effort=quick", "method=evolution", "granularity=block",
@@ -87,25 +87,23 @@ class ForkedWorker:
     """A worker process as ``subprocess.Popen`` would start it, but forked.
 
     Args:
-        connection: Descriptor for ``worker.main``; so is ``driver``.
+        pass_fds: Descriptors for ``worker.main``: its side of the connection, and the driver's pipe.
     """
 
-    def __init__(self, connection: int, driver: int) -> None:
+    def __init__(self, _command: Sequence[str], stdin: int, pass_fds: tuple[int, int]) -> None:
         self.returncode: int | None = None
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         self.pid = os.fork()
         if self.pid == 0:
             status = 1
             try:
-                _close_all_but(connection, driver)
+                _close_all_but(*pass_fds)
                 signal.signal(HANG_SIGNAL, lambda *_: time.sleep(1e6))
-                worker.main(connection, driver)
+                worker.main(*pass_fds)
                 status = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(status)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def poll(self) -> int | None:
         """Return its exit status, or minus the signal that killed it; ``None`` while it runs."""
@@ -163,7 +161,8 @@ class RunProcess:
             log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            local.launch = ForkedWorker  # type: ignore[assignment]
+            vars(local)["subprocess"] = SimpleNamespace(Popen=ForkedWorker, DEVNULL=subprocess.DEVNULL,
+                                                        TimeoutExpired=subprocess.TimeoutExpired)
             if prepare is not None:
                 prepare()
             from qra_bo.cli.app import main
