@@ -14,7 +14,7 @@ from gpytorch.kernels import Kernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
-from surrogates.errors import SurrogateError, SurrogateFitError, check_training_data
+from surrogates.errors import SurrogateError, SurrogateFitError
 
 
 def matern52(distance: Tensor) -> Tensor:
@@ -36,10 +36,10 @@ def fit_gp(train_X: Tensor, train_Y: Tensor) -> SingleTaskGP:
         train_Y: ``n x 1`` float64, standardised within the model.
 
     Raises:
-        SurrogateError: If the data are unfit (see ``check_training_data``) or all targets are equal.
+        SurrogateError: If all targets are equal.
+        botorch.exceptions.BotorchError: If the data are unfit: shapes that disagree, values that are not numbers.
         SurrogateFitError: If the fit fails from each of three starting points.
     """
-    check_training_data(train_X, train_Y)
     if train_Y.min() == train_Y.max():
         raise SurrogateError(f"all {train_Y.shape[0]} targets equal {train_Y[0].item():g}: there is nothing to learn")
     covar = get_covar_module_with_dim_scaled_prior(ard_num_dims=train_X.shape[1], use_rbf_kernel=False)
@@ -58,10 +58,9 @@ def _fit_once(train_X: Tensor, train_Y: Tensor, covar: Kernel, scale: float) -> 
     for module in covar.modules():
         if isinstance(module, Kernel) and module.has_lengthscale:
             module.lengthscale = module.lengthscale.detach() * scale
-    # BoTorch's scaling warnings are replaced by our checks; numerical ones end in a failed fit or do no harm.
-    with warnings.catch_warnings():
+    model = SingleTaskGP(train_X, train_Y, covar_module=covar, outcome_transform=Standardize(m=1))
+    with warnings.catch_warnings():  # numerical ones end in a failed fit or do no harm
         warnings.simplefilter("ignore")
-        model = SingleTaskGP(train_X, train_Y, covar_module=covar, outcome_transform=Standardize(m=1))
         fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), max_attempts=1,
                          optimizer_kwargs={"options": {"maxiter": _MAX_ITERATIONS}})
     return model.eval()

@@ -146,12 +146,11 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         y: ``n`` values, float64, to be minimised.
         counts: ``n`` repeats pooled in every value: its noise variance is divided by that; ones where ``None``.
         settings: See ``StructuredSettings``.
-        like: A model over the same design and settings whose scales, warp and level of ``centre`` are taken over. Where
-            it is ``None`` they are fitted, which costs ``O(n^3)`` about a hundred times; conditioning costs it once.
+        like: A model over the same design and settings whose scales, warp and level of ``centre`` are taken over;
+            ``None``: they are fitted, which costs ``O(n^3)`` about a hundred times.
 
     Raises:
-        SurrogateError: If shapes disagree, there are fewer than 2 rows, or a value is not finite (in the latent scale
-            of ``like``, where it is given).
+        SurrogateError: If shapes disagree, there are fewer than 2 rows, or a value is not finite.
         SurrogateFitError: If no warp gives a finite likelihood.
     """
 
@@ -178,8 +177,6 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
                 raise SurrogateFitError(f"no warp gave a finite likelihood for {n} observations")
         else:
             self.warp, log_scales = like.warp, like._scales.log()
-            if not torch.isfinite(self.warp.forward(y)).all():
-                raise SurrogateError("a value lies beyond the pole of the warp that is taken over")
         self._condition(log_scales)
 
     @property

@@ -173,10 +173,6 @@ def test_scales_that_are_taken_over_condition_as_fitted_ones() -> None:
     fewer = StructuredModel(model.design, model.rows[:9], model.y[:9], settings=model.settings, like=model)
     assert fewer.scales == model.scales
     assert bool((fewer.latent(probes)[1] >= model.latent(probes)[1] - 1e-9).all())  # less is known
-    if math.isfinite(model.warp.offset):
-        low = torch.cat([model.y[:8], torch.tensor([model.warp.best - 2 * model.warp.offset], dtype=torch.float64)])
-        with pytest.raises(SurrogateError, match="pole"):
-            StructuredModel(model.design, model.rows[:9], low, settings=model.settings, like=model)
 
 
 def test_bad_arguments_are_refused() -> None:
