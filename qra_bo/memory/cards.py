@@ -17,14 +17,12 @@ class Card:
         title: Name as the driver reports it, without the vendor (``torch.cuda.get_device_name``).
         total_bytes: Memory that CUDA reports; less than is printed on the box, most of all with error correction.
         tflops: Dense 16-bit products with fp32 accumulation, in 10^12 operations a second; no sparsity.
-        bandwidth: Bytes of device memory that can be moved a second.
         capability: Compute capability, e.g. ``(8, 9)``.
     """
 
     title: str
     total_bytes: int
     tflops: float
-    bandwidth: float
     capability: tuple[int, int]
 
     @property
@@ -33,25 +31,25 @@ class Card:
         return resolve_dtype("auto", "cuda", self.capability)
 
 
-def _card(title: str, gib: float, tflops: float, gb_per_second: float, capability: tuple[int, int]) -> Card:
-    return Card(title, round(gib * 2**30), tflops, gb_per_second * 1e9, capability)
+def _card(title: str, gib: float, tflops: float, capability: tuple[int, int]) -> Card:
+    return Card(title, round(gib * 2**30), tflops, capability)
 
 
 CARDS: Mapping[str, Card] = MappingProxyType({
-    "t4": _card("Tesla T4", 14.56, 65, 320, (7, 5)),
-    "v100": _card("Tesla V100-SXM2-16GB", 15.75, 125, 900, (7, 0)),
-    "v100_32": _card("Tesla V100-SXM2-32GB", 31.73, 125, 900, (7, 0)),
-    "rtx3060": _card("GeForce RTX 3060", 11.62, 25.5, 360, (8, 6)),
-    "rtx3090": _card("GeForce RTX 3090", 23.55, 71, 936, (8, 6)),
-    "rtx4080": _card("GeForce RTX 4080", 15.57, 97.5, 717, (8, 9)),
-    "rtx4090": _card("GeForce RTX 4090", 23.51, 165.2, 1008, (8, 9)),
-    "rtx5090": _card("GeForce RTX 5090", 31.33, 209.5, 1792, (12, 0)),
-    "a10": _card("A10", 21.99, 125, 600, (8, 6)),
-    "a100_40": _card("A100-SXM4-40GB", 39.38, 312, 1555, (8, 0)),
-    "a100_80": _card("A100-SXM4-80GB", 79.14, 312, 2039, (8, 0)),
-    "l4": _card("L4", 22.03, 121, 300, (8, 9)),
-    "l40s": _card("L40S", 44.39, 362, 864, (8, 9)),
-    "h100": _card("H100 80GB HBM3", 79.10, 989.4, 3350, (9, 0)),
+    "t4": _card("Tesla T4", 14.56, 65, (7, 5)),
+    "v100": _card("Tesla V100-SXM2-16GB", 15.75, 125, (7, 0)),
+    "v100_32": _card("Tesla V100-SXM2-32GB", 31.73, 125, (7, 0)),
+    "rtx3060": _card("GeForce RTX 3060", 11.62, 25.5, (8, 6)),
+    "rtx3090": _card("GeForce RTX 3090", 23.55, 71, (8, 6)),
+    "rtx4080": _card("GeForce RTX 4080", 15.57, 97.5, (8, 9)),
+    "rtx4090": _card("GeForce RTX 4090", 23.51, 165.2, (8, 9)),
+    "rtx5090": _card("GeForce RTX 5090", 31.33, 209.5, (12, 0)),
+    "a10": _card("A10", 21.99, 125, (8, 6)),
+    "a100_40": _card("A100-SXM4-40GB", 39.38, 312, (8, 0)),
+    "a100_80": _card("A100-SXM4-80GB", 79.14, 312, (8, 0)),
+    "l4": _card("L4", 22.03, 121, (8, 9)),
+    "l40s": _card("L40S", 44.39, 362, (8, 9)),
+    "h100": _card("H100 80GB HBM3", 79.10, 989.4, (9, 0)),
 })
 """Cards by the name that ``gpu=`` takes.
 
@@ -61,7 +59,6 @@ messages, start-up lines of Ultralytics and Unsloth, a server's log (rtx4080). N
 Products: NVIDIA's data sheets (t4, v100, a10, a100, l4, l40s) and white papers (h100 and all rtx but rtx3060: "Peak
 FP16 Tensor TFLOPS with FP32 Accumulate"), as public repositories and pages quote them; the documents themselves were
 not read. That of rtx3060 is computed: 3,584 cores at 1.777 GHz, four operations each as on the rtx3090.
-Bandwidths: the same quotations and tables of sellers; t4's is 256 bits at 10 Gbit/s, its data sheet is quoted with 300.
 Compute capabilities: NVIDIA's list of CUDA GPUs and torch's device properties.
 """
 

@@ -12,10 +12,8 @@ from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory import Plan
 from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
 from qra_bo.memory.cards import CARDS, Card, card_named
-from qra_bo.memory.speed import step_seconds
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
-from qra_bo.space import uniform
 from qra_bo.study import Event, Setting, cost_of
 from qra_bo.study.events import FinishedTrial
 from qra_bo.study.setting import FINAL
@@ -27,6 +25,11 @@ from qra_bo.utils.redact import redact
 CORE_FLOPS, SLOW_BF16_FLOPS = 1.2e11, 6e10
 """Rough floating-point operations a second of a core in training, and of one that multiplies bf16 slower than fp32: an
 Intel Xeon's, of SmolLM2-135M in steps of 4 x 128 tokens."""
+CARD_SHARE = 0.5
+"""Assumed share of a card's dense 16-bit rate that training reaches: not measured."""
+LAYER_SECONDS = 224 * 6e-6
+"""Least seconds of a decoder layer's training step on a GPU: the operations that it dispatches (counted on a CPU, under
+LoRA), at an assumed host time each; it bounds small models and batches."""
 OF_A_PLAN = ("task", "gpu", "memory.format", "out", "resume")
 """Keys that a run after a plan does without."""
 OF_A_SEARCH = ("budget", "effort", "oracle")
@@ -111,18 +114,15 @@ def card_of(setting: Setting) -> Card | None:
 def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
     """Return rough seconds of a training token, from the model's operations and the device's assumed rate; ``None`` for
     a simulation, and on a GPU without its ``card``."""
-    spec, space, shape = setting.memory.spec, setting.space, setting.memory.shape
-    if not setting.config.oracle.trains:
+    spec, shape = setting.memory.spec, setting.memory.shape
+    if not setting.config.oracle.trains or (shape.device != "cpu" and card is None):
         return None
-    if shape.device == "cpu":  # frozen linears: forward, and backward to inputs alone; the head thrice
-        slow = resolve_dtype(setting.config.dtype, "cpu") == "bfloat16" and not multiplies_bf16()
-        rate = (SLOW_BF16_FLOPS if slow else CORE_FLOPS) * cores()
-        return (4 * spec.linear_numel + 6 * spec.vocab_size * spec.hidden_size) / rate
-    if card is None:
-        return None
-    fmt = min(space.formats, key=lambda f: abs(f.bits - 4))
-    usual = uniform(space.n_units, fmt.name, space.ranks.values[len(space.ranks) // 2])
-    return step_seconds(setting.memory, space, usual, card) / shape.tokens
+    # Frozen linears: forward, once more under checkpointing, and backward to inputs alone; the head thrice.
+    operations = (6 if shape.checkpointing else 4) * spec.linear_numel + 6 * spec.vocab_size * spec.hidden_size
+    if card is not None:
+        return max(operations / (CARD_SHARE * card.tflops * 1e12), spec.n_layers * LAYER_SECONDS / shape.tokens)
+    slow = resolve_dtype(setting.config.dtype, "cpu") == "bfloat16" and not multiplies_bf16()
+    return operations / ((SLOW_BF16_FLOPS if slow else CORE_FLOPS) * cores())
 
 
 def times(parts: Sequence[Part], each: float | None) -> str:

@@ -15,9 +15,18 @@ from qra_bo.cli.app import main
 from qra_bo.config import load_config
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory.cards import CARDS
-from qra_bo.memory.speed import step_seconds
 from qra_bo.pipeline import forecast
-from qra_bo.pipeline.forecast import FirstTrial, Part, card_of, next_command, parts_of, times, token_seconds
+from qra_bo.pipeline.forecast import (
+    CARD_SHARE,
+    LAYER_SECONDS,
+    FirstTrial,
+    Part,
+    card_of,
+    next_command,
+    parts_of,
+    times,
+    token_seconds,
+)
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.space import uniform
@@ -55,10 +64,11 @@ def test_seconds_on_a_cpu_follow_from_the_operations(dtype: str, fast: bool, rat
 
 
 def test_seconds_on_a_gpu_need_the_card() -> None:
-    run = on_gpu("+model=tiny", "data=tiny")
+    run, large = on_gpu("+model=tiny", "data=tiny"), on_gpu(MODEL, "data=plays", "train.checkpointing=true")
     assert token_seconds(run) is None
-    usual = uniform(4, "nf4", 8)
-    assert token_seconds(run, CARD) == step_seconds(run.memory, run.space, usual, CARD) / run.memory.shape.tokens
+    assert token_seconds(run, CARD) == 4 * LAYER_SECONDS / run.memory.shape.tokens  # small models wait for launches
+    operations = 6 * 32 * (2 * 4096**2 + 2 * 1024 * 4096 + 3 * 14336 * 4096) + 6 * 128256 * 4096
+    assert token_seconds(large, CARD) == pytest.approx(operations / (CARD_SHARE * 165.2e12))
 
 
 def test_the_card_is_the_one_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
