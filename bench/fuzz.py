@@ -1,6 +1,6 @@
-"""Coverage-guided fuzzing of every parser with libFuzzer (through atheris); the corpus is kept and extended.
+"""Coverage-guided fuzzing of every parser with libFuzzer (through atheris), from its corpus.
 
-    python -m bench.fuzz [--runs 1000000] [--keep 10] [--only PARSER ...]
+    python -m bench.fuzz [--runs 1000000] [--only PARSER ...]
 
 Each parser has a process of its own. A traceback, a hang (two minutes) or a value that should have been refused ends it
 and is kept in ``tests/fuzz/corpus``, where a test replays it for ever. Results are written after every parser;
@@ -10,7 +10,6 @@ and is kept in ``tests/fuzz/corpus``, where a test replays it for ever. Results 
 import argparse
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,15 +50,8 @@ def share(total: int, least: int, names: Sequence[str]) -> dict[str, int]:
     return {name: slow.get(name, each) for name in names}
 
 
-def fuzz(name: str, runs: int, corpus: Path, keep: int) -> dict[str, Any]:
-    """Run libFuzzer on one parser.
-
-    Args:
-        name: Of the parser.
-        runs: Executions.
-        corpus: Folder of its kept inputs.
-        keep: How many of the new inputs that reached new code may join them: the shortest, which people can read.
-    """
+def fuzz(name: str, runs: int, corpus: Path) -> dict[str, Any]:
+    """Run libFuzzer on one parser, so many executions from the inputs in ``corpus``."""
     with tempfile.TemporaryDirectory() as scratch:
         begin = time.monotonic()
         done = subprocess.run(
@@ -67,8 +59,6 @@ def fuzz(name: str, runs: int, corpus: Path, keep: int) -> dict[str, Any]:
              "-max_len=2048", "-rss_limit_mb=4096", "-len_control=10", "-print_final_stats=1", "-seed=1",
              f"-artifact_prefix={corpus}/found-", scratch, str(corpus)], cwd=ROOT, capture_output=True, text=True,
             check=False)
-        for new in sorted(Path(scratch).iterdir(), key=lambda p: (p.stat().st_size, p.name))[:keep]:
-            shutil.copy(new, corpus / new.name)
     found = _DONE.findall(done.stderr)
     executed = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
     ok = done.returncode == 0
@@ -93,7 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1_000_000, help="executions in all")
     parser.add_argument("--only", nargs="*", help="names of parsers")
-    parser.add_argument("--keep", type=int, default=0, help="new inputs of every parser that may join its corpus")
     options = parser.parse_args(arguments)
     from tests.fuzz.targets import CORPUS, PARSERS
 
@@ -104,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     planned = share(options.runs, LEAST, list(PARSERS))
     for name in options.only or PARSERS:
         (CORPUS / name).mkdir(parents=True, exist_ok=True)
-        rows[name] = fuzz(name, planned[name], CORPUS / name, options.keep)
+        rows[name] = fuzz(name, planned[name], CORPUS / name)
         show(list(rows.values()))
     return int(any(r["findings"] for r in rows.values()))
 

@@ -3,10 +3,9 @@
     python -m bench.load [KEY=VALUE ...] [--layers 22] [--profile] [--label after]
 
 The weights are random, in bf16, in shards of at most 500 MB; the shape is TinyLlama's. One process loads the model,
-packs every layer in every format, measures the sensitivity profile (``--profile``), and trains one trial. Its resident
-size is sampled 50 times a second; what it holds after its imports is subtracted. Mapped files count as resident where
-they were read, although the system may drop them: what no file backs is stated beside. Rows of other labels in the
-results file stay.
+packs every layer in every format, measures the sensitivity profile (``--profile``), and trains one trial. The kernel
+keeps its largest resident size; what it holds after its imports is subtracted. Mapped files count as resident where
+they were read, although the system may drop them. Rows of other labels in the results file stay.
 """
 
 import argparse
@@ -15,11 +14,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from bench.memory.real import begin_peak, resident_bytes
 from bench.report import RESULTS, Target, publish
 
 SHARD = "500MB"
@@ -29,7 +28,7 @@ LARGEST = 1.3
 """Largest peak, as a multiple of the bank, the largest shard and what a trial holds beside its weights."""
 SETTINGS = ["data=tiny", "device=cpu", "dtype=bfloat16", "train.batch=1", "train.length=128", "eval.sequences=1",
             "data.calibration=1", "data.max_records=64", "quantizer.tokens=128", "quantizer.rounding=rtn"]
-COLUMNS = ("label", "phase", "seconds", "cpu_seconds", "peak_bytes", "anonymous_peak_bytes", "share")
+COLUMNS = ("label", "phase", "seconds", "cpu_seconds", "peak_bytes", "share")
 
 
 def write_model(folder: Path, layers: int) -> None:
@@ -43,23 +42,6 @@ def write_model(folder: Path, layers: int) -> None:
     model = LlamaForCausalLM(LlamaConfig(**TINYLLAMA, num_hidden_layers=layers))
     model.save_pretrained(folder, max_shard_size=SHARD)
     byte_tokenizer().save_pretrained(folder)
-
-
-class Resident:
-    """Growth of this process since it was made, in bytes: largest resident size, and largest that no file backs."""
-
-    def __init__(self) -> None:
-        self._start, self.peak = self._read(), [0, 0]
-        threading.Thread(target=self._follow, daemon=True).start()
-
-    def _read(self) -> list[int]:
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return [int(lines[key].split()[0]) * 1024 for key in ("VmRSS", "RssAnon")]
-
-    def _follow(self) -> None:
-        while True:
-            self.peak = [max(p, now - s) for p, now, s in zip(self.peak, self._read(), self._start, strict=True)]
-            time.sleep(0.02)
 
 
 def measure(model: Path, profile: bool, overrides: list[str], out: Path) -> None:
@@ -86,13 +68,13 @@ def measure(model: Path, profile: bool, overrides: list[str], out: Path) -> None
                for f in bank_formats(config, space) for m in spec.linears) + parts["unquantised"]
     beside = sum(size for part, size in parts.items() if part not in ("weights", "quant_metadata", "unquantised"))
     shard = max(file.stat().st_size for file in model.glob("*.safetensors"))
-    follow, rows = Resident(), []
+    before, rows = begin_peak(), []
 
     def phase(name: str, begun: tuple[float, float]) -> tuple[float, float]:
         now = time.monotonic(), time.process_time()
+        peak = resident_bytes("VmHWM") - before
         rows.append({"phase": name, "seconds": now[0] - begun[0], "cpu_seconds": now[1] - begun[1],
-                     "peak_bytes": follow.peak[0], "anonymous_peak_bytes": follow.peak[1],
-                     "share": follow.peak[0] / (bank + shard + beside)})
+                     "peak_bytes": peak, "share": peak / (bank + shard + beside)})
         print(rows[-1], flush=True)
         return time.monotonic(), time.process_time()
 

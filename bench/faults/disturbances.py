@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.faults.kinds import PAUSE, planted
+from bench.faults.kinds import PAUSE, ends_as, planted
 from bench.faults.log import Session, Tries
-from bench.faults.runs import HANG_SIGNAL, Ended, RunProcess, adapter, journal_lines, keys, result, warm_up
+from bench.faults.runs import HANG_SIGNAL, Ended, RunProcess, adapter, journal_lines, keys, warm_up
 from bench.report import Target, publish
 from qra_bo.study.journal import JOURNAL_NAME
 
@@ -191,13 +191,8 @@ def _check_stop(kind: str, ended: Ended, before: list[str], after: list[str]) ->
 
 
 def _check_end(run: Path, plain: Path, ended: Ended) -> str:
-    if ended.status != 0:
-        return f"it ended with {ended.status}: {ended.output[-500:]}"
-    if keys(run) != keys(plain):
-        return "evaluations were lost, repeated or made in another order"
-    if result(run) != result(plain):
-        return "the result differs from the undisturbed run's"
-    if len(set(keys(run))) < len(keys(run)):
-        return "evaluations were repeated"
+    problem = ends_as(run, plain, ended)
+    if problem or keys(run) != keys(plain):
+        return problem or "evaluations were made in another order"
     has_adapter = (plain / "adapter").is_dir()
     return "the adapter differs from the undisturbed run's" if has_adapter and adapter(run) != adapter(plain) else ""

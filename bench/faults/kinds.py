@@ -63,7 +63,8 @@ def _at_random(process: RunProcess, plain: Path, rng: Rng) -> None:
     time.sleep(float(rng.uniform(0, PAUSE)))
 
 
-def _ends_as(folder: Path, plain: Path, ended: Ended) -> str:
+def ends_as(folder: Path, plain: Path, ended: Ended) -> str:
+    """Return how a run that ended differs from the undisturbed one; empty where it does not."""
     if ended.status != 0:
         return f"it ended with {ended.status}: {ended.output[-400:]}"
     if len(set(keys(folder))) < len(keys(folder)) or set(keys(folder)) != set(keys(plain)):
@@ -83,7 +84,7 @@ def cut_line(folder: Path, plain: Path, rng: Rng) -> str:
     folder.mkdir()
     raw = (plain / JOURNAL_NAME).read_bytes()
     (folder / JOURNAL_NAME).write_bytes(raw[:int(rng.integers(1, len(raw) - 1))])
-    return _ends_as(folder, plain, planted(folder).wait())
+    return ends_as(folder, plain, planted(folder).wait())
 
 
 def flipped_bit(folder: Path, plain: Path, rng: Rng) -> str:
@@ -118,7 +119,7 @@ def full_disk(folder: Path, plain: Path, rng: Rng) -> str:
     try:
         problem = _says(planted(folder).wait(), 2, "can't be written", "No space left")
         subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
-        return problem or _ends_as(folder, plain, planted(folder).wait())
+        return problem or ends_as(folder, plain, planted(folder).wait())
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -135,7 +136,7 @@ def read_only(folder: Path, plain: Path, rng: Rng) -> str:
         folder.chmod(0o555)
     problem = _says(process.wait(), 2, "can't be written", "Permission denied")
     folder.chmod(0o755)
-    return problem or _ends_as(folder, plain, planted(folder, obey_permissions).wait())
+    return problem or ends_as(folder, plain, planted(folder, obey_permissions).wait())
 
 
 def obey_permissions() -> None:
@@ -160,7 +161,7 @@ def vanished(folder: Path, plain: Path, rng: Rng) -> str:
     if folder.exists():
         return "the folder was made again"
     away.rename(folder)
-    return problem or _ends_as(folder, plain, planted(folder).wait())
+    return problem or ends_as(folder, plain, planted(folder).wait())
 
 
 def jumping_clock(folder: Path, plain: Path, rng: Rng) -> str:
@@ -185,7 +186,7 @@ def jumping_clock(folder: Path, plain: Path, rng: Rng) -> str:
     _at_random(process, plain, rng)
     process.signal(signal.SIGKILL)
     process.wait()
-    return _ends_as(folder, plain, planted(folder, jump).wait())
+    return ends_as(folder, plain, planted(folder, jump).wait())
 
 
 def second_process(folder: Path, plain: Path, rng: Rng) -> str:
@@ -198,7 +199,7 @@ def second_process(folder: Path, plain: Path, rng: Rng) -> str:
     told = Ended(os.waitstatus_to_exitcode(status), second.read_output(), 0.0)
     problem = _says(told, 2, "is in use by", str(first.pid))
     first.signal(signal.SIGCONT)
-    return problem or _ends_as(folder, plain, first.wait())
+    return problem or ends_as(folder, plain, first.wait())
 
 
 def upgraded_package(folder: Path, plain: Path, rng: Rng) -> str:
@@ -227,7 +228,7 @@ def other_data(folder: Path, plain: Path, rng: Rng) -> str:
 
     problem = _killed(folder, plain, rng)
     problem = problem or _says(planted(folder, change).wait(), 2, "can't be continued", "data_sha256")
-    return problem or _ends_as(folder, plain, planted(folder).wait())
+    return problem or ends_as(folder, plain, planted(folder).wait())
 
 
 def _killed(folder: Path, plain: Path, rng: Rng) -> str:

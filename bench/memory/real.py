@@ -44,19 +44,18 @@ def allocations(n_units: int) -> dict[str, tuple[Allocation, str]]:
     return out
 
 
-def resident_growth(step: Callable[[], object]) -> int:
-    """Largest growth of the process's resident set during ``step``."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else the step would use pages that were kept from earlier ones
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
-    before = _status("VmRSS")
-    step()
-    return _status("VmHWM") - before
-
-
-def _status(key: str) -> int:
+def resident_bytes(key: str) -> int:
+    """Return the process's resident set now (``VmRSS``) or at its highest (``VmHWM``)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
+
+
+def begin_peak() -> int:
+    """Begin the high-water mark of the resident set anew, and return its size now."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what follows would use pages that were kept from before
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return resident_bytes("VmRSS")
 
 
 def storage_bytes(tensors: list[Any]) -> int:
@@ -105,7 +104,9 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
             text = oracle.data.validation.take(memory.shape.batch)
             held_out(oracle.model, text, oracle.settings.train, oracle.device)
             mark("evaluation")
-        grown = resident_growth(lambda: step(2))
+        before = begin_peak()
+        step(2)
+        grown = resident_bytes("VmHWM") - before
     working = {w.working.untyped_storage().data_ptr() for w, _ in optimizer.weights()}
     tables = {s[k].untyped_storage().data_ptr() for _, s in optimizer.weights() for k in s
               if k.startswith("qmap")}  # of 8-bit moments, shared by all

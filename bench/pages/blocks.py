@@ -21,11 +21,6 @@ def refreshed(text: str, tables: Tables) -> str:
     return BLOCK.sub(lambda m: f"{m[1]}{tables[m[2]]().strip()}\n{m[3]}", text)
 
 
-def without_blocks(text: str) -> str:
-    """Return what of a page's text was written by hand."""
-    return BLOCK.sub("", text)
-
-
 def read(name: str) -> Any:
     """Return a results file, ``NAME.json`` below ``bench/results``."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))

@@ -61,8 +61,8 @@ class TestSmac(SearcherSuite):
     limit = 14
 
     @pytest.mark.xfail(reason="SMAC walks over sets of configurations, whose order follows PYTHONHASHSEED", strict=True)
-    def test_same_seed_same_proposals_in_a_fresh_process(self) -> None:
-        super().test_same_seed_same_proposals_in_a_fresh_process()
+    def test_same_asks_and_trials_give_the_same_proposals_in_a_fresh_process(self) -> None:
+        super().test_same_asks_and_trials_give_the_same_proposals_in_a_fresh_process()
 
 
 def test_uniform_choices_come_largest_first_and_all_of_them() -> None:

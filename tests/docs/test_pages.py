@@ -4,7 +4,7 @@ import re
 from itertools import product
 
 from bench.headline import markdown
-from bench.pages.blocks import BLOCK, DOCS, grid, refreshed, without_blocks
+from bench.pages.blocks import BLOCK, DOCS, grid, refreshed
 from bench.pages.tables import TABLES
 from qra_bo.memory.formats import BITS, FORMATS
 
@@ -49,7 +49,6 @@ def test_comparison_has_at_most_twelve_rows() -> None:
 def test_block_is_replaced_and_the_rest_kept() -> None:
     text = "a\n\n<!-- table: x -->\nold\n<!-- end -->\n\nb\n"
     assert refreshed(text, {"x": lambda: "new"}) == text.replace("old", "new")
-    assert without_blocks(text) == "a\n\n\n\nb\n"
 
 
 def test_grid_has_one_line_a_row() -> None:
