@@ -24,6 +24,8 @@ CPU_PARAMETERS = 10**9
 BASE_LR, BASE_WIDTH = 2e-4, 4096
 """QLoRA's learning rate of its 7 B model and that model's width; the rate falls as 1 / width, which gives 1e-4 at 8192,
 QLoRA's rate of its 65 B model (Dettmers et al. 2023, table 9). It stands for models whose width is not known yet."""
+CPU_LR, CPU_WIDTH = 2e-3, 576
+"""The same for the short steps of ``train=cpu``: SmolLM2-135M's rate and width. Narrower models keep the rate."""
 
 
 def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
@@ -57,9 +59,13 @@ def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     adapter, model = raw.get("adapter"), raw.get("model")
     if not isinstance(adapter, Mapping) or adapter.get("lr") != "auto" or not isinstance(model, Mapping):
         return raw
-    width = model.get("hidden_size")
-    known = width if isinstance(width, int) and width > 0 else BASE_WIDTH
-    return {**raw, "adapter": {**adapter, "lr": float(f"{BASE_LR * BASE_WIDTH / known:.2g}")}}
+    width, train = model.get("hidden_size"), raw.get("train")
+    known = width if isinstance(width, int) and width > 0 else None
+    if isinstance(train, Mapping) and train.get("name") == "cpu":
+        lr = CPU_LR * CPU_WIDTH / max(known or CPU_WIDTH, CPU_WIDTH)
+    else:
+        lr = BASE_LR * BASE_WIDTH / (known or BASE_WIDTH)
+    return {**raw, "adapter": {**adapter, "lr": float(f"{lr:.2g}")}}
 
 
 def suggested_rate(config: RunConfig) -> float:
@@ -69,7 +75,7 @@ def suggested_rate(config: RunConfig) -> float:
     if config.train.name not in known:
         return config.adapter.lr
     rate = OmegaConf.select(OmegaConf.load(known[config.train.name]), "adapter.lr")
-    return float(with_learning_rate({"adapter": {"lr": rate}, "model": config.model})["adapter"]["lr"])
+    return float(with_learning_rate({**config.to_dict(), "adapter": {"lr": rate}})["adapter"]["lr"])
 
 
 def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:

@@ -4,7 +4,7 @@
 |--------------|--------------------------------------------------|----------------------------------------------------|
 | bitsandbytes | NF4: two codes a byte                            | fp32 absmax a block; doubly quantised: 1 byte a    |
 |              |                                                  | block, fp32 absmax per 256 blocks, one fp32 offset |
-| bitsandbytes | LLM.int8: one byte a weight                      | fp32 scale a row                                   |
+| bitsandbytes | int8: one byte a weight, unpacked to 16 bits     | fp32 scale a row                                   |
 | hqq          | 2, 4, 8 bits in bytes; 3 bits: 10 codes an int32 | 16-bit scale and zero a group                      |
 |              | 5, 6 bits: upper 4 bits and lower 1 or 2 apart   |                                                    |
 | integer      | the same, but for 3 bits: upper 2 and lower 1    | 16-bit scale a group of a row's columns;           |

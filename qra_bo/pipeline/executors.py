@@ -10,6 +10,7 @@ from qra_bo.execution.on_ray import RayExecutor
 from qra_bo.memory import parse_size
 from qra_bo.pipeline.host_memory import HEAP_PAD
 from qra_bo.pipeline.oracles import make_oracle
+from qra_bo.pipeline.pricing import with_dtype
 from qra_bo.utils.device import cores, resolve_device
 from qra_bo.utils.errors import DeviceError
 
@@ -37,12 +38,13 @@ def prepare_worker_environment() -> None:
 
 def make_executor(config: RunConfig, folder: Path, room: int | None = None) -> Executor:
     """Return worker processes or Ray for real fine-tuning and wherever several workers are asked for; a simulation runs
-    in this process. Each worker may use ``room`` bytes of a GPU; ``None``: all of it.
+    in this process. All have one compute type (``with_dtype``). Each may use ``room`` bytes of a GPU; ``None``: all.
 
     Raises:
         DeviceError: If there are fewer GPUs than workers, or a cluster lacks the resources of a worker.
         MissingExtraError: If Ray is asked for and not installed.
     """
+    config = with_dtype(config, folder)
     real, settings = config.oracle.trains, config.executor
     kwargs: dict[str, Any] = {"config": config.to_dict(), "out": str(folder), "room": room}
     if real:

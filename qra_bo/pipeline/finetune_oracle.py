@@ -98,6 +98,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                            "data_render": data.render, "data_facts": asdict(data.train.facts),
                            "notes": [*data_notes(cfg.data, data), *overlap],
                            "model_sha256": weights, "model_revision": commit_of(model),
+                           "base_origin": getattr(model, "base_origin", None),  # of random weights none
                            "base_on": "host" if on_host else device.type},
                           tokenizer)
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from qra_bo.config import RunConfig
 from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME
-from qra_bo.study.state import begun_study
-from qra_bo.utils.device import BYTES
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder
 
@@ -36,19 +34,6 @@ def run_folder(config: RunConfig) -> Path:
         raise OutputError(f"resume=true and out={folder} holds no {JOURNAL_NAME} of a run, so there is nothing to go "
                           "on from; give the folder of a run, or leave resume out")
     return folder
-
-
-def as_begun(config: RunConfig, folder: Path | None) -> RunConfig:
-    """Return ``config`` with the compute type that a run in ``folder`` recorded, where it says ``auto``.
-
-    Results in another type would not compare, and another machine may choose one.
-
-    Raises:
-        JournalError: If its journal can't be read.
-    """
-    study = begun_study(folder) if folder is not None and config.dtype == "auto" else None
-    recorded = None if study is None or not study.provenance else study.provenance.get("dtype")
-    return config.with_changes(dtype=recorded) if recorded in BYTES else config
 
 
 def task_folder(config: RunConfig) -> Path:

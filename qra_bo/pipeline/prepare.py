@@ -4,10 +4,9 @@ from pathlib import Path
 
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory.budget import Auto, check_budget
-from qra_bo.pipeline.folders import as_begun
 from qra_bo.pipeline.given import check_given
 from qra_bo.pipeline.host_memory import check_ram
-from qra_bo.pipeline.pricing import budget_bytes, check_card, make_memory, training_device
+from qra_bo.pipeline.pricing import budget_bytes, check_card, make_memory, training_device, with_dtype
 from qra_bo.pipeline.text import RunText
 from qra_bo.sensitivity.io import given_profile
 from qra_bo.study import Setting
@@ -30,7 +29,7 @@ def make_setting(config: RunConfig, folder: Path | None = None, text: RunText | 
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
     device = training_device(config)
-    spec, path, trained = make_spec(config), config.sensitivity.path, as_begun(config, folder)
+    spec, path, trained = make_spec(config), config.sensitivity.path, with_dtype(config, folder)
     space = make_space(config, spec)
     memory = make_memory(trained, spec, device, allowance_for(config, device, folder))
     if config.oracle.trains and not config.executor.elsewhere:

@@ -1,5 +1,7 @@
 """Memory model, storage formats and budget in bytes of a configuration; the plan of ``task=memory``."""
 
+from pathlib import Path
+
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory import MemoryModel, Plan, TrainShape, default_format, format_size, memory_plan
 from qra_bo.memory.allowance import Allowance
@@ -8,7 +10,7 @@ from qra_bo.memory.cards import CARDS
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.study.device_allowance import allowance_for
-from qra_bo.study.state import QLORA
+from qra_bo.study.state import QLORA, begun_study
 from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype, takes_groups
 from qra_bo.utils.errors import BudgetError, DeviceError
 
@@ -31,16 +33,48 @@ def training_device(config: RunConfig) -> str:
     return device
 
 
-def card_capability(cfg: RunConfig, device_type: str) -> tuple[int, int] | None:
-    """Return the compute capability of the card that is named, or else is at hand; ``None`` for a CPU, and where there
-    is no card. Loads torch where a GPU has no name."""
+def worker_cards(config: RunConfig) -> list[int]:
+    """Return the numbers of the CUDA devices that workers take, of those that this machine has. Loads torch."""
+    import torch  # a plan for a CPU or a named card does without it
+    there = range(torch.cuda.device_count())
+    if config.executor.name == "ray":  # which places them
+        return list(there)
+    several = config.executor.workers > 1
+    wanted = range(config.executor.workers) if several else [int(config.device.partition(":")[2] or 0)]
+    return [index for index in wanted if index in there]
+
+
+def card_capability(config: RunConfig, device_type: str) -> tuple[int, int] | None:
+    """Return the compute capability of the card that is named, or else the least of those that workers take; ``None``
+    for a CPU, and where there is no card. Loads torch where a GPU has no name."""
     if device_type != "cuda":
         return None
-    if cfg.gpu is not None:
-        return CARDS[cfg.gpu].capability
+    if config.gpu is not None:
+        return CARDS[config.gpu].capability
     import torch  # a plan for a CPU or a named card does without it
-    index = int(cfg.device.partition(":")[2] or 0)
-    return torch.cuda.get_device_capability(index) if index < torch.cuda.device_count() else None
+    return min(map(torch.cuda.get_device_capability, worker_cards(config)), default=None)
+
+
+def with_dtype(config: RunConfig, folder: Path | None = None) -> RunConfig:
+    """Return ``config`` with one compute type for all workers where it says ``auto``: the one that a run in ``folder``
+    recorded, else one that suits the least of their cards. Losses in different types would not compare.
+
+    Where the workers are on other machines, the device must be named: without, each resolves ``auto`` by itself.
+
+    Raises:
+        DeviceError: If a run needs a CUDA device and this machine has none.
+        JournalError: If the run's journal can't be read.
+    """
+    if config.dtype != "auto":
+        return config
+    study = None if folder is None else begun_study(folder)
+    dtype = None if study is None else study.provenance.get("dtype")
+    if dtype not in BYTES:
+        if not config.oracle.trains or (config.executor.elsewhere and config.device == "auto"):
+            return config
+        device = training_device(config)
+        dtype = resolve_dtype("auto", device, None if config.executor.elsewhere else card_capability(config, device))
+    return config.with_changes(dtype=dtype)
 
 
 def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: Allowance | None = None) -> MemoryModel:
@@ -101,9 +135,7 @@ def check_card(config: RunConfig, memory: MemoryModel, budget: int) -> None:
     here = config.oracle.trains and not config.executor.elsewhere and config.gpu is None
     if not here or memory.shape.device != "cuda" or memory.scope != "peak":
         return
-    workers = config.executor.workers
-    indices = range(workers) if workers > 1 else [int(config.device.partition(":")[2] or 0)]
-    totals = [total for total in map(total_bytes, indices) if total is not None]
+    totals = [total for total in map(total_bytes, worker_cards(config)) if total is not None]
     if totals and budget > min(totals):
         raise BudgetError(f"a budget of {format_size(budget)} is more than the GPU has, {format_size(min(totals))} in "
                           "all; use budget=auto for what is free, or a smaller size. task=memory gpu=NAME plans for "

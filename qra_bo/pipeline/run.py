@@ -16,7 +16,7 @@ from qra_bo.execution.base import Executor
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.pipeline.exports import write_exports
-from qra_bo.pipeline.folders import as_begun, run_folder
+from qra_bo.pipeline.folders import run_folder
 from qra_bo.pipeline.given import judged, read_allocation, with_ladders_of
 from qra_bo.pipeline.listeners import announced, listeners_of, live_view
 from qra_bo.pipeline.prepare import checked_budget, make_setting
@@ -75,7 +75,7 @@ def run(config: RunConfig) -> Result:
         # Built once before anything is measured, so that bad options or a profile without its needs end the run now.
         make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
                              float(config.effort.max_full_trials)))
-    executor = make_executor(as_begun(trained, folder), folder, budget if config.memory.scope == "peak" else None)
+    executor = make_executor(trained, folder, budget if config.memory.scope == "peak" else None)
     try:
         with ExitStack() as stack:
             view, listeners = listeners_of(config, folder, stack)

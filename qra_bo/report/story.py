@@ -170,8 +170,9 @@ def gap_closed(d: ReportData) -> str | None:
 
 
 def lines(d: ReportData) -> list[str]:
-    """Average bits, gap closed and cost, one line each."""
-    out = []
+    """The base's origin where its weights were quantised before, average bits, gap closed and cost, one line each."""
+    origin = d.study.provenance.get("base_origin")
+    out = [] if origin is None else [f"Base: {origin}; every loss here, that of 16 bits too, is on these weights"]
     if d.winner is not None and d.study.end is not None:
         bits = d.average_bits(d.winner)
         metadata = metadata_bits(d.study.end, d.header.unit_numel)

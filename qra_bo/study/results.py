@@ -75,6 +75,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "formats": [formats[f] for f in winner.formats], "alpha_over_rank": header.alpha_over_rank,
             "init": header.init, "codes": rounding_of(header.config),
             "embeddings": embeddings_of(header.config), "oracle": header.oracle, "method": header.method,
+            "base_origin": study.provenance.get("base_origin"),
             "effort": header.effort if study.effort is None else study.effort.effort,
             "searched": not study.untried, "prediction": _prediction(study), "one_seed": _one_seed(study),
             "winner_kind": "uniform" if uniform else "mixed",

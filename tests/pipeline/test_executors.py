@@ -76,3 +76,18 @@ def test_a_worker_trains_with_its_share_of_the_cores(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("qra_bo.pipeline.executors.LocalExecutor", lambda found, limits: specs.extend(found))
     make_executor(load_config([*TINY, "executor.workers=3"]), tmp_path)
     assert [s.kwargs["threads"] for s in specs] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("capabilities", "dtype"), [
+    ([(7, 5), (8, 6)], "float16"), ([(8, 6), (7, 5)], "float16"), ([(8, 6), (9, 0), (7, 5)], "bfloat16")])
+def test_workers_of_different_cards_have_one_compute_type(capabilities: list[tuple[int, int]], dtype: str,
+                                                          monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    specs: list[Any] = []
+    monkeypatch.setattr("qra_bo.pipeline.executors.LocalExecutor", lambda found, limits: specs.extend(found))
+    make_executor(load_config([*TINY[:2], "device=cuda", "executor.workers=2"]), tmp_path)
+    assert [s.kwargs["config"]["dtype"] for s in specs] == [dtype, dtype]

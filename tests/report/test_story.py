@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from qra_bo.report import story
-from qra_bo.report.data import parse_events
+from qra_bo.report.data import load_run, parse_events
+from qra_bo.report.html import write_report
 from qra_bo.report.notes import notes
 from qra_bo.report.plots import RUNS_PLOTS
 from qra_bo.report.side_by_side import NamedRun
@@ -16,7 +17,7 @@ from qra_bo.report.text import describe_allocation, duration, rough, short_names
 from qra_bo.space import uniform
 from qra_bo.study.results import checks
 from qra_bo.utils.formatting import signed
-from tests.report.fixtures import L, event, failed_alone, make_events, without_mixed
+from tests.report.fixtures import L, event, failed_alone, make_events, without_mixed, write_run
 
 RUN = Path("runs/a")
 
@@ -40,6 +41,16 @@ def test_a_run_without_a_comparison_has_no_difference(events, short):
     d = parse_events(events)
     assert (story.answer(d).figure, story.answer(d).interval, story.versus(d)) == ("", "", short)
     assert "()" not in printed(print_result, d, RUN)
+
+
+def test_the_origin_of_a_dequantised_base_stands_beside_the_tables(tmp_path):
+    origin = "dequantised from base.gguf: Q4_1, 5 bits a weight with scales"
+    events = [{**e, "base_origin": origin} if e["event"] == "provenance" else e for e in make_events()]
+    folder = write_run(tmp_path / "run", events)
+    write_report(folder)
+    assert f"Base: {origin}" in printed(print_result, load_run(folder), RUN)
+    assert f"<li>Base: {origin}" in (folder / "report.html").read_text()
+    assert not [line for line in story.lines(parse_events(make_events())) if line.startswith("Base")]
 
 
 def delivering(events, allocation):

@@ -44,7 +44,7 @@ class PlantedOracle:
         self.closed = False
 
     def describe(self) -> dict[str, Any]:
-        return {"device": "cpu", "dtype": "float64", "threads": 1, "data_sha256": self.data}
+        return {"device": "cpu", "dtype": "float64", "threads": 1, "data_sha256": self.data, "base_origin": "planted"}
 
     def profile(self, progress: Progress) -> SensitivityProfile:
         progress("profile", 1, 1)

@@ -115,7 +115,7 @@ def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]
                                      "codes": None, "loss": pytest.approx(3.974, abs=.001), "feasible": False,
                                      "reference": True,
                                      "predicted_bytes": predict_bytes(uniform(4, "fp16", 16))}
-    assert best["fidelity"] == "high"
+    assert (best["fidelity"], best["base_origin"]) == ("high", "planted")
     assert best["memory"]["measured_bytes"] == 1
     setting = make_setting()
     assert best["provenance"]["train_seeds"] == [setting.train_seed, *setting.confirm_seeds]

@@ -1,8 +1,10 @@
-"""How transformers reads a GGUF file: once, and without a bar of its own."""
+"""How transformers reads a GGUF file: once, and without a bar of its own; and what its weights were rounded to."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import gguf
 from transformers import modeling_gguf_pytorch_utils as reader
@@ -26,3 +28,15 @@ def reading_gguf() -> Iterator[None]:
         reader.tqdm = drawn
         for name, original in kept.items():
             setattr(gguf, name, original)
+
+
+def origin_of(path: Path) -> str | None:
+    """Return the format that most weights of a GGUF file were quantised to, in words; ``None`` where it has 16 bits or
+    more. Within ``reading_gguf`` the file is not parsed again."""
+    numel = Counter[gguf.GGMLQuantizationType]()
+    for tensor in gguf.GGUFReader(str(path)).tensors:
+        numel[tensor.tensor_type] += int(tensor.n_elements)
+    kind = max(numel, key=numel.__getitem__)
+    per_block, size = gguf.GGML_QUANT_SIZES[kind]
+    bits = 8 * size / per_block
+    return None if bits >= 16 else f"dequantised from {path.name}: {kind.name}, {bits:.3g} bits a weight with scales"

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.files import check_model_files, check_unquantised, may_run
-from qra_bo.finetune.models.gguf_reading import reading_gguf
+from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
 from qra_bo.finetune.models.text_part import TEXT_NAMES, text_part
 from qra_bo.utils.device import takes_groups
@@ -189,6 +189,7 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
                                                                         output_loading_info=True, **safe, **alone)
                 _check_complete(model, found["missing_keys"], folder, str(cfg["name"]))
                 model.is_text_part = bool(alone)
+                model.base_origin = None if gguf is None else origin_of(folder / gguf)
                 if alone:  # save_pretrained would undo the renaming, and no text model reads the former names
                     model._weight_conversions = None
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust, **file)

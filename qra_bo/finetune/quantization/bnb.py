@@ -1,4 +1,5 @@
-"""bitsandbytes: NF4 with and without double quantisation (4 bits), and the weights of LLM.int8 (8 bits).
+"""bitsandbytes: NF4 with and without double quantisation (4 bits), and row-wise int8: LLM.int8's
+storage (8 bits), unpacked to 16 bits for every product.
 
 Facts of bitsandbytes 0.50 that shape this file:
 
@@ -87,7 +88,7 @@ class PackedInt8(PackedLinear, bnb.nn.Linear8bitLt):  # type: ignore[misc]
 
 
 class BitsAndBytesBackend(QuantizerBackend):
-    """NF4 and LLM.int8 storage."""
+    """NF4, and row-wise int8 as LLM.int8 stores it."""
 
     name = "bitsandbytes"
 
