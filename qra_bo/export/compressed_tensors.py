@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
 from qra_bo.export.run import FinishedRun, render
-from qra_bo.export.weights import LinearWeights, RunWeights, refuse_formats, save_generation, weights_of
-from qra_bo.finetune.checked_tensors import save_tensors
+from qra_bo.export.weights import LinearWeights, RunWeights, refuse_formats, save_model, weights_of
 from qra_bo.finetune.models.activations import decoder_layers
 from qra_bo.utils.errors import ConfigError
 
 FOLDER = "compressed_tensors"
-WEIGHTS = "model.safetensors"
 WORD = 32
 """Bits of a word, and codes that fill whole words at any bit-width."""
 TILE = 1 << 20
@@ -38,21 +36,13 @@ def write(run: FinishedRun) -> list[Path]:
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING  # slow to import
     refuse_formats("compressed_tensors", run.manifest.modules)
-    weights, folder = weights_of(run), run.folder / FOLDER
+    weights = weights_of(run)
     if (kind := MODEL_FOR_CAUSAL_LM_MAPPING.get(type(weights.config), None)) is not None:
         with torch.device("meta"):
             refuse_base(kind(weights.config), weights.tokenizer)
-    folder.mkdir(exist_ok=True)
-    weights.tokenizer.save_pretrained(str(folder))
-    weights.config.save_pretrained(str(folder))
-    save_generation(weights.generation_config, folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["quantization_config"] = quantization_config(weights)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_tensors(folder / WEIGHTS, tensors_of(weights), {"format": "pt"})
-    (folder / "README.md").write_text(render("compressed_tensors.md", run), encoding="utf-8")
-    return sorted(p for p in folder.iterdir() if p.is_file())
+    config = {**json.loads(weights.config.to_json_string()), "quantization_config": quantization_config(weights)}
+    return save_model(run.folder / FOLDER, weights, config, tensors_of(weights), "pt",
+                      render("compressed_tensors.md", run))
 
 
 def refuse_base(model: Any, tokenizer: Any) -> None:
@@ -100,8 +90,9 @@ def in_words(codes: Tensor, bits: int) -> Tensor:
     bit ``i % 32`` of word ``i // 32``, and a code's lowest bit comes first."""
     columns = codes.shape[1]
     padded = torch.nn.functional.pad(codes, (0, -columns % WORD))
-    tiles = [np.packbits(np.unpackbits(tile.numpy()[..., None], axis=-1, count=bits, bitorder="little"),
-                         bitorder="little") for tile in padded.split(max(1, TILE // padded.shape[1]))]
+    octets, step = padded.numpy()[..., None], max(1, TILE // padded.shape[1])
+    tiles = [np.packbits(np.unpackbits(octets[first:first + step], axis=-1, count=bits, bitorder="little"),
+                         bitorder="little") for first in range(0, len(octets), step)]
     words = torch.from_numpy(np.concatenate(tiles)).view(torch.int32).view(len(codes), -1)
     return words[:, :-(-columns * bits // WORD)].contiguous()
 

@@ -103,7 +103,7 @@ def check_random_base(manifest: Manifest) -> None:
                           f"0, and 'tied' true or false; got {', '.join(wrong) or repr(node.get('tied'))}; "
                           f"{COPY_AGAIN}")
     shapes = {name: record.shape for name, record in manifest.modules.items()}
-    if sizes["n_layers"] > len(shapes):
+    if sizes["n_layers"] > len(shapes):  # before they are listed
         raise OutputError(f"the manifest describes {sizes['n_layers']} layers and holds {len(shapes)} modules; "
                           f"{COPY_AGAIN}")
     try:

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Form
 
 from qra_bo.export.comparison import Loader, Reference, View
 from qra_bo.export.gguf_blocks import BLOCK, is_exact
-from qra_bo.export.gguf_file import Source
+from qra_bo.export.gguf_file import SAMPLING, Source
 from qra_bo.export.gguf_layout import layout_of
 from qra_bo.export.gguf_tokenizer import vocabulary_of
 from qra_bo.export.llamacpp import PACKAGE, LlamaCpp
@@ -29,9 +29,6 @@ FILES = {
     "merged-q8_0": "both in one; linears with an adapter in Q8_0, the others in their searched form",
     UNPACKED: "the base unpacked to fp32, to compare"}
 """Files that ``export.gguf`` may name, and what they hold."""
-_PARAMETERS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
-               "repetition_penalty": "repeat_penalty"}
-"""Ollama's names of settings of transformers' generation configuration."""
 _LONGEST = 80
 """Characters of a name that Ollama takes."""
 _ROUNDING = "llama.cpp multiplies packed weights by activations rounded to 8 bits, and 16-bit ones by 16 bits"
@@ -89,7 +86,7 @@ def refuse_base(model: Any, tokenizer: Any) -> None:
 def modelfile(merged: str, weights: RunWeights) -> str:
     """Return Ollama's Modelfile of a merged file, with the settings of the model's generation configuration."""
     lines = [f"FROM ./{merged}"]
-    for setting, key in _PARAMETERS.items():
+    for setting, (_, key) in SAMPLING.items():
         if (value := getattr(weights.generation_config, setting, None)) is not None:
             lines.append(f"PARAMETER {key} {value:g}")
     return "\n".join(lines) + "\n"

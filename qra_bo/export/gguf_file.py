@@ -17,8 +17,9 @@ from qra_bo.export.gguf_layout import Layout
 from qra_bo.export.gguf_tokenizer import Vocabulary, add_vocabulary
 from qra_bo.export.weights import LinearWeights, RunWeights
 
-_SAMPLING = {"temperature": "temp", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"}
-"""Settings of transformers' generation configuration and the end of GGUF's key for each; ``top_k`` is an integer."""
+SAMPLING = {"temperature": ("temp", "temperature"), "top_k": ("top_k", "top_k"), "top_p": ("top_p", "top_p"),
+            "min_p": ("min_p", "min_p"), "repetition_penalty": ("penalty_repeat", "repeat_penalty")}
+"""Settings of transformers' generation configuration: the end of GGUF's key and Ollama's name of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,9 @@ class Source:
         writer.add_quantization_version(2)
         self.layout.add_keys(writer)
         add_vocabulary(writer, self.vocabulary, self.weights.tokenizer, self._ends())
-        for setting, key in _SAMPLING.items():  # by their keys: gguf has methods for them from 0.18 on
+        for setting, (key, _) in SAMPLING.items():  # by their keys: gguf has methods for them from 0.18 on
             if (value := getattr(self.weights.generation_config, setting, None)) is not None:
-                writer.add_float32(f"general.sampling.{key}", value)
-        if (top_k := getattr(self.weights.generation_config, "top_k", None)) is not None:
-            writer.add_int32("general.sampling.top_k", top_k)
+                (writer.add_int32 if setting == "top_k" else writer.add_float32)(f"general.sampling.{key}", value)
         _write(writer, path, [*self._others(dense), *self._linears(adapted, dense)])
 
     def write_adapter(self, path: Path) -> None:

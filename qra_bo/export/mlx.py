@@ -23,7 +23,7 @@ from torch import Tensor
 from qra_bo.export.comparison import Loader, Reference, View
 from qra_bo.export.compressed_tensors import in_words
 from qra_bo.export.run import FinishedRun, render
-from qra_bo.export.weights import LinearWeights, RunWeights, padded, refuse_formats, save_generation, weights_of
+from qra_bo.export.weights import LinearWeights, RunWeights, padded, refuse_formats, save_model, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.utils.errors import ConfigError
@@ -43,16 +43,15 @@ def write(run: FinishedRun) -> list[Path]:
         ModelError: If the base model is not at hand or another.
     """
     refuse_formats("mlx", run.manifest.modules)
-    weights, folder = weights_of(run), run.folder / FOLDER
-    adapted = write_model(weights, folder)
+    weights = weights_of(run)
     rounded = sorted({linear.format.name for linear in weights.linears.values()
                       if not CONSUMERS["mlx"].loads(linear.format)})
-    (folder / "README.md").write_text(render("mlx.md", run, adapted=adapted, rounded=rounded), encoding="utf-8")
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    adapted = any(linear.lora is not None for linear in weights.linears.values())
+    return write_model(weights, run.folder / FOLDER, render("mlx.md", run, adapted=adapted, rounded=rounded))
 
 
-def write_model(weights: RunWeights, folder: Path) -> bool:
-    """Write what mlx-lm loads; return whether there is an adapter. Raises ``ConfigError`` if it has no such model."""
+def write_model(weights: RunWeights, folder: Path, card: str = "") -> list[Path]:
+    """Write what mlx-lm loads; return the files. Raises ``ConfigError`` if it has no such model."""
     linears = [*weights.linears.values(), *weights.tables.values()]
     kinds = {linear.name: {"group_size": linear.format.block, "bits": linear.format.bits}
              for linear in linears if linear.format.backend != "none"}
@@ -63,12 +62,8 @@ def write_model(weights: RunWeights, folder: Path) -> bool:
                if name.removesuffix(".weight") not in weights.tables}
     for linear in linears:
         tensors |= linear_tensors(linear)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "model.safetensors", tensors, {"format": "mlx"})
-    _write_json(folder / "config.json", config)
-    weights.tokenizer.save_pretrained(str(folder))
-    save_generation(weights.generation_config, folder)
-    return _write_adapter(weights, folder / ADAPTER)
+    _write_adapter(weights, folder / ADAPTER)
+    return save_model(folder, weights, config, tensors, "mlx", card)
 
 
 def refuse_base(model: Any, tokenizer: Any) -> None:
@@ -96,26 +91,21 @@ def _half(name: str, tensor: Tensor) -> Tensor:
     return half
 
 
-def _write_adapter(weights: RunWeights, folder: Path) -> bool:
-    """Write the adapter in the words of mlx-lm; returns whether there is one."""
+def _write_adapter(weights: RunWeights, folder: Path) -> None:
+    """Write the adapter, if there is one, in the words of mlx-lm."""
     pairs = {linear.name: linear.lora for linear in weights.linears.values() if linear.lora is not None}
     if not pairs:
-        return False
+        return
     rank = max(pair.rank for pair in pairs.values())
     tensors = {}
     for name, pair in pairs.items():
         down, up = padded(pair.down, pair.scale * pair.up, rank)
         tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"] = down.T.contiguous(), up.T.contiguous()
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "adapters.safetensors", tensors, {"format": "mlx"})
-    _write_json(folder / "adapter_config.json", {
-        "fine_tune_type": "lora", "num_layers": int(weights.config.num_hidden_layers),
-        "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": list(pairs)}})
-    return True
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    config = {"fine_tune_type": "lora", "num_layers": int(weights.config.num_hidden_layers),
+              "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": list(pairs)}}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def mlx_config(config: Any, quantization: Mapping[str, Any]) -> dict[str, Any]:

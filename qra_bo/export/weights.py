@@ -1,5 +1,6 @@
 """Tensors of a finished run as exporters need them: codes, biases and LoRA pairs of its linears, and all others."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from qra_bo.export.foreign import read_adapter
 from qra_bo.export.load import dense_base, packed_states
 from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import Manifest, ModuleRecord
 from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.finetune.quantization.planes import codes_of, words_of
@@ -183,6 +185,27 @@ def weights_in(model: Any, run: FinishedRun) -> Iterator[tuple[Any, LinearWeight
         bias = getattr(module, "bias", None)
         yield module, LinearWeights(name, record.format, record.shape, {k: t.cpu() for k, t in state.items()},
                                     None if bias is None else bias.detach(), lora)
+
+
+def save_model(folder: Path, weights: RunWeights, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
+               kind: str, card: str) -> list[Path]:
+    """Write a folder that a program loads as a model; return all files in it.
+
+    Args:
+        folder: Made where it is missing.
+        weights: Their tokenizer, with its chat template, and defaults for generation are written as they are.
+        config: Contents of ``config.json``.
+        tensors: By the program's names.
+        kind: ``format`` in the header of ``model.safetensors``.
+        card: Text of ``README.md``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / "model.safetensors", tensors, {"format": kind})
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    weights.tokenizer.save_pretrained(str(folder))
+    save_generation(weights.generation_config, folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def save_generation(settings: Any, folder: Path) -> None:
