@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,17 @@ def hydra_message(error: Exception) -> str:
     return f"Hydra can't compose this configuration: {said}; see python -m qra_bo --help."
 
 
+@cache
+def _standard(overrides: tuple[str, ...]) -> Mapping[str, Any]:
+    """What options of groups compose to by themselves; kept, as Hydra takes tenths of a second."""
+    return with_learning_rate(compose_plain(overrides))
+
+
 def _mended(raw: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """``raw`` with the values of its own options, or defaults, at ``keys``, and without unknown ones."""
     chosen = [f"{'+' * (group == 'model')}{group}={node['name']}" for group, names in options().items()
               if isinstance(node := raw.get(group), Mapping) and node.get("name") in names]
-    standard = with_learning_rate(compose_plain(with_default_model(chosen)))
+    standard = _standard(tuple(with_default_model(chosen)))
     mended = {key: value for key, value in raw.items() if key in standard}
     for key in keys:
         group, _, leaf = key.partition(".")

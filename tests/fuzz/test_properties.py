@@ -41,7 +41,7 @@ def test_what_only_looks_like_a_size_is_refused_in_a_short_message(text: str) ->
 
 
 @pytest.mark.parametrize("name", ["profile", "manifest", "data_file", "allocation", "configuration", "journal"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(value=JSON, change=st.sampled_from(["value", "key", "both"]), at=st.integers(0, 30))
 def test_any_json_in_the_place_of_any_field_is_read_or_refused(name: str, value: Any, change: str, at: int) -> None:
     seed = json.loads(EXAMPLES[name])
