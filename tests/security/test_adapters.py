@@ -23,12 +23,13 @@ def edit(path: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("changes", [{"target_modules": TANGLED}, {"target_modules": [TANGLED]},
                                      {"target_modules": ["lm_head"]}, {"target_modules": None}, {"r": 1 << 40},
-                                     {"r": True}, {"lora_alpha": 10**200}, {"lora_alpha": 1.5}])
+                                     {"r": True}, {"lora_alpha": 10**200}, {"lora_alpha": 1.5},
+                                     {"alpha_pattern": {"(a+)+$": 4}}])
 @pytest.mark.parametrize("one_rank", [False, True])
 def test_an_adapters_targets_and_sizes_are_those_of_the_manifest(run: Path, changes: dict[str, Any],
                                                                  one_rank: bool) -> None:
     path = run / "adapter" / "adapter_config.json"
-    edit(path, **changes, **({"rank_pattern": {}, "alpha_pattern": {}} if one_rank else {}))
+    edit(path, **{**({"rank_pattern": {}, "alpha_pattern": {}} if one_rank else {}), **changes})
     with pytest.raises(OutputError, match=rf"differs in .*\b{next(iter(changes))}\b"):
         check_adapter(path.parent, read_manifest(run), one_rank=one_rank)
 
