@@ -1,7 +1,6 @@
 """Train what a plan still wants, or make its results.
 
     python -m bench.study bench/study/plans/length_searched.yaml --data gsm8k=RECORDS.jsonl --hours 2
-    python -m bench.study PLAN.yaml --part 1/2
     python -m bench.study PLAN.yaml --summary
 
 Every finished trial is a line in --out, with the losses of each held-out sequence where the oracle gives them; the
@@ -11,7 +10,6 @@ NAME.json to --results.
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("plan", type=Path, help="YAML file")
     parser.add_argument("--data", action="append", type=_text_and_file, default=[], metavar="TEXT=FILE",
                         help="JSONL file of a text; once a text")
-    parser.add_argument("--part", type=_part, default=(1, 1), metavar="1/2", help="of several processes' parts")
     parser.add_argument("--trials", type=int, help="stop after so many")
     parser.add_argument("--hours", type=float, help="start none after so long")
     parser.add_argument("--out", type=Path, help="folder of the trials; by default NAME in bench/results")
@@ -47,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.summary:
             summarise(study, stores_in(folder), options.results)
         else:
-            work(study, folder, options.part, options.trials, options.hours)
+            work(study, folder, options.trials, options.hours)
     except (UserError, RunInterrupted) as stop:
         print(stop, file=sys.stderr)
         return stop.exit_status
@@ -59,13 +56,6 @@ def _text_and_file(text: str) -> tuple[str, Path]:
     if not path:
         raise argparse.ArgumentTypeError(f"must be TEXT=FILE; got {text}")
     return name, Path(path)
-
-
-def _part(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"must be WHICH/PARTS, such as 1/2; got {text}")
-    return int(match[1]), int(match[2])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,17 +152,6 @@ class Study:
         """Arms of every comparison and length, in the order of the plan."""
         return [[self._arm(c, name, choice, steps) for name, choice in c.choices.items()]
                 for c in self.plan.comparisons for steps in c.steps]
-
-    def arms(self, part: tuple[int, int] = (1, 1)) -> Iterator[list[Arm]]:
-        """Yield the arms of each comparison that belong to ``part`` (which, of how many)."""
-        which, parts = part
-        number = 0
-        for arms in self.comparisons:
-            own = []
-            for arm in arms:
-                own += [arm] if number % parts == which - 1 else []
-                number += 1
-            yield own
 
     def config(self, arm: Arm) -> RunConfig:
         """Return the configuration of an arm's trials.

@@ -35,18 +35,17 @@ def finder(stores: Iterable[TrialStore]) -> Find:
 
 
 def stores_in(folder: Path) -> list[TrialStore]:
-    """Return the stores of all parts and machines in a study's folder."""
+    """Return the stores of all machines in a study's folder."""
     return [TrialStore(path) for path in sorted(folder.glob("*.jsonl"))]
 
 
-def work(study: Study, folder: Path, part: tuple[int, int] = (1, 1), most: int | None = None,
-         hours: float | None = None, open_executor: Open = worker) -> None:
-    """Run trials of one part until none is missing, or enough was done; a part's folder has one process at a time.
+def work(study: Study, folder: Path, most: int | None = None, hours: float | None = None,
+         open_executor: Open = worker) -> None:
+    """Run trials until none is missing, or enough was done; a folder has one process at a time.
 
     Args:
         study: Whose trials.
         folder: Of its trials.
-        part: Which part of how many; each writes a file of its own and sees the others'.
         most: Most trials.
         hours: Time after which no trial is started.
         open_executor: Returns the executor of an arm's setting.
@@ -54,17 +53,15 @@ def work(study: Study, folder: Path, part: tuple[int, int] = (1, 1), most: int |
     Raises:
         WorkerError: If a trial was lost with its worker; it is tried again next time.
     """
-    which, parts = part
-    suffix = "" if parts == 1 else f"-{which}of{parts}"
-    own = folder / f"work{suffix}"
+    own = folder / "work"
     own.mkdir(parents=True, exist_ok=True)
     start, done, setting = time.monotonic(), 0, ""
     executor: Executor | None = None
-    store = TrialStore(folder / f"trials{suffix}.jsonl")
+    store = TrialStore(folder / "trials.jsonl")
     with Interrupts(), RunLock(own), ExitStack() as stack:
         stack.callback(lambda: executor and executor.close())
         while (most is None or done < most) and (hours is None or time.monotonic() - start < 3600 * hours):
-            wanted = list(missing(study.arms(part), finder([store, *stores_in(folder)])))
+            wanted = list(missing(study.comparisons, finder([store, *stores_in(folder)])))
             if not wanted:
                 print("nothing is missing")
                 return

@@ -1,7 +1,7 @@
 """Rules of a study: how a learning rate is calibrated, and which trials are still missing."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bench.study.plan import Arm
@@ -73,11 +73,11 @@ def settle(arm: Arm, find: Find) -> Settled:
     return settled
 
 
-def missing(comparisons: Iterator[list[Arm]], find: Find) -> Iterator[Planned]:
+def missing(comparisons: Iterable[list[Arm]], find: Find) -> Iterator[Planned]:
     """Yield the missing trials of comparisons: calibrations first, then all arms of one seed before the next."""
     for arms in comparisons:
         settled = [settle(arm, find) for arm in arms]
         yield from (s.missing[0] for s in settled if s.rate is None)
         tests = [planned for s in settled if s.rate is not None for planned in s.missing]
-        for seed in training_seeds(0, arms[0].comparison.seeds)[1] if arms else ():
+        for seed in training_seeds(0, arms[0].comparison.seeds)[1]:
             yield from (planned for planned in tests if planned.spec.train_seed == seed)

@@ -1,4 +1,4 @@
-"""Studies: plans that are read, rates that are bracketed, trials in order and shared by parts, and their results."""
+"""Studies: plans that are read, rates that are bracketed, trials in order, and their results."""
 
 import json
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_calibrations_come_first_then_one_seed_after_another(finished: tuple[Stu
     assert [(row["train_seed"], row["name"]) for row in rows[len(calibrated):]] == [
         (seed, name) for seed in UNSEEN[:3] for name in ("four bits", "hqq3", "fixed")]
     assert {row["codes"] for row in rows if row["name"] == "hqq3"} == {"rtn"}
-    assert list(missing(study.arms(), finder([store]))) == []
+    assert list(missing(study.comparisons, finder([store]))) == []
     assert len(store.sessions()) == 1
 
 
@@ -118,17 +118,6 @@ def test_rows_have_paired_differences_and_brackets(finished: tuple[Study, Path],
     assert content["rows"] == json.loads(json.dumps(rows))
     assert content["git"] == stores_in(folder)[0].sessions()[-1]["git"]
     assert "| plain | small | 4     | hqq3" in capsys.readouterr().out
-
-
-def test_parts_share_the_work_and_see_each_others_trials(tmp_path: Path, finished: tuple[Study, Path]) -> None:
-    study = load_study(written(tmp_path))
-    for part in ((1, 2), (2, 2)):
-        work(study, tmp_path, part, open_executor=simulated)
-    stores = stores_in(tmp_path)
-    counts = [len(store.rows()) for store in stores]
-    assert min(counts) > 0
-    assert sum(counts) == len(stores_in(finished[1])[0].rows())
-    assert rows_of(study, stores) == rows_of(*[finished[0], stores_in(finished[1])])
 
 
 def test_stopped_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,8 +155,6 @@ def test_command_trains_the_tiny_model_and_makes_its_results(tmp_path: Path) -> 
 def test_command_refuses_a_wrong_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(written(tmp_path, nonsense=1))]) == 2
     assert "nonsense" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([str(written(tmp_path)), "--part", "3/2"])
 
 
 def test_store_of_the_study_is_plain_lines(finished: tuple[Study, Path]) -> None:
