@@ -47,7 +47,7 @@ def make_problem(model: str, granularity: str) -> SearchProblem:
     gain = np.outer(truth.task, np.sqrt(np.arange(1, space.ranks.values[-1] + 1)))
     profile = SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats),
                                  truth.quantization_sensitivity, truth.quantization_sensitivity, gain, 4.7, "planted")
-    return SearchProblem(space, costs, budget, profile, 24, None, seed=0)
+    return SearchProblem(space, costs, budget, profile, 24, None, seed=0, step_tokens=512)
 
 
 def observations(problem: SearchProblem, n: int) -> list[Trial]:

@@ -153,7 +153,7 @@ def proposals(counts: Sequence[int], pending: int, rows: list[Row]) -> None:
     was told of: of each proposal one that was pending ends, and another is asked for."""
     config, setting, oracle = problem_of(METHOD, 1e6)
     problem = SearchProblem(setting.space, setting.costs(BUDGET), BUDGET, oracle.profile(quiet), config.fidelity.high,
-                            None, config.seed)
+                            None, config.seed, step_tokens=config.train.step_tokens)
     searcher = make_searcher(config.method.target, problem)
     truth, rng = Landscape(problem.space, 0), problem.rng("told")
     numbers = itertools.count(1)

@@ -44,7 +44,7 @@ def study_of_run(folder: Path) -> Study | None:
     space = make_space(config, spec)
     problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.header.budget_bytes,
                             study.profile.profile, config.fidelity.high, None,
-                            config.seed)
+                            config.seed, step_tokens=config.train.step_tokens)
     factor = (study.learning_rate or config.adapter.lr) / suggested_rate(config)  # trainers have their own rates
     return study_of(problem, study.points, factor)
 

@@ -52,7 +52,8 @@ def make_problem(n_units: int = 4, *, seed: int = 0, quantile: float = 0.5, low_
     space = make_space(n_units, ranks=ranks)
     costs = make_costs(space)
     low, high = (costs.totals(r[None, :])[0] for r in corners(space))
-    return SearchProblem(space, costs, int(low + quantile * (high - low)), make_profile(space), 24, low_steps, seed)
+    return SearchProblem(space, costs, int(low + quantile * (high - low)), make_profile(space), 24, low_steps, seed,
+                         step_tokens=512)
 
 
 def corners(space: SearchSpace) -> tuple[IntArray, IntArray]:

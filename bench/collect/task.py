@@ -167,7 +167,8 @@ def load_setting(folder: Path, config: RunConfig) -> Setting:
     profile = load_profile(folder / PROFILE)
     space, predictors = predictors_of(config)
     largest = min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
-    problems = tuple(SearchProblem(space, costs[b.scope], b.bytes, profile, facts.steps, None, 0)
+    problems = tuple(SearchProblem(space, costs[b.scope], b.bytes, profile, facts.steps, None, 0,
+                                   step_tokens=facts.step_tokens)
                      for b in facts.budgets)
     rules = tuple(BaselineRules(space.n_units, facts.formats, largest, b.bytes, predictors[b.scope])
                   for b in facts.budgets)

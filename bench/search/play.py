@@ -81,7 +81,7 @@ def make_arena(oracle: EmulatorOracle, space: SearchSpace, budget: ReferenceBudg
     facts = oracle.table.facts
     largest = min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
     problem = SearchProblem(space, oracle.table.costs[budget.scope], budget.bytes, oracle.profile(quiet), facts.steps,
-                            facts.record_at[-1], 0)
+                            facts.record_at[-1], 0, step_tokens=facts.step_tokens)
     return Arena(oracle, budget, problem, BaselineRules(space.n_units, facts.formats, largest, budget.bytes, predict))
 
 

@@ -28,6 +28,7 @@ class SearchProblem:
         seed: Seed of the searcher's own named generators.
         max_full_trials: Full-trial equivalents that the run may spend; infinity is no limit.
         objective_steps: Steps of the training whose loss trials are told as; ``None``: those of a trial.
+        step_tokens: Training tokens of a step; lengths of different trainers are compared in tokens.
     """
 
     space: SearchSpace
@@ -39,6 +40,12 @@ class SearchProblem:
     seed: int
     max_full_trials: float = math.inf
     objective_steps: int | None = None
+    step_tokens: int = 1
+
+    @property
+    def trial_tokens(self) -> int:
+        """Training tokens of a full-fidelity trial."""
+        return self.high_steps * self.step_tokens
 
     def fits(self, allocation: Allocation) -> bool:
         """Whether an allocation on the ladders is within the budget."""

@@ -7,12 +7,13 @@ from typing import Any
 from qra_bo.config.groups import LEAST_RANKED
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import change
+from qra_bo.searchers.rates.model import change, change_of_difference
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
 from qra_bo.study.events import AtRate, Choice, Confirmation, Objective, RankingCheck, RateCheck
-from qra_bo.study.intervals import LEVEL, Interval, paired_interval, spearman
+from qra_bo.study.intervals import LEVEL, Interval, paired_interval, spearman, two_way_interval
 from qra_bo.study.setting import FINAL
 from qra_bo.study.state import loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
@@ -20,8 +21,8 @@ from qra_bo.trials import Trial
 
 LOOKS = (3, 4, 5)
 """Numbers of seeds after which a sequential confirmation may end."""
-Pair = tuple[int, float, float]
-"""Training seed, and test losses of candidate and reference (nats)."""
+Pair = tuple[Trial, Trial]
+"""Trials of candidate and reference on one training seed, both with a loss."""
 
 
 def settle_length(run: TrialRunner, problem: SearchProblem) -> None:
@@ -71,8 +72,8 @@ def choose(run: TrialRunner, recommended: Sequence[Allocation]) -> Trial | None:
 def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allocation]) -> None:
     """Compare the chosen mixed allocation (``choose``) with the best uniform one: unseen training seeds, test split.
 
-    Both are trained as long as the effort affords (``Study.confirmation_steps``); what learned rates say of the rest is
-    added to every difference before it is judged. Where no allocation is mixed the event is recorded without a trial.
+    Both are trained as long as the effort affords (``Study.confirmation_steps``); what learned rates say of the rest
+    decides where the measured interval includes 0. Where no allocation is mixed the event is recorded without a trial.
     With ``effort.sequential`` seeds are added one by one until ``decided``. Nothing is done where the journal holds a
     confirmation that is no weaker (``_is_confirmed``).
 
@@ -87,14 +88,13 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
     if reference is None:
         raise no_loss("no uniform choice gave a loss, so that nothing can be confirmed", study.trials)
     if candidate is None:
-        run.conclude(confirmation(reference.allocation, reference.allocation, (), False, steps, 0.0))
+        run.conclude(confirmation(reference.allocation, reference.allocation, (), False, steps))
         return
     sides = candidate.allocation, reference.allocation
-    rest = None if steps >= study.objective_steps else _change(run, problem, steps, study.objective_steps)
-    ahead = 0.0 if rest is None else rest.of(sides[0]) - rest.of(sides[1])
+    ahead, ahead_sd = _ahead(run, problem, *sides, steps)
     for n in range(_fewest_seeds(run), len(seeds) + 1):
         pairs, failed = _pairs(run, *sides, "confirmation", seeds[:n], steps)
-        if failed or decided([c - r + ahead for _, c, r in pairs]):
+        if failed or decided(pairs):
             break
     if len(pairs) < 2:
         if not failed:
@@ -102,7 +102,18 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
                      "is not confirmed")
             return
         pairs = []  # too few for an interval: that the candidate failed alone decides
-    run.conclude(confirmation(*sides, pairs, failed, steps, ahead))
+    run.conclude(confirmation(*sides, pairs, failed, steps, ahead, ahead_sd))
+
+
+def _ahead(run: TrialRunner, problem: SearchProblem, candidate: Allocation, reference: Allocation,
+           steps: int) -> tuple[float, float]:
+    """Return what learned rates add to the difference after ``steps`` up to the length that the run minimises, with its
+    standard deviation (nats); 0 where nothing is beyond."""
+    longer, seen = run.study.objective_steps, Observations(problem)
+    rows = seen.position(candidate), seen.position(reference)
+    if steps >= longer or rows[0] is None or rows[1] is None:
+        return 0.0, 0.0
+    return change_of_difference(load_rates(run.config.surrogate.rates), problem, rows[0], rows[1], steps, longer)
 
 
 def _fewest_seeds(run: TrialRunner) -> int:
@@ -123,31 +134,44 @@ def _is_confirmed(run: TrialRunner) -> bool:
     return c.candidate == c.reference or c.candidate_failed or len(c.train_seeds) >= _fewest_seeds(run)
 
 
-def decided(differences: Sequence[float]) -> bool:
-    """Whether paired differences settle their sign before all seeds are trained: their interval excludes 0.
+def decided(pairs: Sequence[Pair]) -> bool:
+    """Whether pairs settle the sign of their difference before all seeds are trained: its interval excludes 0.
 
     Its level is that of all looks together at most 5 % wrong (Bonferroni over ``LOOKS``).
     """
-    if len(differences) not in LOOKS:
-        return False
-    interval = paired_interval(differences, 1 - (1 - LEVEL) / len(LOOKS))
-    return interval.low > 0 or interval.high < 0
+    return len(pairs) in LOOKS and not _interval(pairs, 1 - (1 - LEVEL) / len(LOOKS))[0].includes_zero
+
+
+def _interval(pairs: Sequence[Pair], level: float = LEVEL) -> tuple[Interval, bool]:
+    """Return the interval of candidate - reference, and whether it holds for other held-out text too: where the oracle
+    gave the losses of every sequence."""
+    candidate, reference = ([e.result.sequence_losses for e in side] for side in zip(*pairs, strict=True))
+    if all(len(losses) > 1 for losses in (*candidate, *reference)):
+        return two_way_interval(candidate, reference, level), True
+    return paired_interval([loss_of(c) - loss_of(r) for c, r in pairs], level), False
 
 
 def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[Pair], failed: bool, steps: int,
-                 ahead: float) -> Confirmation:
-    """Return the event of a comparison; ``pairs`` are those of seeds that gave both losses."""
-    mixed = candidate != reference and not failed and sum(c - r for _, c, r in pairs) + ahead * len(pairs) < 0
-    return Confirmation(**_compared(pairs), candidate=candidate, reference=reference,
+                 ahead: float = 0.0, ahead_sd: float = 0.0) -> Confirmation:
+    """Return the event of a comparison; ``pairs`` are those of seeds that gave both losses.
+
+    What learned rates expect of a longer training decides where the measured interval includes 0, and never against
+    one that does not.
+    """
+    compared = _compared(pairs)
+    undecided = compared["low"] <= 0 <= compared["high"]
+    mixed = candidate != reference and not failed and compared["mean"] + (ahead if undecided else 0.0) < 0
+    return Confirmation(**compared, candidate=candidate, reference=reference,
                         winner_kind="mixed" if mixed else "uniform", candidate_failed=failed, split="test", steps=steps,
-                        ahead=ahead)
+                        ahead=ahead, ahead_sd=ahead_sd)
 
 
 def _compared(pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return the fields of ``Compared``."""
-    interval = paired_interval([c - r for _, c, r in pairs]) if pairs else Interval(0.0, 0.0, 0.0)
-    seeds, candidates, references = zip(*pairs, strict=True) if pairs else ((), (), ())
-    return {"train_seeds": seeds, "candidate_losses": candidates, "reference_losses": references, **asdict(interval)}
+    interval, over_text = _interval(pairs) if pairs else (Interval(0.0, 0.0, 0.0), False)
+    return {"train_seeds": tuple(c.spec.train_seed for c, _ in pairs),
+            "candidate_losses": tuple(loss_of(c) for c, _ in pairs),
+            "reference_losses": tuple(loss_of(r) for _, r in pairs), "over_text": over_text, **asdict(interval)}
 
 
 def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage: str, seeds: Sequence[int],
@@ -156,9 +180,8 @@ def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage
     failed where the reference did not."""
     done = run.evaluate_all([run.plan(a, stage, learning_rate=rate, train_seed=seed, split="test", length=length)
                              for seed in seeds for a in (candidate, reference)])
-    both = list(zip(seeds, done[::2], done[1::2], strict=True))
-    pairs = [(seed, c.loss, r.loss) for seed, c, r in both if c.loss is not None and r.loss is not None]
-    return pairs, any(r.ok and not c.ok for _, c, r in both)
+    both = list(zip(done[::2], done[1::2], strict=True))
+    return [pair for pair in both if all(e.ok for e in pair)], any(r.ok and not c.ok for c, r in both)
 
 
 def check_rates(run: TrialRunner) -> None:

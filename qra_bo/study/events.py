@@ -172,7 +172,8 @@ class Choice:
 @checked(frozen=True, slots=True)
 class Compared:
     """Test losses of two allocations on unseen training seeds that gave both (nats), with the mean of candidate -
-    reference and the bounds of its 95 % confidence interval."""
+    reference and the bounds of its 95 % confidence interval: over other held-out text of the kind too, or seeds alone.
+    """
 
     train_seeds: tuple[int, ...]
     candidate_losses: Losses
@@ -180,6 +181,7 @@ class Compared:
     mean: float
     low: float
     high: float
+    over_text: bool
 
     @property
     def differences(self) -> Losses:
@@ -192,11 +194,12 @@ class Confirmation(Compared):
     """The chosen mixed allocation against the best uniform one; both are one allocation where none is mixed.
 
     Args:
-        winner_kind: ``"mixed"`` where the candidate has the lower loss in the mean, ``ahead`` added, and never failed
-            alone; else ``"uniform"``.
+        winner_kind: ``"mixed"`` where the candidate has the lower loss in the mean and never failed alone; else
+            ``"uniform"``. ``ahead`` is added where the interval includes 0.
         candidate_failed: Whether the candidate failed where the reference did not.
         steps: Optimiser steps of all trainings.
-        ahead: What learned rates add to the difference up to the length that the run minimises (nats).
+        ahead: What learned rates add to the difference up to the length that the run minimises (nats); ``ahead_sd`` is
+            its standard deviation.
     """
 
     candidate: Stored
@@ -206,6 +209,7 @@ class Confirmation(Compared):
     split: str
     steps: int
     ahead: float
+    ahead_sd: float
 
     @property
     def winner(self) -> Allocation:

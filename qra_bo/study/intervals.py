@@ -29,6 +29,10 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def includes_zero(self) -> bool:
+        return self.low <= 0 <= self.high
+
 
 def paired_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
     """Return mean and interval of ``n`` paired differences: mean +- t((1 + level) / 2, n - 1) s / sqrt(n).

@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import at_length
+from qra_bo.searchers.rates.model import of_training
 from qra_bo.space import Allocation, FloatArray, with_allowance
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.study.events import Calibration, Prediction, Untuned
@@ -41,7 +41,8 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
     if run.study.prediction is not None and run.study.learning_rate is not None:
         return
     config = run.config
-    rates = at_length(load_rates(config.surrogate.rates), run.study.objective_steps)
+    steps = run.study.objective_steps
+    rates = of_training(load_rates(config.surrogate.rates), problem, steps)
     table = rates.table(problem)
     positions = {a: Observations(problem).position(a) for a in baselines}
     uniform = {a: row for a, row in positions.items() if row is not None}
@@ -54,7 +55,7 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
         found, mean, sd = {best: uniform[best], **found}, 0.0, 0.0
     half = float(ndtri((1 + LEVEL) / 2)) * sd
     order = dict.fromkeys([*found, *(() if best is None else (best,))])
-    run.conclude(Prediction(tuple(order), best, mean, mean - half, mean + half, rates.steps, tuple(rates.sources)))
+    run.conclude(Prediction(tuple(order), best, mean, mean - half, mean + half, steps, tuple(rates.sources)))
     if not run.study.calibrated:
         run.conclude(Calibration(config.adapter.lr * rates.lr_scale, config.adapter.lr_rule, source=BY_PRIOR))
 

@@ -168,7 +168,7 @@ def _versus(study: Study) -> dict[str, Any] | None:
     if differs and not c.train_seeds:
         return None  # it was trained on no two seeds beside the uniform choice
     return {**{k: getattr(c, k) if differs else 0.0 for k in ("mean", "low", "high")},
-            "train_seeds": len(c.train_seeds), "steps": c.steps}
+            "train_seeds": len(c.train_seeds), "steps": c.steps, "over_text": c.over_text}
 
 
 def _objective(study: Study) -> dict[str, Any]:
@@ -178,7 +178,8 @@ def _objective(study: Study) -> dict[str, Any]:
     differs = c is not None and versus is not None and study.winner == c.candidate
     return {"steps": study.objective_steps, "trial_steps": study.header.high_steps,
             "confirmed_steps": versus and versus["steps"],
-            "predicted_beyond": c.ahead if c is not None and differs else None if versus is None else 0.0}
+            **{key: value if c is not None and differs else None if versus is None else 0.0 for key, value in (
+                ("predicted_beyond", c and c.ahead), ("predicted_beyond_sd", c and c.ahead_sd))}}
 
 
 def _at_rates(study: Study, winner: Allocation) -> list[dict[str, Any]]:

@@ -148,7 +148,8 @@ class Setting:
             max_full_trials: Full-trial equivalents of the whole effort.
         """
         return SearchProblem(self.space, self.costs(budget), budget, profile, self.config.fidelity.high,
-                             self.config.fidelity.low, self.config.seed, max_full_trials)
+                             self.config.fidelity.low, self.config.seed, max_full_trials,
+                             step_tokens=self.config.train.step_tokens)
 
     def rules(self, budget: int) -> BaselineRules:
         """Return the rules of the uniform baselines within ``budget`` bytes."""

@@ -69,6 +69,7 @@ class Difference:
     Args:
         mean: Over ``seeds`` training seeds after ``steps`` optimiser steps.
         low: Lower end of the 95 % interval, ``high`` is the upper one; ``None`` for one seed.
+        over_text: Whether the interval holds for other held-out text too.
         expected: The same after ``objective_steps``, the length that the run minimises, by learned rates.
     """
 
@@ -80,6 +81,7 @@ class Difference:
     steps: int
     expected: float
     objective_steps: int
+    over_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ def _unconfirmed(study: Study) -> Verdict:
 def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
     n, winner, mixed = len(c.train_seeds), study.winner, c.winner_kind == "mixed"
     found = None if not n else Difference(Evidence.UNSEEN_SEEDS, c.mean, c.low, c.high, n, c.steps, c.mean + c.ahead,
-                                          study.objective_steps)
+                                          study.objective_steps, c.over_text)
     turned = tuple(r.factor for r in study.rate_check.rates if r.mean * c.mean <= 0) + study.rate_check.failed_at \
         if study.rate_check is not None else ()
     if winner != c.winner:
@@ -160,7 +162,7 @@ def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
             VerdictKind.MIXED_DELIVERED if winner == c.candidate and n else VerdictKind.OTHER_DELIVERED
     elif c.candidate == c.reference:
         kind = VerdictKind.NO_MIXED_LOSS if study.best_mixed is None else VerdictKind.NOTHING_MIXED_BETTER
-    elif c.mean * (c.mean + c.ahead) < 0 and not c.candidate_failed:
+    elif c.low <= 0 <= c.high and c.mean * (c.mean + c.ahead) < 0 and not c.candidate_failed:
         kind = VerdictKind.EXPECTED
     elif not mixed:
         kind = VerdictKind.MIXED_FAILED if c.candidate_failed else VerdictKind.UNIFORM_WINS
@@ -298,7 +300,8 @@ def _number(v: Verdict) -> tuple[str, str, str]:
     mean, interval = signed(d.mean), f"{signed(d.low or 0.0)} to {signed(d.high or 0.0)}"
     figure, short = f"{mean} nats", f"{mean} [{interval.replace(' to ', ', ')}]"
     if d.evidence is Evidence.UNSEEN_SEEDS:
-        return figure, f"95 % interval {interval}; {d.seeds} unseen training seeds, {d.steps} steps, test split, " \
+        over = " over seeds and text" if d.over_text else ""
+        return figure, f"95 % interval {interval}{over}; {d.seeds} unseen training seeds, {d.steps} steps, test split, " \
             f"paired{beyond}", f"{short} {'mixed' if v.mixed or v.delivered == v.candidate else 'uniform'}"
     if d.evidence is Evidence.PREDICTION:
         return f"{figure} predicted", f"95 % interval of the prediction {interval}; for {d.steps} steps of training", \

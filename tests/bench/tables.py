@@ -55,7 +55,8 @@ def make_setting(n_units: int = 4) -> Setting:
         return int(costs.totals(space.encode(inside)[None, :])[0])
 
     profile = oracle.profile(lambda *_: None)
-    problems = tuple(SearchProblem(space, costs, b.bytes, profile, 24, None, 0) for b in budgets)
+    problems = tuple(SearchProblem(space, costs, b.bytes, profile, 24, None, 0, step_tokens=512)
+                     for b in budgets)
     rules = tuple(BaselineRules(n_units, facts.formats, 8, b.bytes, predict) for b in budgets)
     return Setting(facts, space, {"peak": predict, "stored": predict}, problems, rules)
 

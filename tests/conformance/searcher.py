@@ -31,7 +31,8 @@ def make_problem(n_units: int = 5, *, seed: int = 0, low_steps: int | None = 6, 
     low, high = (int(costs.totals(row[None, :])[0]) for row in corners(space))
     oracle = SyntheticOracle(space, 7, high_steps=24)
     profile = oracle.profile(lambda *_: None)
-    problem = SearchProblem(space, costs, int(low + share * (high - low)), profile, 24, low_steps, seed)
+    problem = SearchProblem(space, costs, int(low + share * (high - low)), profile, 24, low_steps, seed,
+                            step_tokens=512)
     return problem, oracle
 
 

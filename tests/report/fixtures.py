@@ -175,7 +175,7 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
         "mean": float(differences.mean()),
         "low": float(differences.mean() - half), "high": float(differences.mean() + half),
         "winner_kind": "mixed" if wins else "uniform", "split": "test", "candidate_failed": False, "steps": 64,
-        "ahead": 0.0})
+        "ahead": 0.0, "ahead_sd": 0.0, "over_text": False})
     s.add("ranking_check", {"steps": 192, "fingerprints": ["a", "b", "c", "d"], "losses": [3.91, 3.93, 3.92, 3.97],
                             "search_losses": [4.01, 4.02, 4.03, 4.06], "spearman": .8})
     chosen = best if wins else reference

@@ -218,7 +218,7 @@ def test_notes_name_the_best_uniform_baseline() -> None:
 
 def test_notes_have_the_difference_at_other_learning_rates() -> None:
     c = next(e for e in make_events() if e["event"] == "confirmation")
-    keys = ("train_seeds", "candidate_losses", "reference_losses", "mean", "low", "high")
+    keys = ("train_seeds", "candidate_losses", "reference_losses", "mean", "low", "high", "over_text")
     rate = {"factor": .5, **{key: c[key] for key in keys}}
     check = event("rate_check", candidate=c["candidate"], reference=c["reference"], rates=[rate], failed_at=[])
     assert "0.50 times the rate" in dict(notes(parse_events([*make_events(), check])))["Other learning rates"]

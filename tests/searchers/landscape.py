@@ -80,7 +80,7 @@ def make_landscape(seed: int, *, n_units: int = 30, bits: tuple[int, ...] = (3, 
         total = (damage[index, q] * (1 - 0.35 * r)).sum(axis=1)
         return 4.0 + total**power - (gain * (1 - np.exp(-2 * r))).sum(axis=1)
 
-    problem = SearchProblem(space, costs, budget, profile, 24, None, search_seed)
+    problem = SearchProblem(space, costs, budget, profile, 24, None, search_seed, step_tokens=512)
     return Landscape(problem, truth, noise)
 
 

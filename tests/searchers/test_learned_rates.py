@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from qra_bo.searchers.base import Forecasting
+from qra_bo.searchers.base import Forecasting, SearchProblem
 from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import Rates, at_length
+from qra_bo.searchers.rates.model import Rates, of_training
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.space import CostTable, FloatArray, IntArray
 from qra_bo.space.knapsack import solve_knapsack
@@ -32,15 +32,15 @@ def test_first_proposal_is_the_optimum_of_the_rates_of_the_length_that_is_minimi
         steps: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = []
 
-    def noted(rates: Rates, length: int) -> Rates:
+    def noted(rates: Rates, problem: SearchProblem, length: int) -> Rates:
         lengths.append(length)
-        return at_length(rates, length)
+        return of_training(rates, problem, length)
 
-    monkeypatch.setattr("qra_bo.searchers.structured.searcher.at_length", noted)
+    monkeypatch.setattr("qra_bo.searchers.structured.searcher.of_training", noted)
     problem = replace(make_problem()[0], objective_steps=steps)
     first = StructuredSearch(problem, rates=NAME).ask(1)[0].allocation
     assert lengths == [steps or problem.high_steps]  # a small space has one optimum at both lengths
-    table = at_length(load_rates(NAME), lengths[0]).table(problem)
+    table = of_training(load_rates(NAME), problem, lengths[0]).table(problem)
     best = solve_knapsack(table, problem.costs, problem.budget_bytes)
     n, row = problem.space.n_units, problem.space.encode(first)
     at = np.arange(n)

@@ -20,6 +20,8 @@ from qra_bo.searchers.rates.model import (
     Rates,
     at_length,
     change,
+    change_of_difference,
+    of_training,
     rows_terms,
     terms,
 )
@@ -29,13 +31,14 @@ from qra_bo.utils.errors import ConfigError, JournalError
 from tests.conformance.searcher import make_problem, play
 
 PLANTED = np.array([0.2, 0.02, 0.005])
-RATES = Rates(PLANTED, np.diag([1e-4, 1e-5, 1e-7]), 0.01, 24, ("a", "b"), 1.5)
+TRIAL = 24 * 512
+RATES = Rates(PLANTED, np.diag([1e-4, 1e-5, 1e-7]), 0.01, TRIAL, ("a", "b"), 1.5)
 
 
 def planted(level: float, seed: int, slopes: FloatArray = PLANTED, n: int = 60, noise: float = 0.0) -> Study:
     rng = np.random.default_rng(seed)
     found = rng.uniform(0.0, [2.0, 5.0, 4.0], (n, 3)) * [1, 1, -1]
-    return Study(found, level + found @ slopes + noise * rng.standard_normal(n), np.ones(n), 24)
+    return Study(found, level + found @ slopes + noise * rng.standard_normal(n), np.ones(n), TRIAL)
 
 
 def learned(*studies: Study) -> Rates:
@@ -46,7 +49,7 @@ def test_planted_slopes_are_found_whatever_the_levels() -> None:
     found = learned(replace(planted(1.0, 0), lr_scale=0.5), replace(planted(4.0, 1), lr_scale=2.0))
     assert found.slopes == pytest.approx(PLANTED, rel=0.03)
     assert found.error < 2e-3
-    assert (found.steps, found.sources, found.lr_scale) == (24, ("study 0", "study 1"), 1.0)
+    assert (found.tokens, found.sources, found.lr_scale) == (TRIAL, ("study 0", "study 1"), 1.0)
     assert np.linalg.eigvalsh(found.covariance).min() > 0
 
 
@@ -114,32 +117,57 @@ def test_study_needs_enough_losses() -> None:
     assert study_of(problem, told[:-1]) is None
     found = study_of(problem, told, 2.0)
     assert found is not None
-    assert (found.terms.shape, found.steps, found.lr_scale) == ((LEAST_LOSSES, 3), problem.high_steps, 2.0)
+    assert (found.terms.shape, found.tokens, found.lr_scale) == ((LEAST_LOSSES, 3), problem.trial_tokens, 2.0)
 
 
 def test_slopes_follow_power_laws_up_to_the_longest_ratio() -> None:
-    assert at_length(RATES, 24).slopes.tolist() == PLANTED.tolist()
-    assert at_length(RATES, 24).covariance.tolist() == RATES.covariance.tolist()
-    for steps in (120, 240):
-        assert at_length(RATES, steps).slopes == pytest.approx(PLANTED * (steps / 24) ** EXPONENTS)
-    longest = round(24 * LONGEST)
+    assert at_length(RATES, TRIAL).slopes.tolist() == PLANTED.tolist()
+    assert at_length(RATES, TRIAL).covariance.tolist() == RATES.covariance.tolist()
+    for ratio in (5, 10):
+        assert at_length(RATES, ratio * TRIAL).slopes == pytest.approx(PLANTED * ratio ** EXPONENTS)
+    longest = round(TRIAL * LONGEST)
     assert at_length(RATES, 10 * longest).slopes == pytest.approx(at_length(RATES, longest).slopes)
 
 
 def test_uncertainty_is_that_of_slopes_and_exponents() -> None:
-    found, factors = at_length(RATES, 240), 10.0**EXPONENTS
+    found, factors = at_length(RATES, 10 * TRIAL), 10.0**EXPONENTS
     expected = RATES.covariance.diagonal() * factors**2 + (PLANTED * factors * DEVIATIONS * math.log(10)) ** 2
     assert found.covariance.diagonal() == pytest.approx(expected)
 
 
 def test_change_is_the_difference_of_both_tables() -> None:
     problem, _ = make_problem()
-    found, tables = change(RATES, problem, 24, 240), [at_length(RATES, s).table(problem) for s in (24, 240)]
+    found = change(RATES, problem, 24, 240)
+    tables = [at_length(RATES, ratio * TRIAL).table(problem) for ratio in (1, 10)]
     rng, n = np.random.default_rng(0), problem.space.n_units
     for _ in range(5):
         row = np.array([*rng.integers(0, 4, n), *rng.integers(0, 4, n)])
         before, after = (table[np.arange(n), row[:n], row[n:]].sum() for table in tables)
         assert found.of(problem.space.decode(row)) == pytest.approx(after - before)
+
+
+def test_lengths_are_ratios_to_the_problems_own_trials() -> None:
+    """Steps of a GPU have 64 times the tokens: ten of its trials are ten times as long, not the longest there is."""
+    problem, _ = make_problem()
+    gpu = replace(problem, step_tokens=64 * problem.step_tokens)
+    trial = of_training(RATES, gpu, gpu.high_steps)
+    assert trial.slopes == pytest.approx(PLANTED * LONGEST ** EXPONENTS)
+    assert of_training(RATES, gpu, 10 * gpu.high_steps).slopes == pytest.approx(trial.slopes * 10 ** EXPONENTS)
+
+
+def test_change_of_a_difference_has_the_uncertainty_of_slopes_and_exponents() -> None:
+    problem, _ = make_problem()
+    n = problem.space.n_units
+    rows = np.zeros(2 * n), np.array([*[1.0] * n, *[2.0] * n])
+    mean, sd = change_of_difference(RATES, problem, *rows, 24, 240)
+    whole = change(RATES, problem, 24, 240)
+    assert mean == pytest.approx(whole.of(problem.space.decode(rows[0].astype(int)))
+                                 - whole.of(problem.space.decode(rows[1].astype(int))))
+    apart, grown = np.subtract(*rows_terms(problem, np.stack(rows))), 10.0 ** EXPONENTS - 1
+    variance = (apart * grown) @ RATES.covariance @ (apart * grown) \
+        + ((apart * PLANTED * 10.0 ** EXPONENTS * DEVIATIONS * math.log(10)) ** 2).sum()
+    assert sd == pytest.approx(math.sqrt(variance))
+    assert change_of_difference(RATES, problem, *rows, 24, 24) == (0.0, 0.0)
 
 
 def test_change_holds_off_the_ladder_of_ranks_and_as_json() -> None:
@@ -154,12 +182,12 @@ def test_rates_survive_their_file_and_malformed_files_are_refused(tmp_path: Path
     found, text = load_rates(str(path)), path.read_text()
     assert found.slopes == pytest.approx(PLANTED)
     assert replace(found, slopes=PLANTED, covariance=RATES.covariance) == RATES
-    for changed in ("{", text.replace('"schema_version": 4', '"schema_version": 9')):
+    for changed in ("{", text.replace('"schema_version": 5', '"schema_version": 9')):
         path.write_text(changed)
         with pytest.raises(ConfigError, match="holds no rates"):
             load_rates(str(path))
     for bad in (replace(RATES, slopes=-PLANTED), replace(RATES, covariance=-np.eye(3)), replace(RATES, error=-0.1),
-                replace(RATES, covariance=np.eye(2)), replace(RATES, steps=0), replace(RATES, lr_scale=-1.0)):
+                replace(RATES, covariance=np.eye(2)), replace(RATES, tokens=0), replace(RATES, lr_scale=-1.0)):
         save_rates(bad, path)
         with pytest.raises(ConfigError, match="holds no rates"):
             load_rates(str(path))

@@ -18,7 +18,7 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, Unit, uniform
 from qra_bo.study import Engine, RunInterrupted, RunOutcome, Setting
-from qra_bo.trials import Fidelity, Proposal, Trial
+from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 from tests.study.oracles import FORMATS, TOKENS, UNITS, PlantedOracle
 
 RANKS = (1, 2, 4, 8)
@@ -127,6 +127,18 @@ def run(folder: Path, executor: Executor | None = None, searcher: Any = Walk, *,
     """A run of the planted problem, by default with the planted oracle in this process."""
     return Engine(folder, make_setting(**changes), budget, executor or InProcessExecutor(PlantedOracle()), searcher,
                   fine_tunes=fine_tunes, listeners=listeners).run()
+
+
+def compared(candidate: Allocation, reference: Allocation, ours: Sequence[float], theirs: Sequence[float]
+             ) -> list[tuple[Trial, Trial]]:
+    """Trials of both allocations by training seed, with these test losses."""
+    def trial(a: Allocation, seed: int, loss: float) -> Trial:
+        spec = TrialSpec(a, 8, 8, train_seed=seed, split="test", learning_rate=1e-3)
+        result = TrialResult(TrialState.OK, loss, None, ((8, loss),), 8, 0, 0, None, 0.0)
+        return Trial(seed, a, (4,) * len(a), "confirmation", Fidelity.HIGH, spec, 0, result, 1)
+
+    return [(trial(candidate, seed, c), trial(reference, seed, r))
+            for seed, (c, r) in enumerate(zip(ours, theirs, strict=True), 1)]
 
 
 def comparable(best: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from qra_bo.study.confirmation import confirmation
 from qra_bo.study.state import affordable_steps
 from qra_bo.trials import Fidelity, Trial
 from tests.study.oracles import FORMATS, PlantedOracle
-from tests.study.problem import HIGH, TOKENS, Walk, comparable, run
+from tests.study.problem import HIGH, TOKENS, Walk, comparable, compared, run
 
 
 class Counting(PlantedOracle):
@@ -75,7 +75,7 @@ def test_a_trial_is_minimised_where_that_is_asked_for(tmp_path: Path) -> None:
     outcome = long_run(tmp_path, search__length="trial")
     assert outcome.study.objective is None
     assert outcome.best["objective"] == {"steps": HIGH, "trial_steps": HIGH, "confirmed_steps": HIGH,
-                                         "predicted_beyond": 0.0}
+                                         "predicted_beyond": 0.0, "predicted_beyond_sd": 0.0}
 
 
 def test_a_final_training_no_longer_than_a_trial_changes_nothing(tmp_path: Path) -> None:
@@ -113,8 +113,9 @@ def test_affordable_steps_are_multiples_of_a_trial(cost: float, steps: int) -> N
 
 
 def test_the_winner_is_decided_for_the_length_that_is_minimised() -> None:
-    pairs = [(seed, 3.0 - gap, 3.0) for seed, gap in enumerate((0.01, 0.02, 0.03))]
-    found = [confirmation(uniform(2, "nf4", 2), uniform(2, "nf4", 4), pairs, False, 8, ahead)
-             for ahead in (0.0, 0.019, 0.021)]
-    assert [c.winner_kind for c in found] == ["mixed", "mixed", "uniform"]
-    assert found[2].mean == pytest.approx(-0.02)
+    sides = uniform(2, "nf4", 2), uniform(2, "nf4", 4)
+    for losses, kinds in (((2.99, 2.98, 2.97), ["mixed", "mixed", "uniform"]), ((2.9801, 2.98, 2.9799), ["mixed"] * 3)):
+        found = [confirmation(*sides, compared(*sides, losses, (3.0, 3.0, 3.0)), False, 8, ahead)
+                 for ahead in (0.0, 0.019, 0.021)]
+        assert [c.winner_kind for c in found] == kinds
+        assert found[2].mean == pytest.approx(-0.02)

@@ -20,7 +20,7 @@ def changed(kind: str, lines: Lines = WON, **fields: Any) -> Lines:
 
 def seeds(n: int, difference: float) -> dict[str, Any]:
     return {"train_seeds": list(range(n)), "candidate_losses": [4.0 + difference] * n, "reference_losses": [4.0] * n,
-            "mean": difference, "low": difference - .01, "high": difference + .01}
+            "mean": difference, "low": difference - .01, "high": difference + .01, "over_text": False}
 
 
 def delivering(which: str, lines: Lines = WON) -> Lines:
@@ -50,7 +50,8 @@ CASES: list[tuple[Lines, VerdictKind, str]] = [
     (LOST, VerdictKind.UNIFORM_WINS, FAIL), (failed_alone(LOST), VerdictKind.MIXED_FAILED, FAIL),
     (without_mixed(LOST), VerdictKind.NOTHING_MIXED_BETTER, FAIL),
     (TRIALS_OF_BASELINES, VerdictKind.NO_MIXED_LOSS, UNKNOWN),
-    (changed("confirmation", ahead=1.0, winner_kind="uniform"), VerdictKind.EXPECTED, WARN),
+    (changed("confirmation", **seeds(5, -.005), ahead=1.0, winner_kind="uniform"), VerdictKind.EXPECTED, WARN),
+    (changed("confirmation", ahead=1.0), VerdictKind.BETTER, PASS),
     (delivering("reference"), VerdictKind.UNIFORM_DELIVERED, FAIL),
     (delivering("candidate", LOST), VerdictKind.MIXED_DELIVERED, WARN),
     (delivering("other"), VerdictKind.OTHER_DELIVERED, UNKNOWN),

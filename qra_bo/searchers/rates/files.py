@@ -13,7 +13,7 @@ from qra_bo.searchers.rates.model import NAMES, Rates
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import strict_json, write_json
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 def shipped_rates() -> dict[str, Path]:
@@ -44,7 +44,7 @@ def save_rates(rates: Rates, path: Path) -> None:
     write_json(path, {
         "schema_version": SCHEMA_VERSION, "sources": list(rates.sources),
         "slopes": dict(zip(NAMES, rates.slopes.tolist(), strict=True)), "covariance": rates.covariance.tolist(),
-        "error": rates.error, "steps": rates.steps, "lr_scale": rates.lr_scale})
+        "error": rates.error, "tokens": rates.tokens, "lr_scale": rates.lr_scale})
 
 
 def load_rates(given: str) -> Rates:
@@ -58,7 +58,7 @@ def load_rates(given: str) -> Rates:
         covariance = np.array(stored.covariance)
         if covariance.shape != (len(NAMES), len(NAMES)) or np.linalg.eigvalsh(covariance).min() < -1e-12:
             raise ValueError(f"the covariance must be positive and {len(NAMES)} x {len(NAMES)}")
-        return Rates(np.array([stored.slopes[name] for name in NAMES]), covariance, stored.error, stored.steps,
+        return Rates(np.array([stored.slopes[name] for name in NAMES]), covariance, stored.error, stored.tokens,
                      tuple(stored.sources), stored.lr_scale)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"{rates_file(given)} holds no rates of python -m qra_bo.rates: {error}") from error
@@ -72,5 +72,5 @@ class _Stored:
     slopes: dict[str, Annotated[float, Ge(0), AllowInfNan(False)]]
     covariance: list[list[Annotated[float, AllowInfNan(False)]]]
     error: Annotated[float, Ge(0), AllowInfNan(False)]
-    steps: PositiveInt
+    tokens: PositiveInt
     lr_scale: PositiveFloat

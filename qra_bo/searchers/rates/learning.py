@@ -34,14 +34,14 @@ class Study:
         terms: ``n x 3`` (``rows_terms``).
         losses: ``n`` (nats).
         counts: Repeats that each loss pools, ``n``.
-        steps: Optimiser steps of every trial.
+        tokens: Training tokens of every trial.
         lr_scale: Calibrated factor on the learning rate that its trainer has for the model.
     """
 
     terms: FloatArray
     losses: FloatArray
     counts: FloatArray
-    steps: int
+    tokens: int
     lr_scale: float = 1.0
 
 
@@ -50,7 +50,7 @@ def study_of(problem: SearchProblem, trials: Sequence[Trial], lr_scale: float = 
     seen = Observations(problem)
     seen.tell(trials)
     rows, losses, counts = seen.arrays()
-    return None if len(rows) < LEAST_LOSSES else Study(rows_terms(problem, rows), losses, counts, problem.high_steps,
+    return None if len(rows) < LEAST_LOSSES else Study(rows_terms(problem, rows), losses, counts, problem.trial_tokens,
                                                        lr_scale)
 
 
@@ -61,9 +61,9 @@ def learn(named: Mapping[str, Study]) -> Rates:
     alone = np.array([_fit([study])[0] for study in studies])
     between = np.diag(alone.var(axis=0, ddof=1) if len(studies) > 1 else (UNKNOWN_SPREAD * slopes) ** 2)
     errors = [_error(study, _fit([s for s in studies if s is not study] or studies)[0]) for study in studies]
-    steps = sorted(study.steps for study in studies)[len(studies) // 2]
+    tokens = sorted(study.tokens for study in studies)[len(studies) // 2]
     scale = float(f"{np.exp(np.mean(np.log([study.lr_scale for study in studies]))):.3g}")  # as a calibration rounds it
-    return Rates(slopes, covariance + between, float(np.sqrt(np.mean(np.square(errors)))), steps, tuple(named), scale)
+    return Rates(slopes, covariance + between, float(np.sqrt(np.mean(np.square(errors)))), tokens, tuple(named), scale)
 
 
 def _fit(studies: Sequence[Study]) -> tuple[FloatArray, FloatArray]:

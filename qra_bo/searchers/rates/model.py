@@ -10,9 +10,9 @@ sensitivity and rank, and the measured rank sensitivity in place of ``log2 r``, 
 table better.)
 
 Damage by few bits heals while adapters are trained, and what a rank is worth grows. A slope learned from trainings
-of ``s`` steps is taken to be ``(T / s)^e`` times as large at ``T`` steps. The exponents are those of
-``bench/results/length_model.json`` (commit 80dfe91): one model, one text, 24 to 240 steps. They are of the ratio of two
-lengths, so that trials of any batch can be carried to the length of a final fine-tune.
+of ``s`` tokens is taken to be ``(T / s)^e`` times as large at ``T`` tokens. The exponents are those of
+``bench/results/length_model.json`` (commit 80dfe91): one model, one text, 24 to 240 steps of 512 tokens. They are of
+the ratio of two lengths: first of a trial and those that taught the slopes, then of a longer training and a trial.
 """
 
 import math
@@ -44,7 +44,7 @@ class Rates:
         covariance: Of the slopes for a new task, ``3 x 3``: of their estimate, and between the studies.
         error: Standard deviation of what the model leaves unexplained in a difference of two good allocations (nats),
             on studies that it was not fitted to where there are several.
-        steps: Optimiser steps of the trials that it was learned from.
+        tokens: Training tokens of the trials that it was learned from.
         sources: The studies that it was learned from, in words.
         lr_scale: Factor on the learning rate that a trainer has for a model: the geometric mean of the calibrated ones.
     """
@@ -52,7 +52,7 @@ class Rates:
     slopes: FloatArray
     covariance: FloatArray
     error: float
-    steps: int
+    tokens: int
     sources: tuple[str, ...]
     lr_scale: float = 1.0
 
@@ -90,18 +90,37 @@ def rows_terms(problem: SearchProblem, rows: FloatArray) -> FloatArray:
     return np.asarray((below + (position - low)[..., None] * (above - below)).sum(axis=1))
 
 
-def at_length(rates: Rates, steps: int) -> Rates:
-    """Return the rates of trainings of ``steps`` steps; their covariance holds that of the exponents."""
-    log_ratio = math.log(min(steps / rates.steps, LONGEST))
+def at_length(rates: Rates, tokens: int) -> Rates:
+    """Return the rates of trainings of ``tokens`` tokens; their covariance holds that of the exponents."""
+    log_ratio = math.log(min(tokens / rates.tokens, LONGEST))
     factors = np.exp(EXPONENTS * log_ratio)
     slopes = rates.slopes * factors
     covariance = rates.covariance * np.outer(factors, factors) + np.diag((slopes * DEVIATIONS * log_ratio) ** 2)
-    return replace(rates, slopes=slopes, covariance=covariance, steps=steps)
+    return replace(rates, slopes=slopes, covariance=covariance, tokens=tokens)
+
+
+def of_training(rates: Rates, problem: SearchProblem, steps: int) -> Rates:
+    """Return the rates of trainings of ``steps`` steps of the problem's trainer, carried there from its trials."""
+    return at_length(at_length(rates, problem.trial_tokens), steps * problem.step_tokens)
 
 
 def change(rates: Rates, problem: SearchProblem, before: int, after: int) -> Change:
     """Return what trainings of ``after`` steps change in the losses of those of ``before`` steps, by the rates."""
     level, root = sensitivity_scales(problem.profile, DIVERGENCE)
-    a, b, c = at_length(rates, after).slopes - at_length(rates, before).slopes
+    early, late = (of_training(rates, problem, steps) for steps in (before, after))
+    a, b, c = late.slopes - early.slopes
     return Change(tuple(f.name for f in problem.space.formats), np.asarray(a * level + b * root),
                   np.asarray(-c * problem.space.unit_share, dtype=np.float64))
+
+
+def change_of_difference(rates: Rates, problem: SearchProblem, allocation: FloatArray, reference: FloatArray,
+                         before: int, after: int) -> tuple[float, float]:
+    """Return mean and standard deviation (nats) of what trainings of ``after`` steps add to the difference of two rows
+    after ``before`` steps; the rows are as in ``Rates.difference``."""
+    apart = np.subtract(*rows_terms(problem, np.stack([allocation, reference])))
+    early, late = (of_training(rates, problem, steps) for steps in (before, after))
+    grown = np.divide(late.slopes, early.slopes, out=np.ones(len(NAMES)), where=early.slopes > 0)
+    log_ratio = math.log(max(1.0, min(after / before, LONGEST)))
+    covariance = early.covariance * np.outer(grown - 1, grown - 1)
+    covariance += np.diag((late.slopes * DEVIATIONS * log_ratio) ** 2)
+    return float(apart @ (late.slopes - early.slopes)), math.sqrt(max(0.0, float(apart @ covariance @ apart)))

@@ -14,7 +14,7 @@ from botorch.acquisition.analytic import LogExpectedImprovement, PosteriorMean
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher, TrustRegion
 from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import at_length
+from qra_bo.searchers.rates.model import of_training
 from qra_bo.searchers.structured.features import build_components, prior_share, prior_tables
 from qra_bo.sensitivity import BELIEVED, MEASURES, unknown_measure
 from qra_bo.space import Allocation, IntArray
@@ -96,7 +96,7 @@ class StructuredSearch(ObservingSearcher):
             self._prior = prior_tables(problem, n_prior, quantization_sensitivity)
         else:  # what the parts are left to explain is what the learned rates do not
             steps = problem.high_steps if problem.objective_steps is None else problem.objective_steps
-            centre = at_length(load_rates(rates), steps).table(problem)
+            centre = of_training(load_rates(rates), problem, steps).table(problem)
             self._design = Design([replace(c, scale=KNOWN * c.scale) for c in parts], torch.from_numpy(centre))
             self._prior = [centre]
         n_units = problem.space.n_units
