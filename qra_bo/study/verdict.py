@@ -301,8 +301,8 @@ def _number(v: Verdict) -> tuple[str, str, str]:
     figure, short = f"{mean} nats", f"{mean} [{interval.replace(' to ', ', ')}]"
     if d.evidence is Evidence.UNSEEN_SEEDS:
         over = " over seeds and text" if d.over_text else ""
-        return figure, f"95 % interval {interval}{over}; {d.seeds} unseen training seeds, {d.steps} steps, test split, " \
-            f"paired{beyond}", f"{short} {'mixed' if v.mixed or v.delivered == v.candidate else 'uniform'}"
+        return figure, f"95 % interval {interval}{over}; {d.seeds} unseen training seeds, {d.steps} steps, test " \
+            f"split, paired{beyond}", f"{short} {'mixed' if v.mixed or v.delivered == v.candidate else 'uniform'}"
     if d.evidence is Evidence.PREDICTION:
         return f"{figure} predicted", f"95 % interval of the prediction {interval}; for {d.steps} steps of training", \
             f"{short} predicted, not searched"
