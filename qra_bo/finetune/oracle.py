@@ -24,7 +24,7 @@ from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings,
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.finetune.training.sample import continuation, prompt_of
-from qra_bo.finetune.training.trial_run import CheckpointStore, FinalRun, TrialRun
+from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
@@ -236,7 +236,7 @@ class FinetuneOracle:
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
-        run = FinalRun(request, self.stores.checkpoints, self.settings.eval_blocks, final.validations(total), final)
+        run = TrialRun(request, self.stores.checkpoints, self.settings.eval_blocks, final.validations(total), final)
         measured = self._run(run, progress, save)
         if measured.state is not TrialState.OK:
             raise TrainingError(
@@ -295,13 +295,12 @@ class FinetuneOracle:
         self.build(request.allocation, request.train_seed, progress, request.init, request.codes)
         optimizer = self.optimizer(request.allocation, request.learning_rate, request.schedule_steps)
         switch_seconds = time.monotonic() - run.start
-        if isinstance(run, FinalRun):
+        if run.final is not None:
             run.before = self._sample()
         run.restore(optimizer)
         probe = MemoryProbe(optimizer, self.bank, self.settings.scope, follow=True)
         self._train(run, optimizer, probe, progress)
-        if isinstance(run, FinalRun):
-            run.choose(optimizer)
+        run.choose(optimizer)
         result = self._held_out(request.split, run, probe)
         at = run.at
         return TrialResult(TrialState.OK, result.loss, result.se, (*at.curve, (at.step, result.loss)),

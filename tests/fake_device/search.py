@@ -34,10 +34,7 @@ from tests.finetune.models import tiny_llama
 
 BACKENDS = (("nf4", "int8"), ("hqq3", "hqq2", "hqq6"), ("fp16",), ("sym3-g32", "int3-g64"))
 """Formats of each backend that take turns in training."""
-CODED = {torch.bfloat16: tuple(name for names in BACKENDS for name in names if name != "fp16"),
-         torch.float32: tuple(names[0] for names in BACKENDS if names[0] != "fp16")}
-"""Formats whose codes GPTQ chooses."""
-MOVED = ("nf4", "nf4-nodq", "int8", "hqq3", "hqq6", "fp16", "sym4-g64", "int3-g64")
+MOVED = ("nf4", "int8", "nf4-nodq", "hqq3", "hqq6", "fp16", "sym4-g64", "int3-g64")
 DTYPES = (torch.bfloat16, torch.float32)
 LENGTH, BATCH = 8, 2
 HOST = torch.device("cpu")
@@ -106,6 +103,8 @@ def move(fmt: str, dtype: torch.dtype) -> None:
 
 def main(inits: list[str]) -> None:
     for dtype in DTYPES:
+        every = len(inits) > 1 and dtype == torch.bfloat16  # else formats are one of each backend
+        coded = [parse_format(name) for names in BACKENDS for name in (names if every else names[:1]) if name != "fp16"]
         with fake_device():
             model, spec = tiny_llama(layers=1, dtype=dtype)
             use_fast_attention(model, DEVICE, dtype)
@@ -114,21 +113,21 @@ def main(inits: list[str]) -> None:
             model.to(DEVICE)
             ids = torch.from_numpy(TEXT)
             text, one_batch = CalibrationText(ids, ids, BATCH, 8), CalibrationText(ids, ids, len(TEXT), 8)
-            rounding = Rounding(model, names, [parse_format(name) for name in CODED[dtype]], ids, DEVICE, None)
+            rounding = Rounding(model, names, coded, ids, DEVICE, None)
             bank = LayerBank(model, spec, (), dtype, DEVICE, rounding=rounding,
                              dense_on_device=dtype == torch.bfloat16)
             bank.restore_dense()
             units = make_units(spec, "module")
             for measured in (text, one_batch):  # fewer tokens than a linear is wide, and more
                 measure_rank_sensitivity(bank, units, measured, 4, quiet)
-            formats = [parse_format(name) for name in (*CODED[dtype], "fp16")]
+            formats = [*coded, parse_format("fp16")]
             measure_quantization_sensitivity(bank, units[-1:], formats, one_batch, quiet)  # GPTQ comes first
             bank.rounding = None
             for case in cases(inits):
                 if case.dtype == dtype:
                     train(bank, case, text)
             bank.restore_dense()
-            for fmt in MOVED if dtype == torch.bfloat16 else MOVED[:1]:
+            for fmt in MOVED if every else MOVED[:2]:
                 move(fmt, dtype)
     print(len(cases(inits)))
 

@@ -25,6 +25,7 @@ from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity import profile_to_json
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units, uniform
+from qra_bo.space.decoder import spec_from_model
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.finetune.models import tiny_llama
 
@@ -34,10 +35,13 @@ CPU = torch.device("cpu")
 PHASES = ["load", "forward", "backward", "step", "evaluation"]
 
 
-def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, **train: object) -> FinetuneOracle:
-    model, spec = tiny_llama(vocab=512)
+def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, init: str = "kaiming", base: Any = None,
+         **train: object) -> FinetuneOracle:
+    model = tiny_llama(vocab=512)[0] if base is None else base
+    spec = spec_from_model(model, "tiny")
     trainer = TrainSettings(**{"batch": 2, "logits_chunk": 16, **train})  # type: ignore[arg-type]
-    settings = FinetuneSettings(trainer, AdapterSettings(), 4, (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
+    settings = FinetuneSettings(trainer, AdapterSettings(2.0, init), 4, (2, 4), 4,
+                                checkpoint_seconds=checkpoint_seconds)
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)
     return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, Stores(store), {})
@@ -56,13 +60,18 @@ MIXED = Allocation(("hqq3", "int8"), (3, 1))
 REQUEST = TrialSpec(MIXED, 8, 8, 5, 5e-3)
 
 
-def test_the_same_trial_gives_the_same_result(tmp_path: Path) -> None:
-    oracle, fresh = make(), make()
+@pytest.fixture(name="whole", scope="module")
+def uninterrupted() -> TrialResult:
+    return make().evaluate(REQUEST, quiet)
+
+
+def test_the_same_trial_gives_the_same_result(whole: TrialResult) -> None:
+    oracle = make()
     first = oracle.evaluate(REQUEST, quiet)
     oracle.evaluate(replace(REQUEST, allocation=uniform(2, "nf4", 2)), quiet)
     again = oracle.evaluate(REQUEST, quiet)
     assert first.state is TrialState.OK
-    assert first.loss == again.loss == fresh.evaluate(REQUEST, quiet).loss
+    assert first.loss == again.loss == whole.loss
     assert first.curve == again.curve
     assert [step for step, _ in first.curve] == [2, 4, 8]
     assert first.new_steps == 8
@@ -71,8 +80,7 @@ def test_the_same_trial_gives_the_same_result(tmp_path: Path) -> None:
     assert oracle.evaluate(replace(REQUEST, train_seed=6), quiet).loss != first.loss
 
 
-def test_a_promotion_costs_its_additional_steps_alone(tmp_path: Path) -> None:
-    whole = make().evaluate(REQUEST, quiet)
+def test_a_promotion_costs_its_additional_steps_alone(tmp_path: Path, whole: TrialResult) -> None:
     oracle = make(tmp_path)
     low = oracle.evaluate(replace(REQUEST, steps=4), quiet)
     high = oracle.evaluate(REQUEST, quiet)
@@ -99,8 +107,8 @@ def test_trials_that_accumulate_see_the_same_text_and_promote_alike(tmp_path: Pa
     assert by_phase["forward"] > alone["forward"], "gradients of the batch before are alive"
 
 
-def test_an_interrupted_trial_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = make().evaluate(REQUEST, quiet)
+def test_an_interrupted_trial_resumes_to_the_same_result(tmp_path: Path, whole: TrialResult,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     step, calls = UnitwiseAdamW.step, 0
 
     def dies(self: UnitwiseAdamW, *args: float) -> float:
@@ -127,9 +135,9 @@ def test_an_interrupted_trial_resumes_to_the_same_result(tmp_path: Path, monkeyp
     assert comparable(again) == comparable(whole)
 
 
-@pytest.mark.parametrize("at", [1, 2, 4, 5, 8])  # after 2 and after 4 the held-out loss is recorded
-def test_a_stopped_trial_keeps_its_last_step(tmp_path: Path, at: int) -> None:
-    whole, oracle = make().evaluate(REQUEST, quiet), make(tmp_path)
+@pytest.mark.parametrize("at", [1, 4, 5, 8])  # after 2 and after 4 the held-out loss is recorded
+def test_a_stopped_trial_keeps_its_last_step(tmp_path: Path, at: int, whole: TrialResult) -> None:
+    oracle = make(tmp_path)
 
     def stop(what: str, done: int, total: int) -> None:
         if done == at:
@@ -143,22 +151,22 @@ def test_a_stopped_trial_keeps_its_last_step(tmp_path: Path, at: int) -> None:
     assert comparable(resumed) == comparable(whole)
 
 
-def test_a_foreign_checkpoint_is_not_used(tmp_path: Path) -> None:
+def test_a_foreign_checkpoint_is_not_used(tmp_path: Path, whole: TrialResult) -> None:
     oracle = make(tmp_path)
-    expected = oracle.evaluate(REQUEST, quiet)
+    oracle.evaluate(REQUEST, quiet)
     (path,) = tmp_path.glob("*.safetensors")
     CheckpointStore(tmp_path).save(path.stem, Checkpoint(6, 8, 0, 0, 0, 0.0, (), {"x|master": torch.zeros(3)}))
     found = oracle.evaluate(REQUEST, quiet)
-    assert (found.loss, found.new_steps) == (expected.loss, 8)
+    assert (found.loss, found.new_steps) == (whole.loss, 8)
 
 
-def test_divergence_is_a_result_and_the_next_trial_is_normal() -> None:
+def test_divergence_is_a_result_and_the_next_trial_is_normal(whole: TrialResult) -> None:
     oracle = make()
     bad = oracle.evaluate(replace(REQUEST, learning_rate=1e27), quiet)
     assert (bad.state, bad.loss) == (TrialState.DIVERGED, None)
     assert "step" in bad.message
     assert bad.training_tokens > 0 or bad.new_steps == 0
-    assert oracle.evaluate(REQUEST, quiet).loss == make().evaluate(REQUEST, quiet).loss
+    assert oracle.evaluate(REQUEST, quiet).loss == whole.loss
 
 
 @pytest.mark.parametrize(("error", "message"), [

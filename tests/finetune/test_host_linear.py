@@ -125,6 +125,7 @@ def test_a_budget_keeps_the_base_off_a_large_device(free: int, room: int | None,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10**12))
     assert is_too_large(50, torch.device("cuda"), room) is expected
+    assert not is_too_large(10**15, torch.device("cpu"), 1)
 
 
 def test_a_device_with_room_gets_copies_and_gives_them_back() -> None:
@@ -153,7 +154,3 @@ def test_a_base_that_fills_a_gpu_stays_off_it() -> None:
     model = chain(HostLinear, torch.float64)  # in fp32 the order of sums shows in a chain whose outputs grow
     x = torch.randn(3, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model.to(device)(x.to(device)).cpu(), model(x))
-
-
-def test_a_cpu_has_the_base_at_hand() -> None:
-    assert not is_too_large(10**15, torch.device("cpu"), 1)

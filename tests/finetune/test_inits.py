@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,20 +11,15 @@ from qra_bo.finetune.adapters import inits
 from qra_bo.finetune.adapters.inits import Initialiser, Pair, Prepared, Requantise
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach, lora_layers
 from qra_bo.finetune.adapters.lowrank import leading
-from qra_bo.finetune.data.load import byte_tokenizer, load_data
-from qra_bo.finetune.data.options import TinyData
 from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference
 from qra_bo.finetune.models.load import load_base
-from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings, Stores
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State, packed
-from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.loss import CalibrationText
-from qra_bo.memory.formats import parse_format
-from qra_bo.space import Allocation, make_units, uniform
-from qra_bo.space.decoder import spec_from_model
+from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec
 from tests.finetune.models import tiny_llama
+from tests.finetune.test_finetune import make, quiet
 
 CPU = torch.device("cpu")
 OUTSIDE = f"{__name__}:principal"
@@ -35,7 +29,6 @@ NAMES = [linear.name for linear in SPEC.linears]
 BANK = LayerBank(MODEL, SPEC, [], torch.float32, CPU)
 TEXT = torch.arange(4 * 32).reshape(4, 32) % 512
 START = CalibrationText(TEXT, TEXT, 2, 16)
-DATA = load_data(TinyData(name="tiny", kind="tiny", held_out=0.2, max_records=64, calibration=4), byte_tokenizer(), 32)
 
 
 def principal(weight: torch.Tensor, requantise: Requantise, rank: int, scale: float) -> tuple[State, Pair]:
@@ -130,34 +123,20 @@ def test_cloq_is_rank_nested(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(small[name][1], large[name][1][:, :2])
 
 
-def make(init: str, model: Any = None) -> FinetuneOracle:
-    model = tiny_llama(vocab=512)[0] if model is None else model
-    spec = spec_from_model(model, "tiny")
-    formats = tuple(parse_format(name) for name in ("hqq3", "nf4"))
-    train = TrainSettings(batch=2, logits_chunk=16)
-    settings = FinetuneSettings(train, AdapterSettings(2.0, init), 4, (), 4)
-    bank = LayerBank(model, spec, formats, torch.float32, CPU, keep_dense=True)
-    return FinetuneOracle(DATA, make_units(spec, "layer"), formats, bank, settings, Stores(), {})
-
-
-def quiet(*_: object) -> None:
-    return None
-
-
 REQUEST = TrialSpec(Allocation(("hqq3", "nf4"), (3, 1)), 3, 3, 5, 5e-3)
 
 
 @pytest.mark.parametrize("init", INITS)
 def test_a_trial_does_not_depend_on_earlier_trials(init: str) -> None:
-    oracle = make(init)
+    oracle = make(init=init)
     first = oracle.evaluate(REQUEST, quiet).loss
     oracle.evaluate(replace(REQUEST, allocation=uniform(2, "nf4", 2), steps=1), quiet)
     oracle.evaluate(replace(REQUEST, allocation=Allocation(("hqq3", "nf4"), (2, 1)), steps=1), quiet)
     assert oracle.evaluate(REQUEST, quiet).loss == first
-    assert make(init).evaluate(REQUEST, quiet).loss == first
+    assert make(init=init).evaluate(REQUEST, quiet).loss == first
     assert first is not None
     if init != "kaiming":
-        assert first != make("kaiming").evaluate(REQUEST, quiet).loss
+        assert first != make().evaluate(REQUEST, quiet).loss
 
 
 @pytest.mark.parametrize("init", ["cloq", OUTSIDE])
@@ -165,18 +144,18 @@ def test_a_loaded_run_has_the_logits_of_the_trained_model(init: str, tmp_path: P
     node = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128,
             "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab_size": 512, "tied": True}
     model, _ = load_base(node)
-    oracle = make(init, model)
+    oracle = make(init=init, base=model)
     oracle.finalise(Allocation(("hqq3", "nf4"), (2, 4)).to_json(), {"steps": 2}, 7, 5e-3, str(tmp_path), node, quiet)
     loaded, _ = load(tmp_path)
     assert probe_difference(loaded, tmp_path / PROBE, CPU) == 0.0
     assert (tmp_path / PACKED).is_file() == (init == OUTSIDE)
     measured = oracle.measure_peak(REQUEST.allocation.to_json(), 0, quiet)["measured_bytes"]
-    assert measured == make("kaiming", load_base(node)[0]).measure_peak(
+    assert measured == make(base=load_base(node)[0]).measure_peak(
         REQUEST.allocation.to_json(), 0, quiet)["measured_bytes"]  # the same bytes, whatever they hold
 
 
 def test_the_pass_of_cloq_counts_with_the_profile() -> None:
-    plain, cloq = make("kaiming"), make("cloq")
+    plain, cloq = make(), make(init="cloq")
     plain.profile(quiet)
     cloq.profile(quiet)
     assert cloq.profile_cost == {**plain.profile_cost, "forward_tokens": plain.profile_cost["forward_tokens"] + 4 * 32}

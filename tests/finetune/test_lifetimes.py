@@ -14,7 +14,6 @@ from peft.tuners.lora import LoraLayer
 
 from qra_bo.finetune import memory_probe
 from qra_bo.finetune.adapters import lora
-from qra_bo.finetune.adapters.lora import AdapterSettings, attach, detach
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import PackedLinear, backend_of
@@ -23,7 +22,6 @@ from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec, TrialState
-from tests.finetune.models import tiny_llama
 from tests.finetune.test_finetune import make, quiet
 from tests.finetune.test_inits import INITS
 
@@ -83,20 +81,6 @@ def test_packed_layer_dies_with_its_last_reference(name: str) -> None:
     layer = backend_of(fmt).build(state, fmt, (128, 128), None, torch.float32)
     layer(torch.randn(2, 128, requires_grad=True)).sum().backward()
     del layer
-    assert alive(PackedLinear) == []
-
-
-@pytest.mark.parametrize("name", ["nf4", "int8", "hqq3", "fp16"])
-def test_detached_adapters_die(name: str) -> None:
-    model, spec = tiny_llama()
-    bank = LayerBank(model, spec, (parse_format(name),), torch.float32, "cpu")
-    bank._layers = Dropping()
-    bank.install({linear.name: name for linear in spec.linears})
-    attach(model, {linear.name: 3 for linear in spec.linears}, AdapterSettings(), 0, torch.float32)
-    assert len(alive(LoraLayer)) == len(spec.linears)
-    detach(model)
-    assert alive(LoraLayer, PeftModel) == []
-    bank.restore_dense()
     assert alive(PackedLinear) == []
 
 

@@ -1,12 +1,10 @@
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from qra_bo.finetune import precision, profiling
 from qra_bo.finetune.models.host_linear import keep_on_host
@@ -20,6 +18,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import quiet
 from qra_bo.space import make_units
 from tests.finetune.models import tiny_llama
+from tests.finetune.test_attention import ATTENTION, Watch
 from tests.finetune.test_measure import TEXT, _log_p
 
 FORMATS = tuple(map(parse_format, ("int3-g64", "int8")))
@@ -143,17 +142,7 @@ def test_int8_weights_are_rounded_as_cuda_rounds_them_in_training() -> None:
 def test_attention_in_fp32_has_no_groups() -> None:
     query, key, value = (torch.randn(1, heads, 6, 8, generator=torch.Generator().manual_seed(heads))
                          for heads in (4, 2, 2))
-    real = torch.nn.functional.scaled_dot_product_attention
-    seen: list[tuple[int, bool]] = []
-    wanted = real(query, key, value, is_causal=True, enable_gqa=True)
-
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is real:
-                seen.append((args[1].shape[1], (kwargs or {}).get("enable_gqa", False)))
-            return func(*args, **(kwargs or {}))
-
-    with Watch(), precision._Widened():
-        found = real(query, key, value, is_causal=True, enable_gqa=True)
-    assert seen == [(4, False)]
-    torch.testing.assert_close(found, wanted)
+    with Watch() as watch, precision._Widened():
+        found = ATTENTION(query, key, value, is_causal=True, enable_gqa=True)
+    assert watch.seen == {(4, 4, False)}
+    torch.testing.assert_close(found, ATTENTION(query, key, value, is_causal=True, enable_gqa=True))

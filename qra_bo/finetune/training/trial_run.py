@@ -126,25 +126,31 @@ class CheckpointStore:
 
 @dataclass(slots=True)
 class TrialRun:
-    """A trial's steps and cost so far, whether or not it ends well.
+    """Steps and cost so far of a training, whether or not it ends well: a trial's, or the final one, which follows the
+    validation loss and keeps the masters of the least.
 
     Args:
         request: The trial.
         store: Store of checkpoints, or ``None`` to keep none.
         eval_blocks: Held-out sequences of an evaluation.
         record_at: Steps after which the validation loss is recorded.
+        final: Rules of the final fine-tune; ``None`` in trials.
         at: Steps, tokens and curve so far, and the seconds of earlier processes that were interrupted.
         start: Time at which this process began with it.
         saved: Time of the last checkpoint.
+        before: Text of the untrained adapters of a final fine-tune, ``after``: of the delivered ones.
     """
 
     request: TrialSpec
     store: CheckpointStore | None
     eval_blocks: int
     record_at: tuple[int, ...] = ()
+    final: FinalSettings | None = None
     at: Checkpoint = field(init=False)
     start: float = field(init=False, default_factory=time.monotonic)
     saved: float = field(init=False, default_factory=time.monotonic)
+    before: str = field(init=False, default="")
+    after: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.at = Checkpoint(target=self.request.steps)
@@ -152,31 +158,43 @@ class TrialRun:
     @property
     def name(self) -> str:
         """Name of its checkpoint."""
-        return self.request.training
+        return self.request.training if self.final is None else f"final-{self.request.training}"
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the checkpoints that it may continue; the first one is its own."""
-        return (self.name,)
+        """Names of the checkpoints that it may continue: its own, then that of a trial which is the same training where
+        the end of a final one alone is validated."""
+        shared = self.final is not None and self.record_at == (self.request.steps,)
+        return (self.name, self.request.training) if shared else (self.name,)
 
     @property
     def activity(self) -> str:
         """What progress is reported of."""
-        return TRAINING
+        if self.final is None or not self.at.curve:
+            return TRAINING
+        step, loss = self.at.curve[-1]
+        return f"{TRAINING} (validation loss {loss:.4f} after {step} steps)"
 
     @property
     def ended(self) -> bool:
         """Whether training ends before the last of its steps."""
-        return False
+        return self.final is not None and self.final.ended(self.at.curve)
 
     def validates(self, step: int) -> bool:
         """Return whether the validation loss is recorded when training pauses after ``step``; after its last step a
         trial's own result stands for it."""
-        return step < self.request.steps
+        return self.final is not None or step < self.request.steps
 
     def record(self, loss: float, optimizer: UnitwiseAdamW) -> None:
         """Add the validation loss (nats) after the steps done to the curve."""
         self.at.curve = (*self.at.curve, (self.at.step, loss))
+        if self.final is not None and self.final.keep == "best" and self.final.kept(self.at.curve) == self.at.step:
+            self.at.best = optimizer.masters()
+
+    def choose(self, optimizer: UnitwiseAdamW) -> None:
+        """Give the model the adapters that a final fine-tune delivers."""
+        if self.final is not None and self.final.kept(self.at.curve) != self.at.step:
+            optimizer.load_masters(self.at.best)
 
     @property
     def seconds(self) -> float:
@@ -216,57 +234,7 @@ class TrialRun:
 
     def stops(self) -> list[int]:
         """Return the steps at which training pauses: to record the held-out loss, and at the end."""
-        due = self.at.step - (self.at.step > self.at.first)  # the loss after the last step may not have been recorded
+        # the loss after the last step may not have been recorded
+        due = self.at.step - (self.final is not None or self.at.step > self.at.first)
         recorded = {step for step, _ in self.at.curve}
         return sorted({s for s in (*self.record_at, self.request.steps) if due < s <= self.request.steps} - recorded)
-
-
-@dataclass(slots=True)
-class FinalRun(TrialRun):
-    """The final fine-tune while it runs: it follows the validation loss, and keeps the masters of the least.
-
-    ``before`` and ``after`` are texts of the untrained and of the delivered adapters.
-    """
-
-    final: FinalSettings = field(default_factory=FinalSettings)
-    before: str = ""
-    after: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"final-{self.request.training}"
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Its own checkpoint; else that of a trial which is the same training, where only its end is validated."""
-        return (self.name, self.request.training) if self.record_at == (self.request.steps,) else (self.name,)
-
-    @property
-    def activity(self) -> str:
-        if not self.at.curve:
-            return TRAINING
-        step, loss = self.at.curve[-1]
-        return f"{TRAINING} (validation loss {loss:.4f} after {step} steps)"
-
-    @property
-    def ended(self) -> bool:
-        return self.final.ended(self.at.curve)
-
-    def validates(self, step: int) -> bool:
-        return True
-
-    def record(self, loss: float, optimizer: UnitwiseAdamW) -> None:
-        TrialRun.record(self, loss, optimizer)  # a dataclass with slots is made anew: super() would not know it
-        if self.final.keep == "best" and self.final.kept(self.at.curve) == self.at.step:
-            self.at.best = optimizer.masters()
-
-    def stops(self) -> list[int]:
-        recorded = {step for step, _ in self.at.curve}
-        return sorted({step for step in (*self.record_at, self.request.steps) if step >= self.at.step} - recorded)
-
-    def choose(self, optimizer: UnitwiseAdamW) -> int:
-        """Give the model the adapters that are delivered; return the step that they are of."""
-        kept = self.final.kept(self.at.curve)
-        if kept != self.at.step:
-            optimizer.load_masters(self.at.best)
-        return kept
