@@ -113,7 +113,8 @@ def main(inits: list[str]) -> None:
             model.to(DEVICE)
             ids = torch.from_numpy(TEXT)
             text, one_batch = CalibrationText(ids, ids, BATCH, 8), CalibrationText(ids, ids, len(TEXT), 8)
-            rounding = Rounding(model, names, coded, ids, DEVICE, None)
+            chosen = coded if len(inits) > 1 or dtype == torch.bfloat16 else []  # GPTQ takes half of the time
+            rounding = Rounding(model, names, chosen, ids, DEVICE, None)
             bank = LayerBank(model, spec, (), dtype, DEVICE, rounding=rounding,
                              dense_on_device=dtype == torch.bfloat16)
             bank.restore_dense()

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -184,7 +184,7 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
             model = None
             if weights:
                 alone = {} if gguf is not None else _text_alone(cfg, folder, trust)
-                with _without_report() if alone else nullcontext():
+                with without_bars(warnings=not alone):  # one would list every weight of the parts that are left out
                     model, found = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust,
                                                                         output_loading_info=True, **safe, **alone)
                 _check_complete(model, found["missing_keys"], folder, str(cfg["name"]))
@@ -292,23 +292,16 @@ def choose_kernel(model: Any, name: str) -> None:
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """Show no progress bars while transformers loads and saves; the user's own setting comes back afterwards."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def without_bars(warnings: bool = True) -> Iterator[None]:
+    """Show no progress bars while transformers loads and saves, and no warnings where ``warnings`` is false; the user's
+    own settings come back afterwards."""
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Hide transformers' warning that lists every weight of the parts that are left out."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    if not warnings:
+        transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+        if shown:
+            transformers_logging.enable_progress_bar()
