@@ -18,6 +18,7 @@ from qra_bo.execution import pool
 from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec, ProfileResult
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.pool import Limits
+from qra_bo.oracle.protocol import quiet
 from qra_bo.space import uniform
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError, WorkerError
@@ -26,10 +27,6 @@ from tests.study.oracles import PlantedOracle
 
 REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, 2e-3)
 TARGET = "tests.study.oracles:make"
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """Progress that nobody looks at."""
 
 
 @pytest.fixture(name="faulty")

@@ -16,6 +16,7 @@ import pytest
 from qra_bo.execution.base import OracleSpec
 from qra_bo.execution.on_ray import RayExecutor
 from qra_bo.execution.pool import Limits
+from qra_bo.oracle.protocol import quiet
 from qra_bo.space import uniform
 from qra_bo.study.journal import read_journal
 from qra_bo.trials import TrialSpec, TrialState
@@ -28,10 +29,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning:ray"
 REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, 2e-3)
 TARGET = "tests.study.oracles:make"
 SMALL = {"num_cpus": 1}
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """Progress that nobody looks at."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -29,6 +29,7 @@ from qra_bo.finetune.training.loss import CalibrationText, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.optimizers import OPTIMIZERS
+from qra_bo.oracle.protocol import quiet
 from qra_bo.space import make_units
 from tests.finetune.models import tiny_llama
 
@@ -58,10 +59,6 @@ def cases(inits: list[str]) -> list[Case]:
     return [Case(names[i % len(names)], init, OPTIMIZERS[(i + b) % len(OPTIMIZERS)], DTYPES[(i + b // 2) % 2],
                  bool((i // 2 + b) % 2), bool((i + b * 3 // 2 + i // 4) % 2))
             for i, init in enumerate(inits) for b, names in enumerate(BACKENDS)]
-
-
-def quiet(*_: object) -> None:
-    return None
 
 
 def train(bank: LayerBank, case: Case, text: CalibrationText) -> None:

@@ -22,7 +22,7 @@ from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.finetune.training.trial_run import Checkpoint, CheckpointStore
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
-from qra_bo.oracle.protocol import Progress, StopRequested
+from qra_bo.oracle.protocol import Progress, StopRequested, quiet
 from qra_bo.sensitivity import profile_to_json
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units, uniform
 from qra_bo.space.decoder import spec_from_model
@@ -45,10 +45,6 @@ def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, init: str 
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)
     return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, Stores(store), {})
-
-
-def quiet(*_: object) -> None:
-    return None
 
 
 def comparable(m: TrialResult) -> TrialResult:

@@ -14,6 +14,7 @@ from qra_bo.finetune.profiling import leading_energy, measure_quantization_sensi
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.protocol import quiet
 from qra_bo.space import make_units
 from qra_bo.utils.errors import DeviceError, ModelError
 from tests.finetune.models import tiny_llama
@@ -30,10 +31,6 @@ def calibration(ids: np.ndarray, labels: np.ndarray) -> CalibrationText:
 TEXT = calibration(IDS, LABELS)
 
 
-def _quiet(*_: object) -> None:
-    return None
-
-
 def _log_p(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return torch.log_softmax(model(input_ids=torch.from_numpy(IDS)).logits[:, 2:-1].float(), -1)
@@ -47,7 +44,7 @@ def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypa
     formats = (parse_format("hqq2"), parse_format("hqq4"), parse_format("fp16"))
     bank = LayerBank(model, spec, formats, torch.float32, "cpu")
     units = make_units(spec, "block")
-    (rise, kl, se), base, spent, used = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
+    (rise, kl, se), base, spent, used = measure_quantization_sensitivity(bank, units, formats, TEXT, quiet)
     goal = torch.from_numpy(IDS[:, 3:]).unsqueeze(-1)
     dense = _log_p(model)
     assert base == pytest.approx(-float(dense.gather(-1, goal).mean()), abs=1e-5)
@@ -75,7 +72,7 @@ def test_a_settled_order_of_units_ends_the_measurement() -> None:
     formats = (parse_format("hqq2"), parse_format("fp16"))
     found = measure_quantization_sensitivity(bank, units, formats, calibration(ids, ids),
                                              lambda _, done, total: seen.append((done, total)))
-    alone = measure_quantization_sensitivity(bank, units, formats, calibration(ids[:1], ids[:1]), _quiet)
+    alone = measure_quantization_sensitivity(bank, units, formats, calibration(ids[:1], ids[:1]), quiet)
     assert (found.sequences, alone.sequences) == (2, 1)
     np.testing.assert_allclose(found.measured.kl, alone.measured.kl, rtol=1e-5)
     assert seen == [(n, 36) for n in range(1, 13)] + [(36, 36)]
@@ -105,7 +102,7 @@ def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
         ids[:, -1] = torch.multinomial(odds, 1, generator=generator).squeeze(1).numpy()  # drawn from the dense model
         labels = np.where(np.arange(12) < 11, -100, ids)
         text = calibration(ids, labels)
-        found = measure_quantization_sensitivity(bank, units, (parse_format("hqq2"),), text, _quiet).measured
+        found = measure_quantization_sensitivity(bank, units, (parse_format("hqq2"),), text, quiet).measured
         rises.append(found.rise[0, 0])
         kls.append(found.kl[0, 0])
         errors.append(found.se[0, 0])
@@ -120,7 +117,7 @@ def test_rank_sensitivity_is_the_spectrum_of_the_weight_gradient() -> None:
     units = make_units(spec, "layer")
     bank = LayerBank(model, spec, (parse_format("hqq2"),), torch.float32, CPU)
     bank.install({linear.name: "hqq2" for linear in spec.linears})  # what trained before must not matter
-    found, tokens = measure_rank_sensitivity(bank, units, TEXT, 5, _quiet)
+    found, tokens = measure_rank_sensitivity(bank, units, TEXT, 5, quiet)
     assert tokens == IDS.size
     expected = np.zeros((len(units), 5))
     for start in (0, 2):
@@ -137,7 +134,7 @@ def test_rank_sensitivity_is_the_spectrum_of_the_weight_gradient() -> None:
             p.grad = None
     np.testing.assert_allclose(found, expected, rtol=1e-3)
     use_checkpointing(model)
-    again, _ = measure_rank_sensitivity(bank, units, TEXT, 5, _quiet)
+    again, _ = measure_rank_sensitivity(bank, units, TEXT, 5, quiet)
     np.testing.assert_array_equal(again, found)
 
 
@@ -151,7 +148,7 @@ def test_more_sequences_take_no_more_memory_than_their_hidden_states(monkeypatch
         ids = np.random.default_rng(0).integers(0, 97, (n, 12))
         with PeakTracker() as tracker:
             tracker.track_existing(model)
-            measure_quantization_sensitivity(bank, units, formats, calibration(ids, ids), _quiet)
+            measure_quantization_sensitivity(bank, units, formats, calibration(ids, ids), quiet)
         peaks.append(tracker.peak_bytes)
     states = 22 * 12 * spec.hidden_size * 4
     assert peaks[2] - peaks[1] < 4 * states  # of the dense model at the end, and at one layer and at the next
@@ -169,10 +166,10 @@ def test_a_base_that_crosses_to_the_device_takes_two_sequences_a_pass(monkeypatc
 
     monkeypatch.setattr(profiling, "hidden_states", counted)
     bank = LayerBank(model, spec, formats, torch.float32, CPU)
-    alone = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
+    alone = measure_quantization_sensitivity(bank, units, formats, TEXT, quiet)
     assert sizes == {1}
     monkeypatch.setattr(LayerBank, "streams", True)
-    together = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
+    together = measure_quantization_sensitivity(bank, units, formats, TEXT, quiet)
     assert sizes == {1, 2}
     np.testing.assert_allclose(together.measured.kl, alone.measured.kl, rtol=1e-3)
     assert (together.sequences, together.forward_tokens) == (alone.sequences, alone.forward_tokens)
@@ -191,8 +188,8 @@ def test_a_killed_profile_goes_on_with_other_sequences_a_pass(monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         measure_quantization_sensitivity(bank, units, formats, TEXT, killed, store)
     monkeypatch.setattr(LayerBank, "streams", True)  # another program took the memory of the card
-    found = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet, store)
-    expected = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
+    found = measure_quantization_sensitivity(bank, units, formats, TEXT, quiet, store)
+    expected = measure_quantization_sensitivity(bank, units, formats, TEXT, quiet)
     np.testing.assert_array_equal(found.measured, expected.measured)
     assert found.sequences == expected.sequences
 
@@ -209,7 +206,7 @@ def test_lack_of_memory_in_the_profile_is_a_device_error(part: str, measure: Cal
     bank, units = LayerBank(model, spec, (), torch.float32, "cpu"), make_units(spec, "block")
     arguments = (bank, units, (), TEXT) if part == "hidden_states" else (bank, units, TEXT, 2)
     with pytest.raises(DeviceError, match=r"on 2 sequences of 12 tokens at once.*lower train\.batch"):
-        measure(*arguments, _quiet)
+        measure(*arguments, quiet)
 
 
 def test_gradients_that_overflow_are_a_model_error() -> None:
@@ -218,7 +215,7 @@ def test_gradients_that_overflow_are_a_model_error() -> None:
         model.get_submodule(spec.linears[-1].name).weight.fill_(torch.inf)
     bank, units = LayerBank(model, spec, (), torch.float32, "cpu"), make_units(spec, "block")
     with pytest.raises(ModelError, match=r"gradient of model\.layers.* not finite in float32.*another dtype"):
-        measure_rank_sensitivity(bank, units, TEXT, 2, _quiet)
+        measure_rank_sensitivity(bank, units, TEXT, 2, quiet)
 
 
 def test_leading_energy_of_a_thin_matrix_is_padded() -> None:

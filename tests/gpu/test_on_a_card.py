@@ -16,6 +16,7 @@ from qra_bo.finetune.manifest import PROBE, probe_difference
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.quantization.base import backend_of
 from qra_bo.memory.formats import FORMATS
+from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec, TrialState
@@ -51,10 +52,6 @@ def oracle_on(device: str, folder: Path) -> Any:
     config = load_config(["+model=tiny", "data=tiny", f"device={device}", "train.batch=2", "train.length=32",
                           "eval.sequences=8", "data.max_records=64", "quantizer.rounding=rtn"])
     return make_oracle(config.to_dict(), str(folder))
-
-
-def quiet(*_: object) -> None:
-    return None
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -12,7 +12,7 @@ from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.finetune import oracle as finetune
 from qra_bo.memory.allowance import ASSUMED, Allowance, AllowanceStore
-from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.finetune_oracle import make_finetune
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import Allocation, uniform
@@ -28,10 +28,6 @@ SETTINGS = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", 
             "memory.calibrate=true"]
 CONFIG = load_config(SETTINGS)
 WINNER, NEXT = uniform(4, "int8", 4), uniform(4, "nf4", 2)
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    return None
 
 
 @pytest.fixture(scope="module", name="executor")
