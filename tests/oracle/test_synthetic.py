@@ -9,8 +9,7 @@ from scipy.stats import spearmanr
 from bench.optimum import optimum
 from qra_bo.oracle.synthetic import FLOOR, INTERACTION, KNEE, TOTAL_4_BIT, TOTAL_TASK, Landscape, SyntheticOracle, phi
 from qra_bo.space import uniform
-from qra_bo.space.neighbourhood import ladder_tops
-from qra_bo.trials import TrialSpec, TrialState
+from qra_bo.trials import TrialSpec
 from qra_bo.utils.errors import BudgetError, OracleError
 from tests.conformance.oracle import OracleSuite, quiet
 from tests.spaces import every_row, make_costs, make_space
@@ -112,25 +111,6 @@ def test_profile_correlates_with_the_landscape_imperfectly() -> None:
     assert profile.base_loss == pytest.approx(FLOOR + TOTAL_TASK)
 
 
-def test_early_losses_rank_good_allocations_only_roughly() -> None:
-    space = make_space(30, ranks=(1, 2, 4, 8, 16))
-    costs, oracle = make_costs(space), SyntheticOracle(space, 1, noise=0.0)
-    budget = int(costs.totals(space.encode(uniform(30, "nf4", 16))[None])[0])
-    best, rng = optimum(oracle.landscape, costs, budget), np.random.default_rng(0)
-    moves = np.where(rng.random((600, 60)) < rng.uniform(0.1, 0.8, (600, 1)), rng.integers(-2, 3, (600, 60)), 0)
-    rows = np.clip(best.row + moves, 0, ladder_tops(space))
-    rows = rows[costs.feasible(rows, budget) & (oracle.landscape.true_loss(rows) < best.loss + 0.08)][:60]
-    assert len(rows) == 60
-
-    def early(steps: int) -> float:
-        losses = [oracle.evaluate(TrialSpec(space.decode(r), steps, 24, 0, 2e-3), quiet).loss for r in rows]
-        return float(spearmanr(losses, oracle.landscape.true_loss(rows)).statistic)
-
-    assert 0.2 < early(6) < 0.7
-    assert early(18) > 0.7
-    assert early(24) == pytest.approx(1.0)
-
-
 def test_promotion_after_a_restart_is_charged_its_additional_steps(tmp_path: Path) -> None:
     request = [TrialSpec(uniform(6, "nf4", 4), steps, 24, 0, 2e-3) for steps in (6, 24)]
 
@@ -149,10 +129,3 @@ def test_wrong_units_and_steps_are_refused() -> None:
     for allocation, steps in ((uniform(5, "nf4", 4), 24), (uniform(6, "nf4", 4), 0), (uniform(6, "nf4", 4), 25)):
         with pytest.raises(OracleError, match="expected 6 units"):
             oracle.evaluate(TrialSpec(allocation, steps, 24, 0, 2e-3), quiet)
-
-
-def test_a_large_model_allocates_nothing_of_its_size() -> None:
-    oracle = SyntheticOracle(make_space(560), 0)
-    m = oracle.evaluate(TrialSpec(uniform(560, "nf4", 4), 24, 24, 0, 2e-3), quiet)
-    assert m.state is TrialState.OK
-    assert m.measured_bytes is None

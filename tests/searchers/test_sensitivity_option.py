@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.baselines import SequentialSearch
 from qra_bo.searchers.structured import StructuredSearch, build_components
 from qra_bo.searchers.structured.features import prior_tables
 from qra_bo.sensitivity.importance import shrunk_sensitivity
@@ -39,10 +38,3 @@ def test_surrogate_and_first_designs_use_the_chosen_measure() -> None:
         assert of_name == StructuredSearch(exact, n_prior=8).ask(8)
         if name == "believed":
             assert of_name == StructuredSearch(problem, n_prior=8).ask(8)
-
-
-def test_sequential_search_uses_the_chosen_measure() -> None:
-    problem = noisy(make_problem(6)[0])
-    first = {name: SequentialSearch(problem, name).ask(4) for name in ("rise", "divergence", "believed")}
-    assert first["rise"] == SequentialSearch(problem).ask(4)
-    assert first["rise"] != first["divergence"]
