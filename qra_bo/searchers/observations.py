@@ -27,11 +27,8 @@ class Observations:
 
     def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
-        self._losses: dict[Allocation, list[float]] = {}
-        self._positions: dict[Allocation, FloatArray] = {}
-        self._diverged: dict[Allocation, FloatArray] = {}
+        self._known: dict[Allocation, tuple[FloatArray, list[float]]] = {}  # no losses: it diverged
         self._train_seed: int | None = None
-        self._arrays: tuple[FloatArray, FloatArray, FloatArray] | None = None
         self._tried: set[Row] = set()
         self._pending: dict[Row, None] = {}
 
@@ -70,15 +67,12 @@ class Observations:
 
         A diverged trial counts as the worst loss seen.
         """
-        if self._arrays is None:
-            losses = [float(np.mean(found)) for found in self._losses.values()]
-            counts = [float(len(found)) for found in self._losses.values()]
-            diverged = [p for a, p in self._diverged.items() if a not in self._losses] if losses else []
-            rows = [self._positions[allocation] for allocation in self._losses] + diverged
-            losses += [max(losses)] * len(diverged) if diverged else []
-            self._arrays = (np.array(rows).reshape(-1, 2 * self._problem.space.n_units), np.array(losses),
-                            np.array(counts + [1.0] * len(diverged)))
-        return self._arrays
+        known = sorted(self._known.values(), key=lambda found: not found[1])  # those that diverged come last
+        means = [float(np.mean(losses)) for _, losses in known if losses]
+        known = known if means else []
+        return (np.array([row for row, _ in known]).reshape(-1, 2 * self._problem.space.n_units),
+                np.array(means + [max(means, default=0.0)] * (len(known) - len(means))),
+                np.array([float(max(len(losses), 1)) for _, losses in known]))
 
     def position(self, allocation: Allocation) -> FloatArray | None:
         """Return the ladder positions, ``2 L``; ``None`` where a format or rank lies outside the ladders."""
@@ -100,17 +94,14 @@ class Observations:
             self._pending.pop(_key(position), None)
             self._tried.add(_key(position))
         if trial.result.state is TrialState.DIVERGED:
-            self._diverged[allocation] = position
-            self._arrays = None
+            self._known.setdefault(allocation, (position, []))
             return True
         if trial.loss is None or not np.isfinite(trial.loss):
             return True
         self._train_seed = spec.train_seed if self._train_seed is None else self._train_seed
         if spec.train_seed != self._train_seed:
             return False
-        self._positions[allocation] = position
-        self._losses.setdefault(allocation, []).append(trial.loss)
-        self._arrays = None
+        self._known.setdefault(allocation, (position, []))[1].append(trial.loss)
         return True
 
     def _matrix(self, rows: "set[Row] | dict[Row, None]") -> IntArray:

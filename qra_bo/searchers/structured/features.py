@@ -45,9 +45,13 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
         "rank shape": (table(flat_f, rank_steps), 0.15), "quantization_sensitivity": (sensitivities, 0.7),
         "quantization_sensitivity x rank": (sensitivities[..., 1:2] * log_rank[None, None, :, None], 0.2),
     }
-    gain = rank_sensitivity_table(problem)
-    if gain is not None:
-        parts["rank_sensitivity"] = (np.broadcast_to(gain[:, None], (n_units, n_formats, n_ranks, gain.shape[-1])), 0.2)
+    if profile.rank_sensitivity is not None:  # by rank, and its square root, each over its mean
+        reach = np.minimum(np.array(space.ranks.values), profile.rank_sensitivity.shape[1]) - 1
+        values = np.clip(profile.rank_sensitivity[:, reach], 0.0, None)
+        gain = np.stack([values, np.sqrt(values)], axis=-1)
+        mean = gain.mean(axis=(0, 1))
+        gain = (gain / np.where(mean > 0, mean, 1.0))[:, None]
+        parts["rank_sensitivity"] = (np.broadcast_to(gain, (n_units, n_formats, n_ranks, 2)), 0.2)
     unknown = sorted(set(without) - set(parts) - {"rank_sensitivity"})
     if unknown:
         raise ConfigError(f"the surrogate has no parts {unknown}; it has {list(parts)}")
@@ -63,18 +67,6 @@ def rank_scale(problem: SearchProblem) -> FloatArray:
     """Return the logarithm of the rank, from 0 at the smallest to 1 at the largest, ``R``."""
     logs = np.log(np.array(problem.space.ranks.values, dtype=np.float64))
     return (logs - logs[0]) / (logs[-1] - logs[0]) if len(logs) > 1 else np.zeros(1)
-
-
-def rank_sensitivity_table(problem: SearchProblem) -> FloatArray | None:
-    """Return I_r by rank and its square root, each over its mean, ``L x R x 2``; ``None`` where it was not measured."""
-    gain = problem.profile.rank_sensitivity
-    if gain is None:
-        return None
-    reach = np.minimum(np.array(problem.space.ranks.values), gain.shape[1]) - 1
-    values = np.clip(gain[:, reach], 0.0, None)
-    both = np.stack([values, np.sqrt(values)], axis=-1)
-    mean = both.mean(axis=(0, 1))
-    return np.asarray(both / np.where(mean > 0, mean, 1.0))
 
 
 def _reference_rows(problem: SearchProblem) -> Tensor:
