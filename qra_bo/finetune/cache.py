@@ -1,11 +1,12 @@
-"""Results that take long to make, kept on disk between runs: chosen codes, decompositions, sensitivity profiles.
+"""Results that take long to make, kept on disk between runs: chosen codes, decompositions, packed layers, profiles.
 
-The key of a result is a hash of all that determines it: the facts that the caller gives and the code of ``FOLDERS``.
-Every file has a checksum, which covers its key. A file that is damaged, or can't be read or written, costs time: the
-result is made anew with a warning.
+The key of a result is a hash of the facts that the caller gives: all that determines it, such as digests of weights and
+text, settings, releases of packages, and the versions of the encoders (``VERSION`` beside each of them). Every file has
+a checksum, which covers its key. A file that is damaged, or can't be read or written, costs time: the result is made
+anew with a warning. The least recently used keys go where all take more than ``LARGEST`` bytes or ``SHARE`` of the
+disk, but none that a run used which may still go on.
 """
 
-import functools
 import hashlib
 import json
 import logging
@@ -28,9 +29,10 @@ from qra_bo.utils.files import read_sealed, write_sealed
 from qra_bo.utils.holder import holder_of, name_holder
 
 log = logging.getLogger(__name__)
-FOLDERS = ("finetune", "memory", "space")
-"""Folders whose code decides results: ``memory`` defines formats and the planes of their codes, ``space`` the names and
-the order of linears and units."""
+LARGEST, SHARE = 20 * 10**9, 0.1
+"""Bytes that all keys may take, and their share of what the disk has free without them: the smaller one holds."""
+KEPT_SECONDS = 30 * 86400.0
+"""Time for which a run that has not ended keeps the keys that it used."""
 LOCK = ".lock"
 POLL_SECONDS = 0.5
 """Time between two attempts to take the lock of another process."""
@@ -38,16 +40,32 @@ PATIENCE_SECONDS = 300.0
 """Time without a new file after which the holder of the lock is no longer waited for."""
 
 
-@functools.cache
-def _code_hash() -> str:
-    sources = sorted(path for name in FOLDERS for path in (Path(__file__).parents[1] / name).rglob("*.py"))
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
-
-
 def _key(facts: Mapping[str, Any]) -> str:
-    """Return the hash of the facts and of the code; the number of threads decides the last bit."""
-    text = json.dumps({**facts, "code": _code_hash(), "threads": torch.get_num_threads()}, sort_keys=True)
+    """Return the hash of the facts; the number of threads decides the last bit."""
+    text = json.dumps({**facts, "threads": torch.get_num_threads()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _may_go_on(user: Path) -> bool:
+    """Whether the run that the file ``user`` of a key names used it lately and has not ended."""
+    try:
+        status = json.loads((Path(user.read_text()) / "status.json").read_bytes())
+        return bool(time.time() - user.stat().st_mtime < KEPT_SECONDS and status["state"] != "done")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def make_room(cache: Path, kept: Path) -> None:
+    """Remove the least recently used keys of all kinds below ``cache`` until the rest is within the limit, but not the
+    key ``kept``. Raises ``OSError`` if a folder can't be read, or another process removes it meanwhile."""
+    keys = [path for path in cache.glob("*/" + 32 * "[0-9a-f]") if path.is_dir()]
+    sizes = {key: sum(file.stat().st_size for file in key.iterdir()) for key in keys}
+    rest = sum(sizes.values())
+    limit = min(LARGEST, SHARE * (shutil.disk_usage(cache).free + rest))
+    for key in sorted(keys, key=lambda path: path.stat().st_mtime):
+        if rest > limit and key != kept and not any(_may_go_on(user) for user in key.glob("*.run")):
+            shutil.rmtree(key, ignore_errors=True)
+            rest -= sizes[key]
 
 
 class TensorStore:
@@ -56,12 +74,11 @@ class TensorStore:
     Args:
         folder: Folder of one kind of results, which holds the folders of all keys.
         facts: JSON values that determine the tensors (weights, device, releases of packages).
-        keep: How many keys stay; the least recently used go when a new one comes.
+        run: Folder of the run that uses them, with its ``status.json``; ``None``: of no run.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], keep: int = 4) -> None:
-        self.folder, self.keep = folder / _key(facts), keep
-        self._touched = False
+    def __init__(self, folder: Path, facts: Mapping[str, Any], run: Path | None = None) -> None:
+        self.folder, self._run, self._touched = folder / _key(facts), run, False
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """Return the tensors saved as ``name``, or ``None``."""
@@ -75,10 +92,7 @@ class TensorStore:
         except (OSError, ValueError) as error:
             log.warning("the cached tensors %s can't be used and are made anew: %s", path, error)
             return None
-        if not self._touched:
-            self._touched = True
-            with suppress(OSError):  # a folder that can be read may belong to another user
-                os.utime(self.folder)
+        self._touch()
         return found
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -131,6 +145,8 @@ class TensorStore:
             yield
         finally:
             lock.release()
+            with suppress(OSError):
+                make_room(self.folder.parents[1], self.folder)
 
     def _took(self, lock: FileLock) -> bool:
         """Whether other processes are excluded; true too where no lock can be made: at worst the work is done twice."""
@@ -145,11 +161,23 @@ class TensorStore:
         return True
 
     def _make_folder(self) -> None:
-        if not self.folder.is_dir() and self.folder.parent.is_dir():
-            others = sorted((p for p in self.folder.parent.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
-            for old in others[: max(0, len(others) - self.keep + 1)]:
-                shutil.rmtree(old, ignore_errors=True)
+        new = not self.folder.is_dir()
         self.folder.mkdir(parents=True, exist_ok=True)
+        if new:
+            with suppress(OSError):
+                make_room(self.folder.parents[1], self.folder)
+        self._touch()
+
+    def _touch(self) -> None:
+        """Mark the key as used now, and by the run; once."""
+        if self._touched:
+            return
+        self._touched = True
+        with suppress(OSError):  # a folder that can be read may belong to another user
+            os.utime(self.folder)
+            if self._run is not None:
+                run = str(self._run.resolve())
+                (self.folder / f"{hashlib.sha256(run.encode()).hexdigest()[:16]}.run").write_text(run)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -164,13 +192,14 @@ class ProfileCache:
     Args:
         folder: Folder of the profiles.
         facts: JSON values that determine the profile.
+        run: See ``TensorStore``.
 
     Attributes:
         parts: Store of what was measured of it; a profile that was killed goes on from there.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        self.parts = TensorStore(folder, facts)
+    def __init__(self, folder: Path, facts: Mapping[str, Any], run: Path | None = None) -> None:
+        self.parts = TensorStore(folder, facts, run)
         self.path = folder / f"{self.parts.folder.name}.json"
 
     def load(self, units: Iterable[str]) -> tuple[SensitivityProfile, dict[str, int]] | None:

@@ -8,18 +8,21 @@ from typing import Any
 import torch
 
 from qra_bo.config import RunConfig, gptq_sequences, make_space, make_spec
+from qra_bo.finetune import profiling
+from qra_bo.finetune.adapters import lowrank
 from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import ProfileCache, TensorStore
 from qra_bo.finetune.checked_tensors import fast_hash
 from qra_bo.finetune.data.load import check_tokens, data_notes, load_data
-from qra_bo.finetune.data.records import DataSplits
+from qra_bo.finetune.data.records import DataSplits, TokenBlocks
 from qra_bo.finetune.manifest import package_versions
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, commit_of, load_base, use_fast_attention
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings, Stores
+from qra_bo.finetune.quantization import gptq
 from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats
-from qra_bo.finetune.quantization.base import storage_bytes
+from qra_bo.finetune.quantization.base import backend_of, storage_bytes
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.learning_rate import RATE_RULES
@@ -28,6 +31,7 @@ from qra_bo.finetune.training.loss import check_isolation
 from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory import format_size
+from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.serving import ANY
 from qra_bo.pipeline.exports import refuse_base
 from qra_bo.pipeline.host_memory import keeps_dense, packed_bytes, spills
@@ -37,6 +41,9 @@ from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.device import resolve_device, resolve_dtype
 from qra_bo.utils.errors import DeviceError, ModelError
 from qra_bo.utils.files import cache_folder
+
+LIBRARIES = ("torch", "transformers", "bitsandbytes", "hqq")
+"""Packages whose releases decide codes, factors and sensitivities."""
 
 
 def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> FinetuneOracle:
@@ -61,7 +68,6 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                          "mend its numbers, or use +model=hf model.path=...")
     linears = [linear.name for linear in spec.linears]
     cast_parameters(model, dtype, linears)
-    versions = package_versions()
     weights = fast_hash(model.state_dict())
     kernel = use_fast_attention(model, device, dtype)
     space = make_space(cfg, spec)
@@ -77,15 +83,21 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     check_tokens(data, tokenizer, spec.vocab_size, cfg.model_name)
     if cfg.train.isolated:
         check_isolation(model, cfg.train.length)
-    facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": versions}
-    # The same weights give other activations where their configuration (e.g. of RoPE) or tokenizer was changed.
-    used = facts | {"embeddings": cfg.embeddings, "config": model.config.to_json_string()}
-    tokens = {"ids": torch.from_numpy(data.train.input_ids), "labels": torch.from_numpy(data.train.labels)}
-    codes, factors, profiles = caches(cfg, used, fast_hash(tokens, data.sha256))
-    bank_store = _bank_store(cfg, spec, space, facts, device) if spills(cfg, spec, space, device.type) else None
+    facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": {
+        name: version for name, version in package_versions().items() if name in LIBRARIES}}
+    of_tables = embedding_format(cfg.embeddings, spec.hidden_size)
+    packed = facts | {"encoders": {fmt.backend: backend_of(fmt).VERSION for fmt in (*formats, of_tables) if fmt}}
+    text = data.train.take(gptq_sequences(cfg, spec))
+    # The same weights give other activations where their configuration (e.g. of RoPE) was changed.
+    codes, factors, profiles = caches(cfg, packed | {
+        "embeddings": cfg.embeddings, "config": model.config.to_json_string(), "linears": linears,
+        "units": [unit.name for unit in space.units]}, text, data.calibration, out)
+    bank_store = None
+    if spills(cfg, spec, space, device.type):
+        bank_store = TensorStore(cache_folder("bank"), packed, out)
+        check_disk(cfg, spec, space, bank_store, device.type)
     rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
     if cfg.quantizer.rounding != "rtn":
-        text = data.train.take(gptq_sequences(cfg, spec))
         rounding = Rounding(model, linears, [f for f in space.formats if f.bits < 16], torch.from_numpy(text.input_ids),
                             model.device, codes, torch.from_numpy(text.is_text))
     bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding, dense_on_device=apart and not on_host,
@@ -113,23 +125,21 @@ def split_calibration(data: DataSplits, chosen_on: int, n: int) -> tuple[DataSpl
     return replace(data, calibration=data.train.take(n, start)), notes
 
 
-def _bank_store(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, facts: dict[str, Any],
-                device: torch.device) -> TensorStore:
-    """Return the store on disk of packed layers, which all workers of this machine map.
+def check_disk(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, store: TensorStore, device_type: str) -> None:
+    """Refuse a run whose packed layers, which all workers of this machine map from ``store``, the disk can't hold.
 
     Raises:
         DeviceError: If the disk has not the space.
     """
-    store, formats = TensorStore(cache_folder("bank"), facts, keep=2), bank_formats(cfg, space)
+    formats = bank_formats(cfg, space)
     missing = max(0.0, 1 - store.count / (len(spec.linears) * sum(fmt.bits < 16 for fmt in formats)))
-    size, place = round(missing * packed_bytes(cfg, spec, space, device.type)), cache_folder("bank")
+    size, place = round(missing * packed_bytes(cfg, spec, space, device_type)), cache_folder("bank")
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
     if size > free:
         raise DeviceError(f"the packed layers of {cfg.model_name} go to disk, as they take more RAM than "
                           f"worker.spill_above={cfg.worker.spill_above} allows; they need {format_size(size)} and the "
                           f"disk of {place} has {format_size(free)} free: free some, name another folder by the "
                           "environment variable QRA_BO_CACHE, name fewer bits, or raise worker.spill_above")
-    return store
 
 
 def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
@@ -144,18 +154,19 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
                             (), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds)
 
 
-def caches(cfg: RunConfig, facts: dict[str, Any], data: str) -> tuple[TensorStore, TensorStore, ProfileCache]:
-    """Return what is kept between runs of this model and data: chosen codes, decomposed residuals, the profile.
+def caches(cfg: RunConfig, facts: dict[str, Any], text: TokenBlocks, calibration: TokenBlocks,
+           run: Path) -> tuple[TensorStore, TensorStore, ProfileCache]:
+    """Return what is kept between runs of a model: chosen codes, decomposed residuals, the profile.
 
-    ``data`` is a hash of the texts and of the tokens that they became.
+    Codes are chosen on ``text``, sensitivities are measured on ``calibration``. ``facts`` determine the activations and
+    the libraries' codes; ``run`` is the folder that uses the results.
     """
-    facts = {**facts, "packing": cfg.train.packing}
-    codes = {} if cfg.quantizer.rounding == "rtn" else {
-        "rounding": cfg.quantizer.rounding, "tokens": cfg.quantizer.tokens, "data": data,
-        "length": cfg.train.length, "ladder": cfg.format_names}
-    profile = {"data": data, "granularity": cfg.granularity, "formats": cfg.format_names,
-               "calibration": cfg.data.calibration, "length": cfg.train.length, "batch": cfg.train.batch,
-               "largest_rank": cfg.ranks[-1]}
-    return (TensorStore(cache_folder("codes"), {**facts, **codes}),
-            TensorStore(cache_folder("factors"), {**facts, **codes}),
-            ProfileCache(cache_folder("profiles"), {**facts, **profile, **codes}))
+    codes = facts if cfg.quantizer.rounding == "rtn" else {
+        **facts, "gptq": gptq.VERSION, "formats": cfg.format_names, "text": fast_hash({
+            "ids": torch.from_numpy(text.input_ids), "is_text": torch.from_numpy(text.is_text)})}
+    profile = {"profile": profiling.VERSION, "formats": cfg.format_names, "batch": cfg.train.batch,
+               "largest_rank": cfg.ranks[-1], "calibration": fast_hash({
+                   "ids": torch.from_numpy(calibration.input_ids), "labels": torch.from_numpy(calibration.labels)})}
+    return (TensorStore(cache_folder("codes"), codes, run),
+            TensorStore(cache_folder("factors"), {**codes, "lowrank": lowrank.VERSION}, run),
+            ProfileCache(cache_folder("profiles"), {**codes, "measured": profile}, run))

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+VERSION = 1
+"""Goes up with every change of ``nearest_for_inputs``: factors on disk are kept by it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Factors:

@@ -190,6 +190,9 @@ class QuantizerBackend(ABC):
     """
 
     name: str
+    VERSION: ClassVar[int] = 1
+    """Goes up with every change of the packed tensors that ``pack``, ``recoded`` or ``compensated`` give for a weight:
+    results on disk are kept by it."""
     by_rings: ClassVar[bool] = False
     """Whether codes depend on each other, so that ``compensated`` chooses them and not the levels of ``grid``."""
 

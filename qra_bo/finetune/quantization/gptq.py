@@ -17,6 +17,8 @@ from torch import Tensor
 from qra_bo.finetune.quantization.base import Grid
 from qra_bo.finetune.quantization.moments import Inputs
 
+VERSION = 1
+"""Goes up with every change of the codes that are chosen here, or of their moments: codes on disk are kept by it."""
 BLOCK = 128
 """Columns after which their errors are applied to all later ones at once (the paper's)."""
 NARROW = 16

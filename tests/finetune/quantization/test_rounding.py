@@ -14,10 +14,12 @@ from torch import Tensor
 
 import qra_bo
 from qra_bo.config import gptq_sequences, gptq_tokens, load_config, make_spec
+from qra_bo.finetune import profiling
+from qra_bo.finetune.adapters import lowrank
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks
 from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference, read_manifest
-from qra_bo.finetune.quantization import moments
+from qra_bo.finetune.quantization import gptq, moments
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.gptq import compensated_codes
@@ -309,13 +311,38 @@ def test_gptq_is_the_default_where_codes_can_be_chosen(overrides: list[str], rou
     assert load_config(["+model=tiny", *overrides, f"quantizer.rounding={rounding}"]) == config
 
 
-def test_cache_keys_depend_on_the_rounding() -> None:
-    def key(*more: str) -> tuple[Path, Path]:
-        config = load_config(["+model=tiny", *more])
-        facts = {"weights": "w", "dtype": "torch.float32", "device": "cpu"}
-        _, factors, profiles = caches(config, facts, "data")
-        return profiles.path, factors.folder
+def keys(*more: str, text: int = 0, calibration: int = 1) -> list[str]:
+    """Keys of codes, factors and profile of a configuration, whose texts have these tokens."""
+    config, ids = load_config(["+model=tiny", *more]), np.zeros((2, 3), dtype=np.int64)
+    blocks = [TokenBlocks(ids + token, ids + token) for token in (text, calibration)]
+    codes, factors, profiles = caches(config, {"weights": "w"}, *blocks, Path("run"))
+    return [store.folder.name for store in (codes, factors, profiles.parts)]
 
-    plain, chosen, fewer = key(NEAREST), key(), key("quantizer.tokens=256")
-    assert plain == key(NEAREST, "quantizer.tokens=256")
-    assert len({str(k) for pair in (plain, chosen, fewer) for k in pair}) == 6
+
+def test_cache_keys_are_made_of_what_decides_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    nearest, chosen = keys(NEAREST), keys()
+    assert len({*nearest, *chosen}) == 6
+    assert nearest[:2] == keys(NEAREST, text=5)[:2]
+    assert [a == b for a, b in zip(chosen, keys(text=5), strict=True)] == [False, False, False]
+    assert [a == b for a, b in zip(chosen, keys(calibration=5), strict=True)] == [True, True, False]
+    assert [a == b for a, b in zip(chosen, keys("bits=[3,4]"), strict=True)] == [False, False, False]
+    for module, changed in ((gptq, [0, 1, 2]), (lowrank, [1]), (profiling, [2])):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "VERSION", module.VERSION + 1)
+            assert [i for i, (a, b) in enumerate(zip(chosen, keys(), strict=True)) if a != b] == changed
+
+
+@pytest.mark.parametrize(("fmt", "same"), [("nf4", False), ("hqq6", True)])
+def test_a_new_version_of_an_encoder_keeps_other_codes(fmt: str, same: bool, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
+    config = load_config([*OPTIONS, "bits=[3,4]", "effort.references=false"])
+
+    def folder() -> Path:
+        oracle: Any = make_oracle(config.to_dict(), str(tmp_path))
+        oracle.close()
+        return oracle.bank.rounding.store.folder
+
+    before = folder()
+    monkeypatch.setattr(type(backend_of(parse_format(fmt))), "VERSION", 2)
+    assert (folder() == before) is same
