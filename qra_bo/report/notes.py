@@ -42,9 +42,10 @@ def _uniform(d: ReportData) -> str:
 def _codes(d: ReportData) -> str:
     if d.rounding == "rtn":
         return ""
-    tokens = int(d.header.config["quantizer"].get("tokens", 0))
-    return (f"All allocations, uniform baselines included, have codes chosen by GPTQ on {tokens:,} tokens of the "
-            "training text. Bytes, formats and layers are those of round-to-nearest codes, which QLoRA has.")
+    tokens = d.header.config["quantizer"].get("tokens", 0)
+    given = "10 tokens for each input of the widest linear" if tokens == "auto" else f"{tokens:,} tokens"
+    return (f"All allocations, uniform baselines included, have codes chosen by GPTQ on {given} of the training text. "
+            "Bytes, formats and layers are those of round-to-nearest codes, which QLoRA has.")
 
 
 def _learning_rate(d: ReportData) -> str:
