@@ -1,7 +1,7 @@
 """Advice on a budget: whether it limits anything, whether mixing pays, and what spare bytes buy. No torch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qra_bo.memory.budget import format_size, smallest, uniform_bytes
@@ -48,8 +48,7 @@ class Advice:
         return f"The spare bytes buy {listed}." if listed else ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"region": self.region, "sentence": self.sentence,
-                "buys": [{"change": p.change, "needs_bytes": p.needs} for p in self.buys]}
+        return asdict(self) | {"buys": [{"change": p.change, "needs_bytes": p.needs} for p in self.buys]}
 
 
 def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None) -> Advice:
@@ -119,14 +118,6 @@ def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, bu
                 return _most(fits, last, first)
             last = first - 1
     return 0
-
-
-def best_uniform(memory: MemoryModel, space: SearchSpace, size: int,
-                 most_bits: float | None = None) -> tuple[StorageFormat, int] | None:
-    """Return the format of the most bits, of at most ``most_bits``, that fits ``size`` bytes on every unit, and its
-    largest rank; ``None`` where none fits."""
-    ranks = ((fmt, largest_rank(memory, space, fmt, size)) for fmt in reversed(within_average(space, most_bits)))
-    return next(((fmt, rank) for fmt, rank in ranks if rank), None)
 
 
 def smallest_side(space: SearchSpace) -> int:

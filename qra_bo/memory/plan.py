@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-from qra_bo.memory.advice import Advice, advice_on, best_uniform, largest_rank, smallest_side
+from qra_bo.memory.advice import Advice, advice_on, largest_rank, smallest_side, within_average
 from qra_bo.memory.budget import describe, format_size, largest, smallest
 from qra_bo.memory.cards import Card
 from qra_bo.memory.formats import default_format
@@ -240,8 +240,8 @@ def _references(memory: MemoryModel, space: SearchSpace) -> Iterator[Row]:
 
 def _best(memory: MemoryModel, space: SearchSpace, limit: int, most_bits: float | None) -> Row | None:
     """Price the uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits."""
-    chosen = best_uniform(memory, space, limit, most_bits)
-    return None if chosen is None else _uniform_row(memory, space, *chosen)
+    ranks = ((fmt, largest_rank(memory, space, fmt, limit)) for fmt in reversed(within_average(space, most_bits)))
+    return next((_uniform_row(memory, space, fmt, rank) for fmt, rank in ranks if rank), None)
 
 
 def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consumer) -> list[Lever]:

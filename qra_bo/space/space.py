@@ -1,7 +1,7 @@
 """The search space: units of a decoder x ladder of storage formats x ladder of ranks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -32,8 +32,7 @@ class StorageFormat:
     double_quant: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "backend": self.backend, "bits": self.bits, "block": self.block,
-                "double_quant": self.double_quant}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from qra_bo.memory.advice import (
     NOTHING_FITS,
     RANKS,
     advice_on,
-    best_uniform,
     largest_rank,
     smallest_side,
 )
@@ -45,7 +44,6 @@ def test_four_bits_that_just_fail_are_told_from_others() -> None:
 
 def test_a_uniform_choice_may_have_a_rank_below_the_ladders() -> None:
     size, coarse = needs("nf4", 4) - 1, space_of(formats=("hqq2", "hqq3", "nf4", "int8"), ranks=(4, 8))
-    assert best_uniform(MODEL, coarse, size) == (parse_format("int8"), 2)
     assert "Uniform 8 bits (int8) fits with rank 2 of at most 8" in advice_on(MODEL, coarse, size).sentence
     least = smallest(MODEL.table(coarse), coarse)[0]
     assert needs("hqq2", 1) < least
