@@ -108,7 +108,8 @@ def problem_of(method: str, equivalents: float) -> tuple[RunConfig, Setting, Syn
     setting = make_setting(config)
     return config, setting, SyntheticOracle(
         setting.space, config.seed, learning_rate=config.adapter.lr, high_steps=config.fidelity.high,
-        tokens_per_step=config.train.step_tokens, eval_tokens=config.eval.sequences * config.train.length)
+        tokens_per_step=config.train.step_tokens, eval_tokens=config.eval.sequences * config.train.length,
+        calibration_tokens=config.eval.sequences * config.train.length)
 
 
 def session(folder: Path, workers: int, evaluations: int, what: str, ends: Sequence[int], rows: list[Row]) -> None:

@@ -42,12 +42,8 @@ def list_runs(folder: Path, console: Console) -> None:
 
 
 def show_run(folder: Path, console: Console) -> None:
-    """Print the result of one run.
-
-    Raises:
-        OutputError: If ``folder`` is no run.
-        JournalError: If its journal can't be read.
-    """
+    """Print the result of one run. Raises ``OutputError`` if ``folder`` is none, ``JournalError`` if its journal can't
+    be read."""
     d = load_run(folder)
     if not d.ended:
         print_line(console, f"State: {FoundRun(folder, d).state} in the stage {d.stage}")
@@ -56,11 +52,8 @@ def show_run(folder: Path, console: Console) -> None:
 
 
 def compare_runs(folders: Sequence[Path], console: Console) -> None:
-    """Print several runs side by side, with what keeps their losses from being compared.
-
-    Raises:
-        OutputError: If fewer than two runs are given, or one of them is no run.
-    """
+    """Print several runs side by side, with what keeps their losses from being compared. Raises ``OutputError`` if
+    fewer than two are given, or one of them is none."""
     if len(folders) < 2:
         raise OutputError(f"compare needs at least two runs; got {len(folders)}: {', '.join(map(str, folders))}")
     print_side_by_side([NamedRun(str(f), load_run(f)) for f in folders], console)
@@ -69,10 +62,8 @@ def compare_runs(folders: Sequence[Path], console: Console) -> None:
 def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -> None:
     """Remove checkpoints of finished runs, and with ``unfinished`` whole runs that ended early.
 
-    Active and unreadable runs are left alone. Without ``yes`` nothing is removed.
-
-    Raises:
-        OutputError: If a run holds links, or is in use.
+    Active and unreadable runs are left alone. Without ``yes`` nothing is removed. Raises ``OutputError`` if a run holds
+    links, or is in use.
     """
     doomed = []
     for run in find_runs(folder):

@@ -127,8 +127,8 @@ class SyntheticOracle:
         high_steps: Optimiser steps of a full trial, the schedule for which losses are planted.
         tokens_per_step: Training tokens of a step.
         eval_tokens: Forward tokens of one look at held-out text.
-        calibration_tokens: Forward tokens of one pass over calibration text; ``None``: those of a look.
-        record_at: Steps after which the loss is recorded; every eighth of ``high_steps`` by default.
+        calibration_tokens: Forward tokens of one pass over calibration text.
+        record_at: Steps after which the loss is recorded, besides the last.
         checkpoints: Folder of ``StepsDone``; ``None`` remembers within this process.
     """
 
@@ -136,15 +136,13 @@ class SyntheticOracle:
 
     def __init__(self, space: SearchSpace, seed: int, *, learning_rate: float = 2e-3, noise: float = 0.005,
                  high_steps: int = 24, tokens_per_step: int = 256, eval_tokens: int = 4096,
-                 calibration_tokens: int | None = None, record_at: tuple[int, ...] | None = None,
+                 calibration_tokens: int = 4096, record_at: tuple[int, ...] = (),
                  checkpoints: Path | None = None) -> None:
         self.landscape = Landscape(space, seed)
         self._space, self._seed, self._noise, self._high_steps = space, seed, noise, high_steps
         self._learning_rate = learning_rate
         self._tokens_per_step, self._eval_tokens = tokens_per_step, eval_tokens
-        self.calibration_tokens = eval_tokens if calibration_tokens is None else calibration_tokens
-        eighth = max(1, high_steps // 8)
-        self._record_at = tuple(range(eighth, high_steps + 1, eighth)) if record_at is None else record_at
+        self.calibration_tokens, self._record_at = calibration_tokens, record_at
         self._done = StepsDone(checkpoints)
         self.profile_cost: dict[str, float] = {}
 
@@ -172,12 +170,8 @@ class SyntheticOracle:
                                   gain, FLOOR + TOTAL_TASK, f"synthetic landscape of seed {self._seed}")
 
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        """Return one point of the planted learning curve.
-
-        Raises:
-            OracleError: If the allocation is of another number of units, or the steps are out of range.
-            ConfigError: If a format is unknown.
-        """
+        """Return one point of the planted learning curve. Raises ``OracleError`` if the allocation is of another number
+        of units, or the steps are out of range, and ``ConfigError`` if a format is unknown."""
         start = time.monotonic()
         allocation, steps = request.allocation, request.steps
         if len(allocation) != self._space.n_units or not 0 < steps <= request.schedule_steps:

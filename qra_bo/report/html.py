@@ -83,11 +83,8 @@ def report_json(d: ReportData) -> dict[str, Any]:
 def write_report(folder: Path) -> list[Path]:
     """Write ``report.html``, ``report.json`` and ``plots/*.png`` beside the journal in ``folder``; returns the paths.
 
-    Works during a run, too: files are replaced whole.
-
-    Raises:
-        OutputError: If the folder holds no journal, holds links, or can't be written.
-        JournalError: If the journal can't be read.
+    Works during a run, too: files are replaced whole. Raises ``OutputError`` if the folder holds no journal, holds
+    links, or can't be written, and ``JournalError`` if the journal can't be read.
     """
     check_run_folder(folder)
     d = load_run(folder)
@@ -99,11 +96,7 @@ def write_report(folder: Path) -> list[Path]:
 
 
 def write_page(page: Path, runs: Sequence[NamedRun]) -> None:
-    """Write several runs side by side as one file.
-
-    Raises:
-        OutputError: If it can't be written.
-    """
+    """Write several runs side by side as one file; raises ``OutputError`` if it can't be written."""
     with writing(page, "write it again"):
         replace_text(page, render_runs(runs))
 

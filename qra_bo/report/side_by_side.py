@@ -53,11 +53,8 @@ class FoundRun:
 
 
 def find_runs(folder: Path) -> list[FoundRun]:
-    """Find the runs in ``folder``, itself included, at any depth, in order of their paths.
-
-    Raises:
-        OutputError: If ``folder`` is no directory.
-    """
+    """Find the runs in ``folder``, itself included, at any depth, in order of their paths. Raises ``OutputError`` if it
+    is no directory."""
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder; give the folder that holds your runs, e.g. outputs")
     closed: list[OSError] = []

@@ -89,8 +89,7 @@ class Tracker(ABC):
         folder: The run's folder, which holds the tracker's files.
         born: Events before this moment (``None``: now) are of earlier sessions: folded in and not logged again.
 
-    Raises:
-        MissingExtraError: If ``module`` is not installed.
+    Raises ``MissingExtraError`` if ``module`` is not installed.
     """
 
     module = ""

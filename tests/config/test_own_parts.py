@@ -15,7 +15,7 @@ OWN = f"name: mine\n_target_: {__name__}.make_oracle\nnoise: 0.001\n"
 
 def make_oracle(config: RunConfig, space: SearchSpace, folder: Path, noise: float) -> SyntheticOracle:
     return SyntheticOracle(space, seed=config.seed, noise=noise, high_steps=config.fidelity.high, tokens_per_step=100,
-                           eval_tokens=100, calibration_tokens=100, record_at=(), checkpoints=folder / "checkpoints")
+                           eval_tokens=100, calibration_tokens=100, checkpoints=folder / "checkpoints")
 
 
 @pytest.fixture(name="mine")

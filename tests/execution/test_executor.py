@@ -1,5 +1,6 @@
 """What goes wrong in a worker is a result, and the next request is served."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.pool import Limits
 from qra_bo.oracle.protocol import quiet
 from qra_bo.space import uniform
-from qra_bo.trials import TrialResult, TrialSpec, TrialState
+from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError, WorkerError
 from qra_bo.utils.process import STOPPING
 from tests.study.oracles import PlantedOracle
@@ -270,15 +271,10 @@ def test_in_process_faults_are_results_too(tmp_path: Path) -> None:
     assert oracle.closed
 
 
-def test_messages_round_trip_exactly() -> None:
-    m = PlantedOracle().evaluate(REQUEST, quiet)
-    assert TrialResult.from_json(m.to_json()) == m
-    assert TrialSpec.from_json(REQUEST.to_json()) == REQUEST
+def test_a_profile_survives_its_message_exactly() -> None:
     result = InProcessExecutor(PlantedOracle()).profile(quiet)
-    again = ProfileResult.from_json(result.to_json())
-    np.testing.assert_array_equal(again.profile.require_rank_sensitivity(), result.profile.require_rank_sensitivity())
-    assert again.to_json() == result.to_json()
-    assert again.profile.quantization_se is None
     se = np.arange(12).reshape(4, 3) / 7.0
-    known = replace(result, profile=replace(result.profile, quantization_se=se))
-    np.testing.assert_array_equal(ProfileResult.from_json(known.to_json()).profile.quantization_se, se)
+    for found in (result, replace(result, profile=replace(result.profile, quantization_se=se))):
+        again = ProfileResult.from_json(json.loads(json.dumps(found.to_json())))
+        assert again.to_json() == found.to_json()
+        assert (again.profile.quantization_se is None) is (found is result)

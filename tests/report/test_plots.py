@@ -27,9 +27,10 @@ def drawn(data):
     return {name: draw(data) for name, draw in PLOTS.items()}
 
 
-def test_a_whole_run_has_every_figure_as_png(drawn, tmp_path):
-    paths = write_plots(drawn, tmp_path / "plots")
-    assert [p.stem for p in paths] == list(PLOTS)
+def test_figures_that_there_are_become_png(drawn, tmp_path):
+    assert all(drawn.values())
+    paths = write_plots({"memory": drawn["memory"], "final": None, "pareto": drawn["pareto"]}, tmp_path / "plots")
+    assert [p.stem for p in paths] == ["memory", "pareto"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
 
 
