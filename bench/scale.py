@@ -33,7 +33,6 @@ from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.space import Allocation, uniform
-from qra_bo.study import Event
 from qra_bo.study.engine import Engine
 from qra_bo.study.events import Event
 from qra_bo.study.journal import JOURNAL_NAME
