@@ -21,12 +21,11 @@ from bench.methods import OPTIONS
 from bench.optimum import optimum as planted_optimum
 from bench.published import published_changes, scaled_autoqra
 from bench.report import RESULTS, Target, publish
-from bench.sessions import limit_of, table_session
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe
 from bench.table1.search import UNIFORM as UNIFORM_ONLY
 from bench.table1.search import search
-from bench.table1.session import Session
+from bench.table1.session import Session, table_session
 from bench.table1.statistics import difference
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.groups import OwnOracleConfig
@@ -60,6 +59,12 @@ class Variant:
     method: str
     params: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda full: full
     changes: Changes = lambda config: {}
+
+
+def limit_of(config: RunConfig) -> Limit:
+    """Return the budget of a configuration in its scope."""
+    scope, budget = config.memory.scope, str(config.budget[0])
+    return Limit(f"{scope} {budget}", scope, budget, None, None)
 
 
 def _evolution(**changes: Any) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.table1.config import NAME, TableConfig
+from bench.table1.config import NAME, TableConfig, TableOptions, load_options
 from bench.table1.journal import TableJournal
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe, codes_name, embeddings_name, with_codes
-from qra_bo.config import gptq_tokens
+from qra_bo.config import RunConfig, gptq_tokens
 from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.memory.budget import largest, resolve_budget
 from qra_bo.memory.formats import parse_format
@@ -61,6 +61,20 @@ def open_session(config: TableConfig, folder: Path) -> Iterator["Session"]:
             yield session
         finally:
             session.close()
+
+
+@contextmanager
+def table_session(config: RunConfig, folder: Path, options: TableOptions | None = None) -> Iterator["Session"]:
+    """Open a session whose trials are kept in ``folder``; it is resumed where it exists.
+
+    Raises:
+        ConfigError: If ``quantizer.rounding`` is not ``rtn``.
+    """
+    if config.quantizer.rounding != "rtn":
+        raise ConfigError(f"quantizer.rounding={config.quantizer.rounding}: this benchmark compares at "
+                          "round-to-nearest codes; give quantizer.rounding=rtn")
+    with open_session(TableConfig(config, options or load_options()), folder) as session:
+        yield session
 
 
 class Session:

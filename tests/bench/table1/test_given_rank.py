@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from bench.sessions import table_session
 from bench.table1 import rows_given_rank
 from bench.table1.config import load_options
 from bench.table1.limits import parse_limit
 from bench.table1.methods import ROWS
 from bench.table1.rows_given_rank import SENSITIVITY
+from bench.table1.session import table_session
 from qra_bo.config import load_config
 from qra_bo.study.state import FORWARD_SHARE
 

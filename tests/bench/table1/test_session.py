@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from bench.sessions import table_session
 from bench.table1 import session as module
 from bench.table1.journal import TableJournal
 from bench.table1.limits import parse_limit
 from bench.table1.methods import ROWS
 from bench.table1.recipe import Recipe
-from bench.table1.session import Session
+from bench.table1.session import Session, table_session
 from qra_bo.config import load_config
 from qra_bo.space import Allocation
 
