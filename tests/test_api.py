@@ -9,9 +9,7 @@ import pytest
 import qra_bo
 from qra_bo.api import configure
 from qra_bo.searchers.baselines import RandomSearch
-from qra_bo.space import uniform
 from qra_bo.utils.errors import ConfigError
-from tests.spaces import make_space
 
 
 def test_importing_loads_no_torch() -> None:
@@ -24,17 +22,6 @@ def test_importing_loads_no_torch() -> None:
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(qra_bo, name).__name__ == name
     assert name in dir(qra_bo)
-
-
-def test_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'serach'"):
-        _ = qra_bo.serach
-
-
-def test_search_stays_a_function_after_imports_of_searchers() -> None:
-    import qra_bo.searchers.evolution.searcher
-
-    assert callable(qra_bo.search)
 
 
 def test_keywords_equal_overrides() -> None:
@@ -61,11 +48,6 @@ def test_plan_is_short_and_plain() -> None:
     assert plan._repr_html_().startswith("<table><caption>tiny: ")
     assert plan.to_json()["device"] == "cuda"
     assert repr(plan.memory).startswith("MemoryModel(tiny, peak, cuda, ")
-
-
-def test_reprs_of_spaces_and_allocations() -> None:
-    assert repr(uniform(3, "nf4", 8)) == "Allocation(3 x nf4 r8)"
-    assert repr(make_space(2)).startswith("SearchSpace(2 units, formats ")
 
 
 def test_objective_of_ones_own_is_minimised() -> None:

@@ -39,18 +39,15 @@ def test_of_bitsandbytes_notices_one_is_dropped_and_others_pass() -> None:
     assert stderr_of("-c", code) == "something else\n"
 
 
-def test_loading_from_python_prints_nothing(finished: Path) -> None:
-    assert stderr_of("-c", f"import qra_bo; qra_bo.load({str(finished)!r})") == ""
-
-
-def test_exports_and_their_check_print_nothing_beside_their_table(finished: Path) -> None:
-    assert stderr_of("-m", "qra_bo", "task=export", f"out={finished}", "export.check=true",
-                     "export.targets=[card,packed,merged]") == ""
-
-
-def test_training_a_given_allocation_prints_nothing(tmp_path: Path) -> None:
-    assert stderr_of("-m", "qra_bo", "task=finetune", "allocation=uniform:4,2", *SETTINGS, f"out={tmp_path / 'run'}",
-                     "final.steps=4", "display=none") == ""
+def test_loading_exports_and_training_print_nothing(finished: Path, tmp_path: Path) -> None:
+    """In one process, whose imports are the longest part."""
+    export = ["task=export", f"out={finished}", "export.check=true", "export.targets=[card,packed,merged]"]
+    train = ["task=finetune", "allocation=uniform:4,2", *SETTINGS, f"out={tmp_path / 'run'}", "final.steps=4",
+             "display=none"]
+    code = (f"import qra_bo\nqra_bo.load({str(finished)!r})\nfrom qra_bo.cli.app import main\n"
+            f"if __name__ == '__main__':\n    assert main({export!r}) == main({train!r}) == 0\n")
+    (tmp_path / "quiet.py").write_text(code)  # a file, for the worker imports it again
+    assert stderr_of(str(tmp_path / "quiet.py")) == ""
 
 
 def test_reading_a_gguf_file_draws_no_bar(capfd: pytest.CaptureFixture[str]) -> None:

@@ -138,9 +138,3 @@ def test_bad_input_ends_with_two_and_one_message(arguments, message, capsys, tmp
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
-
-
-def test_unknown_commands_end_with_two():
-    with pytest.raises(SystemExit) as status:
-        main(["delete"])
-    assert status.value.code == 2

@@ -8,12 +8,10 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from qra_bo.cli import app
-from qra_bo.cli.app import JOBS, Job, read_jobs, record_job, summary, worst
-from qra_bo.cli.help import short_help
+from qra_bo.cli.app import JOBS, Job, read_jobs, record_job, summary
 from qra_bo.config import RunConfig, compose
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import BudgetError, OracleError
-from qra_bo.utils.version import __version__
 
 
 @pytest.fixture(autouse=True)
@@ -187,26 +185,6 @@ def test_cfg_job_prints_the_configuration(seen: list[RunConfig], capfd: pytest.C
     assert seen == []
 
 
-def test_help_fits_a_screen(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["--help"]) == app.main(["model=tiny", "-h"]) == 0
-    lines = capfd.readouterr().out.splitlines()
-    assert lines[:len(lines) // 2] == lines[len(lines) // 2:]
-    assert 20 < len(lines) // 2 <= 40
-    assert max(map(len, lines)) <= 120
-    assert seen == []
-
-
-def test_help_states_defaults_and_efforts_by_cost() -> None:
-    ranks, text = compose.load_config().ranks, short_help()
-    assert f"if not given, {len(ranks)} ranks from {ranks[0]} to {ranks[-1]}" in text
-    assert "instant | quick | normal | thorough" in text
-
-
-def test_version_is_the_projects(capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["--version"]) == 0
-    assert capfd.readouterr().out == f"qra_bo {__version__}\n"
-
-
 def test_help_all_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         app.main(["--help", "all"])
@@ -272,14 +250,6 @@ def test_pickled_configurations_are_refused(argument: str, seen: list[RunConfig]
     assert app.main([argument, "model=tiny"]) == 2
     assert "reads a pickle" in capfd.readouterr().err
     assert seen == []
-
-
-def test_the_worst_status_wins() -> None:
-    assert worst([]) == worst([0, 0]) == 0
-    assert worst([0, 3]) == 3
-    assert worst([3, 2, 0]) == 2
-    assert worst([2, 1, 3]) == 1
-    assert worst([1, 143]) == 143
 
 
 def test_summary_names_jobs_that_never_ended(tmp_path: Path) -> None:

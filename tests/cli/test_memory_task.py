@@ -11,7 +11,6 @@ from qra_bo.cli.app import main
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.plan import memory_plan
 from qra_bo.pipeline.pricing import make_memory, make_plan
 from qra_bo.tasks.memory import plan_lines
 from qra_bo.utils import device as device_module
@@ -37,13 +36,6 @@ def test_the_table_shows_what_the_model_predicts() -> None:
     assert f"{nf4 / 1e9:.2f}*" in row.split()
 
 
-def test_cards_are_priced_as_gpus_whatever_the_plan_is_for() -> None:
-    config = load_config(["task=memory", "+model=tiny", "device=cpu"])
-    spec = make_spec(config)
-    gpu = make_memory(config, spec, "cuda")
-    assert make_plan(config).cards == memory_plan(gpu, make_space(config, spec), {"any": 1}).cards
-
-
 def test_device_auto_is_told_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert planned_device("cuda:3") == "cuda"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -64,12 +56,6 @@ def test_either_file_of_the_driver_tells_of_a_gpu(there: int, tmp_path: Path, mo
     assert planned_device("auto") == "cpu"
 
 
-def test_auto_is_free_bytes_less_the_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qra_bo.pipeline.pricing.free_bytes", lambda device: 3 * 10**9)
-    config = load_config(["task=memory", "+model=tiny", "budget=auto", "memory.headroom=1GB", "device=cpu"])
-    assert [(b.text, b.size) for b in make_plan(config).budgets] == [("auto", 2 * 10**9)]
-
-
 def test_json_stands_alone_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["task=memory", "+model=tiny", "budget=[1GB,uniform:4,4]", "memory.format=json", "device=cpu"]) == 0
     captured = capfd.readouterr()
@@ -82,24 +68,11 @@ def test_json_stands_alone_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     assert captured.err.startswith("qra_bo: a budget of 10 bytes")
 
 
-def test_how_a_plan_is_printed_changes_no_result() -> None:
-    plain, other = load_config([]), load_config(["memory.format=json"])
-    assert plain.config_sha256 == other.config_sha256
-    assert main(["task=memory", "memory.format=xml"]) == 2
-
-
 def test_a_budget_that_nothing_fits_still_shows_the_plan(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["task=memory", "+model=llama2_7b", "budget=10"]) == 2
     captured = capfd.readouterr()
     assert "What lowers the smallest allocation" in captured.out
     assert "a budget of 10 bytes (a bare number means bytes) is below the smallest allocation" in captured.err
-
-
-def test_no_table_of_changes_where_none_lowers_the_need(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["task=memory", "+model=tiny", "budget=10", "memory.scope=stored"]) == 2
-    captured = capfd.readouterr()
-    assert "What lowers the smallest allocation" not in captured.out
-    assert "below the smallest allocation" in captured.err
 
 
 def test_all_budgets_that_nothing_fits_are_named(capfd: pytest.CaptureFixture[str]) -> None:

@@ -21,11 +21,6 @@ def test_ollama_runs_what_llamacpp_runs() -> None:
     assert load_config(["serve=ollama"]) == load_config(["serve=llamacpp", "export.gguf=[base,adapter,merged-q8_0]"])
 
 
-def test_without_a_consumer_nothing_is_limited() -> None:
-    assert load_config([]).serve == ANY
-    assert load_config(["serve=any", "granularity=module"]).format_names == load_config([]).format_names
-
-
 def test_formats_that_the_consumer_loads_may_be_chosen() -> None:
     config = load_config(["+serve=mlx", "quantizer.formats.3=[sym3-g128,int3-g64]"])
     assert config.format_names == ("sym2-g64", "sym3-g128", "int3-g64", "sym4-g64", "sym8-g64")
@@ -59,25 +54,8 @@ def test_a_width_that_the_consumer_lacks_is_named_alone(serve: str, named: list[
         "has 3, 4, 8, 16): leave 5, 6 out of bits; or use serve=any.")
 
 
-def test_a_width_and_a_format_that_the_consumer_lacks_are_named_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CONSUMERS, "mlx", replace(CONSUMERS["mlx"], kinds={"sym": (4,)}))
-    with pytest.raises(ConfigError) as caught:
-        load_config(["serve=mlx", "bits=[4,8]", "quantizer.formats.4=[nf4]"])
-    assert "of 8 bits (it has 4, 16); the formats nf4 of quantizer.formats: leave 8 out of bits" in str(caught.value)
-
-
-def test_a_width_that_is_not_searched_is_not_checked() -> None:
-    config = load_config(["serve=mlx", "bits=[3,8]", "quantizer.formats.4=[nf4]"])
-    assert config.format_names == ("sym3-g64", "sym8-g64")
-
-
 def test_a_mistake_in_the_formats_is_reported_alone() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(["serve=mlx", "quantizer.formats.4=[nf5]"])
     assert "unknown storage format 'nf5'" in str(caught.value)
     assert "searches only" not in str(caught.value)
-
-
-def test_unknown_consumer_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="Unknown serve 'vlm'; known, nearest first: vllm"):
-        load_config(["serve=vlm"])

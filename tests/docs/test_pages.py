@@ -4,7 +4,7 @@ import re
 from itertools import product
 
 from bench.headline import markdown
-from bench.pages.blocks import BLOCK, DOCS, grid, refreshed
+from bench.pages.blocks import BLOCK, DOCS, refreshed
 from bench.pages.tables import TABLES
 from qra_bo.memory.formats import BITS, FORMATS
 
@@ -42,14 +42,6 @@ def test_every_table_is_on_one_page() -> None:
     assert sorted(found) == sorted(TABLES)
 
 
-def test_comparison_has_at_most_twelve_rows() -> None:
-    assert 2 < len(TABLES["comparison"]().splitlines()) <= 2 + 12
-
-
 def test_block_is_replaced_and_the_rest_kept() -> None:
     text = "a\n\n<!-- table: x -->\nold\n<!-- end -->\n\nb\n"
     assert refreshed(text, {"x": lambda: "new"}) == text.replace("old", "new")
-
-
-def test_grid_has_one_line_a_row() -> None:
-    assert grid(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

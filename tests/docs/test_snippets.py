@@ -166,11 +166,6 @@ def test_keys_within_the_text_are_in_the_schema() -> None:
                       and key not in options() and inspect([f"{key}=1"], sweep=False)[1]) == [], page
 
 
-def test_there_is_something_to_test() -> None:
-    assert len(blocks("sh")) > 10
-    assert len(blocks("python")) >= 5
-
-
 def test_every_extra_that_a_page_names_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {e for page in PAGES for e in re.findall(r"qra_bo\[(\w+)\]", page.read_text(encoding="utf-8"))}

@@ -1,6 +1,5 @@
 """Commands of the pages on tables of real trials: overrides run as they are given, modules are there."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -29,13 +28,6 @@ def test_searches_on_a_table_compose_and_one_ends_well(tmp_path: Path, monkeypat
         assert load_config(overrides, folder).oracle.name == "emulator"
     assert main([*TABLE, f"out={tmp_path / 'run'}", "display=none", "effort=quick", "effort.max_full_trials=8"]) == 0
     assert json.loads((tmp_path / "run" / "best.json").read_text())["oracle"] == "emulator"
-
-
-def test_modules_can_be_run() -> None:
-    for module in MODULES:
-        spec = importlib.util.find_spec(module)
-        assert spec is not None, module
-        assert spec.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__"), module
 
 
 def test_searches_of_the_page_propose_what_fits() -> None:

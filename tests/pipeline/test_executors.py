@@ -9,7 +9,7 @@ from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.pipeline.executors import make_executor, worker_devices
-from qra_bo.utils.errors import ConfigError, DeviceError, MissingExtraError
+from qra_bo.utils.errors import DeviceError, MissingExtraError
 
 TINY = ["+model=tiny", "data=tiny", "device=cpu"]
 
@@ -21,22 +21,6 @@ def test_what_costs_nothing_runs_in_this_process_and_all_else_in_workers(tmp_pat
         executor = make_executor(load_config(overrides), tmp_path)
         assert isinstance(executor, LocalExecutor)
         assert executor.workers == n
-
-
-def test_the_executor_is_no_part_of_the_result() -> None:
-    one, many = load_config(TINY), load_config([*TINY, "executor=ray", "executor.workers=8"])
-    assert one.config_sha256 == many.config_sha256
-
-
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["executor.workers=0"], r"executor\.workers must be at least 1"),
-    (["executor.gpus=1"], r"executor\.gpus is a key of executor=ray alone"),
-    (["executor.address=auto"], r"executor\.address is a key of executor=ray alone"),
-    (["executor=ray", "executor.memory=plenty"], r"executor\.memory"),
-    (["executor=ray", "executor.cpus=-1"], r"executor\.cpus must be at least 0")])
-def test_what_makes_no_sense_is_refused(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_config([*TINY, *overrides])
 
 
 @pytest.mark.parametrize(("device", "gpus", "expected"), [

@@ -17,8 +17,6 @@ from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory.cards import CARDS
 from qra_bo.pipeline import forecast
 from qra_bo.pipeline.forecast import (
-    CARD_SHARE,
-    LAYER_SECONDS,
     FirstTrial,
     Part,
     card_of,
@@ -32,7 +30,6 @@ from qra_bo.pipeline.pricing import make_plan
 from qra_bo.space import uniform
 from qra_bo.study import Setting
 from qra_bo.study.events import Event, FinishedTrial, Stage
-from qra_bo.study.header import Given
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 CARD = CARDS["rtx4090"]
@@ -63,14 +60,6 @@ def test_seconds_on_a_cpu_follow_from_the_operations(dtype: str, fast: bool, rat
     assert token_seconds(setting("oracle=synthetic")) is None
 
 
-def test_seconds_on_a_gpu_need_the_card() -> None:
-    run, large = on_gpu("+model=tiny", "data=tiny"), on_gpu(MODEL, "data=plays", "train.checkpointing=true")
-    assert token_seconds(run) is None
-    assert token_seconds(run, CARD) == 4 * LAYER_SECONDS / run.memory.shape.tokens  # small models wait for launches
-    operations = 6 * 32 * (2 * 4096**2 + 2 * 1024 * 4096 + 3 * 14336 * 4096) + 6 * 128256 * 4096
-    assert token_seconds(large, CARD) == pytest.approx(operations / (CARD_SHARE * 165.2e12))
-
-
 def test_the_card_is_the_one_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["NVIDIA GeForce RTX 4090", "Tesla T4", "GeForce GT 710"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
@@ -98,12 +87,6 @@ def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> No
     steps = round(2 * 40.0 / 4)
     validations = len(FinalSettings().validations(steps))
     assert last.tokens == pytest.approx((steps * 4 + validations * 64 / 3) * 128 if tokens is None else tokens)
-
-
-def test_a_given_allocation_takes_the_final_fine_tune_alone() -> None:
-    given = Given((uniform(4, "nf4", 4),), "", 1.0, "")
-    run = replace(setting("+model=tiny", "data=tiny", "final.steps=3"), given=given)
-    assert [part.what for part in parts_of(run)] == ["final fine-tune of 3 steps"]
 
 
 def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qra_bo.config import load_config, make_space, make_spec
-from qra_bo.memory.budget import smallest, total_bytes
+from qra_bo.memory.budget import smallest
 from qra_bo.pipeline import pricing
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.pipeline.pricing import budget_bytes, make_memory, make_plan
@@ -74,7 +74,3 @@ def test_a_budget_that_only_mixed_allocations_fit_is_refused_before_a_profile(tm
     assert smallest(made.costs(1489 * 10**6), made.space)[0] <= 1489 * 10**6
     with pytest.raises(BudgetError, match=r"below the smallest uniform choice: int2-g64 with rank 1 needs 1,490,"):
         checked_budget(made, tmp_path)
-
-
-def test_a_card_that_is_not_there_has_no_bytes() -> None:
-    assert total_bytes(torch.cuda.device_count()) is None

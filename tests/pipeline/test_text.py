@@ -61,19 +61,6 @@ def test_without_a_tokenizer_tokens_are_estimated_from_characters(file: Path, mo
     assert load.tokenizer_at_hand(load_config(["+model=llama2_7b"]).model) is None
 
 
-def test_a_tokenizer_in_a_folder_is_at_hand(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    model = load_config(["+model=hf", f"model.path={tmp_path}", "oracle=synthetic", *NUMBERS]).model
-    assert load.tokenizer_at_hand(model) is None  # the folder has none yet
-    byte_tokenizer().save_pretrained(tmp_path)
-    assert load.tokenizer_at_hand(model)("ab")["input_ids"] == byte_tokenizer()("ab")["input_ids"]
-
-
-NUMBERS = ["model.family=llama", "model.n_layers=1", "model.hidden_size=64", "model.intermediate_size=64",
-           "model.n_heads=1", "model.n_kv_heads=1", "model.head_dim=64", "model.vocab_size=300", "model.tied=true",
-           "model.attention_bias=false"]
-
-
 def test_a_run_reads_the_users_file_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, reads = load_config(words(file, "display=none", "train.batch=1")), list[Any]()
     read = text.read_data

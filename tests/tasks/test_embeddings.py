@@ -7,15 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import qra_bo
 from qra_bo.config import load_config
 from qra_bo.export.load import load
-from qra_bo.export.merged import merged_model
-from qra_bo.export.packed import write as write_packed
-from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.manifest import MANIFEST, PROBE, probe_difference, read_manifest, read_probe, sealed
+from qra_bo.finetune.manifest import MANIFEST, PROBE, probe_difference, sealed
 from qra_bo.finetune.quantization.embeddings import packed_tables
 from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
 from tests.executors import work_in_this_process
@@ -47,15 +43,6 @@ def adapter(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_second_run_is_the_same_to_the_byte(run: tuple[Path, Mapping[str, Any]], tmp_path: Path) -> None:
-    folder, best = run
-    again = qra_bo.search(SEARCH, out=str(tmp_path / "run")).best
-    assert comparable(again) == comparable(best)
-    assert adapter(tmp_path / "run") == adapter(folder)
-    manifests = [read_manifest(f) for f in (folder, tmp_path / "run")]
-    assert manifests[0] == manifests[1]
-
-
 def test_a_run_that_was_cut_off_ends_the_same(run: tuple[Path, Mapping[str, Any]], tmp_path: Path) -> None:
     folder, best = run
     lines = (folder / "trials.jsonl").read_bytes().splitlines(keepends=True)
@@ -83,23 +70,6 @@ def test_the_run_loads_with_the_logits_of_its_end(run: tuple[Path, Mapping[str, 
     assert list(packed_tables(load(run[0], adapter=False)[0])) == ["model.embed_tokens"]
     model, _ = load(run[0])
     assert probe_difference(model, run[0] / PROBE, torch.device("cpu")) == 0
-
-
-def test_packed_weights_hold_the_embedding(run: tuple[Path, Mapping[str, Any]], tmp_path: Path) -> None:
-    folder = copied(run[0], tmp_path / "run")
-    write_packed(FinishedRun.read(folder))
-    tensors = load_file(folder / "packed.safetensors")
-    assert {k for k in tensors if "embed" in k} == {"model.embed_tokens:codes", "model.embed_tokens:scale"}
-    assert probe_difference(load(folder)[0], folder / PROBE, torch.device("cpu")) == 0
-
-
-def test_the_merged_model_has_the_embedding_that_was_trained_on(run: tuple[Path, Mapping[str, Any]]) -> None:
-    finished = FinishedRun.read(run[0])
-    table = packed_tables(load(run[0], adapter=False)[0])["model.embed_tokens"].unpacked()
-    merged, _ = merged_model(finished)
-    assert torch.equal(merged.get_input_embeddings().weight, table)
-    ids, expected = read_probe(run[0] / PROBE)
-    assert float((merged(input_ids=ids).logits - expected).abs().max()) < 0.05
 
 
 def copied(folder: Path, target: Path) -> Path:

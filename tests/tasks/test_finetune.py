@@ -203,12 +203,6 @@ def test_a_rate_is_calibrated_only_where_a_search_tried_several(tmp_path: Path, 
     assert given.rate_source == source
 
 
-def test_the_files_rate_is_taken_whatever_the_base_rate(tmp_path: Path) -> None:
-    config = finetune_config(file_of(tmp_path, learning_rate=1.7e-3 * 0.333), "adapter.lr=2e-4")
-    given, _ = read_allocation(config, make_setting(config).space)
-    assert given.learning_rate == 1.7e-3 * 0.333
-
-
 @pytest.mark.parametrize("steps", [1, 7])
 def test_the_files_rate_stays_that_of_its_own_trials(tmp_path: Path, steps: int) -> None:
     config = finetune_config(file_of(tmp_path, learning_rate=0.004, training={"trial_steps": steps}))
