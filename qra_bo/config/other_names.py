@@ -3,12 +3,13 @@ that were removed."""
 
 from collections.abc import Mapping
 
+_MODEL = "+model=hf model.path=FOLDER-or-ORG/NAME"
+_DATA = "data=hub data.path=ORG/NAME, or data=jsonl data.path=FILE"
+_RANK = "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere"
+_BITS = "bits=[...] for a search, or task=finetune allocation=uniform:{},RANK"
 OURS: Mapping[str, str] = {
-    "model_name_or_path": "+model=hf model.path=FOLDER-or-ORG/NAME",
-    "base_model": "+model=hf model.path=FOLDER-or-ORG/NAME",
-    "dataset": "data=hub data.path=ORG/NAME, or data=jsonl data.path=FILE",
-    "dataset_name": "data=hub data.path=ORG/NAME, or data=jsonl data.path=FILE",
-    "datasets": "data=hub data.path=ORG/NAME, or data=jsonl data.path=FILE",
+    "model_name_or_path": _MODEL, "base_model": _MODEL,
+    "dataset": _DATA, "dataset_name": _DATA, "datasets": _DATA,
     "per_device_train_batch_size": "train.batch", "micro_batch_size": "train.batch", "batch_size": "train.batch",
     "gradient_accumulation_steps": "train.accumulate",
     "max_seq_length": "train.length", "max_seq_len": "train.length", "max_length": "train.length",
@@ -18,18 +19,11 @@ OURS: Mapping[str, str] = {
     "weight_decay": "train.weight_decay", "max_grad_norm": "train.clip",
     "warmup_ratio": "train.warmup", "warmup_steps": "train.warmup (a share of all steps)",
     "adam_beta1": "train.betas=[BETA1,BETA2]", "adam_beta2": "train.betas=[BETA1,BETA2]",
-    "adam_epsilon": "train.eps",
-    "learning_rate": "adapter.lr (calibrated by the search)",
+    "adam_epsilon": "train.eps", "learning_rate": "adapter.lr (calibrated by the search)",
     "num_train_epochs": "final.epochs", "num_epochs": "final.epochs", "epochs": "final.epochs",
-    "max_steps": "final.steps",
-    "r": "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere",
-    "lora_r": "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere",
-    "lora_rank": "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere",
-    "rank": "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere",
+    "max_steps": "final.steps", "r": _RANK, "lora_r": _RANK, "lora_rank": _RANK, "rank": _RANK,
     "lora_alpha": "adapter.alpha_over_rank (alpha divided by the rank)",
-    "load_in_4bit": "bits=[...] for a search, or task=finetune allocation=uniform:4,RANK",
-    "load_in_8bit": "bits=[...] for a search, or task=finetune allocation=uniform:8,RANK",
-    "quantization_bit": "bits=[...] for a search, or task=finetune allocation=uniform:BITS,RANK",
+    "load_in_4bit": _BITS.format(4), "load_in_8bit": _BITS.format(8), "quantization_bit": _BITS.format("BITS"),
     "output_dir": "out", "bf16": "dtype=bfloat16", "fp16": "dtype=float16", "torch_dtype": "dtype",
     "report_to": "logger=tensorboard|wandb", "resume_from_checkpoint": "the same command with out=RUN",
     "eval_steps": "final.validate_every", "early_stopping_patience": "final.patience"}

@@ -183,14 +183,8 @@ def total_bytes(index: int) -> int | None:
 
 def resolve_budget(budget: Budget | str, memory: MemoryModel, space: SearchSpace, *, free: int | None = None,
                    headroom: int = 0) -> int:
-    """Return the bytes of a budget, for this decoder, trainer and scope.
-
-    Args:
-        budget: A checked one, or its text.
-        memory: Prices ``uniform:BITS,RANK``, in its own scope.
-        space: Its formats serve the bits; ranks may be off its ladder.
-        free: Free bytes of the device, for ``auto``.
-        headroom: Bytes of them that ``auto`` keeps free.
+    """Return the bytes of a budget or its text, for this decoder, trainer and scope; ``auto`` is the ``free`` bytes of
+    the device less the ``headroom``. The rank of a uniform choice may be off the ladder of ``space``.
 
     Raises:
         BudgetError: If it is malformed, or ``auto`` leaves nothing.

@@ -27,17 +27,11 @@ SAMPLE = 5000
 
 @dataclass(frozen=True, slots=True)
 class TextSize:
-    """Size of a run's text before anything is trained.
+    """Size of a run's text before anything is trained: its name, records of all splits without ``repeated`` ones, those
+    of the training split, its tokens without padding, and the sequences of ``train.length`` that it is packed into.
 
-    Args:
-        source: Name of the text.
-        records: Records of all splits; equal ones count once.
-        repeated: Records that equal an earlier one, and are not among them.
-        training_records: Those of the training split.
-        training_tokens: Its tokens, without padding.
-        sequences: Sequences of ``train.length`` tokens that it is packed into.
-        cut_share: Share of its answer tokens beyond ``train.length``; ``None`` where no tokenizer counted them.
-        basis: What the number of tokens stands on, in words.
+    ``cut_share`` is that of its answer tokens beyond ``train.length``, ``None`` where no tokenizer counted them;
+    ``basis`` says what the number of tokens stands on.
     """
 
     source: str
