@@ -32,7 +32,7 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def source(*names: str, note: str = "") -> str:
+def source(*names: str) -> str:
     """Return a line on the files that a table is made from: machine and commit of each."""
     parts = []
     for name in names:
@@ -42,7 +42,7 @@ def source(*names: str, note: str = "") -> str:
         commit = content.get("git") or content.get("provenance", {}).get("git")
         facts += [f"commit {commit[:7]}"] if commit else []
         parts.append(f"`bench/results/{name}.json` ({'; '.join(facts)})")
-    return f"\n\n*From {' and '.join(parts)}{f'. {note}' if note else ''}.*"
+    return f"\n\n*From {' and '.join(parts)}.*"
 
 
 def figure(value: float | None, digits: int = 3) -> str:
