@@ -12,13 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import qra_bo
 from qra_bo.config import gptq_sequences, gptq_tokens, load_config, make_spec
 from qra_bo.finetune import profiling
 from qra_bo.finetune.adapters import lowrank
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks
-from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference, read_manifest
 from qra_bo.finetune.quantization import gptq, moments
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import backend_of, packed
@@ -167,20 +165,6 @@ def test_padding_chooses_no_codes() -> None:
 
 OPTIONS = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
            "data.max_records=64", "quantizer.tokens=256", "adapter.init=cloq"]
-
-
-def test_a_run_keeps_its_codes_and_loads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
-    config, run = load_config([*OPTIONS, "bits=[3,4]"]), tmp_path / "run"
-    run.mkdir()
-    oracle: Any = make_oracle(config.to_dict(), str(tmp_path))
-    n = len(oracle.units)
-    mixed = Allocation(("int3-g64", "nf4") * (n // 2), (2, 1) * (n // 2))
-    oracle.finalise(mixed.to_json(), {"steps": 2}, 7, 5e-3, str(run), config.to_dict()["model"], lambda *_: None)
-    oracle.close()
-    assert read_manifest(run).packed == PACKED
-    model, _ = qra_bo.load(run)
-    assert probe_difference(model, run / PROBE, CPU) == 0.0
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA driver error: out of memory"),
