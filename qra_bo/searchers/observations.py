@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation, FloatArray, IntArray
-from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
 from qra_bo.utils.errors import BudgetError
 
@@ -146,6 +145,7 @@ class ObservingSearcher(ABC):
 
     def _solve(self, table: FloatArray, rel_gap: float, forbid: bool = True) -> IntArray | None:
         """Solve an additive ``L x F x R`` table; with ``forbid``, ``None`` once everything that fits was tried."""
+        from qra_bo.space.knapsack import solve_knapsack  # loads scipy, which planning memory does without
         tried = self._seen.tried if forbid else None
         try:
             return solve_knapsack(table, self._problem.costs, self._problem.budget_bytes, forbid=tried, rel_gap=rel_gap)
