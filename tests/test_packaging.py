@@ -2,7 +2,6 @@
 
 import importlib.resources
 import importlib.util
-import tomllib
 from pathlib import Path
 from typing import get_args
 
@@ -57,9 +56,3 @@ def test_every_key_has_a_comment() -> None:
 def test_every_task_has_its_module() -> None:
     for name in {*get_args(RunConfig.model_fields["task"].annotation)} - {"search", "finetune"}:
         assert importlib.util.find_spec(f"qra_bo.tasks.{name}") is not None, name
-
-
-def test_the_project_ships_its_configuration() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["tool"]["setuptools"]["package-data"]["conf"] == ["**/*.yaml"]
-    assert importlib.resources.files("conf").joinpath("config.yaml").is_file()

@@ -54,7 +54,7 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
                 raise
             log.warning("%s, and the run's other files are complete: %s", what, known)
 
-    for target in asked_for(config):
+    for target in dict.fromkeys((*(config.export.targets or ()), *CONSUMERS[config.serve].exports)):
         if target not in SMALL:
             attempt(partial(export_all, run, [target]), f"the export {target} was not written")
     attempt(partial(checked, config, run, console), "the exports were not checked")
@@ -63,11 +63,6 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
         for line in commands(run):
             print_line(console, line)
     return files
-
-
-def asked_for(config: RunConfig) -> list[str]:
-    """Return the targets that ``export.targets`` names and those that the program of ``serve`` loads."""
-    return list(dict.fromkeys((*(config.export.targets or ()), *CONSUMERS[config.serve].exports)))
 
 
 def refuse_base(config: RunConfig, model: Any, tokenizer: Any) -> None:

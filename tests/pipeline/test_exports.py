@@ -81,16 +81,12 @@ def test_base_that_an_export_can_not_hold_is_refused(words: list[str], parts: li
     assert all(part in str(caught.value) for part in parts)
 
 
-@pytest.mark.parametrize("words", [["serve=llamacpp", "export.targets=[mlx]"], ["serve=any"]])
-def test_base_that_all_exports_hold_is_accepted(words: list[str]) -> None:
+def test_tokenizer_without_a_form_in_gguf_is_refused_and_all_else_accepted() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=64))
-    refuse_base(load_config(["+model=tiny", "data=tiny", *words]), model, byte_tokenizer())
-
-
-def test_tokenizer_without_a_form_in_gguf_is_refused() -> None:
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=64))
+    for words in (["serve=llamacpp", "export.targets=[mlx]"], ["serve=any"]):
+        refuse_base(load_config([*RUN, *words]), model, byte_tokenizer())
     with pytest.raises(ConfigError, match=r"tokenizer has no form in GGUF.*serve=llamacpp writes this export"):
-        refuse_base(load_config(["+model=tiny", "data=tiny", "serve=llamacpp"]), model, object())
+        refuse_base(load_config([*RUN, "serve=llamacpp"]), model, object())
 
 
 def test_base_is_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

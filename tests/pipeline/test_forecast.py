@@ -22,7 +22,6 @@ from qra_bo.pipeline.forecast import (
     card_of,
     next_command,
     parts_of,
-    times,
     token_seconds,
 )
 from qra_bo.pipeline.prepare import make_setting
@@ -120,16 +119,6 @@ def test_the_first_timed_trial_gives_the_times(workers: int, search: str, whole:
     first(trial(TrialState.OK, 50, 2))
     assert out.getvalue() == (f"By the first trial (100 tokens a second): search: about {search}; final: about 8 min; "
                               f"in all about {whole}\n")
-
-
-def test_workers_share_all_but_the_final_fine_tune() -> None:
-    words = ("+model=tiny", "data=tiny", "final.steps=3")
-    many = on_gpu(*words)
-    many = replace(many, config=many.config.with_changes(executor=many.config.executor.with_changes(workers=4)))
-    *shared, last = (part.workers for part in parts_of(many))
-    assert (set(shared), last) == ({4}, 1)
-    assert {part.workers for part in parts_of(setting(*words, "executor.workers=4"))} == {1}  # they share the cores
-    assert "times are known after the first trial" in times(parts_of(many), None)
 
 
 @pytest.mark.parametrize(("overrides", "command"), [
