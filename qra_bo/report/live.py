@@ -71,7 +71,7 @@ class RunState:
             case Effort() as e:
                 return f"effort is now {e.effort}"
             case Stage(stage, state):
-                if state == "end":
+                if state != "start":
                     return None
                 self.stage = stage
                 return f"stage {stage}"

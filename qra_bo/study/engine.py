@@ -1,7 +1,7 @@
 """The run, from profile to winner: a deterministic program over the journal, and the only caller of oracles."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,8 @@ class Engine:
                 yield run
             except (Exception, RunInterrupted) as error:
                 state = "interrupted" if isinstance(error, RunInterrupted) else "failed"
+                with suppress(OutputError):  # which may be the error itself
+                    run.mark_time()
                 run.status.write(state, str(error))
                 raise
             run.status.stage = "end"

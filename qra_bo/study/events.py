@@ -22,6 +22,7 @@ LEAST_AGREEMENT = 0.0
 StoredChange = Annotated[Change, PlainValidator(lambda c: c if isinstance(c, Change) else Change.from_json(c)),
                          PlainSerializer(Change.to_json)]
 Losses = tuple[float, ...]
+UNDER_WAY = "under way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Provenance:
 
 @checked(frozen=True, slots=True)
 class Stage:
-    """``state`` of a stage is ``"start"`` or ``"end"``."""
+    """``state`` of a stage is ``"start"``, ``"end"``, or ``UNDER_WAY``: all time until then counts."""
 
     stage: str
     state: str

@@ -220,6 +220,9 @@ class Journal:
         clock: Monotonic seconds since any moment.
         name: Of the file.
 
+    Attributes:
+        last: ``elapsed`` of the newest event of this session.
+
     Raises:
         OutputError: On entering or writing, if the folder is locked, full or not writable.
         JournalError: On entering, if there is a journal that can't be read.
@@ -232,7 +235,7 @@ class Journal:
         self._lock, self._shield, self._clock, self._held = RunLock(folder), shield, clock, ExitStack()
         self._fd: int | None = None
         self._size = 0
-        self._session, self._last = 1, 0.0
+        self._session, self.last = 1, 0.0
         self._run: str | None = None
         self._started = clock()
 
@@ -277,7 +280,7 @@ class Journal:
         if fields.keys() & RESERVED or self._fd is None:
             raise OracleError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & RESERVED)} "
                               "are the journal's own, or the journal is not open")
-        elapsed = max(round(self.elapsed, 3), round(self._last + 0.001, 3))  # no two lines of a run are alike
+        elapsed = max(round(self.elapsed, 3), round(self.last + 0.001, 3))  # no two lines of a run are alike
         data: Line = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
                        **({} if self._run is None else {"run": self._run}), "session": self._session,
                        "elapsed": elapsed, **redact_all(dict(fields))}
@@ -288,7 +291,7 @@ class Journal:
             raise OracleError(f"the event {event!r} holds a value that is not JSON: {error}") from error
         with self._shield():
             self._write(self._fd, line)
-        self._run, self._last = self._run or data["crc"], elapsed
+        self._run, self.last = self._run or data["crc"], elapsed
         return dict(json.loads(line))
 
     def _write(self, fd: int, line: bytes) -> None:

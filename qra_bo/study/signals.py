@@ -56,9 +56,9 @@ class Interrupts:
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         for other, handler in self._previous.items():
             signal.signal(other, handler if other in ASKED else signal.SIG_IGN)
-        self._pending = signum
         if self._depth == 0:
             raise RunInterrupted(signum)
+        self._pending = signum
 
     @contextmanager
     def shield(self) -> Iterator[None]:

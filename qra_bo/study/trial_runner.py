@@ -17,6 +17,7 @@ from qra_bo.searchers.rates.files import rates_sha256
 from qra_bo.space import Allocation
 from qra_bo.study.events import (
     NAMES,
+    UNDER_WAY,
     Calibration,
     Event,
     FinishedTrial,
@@ -40,6 +41,11 @@ from qra_bo.utils.version import __version__
 
 Listener = Callable[[Event], None]
 """Gets every event of a run's journal, those of earlier sessions first."""
+
+
+MARK_SECONDS = 60.0
+"""Seconds without an event after which progress writes one: a run that is killed loses no more of its time."""
+SEARCHED_STAGES = frozenset(SEARCHING) - UNSEARCHED_STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,8 @@ class TrialRunner:
             if isinstance(record, FinishedTrial) and record.trial.stage not in ENGINE_STAGES:
                 self.replay.append((record.trial, record.workers, self.study.planned_cost - spent))
             if isinstance(record, ProfileResult | Calibration) or \
-                    (isinstance(record, FinishedTrial) and record.trial.stage not in UNSEARCHED_STAGES):
+                    (isinstance(record, FinishedTrial) and record.trial.stage not in UNSEARCHED_STAGES) or \
+                    (isinstance(record, Stage) and record.state == UNDER_WAY and record.stage in SEARCHED_STAGES):
                 of_search.append(line)
         self._before, self._searched = session_seconds(lines), session_seconds(of_search)
 
@@ -199,9 +206,15 @@ class TrialRunner:
             self.record(stage)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Pass progress on to people and ``status.json``."""
+        """Pass progress on to people and ``status.json``, and note in the journal that time passes."""
+        if self.journal.elapsed - self.journal.last > MARK_SECONDS:
+            self.mark_time()
         self.status.progress(what, done, total)
         self._progress(what, done, total)
+
+    def mark_time(self) -> None:
+        """Write down that the stage is under way: what it took until now counts, if the run stops before its end."""
+        self.record(Stage(self.status.stage, UNDER_WAY), describe=False)
 
     def _facts(self) -> dict[str, Any]:
         """Return what ``status.json`` says of the study."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from contextlib import chdir
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import Any
 import pytest
 
 from qra_bo.execution import InProcessExecutor, Limits, LocalExecutor, OracleSpec
+from qra_bo.oracle.protocol import Progress
 from qra_bo.searchers.base import SearchProblem
+from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
+from qra_bo.study import trial_runner
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.events import Event, as_line
 from qra_bo.study.intervals import paired_interval
-from qra_bo.study.journal import Journal, checksum, read_journal
+from qra_bo.study.journal import Journal, checksum, read_journal, session_seconds
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import SearcherError
+from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.state import UNSEARCHED_STAGES, load_study
 from qra_bo.trials import Fidelity, Proposal, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, JournalError, QRABOError
@@ -50,6 +55,27 @@ def test_a_run_does_everything_in_order_and_fits(whole: tuple[Path, RunOutcome])
     assert study.search_cost.tokens - before_last.result.training_tokens - 10 < 24 * EQUIVALENT
     assert outcome.exit_status == 0
     assert len(keys(folder)) == len(set(keys(folder)))
+
+
+@pytest.mark.parametrize(("stop", "every"), [(RunInterrupted(15), 60.0), (SystemExit(9), 0.01)])  # a signal, a kill
+def test_a_stop_in_the_profile_loses_no_time(whole: tuple[Path, RunOutcome], stop: BaseException, every: float,
+                                             tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(PlantedOracle):
+        def profile(self, progress: Progress) -> SensitivityProfile:
+            time.sleep(0.4)
+            progress("profile", 1, 2)
+            raise stop
+
+    monkeypatch.setattr(trial_runner, "MARK_SECONDS", every, raising=False)
+    with pytest.raises(type(stop)):
+        run(tmp_path, InProcessExecutor(Slow()))
+    before = read_journal(tmp_path / "trials.jsonl").events
+    assert session_seconds(before) >= 0.4
+    outcome = run(tmp_path)
+    after = read_journal(tmp_path / "trials.jsonl").events
+    second = [event for event in after if event["session"] == 2]
+    assert outcome.best["cost"]["wall_seconds"] >= 0.4 + second[-2]["elapsed"]
+    assert comparable(outcome.best)["cost"] == comparable(whole[1].best)["cost"]
 
 
 def test_references_with_other_codes_never_win(tmp_path: Path) -> None:
