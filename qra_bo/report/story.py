@@ -1,7 +1,8 @@
 """Answer and comparison of a run in plain sentences: the text that terminal, page and ``report.json`` share."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,14 +10,16 @@ from qra_bo.report.data import ReportData
 from qra_bo.report.text import ITSELF, describe_allocation, duration, size
 from qra_bo.space import Allocation
 from qra_bo.study import VerdictKind, loss_of, metadata_bits
-from qra_bo.study.verdict import BesidePrediction, beside_prediction
+from qra_bo.study.state import QLORA, UNIFORM
+from qra_bo.study.verdict import beside_prediction
+from qra_bo.trials import Trial
 from qra_bo.utils.formatting import DASH, number, signed
 
 CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""
 COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predicted", "measured", "fits")
 """Headings of the comparison, in the order of ``Row.cells``."""
-SETTLED = (VerdictKind.BETTER_AT_ONE_RATE, VerdictKind.UNRESOLVED, VerdictKind.UNIFORM_WINS, VerdictKind.MIXED_FAILED,
+SETTLED = (VerdictKind.BETTER_AT_ONE_RATE, VerdictKind.UNRESOLVED, VerdictKind.UNIFORM_WINS,
            VerdictKind.NOTHING_MIXED_BETTER)
 """Verdicts by which a uniform baseline is as good, as far as is known."""
 
@@ -85,7 +88,7 @@ def delivered(d: ReportData) -> str:
 def versus(d: ReportData) -> str:
     """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
     if d.verdict.delivers_reference:
-        return f"{ITSELF}, as predicted" if d.verdict.kind is VerdictKind.PREDICTED_UNIFORM else ITSELF
+        return f"{ITSELF}, as predicted" if d.verdict.kind is VerdictKind.PREDICTED else ITSELF
     return d.told.short or d.verdict.kind.value
 
 
@@ -123,8 +126,9 @@ def comparison(d: ReportData) -> list[Row]:
             for (allocation, codes), role in roles.items()]
 
 
-def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, test_loss: float | None) -> Row:
-    e, m = d.point(allocation, codes), d.study.measurement(allocation)
+def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, test_loss: float | None,
+         trial: Trial | None = None) -> Row:
+    e, m = trial or d.point(allocation, codes), d.study.measurement(allocation)
     predicted = e.predicted_bytes if e else m.predicted_bytes if m else None
     if predicted is None and d.study.end is not None and allocation == d.winner:
         predicted = d.study.end.predicted_bytes
@@ -135,17 +139,13 @@ def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, te
                e.loss if e else None, test_loss, predicted, measured, fits)
 
 
-def _one_seed_rows(d: ReportData, beside: BesidePrediction) -> list[Row]:
-    trials = (("predicted", beside.predicted), ("best uniform", beside.uniform), ("QLoRA", beside.qlora))
-    rows = []
-    for role, e in trials:
-        if e is not None:
-            a, m = e.allocation, d.study.measurement(e.allocation)
-            rows.append(Row(role, d.study.name(a, e.spec.codes), d.average_bits(a), float(np.average(a.ranks)), None,
-                            e.loss, e.predicted_bytes, e.result.measured_bytes if m is None else m.measured_bytes,
-                            e.within(d.header.budget_bytes) and d.study.admits(e.bits)))
-    if beside.untuned is not None:
-        rows.append(Row("untuned", "16-bit, no adapter", 16.0, 0.0, None, beside.untuned, None, None, None))
+def _one_seed_rows(d: ReportData, beside: Mapping[str, Trial]) -> list[Row]:
+    """Return what was trained beside a predicted allocation, with test losses in place of search losses."""
+    names = {"predicted": "predicted", UNIFORM: "best uniform", QLORA: "QLoRA"}
+    rows = [replace(_row(d, names[role], e.allocation, e.spec.codes, e.loss, e), search_loss=None)
+            for role, e in beside.items()]
+    if d.study.untuned is not None:
+        rows.append(Row("untuned", "16-bit, no adapter", 16.0, 0.0, None, d.study.untuned.loss, None, None, None))
     return rows
 
 

@@ -13,8 +13,8 @@ from qra_bo.study.card import Card
 from qra_bo.study.events import Calibration, End
 from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import health
-from qra_bo.study.state import Study, is_uniform, load_study
-from qra_bo.study.verdict import beside_prediction, verdict_card, verdict_of
+from qra_bo.study.state import QLORA, UNIFORM, UNTUNED, Study, is_uniform, load_study
+from qra_bo.study.verdict import beside_prediction, one_seed_difference, verdict_card, verdict_of
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError
 from qra_bo.utils.files import write_json, writing
@@ -145,9 +145,15 @@ def _prediction(study: Study) -> dict[str, Any] | None:
 
 
 def _one_seed(study: Study) -> dict[str, Any] | None:
-    """Return the losses of what was trained beside a predicted allocation, on one training seed."""
-    found = beside_prediction(study)
-    return None if found is None else found.to_json()
+    """Return the losses of what was trained beside a predicted allocation, on one training seed (nats)."""
+    beside = beside_prediction(study)
+    if beside is None:
+        return None
+    spec = next((trial.spec for trial in beside.values()), None)
+    return {"difference": one_seed_difference(beside), UNTUNED: study.untuned and study.untuned.loss,
+            **{role: beside[role].loss if role in beside else None for role in ("predicted", UNIFORM, QLORA)},
+            "train_seeds": 1, "train_seed": spec and spec.train_seed, "steps": spec and spec.steps,
+            "metric": "test_loss"}
 
 
 def _delivered(study: Study) -> dict[str, Any] | None:

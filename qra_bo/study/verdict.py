@@ -1,55 +1,35 @@
 """The verdict of a run: whether mixing bits and ranks won, by how much, and on what evidence. Decided here alone."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from qra_bo.space import Allocation
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.events import Confirmation, Prediction
 from qra_bo.study.intervals import AGAIN, LEAST_SEEDS
-from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, UNTUNED, Study, loss_of, qlora_of
+from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, Study, loss_of, qlora_of
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import DASH, number, signed
 
 
 class VerdictKind(StrEnum):
-    """What is known of the best mixed allocation against the best uniform baseline."""
+    """What is known of the best mixed allocation against the best uniform baseline; ``TEXTS`` says it in words."""
 
     BETTER = "better"
-    """It is better on at least ``LEAST_SEEDS`` unseen seeds, also at the other learning rates that were checked."""
     BETTER_AT_ONE_RATE = "better at one learning rate"
-    """It is better, but not ahead at another learning rate."""
     AHEAD = "ahead on few seeds"
-    """Its interval excludes 0, on fewer than ``LEAST_SEEDS`` seeds."""
     UNRESOLVED = "not resolved"
-    """It was chosen, and the interval includes 0."""
     EXPECTED = "expected beyond what was measured"
-    """What is chosen is expected to win at the length that is minimised, and is behind at the length measured."""
     UNIFORM_WINS = "uniform wins"
-    """It was compared and not chosen."""
-    MIXED_FAILED = "mixed failed"
-    """It failed on unseen seeds, where the uniform baseline did not."""
     NOTHING_MIXED_BETTER = "nothing mixed is better"
-    """The search ended with a uniform allocation as its best: none was compared."""
     NO_MIXED_LOSS = "no mixed loss"
-    """No mixed allocation has a loss."""
-    UNIFORM_DELIVERED = "over the budget, uniform delivered"
-    MIXED_DELIVERED = "over the budget, mixed delivered"
-    OTHER_DELIVERED = "over the budget, another delivered"
-    """What was chosen or predicted measured over the budget: what was delivered instead."""
+    REPLACED = "over the budget, another delivered"
     UNCONFIRMED = "not confirmed"
-    """Nothing was compared on unseen seeds yet, or ever."""
     ONE_SEED = "one seed"
-    """A predicted allocation was trained beside the best uniform one on one seed."""
     PREDICTED = "predicted"
-    """A mixed allocation was predicted to be better; no trial compared it."""
-    PREDICTED_ALONE = "predicted without a reference"
-    PREDICTED_UNIFORM = "uniform predicted"
-    """A uniform baseline was predicted to be the best."""
     GIVEN = "given"
-    """Nothing was searched."""
     NOTHING_TRAINED = "nothing trained"
 
 
@@ -91,7 +71,6 @@ class Verdict:
     Args:
         candidate: The mixed allocation that was compared or predicted, else the best one so far.
         reference: The best uniform baseline.
-        delivered: What the run delivers.
         versus_uniform: Difference of candidate and reference; ``None`` where nothing was compared.
         turned_at: Factors on the learning rate at which the candidate is not ahead, or failed.
         mixed: Whether the comparison chose the candidate.
@@ -126,18 +105,13 @@ def verdict_of(study: Study) -> Verdict:
 
 def _of_prediction(study: Study, p: Prediction) -> Verdict:
     first, reference, winner = p.allocations[0], p.reference, study.winner
-    found = Difference(Evidence.PREDICTION, p.mean, p.low, p.high, 0, p.steps, p.mean, p.steps)
-    if winner != first:
-        kind = VerdictKind.UNIFORM_DELIVERED if winner == reference else VerdictKind.OTHER_DELIVERED
-        return Verdict(kind, first, reference, winner)
-    if reference is None:
-        return Verdict(VerdictKind.PREDICTED_ALONE, first, None, winner)
-    if first == reference:
-        return Verdict(VerdictKind.PREDICTED_UNIFORM, first, reference, winner)
-    beside = beside_prediction(study)
-    if beside is None or beside.difference is None or beside.predicted is None:
+    if winner != first or reference in (None, first):
+        return Verdict(VerdictKind.PREDICTED if winner == first else VerdictKind.REPLACED, first, reference, winner)
+    one = one_seed_difference(beside_prediction(study) or {})
+    if one is None:
+        found = Difference(Evidence.PREDICTION, p.mean, p.low, p.high, 0, p.steps, p.mean, p.steps)
         return Verdict(VerdictKind.PREDICTED, first, reference, winner, found)
-    one, steps = beside.difference, beside.predicted.spec.steps
+    steps = study.header.high_steps
     return Verdict(VerdictKind.ONE_SEED, first, reference, winner,
                    Difference(Evidence.ONE_SEED, one, None, None, 1, steps, one, steps))
 
@@ -158,14 +132,13 @@ def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
     turned = tuple(r.factor for r in study.rate_check.rates if r.mean * c.mean <= 0) + study.rate_check.failed_at \
         if study.rate_check is not None else ()
     if winner != c.winner:
-        kind = VerdictKind.UNIFORM_DELIVERED if winner == c.reference else \
-            VerdictKind.MIXED_DELIVERED if winner == c.candidate and n else VerdictKind.OTHER_DELIVERED
+        kind = VerdictKind.REPLACED
     elif c.candidate == c.reference:
         kind = VerdictKind.NO_MIXED_LOSS if study.best_mixed is None else VerdictKind.NOTHING_MIXED_BETTER
     elif c.low <= 0 <= c.high and c.mean * (c.mean + c.ahead) < 0 and not c.candidate_failed:
         kind = VerdictKind.EXPECTED
     elif not mixed:
-        kind = VerdictKind.MIXED_FAILED if c.candidate_failed else VerdictKind.UNIFORM_WINS
+        kind = VerdictKind.UNIFORM_WINS
     elif c.high >= 0:
         kind = VerdictKind.UNRESOLVED
     elif n < LEAST_SEEDS:
@@ -175,10 +148,8 @@ def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
     return Verdict(kind, c.candidate, c.reference, winner, found, turned, mixed, c.candidate_failed)
 
 
-_SMALLER = "Repeat it with a slightly smaller budget."
 _TAKE_UNIFORM = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
 _COMPARE = "Run the same command with effort=quick and the same out=, which compares on more seeds."
-_OVER = "What was chosen, {chosen}, measured over the budget; "
 TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
     VerdictKind.BETTER: (
         PASS, "Mixed bits and ranks are better than the best uniform baseline, {reference}: {gain} nats lower loss, "
@@ -199,38 +170,23 @@ TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
         "the mixed one). After {steps} steps {other} is ahead.",
         "A longer effort confirms at a longer training; confirm.seeds=0 and task=finetune compare by hand."),
     VerdictKind.UNIFORM_WINS: (
-        FAIL, "A uniform baseline wins: {reference}. The best mixed allocation found was not better on unseen training "
-        "seeds.", _TAKE_UNIFORM),
-    VerdictKind.MIXED_FAILED: (
-        FAIL, "A uniform baseline wins: {reference}. The best mixed allocation found failed on unseen training seeds.",
+        FAIL, "A uniform baseline wins: {reference}. The best mixed allocation found {lost} on unseen training seeds.",
         _TAKE_UNIFORM),
     VerdictKind.NOTHING_MIXED_BETTER: (
         FAIL, "A uniform baseline wins: {reference}. The search found no mixed allocation that is better at its own "
         "training seed.", _TAKE_UNIFORM),
     VerdictKind.NO_MIXED_LOSS: (
         UNKNOWN, "The best uniform baseline is {reference}. No mixed allocation has a loss to compare with it.", AGAIN),
-    VerdictKind.UNIFORM_DELIVERED: (
-        FAIL, _OVER + "the best uniform baseline, {delivered}, was delivered instead.", _SMALLER),
-    VerdictKind.MIXED_DELIVERED: (
-        WARN, _OVER + "the mixed allocation that it was compared with, {delivered}, was delivered instead.", _SMALLER),
-    VerdictKind.OTHER_DELIVERED: (
-        UNKNOWN, _OVER + "the next best that fits, {delivered}, was delivered instead: nothing compared it with the "
-        "best uniform baseline.", _SMALLER),
+    VerdictKind.REPLACED: (
+        WARN, "What was chosen, {chosen}, measured over the budget; {delivered}{role}, was delivered instead.",
+        "Repeat it with a slightly smaller budget."),
     VerdictKind.UNCONFIRMED: (
         UNKNOWN, "The best allocation so far is {candidate}, the best uniform baseline {reference}; nothing was "
         "compared on unseen training seeds.", "{go_on}"),
     VerdictKind.ONE_SEED: (
         UNKNOWN, "Predicted, not searched: {delivered}. On one training seed its test loss is {below} that of the best "
         "uniform choice, {reference}; one seed decides nothing: effort=normal compares on five unseen ones.", _COMPARE),
-    VerdictKind.PREDICTED: (
-        UNKNOWN, "Predicted, not searched: {delivered}. No trial measured its difference to the best uniform baseline, "
-        "{reference}.", _COMPARE),
-    VerdictKind.PREDICTED_ALONE: (
-        UNKNOWN, "Predicted, not searched: {delivered}. No uniform baseline is on the ladders to compare with.",
-        _COMPARE),
-    VerdictKind.PREDICTED_UNIFORM: (
-        UNKNOWN, "Predicted, not searched: {delivered}. It is the best uniform baseline: no mixed allocation is "
-        "predicted to be better.", _COMPARE),
+    VerdictKind.PREDICTED: (UNKNOWN, "Predicted, not searched: {delivered}. {known}.", _COMPARE),
     VerdictKind.GIVEN: (
         UNKNOWN, "{delivered} {trained}. Nothing was searched: {reason}.",
         "Search within the same budget{forced} to compare it with other allocations."),
@@ -240,8 +196,7 @@ TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A verdict in words: ``status`` of its card, ``sentence``, ``figure`` (its one number), ``evidence`` behind it,
-    ``short`` (figure and interval for a cell of a table), and ``action``."""
+    """A verdict in words: ``figure`` is its one number, ``evidence`` what lies behind it, ``short`` both in a cell."""
 
     status: str
     sentence: str
@@ -276,8 +231,14 @@ def _fields(study: Study, v: Verdict) -> dict[str, object]:
     names = {key: DASH if a is None else study.name(a) for key, a in (
         ("candidate", v.candidate), ("reference", v.reference), ("delivered", v.delivered), ("chosen", study.chosen))}
     most = config.get("confirm", {}).get("seeds", LEAST_SEEDS)
+    roles = {v.candidate: ", the mixed allocation that was compared", v.reference: ", the best uniform baseline"}
     found: dict[str, object] = {
-        **names, "other": names["reference" if v.mixed else "candidate"], "turned": number((*v.turned_at, 0.0)[0], 1),
+        **names, "role": roles.get(v.delivered, ", the next best that fits"),
+        "lost": "failed" if v.failed else "was not better",
+        "known": "No uniform baseline is on the ladders to compare with" if v.reference is None else
+        "It is the best uniform baseline: no mixed allocation is predicted to be better" if v.delivers_reference else
+        f"No trial measured its difference to the best uniform baseline, {names['reference']}",
+        "other": names["reference" if v.mixed else "candidate"], "turned": number((*v.turned_at, 0.0)[0], 1),
         "reason": "" if study.header.given is None else study.header.given.reason,
         "trained": "has not been fine-tuned yet" if study.final is None else "was fine-tuned",
         "forced": " with search.force=true and another out=" if config.get("task") == "search" else "",
@@ -312,50 +273,21 @@ def _number(v: Verdict) -> tuple[str, str, str]:
         f"{mean} not confirmed"
 
 
-@dataclass(frozen=True)
-class BesidePrediction:
-    """What was trained beside a predicted allocation so far, on one seed; ``None`` where it was not, or gave no loss.
-
-    Args:
-        predicted: Trial of the predicted allocation.
-        uniform: Trial of the best uniform choice as predicted.
-        qlora: Trial of QLoRA, which need not fit the budget.
-        untuned: Test loss of the model in 16 bits without adapters (nats).
-    """
-
-    predicted: Trial | None
-    uniform: Trial | None
-    qlora: Trial | None
-    untuned: float | None
-
-    @property
-    def difference(self) -> float | None:
-        """Loss of the predicted allocation less that of the uniform choice (nats)."""
-        if self.predicted is None or self.uniform is None:
-            return None
-        return loss_of(self.predicted) - loss_of(self.uniform)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return losses and difference (nats), with the one seed, split and steps that all of them share."""
-        trials = {"predicted": self.predicted, UNIFORM: self.uniform, QLORA: self.qlora}
-        spec = next((trial.spec for trial in trials.values() if trial is not None), None)
-        return {"difference": self.difference, UNTUNED: self.untuned,
-                **{name: None if trial is None else trial.loss for name, trial in trials.items()},
-                "train_seeds": 1, "train_seed": None if spec is None else spec.train_seed,
-                "steps": None if spec is None else spec.steps, "metric": "test_loss"}
-
-
-def beside_prediction(study: Study) -> BesidePrediction | None:
-    """Return what was trained beside the predicted allocation so far; ``None`` where nothing was predicted or trained.
-    """
+def beside_prediction(study: Study) -> dict[str, Trial] | None:
+    """Return the trials of one seed that gave a loss beside a predicted allocation, by role: ``"predicted"``,
+    ``UNIFORM`` (where that is another one) and ``QLORA``, which need not fit. ``None`` where nothing was predicted, or
+    nothing trained for the comparison, the untuned model included."""
     prediction = study.prediction
-    trials = [e for e in study.trials if e.stage == COMPARISON and e.ok]
+    trials = {(e.allocation, e.spec.codes): e for e in reversed(study.trials) if e.stage == COMPARISON and e.ok}
     if prediction is None or not (trials or study.untuned):
         return None
+    first, reference = prediction.allocations[0], prediction.reference
+    roles = {"predicted": (first, None), UNIFORM: (None if reference == first else reference, None),
+             QLORA: qlora_of(study)}
+    return {role: trials[of] for role, of in roles.items() if of in trials}  # type: ignore[index]
 
-    def trial(allocation: Allocation | None, codes: str | None = None) -> Trial | None:
-        return next((e for e in trials if e.allocation == allocation and e.spec.codes == codes), None)
 
-    predicted, best = trial(prediction.allocations[0]), trial(prediction.reference)
-    return BesidePrediction(predicted, None if best is predicted else best, trial(*qlora_of(study)),
-                            None if study.untuned is None else study.untuned.loss)
+def one_seed_difference(beside: Mapping[str, Trial]) -> float | None:
+    """Return the loss of the predicted allocation less that of the uniform baseline beside it (nats), if both have one.
+    """
+    return loss_of(beside["predicted"]) - loss_of(beside[UNIFORM]) if {"predicted", UNIFORM} <= beside.keys() else None

@@ -108,7 +108,7 @@ def test_a_uniform_prediction_is_not_compared_with_itself(tmp_path: Path) -> Non
     assert event["reference"] in event["allocations"]
     same = {**event, "allocations": [event["reference"]], "mean": 0.0, "low": 0.0, "high": 0.0}
     d = parse_events([same if e is event else e for e in events if e["event"] != "end"])
-    assert (d.verdict.kind, d.verdict.versus_uniform) == (VerdictKind.PREDICTED_UNIFORM, None)
+    assert (d.verdict.kind, d.verdict.versus_uniform) == (VerdictKind.PREDICTED, None)
     assert "0.0000" not in versus(d)
 
 
@@ -204,12 +204,13 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
     assert d.study.prediction is not None
     first, second = d.study.prediction.allocations[:2]
     reference = d.study.prediction.reference
-    for delivered, kind in ((second, VerdictKind.OTHER_DELIVERED), (reference, VerdictKind.UNIFORM_DELIVERED)):
+    for delivered, role in ((second, "the next best"), (reference, "the best uniform baseline")):
         assert delivered is not None
         d = parse_events([{**e, "status": "next_best", "best": delivered.fingerprint} if e["event"] == "end" else e
                           for e in events])
-        assert (d.verdict.kind, d.verdict.versus_uniform, d.verdict.delivered) == (kind, None, delivered)
+        assert (d.verdict.kind, d.verdict.versus_uniform, d.verdict.delivered) == (VerdictKind.REPLACED, None, delivered)
         said = answer(d)
+        assert role in said.sentence
         assert said.sentence.index(d.study.name(first)) < said.sentence.index(d.study.name(delivered))
         own = build_best(d.study)["prediction"]
         assert (own["label"], own["mean"], own["low"], own["high"]) == ("predicted, not searched", None, None, None)
