@@ -37,9 +37,12 @@ Part = tuple[str, str, str]
 """Status, clause and action of a part of a question."""
 
 
+def _graded(good: bool, fair: bool, found: str, action: str) -> Part:
+    return (PASS, found, "") if good else (WARN if fair else FAIL, found, action)
+
+
 def health(study: Study) -> list[Card]:
-    """Return the cards that the numbers of a run answer; before its end most are not measured. The first card of a run
-    is its verdict (``results.checks``)."""
+    """Return the cards that the numbers of a run answer; before its end most are not measured."""
     return [Card(name, question, *answer(study)) for name, question, answer in QUESTIONS]
 
 
@@ -80,7 +83,7 @@ def _noise(study: Study) -> Part:
              f"over seeds: one pair of trainings names the better in {100 * sure:.0f} % of cases.")
     action = "Search again with more eval.sequences or fidelity.high, so that it sees differences of this size, and " \
         "another out=."
-    return (PASS, found, "") if sure >= SURE else (WARN if sure >= UNSURE else FAIL, found, action)
+    return _graded(sure >= SURE, sure >= UNSURE, found, action)
 
 
 def _memory(study: Study) -> Part:
@@ -88,9 +91,9 @@ def _memory(study: Study) -> Part:
     point = None if winner is None else study.point(winner)
     last = None if winner is None else study.measurement(winner)
     if last is not None:
-        predicted, measured, fits = last.predicted_bytes, last.measured_bytes, last.fits
+        fits, predicted, measured = last.fits, last.predicted_bytes, last.measured_bytes
     elif point is not None:
-        predicted, measured, fits = point.predicted_bytes, point.result.measured_bytes, True
+        fits, predicted, measured = True, point.predicted_bytes, point.result.measured_bytes
     else:
         return UNKNOWN, "The winner has not been measured.", ""
     if measured is None:
@@ -104,13 +107,10 @@ def _memory(study: Study) -> Part:
     if measured > limit or not fits:
         return FAIL, f"{found.replace('within', 'over')}.", "Search with a smaller budget, or memory.calibrate=true."
     latest = {m.allocation: m.fits for m in study.measurements}  # a resumed run measures again
-    if others := sum(not fitted for fitted in latest.values()):
-        return WARN, f"{found}; {others} better allocations measured over it.", "memory.calibrate=true learns from it."
-    if over < LEAST_OVER:
-        return WARN, f"{found}: more than was promised.", "memory.calibrate=true learns from it."
-    if over > MOST_OVER:
-        return WARN, f"{found}: part of the budget is unused.", "memory.calibrate=true learns from it."
-    return PASS, f"{found}.", ""
+    others = sum(not fitted for fitted in latest.values())
+    fault = f"; {others} better allocations measured over it" if others else ": more than was promised" \
+        if over < LEAST_OVER else ": part of the budget is unused" if over > MOST_OVER else ""
+    return _graded(not fault, True, f"{found}{fault}.", "memory.calibrate=true learns from it.")
 
 
 def _data(study: Study) -> Part:
@@ -127,7 +127,7 @@ def _data(study: Study) -> Part:
     enough = int(facts["usual_length"])
     action = f"train.length={enough} keeps 95 % of the records whole, and takes more memory." if enough > length else \
         "A larger train.length keeps more, and takes more memory."
-    return (PASS, found, "") if share <= FEW_CUT else (WARN if share <= MANY_CUT else FAIL, found, action)
+    return _graded(share <= FEW_CUT, share <= MANY_CUT, found, action)
 
 
 def _length(study: Study) -> Part:
@@ -152,9 +152,7 @@ def _order(study: Study) -> Part | None:
         kept = longer.spearman
         found = (f"trained for {longer.steps} steps instead of {steps}, {len(longer.losses)} of the best "
                  f"allocations kept their order with Spearman {number(kept, 2)}")
-        if kept is None or kept <= 0:
-            return FAIL, found, again
-        return (PASS, found, "") if kept >= ORDERED else (WARN, found, again)
+        return _graded(kept is not None and kept >= ORDERED, kept is not None and kept > 0, found, again)
     pairs = early_and_late(study)
     rho = None if len(pairs) < LEAST_RANKED else spearman([early for early, _ in pairs], [loss_of(e) for _, e in pairs])
     open_order = "it is open whether the order holds at a longer training"
@@ -177,8 +175,7 @@ def _settled(study: Study) -> Part | None:
     before = [loss for step, loss in curve if step <= (1 - LAST) * steps] or [curve[0][1]]
     fall = before[-1] - curve[-1][1]
     found = f"the final fine-tune's loss fell by {number(max(fall, 0.0))} nats in about its last fifth"
-    return (WARN, found, "Train longer: final.epochs, final.max_steps or final.steps.") if fall > FALLING else \
-        (PASS, found, "")
+    return _graded(fall <= FALLING, True, found, "Train longer: final.epochs, final.max_steps or final.steps.")
 
 
 def early_and_late(study: Study) -> list[tuple[float, Trial]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.config.resume import differences, flatten
+from qra_bo.study.header import Header
 from qra_bo.utils.errors import JournalError
 from qra_bo.utils.version import __version__
 
@@ -78,29 +79,31 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def check_same_configuration(path: Path, before: Mapping[str, Any], before_sha256: str, config: Mapping[str, Any],
-                             config_sha256: str, may_differ: frozenset[str] = frozenset()) -> None:
-    """Refuse to continue the journal ``path`` of another configuration.
-
-    Args:
-        path: For the message.
-        before: Configuration in the journal's header.
-        before_sha256: Its hash.
-        config: The configuration of this run.
-        config_sha256: Its hash over the keys that are not harmless (``qra_bo.config.resume``).
-        may_differ: Further top-level keys that the hashes leave out.
+def check_same_run(path: Path, before: Header, now: Header) -> None:
+    """Refuse to continue the journal ``path``, begun with the header ``before``, in another run.
 
     Raises:
-        JournalError: If the hashes differ; it lists the keys that do.
+        JournalError: If what is given, the configuration (the hash over its keys that are not harmless), or the file
+            of learned rates is another; it says what differs.
     """
-    if before_sha256 == config_sha256:
-        return
-    found = [d for d in differences(before, config, harmless=False) if d[0].split(".")[0] not in may_differ]
-    listed = "; ".join(f"{key} was {old!r} and is {new!r}" for key, old, new in found[:_LISTED])
-    more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    variables = [key for key, value in flatten(config).items() if "${" in str(value)]
-    agree = f"the environment gives {' or '.join(variables)} another value" if variables else \
-        "the values agree, but the release that wrote it hashed other keys"
-    what = listed + more if found else agree
-    raise JournalError(f"the journal {path} belongs to another configuration: {what}. Continue it with the values it "
-                       "was started with, or start a new run with another out=")
+    given = [None if h.given is None else (h.given.allocations, h.given.learning_rate) for h in (before, now)]
+    if given[0] != given[1]:
+        one, other = ("searches" if side is None else "trains a given allocation" if None in given else
+                      "trains another given allocation" for side in given)
+        raise JournalError(f"the journal {path} belongs to a run that {one}, and this one {other}; nothing in its "
+                           "folder was touched: continue it with the task and allocation that it was started with, or "
+                           "start a new run with another out=")
+    if before.config_sha256 != now.config_sha256:
+        found = [f"{key} was {old!r} and is {new!r}"
+                 for key, old, new in differences(before.config, now.config, harmless=False)]
+        more = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
+        variables = [key for key, value in flatten(now.config).items() if "${" in str(value)]
+        agree = f"the environment gives {' or '.join(variables)} another value" if variables else \
+            "the values agree, but the release that wrote it hashed other keys"
+        raise JournalError(f"the journal {path} belongs to another configuration: "
+                           f"{'; '.join(found[:_LISTED] + more) or agree}. Continue it with the values it was started "
+                           "with, or start a new run with another out=")
+    if before.rates_sha256 != now.rates_sha256:  # the run would not repeat its proposals or its prediction
+        raise JournalError(f"the run in {path} can't be continued: the file of surrogate.rates has changed since it "
+                           f"began (sha256 was {before.rates_sha256} and is {now.rates_sha256}). Restore it, or start "
+                           "a new run with another out=")

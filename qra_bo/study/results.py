@@ -10,7 +10,7 @@ import numpy as np
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.card import Card
-from qra_bo.study.events import Calibration, End
+from qra_bo.study.events import End
 from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import health
 from qra_bo.study.state import QLORA, UNIFORM, UNTUNED, Study, is_uniform, load_study
@@ -56,18 +56,20 @@ def build_best(study: Study) -> dict[str, Any]:
     Raises:
         JournalError: If the run has not ended.
     """
-    end, winner = study.end, study.winner
+    end, winner, final = study.end, study.winner, study.final
     if end is None or winner is None:
         raise JournalError("the run has not ended, so that there is no best.json yet; run the same command again to "
                            "go on")
     header, formats = study.header, {f.name: f.to_json() for f in study.header.formats}
-    point, cost, full = study.point(winner), study.cost, header.full_trial_tokens
+    point, measured = study.point(winner), study.measurement(winner)
+    cost, full = study.cost, header.full_trial_tokens
     calibration = study.calibration
-    if calibration is None or (point is None and not (study.prediction or (study.given and study.final))):
+    if calibration is None or (point is None and not (study.prediction or (study.given and final))):
         raise JournalError(f"the journal holds no full-fidelity trial of the winner {winner.fingerprint}")
     bits = [parse_format(f).bits for f in winner.formats]
     uniform = is_uniform(winner) if point is None else study.counts_as_uniform(point)
-    return {"schema_version": SCHEMA_VERSION, "model": header.model, "delivered": _delivered(study),
+    return {"schema_version": SCHEMA_VERSION, "model": header.model, "delivered": final and {
+                "metric": "test_loss", **{k: getattr(final, k) for k in ("loss", "loss_se", "steps", "kept_step")}},
             "granularity": header.granularity, "units": list(header.units), "unit_numel": list(header.unit_numel),
             "bits": bits, "ranks": list(winner.ranks),
             "average_bits": average_bits(bits, np.array(header.unit_numel)),
@@ -79,12 +81,18 @@ def build_best(study: Study) -> dict[str, Any]:
             "effort": header.effort if study.effort is None else study.effort.effort,
             "searched": not study.untried, "prediction": _prediction(study), "one_seed": _one_seed(study),
             "winner_kind": "uniform" if uniform else "mixed",
-            "learning_rate": calibration.learning_rate, "learning_rate_source": _rate_source(calibration),
-            "lr_rule": calibration.rule, "training": _training(study),
+            "learning_rate": calibration.learning_rate, "lr_rule": calibration.rule,
+            "learning_rate_source": None if calibration.trials else calibration.source or BY_RULE,
+            "training": {"trial_steps": header.high_steps, "steps": study.final_steps,
+                         **{key: header.config["train"][key] for key in TRAINING}},
             **_loss(study, point), "verdict": verdict_of(study).kind.value,
             "versus_best_uniform": _versus(study), "objective": _objective(study),
             "versus_best_uniform_at_rates": _at_rates(study, winner),
-            "memory": _memory(study, winner, point, end), "baselines": [_baseline(study, e) for e in study.baselines],
+            "memory": {
+                "scope": header.scope, "budget_bytes": header.budget_bytes, "max_average_bits": header.max_average_bits,
+                "predicted_bytes": end.predicted_bytes, "file_bytes": end.file_bytes, "breakdown": dict(end.breakdown),
+                "measured_bytes": measured.measured_bytes if measured else point and point.result.measured_bytes},
+            "baselines": [_baseline(study, e) for e in study.baselines],
             "cost": {
                 "high_fidelity": cost.high_fidelity, "low_fidelity": cost.low_fidelity,
                 "training_tokens": cost.training_tokens, "forward_tokens": cost.forward_tokens, "cost": cost.tokens,
@@ -97,18 +105,6 @@ def build_best(study: Study) -> dict[str, Any]:
                            "train_seeds": list(dict.fromkeys(e.spec.train_seed for e in study.trials)),
                            "config_sha256": header.config_sha256},
             "checks": [asdict(card) for card in checks(study)]}
-
-
-def _rate_source(calibration: Calibration) -> str | None:
-    """Say where the learning rate comes from; ``None`` where this run's trials chose it."""
-    return None if calibration.trials else calibration.source or BY_RULE
-
-
-def _training(study: Study) -> dict[str, Any]:
-    """Return the trainer's settings, from which other trainers go on, and the steps of a trial and of the final
-    fine-tune."""
-    train = study.header.config["train"]
-    return {"trial_steps": study.header.high_steps, "steps": study.final_steps, **{key: train[key] for key in TRAINING}}
 
 
 def metadata_bits(end: End, unit_numel: Sequence[int]) -> float:
@@ -134,8 +130,8 @@ def _loss(study: Study, point: Trial | None) -> dict[str, Any]:
 
 
 def _prediction(study: Study) -> dict[str, Any] | None:
-    """Return the predicted difference to the best uniform baseline, where the winner was predicted and not searched:
-    ``None`` for its numbers where there is no such baseline, or another allocation is delivered."""
+    """Return the predicted difference to the best uniform baseline; ``None`` for its numbers where there is no such
+    baseline, or another allocation is delivered."""
     p = study.prediction
     if p is None:
         return None
@@ -156,23 +152,13 @@ def _one_seed(study: Study) -> dict[str, Any] | None:
             "metric": "test_loss"}
 
 
-def _delivered(study: Study) -> dict[str, Any] | None:
-    """Return the delivered adapter's own test loss and steps; ``None`` without a final fine-tune."""
-    final = study.final
-    return None if final is None else {**{k: getattr(final, k) for k in ("loss", "loss_se", "steps", "kept_step")},
-                                       "metric": "test_loss"}
-
-
 def _versus(study: Study) -> dict[str, Any] | None:
     """Return the winner's paired differences to the best uniform allocation on unseen seeds: all zero where it is that
-    allocation, and ``None`` where it was not confirmed (no confirmation, one without a pair of losses, or the next best
-    that fits was taken)."""
+    allocation, and ``None`` where it was not confirmed."""
     c, winner = study.confirmation, study.winner
-    if c is None or winner not in (c.candidate, c.reference):
-        return None
-    differs = winner == c.candidate != c.reference
-    if differs and not c.train_seeds:
-        return None  # it was trained on no two seeds beside the uniform choice
+    differs = c is not None and winner == c.candidate != c.reference
+    if c is None or winner not in (c.candidate, c.reference) or (differs and not c.train_seeds):
+        return None  # the next best that fits was taken, or it was trained on no two seeds beside the uniform choice
     return {**{k: getattr(c, k) if differs else 0.0 for k in ("mean", "low", "high")},
             "train_seeds": len(c.train_seeds), "steps": c.steps, "over_text": c.over_text}
 
@@ -195,15 +181,6 @@ def _at_rates(study: Study, winner: Allocation) -> list[dict[str, Any]]:
         return []
     return [{"factor": r.factor, "mean": r.mean, "low": r.low, "high": r.high, "train_seeds": len(r.train_seeds)}
             for r in check.rates]
-
-
-def _memory(study: Study, winner: Allocation, point: Trial | None, end: End) -> dict[str, Any]:
-    """Return the predicted bytes of the winner, and the measured ones where they were measured."""
-    last = study.measurement(winner)
-    measured = last.measured_bytes if last else point.result.measured_bytes if point else None
-    return {"scope": study.header.scope, "budget_bytes": study.header.budget_bytes,
-            "max_average_bits": study.header.max_average_bits, "predicted_bytes": end.predicted_bytes,
-            "measured_bytes": measured, "file_bytes": end.file_bytes, "breakdown": dict(end.breakdown)}
 
 
 def _baseline(study: Study, e: Trial) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -14,9 +13,8 @@ from qra_bo.memory.budget import priced_space
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, SearchSpace, average_bits, limit_average_bits
-from qra_bo.study.header import Given, Header
+from qra_bo.study.header import Given
 from qra_bo.trials import Trial, TrialState
-from qra_bo.utils.errors import JournalError
 
 FINAL = "final"
 """``search.length``: the loss after the final fine-tune is minimised, and not that of a trial."""
@@ -206,19 +204,3 @@ def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:
     words = np.random.SeedSequence(entropy=seed, spawn_key=(0x7A11,)).generate_state(4 * (n + 2))
     first, *others = dict.fromkeys(int(word) % 2**31 for word in words)
     return first, tuple(others[:n])
-
-
-def check_same_given(path: Path, header: Header, given: Given | None) -> None:
-    """Refuse to continue the journal ``path`` of a run that was given other allocations, or none.
-
-    Raises:
-        JournalError: If they differ.
-    """
-    before, now = (None if g is None else (g.allocations, g.learning_rate) for g in (header.given, given))
-    if before == now:
-        return
-    one, other = ("searches" if side is None else "trains a given allocation" if None in (before, now) else
-                  "trains another given allocation" for side in (before, now))
-    raise JournalError(f"the journal {path} belongs to a run that {one}, and this one {other}; nothing in its folder "
-                       "was touched: continue it with the task and allocation that it was started with, or start a new "
-                       "run with another out=")

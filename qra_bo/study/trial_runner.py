@@ -30,12 +30,12 @@ from qra_bo.study.events import (
 )
 from qra_bo.study.header import Effort, Header
 from qra_bo.study.journal import Journal, canonical, session_seconds
-from qra_bo.study.provenance import changes, check_same_configuration, collect
-from qra_bo.study.setting import Setting, check_same_given
+from qra_bo.study.provenance import changes, check_same_run, collect
+from qra_bo.study.setting import Setting
 from qra_bo.study.state import ENGINE_STAGES, UNSEARCHED_STAGES, Study
 from qra_bo.study.status import SEARCHING, StatusFile
 from qra_bo.trials import SCHEMA_VERSION, Fidelity, Trial, TrialResult, TrialSpec, TrialState
-from qra_bo.utils.errors import JournalError, OracleError, QRABOError, TrainingError
+from qra_bo.utils.errors import OracleError, QRABOError, TrainingError
 from qra_bo.utils.redact import redact
 from qra_bo.utils.version import __version__
 
@@ -61,12 +61,6 @@ class TrialRunner:
     """Evaluates through the journal: each step of the (deterministic) engine that it holds is taken from there, so that
     a run that was killed goes on as if it had not been.
 
-    Args:
-        budget_bytes: Hard limit on predicted bytes, in the scope of ``setting.memory``.
-        journal: Open for writing; ``status.json`` is kept beside it.
-        listeners: Called with every event, those of earlier sessions first.
-        progress: Called with what is done, how much of it, and of how much.
-
     Attributes:
         under_way: Trials that the executor has, by their keys.
         replay: Trials of the search that the journal holds and the search has not asked for yet, each with the number
@@ -84,6 +78,11 @@ class TrialRunner:
         self._staged: set[Stage] = set()
         self._described = False
         self._mark, self._overhead = time.monotonic(), 0.0
+        e = self.config.effort
+        self._effort: dict[str, Any] = {
+            "effort": e.name, "max_full_trials": e.max_full_trials, "planned_cost": setting.planned_cost,
+            "uniform_baselines": e.uniform_baselines, "references": e.references, "ranking_top": e.ranking_top,
+            "rate_factors": e.rate_factors}
         self.under_way: dict[str, PlannedTrial] = {}
         self.replay: deque[tuple[Trial, int, float]] = deque()
         lines, of_search = journal.content.events, []
@@ -105,19 +104,14 @@ class TrialRunner:
         Raises:
             JournalError: If the journal belongs to another configuration.
         """
-        path, now = self.journal.path, self._header()
+        now = self._header()
         if self.study.effort is None:
             self.record(now, describe=False)
         else:
             before = self.study.header
-            check_same_given(path, before, self.setting.given)
-            check_same_configuration(path, before.config, before.config_sha256, now.config, now.config_sha256)
-            if before.rates_sha256 != now.rates_sha256:  # the run would not repeat its proposals or its prediction
-                raise JournalError(f"the run in {path} can't be continued: the file of surrogate.rates has changed "
-                                   f"since it began (sha256 was {before.rates_sha256} and is {now.rates_sha256}). "
-                                   "Restore it, or start a new run with another out=")
+            check_same_run(self.journal.path, before, now)
             if self.study.planned_cost != now.planned_cost:
-                self.record(self._effort(), describe=False)
+                self.record(Effort(**self._effort), describe=False)
             other = [f"{key} {old} -> {new}" for key, old, new in
                      differences(before.config, now.config, harmless=True) if key not in UNSAID]
             if other:
@@ -125,16 +119,10 @@ class TrialRunner:
         for message in self.journal.content.warnings:
             self.warn(message)
 
-    def _effort(self) -> Effort:
-        e = self.config.effort
-        return Effort(e.name, e.max_full_trials, self.setting.planned_cost, e.uniform_baselines, e.references,
-                      e.ranking_top, e.rate_factors)
-
     def _header(self) -> Header:
         c, s = self.config, self.setting
-        effort = {name: getattr(self._effort(), name) for name in Effort.__dataclass_fields__}
         return Header(
-            **effort, schema_version=SCHEMA_VERSION, config=c.to_journal(), config_sha256=c.config_sha256,
+            **self._effort, schema_version=SCHEMA_VERSION, config=c.to_journal(), config_sha256=c.config_sha256,
             version=__version__, seed=c.seed, train_seed=s.train_seed, model=c.model_name, granularity=c.granularity,
             units=tuple(u.name for u in s.space.units), formats=s.space.formats, ranks=s.space.ranks.values,
             unit_numel=tuple(int(n) for n in s.space.unit_numel), budget_bytes=self.budget_bytes,
@@ -196,14 +184,12 @@ class TrialRunner:
     def stage(self, name: str) -> Iterator[None]:
         """Name the stage of the run; its start and end are written once for each effort."""
         self.status.stage = name
-        self._mark_stage(Stage(name, "start"))
+        if (start := Stage(name, "start")) not in self._staged:
+            self.record(start)
         self.status.write("running")
         yield
-        self._mark_stage(Stage(name, "end"))
-
-    def _mark_stage(self, stage: Stage) -> None:
-        if stage not in self._staged:
-            self.record(stage)
+        if (end := Stage(name, "end")) not in self._staged:
+            self.record(end)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Pass progress on to people and ``status.json``, and note in the journal that time passes."""

@@ -284,7 +284,7 @@ def beside_prediction(study: Study) -> dict[str, Trial] | None:
     first, reference = prediction.allocations[0], prediction.reference
     roles = {"predicted": (first, None), UNIFORM: (None if reference == first else reference, None),
              QLORA: qlora_of(study)}
-    return {role: trials[of] for role, of in roles.items() if of in trials}  # type: ignore[index]
+    return {role: trials[of] for role, of in roles.items() if of in trials}
 
 
 def one_seed_difference(beside: Mapping[str, Trial]) -> float | None:

@@ -9,21 +9,15 @@ import sys
 import zlib
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.study.journal import (
-    LOCK_NAME,
-    Journal,
-    RunLock,
-    checksum,
-    is_locked,
-    read_journal,
-    session_seconds,
-)
-from qra_bo.study.provenance import check_same_configuration
+from qra_bo.study.journal import LOCK_NAME, Journal, RunLock, checksum, is_locked, read_journal, session_seconds
+from qra_bo.study.provenance import check_same_run
 from qra_bo.utils.errors import JournalError, OracleError, OutputError
 
 HEADER = {"schema_version": 3, "config": {"a": {"b": 1}}, "config_sha256": "x"}
@@ -132,12 +126,16 @@ def test_another_schema_is_refused_whatever_its_checksum(tmp_path: Path) -> None
         read_journal(tmp_path / "trials.jsonl")
 
 
+def header(config: dict[str, Any], sha256: str) -> Any:
+    return SimpleNamespace(config=config, config_sha256=sha256, given=None, rates_sha256=None)
+
+
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     stored = {"model": {"name": "tiny"}, "effort": {"name": "quick"}, "bits": [2, 4]}
     with pytest.raises(JournalError, match=r"bits was \[2, 4\] and is \[2, 8\]; model.name was 'tiny' and is 'big'\."):
-        check_same_configuration(tmp_path, stored, "x", {"model": {"name": "big"}, "effort": {"name": "normal"},
-                                                    "bits": [2, 8]}, "y")
-    check_same_configuration(tmp_path, stored, "x", {}, "x")
+        check_same_run(tmp_path, header(stored, "x"), header({
+            "model": {"name": "big"}, "effort": {"name": "normal"}, "bits": [2, 8]}, "y"))
+    check_same_run(tmp_path, header(stored, "x"), header({}, "x"))
 
 
 def test_second_writer_is_told_who_holds_the_run(tmp_path: Path) -> None:

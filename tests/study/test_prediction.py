@@ -208,7 +208,8 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
         assert delivered is not None
         d = parse_events([{**e, "status": "next_best", "best": delivered.fingerprint} if e["event"] == "end" else e
                           for e in events])
-        assert (d.verdict.kind, d.verdict.versus_uniform, d.verdict.delivered) == (VerdictKind.REPLACED, None, delivered)
+        v = d.verdict
+        assert (v.kind, v.versus_uniform, v.delivered) == (VerdictKind.REPLACED, None, delivered)
         said = answer(d)
         assert role in said.sentence
         assert said.sentence.index(d.study.name(first)) < said.sentence.index(d.study.name(delivered))
