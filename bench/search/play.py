@@ -17,8 +17,9 @@ from qra_bo.oracle.protocol import quiet
 from qra_bo.searchers.base import Recommending, SearchProblem
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.baselines import fill, uniform_baselines
+from qra_bo.study.cost import FORWARD_SHARE, cost_of
 from qra_bo.study.setting import BaselineRules, training_seeds
-from qra_bo.study.state import FORWARD_SHARE, cost_of, is_uniform
+from qra_bo.study.state import is_uniform
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 
 FREE_REFUSALS = 40

@@ -10,8 +10,8 @@ from bench.table1.rates import Rate, calibrate
 from bench.table1.recipe import Recipe
 from bench.table1.rows import Found, Row
 from bench.table1.session import Session
+from qra_bo.study.cost import FORWARD_SHARE
 from qra_bo.study.setting import training_seeds
-from qra_bo.study.state import FORWARD_SHARE
 from qra_bo.utils.errors import BudgetError, ConfigError
 
 OWN = Limit("own memory", "peak", None, None, None)

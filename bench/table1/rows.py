@@ -9,8 +9,8 @@ from qra_bo.config import RunConfig
 from qra_bo.memory.formats import default_format, parse_format
 from qra_bo.space import uniform
 from qra_bo.study.baselines import largest_rank
+from qra_bo.study.cost import FORWARD_SHARE
 from qra_bo.study.setting import BaselineRules
-from qra_bo.study.state import FORWARD_SHARE
 
 RANK = 16
 """Rank of the published comparison."""

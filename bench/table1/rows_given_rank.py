@@ -15,7 +15,7 @@ from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, FloatArray, IntArray, uniform
 from qra_bo.space.knapsack import solve_knapsack
-from qra_bo.study.state import FORWARD_SHARE
+from qra_bo.study.cost import FORWARD_SHARE
 from qra_bo.utils.errors import BudgetError
 
 FOUR_BIT = "nf4"

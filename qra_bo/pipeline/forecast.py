@@ -15,9 +15,10 @@ from qra_bo.memory.cards import CARDS, Card, card_named
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
 from qra_bo.study import Event, Setting, cost_of
+from qra_bo.study.cost import FORWARD_SHARE, affordable_steps
 from qra_bo.study.events import FinishedTrial
 from qra_bo.study.setting import FINAL
-from qra_bo.study.state import FORWARD_SHARE, QLORA, UNIFORM, affordable_steps
+from qra_bo.study.state import QLORA, UNIFORM
 from qra_bo.trials import TrialState
 from qra_bo.utils.device import cores, multiplies_bf16, resolve_dtype
 from qra_bo.utils.redact import redact

@@ -19,9 +19,9 @@ from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.style import svg_element
 from qra_bo.report.text import duration, short_names, size
 from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.study.cost import cost_of
 from qra_bo.study.events import encode
 from qra_bo.study.results import card, checks
-from qra_bo.study.state import cost_of
 from qra_bo.study.verdict import beside_prediction
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 from qra_bo.utils.formatting import number, signed

@@ -4,6 +4,7 @@ The engine is the only caller of oracles; every other package reads a run throug
 journal; records of events; the study folded from them; trials and the verdict; the parts of a run; the engine.
 """
 
+from qra_bo.study.cost import Cost, cost_of
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.events import Event
 from qra_bo.study.intervals import LEAST_SEEDS, spearman
@@ -12,7 +13,7 @@ from qra_bo.study.results import metadata_bits
 from qra_bo.study.search_loop import MakeSearcher
 from qra_bo.study.setting import BytesPredictor, Setting
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import UNSEARCHED_STAGES, Cost, Study, cost_of, load_study, loss_of
+from qra_bo.study.state import UNSEARCHED_STAGES, Study, load_study, loss_of
 from qra_bo.study.trial_runner import Listener
 from qra_bo.study.verdict import Verdict, VerdictKind, verdict_of
 

@@ -76,4 +76,4 @@ def fold_peaks(setting: Setting, trials: Sequence[Trial]) -> Folded | None:
     except OSError as error:
         log.warning("the allowance of %s can't be kept in %s: %s", name, store().folder, error)
         return None
-    return Folded(name, len(excesses), after.fixed_bytes, after.share_ppm, after.measurements, trials[-1].id)
+    return Folded(name, len(excesses), after, trials[-1].id)

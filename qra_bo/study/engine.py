@@ -16,7 +16,6 @@ from qra_bo.study.confirmation import check_ranking, check_rates, confirm, settl
 from qra_bo.study.delivery import deliver
 from qra_bo.study.device_allowance import fold_peaks
 from qra_bo.study.events import Calibration, End
-from qra_bo.study.header import Given
 from qra_bo.study.journal import Journal
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import MakeSearcher, SearchLoop, recommend
@@ -36,7 +35,6 @@ class RunOutcome:
         winner: The allocation that is delivered.
         exit_status: 0, or 3 where the first winner measured over the budget and the next best that fits was taken.
         best: The contents of ``best.json``.
-        study: The state of the run, folded from its journal.
         found: The best trial of the search: the one that its method recommends first, else the one with least loss;
             ``None`` where nothing was searched.
     """
@@ -53,13 +51,10 @@ class Engine:
 
     Args:
         folder: The run's folder; made if it is absent.
-        setting: The configuration with its space and memory model.
         budget_bytes: Hard limit on predicted bytes.
         executor: Runs the oracle; the engine closes it.
-        make_searcher: Builds a searcher for a problem.
         fine_tunes: Whether the winner is fine-tuned and saved at the end; needs an oracle that trains.
         listeners: Each gets every journal event, those of earlier sessions first.
-        progress: Shown to people.
     """
 
     def __init__(self, folder: Path, setting: Setting, budget_bytes: int, executor: Executor,
@@ -78,8 +73,11 @@ class Engine:
             QRABOError: If the worker could not be started, or a searcher or oracle broke its contract.
         """
         with self._session() as run:
-            if self.setting.given is not None:
-                return self._train(run, self.setting.given)
+            if (given := self.setting.given) is not None:
+                run.conclude(Calibration(given.learning_rate, self.config.adapter.lr_rule, source=given.rate_source))
+                for note in given.notes:
+                    run.warn(note)
+                return self._finish(run, ())
             effort, headroom = self.config.effort, Headroom(self.setting.rules(self.budget_bytes))
             begun = run.study.begun  # a method divides the effort that the search was started with
             with run.stage("profile"):
@@ -124,13 +122,6 @@ class Engine:
                     check_ranking(run)
             return self._finish(run, recommended)
 
-    def _train(self, run: TrialRunner, given: Given) -> RunOutcome:
-        """Train an allocation that was given, at the learning rate that comes with it."""
-        run.conclude(Calibration(given.learning_rate, self.config.adapter.lr_rule, source=given.rate_source))
-        for note in given.notes:
-            run.warn(note)
-        return self._finish(run, ())
-
     @contextmanager
     def _session(self) -> Iterator[TrialRunner]:
         """Open the run's folder and journal; at the end close them and the executor, and write ``status.json``."""
@@ -173,8 +164,7 @@ class Engine:
     def _finish(self, run: TrialRunner, recommended: Sequence[Allocation]) -> RunOutcome:
         """Fine-tune the winner where that is asked for, fold measured peaks, and write ``best.json``."""
         study, winner = run.study, run.study.winner
-        points = (study.point(a) for a in recommended)
-        found = next((p for p in points if p is not None), study.incumbent)
+        found = next(filter(None, map(study.point, recommended)), study.incumbent)
         if winner is None or (found is None and not study.untried):
             raise no_loss("no trial within the budget gave a loss", study.trials)
         delivered = deliver(run, winner) if self.fine_tunes else winner

@@ -10,6 +10,7 @@ from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationErr
 from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.execution.base import ProfileResult
+from qra_bo.memory.allowance import Allowance
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
 from qra_bo.study.header import Effort, Header, Stored
@@ -113,12 +114,9 @@ class Objective:
 class Prediction:
     """Allocation of ``effort=instant`` against the best uniform baseline, as predicted; no trial was run.
 
-    Args:
-        allocations: The predicted one, then those to deliver in turn where it measures over the budget.
-        reference: The best uniform baseline as predicted; ``None`` where it can't be predicted.
-        mean: Predicted loss less that of the reference (nats); ``low`` and ``high`` bound its 95 % interval.
-        steps: Optimiser steps of the training that it is predicted for.
-        sources: What it was learned from, in words.
+    ``allocations`` are the predicted one, then those to deliver in turn where it measures over the budget; ``mean`` is
+    its loss after ``steps`` less that of the baseline (nats) with the bounds of a 95 % interval; ``sources`` say what
+    it was learned from.
     """
 
     allocations: tuple[Stored, ...]
@@ -194,13 +192,9 @@ class Compared:
 class Confirmation(Compared):
     """The chosen mixed allocation against the best uniform one; both are one allocation where none is mixed.
 
-    Args:
-        winner_kind: ``"mixed"`` where the candidate has the lower loss in the mean and never failed alone; else
-            ``"uniform"``. ``ahead`` is added where the interval includes 0.
-        candidate_failed: Whether the candidate failed where the reference did not.
-        steps: Optimiser steps of all trainings.
-        ahead: What learned rates add to the difference up to the length that the run minimises (nats); ``ahead_sd`` is
-            its standard deviation.
+    ``ahead`` is what learned rates add to the difference (nats) from the ``steps`` of all trainings to the length that
+    the run minimises, with its standard deviation. ``winner_kind`` is ``"mixed"`` where the candidate is better in the
+    mean, ``ahead`` added where the interval includes 0, and did not fail where the reference did not; else ``"uniform"``.
     """
 
     candidate: Stored
@@ -266,13 +260,9 @@ class Measured:
 class Final:
     """The final fine-tune.
 
-    Args:
-        planned_steps: Optimiser steps without an early stop; ``steps`` were done, and ``kept_step`` is delivered.
-        curve: ``(step, validation loss)``.
-        loss: Test loss of what is delivered, with its standard error over sequences (nats).
-        winner: Fingerprint of the allocation that won; ``delivered``: of the first that measured within the budget.
-        adapter: Folder of the adapter in the run's.
-        sample: Text before and after, if there is one.
+    Without an early stop ``steps`` are ``planned_steps``; the adapter of ``kept_step`` is delivered, with a test loss
+    (nats). ``curve`` is ``(step, validation loss)``. ``winner`` is the fingerprint of the allocation that won,
+    ``delivered`` that of the first that measured within the budget. ``sample`` is text before and after.
     """
 
     steps: int
@@ -293,9 +283,7 @@ class Folded:
 
     device: str
     measured: int
-    fixed_bytes: int
-    share_ppm: int
-    measurements: int
+    allowance: Allowance
     last_id: int
 
 

@@ -39,14 +39,8 @@ def checksum(data: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class JournalContent:
-    """The readable part of a journal.
-
-    Args:
-        events: The good lines of this run, in order; each line and each trial once.
-        warnings: Messages about lines that were left out.
-        damaged: Numbers (from 1) of the damaged lines that are followed by others or end in a line break.
-        good_bytes: Length of the file up to the end of its last complete line.
-    """
+    """The readable part of a journal: the good lines of its run, each and each trial once; messages about the others;
+    numbers (from 1) of ``damaged`` lines that are complete; and the bytes up to the last complete line's end."""
 
     events: tuple[Line, ...]
     warnings: tuple[str, ...]
@@ -94,20 +88,20 @@ def _own_and_once(lines: Iterable[tuple[int, Line]]) -> tuple[list[Line], dict[s
     other lines by what is wrong with them."""
     kept: list[Line] = []
     seen: set[object] = set()
-    foreign, repeated = "they belong to another run", "they repeat earlier lines"
-    strays: dict[str, list[int]] = {foreign: [], repeated: []}
+    foreign: list[int] = []
+    repeated: list[int] = []
     for number, event in lines:
         own = not kept or (event["event"] != "header" and event.get("run", kept[0]["crc"]) == kept[0]["crc"])
         names = {(event["session"], event["elapsed"], event["crc"]),
                  *([event["key"]] if event["event"] == "trial" and isinstance(event.get("key"), str) else [])}
         if names & seen:
-            strays[repeated].append(number)
+            repeated.append(number)
         elif not own:
-            strays[foreign].append(number)
+            foreign.append(number)
         else:
             seen |= names
             kept.append(event)
-    return kept, strays
+    return kept, {"they belong to another run": foreign, "they repeat earlier lines": repeated}
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -218,7 +212,6 @@ class Journal:
         folder: The run's folder; it must exist.
         shield: Keeps signals away while a line is written.
         clock: Monotonic seconds since any moment.
-        name: Of the file.
 
     Attributes:
         last: ``elapsed`` of the newest event of this session.
@@ -229,8 +222,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path, shield: Callable[[], AbstractContextManager[None]] = nullcontext,
-                 clock: Callable[[], float] = time.monotonic, name: str = JOURNAL_NAME) -> None:
-        self.path = folder / name
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = folder / JOURNAL_NAME
         self.content = JournalContent((), (), (), 0)
         self._lock, self._shield, self._clock, self._held = RunLock(folder), shield, clock, ExitStack()
         self._fd: int | None = None

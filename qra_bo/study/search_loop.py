@@ -11,9 +11,10 @@ from dataclasses import replace
 from qra_bo.memory.budget import smallest
 from qra_bo.searchers.base import Forecasting, Recommending, Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation, with_allowance
+from qra_bo.study.cost import cost_of
 from qra_bo.study.events import Stopped, SurrogateCheck
 from qra_bo.study.setting import Headroom
-from qra_bo.study.state import ENGINE_STAGES, cost_of
+from qra_bo.study.state import ENGINE_STAGES
 from qra_bo.study.trial_runner import PlannedTrial, TrialRunner
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
 from qra_bo.utils.errors import JournalError, QRABOError
@@ -34,12 +35,7 @@ class SearchLoop:
     memory or measured above the budget: once nothing is pending any more, a new searcher with less memory replaces it
     and observes all other trials.
 
-    Args:
-        run: Evaluates the trials.
-        headroom: Limit on predicted bytes.
-        problem: The search problem within the whole budget.
-        make_searcher: Builds the searcher.
-        known: Trials that the searcher observes without having asked for them.
+    ``problem`` is that within the whole budget; the searcher observes ``known`` trials without having asked for them.
     """
 
     def __init__(self, run: TrialRunner, headroom: Headroom, problem: SearchProblem, make_searcher: MakeSearcher,
@@ -100,8 +96,7 @@ class SearchLoop:
 
     def _tell(self, trial: Trial) -> None:
         """Tell the searcher, or have it replaced where its proposal needed more memory than there is."""
-        if self._lower(trial):
-            self._narrowed = True
+        self._narrowed |= self._lower(trial)
         if self._is_observation(trial) and self._searcher is not None:
             self._told.append(self.run.study.observation(trial))
             self._searcher.tell(self._told[-1:])

@@ -52,13 +52,9 @@ class BytesPredictor:
 
 @dataclass(frozen=True)
 class BaselineRules:
-    """What decides the uniform baselines.
+    """What decides the uniform baselines: names of the search's formats in ladder order, and its largest rank.
 
     Args:
-        n_units: Units of the model.
-        formats: Names of the formats that the search may use, in ladder order.
-        max_rank: Largest rank of the search.
-        budget_bytes: Hard limit on predicted bytes.
         predict_bytes: Predicted bytes of any allocation in the configured scope, ranks off the ladder included; grows
             with rank, but for steps where 8-bit moments or pages begin.
         admits: Whether a limit beside the budget allows an allocation, whatever its ranks.
@@ -112,8 +108,6 @@ class Setting:
     """What a configuration comes to, whatever its budget.
 
     Args:
-        config: The configuration of the run.
-        space: Units and ladders.
         memory: The memory model, of the device that trains.
         profile: The profile of ``sensitivity.path``, or ``None`` to measure one.
         given: Allocations that are trained without a search; ``None``: the run searches.
@@ -138,28 +132,21 @@ class Setting:
         return table if limit is None else limit_average_bits(table, self.space, budget, limit)
 
     def problem(self, budget: int, profile: SensitivityProfile, max_full_trials: float) -> SearchProblem:
-        """Return the search problem within ``budget`` bytes.
-
-        Args:
-            budget: Hard limit on predicted bytes in the configured scope.
-            profile: Sensitivities of the space's units in its formats (nats).
-            max_full_trials: Full-trial equivalents of the whole effort.
-        """
+        """Return the search problem within ``budget`` bytes and ``max_full_trials`` full-trial equivalents."""
         return SearchProblem(self.space, self.costs(budget), budget, profile, self.config.fidelity.high,
                              self.config.fidelity.low, self.config.seed, max_full_trials,
                              step_tokens=self.config.train.step_tokens)
 
     def rules(self, budget: int) -> BaselineRules:
         """Return the rules of the uniform baselines within ``budget`` bytes."""
-        max_rank = self.space.ranks.values[-1]
-        return BaselineRules(self.space.n_units, tuple(f.name for f in self.space.formats), max_rank, budget,
-                             self.predictor, self._admits)
-
-    def _admits(self, allocation: Allocation) -> bool:
-        """Return whether the average code bits keep to ``max_average_bits``."""
         limit = self.config.max_average_bits
-        bits = [parse_format(f).bits for f in allocation.formats]
-        return limit is None or average_bits(bits, self.space.unit_numel) <= limit
+
+        def admits(a: Allocation) -> bool:
+            bits = [parse_format(f).bits for f in a.formats]
+            return limit is None or average_bits(bits, self.space.unit_numel) <= limit
+
+        return BaselineRules(self.space.n_units, tuple(f.name for f in self.space.formats),
+                             self.space.ranks.values[-1], budget, self.predictor, admits)
 
     @property
     def full_trial_tokens(self) -> float:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import default_format, parse_format
 from qra_bo.space import Allocation, average_bits, uniform
 from qra_bo.study import events as ev
+from qra_bo.study.cost import Cost, affordable_steps, cost_of
 from qra_bo.study.header import Effort, Header
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.trials import Fidelity, Trial, TrialState, rounding_of
 from qra_bo.utils.errors import JournalError
 
-FORWARD_SHARE = 1 / 3
-"""Cost of a forward-only token in training tokens."""
 COMPARISON = "comparison"
 """Stage of trials beside a predicted allocation (``study.prediction``)."""
 UNTUNED, UNIFORM, QLORA = "untuned", "uniform", "qlora"
@@ -31,46 +30,6 @@ ENGINE_STAGES = frozenset({"calibration", "baseline", *UNSEARCHED_STAGES})
 CONCLUSIONS = ("prediction", "surrogate_check", "choice", "confirmation", "rate_check", "ranking_check", "final",
                "end")
 """Events that another trial of the search makes outdated: a run that was extended concludes again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Tokens and trials spent, failures included.
-
-    ``training_tokens`` went forward and backward, ``forward_tokens`` forward only; ``high_fidelity`` trials were as
-    long as a full one or longer.
-    """
-
-    training_tokens: int = 0
-    forward_tokens: int = 0
-    high_fidelity: int = 0
-    low_fidelity: int = 0
-
-    @property
-    def tokens(self) -> float:
-        """The whole cost in training tokens."""
-        return self.training_tokens + FORWARD_SHARE * self.forward_tokens
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.training_tokens + other.training_tokens, self.forward_tokens + other.forward_tokens,
-                    self.high_fidelity + other.high_fidelity, self.low_fidelity + other.low_fidelity)
-
-
-def cost_of(trial: Trial) -> Cost:
-    """Return the cost of one trial; a promotion pays only the steps it added."""
-    low = trial.fidelity is Fidelity.LOW
-    return Cost(trial.result.training_tokens, trial.result.forward_tokens, int(not low), int(low))
-
-
-def affordable_steps(planned_cost: float, seeds: int, step_tokens: int, trial_steps: int,
-                     wanted: int | None = None) -> int:
-    """Return the steps of a confirmation that costs at most as much as the search, ``planned_cost`` training tokens.
-
-    It trains two allocations on ``seeds`` seeds, each for a multiple of ``trial_steps`` steps and no fewer than that;
-    for ``wanted`` steps where these are between a trial's and the most that is affordable.
-    """
-    most = max(1, int(planned_cost // max(1, 2 * seeds * step_tokens)) // trial_steps) * trial_steps
-    return most if wanted is None else min(max(trial_steps, wanted), most)
 
 
 def loss_of(e: Trial) -> float:
@@ -372,23 +331,15 @@ def qlora_of(study: Study) -> tuple[Allocation, str | None]:
 
 def begun_study(folder: Path) -> Study | None:
     """Return the run in ``folder``, or ``None`` where none has begun: where its first line could not be written, an
-    empty journal is left.
-
-    Raises:
-        JournalError: If there is a journal that can't be read.
-    """
+    empty journal is left. Raises ``JournalError`` if a journal can't be read."""
     path = folder / JOURNAL_NAME
     lines = read_journal(path).events if path.exists() else ()
     return Study(lines) if lines else None
 
 
 def load_study(folder: Path) -> Study:
-    """Return the state of the run in ``folder``, from its journal.
-
-    Raises:
-        JournalError: If there is no journal, or it can't be read.
-    """
-    lines = read_journal(folder / JOURNAL_NAME).events
-    if not lines:
-        raise JournalError(f"the journal in {folder} is empty; the run did not begin")
-    return Study(lines)
+    """Return the run in ``folder``; raises ``JournalError`` if none has begun or its journal can't be read."""
+    study = begun_study(folder)
+    if study is None:
+        raise JournalError(f"{folder} holds no journal, or an empty one; the run did not begin")
+    return study

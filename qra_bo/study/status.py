@@ -36,13 +36,8 @@ def read_state(folder: Path) -> str:
 
 
 class StatusFile:
-    """Keeps ``status.json`` current. No result depends on it: a write that fails is logged, no more.
-
-    Args:
-        folder: The run's folder.
-        facts: Returns what the file says of the study.
-        clock: Monotonic seconds.
-    """
+    """Keeps ``status.json`` current, with what ``facts`` says of the study. No result depends on it: a write that fails
+    is logged, no more."""
 
     def __init__(self, folder: Path, facts: Callable[[], dict[str, Any]],
                  clock: Callable[[], float] = time.monotonic) -> None:

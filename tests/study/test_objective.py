@@ -14,7 +14,7 @@ from qra_bo.space import uniform
 from qra_bo.study import RunOutcome, load_study
 from qra_bo.study import confirmation as confirming
 from qra_bo.study.confirmation import confirmation
-from qra_bo.study.state import affordable_steps
+from qra_bo.study.cost import affordable_steps
 from qra_bo.trials import Fidelity, Trial
 from tests.study.oracles import FORMATS, PlantedOracle
 from tests.study.problem import HIGH, TOKENS, Walk, comparable, compared, run

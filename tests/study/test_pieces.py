@@ -17,12 +17,13 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.baselines import fill, largest_rank, uniform_baselines
 from qra_bo.study.confirmation import confirmation
+from qra_bo.study.cost import Cost, cost_of
 from qra_bo.study.intervals import paired_interval, spearman
 from qra_bo.study.journal import read_journal
 from qra_bo.study.provenance import changes, collect, git_commit
 from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import Cost, Study, cost_of
+from qra_bo.study.state import Study
 from qra_bo.study.status import StatusFile
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError

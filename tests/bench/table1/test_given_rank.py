@@ -14,7 +14,7 @@ from bench.table1.methods import ROWS
 from bench.table1.rows_given_rank import SENSITIVITY
 from bench.table1.session import table_session
 from qra_bo.config import load_config
-from qra_bo.study.state import FORWARD_SHARE
+from qra_bo.study.cost import FORWARD_SHARE
 
 
 @pytest.mark.parametrize(("largest", "choices", "ranks"), [
