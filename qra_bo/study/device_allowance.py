@@ -37,12 +37,8 @@ def _device_name(config: RunConfig, device_type: str) -> str | None:
 
 
 def allowance_for(config: RunConfig, device_type: str, folder: Path | None = None) -> Allowance | None:
-    """Return the allowance of a run: that of its journal in ``folder``, else the one kept of the
-    device (``"cpu"`` or ``"cuda"``); ``None``: assumed.
-
-    Raises:
-        JournalError: If a journal can't be read.
-    """
+    """Return the allowance of a run: that of its journal in ``folder``, else the one kept of the device (``"cpu"`` or
+    ``"cuda"``); ``None``: assumed. Raises ``JournalError`` if a journal can't be read."""
     if not config.memory.calibrate:
         return None
     if folder is not None and (study := begun_study(folder)) is not None:
@@ -52,12 +48,8 @@ def allowance_for(config: RunConfig, device_type: str, folder: Path | None = Non
 
 
 def fold_peaks(setting: Setting, trials: Sequence[Trial]) -> Folded | None:
-    """Fold measured peaks of ``trials`` into the device's allowance.
-
-    Returns:
-        The journal's event; ``None`` where nothing was measured, calibration is off, or the budget
-        bounds stored bytes, which no allocator has a part in.
-    """
+    """Fold measured peaks of ``trials`` into the device's allowance; return the journal's event, or ``None`` where
+    nothing was measured, calibration is off, or the budget bounds stored bytes, which need no allocator."""
     memory, device_type = setting.memory, setting.memory.shape.device
     calibrated = setting.config.oracle.trains and setting.config.memory.calibrate and memory.scope == "peak"
     name = _device_name(setting.config, device_type) if calibrated else None

@@ -16,7 +16,7 @@ from qra_bo.study.confirmation import check_ranking, check_rates, confirm, settl
 from qra_bo.study.delivery import deliver
 from qra_bo.study.device_allowance import fold_peaks
 from qra_bo.study.events import Calibration, End
-from qra_bo.study.journal import Journal
+from qra_bo.study.journal import Journal, session_seconds
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import MakeSearcher, SearchLoop, recommend
 from qra_bo.study.setting import Headroom, Setting
@@ -176,8 +176,9 @@ class Engine:
             folded = fold_peaks(self.setting, [e for e in study.trials if e.id > last])
             if folded is not None:
                 run.record(folded)
+            wall = session_seconds(run.journal.content.events) + run.journal.elapsed
             run.record(End(
-                "done" if delivered == winner else "next_best", delivered.fingerprint, round(run.wall_seconds, 3),
+                "done" if delivered == winner else "next_best", delivered.fingerprint, round(wall, 3),
                 round(study.overhead_seconds, 3), self.setting.predictor(delivered),
                 {k: int(v) for k, v in self.setting.predictor.breakdown(delivered).items()},
                 self.setting.predictor.file_bytes(delivered)))

@@ -102,8 +102,8 @@ class Untuned:
 
 @checked(frozen=True, slots=True)
 class Objective:
-    """The length that the run minimises the loss of, where that is not the one of its trials, ``before`` steps; and
-    what the longer training changes in the losses."""
+    """The length that the run minimises the loss of, where trials have fewer steps, ``before``; and what the longer
+    training changes in the losses."""
 
     steps: int
     before: int

@@ -61,9 +61,8 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
 
 
 def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -> list[tuple[Allocation, FloatArray]]:
-    """Return the best allocation under an additive ``table`` (``L x F x R``) within each share of the budget, with its
-    row; shares that hold no allocation are passed over, but for the first. A limit on average bits is the same for all.
-    """
+    """Return the best allocation under an additive ``table`` (``L x F x R``) within each share of the budget's memory,
+    with its row; shares that hold no allocation are passed over, but for the first."""
     found: list[tuple[Allocation, FloatArray]] = []
     for share in shares:
         costs = with_allowance(problem.costs, problem.budget_bytes - int(share * problem.budget_bytes))

@@ -63,10 +63,8 @@ class SearchLoop:
         return searcher
 
     def search(self) -> Searcher | None:
-        """Go on until the effort is spent, time is up or the method has nothing left to propose.
-
-        Returns:
-            The last searcher; ``None`` where no memory was left for any.
+        """Go on until the effort is spent, time is up or the method has nothing left to propose; return the last
+        searcher, or ``None`` where no memory was left for any.
 
         Raises:
             SearcherError: If the searcher breaks its contract.
@@ -103,8 +101,7 @@ class SearchLoop:
 
     def _lower(self, trial: Trial) -> bool:
         """Lower the limit on predicted bytes where ``trial`` shows that it is too high; return whether it did."""
-        lowered = self._headroom.lower(trial)
-        if lowered is not None:
+        if (lowered := self._headroom.lower(trial)) is not None:
             self.run.warn(lowered)
         return lowered is not None
 

@@ -12,15 +12,9 @@ from qra_bo.utils.process import ASKED, STOPPING
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """The run was asked to stop by a signal; its journal is clean and the run can be continued.
+    """The run was asked to stop by a signal; its journal is clean, and it goes on with ``key`` set to ``folder``.
 
-    Args:
-        signum: One of ``STOPPING``.
-        folder: The folder with which the run or sweep goes on, where that is known.
-        key: Key that takes this folder.
-
-    Attributes:
-        exit_status: 128 + ``signum``, as in a shell: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 138 for SIGUSR1.
+    ``exit_status`` is as in a shell: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 138 for SIGUSR1.
     """
 
     def __init__(self, signum: int, folder: Path | None = None, key: str = "out") -> None:

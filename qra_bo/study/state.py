@@ -175,8 +175,7 @@ class Study:
 
     @property
     def confirmation_steps(self) -> int:
-        """Optimiser steps of the confirmation's trainings: of the length that is minimised, where the effort affords
-        it (``affordable_steps``)."""
+        """Optimiser steps of the confirmation's trainings: those minimised for, where the effort affords them."""
         trial, config = self.header.high_steps, self.header.config
         if self.objective_steps <= trial:
             return trial
@@ -186,8 +185,7 @@ class Study:
                                 self.objective_steps)
 
     def carried(self, allocation: Allocation) -> float:
-        """Return what is added to a trial's loss to predict that of the length that is minimised, but for a constant
-        (nats)."""
+        """Return what is added to a trial's loss (nats) for the length that is minimised, but for a constant."""
         return 0.0 if self.objective is None else self.objective.change.of(allocation)
 
     def value(self, e: Trial) -> float:
@@ -256,7 +254,7 @@ class Study:
 
     @staticmethod
     def counts_as_uniform(e: Trial) -> bool:
-        """Whether a trial is a baseline (uniform + filled ranks too) or has one format and rank throughout."""
+        """Whether a trial is a baseline (uniform + filled ranks too) or uniform."""
         return e.stage == "baseline" or is_uniform(e.allocation)
 
     @property
@@ -308,9 +306,8 @@ class Study:
     def name(self, allocation: Allocation, codes: str | None = None) -> str:
         """Return a name that no other allocation of the run has.
 
-        ``uniform-4bit-r16``; ``uniform-4bit-r4-5-3fa9`` where ranks were filled, with digits of the fingerprint; and
-        ``mixed-3fa9c1`` for all others. The format is named where several have these bits, and codes other than the
-        run's.
+        ``uniform-4bit-r16``; ``uniform-4bit-r4-5-3fa9`` where ranks were filled, with digits of the fingerprint; else
+        ``mixed-3fa9c1``. The format is named where several have these bits, and codes other than the run's.
         """
         filled = any(e.stage == "baseline" and e.allocation == allocation for e in self.points)
         if not filled and not is_uniform(allocation):

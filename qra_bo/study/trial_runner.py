@@ -96,7 +96,7 @@ class TrialRunner:
                     (isinstance(record, FinishedTrial) and record.trial.stage not in UNSEARCHED_STAGES) or \
                     (isinstance(record, Stage) and record.state == UNDER_WAY and record.stage in SEARCHED_STAGES):
                 of_search.append(line)
-        self._before, self._searched = session_seconds(lines), session_seconds(of_search)
+        self._searched = session_seconds(of_search)
 
     def begin(self) -> None:
         """Write the header of a new run, or check that the journal is of this one and note a changed effort.
@@ -213,11 +213,6 @@ class TrialRunner:
                 "eta_seconds": None if pace is None else rest * pace}  # of the search
 
     @property
-    def wall_seconds(self) -> float:
-        """Seconds that all sessions have spent on the run."""
-        return self._before + self.journal.elapsed
-
-    @property
     def search_seconds(self) -> float:
         """Seconds up to the end of the search in all earlier sessions, and all of this one."""
         return self._searched + self.journal.elapsed
@@ -228,8 +223,7 @@ class TrialRunner:
         """Plan a trial; arguments that are not given are as in the search.
 
         This is where a trial gets its learning rate: the calibrated one, unless another is given. ``length`` is the
-        steps of a full-fidelity trial with its schedule; ``codes="rtn"`` means round-to-nearest codes, ``None`` the
-        configured ones.
+        steps of a full-fidelity trial with its schedule; ``codes`` is as in ``TrialSpec``.
 
         Raises:
             OracleError: If no learning rate is calibrated yet, or low fidelity has no length.

@@ -15,7 +15,6 @@ from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.tables import print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
 from qra_bo.space import uniform
-from qra_bo.study.results import checks
 from qra_bo.utils.formatting import signed
 from tests.report.fixtures import L, event, failed_alone, make_events, without_mixed, write_run
 
@@ -129,52 +128,10 @@ def test_proxy_results_are_labelled_everywhere():
     assert parse_events(make_events()).proxy_label is None
 
 
-def test_a_learning_rate_at_the_edge_of_those_tried_is_noted():
-    def said(**changes):
-        events = [{**e, **changes} if e["event"] == "calibration" else e for e in make_events()]
-        return dict(notes(parse_events(events)))["Learning rate"]
-
-    assert "at the edge of those tried" in said(tried=[1e-3, 2e-3])
-    assert "at the edge" not in said()
-    assert "over 3 rates" in said()
-
-
-@pytest.mark.parametrize(("rule", "said"), [("inverse_sqrt", False), ("by_length", True)])
-def test_a_rate_that_falls_with_the_length_is_said_with_that_of_the_final_fine_tune(rule: str, said: bool) -> None:
-    events = [{**e, "rule": rule} if e["event"] == "calibration" else e for e in make_events()]
-    assert ("in the final fine-tune" in dict(notes(parse_events(events)))["Learning rate"]) == said
-
-
 def printed(call, *args, terminal=False):
     out = io.StringIO()
     call(Console(file=out, force_terminal=terminal, width=110), *args)
     return out.getvalue()
-
-
-def test_every_card_is_printed_on_a_terminal_and_elsewhere():
-    d = parse_events(make_events(wins=False))
-    for terminal in (True, False):
-        text = " ".join(printed(print_result, d, RUN, terminal=terminal).split())
-        for c in checks(d.study):
-            assert c.question in text
-            assert c.status in text
-    assert "Check: Noise below the gap? fail." in text
-    assert "Check:" not in printed(print_result, parse_events(make_events(finished=False)), RUN)
-
-
-def test_the_delivered_loss_comes_first():
-    d = parse_events(make_events())
-    first = "Delivered adapter: test loss 3.8710 nats per token (perplexity 47.99) after 240 steps"
-    assert printed(print_result, d, RUN).startswith(first)
-    assert story.delivered(parse_events(make_events(finished=False))) == ""
-
-
-def test_plain_output_has_next_steps_and_no_escape_codes():
-    text = printed(print_result, parse_events(make_events()), RUN, ["best.json"])
-    assert "\x1b" not in text
-    for part in ("95 % interval", 'qra_bo.load("runs/a")', "task=export out=runs/a", "Files in runs/a: best.json",
-                 "Bits and ranks: 0: 8-bit r1"):
-        assert part in text
 
 
 def test_names_with_brackets_are_text_not_markup():
@@ -207,19 +164,3 @@ def test_a_search_that_stopped_early_and_went_on_is_not_said_to_have_ended_early
     key = next(e["key"] for e in events if e.get("stage") == "trust_region")
     assert "10 %" in dict(notes(parse_events([*events, {**stopped, "before": "0" * len(key)}])))["Early stop"]
     assert "Early stop" not in dict(notes(parse_events([*events, {**stopped, "before": key}])))
-
-
-def test_notes_name_the_best_uniform_baseline() -> None:
-    said = dict(notes(parse_events(make_events())))["Uniform baselines"]
-    assert "uniform-4bit-r4" in said
-    assert "before the search" not in said  # an extended search trains further ones after it
-    assert dict(notes(parse_events(make_events()[:4])))["Uniform baselines"] == "None that fits was trained yet."
-
-
-def test_notes_have_the_difference_at_other_learning_rates() -> None:
-    c = next(e for e in make_events() if e["event"] == "confirmation")
-    keys = ("train_seeds", "candidate_losses", "reference_losses", "mean", "low", "high", "over_text")
-    rate = {"factor": .5, **{key: c[key] for key in keys}}
-    check = event("rate_check", candidate=c["candidate"], reference=c["reference"], rates=[rate], failed_at=[])
-    assert "0.50 times the rate" in dict(notes(parse_events([*make_events(), check])))["Other learning rates"]
-    assert "Other learning rates" not in dict(notes(parse_events(make_events())))

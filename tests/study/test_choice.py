@@ -36,13 +36,6 @@ def test_failed_surrogate_leaves_the_choice_to_losses(tmp_path: Path, agreement:
     assert study.confirmation.candidate == study.choice.candidate
 
 
-def test_choice_is_recorded_once_however_often_a_run_is_resumed(tmp_path: Path) -> None:
-    first = run(tmp_path, searcher=checked(BAD))
-    again = run(tmp_path, searcher=checked(BAD))
-    assert again.best == first.best
-    assert (tmp_path / "trials.jsonl").read_text().count('"choice"') == 1
-
-
 @pytest.mark.parametrize(("agreement", "fails"), [(None, True), (-0.2, True), (0.0, True), (0.1, False)])
 def test_a_check_without_agreement_fails(agreement: float | None, fails: bool) -> None:
     assert SurrogateCheck((), (), (), 6, 0.1, agreement, 0.0, 0.5, 0.9).fails == fails

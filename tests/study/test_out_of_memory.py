@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
@@ -98,17 +99,6 @@ def test_what_ran_out_of_memory_raises_the_allowance_and_is_no_observation(tmp_p
     assert len(Recorded.made) == 1 + sum(e.stage == "evolution" for e in starved)
 
 
-def test_a_run_that_ran_out_of_memory_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    whole = run_on(tmp_path / "whole", HOLDS)
-    lines = (tmp_path / "whole" / "trials.jsonl").read_text().splitlines(keepends=True)
-    for kept in (len(lines) // 3, len(lines) // 2, len(lines) - 8):
-        folder = tmp_path / str(kept)
-        folder.mkdir()
-        (folder / "trials.jsonl").write_text("".join(lines[:kept]))
-        again = run_on(folder, HOLDS)
-        assert comparable(again.best) == comparable(whole.best)
-
-
 def test_what_measures_above_the_budget_narrows_the_search_and_never_wins(tmp_path: Path) -> None:
     device = ReservingDevice(excess=5, beyond=BUDGET - 3)
     assert all(predict_bytes(a) < device.beyond for a in (uniform(4, "nf4", 4), uniform(4, "hqq2", 8)))
@@ -132,14 +122,15 @@ def test_a_baseline_measured_above_its_prediction_calibrates_the_search(tmp_path
     assert outcome.exit_status == 0
 
 
-def test_a_run_that_measured_above_the_budget_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    whole = run_on(tmp_path / "whole", ReservingDevice(5, BUDGET - 3))
+@pytest.mark.parametrize("device", [SmallDevice(HOLDS), ReservingDevice(5, BUDGET - 3)])
+def test_a_run_with_less_memory_goes_on_to_the_same_end(tmp_path: Path, device: PlantedOracle) -> None:
+    whole = run_on(tmp_path / "whole", device)
     lines = (tmp_path / "whole" / "trials.jsonl").read_text().splitlines(keepends=True)
-    for kept in (len(lines) // 3, len(lines) // 2):
+    for kept in (len(lines) // 3, len(lines) // 2, len(lines) - 8):
         folder = tmp_path / str(kept)
         folder.mkdir()
         (folder / "trials.jsonl").write_text("".join(lines[:kept]))
-        assert comparable(run_on(folder, ReservingDevice(5, BUDGET - 3)).best) == comparable(whole.best)
+        assert comparable(run_on(folder, device).best) == comparable(whole.best)
 
 
 def test_baselines_after_a_search_keep_to_the_memory_that_it_found_when_they_are_repeated(tmp_path: Path) -> None:

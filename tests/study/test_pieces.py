@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from qra_bo.oracle.protocol import Oracle
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.baselines import fill, largest_rank, uniform_baselines
@@ -28,7 +27,7 @@ from qra_bo.study.status import StatusFile
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
 from qra_bo.utils.files import write_json
-from tests.study.oracles import DAMAGE, FORMATS, UNITS, PlantedOracle
+from tests.study.oracles import DAMAGE, FORMATS, UNITS
 from tests.study.problem import BUDGET, EQUIVALENT, compared, predict_bytes, run
 
 RULES = BaselineRules(4, FORMATS, 32, BUDGET, predict_bytes)
@@ -127,6 +126,9 @@ def test_malformed_events_are_named() -> None:
         Study([{"event": "calibration", "learning_rate": "?"}])
     with pytest.raises(JournalError, match="trial"):
         Study([{"event": "trial", "id": 1}])
+    for workers in (0, -1, True, "4", 2.5):
+        with pytest.raises(JournalError, match="workers"):
+            Study([{"event": "trial", "id": 1, "workers": workers}])
 
 
 def test_provenance_changes_are_told_or_refused() -> None:
@@ -184,10 +186,6 @@ def test_time_left_is_of_the_search_and_shared_by_the_workers(tmp_path: Path, st
     rate = 6.0 * len(study.trials) / sum(cost_of(e).tokens for e in study.trials)
     expected = rate * (study.planned_cost - study.search_cost.tokens) / workers
     assert eta == (pytest.approx(expected) if left else None)
-
-
-def test_the_stand_in_is_an_oracle() -> None:
-    assert isinstance(PlantedOracle(), Oracle)
 
 
 def test_a_stop_says_with_which_folder_the_run_goes_on() -> None:

@@ -1,10 +1,8 @@
 """``effort=instant``: the exact optimum under learned rates, labelled as predicted, and the search that follows it."""
 
 import re
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.space import limit_average_bits
 from qra_bo.study import VerdictKind, load_study, prediction
 from qra_bo.study.journal import read_journal
-from qra_bo.study.prediction import compare_qlora, solved
+from qra_bo.study.prediction import solved
 from qra_bo.study.results import build_best
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import Trial
@@ -85,6 +83,9 @@ def test_instant_runs_no_trial_and_is_labelled_as_predicted(tmp_path: Path) -> N
     assert found is not None
     assert (found.mean, found.low, found.high, found.steps) == (p["mean"], p["low"], p["high"], 24)
     assert "predicted, not searched" in versus(d)
+    raw = (tmp_path / "trials.jsonl").read_bytes()
+    assert instant(tmp_path).best == best
+    assert (tmp_path / "trials.jsonl").read_bytes() == raw
 
 
 @pytest.mark.parametrize("cut", [b'"stage":"comparison"', b'"event":"end"'])
@@ -110,13 +111,6 @@ def test_a_uniform_prediction_is_not_compared_with_itself(tmp_path: Path) -> Non
     d = parse_events([same if e is event else e for e in events if e["event"] != "end"])
     assert (d.verdict.kind, d.verdict.versus_uniform) == (VerdictKind.PREDICTED, None)
     assert "0.0000" not in versus(d)
-
-
-def test_instant_again_changes_nothing(tmp_path: Path) -> None:
-    first, journal = instant(tmp_path).best, (tmp_path / "trials.jsonl")
-    before = journal.read_text().count("prediction")
-    assert instant(tmp_path).best == first
-    assert journal.read_text().count("prediction") == before
 
 
 def test_search_after_instant_equals_one_without_it(tmp_path: Path) -> None:
@@ -171,11 +165,6 @@ def test_other_rates_are_refused_in_a_folder_that_predicted(tmp_path: Path) -> N
     assert others["low"] < own["low"]
 
 
-def test_allocate_refuses_an_effort_with_trials(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs effort=instant; got effort=quick"):
-        instant(tmp_path, effort="quick")
-
-
 def test_comparison_on_one_seed_has_losses_and_no_verdict(tmp_path: Path) -> None:
     best = instant(tmp_path, **{"effort.compare": ["uniform", "qlora"]}).best
     study, d, one = load_study(tmp_path), load_run(tmp_path), best["one_seed"]
@@ -219,35 +208,11 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
         assert [row.role for row in comparison(d)] == ["winner = best uniform"]
 
 
-def test_a_page_says_which_training_its_test_losses_are_of(tmp_path: Path) -> None:
-    instant(tmp_path / "alone")
-    instant(tmp_path / "beside", **{"effort.compare": ["uniform"]})
-    assert "test split, after the final fine-tune." in render_html(load_run(tmp_path / "alone"), {})
-    assert "test split, one training seed, after 24 steps." in render_html(load_run(tmp_path / "beside"), {})
-
-
 def test_the_final_fine_tune_is_no_time_of_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[str] = []
     monkeypatch.setattr(TrialRunner, "reset_stopwatch", lambda run: stages.append(run.status.stage))
     instant(tmp_path, **{"effort.compare": ["qlora"]})
     assert stages == ["profile", "reference"]
-
-
-@pytest.mark.parametrize(("last", "known", "calls"), [
-    (["prediction", "final"], [], ["trained", "forgotten"]), (["prediction", "final"], ["qlora"], ["trained"]),
-    (["prediction"], [], ["trained"])])
-def test_the_checkpoint_of_qlora_is_removed_after_its_training(last: list[str], known: list[str], calls: list[str],
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    run: Any = SimpleNamespace(
-        config=SimpleNamespace(effort=SimpleNamespace(compare=["qlora"])), stage=nullcontext,
-        study=SimpleNamespace(prediction=True, final="final" in last or None, by_key=known),
-        reset_stopwatch=lambda: None,
-        plan=lambda *_, **__: SimpleNamespace(spec=SimpleNamespace(key="qlora")),
-        evaluate_all=lambda _: said.append("trained"), forget_checkpoints=lambda: said.append("forgotten"))
-    monkeypatch.setattr("qra_bo.study.prediction.qlora_of", lambda study: (None, None))
-    compare_qlora(run)
-    assert said == calls
 
 
 def test_comparison_is_made_once_and_ends_with_a_search(tmp_path: Path) -> None:

@@ -60,8 +60,3 @@ def test_several_workers_stop_where_they_stopped(tmp_path: Path) -> None:
     again = run(tmp_path, ShuffledExecutor(3, 1), searcher=Fading, effort__stop=0.1)
     assert searched(again) == searched(first)
     assert len(searched(first)) == 3
-
-
-def test_method_without_forecast_never_stops(tmp_path: Path) -> None:
-    stopped, free = run(tmp_path / "a", effort__stop=0.9), run(tmp_path / "b", effort__stop=None)
-    assert searched(stopped) == searched(free)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from qra_bo.space import Allocation, uniform
+from qra_bo.space import uniform
 from qra_bo.study import Study, VerdictKind, verdict_of
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.study.verdict import TEXTS, Evidence, told
@@ -81,6 +81,10 @@ def test_numbers_are_those_of_the_confirmation() -> None:
     assert (d.seeds, d.steps, d.expected, d.objective_steps) == (5, 64, c.mean + c.ahead, 480)
 
 
+def test_every_kind_has_words() -> None:
+    assert set(TEXTS) == set(VerdictKind)
+
+
 def test_numbers_before_a_confirmation_are_those_of_the_search() -> None:
     study = Study(minimised_at(make_events(finished=False), 480))
     best, reference, d = study.incumbent, study.best_uniform, verdict_of(study).versus_uniform
@@ -105,8 +109,3 @@ def test_more_seeds_than_the_configuration_has_take_another_run() -> None:
         lines = changed("header", changed("confirmation", **seeds(3, -.1)), config={"confirm": {"seeds": asked}})
         study = Study(lines)
         assert part in told(study, verdict_of(study)).action
-
-
-def test_every_kind_has_words() -> None:
-    assert set(TEXTS) == set(VerdictKind)
-    assert all(isinstance(Study(lines).winner, Allocation | None) for lines, *_ in CASES)
