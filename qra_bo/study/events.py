@@ -194,7 +194,7 @@ class Confirmation(Compared):
 
     ``ahead`` is what learned rates add to the difference (nats) from the ``steps`` of all trainings to the length that
     the run minimises, with its standard deviation. ``winner_kind`` is ``"mixed"`` where the candidate is better in the
-    mean, ``ahead`` added where the interval includes 0, and did not fail where the reference did not; else ``"uniform"``.
+    mean, ``ahead`` added where the interval includes 0, and did not fail where the reference did not.
     """
 
     candidate: Stored

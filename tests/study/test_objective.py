@@ -10,8 +10,10 @@ import pytest
 from qra_bo.execution import InProcessExecutor
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.change import Change
+from qra_bo.space import uniform
 from qra_bo.study import RunOutcome
 from qra_bo.study import confirmation as confirming
+from qra_bo.study.confirmation import confirmation
 from qra_bo.study.cost import affordable_steps
 from qra_bo.trials import Fidelity, Trial
 from tests.study.oracles import FORMATS, PlantedOracle
