@@ -42,10 +42,8 @@ def uniform_baselines(rules: BaselineRules, profile: SensitivityProfile) -> list
     """Return for every format the largest rank of the search's that fits and the one below, most promising first.
 
     Formats are ordered by the profile's quantisation sensitivity summed over units (least first; of equals the earlier
-    on the ladder), and within a format the larger rank comes first.
-
-    Raises:
-        BudgetError: If no uniform allocation fits.
+    on the ladder), and within a format the larger rank comes first. Raises ``BudgetError`` if no uniform allocation
+    fits.
     """
     check_uniform(rules)
     total = {f: float(profile.quantization_sensitivity[:, profile.formats.index(f)].sum()) for f in rules.formats}
@@ -73,11 +71,8 @@ def fill(rules: BaselineRules, best: Allocation) -> Allocation:
 
 def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
     """Choose the learning rate from trials of uniform allocations: the best of those tried, which go on beyond an end
-    while the best one is there (``next_rate``). A single rate is taken untried.
-
-    Raises:
-        TrainingError: If no rate gave a loss.
-    """
+    while the best one is there (``next_rate``). A single rate is taken untried. Raises ``TrainingError`` if no rate
+    gave a loss."""
     if run.study.calibrated and not run.journal.content.damaged:
         return
     adapter, scales = run.config.adapter, run.config.calibrate.lr_scales

@@ -29,10 +29,7 @@ def settle_length(run: TrialRunner, problem: SearchProblem) -> None:
     """Record the length that the run minimises the loss of, where that is not the one of its trials.
 
     It is the same where ``search.length=trial``, nothing is fine-tuned at the end, or the final fine-tune is no longer
-    than a trial.
-
-    Raises:
-        ConfigError: If the file of ``surrogate.rates`` can't be read or holds no rates.
+    than a trial. Raises ``ConfigError`` if the file of ``surrogate.rates`` can't be read or holds no rates.
     """
     config, before = run.config, problem.high_steps
     sequences = run.study.provenance.get("train_sequences")
@@ -75,10 +72,7 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
     Both are trained as long as the effort affords (``Study.confirmation_steps``); what learned rates say of the rest
     decides where the measured interval includes 0. Where no allocation is mixed the event is recorded without a trial.
     With ``effort.sequential`` seeds are added one by one until ``decided``. Nothing is done where the journal holds a
-    confirmation that is no weaker (``_is_confirmed``).
-
-    Raises:
-        TrainingError: If no uniform allocation gave a loss.
+    confirmation that is no weaker (``_is_confirmed``). Raises ``TrainingError`` if no uniform allocation gave a loss.
     """
     if _is_confirmed(run):
         return

@@ -42,11 +42,8 @@ def deliver(run: TrialRunner, winner: Allocation) -> Allocation:
 
 
 def first_that_fits(run: TrialRunner, ranked: Sequence[Allocation]) -> Allocation:
-    """Measure the peak of the best allocations in their order; return the first within the budget.
-
-    Raises:
-        OutputError: If none of ``MEASURED_CANDIDATES`` is.
-    """
+    """Measure the peak of the best allocations in their order; return the first within the budget. Raises
+    ``OutputError`` if none of ``MEASURED_CANDIDATES`` is."""
     budget, predict, seed = run.budget_bytes, run.setting.predictor, run.setting.train_seed
     candidates = ranked[:MEASURED_CANDIDATES]
     for a in candidates:

@@ -343,11 +343,7 @@ def as_line(event: Event) -> dict[str, Any]:
 
 
 def decode(line: Mapping[str, Any]) -> Event:
-    """Return the event of a journal's line.
-
-    Raises:
-        JournalError: If it is of no known kind, or malformed.
-    """
+    """Return the event of a journal's line. Raises ``JournalError`` if it is of no known kind, or malformed."""
     name = line.get("event")
     try:
         kind = KINDS[str(name)]

@@ -35,11 +35,8 @@ class Interval:
 
 
 def paired_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return mean and interval of ``n`` paired differences: mean +- t((1 + level) / 2, n - 1) s / sqrt(n).
-
-    Raises:
-        ConfigError: If there are fewer than two.
-    """
+    """Return mean and interval of ``n`` paired differences: mean +- t((1 + level) / 2, n - 1) s / sqrt(n). Raises
+    ``ConfigError`` if there are fewer than two."""
     from scipy.special import stdtrit  # slow to import, and needed once a run
     n = len(differences)
     if n < 2:

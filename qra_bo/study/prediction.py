@@ -32,11 +32,9 @@ REL_GAP = 1e-4
 def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, baselines: Sequence[Allocation]) -> None:
     """Record the allocation that the learned rates call best, and what they predict of it; no trial is run.
 
-    A prediction in the journal stays: another machine or solver may find another optimum within ``REL_GAP``.
-    It has no reference where no rank of ``baselines`` is on the ladders. The learning rate is recorded too.
-
-    Raises:
-        ConfigError: If the file of ``surrogate.rates`` can't be read or holds no rates.
+    A prediction in the journal stays: another machine or solver may find another optimum within ``REL_GAP``. It has no
+    reference where no rank of ``baselines`` is on the ladders. The learning rate is recorded too. Raises
+    ``ConfigError`` if the file of ``surrogate.rates`` can't be read or holds no rates.
     """
     if run.study.prediction is not None and run.study.learning_rate is not None:
         return

@@ -59,11 +59,8 @@ def collect(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what changed between two sessions of a run without making results incomparable, in words.
-
-    Raises:
-        JournalError: If model, data, compute type or trainer differ.
-    """
+    """Return what changed between two sessions of a run without making results incomparable, in words. Raises
+    ``JournalError`` if model, data, compute type or trainer differ."""
     broken = [f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in INCOMPARABLE if before.get(k) != now.get(k)]
     if broken:
         raise JournalError(f"the run can't be continued, its results before and after would not compare: "
@@ -80,12 +77,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def check_same_run(path: Path, before: Header, now: Header) -> None:
-    """Refuse to continue the journal ``path``, begun with the header ``before``, in another run.
-
-    Raises:
-        JournalError: If what is given, the configuration (the hash over its keys that are not harmless), or the file
-            of learned rates is another; it says what differs.
-    """
+    """Refuse to continue the journal ``path``, begun with the header ``before``, in another run. Raises
+    ``JournalError`` if what is given, the configuration (the hash over its keys that are not harmless), or the file of
+    learned rates is another; it says what differs."""
     given = [None if h.given is None else (h.given.allocations, h.given.learning_rate) for h in (before, now)]
     if given[0] != given[1]:
         one, other = ("searches" if side is None else "trains a given allocation" if None in given else

@@ -51,11 +51,7 @@ def write_best(folder: Path, study: Study | None = None) -> dict[str, Any]:
 
 
 def build_best(study: Study) -> dict[str, Any]:
-    """Return the contents of ``best.json``.
-
-    Raises:
-        JournalError: If the run has not ended.
-    """
+    """Return the contents of ``best.json``. Raises ``JournalError`` if the run has not ended."""
     end, winner, final = study.end, study.winner, study.final
     if end is None or winner is None:
         raise JournalError("the run has not ended, so that there is no best.json yet; run the same command again to "

@@ -99,11 +99,8 @@ class TrialRunner:
         self._searched = session_seconds(of_search)
 
     def begin(self) -> None:
-        """Write the header of a new run, or check that the journal is of this one and note a changed effort.
-
-        Raises:
-            JournalError: If the journal belongs to another configuration.
-        """
+        """Write the header of a new run, or check that the journal is of this one and note a changed effort. Raises
+        ``JournalError`` if the journal belongs to another configuration."""
         now = self._header()
         if self.study.effort is None:
             self.record(now, describe=False)
@@ -150,11 +147,8 @@ class TrialRunner:
             self.record(Warned(message), describe=False)
 
     def _describe(self) -> None:
-        """Write the provenance once a session, and warn of changes since the last one and of the oracle's notes.
-
-        Raises:
-            JournalError: If results before and after would not compare.
-        """
+        """Write the provenance once a session, and warn of changes since the last one and of the oracle's notes. Raises
+        ``JournalError`` if results before and after would not compare."""
         if self._described:
             return
         facts = json.loads(canonical(collect(self.executor.describe())))
@@ -223,10 +217,8 @@ class TrialRunner:
         """Plan a trial; arguments that are not given are as in the search.
 
         This is where a trial gets its learning rate: the calibrated one, unless another is given. ``length`` is the
-        steps of a full-fidelity trial with its schedule; ``codes`` is as in ``TrialSpec``.
-
-        Raises:
-            OracleError: If no learning rate is calibrated yet, or low fidelity has no length.
+        steps of a full-fidelity trial with its schedule; ``codes`` is as in ``TrialSpec``. Raises ``OracleError`` if no
+        learning rate is calibrated yet, or low fidelity has no length.
         """
         rate = self.study.learning_rate if learning_rate is None else learning_rate
         full = self.config.fidelity.high if length is None else length
@@ -256,10 +248,7 @@ class TrialRunner:
 
     def next_finished(self) -> Trial:
         """Wait for the next trial that ends, and write it down: the journal has trials in the order of their ends.
-
-        Raises:
-            OracleError: If a trial with a loss counted no tokens.
-        """
+        Raises ``OracleError`` if a trial with a loss counted no tokens."""
         self._overhead += time.monotonic() - self._mark
         spec, result = self.executor.finished(self.progress)
         self._mark = time.monotonic()
