@@ -17,7 +17,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, Unit, uniform
-from qra_bo.study import Engine, RunInterrupted, RunOutcome, Setting
+from qra_bo.study import JOURNAL_NAME, Engine, RunInterrupted, RunOutcome, Setting, read_journal
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 from tests.study.oracles import FORMATS, TOKENS, UNITS, PlantedOracle
 
@@ -139,6 +139,19 @@ def compared(candidate: Allocation, reference: Allocation, ours: Sequence[float]
 
     return [(trial(candidate, seed, c), trial(reference, seed, r))
             for seed, (c, r) in enumerate(zip(ours, theirs, strict=True), 1)]
+
+
+def lines_of(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind in a run's journal."""
+    return [e for e in read_journal(folder / JOURNAL_NAME).events if e["event"] == kind]
+
+
+def keys(folder: Path) -> list[str]:
+    return [e["key"] for e in lines_of(folder, "trial")]
+
+
+def warnings_of(folder: Path) -> list[str]:
+    return [e["message"] for e in lines_of(folder, "warning")]
 
 
 def comparable(best: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,10 @@ from qra_bo.report.data import load_run
 from qra_bo.report.notes import notes
 from qra_bo.space import uniform
 from qra_bo.study import RunOutcome, VerdictKind, verdict_of
-from qra_bo.study.journal import read_journal
 from qra_bo.study.state import Study, load_study
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import comparable, make_setting, run
+from tests.study.problem import comparable, lines_of, make_setting, run
 from tests.study.test_choice import BAD, checked
 from tests.study.test_objective import long_run
 from tests.study.test_recommended import Contrary
@@ -49,10 +48,6 @@ def favoured(folder: Path, lost: Iterable[int] = (), diverging: Iterable[int] = 
 
 def confirmed(study: Study) -> list[int]:
     return [int(seed) for seed in study.confirmation.train_seeds]
-
-
-def events(folder: Path, kind: str) -> int:
-    return sum(e["event"] == kind for e in read_journal(folder / "trials.jsonl").events)
 
 
 @pytest.mark.parametrize("sequential", [False, True])
@@ -138,7 +133,7 @@ def test_the_same_winner_of_more_seeds_is_not_fine_tuned_again(tmp_path: Path) -
     more = favoured(tmp_path)
     assert (confirmed(few.study), confirmed(more.study)) == (list(SEEDS[:3]), list(SEEDS))
     assert few.winner == more.winner
-    assert [events(tmp_path, kind) for kind in ("confirmation", "final", "end")] == [2, 1, 2]
+    assert [len(lines_of(tmp_path, kind)) for kind in ("confirmation", "final", "end")] == [2, 1, 2]
 
 
 def test_a_lower_effort_keeps_the_confirmation_on_more_seeds(tmp_path: Path) -> None:
@@ -146,7 +141,7 @@ def test_a_lower_effort_keeps_the_confirmation_on_more_seeds(tmp_path: Path) -> 
     again = favoured(tmp_path, effort="quick", effort__sequential=True)
     assert confirmed(again.study) == list(SEEDS)
     assert again.best == whole.best
-    assert events(tmp_path, "confirmation") == events(tmp_path, "end") == 1
+    assert len(lines_of(tmp_path, "confirmation")) == len(lines_of(tmp_path, "end")) == 1
 
 
 def test_a_lower_effort_keeps_the_longer_confirmation(tmp_path: Path) -> None:

@@ -27,7 +27,18 @@ from qra_bo.study.state import UNSEARCHED_STAGES, load_study
 from qra_bo.trials import Fidelity, Proposal, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, JournalError, QRABOError
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import BUDGET, EQUIVALENT, HIGH, Walk, comparable, make_setting, predict_bytes, run
+from tests.study.problem import (
+    BUDGET,
+    EQUIVALENT,
+    HIGH,
+    Walk,
+    comparable,
+    keys,
+    make_setting,
+    predict_bytes,
+    run,
+    warnings_of,
+)
 
 
 @pytest.fixture(scope="module", name="whole")
@@ -35,10 +46,6 @@ def make_whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutco
     """An undisturbed run."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, run(folder)
-
-
-def keys(folder: Path) -> list[str]:
-    return [e["key"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "trial"]
 
 
 def test_a_run_does_everything_in_order_and_fits(whole: tuple[Path, RunOutcome]) -> None:
@@ -119,9 +126,7 @@ def test_repeated_lines_and_lines_of_another_seed_are_named_and_not_charged(
     assert outcome.study.cost == whole[1].study.cost
     assert [e.spec.key for e in outcome.study.trials] == keys(whole[0])
     after = 28 + 9 + len(own) - 21
-    warnings = [e["message"] for e in read_journal(tmp_path / "mixed" / "trials.jsonl").events
-                if e["event"] == "warning"]
-    assert warnings[-2:] == [
+    assert warnings_of(tmp_path / "mixed")[-2:] == [
         "left out of trials.jsonl, because they belong to another run: "
         f"lines 29-37, {after + 1}-{after + len(other) - 9}",
         f"left out of trials.jsonl, because they repeat earlier lines: lines 21-28, {len(mixed) - 1}"]
@@ -150,7 +155,7 @@ def test_cut_anywhere_and_resumed_it_ends_the_same(whole: tuple[Path, RunOutcome
     assert comparable(run(tmp_path).best) == comparable(whole[1].best)
     assert keys(tmp_path) == keys(whole[0])
     assert share < 1 or (tmp_path / "trials.jsonl").read_bytes() == raw
-    assert {m.split("(")[0] for m in _warnings(tmp_path)} <= {"the last line of trials.jsonl was cut off "}
+    assert {m.split("(")[0] for m in warnings_of(tmp_path)} <= {"the last line of trials.jsonl was cut off "}
 
 
 def test_a_damaged_line_is_done_again_and_named(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
@@ -161,7 +166,7 @@ def test_a_damaged_line_is_done_again_and_named(whole: tuple[Path, RunOutcome], 
     resumed = run(tmp_path)
     assert sorted(keys(tmp_path)) == sorted(keys(whole[0]))
     assert resumed.winner == whole[1].winner
-    assert any(f"line {number + 1} of trials.jsonl is damaged" in m for m in _warnings(tmp_path))
+    assert any(f"line {number + 1} of trials.jsonl is damaged" in m for m in warnings_of(tmp_path))
     assert load_study(tmp_path).end.best == resumed.winner.fingerprint
 
 
@@ -363,7 +368,7 @@ def test_other_data_under_the_same_name_is_refused_and_new_packages_are_told(who
     with pytest.raises(JournalError, match="data_sha256 was 'd0' and is 'd1'"):
         run(tmp_path, InProcessExecutor(PlantedOracle(data="d1")))
     run(tmp_path)
-    assert any("numpy 1.0 ->" in m for m in _warnings(tmp_path))
+    assert any("numpy 1.0 ->" in m for m in warnings_of(tmp_path))
 
 
 def test_a_program_that_asks_otherwise_is_refused(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
@@ -380,7 +385,7 @@ def test_a_program_that_asks_otherwise_is_refused(whole: tuple[Path, RunOutcome]
 def test_max_hours_ends_the_search_and_says_so_and_more_goes_on(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     short = run(tmp_path, max_hours=1e-9)
     assert not [e for e in short.study.trials if e.stage == "evolution"]
-    assert any("max_hours=1e-09" in m for m in _warnings(tmp_path))
+    assert any("max_hours=1e-09" in m for m in warnings_of(tmp_path))
     raw = (tmp_path / "trials.jsonl").read_bytes()
     run(tmp_path, max_hours=1e-9)
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
@@ -471,7 +476,7 @@ def test_what_an_oracle_notes_is_a_warning_once_a_run(tmp_path: Path, monkeypatc
     monkeypatch.setattr(PlantedOracle, "describe", lambda self: {**own(self), "notes": ["7 training records are cut"]})
     run(tmp_path)
     raw = (tmp_path / "trials.jsonl").read_bytes()
-    assert _warnings(tmp_path).count("7 training records are cut") == 1
+    assert warnings_of(tmp_path).count("7 training records are cut") == 1
     run(tmp_path)
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
 
@@ -526,7 +531,3 @@ def test_best_json_of_an_unfinished_run_is_an_error(whole: tuple[Path, RunOutcom
     (tmp_path / "trials.jsonl").write_bytes(raw[:len(raw) // 2])
     with pytest.raises(JournalError, match="not ended"):
         write_best(tmp_path)
-
-
-def _warnings(folder: Path) -> list[str]:
-    return [e["message"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "warning"]

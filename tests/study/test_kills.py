@@ -15,7 +15,7 @@ import pytest
 from qra_bo.study.journal import read_journal
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.study.status import read_state
-from tests.study.problem import comparable
+from tests.study.problem import comparable, keys
 
 PAUSE = 0.02
 
@@ -31,10 +31,6 @@ def finish(folder: Path) -> dict[str, Any]:
     assert process.returncode == 0, err.decode()
     best: dict[str, Any] = json.loads((folder / "best.json").read_text())
     return best
-
-
-def keys(folder: Path) -> list[str]:
-    return [e["key"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "trial"]
 
 
 def wait_for_lines(folder: Path, n: int, process: subprocess.Popen[bytes]) -> None:

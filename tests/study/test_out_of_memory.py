@@ -13,10 +13,9 @@ from qra_bo.oracle.protocol import Progress
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation, limit_average_bits, uniform, with_allowance
 from qra_bo.study.engine import RunOutcome
-from qra_bo.study.journal import read_journal
 from qra_bo.trials import Trial, TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import BUDGET, Walk, comparable, make_costs, make_space, predict_bytes, run
+from tests.study.problem import BUDGET, Walk, comparable, make_costs, make_space, predict_bytes, run, warnings_of
 
 HOLDS = 305
 """Bytes; the best uniform choice within the budget needs 308, the one below it 296."""
@@ -74,10 +73,6 @@ def run_on(folder: Path, device: int | PlantedOracle, **changes: Any) -> RunOutc
     oracle = SmallDevice(device) if isinstance(device, int) else device
     return run(folder, InProcessExecutor(oracle), Recorded, calibrate__lr_scales=[2.0], effort__references=False,
                **changes)
-
-
-def warnings_of(folder: Path) -> list[str]:
-    return [e["message"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "warning"]
 
 
 def test_what_ran_out_of_memory_raises_the_allowance_and_is_no_observation(tmp_path: Path) -> None:

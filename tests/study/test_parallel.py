@@ -18,7 +18,7 @@ from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import Fidelity, TrialResult, TrialSpec
 from tests.study import problem
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import EQUIVALENT, Walk, comparable, make_setting
+from tests.study.problem import EQUIVALENT, Walk, comparable, keys, lines_of, make_setting, warnings_of
 
 TARGET = "tests.study.oracles:make"
 
@@ -70,16 +70,8 @@ def run(folder: Path, executor: Executor, **changes: Any) -> RunOutcome:
     return problem.run(folder, executor, Recorder, **changes)
 
 
-def trials(folder: Path) -> list[dict[str, Any]]:
-    return [e for e in read_journal(folder / "trials.jsonl").events if e["event"] == "trial"]
-
-
-def keys(folder: Path) -> list[str]:
-    return [e["key"] for e in trials(folder)]
-
-
 def searched(folder: Path) -> list[str]:
-    return [e["key"] for e in trials(folder) if e["stage"] == "evolution"]
+    return [e["key"] for e in lines_of(folder, "trial") if e["stage"] == "evolution"]
 
 
 def test_one_worker_among_many_kinds_gives_one_result(tmp_path: Path) -> None:
@@ -89,14 +81,14 @@ def test_one_worker_among_many_kinds_gives_one_result(tmp_path: Path) -> None:
     for folder, outcome in (("b", other), ("c", processes)):
         assert comparable(outcome.best) == comparable(sequential.best)
         assert keys(tmp_path / folder) == keys(tmp_path / "a")
-    assert all("workers" not in e for e in trials(tmp_path / "a"))
+    assert all("workers" not in e for e in lines_of(tmp_path / "a", "trial"))
 
 
 def test_proposals_are_kept_under_way_and_their_number_is_in_the_journal(tmp_path: Path) -> None:
     executor = ShuffledExecutor(4, seed=0)
     outcome = run(tmp_path, executor)
     assert executor.most >= 4
-    assert {e["workers"] for e in trials(tmp_path)} == {4}
+    assert {e["workers"] for e in lines_of(tmp_path, "trial")} == {4}
     assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
     cost = outcome.study.search_cost.tokens / EQUIVALENT
     assert 24 <= cost < 25.5  # what is pending is planned for: an effort is not overdrawn by a batch
@@ -154,7 +146,7 @@ def test_a_straggler_holds_nobody(tmp_path: Path) -> None:
 
     run(tmp_path, Straggling(3, 0))
     assert Straggling.held is None
-    order = [e["key"] for e in trials(tmp_path) if e["stage"] == "evolution"]
+    order = [e["key"] for e in lines_of(tmp_path, "trial") if e["stage"] == "evolution"]
     seed = make_setting().train_seed
     asked = [f"{p[0].allocation.fingerprint}-{4 if p[0].fidelity is Fidelity.LOW else 8}of8-t{seed}-validation-lr0.002"
              for p in Recorder.made[-1].moves if p and not isinstance(p[0], str)]
@@ -168,8 +160,7 @@ def test_time_that_is_up_lets_what_is_under_way_end(tmp_path: Path, monkeypatch:
                         property(lambda self: 3600.0 * (len(self.study.trials) >= 20)))
     run(tmp_path, ShuffledExecutor(4, 1), max_hours=.5)
     ended.append(len(searched(tmp_path)))
-    warned = [e["message"] for e in read_journal(tmp_path / "trials.jsonl").events if e["event"] == "warning"]
-    assert sum("max_hours=0.5" in m for m in warned) == 1
+    assert sum("max_hours=0.5" in m for m in warnings_of(tmp_path)) == 1
     raw = (tmp_path / "trials.jsonl").read_bytes()
     run(tmp_path, ShuffledExecutor(4, 1), max_hours=.5)
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
@@ -197,7 +188,7 @@ def test_worker_processes_share_the_work_and_a_lost_one_is_replaced(tmp_path: Pa
     executor = LocalExecutor([spec] * 3, Limits(60, retries=1))
     outcome = run(tmp_path / "run", executor)
     assert outcome.study.states["failed"] == 0
-    assert {e["workers"] for e in trials(tmp_path / "run")} == {3}
+    assert {e["workers"] for e in lines_of(tmp_path / "run", "trial")} == {3}
     assert load_study(tmp_path / "run").winner == outcome.winner
     assert all(w.process is None for w in executor._workers)
 
