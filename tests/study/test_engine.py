@@ -30,7 +30,6 @@ from tests.study.oracles import PlantedOracle
 from tests.study.problem import (
     BUDGET,
     EQUIVALENT,
-    HIGH,
     Walk,
     comparable,
     keys,
@@ -316,18 +315,6 @@ def test_a_searcher_that_breaks_its_contract_is_stopped(tmp_path: Path, allocati
 
     with pytest.raises(SearcherError, match=message):
         run(tmp_path, searcher=Bad)
-
-
-def test_a_searcher_that_stops_ends_the_search(tmp_path: Path) -> None:
-    class Done(Walk):
-        def ask(self, n: int) -> list[Proposal]:
-            return []
-
-    outcome = run(tmp_path, searcher=Done)
-    assert outcome.best["winner_kind"] == "uniform"
-    assert outcome.best["versus_best_uniform"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 0,
-                                                   "steps": HIGH}
-    assert not [e for e in outcome.study.trials if e.stage == "confirmation"]  # with itself
 
 
 def test_what_a_searcher_says_of_its_surrogate_is_kept_until_the_search_goes_on(tmp_path: Path) -> None:
