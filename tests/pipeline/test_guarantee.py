@@ -129,7 +129,7 @@ def test_measured_peaks_become_the_devices_allowance(tmp_path: Path, executor: I
                                       predictor(allocation)))
     found = fold_peaks(make_setting(CONFIG), evaluations)
     assert found is not None
-    assert (found.device, found.measured, found.measurements) == ("cpu", 3, 3)
+    assert (found.device, found.measured, found.allowance.measurements) == ("cpu", 3, 3)
     # All bytes alive on a CPU were foreseen, so that its allocator has nothing to be allowed for.
     assert allowance_for(CONFIG, "cpu") == Allowance(0, 0, 3)
     assert AllowanceStore(tmp_path / "allowances").path("cpu").is_file()
