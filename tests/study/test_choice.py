@@ -10,8 +10,8 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.study import VerdictKind, verdict_of
 from qra_bo.study.confirmation import LOOKS, decided
 from qra_bo.study.events import SurrogateCheck
-from tests.study.problem import run
-from tests.study.test_recommended import Contrary
+from tests.study.problem import compared, run
+from tests.study.test_recommended import MIXED, Contrary
 
 BAD, GOOD = -1.0, 0.8
 
@@ -42,9 +42,10 @@ def test_a_check_without_agreement_fails(agreement: float | None, fails: bool) -
 
 
 def test_clear_signs_are_decided_at_the_looks_alone() -> None:
-    clear = [-0.010, -0.011, -0.0105, -0.0102, -0.0108]
-    assert [n for n in range(2, 6) if decided(clear[:n])] == list(LOOKS)
-    assert not any(decided([0.01, -0.01, 0.012, -0.008, 0.0][:n]) for n in range(2, 6))
+    for losses, looks in (([-0.010, -0.011, -0.0105, -0.0102, -0.0108], list(LOOKS)),
+                          ([0.01, -0.01, 0.012, -0.008, 0.0], [])):
+        pairs = compared(*MIXED, losses, [0.0] * 5)
+        assert [n for n in range(2, 6) if decided(pairs[:n])] == looks
 
 
 class NothingMixed(Contrary):
