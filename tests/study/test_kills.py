@@ -84,7 +84,7 @@ def test_a_signal_leaves_a_clean_journal_and_no_worker(undisturbed: tuple[Path, 
 
 def test_a_dead_driver_takes_its_worker_with_it_and_is_known_to_have_died(tmp_path: Path) -> None:
     process = start(tmp_path, 5.0)
-    wait_for_lines(tmp_path, 3, process)
+    wait_for_lines(tmp_path, 4, process)
     assert read_state(tmp_path) == "running"
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert children
