@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,6 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from qra_bo.finetune.checked_tensors import load_checked, save_checked
-from qra_bo.sensitivity import SensitivityProfile, profile_from_json, profile_to_json
-from qra_bo.utils.errors import ProfileError
-from qra_bo.utils.files import read_sealed, write_sealed
 from qra_bo.utils.holder import holder_of, name_holder
 
 log = logging.getLogger(__name__)
@@ -184,41 +181,3 @@ class TensorStore:
 
     def _facts(self, name: str) -> dict[str, str]:
         return {"key": self.folder.name, "name": name}
-
-
-class ProfileCache:
-    """One sensitivity profile for each key, and the parts of one that is being measured.
-
-    Args:
-        folder: Folder of the profiles.
-        facts: JSON values that determine the profile.
-        run: See ``TensorStore``.
-
-    Attributes:
-        parts: Store of what was measured of it; a profile that was killed goes on from there.
-    """
-
-    def __init__(self, folder: Path, facts: Mapping[str, Any], run: Path | None = None) -> None:
-        self.parts = TensorStore(folder, facts, run)
-        self.path = folder / f"{self.parts.folder.name}.json"
-
-    def load(self, units: Iterable[str]) -> tuple[SensitivityProfile, dict[str, int]] | None:
-        """Return the profile of these units and its cost in tokens, or ``None``."""
-        try:
-            stored = read_sealed(self.path)
-            profile, cost = profile_from_json(stored["profile"], str(self.path)), stored["cost"]
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, ProfileError) as error:
-            log.warning("the cached sensitivity profile %s can't be used and is measured anew: %s", self.path, error)
-            return None
-        return (profile, cost) if profile.units == tuple(units) else None
-
-    def save(self, profile: SensitivityProfile, cost: Mapping[str, int]) -> None:
-        """Write a profile and its cost in tokens, and remove its parts."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_sealed(self.path, {"profile": profile_to_json(profile), "cost": dict(cost)})
-        except (OSError, ValueError) as error:  # not every measurement is a finite number
-            log.warning("%s can't be written, so a later run makes its contents anew: %s", self.path, error)
-        shutil.rmtree(self.parts.folder, ignore_errors=True)

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
-from qra_bo.finetune.cache import ProfileCache, TensorStore
+from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import DataSplits, batches
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
 from qra_bo.finetune.memory_probe import MemoryProbe, begin_load, release_unused
@@ -63,12 +64,12 @@ class Stores:
 
     Args:
         checkpoints: Checkpoints of trials.
-        profiles: Cache of the sensitivity profile across runs.
+        profiles: The sensitivity profile and its finished parts across runs.
         factors: Decompositions of adapter initialisations across runs.
     """
 
     checkpoints: CheckpointStore | None = None
-    profiles: ProfileCache | None = None
+    profiles: TensorStore | None = None
     factors: TensorStore | None = None
 
 
@@ -110,29 +111,28 @@ class FinetuneOracle:
 
     def profile(self, progress: Progress) -> SensitivityProfile:
         """Measure I_q and I_r on calibration text from the training split; a cached profile costs as much."""
-        cache = self.stores.profiles
-        cached = cache.load(u.name for u in self.units) if cache else None
-        if cached is not None:
-            profile, cost = cached
-        else:
+        store = self.stores.profiles
+        found = None if store is None else store.load("profile")
+        if found is None:
             self.bank.build(progress)
-            kept = cache.parts if cache else None
-            rank_sensitivity, trained = measure_rank_sensitivity(self.bank, self.units, self.text,
-                                                                 self.settings.largest_rank, progress, kept)
+            rank, trained = measure_rank_sensitivity(self.bank, self.units, self.text, self.settings.largest_rank,
+                                                     progress, store)
             measured, base, forward, used = measure_quantization_sensitivity(self.bank, self.units, self.formats,
-                                                                             self.text, progress, kept)
-            source = f"measured on {used} training sequences"
-            profile = SensitivityProfile(
-                tuple(u.name for u in self.units), tuple(f.name for f in self.formats), measured.rise, measured.kl,
-                rank_sensitivity, base, source if self.bank.rounding is None else f"{source}, codes by GPTQ",
-                measured.se)
-            cost = {"training_tokens": trained, "forward_tokens": forward}
-            if cache:
-                cache.save(profile, cost)
+                                                                             self.text, progress, store)
+            arrays = {"rank": rank, "numbers": np.array([base, used, trained, forward]), **measured._asdict()}
+            found = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+            if store is not None:
+                store.save("profile", found)
+        base, used, trained, forward = found["numbers"].tolist()
+        source = f"measured on {used:.0f} training sequences"
+        profile = SensitivityProfile(
+            tuple(u.name for u in self.units), tuple(f.name for f in self.formats), found["rise"].numpy(),
+            found["kl"].numpy(), found["rank"].numpy(), base,
+            source if self.bank.rounding is None else f"{source}, codes by GPTQ", found["se"].numpy())
         # Adapter initialisations and the choice of codes take passes of their own, which all trials share.
         rounding = 0 if self.bank.rounding is None else self.bank.rounding.forward_tokens
-        self.profile_cost = {"training_tokens": cost["training_tokens"],
-                             "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens + rounding}
+        self.profile_cost = {"training_tokens": int(trained),
+                             "forward_tokens": int(forward) + self.inits.forward_tokens + rounding}
         return profile
 
     def evaluate(self, request: TrialSpec, progress: Progress, then: Callable[[], None] | None = None) -> TrialResult:

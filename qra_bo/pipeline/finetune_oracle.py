@@ -11,7 +11,7 @@ from qra_bo.config import RunConfig, gptq_sequences, make_space, make_spec
 from qra_bo.finetune import profiling
 from qra_bo.finetune.adapters import lowrank
 from qra_bo.finetune.adapters.lora import AdapterSettings
-from qra_bo.finetune.cache import ProfileCache, TensorStore
+from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.checked_tensors import fast_hash
 from qra_bo.finetune.data.load import check_tokens, data_notes, load_data
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks
@@ -155,7 +155,7 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
 
 
 def caches(cfg: RunConfig, facts: dict[str, Any], text: TokenBlocks, calibration: TokenBlocks,
-           run: Path) -> tuple[TensorStore, TensorStore, ProfileCache]:
+           run: Path) -> tuple[TensorStore, TensorStore, TensorStore]:
     """Return what is kept between runs of a model: chosen codes, decomposed residuals, the profile.
 
     Codes are chosen on ``text``, sensitivities are measured on ``calibration``. ``facts`` determine the activations and
@@ -169,4 +169,4 @@ def caches(cfg: RunConfig, facts: dict[str, Any], text: TokenBlocks, calibration
                    "ids": torch.from_numpy(calibration.input_ids), "labels": torch.from_numpy(calibration.labels)})}
     return (TensorStore(cache_folder("codes"), codes, run),
             TensorStore(cache_folder("factors"), {**codes, "lowrank": lowrank.VERSION}, run),
-            ProfileCache(cache_folder("profiles"), {**codes, "measured": profile}, run))
+            TensorStore(cache_folder("profiles"), {**codes, "measured": profile}, run))

@@ -106,18 +106,6 @@ def test_files_swapped_or_without_tensors_are_made_anew(tmp_path: Path, caplog: 
     assert store.load("q_proj") is None
 
 
-def test_edited_profile_numbers_are_measured_anew(filled: tuple[Path, dict[str, Any]], tmp_path: Path,
-                                                  caplog: pytest.LogCaptureFixture) -> None:
-    cache, expected = filled
-    shutil.copytree(cache, tmp_path / "cache")
-    path = next((tmp_path / "cache" / "profiles").iterdir())
-    data = json.loads(path.read_text())
-    data["profile"]["rank_sensitivity"][0][0] = 1.0
-    path.write_text(json.dumps(data))
-    assert same(results(tmp_path / "cache", tmp_path / "out", ["+model=tiny"]), expected)
-    assert "sensitivity profile" in caplog.text
-
-
 def test_other_weights_in_the_same_files_share_no_cache(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     model, _ = tiny_llama(vocab=512)

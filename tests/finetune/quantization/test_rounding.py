@@ -300,7 +300,7 @@ def keys(*more: str, text: int = 0, calibration: int = 1) -> list[str]:
     config, ids = load_config(["+model=tiny", *more]), np.zeros((2, 3), dtype=np.int64)
     blocks = [TokenBlocks(ids + token, ids + token) for token in (text, calibration)]
     codes, factors, profiles = caches(config, {"weights": "w"}, *blocks, Path("run"))
-    return [store.folder.name for store in (codes, factors, profiles.parts)]
+    return [store.folder.name for store in (codes, factors, profiles)]
 
 
 def test_cache_keys_are_made_of_what_decides_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
