@@ -2,10 +2,9 @@
 
     python -m bench.memory [--tuples 26] [--real]
 
-A tuple is an architecture, a mixed allocation, a batch, a length, checkpointing, a precision, an optimiser, a kind of
-device and an evaluation batch, drawn from a seed. Each is predicted by the memory model, traced on meta tensors
-(``bench.memory.trace``). Real rows train on this machine's CPU:
-``tiny`` always, SmolLM2-135M with ``--real``.
+A tuple is an architecture, a mixed allocation, a batch, a length, checkpointing, a precision, an optimiser and a kind
+of device, drawn from a seed. Each is predicted by the memory model and traced on meta tensors (``bench.memory.trace``).
+Real rows train on this machine's CPU: ``tiny`` always, SmolLM2-135M with ``--real``.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.memory.tuples import ARCHITECTURES, bits_of, drawn, space_of, spec_of, total
+from bench.memory.tuples import bits_of, drawn, space_of, spec_of, total
 from bench.report import RESULTS, Target, publish
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.model import MemoryModel, TrainShape
@@ -32,6 +31,8 @@ from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import Allocation, DecoderSpec, SearchSpace
 
 ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = ("SmolLM2-135M", "Qwen3-0.6B", "Gemma-2B", "Llama-3.2-3B", "Pythia-6.9B", "Mistral-7B", "Qwen2.5-7B",
+                 "Llama-2-70B")
 GRANULARITIES = ("layer", "layer", "block", "fused", "module")
 SEED = 0
 UNDER, OVER, REAL_OVER = -0.005, 0.03, 0.05

@@ -17,8 +17,12 @@ ARCHITECTURES: dict[str, tuple[Any, ...]] = {
     "Gemma-2B": ("gemma", 18, 2048, 16384, 8, 1, 256, 256000, True),
     "Llama-3.2-3B": ("llama", 28, 3072, 8192, 24, 8, 128, 128256, True),
     "Pythia-6.9B": ("gpt_neox", 32, 4096, 16384, 32, 32, 128, 50432, False),
+    "Llama-2-7B": ("llama", 32, 4096, 11008, 32, 32, 128, 32000, False),
     "Mistral-7B": ("mistral", 32, 4096, 14336, 32, 8, 128, 32768, False),
     "Qwen2.5-7B": ("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, False),
+    "Llama-3.1-8B": ("llama", 32, 4096, 14336, 32, 8, 128, 128256, False),
+    "Llama-2-13B": ("llama", 40, 5120, 13824, 40, 40, 128, 32000, False),
+    "Qwen3-32B": ("qwen3", 64, 5120, 25600, 64, 8, 128, 151936, False),
     "Llama-2-70B": ("llama", 80, 8192, 28672, 64, 8, 128, 32000, False)}
 BIASED = ("gpt_neox", "qwen2")
 """Families with biases in the projections of attention."""

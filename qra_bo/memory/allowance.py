@@ -33,8 +33,8 @@ class Allowance:
 ASSUMED = {"cpu": Allowance(0, 0), "cuda": Allowance(128 * 2**20, 72_000),
            "cuda, checkpointed": Allowance(176 * 2**20, 135_000)}
 """For devices that were not measured, by ``TrainShape.allocator``; those of CUDA cover the simulated allocator with
-expandable segments (``bench/results/memory_allocator.json``). A recomputed layer's few large tensors leave larger gaps.
-A CUDA context lies outside the allocator and does not count."""
+expandable segments (``bench.memory.allocator``). A recomputed layer's few large tensors leave larger gaps. A CUDA
+context lies outside the allocator and does not count."""
 
 
 @dataclass(frozen=True, slots=True)
