@@ -26,8 +26,9 @@ STEPS = 16
 
 @cache
 def table(bits: int, device: torch.device) -> Tensor:
-    """Return the values of the ``2^STATE_BITS`` states for codes of ``bits`` bits, in fp32; all are multiples of 2^-9
-    below 4, so that fp16 holds them, and sums of 64 are exact in fp32 in any order."""
+    """Return the values of the ``2^STATE_BITS`` states for codes of ``bits`` bits, in fp32, as
+    ``bench.trellis_tables`` trained them; all are multiples of 2^-9 below 4, so that fp16 holds them, and sums of 64
+    are exact in fp32 in any order."""
     text = resources.files(__package__).joinpath("trellis_tables.json").read_text("ascii")
     units = bytearray(base64.b64decode(json.loads(text)["tables"][str(bits)]))
     return (torch.frombuffer(units, dtype=torch.int16).float() * UNIT).to(device)

@@ -1,7 +1,7 @@
 """Tables of the trellis codes, trained by Lloyd's steps on Gaussian numbers: a state's value becomes the mean of the
 numbers that were coded by it.
 
-    python -m scripts.trellis_tables
+    python -m bench.trellis_tables
 
 Writes ``qra_bo/finetune/quantization/trellis_tables.json``, and the distortion of each table on other numbers.
 """
