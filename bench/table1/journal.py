@@ -13,6 +13,7 @@ from bench.table1.recipe import with_codes
 from qra_bo.config.resume import flatten
 from qra_bo.study.journal import checksum
 from qra_bo.study.provenance import INCOMPARABLE, changes, collect, differences
+from qra_bo.trials import TrialState
 from qra_bo.utils.errors import JournalError
 
 OWN_FIELDS = frozenset({"event", "time", "key", "run", "session", "elapsed", "crc"})
@@ -37,6 +38,7 @@ class TableJournal(Store):
         self._config, self._described = config, False
         self.made = 0
         """Results that this process computed."""
+        self._failed: dict[tuple[str, str], Event] = {}
         known = [event for event in self.events if event["event"] == "provenance"]
         self.provenance: Mapping[str, Any] = known[-1] if known else {}
         """Provenance of the last results."""
@@ -48,11 +50,14 @@ class TableJournal(Store):
             self.check_header(path, header)
 
     def once(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> Event:
-        """Return the event of a kind under a key; where there is none, ``make`` computes its fields."""
-        found = self.find(kind, key)
+        """Return the event of a kind under a key; where there is none, ``make`` computes its fields. One that failed is
+        made again by another process, and not by this one."""
+        found = self.find(kind, key) or self._failed.get((kind, key))
         if found is None:
             found = self.append(kind, key, make())
             self.made += 1
+            if found.get("state") == TrialState.FAILED.value:
+                self._failed[kind, key] = found
         return found
 
     def take_over(self, folder: Path, event: Event) -> bool:

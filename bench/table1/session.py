@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.table1.config import NAME, TableConfig, TableOptions, load_options
-from bench.table1.journal import TableJournal
+from bench.table1.journal import OWN_FIELDS, TableJournal
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe, codes_name, embeddings_name, with_codes
 from qra_bo.config import RunConfig, gptq_tokens
@@ -208,7 +208,8 @@ class Session:
 
     def profile(self) -> ProfileResult:
         """Return the sensitivities, with their cost."""
-        return ProfileResult.from_json(self.results.once("profile", "profile", lambda: self._profiled().to_json()))
+        event = self.results.once("profile", "profile", lambda: self._profiled().to_json())
+        return ProfileResult.from_json({name: value for name, value in event.items() if name not in OWN_FIELDS})
 
     def _profiled(self) -> ProfileResult:
         """Return the given profile at the cost of the open oracle's initialisation, or a measured one."""
