@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,19 +13,26 @@ from bench.study.plan import Study
 from bench.study.run import finder
 from bench.study.schedule import Settled, settle
 from qra_bo.memory.formats import parse_format
-from qra_bo.study.intervals import paired_interval
+from qra_bo.study.intervals import paired_interval, two_way_interval
 
 COLUMNS = ("text", "label", "steps", "name", "bits", "rank", "learning_rate", "seeds", "loss", "difference")
 Row = dict[str, Any]
 
 
-def difference(losses: Mapping[int, float], others: Mapping[int, float]) -> Row | None:
-    """Return the paired mean difference over common seeds with its 95 % interval; ``None`` below two seeds."""
-    pairs = [losses[seed] - others[seed] for seed in losses if seed in others]
-    if len(pairs) < 2:
+def difference(one: Settled, other: Settled) -> Row | None:
+    """Return the mean difference of two choices over common seeds with its 95 % interval; ``None`` below two seeds.
+
+    The interval holds for other held-out text too, as ``over_text`` says, where both sides' trials have the losses of
+    every sequence.
+    """
+    seeds = [seed for seed in one.losses if seed in other.losses]
+    if len(seeds) < 2:
         return None
-    interval = paired_interval(pairs)
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "seeds": len(pairs)}
+    sides = [[s.tested[seed].sequence_losses for seed in seeds] for s in (one, other)]
+    over_text = all(len(sequences) > 1 for side in sides for sequences in side)
+    interval = two_way_interval(*sides) if over_text else paired_interval(
+        [one.losses[seed] - other.losses[seed] for seed in seeds])
+    return {**asdict(interval), "seeds": len(seeds), "over_text": over_text}
 
 
 def rows_of(study: Study, stores: list[TrialStore]) -> list[Row]:
@@ -38,7 +46,7 @@ def rows_of(study: Study, stores: list[TrialStore]) -> list[Row]:
 
 def _row(s: Settled, all_of_them: Mapping[str, Settled]) -> Row:
     arm, losses = s.arm, s.losses
-    minus = {name: None if name == arm.name else difference(losses, all_of_them[name].losses)
+    minus = {name: None if name == arm.name else difference(s, all_of_them[name])
              for name in arm.comparison.opponents}
     return {"text": arm.comparison.text, "label": arm.comparison.label, "steps": arm.steps, "name": arm.name,
             **arm.allocation.to_json(), "bits": fmean(parse_format(f).bits for f in arm.allocation.formats),

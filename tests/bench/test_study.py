@@ -12,12 +12,14 @@ from bench.store import TrialStore
 from bench.study.__main__ import main
 from bench.study.plan import Arm, Study, load_study
 from bench.study.run import finder, stores_in, work
-from bench.study.schedule import SEARCH_SEED, missing, settle
-from bench.study.summary import rows_of, summarise
+from bench.study.schedule import SEARCH_SEED, Settled, missing, settle
+from bench.study.summary import difference, rows_of, summarise
 from qra_bo.config import make_space, make_spec
 from qra_bo.execution.base import Executor, InProcessExecutor
 from qra_bo.oracle.synthetic import SyntheticOracle
+from qra_bo.study.intervals import paired_interval, two_way_interval
 from qra_bo.study.setting import training_seeds
+from qra_bo.trials import TrialResult, TrialState
 from qra_bo.utils.errors import ConfigError
 
 PLANS = Path(study_package.__file__).parent / "plans"
@@ -118,6 +120,24 @@ def test_rows_have_paired_differences_and_brackets(finished: tuple[Study, Path],
     assert content["rows"] == json.loads(json.dumps(rows))
     assert content["git"] == stores_in(folder)[0].sessions()[-1]["git"]
     assert "| plain | small | 4     | hqq3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("known", [(True, True), (True, False)], ids=["both have sums", "one has none"])
+def test_differences_hold_for_other_text_where_both_sides_know_their_sequences(finished: tuple[Study, Path],
+                                                                               known: tuple[bool, bool]) -> None:
+    sums = [(((2.5, 2), (5.0, 3)), ((1.0, 2), (4.5, 3))), (((2.25, 2), (5.5, 3)), ((1.0, 2), (4.0, 3)))]
+
+    def made(sequences: Any, has: bool) -> TrialResult:
+        return TrialResult(TrialState.OK, sum(loss for loss, _ in sequences) / 5, None, (), 0, 0, 0, None, 0.0,
+                           sequence_losses=sequences if has else ())
+
+    sides = [Settled(finished[0].comparisons[0][0], tested={3: made(of[0], has), 4: made(of[1], has)})
+             for has, of in zip(known, sums, strict=True)]
+    sides[0].tested[5] = sides[0].tested[4]  # a seed that the other side lacks
+    found = difference(*sides)
+    expected = two_way_interval(*sums) if all(known) else paired_interval([-0.05, 0.1])
+    assert found == {"mean": pytest.approx(expected.mean), "low": pytest.approx(expected.low),
+                     "high": pytest.approx(expected.high), "seeds": 2, "over_text": all(known)}
 
 
 def test_stopped_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
