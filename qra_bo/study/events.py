@@ -4,24 +4,21 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.allowance import Allowance
-from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
-from qra_bo.study.header import Effort, Header, Stored
+from qra_bo.study.header import Effort, Header, Stored, StoredChange
 from qra_bo.trials import RESERVED, Trial
 from qra_bo.utils.errors import JournalError, ProfileError, SpaceError
 
 LEAST_AGREEMENT = 0.0
 """Spearman correlation of left-out losses, over their better half, above which the surrogate's ranking is followed."""
 
-StoredChange = Annotated[Change, PlainValidator(lambda c: c if isinstance(c, Change) else Change.from_json(c)),
-                         PlainSerializer(Change.to_json)]
 Losses = tuple[float, ...]
 UNDER_WAY = "under way"
 
@@ -258,11 +255,10 @@ class Measured:
 
 @checked(frozen=True, slots=True)
 class Final:
-    """The final fine-tune.
+    """The final fine-tune, with the test loss (nats) of the adapter of ``kept_step``, which is delivered.
 
-    Without an early stop ``steps`` are ``planned_steps``; the adapter of ``kept_step`` is delivered, with a test loss
-    (nats). ``curve`` is ``(step, validation loss)``. ``winner`` is the fingerprint of the allocation that won,
-    ``delivered`` that of the first that measured within the budget. ``sample`` is text before and after.
+    ``curve`` is ``(step, validation loss)``. ``winner`` is the fingerprint of the allocation that won, ``delivered``
+    that of the first that measured within the budget. ``sample`` is text before and after.
     """
 
     steps: int
@@ -273,7 +269,6 @@ class Final:
     loss_se: float | None
     winner: str
     delivered: str
-    adapter: str = "adapter"
     sample: Mapping[str, str] | None = None
 
 
@@ -289,11 +284,8 @@ class Folded:
 
 @checked(frozen=True, slots=True)
 class End:
-    """The end of a run; ``status`` is ``"done"``, or ``"next_best"`` where the winner measured over the budget.
-
-    ``best`` is the fingerprint of what is delivered, ``breakdown`` its predicted bytes by part, ``file_bytes`` those
-    of the whole model as a file.
-    """
+    """The end of a run: ``"done"``, or ``"next_best"`` where the winner measured over the budget. ``best`` is the
+    fingerprint of what is delivered, ``breakdown`` its predicted bytes by part, ``file_bytes`` those of its file."""
 
     status: str
     best: str

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.memory.allowance import Allowance
 from qra_bo.oracle.protocol import FINETUNE
+from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation, StorageFormat
 
 CALIBRATED = "calibrated in the search that found the allocation"
@@ -15,7 +16,9 @@ BY_RULE = "adapter.lr by its rule, not calibrated"
 """Sources of a given allocation's learning rate. A file may state another (``learning_rate_source``)."""
 Stored = Annotated[Allocation, PlainValidator(lambda a: a if isinstance(a, Allocation) else Allocation.from_json(a)),
                    PlainSerializer(Allocation.to_json)]
-"""A field that is stored as ``to_json`` writes it."""
+StoredChange = Annotated[Change, PlainValidator(lambda c: c if isinstance(c, Change) else Change.from_json(c)),
+                         PlainSerializer(Change.to_json)]
+"""Fields that are stored as ``to_json`` writes them."""
 
 
 @checked(frozen=True, slots=True)
