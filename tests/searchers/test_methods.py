@@ -14,6 +14,7 @@ from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor, failure
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import Searcher, SearchProblem, make_searcher
+from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.two_stages import TwoStages
 from qra_bo.space import uniform
 from qra_bo.study.engine import RunOutcome
@@ -183,6 +184,7 @@ def test_table1_takes_rates_of_another_text_than_its_own() -> None:
     for data, other in (("plays", "gsm8k"), ("gsm8k", "plays")):
         run = load_table([f"data={data}", *(["data.path=x.jsonl"] if data == "gsm8k" else [])]).run
         assert run.method.target["rates"] == run.surrogate.rates == f"bench/data/{other}/rates.json"
+        assert load_rates(run.surrogate.rates).sources[0].endswith(f"{other}, smollm2_135m")
     assert load_table(["+model=tiny", "data=tiny"]).run.method.target["rates"] == "smollm2_135m"
 
 
