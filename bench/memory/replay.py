@@ -56,7 +56,7 @@ class Recorder(MetaTracker):  # type: ignore[no-untyped-call]
     """Tracker that writes down allocations and frees of meta storages."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.events: list[tuple[int, int]] = []
         self._names: dict[int, int] = {}
         self._made = 0
@@ -175,7 +175,7 @@ def first_optimizer(groups: Any, kind: str, target: torch.device) -> UnitwiseAda
     return made
 
 
-def _fused_step(inner: torch.optim.AdamW, _target: torch.device) -> None:
+def _fused_step(inner: Any, _target: torch.device) -> None:
     """Make the moments as ``Adam._init_group`` does, whose own check does not know the meta device, and step."""
     for parameter in inner.param_groups[0]["params"]:
         if not inner.state[parameter]:

@@ -19,12 +19,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
-from qra_bo.export.run import read_object
 from qra_bo.memory.budget import format_for
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.given import parse_allocation
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.files import read_object
 
 UNIFORM = "uniform:"
 

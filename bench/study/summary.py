@@ -28,9 +28,9 @@ def difference(one: Settled, other: Settled) -> Row | None:
     seeds = [seed for seed in one.losses if seed in other.losses]
     if len(seeds) < 2:
         return None
-    sides = [[s.tested[seed].sequence_losses for seed in seeds] for s in (one, other)]
-    over_text = all(len(sequences) > 1 for side in sides for sequences in side)
-    interval = two_way_interval(*sides) if over_text else paired_interval(
+    mine, theirs = ([s.tested[seed].sequence_losses for seed in seeds] for s in (one, other))
+    over_text = all(len(sequences) > 1 for sequences in (*mine, *theirs))
+    interval = two_way_interval(mine, theirs) if over_text else paired_interval(
         [one.losses[seed] - other.losses[seed] for seed in seeds])
     return {**asdict(interval), "seeds": len(seeds), "over_text": over_text}
 

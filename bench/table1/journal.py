@@ -10,9 +10,9 @@ from bench.collect.task import agree
 from bench.store import Event, Store
 from bench.table1.config import TableConfig
 from bench.table1.recipe import with_codes
-from qra_bo.config.resume import flatten
+from qra_bo.config.resume import differences, flatten
 from qra_bo.study.journal import checksum
-from qra_bo.study.provenance import INCOMPARABLE, changes, collect, differences
+from qra_bo.study.provenance import INCOMPARABLE, changes, collect
 from qra_bo.trials import TrialState
 from qra_bo.utils.errors import JournalError
 
