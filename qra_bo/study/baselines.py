@@ -112,7 +112,8 @@ def next_rate(tried: Mapping[float, float], most: int) -> float | None:
     if len(rates) >= most or len(rates) < 2 or rates[0] < best < rates[-1]:
         return None
     end, beside = (rates[0], rates[1]) if best == rates[0] else (rates[-1], rates[-2])
-    return float(f"{end * end / beside:.4g}")
+    following = float(f"{end * end / beside:.4g}")
+    return None if following in tried else following  # rates that differ by less than their digits
 
 
 def calibration_choices(baseline: Allocation, n: int) -> list[Allocation]:

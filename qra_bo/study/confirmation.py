@@ -19,8 +19,8 @@ from qra_bo.study.state import loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Trial
 
-LOOKS = (3, 4, 5)
-"""Numbers of seeds after which a sequential confirmation may end."""
+FIRST_LOOK = 3
+"""Number of seeds after which a sequential confirmation may end for the first time."""
 Pair = tuple[Trial, Trial]
 """Trials of candidate and reference on one training seed, both with a loss."""
 
@@ -71,8 +71,9 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
 
     Both are trained as long as the effort affords (``Study.confirmation_steps``); what learned rates say of the rest
     decides where the measured interval includes 0. Where no allocation is mixed the event is recorded without a trial.
-    With ``effort.sequential`` seeds are added one by one until ``decided``. Nothing is done where the journal holds a
-    confirmation that is no weaker (``_is_confirmed``). Raises ``TrainingError`` if no uniform allocation gave a loss.
+    With ``effort.sequential`` seeds are added one by one until the interval excludes 0, at the level at which all looks
+    together hold 95 % (Bonferroni). Nothing is done where the journal holds a confirmation that is no weaker
+    (``_is_confirmed``). Raises ``TrainingError`` if no uniform allocation gave a loss.
     """
     if _is_confirmed(run):
         return
@@ -86,9 +87,11 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
         return
     sides = candidate.allocation, reference.allocation
     ahead, ahead_sd = _ahead(run, problem, *sides, steps)
-    for n in range(_fewest_seeds(run), len(seeds) + 1):
+    looks = range(_fewest_seeds(run), len(seeds) + 1)
+    level = 1 - (1 - LEVEL) / len(looks)
+    for n in looks:
         pairs, failed = _pairs(run, *sides, "confirmation", seeds[:n], steps)
-        if failed or decided(pairs):
+        if failed or (len(pairs) > 1 and not _interval(pairs, level)[0].includes_zero):
             break
     if len(pairs) < 2:
         if not failed:
@@ -96,7 +99,7 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
                      "is not confirmed")
             return
         pairs = []  # too few for an interval: that the candidate failed alone decides
-    run.conclude(confirmation(*sides, pairs, failed, steps, ahead, ahead_sd))
+    run.conclude(confirmation(*sides, pairs, failed, steps, ahead, ahead_sd, level))
 
 
 def _ahead(run: TrialRunner, problem: SearchProblem, candidate: Allocation, reference: Allocation,
@@ -113,7 +116,7 @@ def _ahead(run: TrialRunner, problem: SearchProblem, candidate: Allocation, refe
 def _fewest_seeds(run: TrialRunner) -> int:
     """Return the number of seeds after which a confirmation of this effort may end."""
     seeds = run.config.confirm.seeds
-    return min(LOOKS[0], seeds) if run.config.effort.sequential else seeds
+    return min(FIRST_LOOK, seeds) if run.config.effort.sequential else seeds
 
 
 def _is_confirmed(run: TrialRunner) -> bool:
@@ -128,15 +131,7 @@ def _is_confirmed(run: TrialRunner) -> bool:
     return c.candidate == c.reference or c.candidate_failed or len(c.train_seeds) >= _fewest_seeds(run)
 
 
-def decided(pairs: Sequence[Pair]) -> bool:
-    """Whether pairs settle the sign of their difference before all seeds are trained: its interval excludes 0.
-
-    Its level is that of all looks together at most 5 % wrong (Bonferroni over ``LOOKS``).
-    """
-    return len(pairs) in LOOKS and not _interval(pairs, 1 - (1 - LEVEL) / len(LOOKS))[0].includes_zero
-
-
-def _interval(pairs: Sequence[Pair], level: float = LEVEL) -> tuple[Interval, bool]:
+def _interval(pairs: Sequence[Pair], level: float) -> tuple[Interval, bool]:
     """Return the interval of candidate - reference, and whether it holds for other held-out text too: where the oracle
     gave the losses of every sequence."""
     candidate, reference = ([e.result.sequence_losses for e in side] for side in zip(*pairs, strict=True))
@@ -146,13 +141,14 @@ def _interval(pairs: Sequence[Pair], level: float = LEVEL) -> tuple[Interval, bo
 
 
 def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[Pair], failed: bool, steps: int,
-                 ahead: float = 0.0, ahead_sd: float = 0.0) -> Confirmation:
-    """Return the event of a comparison; ``pairs`` are those of seeds that gave both losses.
+                 ahead: float = 0.0, ahead_sd: float = 0.0, level: float = LEVEL) -> Confirmation:
+    """Return the event of a comparison; ``pairs`` are those of seeds that gave both losses, ``level`` is that of its
+    interval.
 
     What learned rates expect of a longer training decides where the measured interval includes 0, and never against
     one that does not.
     """
-    compared = _compared(pairs)
+    compared = _compared(pairs, level)
     undecided = compared["low"] <= 0 <= compared["high"]
     mixed = candidate != reference and not failed and compared["mean"] + (ahead if undecided else 0.0) < 0
     return Confirmation(**compared, candidate=candidate, reference=reference,
@@ -160,9 +156,9 @@ def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[P
                         ahead=ahead, ahead_sd=ahead_sd)
 
 
-def _compared(pairs: Sequence[Pair]) -> dict[str, Any]:
+def _compared(pairs: Sequence[Pair], level: float = LEVEL) -> dict[str, Any]:
     """Return the fields of ``Compared``."""
-    interval, over_text = _interval(pairs) if pairs else (Interval(0.0, 0.0, 0.0), False)
+    interval, over_text = _interval(pairs, level) if pairs else (Interval(0.0, 0.0, 0.0), False)
     return {"train_seeds": tuple(c.spec.train_seed for c, _ in pairs),
             "candidate_losses": tuple(loss_of(c) for c, _ in pairs),
             "reference_losses": tuple(loss_of(r) for _, r in pairs), "over_text": over_text, **asdict(interval)}

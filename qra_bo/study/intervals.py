@@ -54,7 +54,8 @@ def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[Se
 
     Seeds and sequences are crossed: all seeds were evaluated on the same sequences. The variance of the mean is that
     over seeds, plus that over sequences (of a ratio: losses are summed, and divided by all target tokens), less that
-    of their interaction, which both of them hold. Degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946).
+    of their interaction, which both of them hold. Degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946),
+    below ``LEAST_SEEDS`` at most those of the seeds.
 
     Args:
         candidate: For each seed, the summed loss (nats) and the number of target tokens of every sequence.
@@ -82,6 +83,8 @@ def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[Se
     if variance == 0:
         return Interval(mean, mean, mean)
     freedom = variance ** 2 / (seeds ** 2 / (n - 1) + text ** 2 / (m - 1))
+    if n < LEAST_SEEDS:  # so few seeds may show far too little of their variance
+        freedom = min(freedom, n - 1)
     half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half)
 

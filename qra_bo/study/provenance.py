@@ -12,8 +12,8 @@ from qra_bo.study.header import Header
 from qra_bo.utils.errors import JournalError
 from qra_bo.utils.version import __version__
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "numpy", "scipy", "pymoo",
-            "safetensors", "gguf", "datasets")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "numpy", "numba", "scipy",
+            "pymoo", "safetensors", "gguf", "datasets")
 INCOMPARABLE = ("data_sha256", "dtype", "train", "model_sha256")
 """Facts that may not change between the sessions of one run: results before and after would not compare."""
 NOTABLE = ("version", "git", "packages", "device", "threads", "python", "platform")

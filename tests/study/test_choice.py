@@ -8,10 +8,9 @@ import pytest
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.study import VerdictKind, verdict_of
-from qra_bo.study.confirmation import LOOKS, decided
 from qra_bo.study.events import SurrogateCheck
-from tests.study.problem import compared, run
-from tests.study.test_recommended import MIXED, Contrary
+from tests.study.problem import run
+from tests.study.test_recommended import Contrary
 
 BAD, GOOD = -1.0, 0.8
 
@@ -39,13 +38,6 @@ def test_failed_surrogate_leaves_the_choice_to_losses(tmp_path: Path, agreement:
 @pytest.mark.parametrize(("agreement", "fails"), [(None, True), (-0.2, True), (0.0, True), (0.1, False)])
 def test_a_check_without_agreement_fails(agreement: float | None, fails: bool) -> None:
     assert SurrogateCheck((), (), (), 6, 0.1, agreement, 0.0, 0.5, 0.9).fails == fails
-
-
-def test_clear_signs_are_decided_at_the_looks_alone() -> None:
-    for losses, looks in (([-0.010, -0.011, -0.0105, -0.0102, -0.0108], list(LOOKS)),
-                          ([0.01, -0.01, 0.012, -0.008, 0.0], [])):
-        pairs = compared(*MIXED, losses, [0.0] * 5)
-        assert [n for n in range(2, 6) if decided(pairs[:n])] == looks
 
 
 class NothingMixed(Contrary):

@@ -25,9 +25,11 @@ def test_differences_of_seeds_alone_have_the_paired_interval() -> None:
 
 def test_differences_of_sequences_alone_have_their_interval() -> None:
     of_text = np.array([0.1, -0.2, 0.05, 0.0, 0.3])
-    found = two_way_interval(*sides(np.tile(of_text, (3, 1)), np.full(5, 64)))
+    found = two_way_interval(*sides(np.tile(of_text, (5, 1)), np.full(5, 64)))
     half = t.ppf(0.975, 4) * of_text.std(ddof=1) / np.sqrt(5)
     assert (found.mean, found.high - found.mean) == pytest.approx((of_text.mean(), half))
+    few = two_way_interval(*sides(np.tile(of_text, (3, 1)), np.full(5, 64)))  # of so few seeds the t quantile
+    assert few.high - few.mean == pytest.approx(half * t.ppf(0.975, 2) / t.ppf(0.975, 4))
 
 
 def test_means_are_weighted_by_target_tokens() -> None:

@@ -217,8 +217,9 @@ class LayerBank:
 
     @property
     def has_own(self) -> bool:
-        """Whether some linear has packed tensors that quantising its weight does not give."""
-        return any(isinstance(fmt, OwnBase) or self.has_chosen(name, fmt) for name, fmt in self._installed.items())
+        """Whether some linear has packed tensors that quantising its weight does not give, or gives after minutes."""
+        return any(isinstance(fmt, OwnBase) or self.has_chosen(name, fmt) or backend_of(parse_format(fmt)).by_rings
+                   for name, fmt in self._installed.items())
 
     @contextmanager
     def only_packed(self) -> Iterator[None]:

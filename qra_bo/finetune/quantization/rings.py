@@ -20,6 +20,8 @@ STATE_BITS = 12
 """Bits of a state: one more halves what is left to the bound and doubles the time of coding."""
 UNIT = 2.0 ** -9
 ROTATION = 64
+SIGNS = 0x65C9BF1F112269F3
+"""Signs of the columns of a block before the Hadamard matrix, drawn once; a set bit is positive."""
 STEPS = 16
 """Scales of a block of inputs, in quarters of an octave below the largest of its row: four bits each."""
 
@@ -40,14 +42,14 @@ def rotation(device: torch.device) -> Tensor:
     hadamard = torch.ones(1, 1)
     while len(hadamard) < ROTATION:
         hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
-    signs = torch.randint(2, (ROTATION, 1), generator=torch.Generator().manual_seed(1)) * 2.0 - 1.0
-    return (signs * hadamard).to(device)
+    signs = torch.tensor([1.0 if SIGNS >> row & 1 else -1.0 for row in range(ROTATION)])
+    return (signs.unsqueeze(1) * hadamard).to(device)
 
 
 @cache
 def fractions(device: torch.device) -> Tensor:
     """Return what each of the ``STEPS`` steps leaves of a scale, in fp32."""
-    return torch.exp2(torch.arange(STEPS, device=device) / -4)
+    return torch.tensor([2.0 ** (-step / 4) for step in range(STEPS)], device=device)
 
 
 def rotated(matrix: Tensor, back: bool = False) -> Tensor:

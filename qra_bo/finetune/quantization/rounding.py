@@ -19,6 +19,8 @@ from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError, is_out_of_memory
 
 CHOOSE = "choose codes"
+RINGS_NUMEL = 1 << 27
+"""Weights that are coded by rings at a time; each takes 24 bytes meanwhile."""
 Pack = Callable[[str, StorageFormat], State]
 
 
@@ -155,11 +157,16 @@ class Rounding:
                               "quantizer.rounding=rtn") from error
 
     def _by_rings(self, weights: Mapping[str, Tensor], inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:
-        """Yield the packed tensors of all weights in the formats whose codes are chosen by rings; on a CPU each core
-        codes a matrix, without the interpreter's lock."""
+        """Yield the packed tensors, on the host, of all weights in the formats whose codes are chosen by rings.
+
+        A core codes a matrix, without the interpreter's lock, and no more of them at once than ``RINGS_NUMEL`` allows.
+        A GPU would take a dozen launches for each of thousands of weights in turn.
+        """
         jobs = [(name, fmt) for name in weights for fmt in self.formats if backend_of(fmt).by_rings]
-        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        host = Inputs(inputs.order.cpu(), inputs.factor.cpu())
+        largest = max(weight.numel() for weight in weights.values())
+        workers = min(torch.get_num_threads(), max(1, RINGS_NUMEL // largest))
         with one_thread(), ThreadPoolExecutor(workers) as pool:
             for (name, fmt), state in zip(jobs, pool.map(lambda job: backend_of(job[1]).compensated(
-                    weights[job[0]], job[1], inputs), jobs), strict=True):
+                    weights[job[0]].cpu(), job[1], host), jobs), strict=True):
                 yield name, fmt, state

@@ -76,12 +76,13 @@ class TrellisBackend(QuantizerBackend):
     by_rings = True
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
-        turned = rotated(weight.to(device).float())
+        turned = rotated(weight.cpu().float())  # see ``Rounding``: rings are coded on the host
         scale, steps = scales_of(turned)
         (targets, spread), length = _by_column(turned, scale, steps), ring_length(len(weight))
         codes = ring_codes((targets / spread.where(spread > 0, torch.inf)).view(-1, length),
-                           _importance(spread).view(-1, length), table(fmt.bits, device), fmt.bits)
-        return {"codes": in_rings(codes.view(targets.shape).t().contiguous(), fmt.bits), "scale": scale, "steps": steps}
+                           _importance(spread).view(-1, length), table(fmt.bits, turned.device), fmt.bits)
+        packed = in_rings(codes.view(targets.shape).t().contiguous(), fmt.bits)
+        return {"codes": packed.to(device), "scale": scale.to(device), "steps": steps.to(device)}
 
     def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> State:
         """See ``QuantizerBackend``: a ring can't be coded in part, so that a whole input is coded before its error is

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+RINGS = 256
+"""Rings that torch's operators code at a time: their choices take up to a GB."""
 RUN_UP = 32
 """Weights before the ring and after it, about five times those of a state: paths have met within so many."""
 
@@ -33,7 +35,8 @@ def ring_codes(targets: Tensor, weights: Tensor, table: Tensor, bits: int) -> Te
     """
     compiled = _compiled(len(table).bit_length() - 1, bits) if targets.device.type == "cpu" else None
     if compiled is None:
-        return _by_operators(targets, weights, table, bits)
+        parts = zip(torch.split(targets, RINGS), torch.split(weights, RINGS), strict=True)
+        return torch.cat([_by_operators(*part, table, bits) for part in parts])
     codes = torch.empty(targets.shape, dtype=torch.uint8)
     arrays = [tensor.contiguous().numpy() for tensor in (targets, weights)]
     compiled(*arrays, table.numpy(), codes.numpy())
@@ -94,7 +97,7 @@ def _compiled(state_bits: int, code_bits: int) -> Any:
 
     # State ``(stem << K) | code`` lies at ``[code, stem]``, stem ``(run << K) | code`` of a choice at ``[code, run]``:
     # but for one transposition of the stems, every loop runs over vectors.
-    @numba.njit(fastmath=True)  # type: ignore[untyped-decorator]
+    @numba.njit(fastmath={"contract", "reassoc", "nsz"})  # type: ignore[untyped-decorator]
     def step(cost: Any, least: Any, best: Any, choice: Any, target: Any, weight: Any, levels: Any,
              squares: Any) -> None:
         for code in range(fan):
