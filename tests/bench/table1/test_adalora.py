@@ -26,7 +26,7 @@ from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Ladder, SearchSpace, make_units
 from qra_bo.utils.errors import BudgetError, ConfigError
 from tests.finetune.models import tiny_llama
-from tests.finetune.test_inits import make, quiet
+from tests.finetune.test_finetune import make, quiet
 
 CPU = torch.device("cpu")
 MIXED = ["hqq3", "nf4"]
@@ -125,7 +125,7 @@ def test_what_is_left_computes_the_same_as_the_masked_triplets() -> None:
 
 
 def test_ranks_change_and_their_sum_is_the_target() -> None:
-    oracle = make("kaiming")
+    oracle = make()
     task = {"formats": MIXED, "initial_rank": 4, "target_rank": 2, "steps": 8, "train_seed": 3, "split": "validation",
             "measure": False, "progress": quiet}
     found = evaluate_adalora(oracle, learning_rate=4 * 5e-3, **task)  # type: ignore[arg-type]
@@ -135,9 +135,9 @@ def test_ranks_change_and_their_sum_is_the_target() -> None:
     assert found["average_rank"] == 2.0
     assert len(set(found["ranks"].values())) > 1  # not the same everywhere: it was decided
     assert found["training_tokens"] == 8 * 2 * 32
-    again = evaluate_adalora(make("kaiming"), learning_rate=4 * 5e-3, **task)  # type: ignore[arg-type]
+    again = evaluate_adalora(make(), learning_rate=4 * 5e-3, **task)  # type: ignore[arg-type]
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
-    start = evaluate_adalora(make("kaiming"), learning_rate=5e-12, **task)  # type: ignore[arg-type]
+    start = evaluate_adalora(make(), learning_rate=5e-12, **task)  # type: ignore[arg-type]
     assert found["loss"] < start["loss"]  # it learns
     assert evaluate_adalora(oracle, learning_rate=1e27, **task)["state"] == "diverged"  # type: ignore[arg-type]
 
@@ -145,7 +145,7 @@ def test_ranks_change_and_their_sum_is_the_target() -> None:
 def test_records_are_isolated_in_training_and_in_evaluation() -> None:
     losses = []
     for isolated in ((), ("validation",), ("train", "validation")):
-        oracle = make("kaiming")
+        oracle = make()
         blocks = {name: getattr(oracle.data, name) for name in isolated}
         halves = {name: replace(b, positions=np.tile(np.arange(16), (len(b), 2))) for name, b in blocks.items()}
         oracle.data = replace(oracle.data, **halves)
@@ -155,7 +155,7 @@ def test_records_are_isolated_in_training_and_in_evaluation() -> None:
 
 @pytest.mark.parametrize("scope", ["peak", "stored"])
 def test_measured_bytes_lie_within_the_predicted(scope: str) -> None:
-    oracle = make("kaiming")
+    oracle = make()
     object.__setattr__(oracle.settings, "scope", scope)
     found = evaluate_adalora(oracle, MIXED, 6, 4, 5, 0, "test", 1.0, True, quiet)
     shape = TrainShape(2, 32, False, 4, logits_chunk=16)

@@ -13,17 +13,17 @@ from qra_bo.finetune.evaluation import TaskScore
 from qra_bo.finetune.training.loop import held_out
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec
-from tests.finetune.test_inits import make, quiet
+from tests.finetune.test_finetune import make, quiet
 
 
 def test_a_trial_may_have_another_init_than_the_configured() -> None:
-    oracle = make("kaiming")
+    oracle = make()
     n = len(oracle.units)
     plain = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5, 5e-3)
     named = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5, 5e-3, init=INITS["loftq"])
     first = oracle.evaluate(plain, quiet)
     loftq = oracle.evaluate(named, quiet)
-    assert loftq.loss == make(INITS["loftq"]).evaluate(plain, quiet).loss
+    assert loftq.loss == make(init=INITS["loftq"]).evaluate(plain, quiet).loss
     assert oracle.evaluate(plain, quiet).loss == first.loss != loftq.loss
     assert plain.key != named.key
     measured = oracle.measure_peak(plain.allocation.to_json(), 5, quiet, INITS["loftq"])["measured_bytes"]
@@ -33,7 +33,7 @@ def test_a_trial_may_have_another_init_than_the_configured() -> None:
 @pytest.mark.parametrize("initial_rank", [None, 3])
 def test_tasks_are_scored_with_the_adapters_attached(monkeypatch: pytest.MonkeyPatch,
                                                       initial_rank: int | None) -> None:
-    oracle = make("kaiming")
+    oracle = make()
     seen: list[float] = []
 
     def score(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int, limit: int | None) -> list[TaskScore]:

@@ -11,7 +11,8 @@ from qra_bo.finetune.adapters.lowrank import leading
 from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.memory.formats import parse_format
 from tests.conformance.quantizer import make_linear
-from tests.finetune.test_inits import REQUEST, make, quiet
+from tests.finetune.test_finetune import make, quiet
+from tests.finetune.test_inits import REQUEST
 
 
 def requantise_in(fmt: str, device: str = "cpu") -> Requantise:
@@ -73,6 +74,6 @@ def test_loftq_equals_pefts_on_cuda() -> None:
 @pytest.mark.parametrize("start", [loftq, lq_lora])
 def test_a_trial_does_not_depend_on_earlier_trials(start: object) -> None:
     init = INITS[start.__name__]  # type: ignore[attr-defined]
-    oracle = make(init)
+    oracle = make(init=init)
     first = oracle.evaluate(REQUEST, quiet).loss
-    assert oracle.evaluate(REQUEST, quiet).loss == first != make("kaiming").evaluate(REQUEST, quiet).loss
+    assert oracle.evaluate(REQUEST, quiet).loss == first != make().evaluate(REQUEST, quiet).loss
