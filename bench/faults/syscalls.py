@@ -170,8 +170,9 @@ class Runs:
 
 
 def _files(parent: Path) -> set[str]:
-    """The files of run, cache and temporary folder."""
-    return {str(p.relative_to(parent)) for name in WATCHED for p in (parent / name).rglob("*") if p.is_file()}
+    """The files of run, cache and temporary folder; what marks a cached key as this run's is named by its folder."""
+    found = (p.relative_to(parent) for name in WATCHED for p in (parent / name).rglob("*") if p.is_file())
+    return {str(p.with_name("of_this_run") if p.suffix == ".run" else p) for p in found}
 
 
 def _results(run: Path) -> dict[str, Any]:
