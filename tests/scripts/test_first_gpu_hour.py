@@ -32,6 +32,7 @@ def run(work: Path, *parts: str) -> dict[str, list[dict[str, object]]]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make first-gpu-hour runs the parts there")
+@pytest.mark.slow
 def test_short_parts_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = run(tmp_path, *SHORT)
     assert all(row["float32_equal"] and row["bfloat16_equal"] for row in rows["round-trip"])
