@@ -109,3 +109,9 @@ def test_more_seeds_than_the_configuration_has_take_another_run() -> None:
         lines = changed("header", changed("confirmation", **seeds(3, -.1)), config={"confirm": {"seeds": asked}})
         study = Study(lines)
         assert part in told(study, verdict_of(study)).action
+
+
+def test_what_is_expected_is_the_measured_difference_and_what_lies_beyond() -> None:
+    found = verdict_of(Study(changed("confirmation", ahead=0.25))).versus_uniform
+    assert found is not None
+    assert found.expected == pytest.approx(found.mean + 0.25)
