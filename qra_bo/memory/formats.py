@@ -85,6 +85,10 @@ LONGEST_RING, SHORTEST_RING, RING_STEP = 256, 128, 8
 """Bounds of a ring of trellis codes, and its unit: eight codes of any bit-width fill whole bytes."""
 
 
+RINGS_NUMEL, RING_BYTES = 1 << 27, 24
+"""Weights whose trellis codes are chosen at a time, and the bytes that each takes meanwhile."""
+
+
 def ring_length(out_features: int) -> int:
     """Return the outputs that a ring of trellis codes holds: the largest divisor of ``out_features`` from 128 to 256
     that is a multiple of 8; where there is none, a length to which outputs are padded.

@@ -8,7 +8,7 @@ from qra_bo.config import RunConfig, gptq_sequences
 from qra_bo.memory import MemoryModel, format_size, parse_size
 from qra_bo.memory.budget import free_bytes, largest, smallest
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
-from qra_bo.memory.formats import metadata_bytes, weight_bytes
+from qra_bo.memory.formats import RING_BYTES, RINGS_NUMEL, metadata_bytes, weight_bytes
 from qra_bo.pipeline.pricing import bank_formats, make_memory, reference_formats
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.device import BYTES, memory_groups, resolve_dtype
@@ -78,6 +78,10 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
     rows, d = config.train.length * gptq_sequences(config, spec), spec.hidden_size
     choosing = 0 if not rows else FACTORS * 8 * width**2 + 3 * 4 * d**2 + item * (
         rows * d + on_cpu * min(rows, max(GPTQ_ROWS, config.train.length)) * (4 * d + 3 * width))
+    if rows and any(fmt.backend == "trellis" for fmt in formats):  # after the layer's moments are factored
+        matrix = max(linear.in_features * linear.out_features for linear in spec.linears)
+        at_once = max(matrix, min(RINGS_NUMEL, (os.cpu_count() or 1) * matrix))
+        choosing = max(choosing, RING_BYTES * at_once + 3 * 4 * width**2 + item * rows * d)
     training = _training(config, make_memory(config, spec, "cpu"), space, budget, spilled) if on_cpu else 0
     cast = spec.other_numel if item == 4 else 0  # what no quantiser packs is cast to the compute type
     return {"dense weights": item * (cast if is_mapped(config) else spec.linear_numel + spec.other_numel),

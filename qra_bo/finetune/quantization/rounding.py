@@ -14,13 +14,12 @@ from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs, each_moments
 from qra_bo.finetune.quantization.rings import rotated_moments
 from qra_bo.finetune.threads import one_thread
+from qra_bo.memory.formats import RINGS_NUMEL
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError, is_out_of_memory
 
 CHOOSE = "choose codes"
-RINGS_NUMEL = 1 << 27
-"""Weights that are coded by rings at a time; each takes 24 bytes meanwhile."""
 Pack = Callable[[str, StorageFormat], State]
 
 
