@@ -168,6 +168,8 @@ def test_change_of_a_difference_has_the_uncertainty_of_slopes_and_exponents() ->
         + ((apart * PLANTED * 10.0 ** EXPONENTS * DEVIATIONS * math.log(10)) ** 2).sum()
     assert sd == pytest.approx(math.sqrt(variance))
     assert change_of_difference(RATES, problem, *rows, 24, 24) == (0.0, 0.0)
+    beyond = change_of_difference(RATES, problem, *rows, 192, 1920)  # rates end at the longest ratio, and so does this
+    assert beyond == change_of_difference(RATES, problem, *rows, 192, 240)
 
 
 def test_change_holds_off_the_ladder_of_ranks_and_as_json() -> None:

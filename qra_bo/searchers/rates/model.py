@@ -120,7 +120,7 @@ def change_of_difference(rates: Rates, problem: SearchProblem, allocation: Float
     apart = np.subtract(*rows_terms(problem, np.stack([allocation, reference])))
     early, late = (of_training(rates, problem, steps) for steps in (before, after))
     grown = np.divide(late.slopes, early.slopes, out=np.ones(len(NAMES)), where=early.slopes > 0)
-    log_ratio = math.log(late.tokens / early.tokens) if early.tokens < LONGEST * problem.trial_tokens else 0.0
+    log_ratio = math.log(np.divide(*np.minimum((late.tokens, early.tokens), LONGEST * problem.trial_tokens)))
     covariance = early.covariance * np.outer(grown - 1, grown - 1)
     covariance += np.diag((late.slopes * DEVIATIONS * log_ratio) ** 2)
     return float(apart @ (late.slopes - early.slopes)), math.sqrt(max(0.0, float(apart @ covariance @ apart)))
