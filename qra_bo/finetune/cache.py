@@ -30,6 +30,8 @@ LARGEST, SHARE = 20 * 10**9, 0.1
 """Bytes that all keys may take, and their share of what the disk has free without them: the smaller one holds."""
 KEPT_SECONDS = 30 * 86400.0
 """Time for which a run that has not ended keeps the keys that it used."""
+HALF_SECONDS = 3600.0
+"""Age of a file under a name for the time of writing at which its writer is taken to have ended."""
 LOCK = ".lock"
 POLL_SECONDS = 0.5
 """Time between two attempts to take the lock of another process."""
@@ -52,17 +54,39 @@ def _may_go_on(user: Path) -> bool:
         return False
 
 
+def _bytes(folder: Path) -> int:
+    """Return the bytes of a key's files; what another process removes meanwhile has none."""
+    total = 0
+    with suppress(OSError):
+        for file in folder.iterdir():
+            with suppress(OSError):
+                total += file.stat().st_size
+    return total
+
+
+def _remove_halves(cache: Path) -> None:
+    """Remove files whose writer ended before they had their name."""
+    for file in cache.glob("*/*/*.safetensors.*"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > HALF_SECONDS:
+                file.unlink()
+
+
 def make_room(cache: Path, kept: Path) -> None:
     """Remove the least recently used keys of all kinds below ``cache`` until the rest is within the limit, but not the
-    key ``kept``. Raises ``OSError`` if a folder can't be read, or another process removes it meanwhile."""
-    keys = [path for path in cache.glob("*/" + 32 * "[0-9a-f]") if path.is_dir()]
-    sizes = {key: sum(file.stat().st_size for file in key.iterdir()) for key in keys}
+    key ``kept``. Raises ``OSError`` if the disk can't be asked what it has free."""
+    _remove_halves(cache)
+    used: dict[Path, float] = {}
+    for key in cache.glob("*/" + 32 * "[0-9a-f]"):
+        with suppress(OSError):  # another process makes room too
+            used[key] = key.stat().st_mtime
+    sizes = {key: _bytes(key) for key in used}
     rest = sum(sizes.values())
     limit = min(LARGEST, SHARE * (shutil.disk_usage(cache).free + rest))
-    for key in sorted(keys, key=lambda path: path.stat().st_mtime):
+    for key in sorted(used, key=used.__getitem__):
         if rest > limit and key != kept and not any(_may_go_on(user) for user in key.glob("*.run")):
             shutil.rmtree(key, ignore_errors=True)
-            rest -= sizes[key]
+            rest -= sizes[key] - _bytes(key)  # another user's files stay
 
 
 class TensorStore:
@@ -95,7 +119,7 @@ class TensorStore:
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors under a name."""
         path = self._path(name)
-        beside = path.with_suffix(f".{os.getpid()}")
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             self._make_folder()
             save_checked(beside, tensors, self._facts(name))
@@ -161,6 +185,7 @@ class TensorStore:
         new = not self.folder.is_dir()
         self.folder.mkdir(parents=True, exist_ok=True)
         if new:
+            self._touched = False  # another process may have removed it
             with suppress(OSError):
                 make_room(self.folder.parents[1], self.folder)
         self._touch()

@@ -178,9 +178,9 @@ class TrialRunner:
     def stage(self, name: str) -> Iterator[None]:
         """Name the stage of the run; its start and end are written once for each effort."""
         self.status.stage = name
+        self.status.write("running")  # first: caches keep what a run uses whose status is not "done"
         if (start := Stage(name, "start")) not in self._staged:
             self.record(start)
-        self.status.write("running")
         yield
         if (end := Stage(name, "end")) not in self._staged:
             self.record(end)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,3 +83,53 @@ def test_a_change_of_source_files_keeps_the_key(tmp_path: Path, monkeypatch: pyt
     before, read = folder(), Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.suffix == ".py"))
     assert folder() == before
+
+
+def test_a_key_that_another_process_removed_is_kept_for_the_run_again(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path / "codes", {}, tmp_path / "run")
+    store.save("q_proj", MEGABYTE)
+    shutil.rmtree(store.folder)
+    store.save("k_proj", MEGABYTE)
+    assert [path.read_text() for path in store.folder.glob("*.run")] == [str(tmp_path / "run")]
+
+
+def test_keys_and_files_that_go_meanwhile_stop_no_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = [TensorStore(tmp_path / "codes", {"n": n}) for n in range(4)]
+    for n, store in enumerate(stores):
+        store.save("q_proj", MEGABYTE)
+        os.utime(store.folder, (n, n))
+    list_files = Path.iterdir
+
+    def as_another_process_removes(folder: Path) -> Iterator[Path]:
+        yield from [*list_files(folder), folder / "gone"]
+        if folder == stores[0].folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    monkeypatch.setattr(Path, "iterdir", as_another_process_removes)
+    monkeypatch.setattr(cache, "LARGEST", 2.5 * (1 << 20))
+    cache.make_room(tmp_path, stores[3].folder)
+    assert [store.folder.exists() for store in stores] == [False, False, True, True]
+
+
+def test_bytes_that_could_not_be_removed_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = [TensorStore(tmp_path / "codes", {"n": n}) for n in range(3)]
+    for n, store in enumerate(stores):
+        store.save("q_proj", MEGABYTE)
+        os.utime(store.folder, (n, n))
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors: path == stores[0].folder or remove(path))
+    monkeypatch.setattr(cache, "LARGEST", 2.5 * (1 << 20))
+    cache.make_room(tmp_path, stores[2].folder)
+    assert [store.folder.exists() for store in stores] == [True, False, True]
+
+
+def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path / "codes", {})
+    store.save("layers.0.q_proj", MEGABYTE)
+    left = [store.folder / f"layers.0.k_proj.safetensors.{pid}" for pid in (1, 2)]
+    for path in left:
+        path.write_bytes(b"half")
+    os.utime(left[0], (0, 0))
+    cache.make_room(tmp_path, store.folder)
+    assert [path.exists() for path in left] == [False, True]
+    assert store.load("layers.0.q_proj") is not None
