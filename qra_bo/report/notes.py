@@ -59,11 +59,8 @@ def _learning_rate(d: ReportData) -> str:
             "" if found.source == CALIBRATED else " Another one may suit these ranks better.")
     if not found.trials:
         return f"{rate}, not calibrated in this run."
-    tried = sorted(found.tried)
-    at_edge = len(tried) > 1 and found.learning_rate in (tried[0], tried[-1])
-    return (f"{rate}, calibrated on uniform baselines over {len(tried)} rates, and the same for every allocation."
-            + (" The best rate lies at the edge of those tried: another adapter.lr may do better."
-               if at_edge else ""))
+    return (f"{rate}, calibrated on uniform baselines over {len(found.tried)} rates, and the same for every "
+            "allocation.")
 
 
 def _in_final(d: ReportData, calibration: Calibration) -> str:

@@ -2,13 +2,14 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from qra_bo.memory.formats import default_format
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.events import Calibration
+from qra_bo.study.intervals import SequenceLosses, text_error
 from qra_bo.study.setting import BaselineRules, Headroom
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Trial
@@ -16,6 +17,8 @@ from qra_bo.utils.errors import BudgetError
 
 MOST_RATES = 7
 """Most learning rates of a calibration: steps by 2 span a factor of 64, more than any model is off the rule."""
+FLAT_ERRORS = 2.0
+"""Standard errors over text which the last step of the rate must gain for a calibration to try a further one."""
 
 
 def largest_rank(rules: BaselineRules, fmt: str) -> int:
@@ -71,48 +74,51 @@ def fill(rules: BaselineRules, best: Allocation) -> Allocation:
 
 def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
     """Choose the learning rate from trials of uniform allocations: the best of those tried, which go on beyond an end
-    while the best one is there (``next_rate``). A single rate is taken untried. Raises ``TrainingError`` if no rate
-    gave a loss."""
+    while the best one is there and clearly better than the one beside it (``next_rate``). A single rate is taken
+    untried. Raises ``TrainingError`` if no rate gave a loss."""
     if run.study.calibrated and not run.journal.content.damaged:
         return
     adapter, scales = run.config.adapter, run.config.calibrate.lr_scales
     chosen = calibration_choices(baselines[0], run.config.effort.calibration_baselines)
-    first, tried = [adapter.lr * scale for scale in scales] if len(scales) > 1 else [], dict[float, float]()
-    while first and (rates := _next_rates(tried, first)):
+    rates, most = [adapter.lr * scale for scale in scales] if len(scales) > 1 else [], max(MOST_RATES, len(scales))
+    tried, sequences = dict[float, float](), dict[float, list[SequenceLosses]]()
+    while rates:
         done = run.evaluate_all([run.plan(a, "calibration", learning_rate=rate) for rate in rates for a in chosen])
         for i, rate in enumerate(rates):
-            losses = [e.loss if e.loss is not None else math.inf for e in done[i * len(chosen):(i + 1) * len(chosen)]]
-            tried[rate] = sum(losses) / len(losses)
+            trials = done[i * len(chosen):(i + 1) * len(chosen)]
+            tried[rate] = sum(math.inf if e.loss is None else e.loss for e in trials) / len(trials)
+            sequences[rate] = [e.result.sequence_losses for e in trials]
+        following = next_rate(tried, most, lambda best, beside: FLAT_ERRORS * text_error(
+            sequences[best], sequences[beside]))
+        rates = [] if following is None else [following]
     if run.study.calibrated:  # the trials of damaged lines were done again
         return
     best = min(tried, key=tried.__getitem__, default=adapter.lr * scales[0])
     if not math.isfinite(tried.get(best, 0.0)):
         raise no_loss("no learning rate of the calibration gave a loss on the uniform baselines", run.study.trials)
-    if tried and best in (min(tried), max(tried)):
+    if len(tried) >= most and best in (min(tried), max(tried)):
         run.warn(f"the best learning rate, {best:g}, is at the end of the {len(tried)} that were tried: another "
                  "adapter.lr may do better")
     run.record(Calibration(best, adapter.lr_rule, tuple(tried), tuple(
         {"learning_rate": rate, "loss": loss} for rate, loss in tried.items() if math.isfinite(loss)), tuple(chosen)))
 
 
-def _next_rates(tried: Mapping[float, float], first: Sequence[float]) -> Sequence[float]:
-    """Return the rates to try next: all of ``first`` together, then one at a time."""
-    if not tried:
-        return first
-    rate = next_rate(tried, max(MOST_RATES, len(first)))
-    return () if rate is None else (rate,)
-
-
-def next_rate(tried: Mapping[float, float], most: int) -> float | None:
+def next_rate(tried: Mapping[float, float], most: int,
+              noise: Callable[[float, float], float] = lambda best, beside: 0.0) -> float | None:
     """Return the learning rate to try after ``tried`` (loss by rate, infinite where there was none): beyond the end at
-    which the best one is, in the ratio of the two there; ``None`` where worse ones lie on both sides of it, or ``most``
-    are tried."""
+    which the best one is, in the ratio of the two there.
+
+    ``None`` where worse ones lie on both sides of it, ``most`` are tried, or it gains less than ``noise`` on the rate
+    beside it: near their optimum losses are convex in the rate's logarithm, so that a further one gains no more.
+    """
     rates = sorted(tried)
     best = min(rates, key=tried.__getitem__)
     if len(rates) >= most or len(rates) < 2 or rates[0] < best < rates[-1]:
         return None
-    end, beside = (rates[0], rates[1]) if best == rates[0] else (rates[-1], rates[-2])
-    following = float(f"{end * end / beside:.4g}")
+    beside = rates[1] if best == rates[0] else rates[-2]
+    if math.isfinite(tried[beside]) and tried[beside] - tried[best] < noise(best, beside):
+        return None
+    following = float(f"{best * best / beside:.4g}")
     return None if following in tried else following  # rates that differ by less than their digits
 
 

@@ -89,6 +89,17 @@ def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[Se
     return Interval(mean, mean - half, mean + half)
 
 
+def text_error(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLosses]) -> float:
+    """Return the standard error over held-out text of the mean difference of trainings in pairs, in nats a token; 0
+    where the losses of fewer than two sequences are known. Arguments are as those of ``two_way_interval``."""
+    sides = [np.asarray(side, dtype=np.float64) for side in (candidate, reference)]
+    if any(side.ndim != 3 or side.shape[1] < 2 for side in sides):
+        return 0.0
+    summed, tokens = (sides[0] - sides[1])[..., 0].mean(axis=0), sides[0][0, :, 1]
+    left = summed - summed.sum() / tokens.sum() * tokens
+    return float(math.sqrt(len(left)) * left.std(ddof=1) / tokens.sum())
+
+
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Return the rank correlation with average ranks for ties; ``None`` if a side is constant or shorter than two."""
     x, y = _average_ranks(a), _average_ranks(b)
