@@ -40,7 +40,7 @@ from qra_bo.study.setting import Setting
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec
 
 OVERRIDES = ("+model=llama2_7b", "budget=7GB", "oracle=synthetic", "device=cuda", "display=none",
-             "effort.uniform_baselines=1", "calibrate.lr_scales=[1.0]", "confirm.seeds=0", "effort.ranking_top=0")
+             "effort.uniform_baselines=1", "calibrate.lr_scales=[1.0]", "confirm.seeds=0", )
 MINUTES, SPREAD = 20.0, 0.25
 """Median of a high-fidelity evaluation and its spread (log-normal)."""
 STRAGGLERS, SLOWER = 0.01, 8.0

@@ -73,7 +73,7 @@ def test_it_runs_from_an_empty_folder_and_says_which_model_to_install(built: Pat
     assert "Largest uniform rank that fits" in told.stdout
 
 
-SEARCH = ("+model=tiny", "device=cpu", "effort=quick", "effort.max_full_trials=7", "effort.ranking_top=0",
+SEARCH = ("+model=tiny", "device=cpu", "effort=quick", "effort.max_full_trials=7", 
           "confirm.seeds=2", "final.steps=8", "train.batch=2", "train.length=32", "eval.sequences=8", "fidelity.high=8",
           "fidelity.low=4", "display=plain", "out=run")
 LOAD = """

@@ -25,7 +25,7 @@ from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME, read_journal
 
 OVERRIDES = (
     "+model=tiny", "data=tiny", "display=none", "device=cpu", "effort=quick", "method=evolution", "granularity=block",
-    "effort.max_full_trials=9", "effort.uniform_baselines=1", "effort.ranking_top=0",
+    "effort.max_full_trials=9", "effort.uniform_baselines=1", 
     "confirm.seeds=2", "final.steps=2", "bits=[2,4,8]", "quantizer.formats.2=[hqq2]", "quantizer.formats.4=[hqq4]",
     "quantizer.formats.8=[hqq8]",
     "train.batch=2", "train.length=32", "eval.sequences=8", "fidelity.high=8", "fidelity.low=4", "data.max_records=64",

@@ -57,7 +57,7 @@ def search_setting(session: Session, limit: Limit, method: str, options: Mapping
     c = session.config
     own = {"_target_": f"{__name__}.UniformOnly"} if method == UNIFORM else options
     return session.setting_of(limit, **{
-        "task": "search", "effort": c.effort.with_changes(references=False, ranking_top=0, stop=None),
+        "task": "search", "effort": c.effort.with_changes(references=False, stop=None),
         "budget": (str(session.budget_bytes(limit)) if limit.budget is None else limit.budget,),
         "method": method_config(method, own), "confirm": c.confirm.with_changes(seeds=0), **changes})
 

@@ -31,14 +31,9 @@ from qra_bo.utils.fields import (
     must_be,
 )
 
-LEAST_RANKED = 4
-"""Allocations below which a ranking says nothing."""
 BUILT_IN = (FINETUNE, "synthetic")
 """Names of the oracles of this package, by which journals and reports tell them from a user's own."""
 Share = Annotated[StrictFloat, Ge(0), Le(1)]
-OtherRates = Annotated[tuple[StrictFloat, ...], must_be(
-    "a list of distinct positive factors other than 1, e.g. [0.5,2]",
-    lambda factors: len(set(factors) - {1.0}) == len(factors) and min(factors, default=1) > 0)]
 Scales = Annotated[tuple[StrictFloat, ...], must_be(
     "a list of distinct positive numbers, e.g. [0.5,1,2]",
     lambda scales: len(set(scales)) == len(scales) and min(scales, default=0) > 0)]
@@ -100,7 +95,7 @@ class ModelConfig(TypedDict):
 
 
 class EffortConfig(Group):
-    """Limits of a search and of the checks around it."""
+    """Limits of a search and of what accompanies it."""
 
     name: str
     max_full_trials: Natural
@@ -110,9 +105,6 @@ class EffortConfig(Group):
     compare: Annotated[tuple[Literal["untuned", "uniform", "qlora"], ...], ONE_IS_A_LIST]
     sequential: StrictBool
     stop: Share | None
-    ranking_top: Annotated[StrictInt, must_be(f"0 (no ranking check) or at least {LEAST_RANKED}",
-                                              lambda n: n == 0 or n >= LEAST_RANKED)]
-    rate_factors: OtherRates
 
 
 class MemoryConfig(Group):
@@ -226,10 +218,9 @@ class CalibrateConfig(Group):
 
 
 class ConfirmConfig(Group):
-    """Comparison with the best uniform choice, and the ranking check."""
+    """Comparison with the best uniform choice."""
 
     seeds: Annotated[StrictInt, must_be("0 (no confirmation) or at least 2", lambda n: n == 0 or n >= 2)]
-    ranking_factor: Annotated[StrictInt, Ge(2)]
 
 
 class ExportConfig(Group):

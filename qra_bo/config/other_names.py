@@ -29,7 +29,11 @@ OURS: Mapping[str, str] = {
     "eval_steps": "final.validate_every", "early_stopping_patience": "final.patience"}
 """By the other name, in lower case."""
 _TABLE = "--config-dir bench/conf oracle=emulator oracle.table=FOLDER searches a table, in a checkout of the project"
+_LENGTH = "the confirmation trains as long as the final fine-tune, where the effort affords it (search.length=final)"
 REMOVED: Mapping[str, str] = {
+    "confirm.ranking_factor": _LENGTH, "effort.ranking_top": _LENGTH,
+    "effort.rate_factors": "task=finetune with adapter.lr=RATE trains at another rate, and python -m bench.study PLAN "
+                           "compares allocations at several, in a checkout of the project",
     "adapter.iterations": "LoftQ and LQ-LoRA are rows of python -m bench.table1, in a checkout of the project",
     "export.merged_base": "export.targets=[merged] merges into the base that the adapter was trained on, and "
                           "merge_and_unload of PEFT into the original",

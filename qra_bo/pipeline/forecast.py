@@ -55,8 +55,7 @@ def parts_of(setting: Setting) -> list[Part]:
     if setting.given is None and effort.max_full_trials:
         longer = each + (confirmation_steps(setting) - config.fidelity.high) * config.train.step_tokens
         costs = {"search with its profile and baselines": setting.planned_cost + 2 * effort.references * each,
-                 f"confirmation on {seeds} seeds": 2 * seeds * (1 + len(effort.rate_factors)) * longer,
-                 "ranking check": effort.ranking_top * config.confirm.ranking_factor * each}
+                 f"confirmation on {seeds} seeds": 2 * seeds * longer}
     elif setting.given is None:
         compared = 1 + len({UNIFORM, QLORA} & set(effort.compare))
         measured = config.oracle.trains and config.sensitivity.path is None

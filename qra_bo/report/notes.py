@@ -5,7 +5,6 @@ from qra_bo.report.data import ReportData
 from qra_bo.study.events import Calibration
 from qra_bo.study.header import CALIBRATED
 from qra_bo.trials import TrialState
-from qra_bo.utils.formatting import number, signed
 
 FAILURES = {TrialState.OOM: "out of memory", TrialState.DIVERGED: "diverged", TrialState.FAILED: "failed"}
 
@@ -14,7 +13,7 @@ def notes(d: ReportData) -> list[tuple[str, str]]:
     """Return (title, sentences) in the order of a run; they need no more than the header and the trials."""
     found = [("Predicted", _prediction(d)), ("Uniform baselines", _uniform(d)), ("Codes", _codes(d)),
              ("Learning rate", _learning_rate(d)), ("Early stop", _stopped(d)), ("Choice of the winner", _choice(d)),
-             ("Comparison", _comparison(d)), ("Other learning rates", _rates(d)), ("Failures", _failures(d)),
+             ("Comparison", _comparison(d)), ("Failures", _failures(d)),
              ("Seed", "" if d.study.untried else f"One search was run, with seed {d.header.seed}; another seed may "
               "find another allocation of about the same loss.")]
     return [(title, text) for title, text in found if text]
@@ -97,19 +96,6 @@ def _comparison(d: ReportData) -> str:
     return (f"The best mixed allocation and the best uniform baseline were each trained on {len(c.train_seeds)} seeds "
             f"that the search never used ({', '.join(map(str, c.train_seeds))}) for {c.steps} steps, and "
             f"compared in pairs on the {c.split} split.")
-
-
-def _rates(d: ReportData) -> str:
-    check = d.study.rate_check
-    if check is None:
-        return ""
-    found = "; ".join(f"{number(r.factor, 2)} times the rate {signed(r.mean)} ({signed(r.low)} to {signed(r.high)}, "
-                      f"{len(r.train_seeds)} seeds)" for r in check.rates)
-    failed = ", ".join(number(factor, 2) for factor in check.failed_at)
-    return " ".join(text for text in (
-        found and f"The same comparison at {found}.",
-        failed and f"At {failed} times the rate the mixed allocation failed on a seed where the uniform one did not.")
-        if text)
 
 
 def _failures(d: ReportData) -> str:

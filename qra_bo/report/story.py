@@ -19,8 +19,7 @@ CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""
 COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predicted", "measured", "fits")
 """Headings of the comparison, in the order of ``Row.cells``."""
-SETTLED = (VerdictKind.BETTER_AT_ONE_RATE, VerdictKind.UNRESOLVED, VerdictKind.UNIFORM_WINS,
-           VerdictKind.NOTHING_MIXED_BETTER)
+SETTLED = (VerdictKind.UNRESOLVED, VerdictKind.UNIFORM_WINS, VerdictKind.NOTHING_MIXED_BETTER)
 """Verdicts by which a uniform baseline is as good, as far as is known."""
 
 

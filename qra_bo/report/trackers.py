@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 
 from qra_bo.report.live import events_since
 from qra_bo.space import average_bits
-from qra_bo.study.events import Compared, Event, Final, FinishedTrial, as_line
+from qra_bo.study.events import Confirmation, Event, Final, FinishedTrial, as_line
 from qra_bo.study.state import Study, loss_of
 from qra_bo.utils.errors import ConfigError, MissingExtraError, UserError
 
@@ -186,7 +186,7 @@ def metrics_of(study: Study, event: Event) -> list[dict[str, float]]:
     if not isinstance(record, FinishedTrial):
         curve = [{"final/step": float(step), "final/validation_loss": float(loss)}
                  for step, loss in (record.curve if isinstance(record, Final) else ())]
-        if isinstance(record, Compared) and not record.train_seeds:  # without a comparison there is no difference
+        if isinstance(record, Confirmation) and not record.train_seeds:  # without a comparison there is no difference
             return []
         group, names = NUMBERS.get(event.kind, ("", ()))
         own = {f"{group}/{name}": float(getattr(record, name)) for name in names if getattr(record, name) is not None}

@@ -7,7 +7,7 @@ journal; records of events; the study folded from them; trials and the verdict; 
 from qra_bo.study.cost import Cost, cost_of
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.events import Event
-from qra_bo.study.intervals import LEAST_SEEDS, spearman
+from qra_bo.study.intervals import LEAST_SEEDS
 from qra_bo.study.journal import JOURNAL_NAME, Journal, read_journal, session_seconds
 from qra_bo.study.results import metadata_bits
 from qra_bo.study.search_loop import MakeSearcher
@@ -19,5 +19,5 @@ from qra_bo.study.verdict import Verdict, VerdictKind, verdict_of
 
 __all__ = ["JOURNAL_NAME", "LEAST_SEEDS", "UNSEARCHED_STAGES", "BytesPredictor", "Cost", "Engine", "Event", "Journal",
            "Listener", "MakeSearcher", "RunInterrupted", "RunOutcome", "Setting", "Study", "Verdict", "VerdictKind",
-           "cost_of", "load_study", "loss_of", "metadata_bits", "read_journal", "session_seconds", "spearman",
+           "cost_of", "load_study", "loss_of", "metadata_bits", "read_journal", "session_seconds",
            "verdict_of"]

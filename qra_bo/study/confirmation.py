@@ -1,10 +1,7 @@
-"""Comparison of the best mixed allocation with the best uniform one, and the checks of what it depends on."""
+"""Comparison of the best mixed allocation with the best uniform one, at the length that the run minimises."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
-from qra_bo.config.groups import LEAST_RANKED
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
@@ -12,8 +9,8 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import change, change_of_difference
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
-from qra_bo.study.events import AtRate, Choice, Confirmation, Objective, RankingCheck, RateCheck
-from qra_bo.study.intervals import LEVEL, Interval, paired_interval, spearman, two_way_interval
+from qra_bo.study.events import Choice, Confirmation, Objective
+from qra_bo.study.intervals import LEVEL, Interval, paired_interval, two_way_interval
 from qra_bo.study.setting import FINAL
 from qra_bo.study.state import loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
@@ -90,7 +87,7 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
     looks = range(_fewest_seeds(run), len(seeds) + 1)
     level = 1 - (1 - LEVEL) / len(looks)
     for n in looks:
-        pairs, failed = _pairs(run, *sides, "confirmation", seeds[:n], steps)
+        pairs, failed = _pairs(run, *sides, seeds[:n], steps)
         if failed or (len(pairs) > 1 and not _interval(pairs, level)[0].includes_zero):
             break
     if len(pairs) < 2:
@@ -148,73 +145,23 @@ def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[P
     What learned rates expect of a longer training decides where the measured interval includes 0, and never against
     one that does not.
     """
-    compared = _compared(pairs, level)
-    undecided = compared["low"] <= 0 <= compared["high"]
-    mixed = candidate != reference and not failed and compared["mean"] + (ahead if undecided else 0.0) < 0
-    return Confirmation(**compared, candidate=candidate, reference=reference,
-                        winner_kind="mixed" if mixed else "uniform", candidate_failed=failed, split="test", steps=steps,
-                        ahead=ahead, ahead_sd=ahead_sd)
-
-
-def _compared(pairs: Sequence[Pair], level: float = LEVEL) -> dict[str, Any]:
-    """Return the fields of ``Compared``."""
     interval, over_text = _interval(pairs, level) if pairs else (Interval(0.0, 0.0, 0.0), False)
-    return {"train_seeds": tuple(c.spec.train_seed for c, _ in pairs),
-            "candidate_losses": tuple(loss_of(c) for c, _ in pairs),
-            "reference_losses": tuple(loss_of(r) for _, r in pairs), "over_text": over_text, **asdict(interval)}
+    mixed = candidate != reference and not failed and \
+        interval.mean + (ahead if interval.includes_zero else 0.0) < 0
+    return Confirmation(
+        tuple(c.spec.train_seed for c, _ in pairs), tuple(loss_of(c) for c, _ in pairs),
+        tuple(loss_of(r) for _, r in pairs), interval.mean, interval.low, interval.high, over_text, candidate,
+        reference, "mixed" if mixed else "uniform", candidate_failed=failed, split="test", steps=steps, ahead=ahead,
+        ahead_sd=ahead_sd)
 
 
-def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage: str, seeds: Sequence[int],
-           length: int, rate: float | None = None) -> tuple[list[Pair], bool]:
+def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, seeds: Sequence[int],
+           length: int) -> tuple[list[Pair], bool]:
     """Evaluate both allocations on unseen training ``seeds``; return those with both losses, and whether the candidate
     failed where the reference did not."""
-    done = run.evaluate_all([run.plan(a, stage, learning_rate=rate, train_seed=seed, split="test", length=length)
+    done = run.evaluate_all([run.plan(a, "confirmation", train_seed=seed, split="test", length=length)
                              for seed in seeds for a in (candidate, reference)])
     both = list(zip(done[::2], done[1::2], strict=True))
     return [pair for pair in both if all(e.ok for e in pair)], any(r.ok and not c.ok for c, r in both)
 
 
-def check_rates(run: TrialRunner) -> None:
-    """Record whether the confirmation's difference holds at other learning rates than the calibrated one.
-
-    Both allocations are trained again at every factor of ``effort.rate_factors``, on the confirmation's seeds and
-    split. Nothing is recorded without a confirmation, or where its two sides are one allocation.
-    """
-    last, calibrated = run.study.confirmation, run.study.learning_rate
-    if last is None or calibrated is None or last.candidate == last.reference:
-        return
-    rates, failed_at = [], []
-    for factor in run.config.effort.rate_factors:
-        pairs, failed = _pairs(run, last.candidate, last.reference, "rate_check", run.setting.confirm_seeds, last.steps,
-                               factor * calibrated)
-        if failed:
-            failed_at.append(factor)
-        if len(pairs) < 2:
-            run.warn(f"fewer than two training seeds gave a loss for both allocations at {factor:g} times the "
-                     "calibrated learning rate")
-            continue
-        rates.append(AtRate(**_compared(pairs), factor=factor))
-    run.conclude(RateCheck(last.candidate, last.reference, tuple(rates), tuple(failed_at)))
-
-
-def check_ranking(run: TrialRunner) -> None:
-    """Record whether the ranking of the best allocations holds at a longer training.
-
-    The winner, the best uniform allocation and the next best points, ``effort.ranking_top`` in all, are trained
-    ``confirm.ranking_factor`` times as long, with the search's training seed; the event holds both losses of each and
-    their Spearman correlation. Fewer than ``LEAST_RANKED`` would say nothing: none is trained.
-    """
-    steps, study = run.config.fidelity.high * run.config.confirm.ranking_factor, run.study
-    chosen = None if study.choice is None else study.point(study.choice.candidate)
-    order = {e.allocation: e for e in (chosen, study.best_uniform, *study.ranked) if e is not None}
-    top = sorted(list(order.values())[:run.config.effort.ranking_top], key=lambda e: (loss_of(e), e.id))
-    if len(top) < LEAST_RANKED:
-        return
-    longer = run.evaluate_all([run.plan(e.allocation, "ranking_check", length=steps) for e in top])
-    finished = [(e, long) for e, long in zip(top, longer, strict=True) if long.ok]
-    if len(finished) < LEAST_RANKED:
-        run.warn(f"the ranking check has {len(finished)} losses to compare, fewer than {LEAST_RANKED}: it says nothing")
-        return
-    search_losses, losses = [loss_of(e) for e, _ in finished], [loss_of(long) for _, long in finished]
-    run.conclude(RankingCheck(steps, tuple(e.allocation.fingerprint for e, _ in finished), tuple(losses),
-                              tuple(search_losses), spearman(search_losses, losses)))

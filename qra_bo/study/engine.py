@@ -12,7 +12,7 @@ from qra_bo.searchers.base import Recommending, SelfChecking
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
 from qra_bo.study.baselines import calibrate, evaluate_baselines, evaluate_references, uniform_baselines
-from qra_bo.study.confirmation import check_ranking, check_rates, confirm, settle_length
+from qra_bo.study.confirmation import confirm, settle_length
 from qra_bo.study.delivery import deliver
 from qra_bo.study.device_allowance import fold_peaks
 from qra_bo.study.events import Calibration, End
@@ -114,12 +114,6 @@ class Engine:
             if self.config.confirm.seeds and effort.max_full_trials:
                 with run.stage("confirmation"):
                     confirm(run, problem, recommended)
-                if effort.rate_factors:
-                    with run.stage("rate_check"):
-                        check_rates(run)
-            if effort.ranking_top:
-                with run.stage("ranking_check"):
-                    check_ranking(run)
             return self._finish(run, recommended)
 
     @contextmanager

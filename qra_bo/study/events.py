@@ -166,9 +166,14 @@ class Choice:
 
 
 @checked(frozen=True, slots=True)
-class Compared:
-    """Test losses of two allocations on unseen training seeds that gave both (nats), with the mean of candidate -
-    reference and the bounds of its 95 % confidence interval: over other held-out text of the kind too, or seeds alone.
+class Confirmation:
+    """Test losses of the chosen mixed allocation and of the best uniform one, on unseen training seeds that gave both
+    (nats), with the mean of candidate - reference and the bounds of its 95 % confidence interval: over other held-out
+    text of the kind too, or seeds alone. Both are one allocation where none is mixed.
+
+    ``ahead`` is what learned rates add to the difference (nats) from the ``steps`` of all trainings to the length that
+    the run minimises, with its standard deviation. ``winner_kind`` is ``"mixed"`` where the candidate is better in the
+    mean, ``ahead`` added where the interval includes 0, and did not fail where the reference did not.
     """
 
     train_seeds: tuple[int, ...]
@@ -178,22 +183,6 @@ class Compared:
     low: float
     high: float
     over_text: bool
-
-    @property
-    def differences(self) -> Losses:
-        """Candidate - reference by seed (nats)."""
-        return tuple(c - r for c, r in zip(self.candidate_losses, self.reference_losses, strict=True))
-
-
-@checked(frozen=True, slots=True)
-class Confirmation(Compared):
-    """The chosen mixed allocation against the best uniform one; both are one allocation where none is mixed.
-
-    ``ahead`` is what learned rates add to the difference (nats) from the ``steps`` of all trainings to the length that
-    the run minimises, with its standard deviation. ``winner_kind`` is ``"mixed"`` where the candidate is better in the
-    mean, ``ahead`` added where the interval includes 0, and did not fail where the reference did not.
-    """
-
     candidate: Stored
     reference: Stored
     winner_kind: str
@@ -204,37 +193,18 @@ class Confirmation(Compared):
     ahead_sd: float
 
     @property
+    def differences(self) -> Losses:
+        """Candidate - reference by seed (nats)."""
+        return tuple(c - r for c, r in zip(self.candidate_losses, self.reference_losses, strict=True))
+
+    @property
+    def includes_zero(self) -> bool:
+        """Whether the interval leaves the sign of the difference open."""
+        return self.low <= 0 <= self.high
+
+    @property
     def winner(self) -> Allocation:
         return self.candidate if self.winner_kind == "mixed" else self.reference
-
-
-@checked(frozen=True, slots=True)
-class AtRate(Compared):
-    """The confirmation's comparison at ``factor`` times the calibrated learning rate."""
-
-    factor: float
-
-
-@checked(frozen=True, slots=True)
-class RateCheck:
-    """The confirmation's comparison at other learning rates; at those in ``failed_at`` the candidate failed on a seed
-    where the reference did not."""
-
-    candidate: Stored
-    reference: Stored
-    rates: tuple[AtRate, ...]
-    failed_at: tuple[float, ...]
-
-
-@checked(frozen=True, slots=True)
-class RankingCheck:
-    """Losses of the best allocations after ``steps``, beside those of the search, and their rank correlation."""
-
-    steps: int
-    fingerprints: tuple[str, ...]
-    losses: Losses
-    search_losses: Losses
-    spearman: float | None
 
 
 @checked(frozen=True, slots=True)
@@ -298,13 +268,13 @@ class End:
 
 OwnCodec = Provenance | FinishedTrial | ProfileResult
 Record = (Header | Effort | Stage | Warned | Calibration | Untuned | Objective | Prediction | Stopped | SurrogateCheck
-          | Choice | Confirmation | RateCheck | RankingCheck | Measured | Final | Folded | End | OwnCodec)
+          | Choice | Confirmation | Measured | Final | Folded | End | OwnCodec)
 KINDS: dict[str, type[Any]] = {
     "header": Header, "extension": Effort, "provenance": Provenance, "stage": Stage, "warning": Warned,
     "profile": ProfileResult, "trial": FinishedTrial, "calibration": Calibration, "untuned": Untuned,
     "objective": Objective, "prediction": Prediction, "stopped": Stopped, "surrogate_check": SurrogateCheck,
-    "choice": Choice, "confirmation": Confirmation, "rate_check": RateCheck, "ranking_check": RankingCheck,
-    "measured": Measured, "final": Final, "allowance": Folded, "end": End}
+    "choice": Choice, "confirmation": Confirmation, "measured": Measured, "final": Final, "allowance": Folded,
+    "end": End}
 """Names of the kinds in the journal; ``Study`` has the last record of each under its name."""
 NAMES: dict[type[Any], str] = {record: name for name, record in KINDS.items()}
 _adapter: Any = functools.cache(TypeAdapter)

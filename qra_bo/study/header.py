@@ -37,15 +37,13 @@ class Given:
 
 @checked(frozen=True, slots=True)
 class Effort:
-    """What a run may spend, and what it checks at its end; an ``extension`` of a run that goes on holds nothing else.
+    """What a run may spend; an ``extension`` of a run that goes on holds nothing else.
 
     Args:
         max_full_trials: Full-trial equivalents of the search; 0: the allocation is predicted.
         planned_cost: The same in training tokens.
         uniform_baselines: Number of uniform baselines; ``None``: all.
         references: Whether LoRA and QLoRA are trained.
-        ranking_top: Allocations of the ranking check.
-        rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
     """
 
     effort: str
@@ -53,8 +51,6 @@ class Effort:
     planned_cost: float
     uniform_baselines: int | None
     references: bool
-    ranking_top: int
-    rate_factors: tuple[float, ...]
 
 
 @checked(frozen=True, slots=True)

@@ -5,12 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qra_bo.config.groups import LEAST_RANKED
 from qra_bo.memory.budget import format_size
-from qra_bo.study.card import FAIL, PASS, SEVERITY, UNKNOWN, WARN, Card
-from qra_bo.study.intervals import AGAIN, LEAST_SEEDS, spearman
-from qra_bo.study.state import Study, loss_of
-from qra_bo.trials import Fidelity, Trial
+from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
+from qra_bo.study.intervals import AGAIN, LEAST_SEEDS
+from qra_bo.study.state import Study
 from qra_bo.utils.formatting import number, signed
 
 CHANCE = 1.645
@@ -18,8 +16,6 @@ CHANCE = 1.645
 of 1 / sqrt(m - 1) where there is no relation (Kendall, Rank Correlation Methods, 1970)."""
 CHANCE_SHARE = 0.05
 """The same for the number of intervals that miss."""
-ORDERED = 0.5
-"""Spearman correlation at which two of three pairs keep their order (of a normal distribution)."""
 SURE, UNSURE = 0.95, 0.75
 """Probability that one pair of trainings names the better allocation: the usual level of certainty, and the middle
 between certainty and a coin."""
@@ -34,7 +30,7 @@ LAST = 0.2
 FALLING = 0.01
 """Fall of the loss in that part (nats) that shows an unfinished training: 1 % of the perplexity."""
 Part = tuple[str, str, str]
-"""Status, clause and action of a part of a question."""
+"""Status, finding and action of an answer."""
 
 
 def _graded(good: bool, fair: bool, found: str, action: str) -> Part:
@@ -131,66 +127,19 @@ def _data(study: Study) -> Part:
 
 
 def _length(study: Study) -> Part:
-    """Judge whether the order of allocations holds at a longer training, and whether the final loss has settled."""
-    parts = [part for part in (_order(study), _settled(study)) if part is not None]
-    if not parts:
-        return UNKNOWN, "No final fine-tune was run." if study.final is None else \
-            "The final fine-tune was too short for two validations.", ""
-    worst = min((status for status, _, _ in parts), key=SEVERITY.index)
-    said = "; ".join(clause for _, clause, _ in parts)
-    actions = [action for status, _, action in parts if status == worst and action]
-    return worst, f"{said[0].upper()}{said[1:]}.", " ".join(actions)
-
-
-def _order(study: Study) -> Part | None:
-    """Return whether longer trainings keep the order; ``None`` where nothing was searched."""
-    if study.untried:
-        return None
-    longer, steps = study.ranking_check, study.header.high_steps
-    again = "Search with longer trials (fidelity.high)."
-    if longer is not None:
-        kept = longer.spearman
-        found = (f"trained for {longer.steps} steps instead of {steps}, {len(longer.losses)} of the best "
-                 f"allocations kept their order with Spearman {number(kept, 2)}")
-        return _graded(kept is not None and kept >= ORDERED, kept is not None and kept > 0, found, again)
-    pairs = early_and_late(study)
-    rho = None if len(pairs) < LEAST_RANKED else spearman([early for early, _ in pairs], [loss_of(e) for _, e in pairs])
-    open_order = "it is open whether the order holds at a longer training"
-    if rho is None:
-        return UNKNOWN, open_order, "A larger effort trains the best allocations longer."
-    found = (f"over {len(pairs)} allocations the loss after {study.header.low_steps} steps ranks the one after "
-             f"{steps} with Spearman {number(rho, 2)}")
-    return (WARN, found, again) if rho <= 0 else \
-        (UNKNOWN, f"{found}, and {open_order}", "A larger effort trains the best allocations longer.")
-
-
-def _settled(study: Study) -> Part | None:
-    """Return whether the loss of the final fine-tune still fell at its end; ``None`` without two validations."""
+    """Judge whether the loss of the final fine-tune still fell at its end."""
     final = study.final
-    if final is None or len(final.curve) < 2:
-        return None
+    if final is None:
+        return UNKNOWN, "No final fine-tune was run.", ""
+    if len(final.curve) < 2:
+        return UNKNOWN, "The final fine-tune was too short for two validations.", ""
     curve, steps, kept = final.curve, final.steps, final.kept_step
     if kept < steps:
-        return PASS, f"the final fine-tune's loss was least after {kept} of {steps} steps", ""
+        return PASS, f"The final fine-tune's loss was least after {kept} of {steps} steps.", ""
     before = [loss for step, loss in curve if step <= (1 - LAST) * steps] or [curve[0][1]]
     fall = before[-1] - curve[-1][1]
-    found = f"the final fine-tune's loss fell by {number(max(fall, 0.0))} nats in about its last fifth"
+    found = f"The final fine-tune's loss fell by {number(max(fall, 0.0))} nats in about its last fifth."
     return _graded(fall <= FALLING, True, found, "Train longer: final.epochs, final.max_steps or final.steps.")
-
-
-def early_and_late(study: Study) -> list[tuple[float, Trial]]:
-    """Low-fidelity loss beside the full-fidelity trial, of every allocation where both are known, references too.
-
-    Low fidelity is a prefix of full fidelity under the same schedule: its loss is that of a low-fidelity trial, or
-    was recorded on the way to the full one.
-    """
-    low = {(e.allocation, e.spec.train_seed): e.loss for e in study.trials
-           if e.ok and e.fidelity is Fidelity.LOW and e.spec.split == "validation"}
-    references = [e for e in study.baselines if e.stage == "reference"]
-    points = sorted((*study.points, *references), key=lambda e: e.id)
-    found = [(low.get((e.allocation, e.spec.train_seed), dict(e.result.curve).get(study.header.low_steps or 0)), e)
-             for e in points]
-    return [(early, e) for early, e in found if early is not None]
 
 
 QUESTIONS: tuple[tuple[str, str, Callable[[Study], Part]], ...] = (

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from qra_bo.utils.errors import ConfigError
 
@@ -98,19 +97,3 @@ def text_error(candidate: Sequence[SequenceLosses], reference: Sequence[Sequence
     summed, tokens = (sides[0] - sides[1])[..., 0].mean(axis=0), sides[0][0, :, 1]
     left = summed - summed.sum() / tokens.sum() * tokens
     return float(math.sqrt(len(left)) * left.std(ddof=1) / tokens.sum())
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return the rank correlation with average ranks for ties; ``None`` if a side is constant or shorter than two."""
-    x, y = _average_ranks(a), _average_ranks(b)
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def _average_ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Return ranks from 1; equal values share their mean rank."""
-    x = np.asarray(values, dtype=np.float64)
-    ordered = np.sort(x)
-    ranks: npt.NDArray[np.float64] = (ordered.searchsorted(x, "left") + ordered.searchsorted(x, "right") + 1) / 2
-    return ranks

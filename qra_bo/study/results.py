@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qra_bo.memory.formats import parse_format
-from qra_bo.space import Allocation, average_bits
+from qra_bo.space import average_bits
 from qra_bo.study.card import Card
 from qra_bo.study.events import End
 from qra_bo.study.header import BY_RULE
@@ -83,7 +83,6 @@ def build_best(study: Study) -> dict[str, Any]:
                          **{key: header.config["train"][key] for key in TRAINING}},
             **_loss(study, point), "verdict": verdict_of(study).kind.value,
             "versus_best_uniform": _versus(study), "objective": _objective(study),
-            "versus_best_uniform_at_rates": _at_rates(study, winner),
             "memory": {
                 "scope": header.scope, "budget_bytes": header.budget_bytes, "max_average_bits": header.max_average_bits,
                 "predicted_bytes": end.predicted_bytes, "file_bytes": end.file_bytes, "breakdown": dict(end.breakdown),
@@ -168,15 +167,6 @@ def _objective(study: Study) -> dict[str, Any]:
             "confirmed_steps": versus and versus["steps"],
             **{key: value if c is not None and differs else None if versus is None else 0.0 for key, value in (
                 ("predicted_beyond", c and c.ahead), ("predicted_beyond_sd", c and c.ahead_sd))}}
-
-
-def _at_rates(study: Study, winner: Allocation) -> list[dict[str, Any]]:
-    """Return the winner's paired differences at other learning rates, where the run checked them."""
-    check = study.rate_check
-    if check is None or check.candidate != winner:
-        return []
-    return [{"factor": r.factor, "mean": r.mean, "low": r.low, "high": r.high, "train_seeds": len(r.train_seeds)}
-            for r in check.rates]
 
 
 def _baseline(study: Study, e: Trial) -> dict[str, Any]:

@@ -23,12 +23,11 @@ COMPARISON = "comparison"
 UNTUNED, UNIFORM, QLORA = "untuned", "uniform", "qlora"
 """What a predicted allocation can be compared with (``effort.compare``)."""
 QLORA_RANK = 16
-UNSEARCHED_STAGES = frozenset({"reference", "confirmation", "rate_check", "ranking_check", COMPARISON})
+UNSEARCHED_STAGES = frozenset({"reference", "confirmation", COMPARISON})
 """Stages that count in a run's cost and not against its effort."""
 ENGINE_STAGES = frozenset({"calibration", "baseline", *UNSEARCHED_STAGES})
 """Stages of trials that the engine plans; all other stages are a searcher's."""
-CONCLUSIONS = ("prediction", "surrogate_check", "choice", "confirmation", "rate_check", "ranking_check", "final",
-               "end")
+CONCLUSIONS = ("prediction", "surrogate_check", "choice", "confirmation", "final", "end")
 """Events that another trial of the search makes outdated: a run that was extended concludes again."""
 
 
@@ -59,7 +58,7 @@ class Study:
             the validation split, at the search's training seed and learning rate; calibrated uniform baselines count as
             baselines.
         incumbent: The point with the least ``value`` (of equals the earliest).
-        cost: All of it, failures, references, confirmation and checks included.
+        cost: All of it, failures, references, confirmation included.
         search_cost: The part that the effort limits: up to the end of the search, less the references.
         measurements: Measured memory of candidate winners, in order.
         workers: Trials that were kept under way when the last one ended.
@@ -74,8 +73,6 @@ class Study:
     surrogate_check: ev.SurrogateCheck | None = None
     choice: ev.Choice | None = None
     confirmation: ev.Confirmation | None = None
-    rate_check: ev.RateCheck | None = None
-    ranking_check: ev.RankingCheck | None = None
     final: ev.Final | None = None
     allowance: ev.Folded | None = None
     end: ev.End | None = None
@@ -127,8 +124,8 @@ class Study:
                     self._add_point(e)
             case ev.Objective():
                 self.incumbent = min(self.points, key=self.value, default=None)  # its line may follow its points
-            case ev.Confirmation():  # an earlier one led to a check, an end, and a final fine-tune of another winner
-                self.rate_check = self.end = None
+            case ev.Confirmation():  # an earlier one led to an end, and a final fine-tune of another winner
+                self.end = None
                 if self.final is not None and (self.winner is None or self.final.winner != self.winner.fingerprint):
                     self.final = None
             case ev.Final():  # of another allocation than the end delivered: that did not fit any more

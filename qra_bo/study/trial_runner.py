@@ -81,8 +81,7 @@ class TrialRunner:
         e = self.config.effort
         self._effort: dict[str, Any] = {
             "effort": e.name, "max_full_trials": e.max_full_trials, "planned_cost": setting.planned_cost,
-            "uniform_baselines": e.uniform_baselines, "references": e.references, "ranking_top": e.ranking_top,
-            "rate_factors": e.rate_factors}
+            "uniform_baselines": e.uniform_baselines, "references": e.references}
         self.under_way: dict[str, PlannedTrial] = {}
         self.replay: deque[tuple[Trial, int, float]] = deque()
         lines, of_search = journal.content.events, []

@@ -11,14 +11,13 @@ from qra_bo.study.events import Confirmation, Prediction
 from qra_bo.study.intervals import AGAIN, LEAST_SEEDS
 from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, Study, loss_of, qlora_of
 from qra_bo.trials import Trial
-from qra_bo.utils.formatting import DASH, number, signed
+from qra_bo.utils.formatting import DASH, signed
 
 
 class VerdictKind(StrEnum):
     """What is known of the best mixed allocation against the best uniform baseline; ``TEXTS`` says it in words."""
 
     BETTER = "better"
-    BETTER_AT_ONE_RATE = "better at one learning rate"
     AHEAD = "ahead on few seeds"
     UNRESOLVED = "not resolved"
     EXPECTED = "expected beyond what was measured"
@@ -72,7 +71,6 @@ class Verdict:
         candidate: The mixed allocation that was compared or predicted, else the best one so far.
         reference: The best uniform baseline.
         versus_uniform: Difference of candidate and reference; ``None`` where nothing was compared.
-        turned_at: Factors on the learning rate at which the candidate is not ahead, or failed.
         mixed: Whether the comparison chose the candidate.
         failed: Whether the candidate failed on an unseen seed where the reference did not.
     """
@@ -82,7 +80,6 @@ class Verdict:
     reference: Allocation | None = None
     delivered: Allocation | None = None
     versus_uniform: Difference | None = None
-    turned_at: tuple[float, ...] = ()
     mixed: bool = False
     failed: bool = False
 
@@ -129,13 +126,11 @@ def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
     n, winner, mixed = len(c.train_seeds), study.winner, c.winner_kind == "mixed"
     found = None if not n else Difference(Evidence.UNSEEN_SEEDS, c.mean, c.low, c.high, n, c.steps, c.mean + c.ahead,
                                           study.objective_steps, c.over_text)
-    turned = tuple(r.factor for r in study.rate_check.rates if r.mean * c.mean <= 0) + study.rate_check.failed_at \
-        if study.rate_check is not None else ()
     if winner != c.winner:
         kind = VerdictKind.REPLACED
     elif c.candidate == c.reference:
         kind = VerdictKind.NO_MIXED_LOSS if study.best_mixed is None else VerdictKind.NOTHING_MIXED_BETTER
-    elif c.low <= 0 <= c.high and c.mean * (c.mean + c.ahead) < 0 and not c.candidate_failed:
+    elif c.includes_zero and c.mean * (c.mean + c.ahead) < 0 and not c.candidate_failed:
         kind = VerdictKind.EXPECTED
     elif not mixed:
         kind = VerdictKind.UNIFORM_WINS
@@ -144,8 +139,8 @@ def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
     elif n < LEAST_SEEDS:
         kind = VerdictKind.AHEAD
     else:
-        kind = VerdictKind.BETTER_AT_ONE_RATE if turned else VerdictKind.BETTER
-    return Verdict(kind, c.candidate, c.reference, winner, found, turned, mixed, c.candidate_failed)
+        kind = VerdictKind.BETTER
+    return Verdict(kind, c.candidate, c.reference, winner, found, mixed, c.candidate_failed)
 
 
 _TAKE_UNIFORM = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
@@ -154,10 +149,6 @@ TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
     VerdictKind.BETTER: (
         PASS, "Mixed bits and ranks are better than the best uniform baseline, {reference}: {gain} nats lower loss, "
         "{perplexity} % lower perplexity.", ""),
-    VerdictKind.BETTER_AT_ONE_RATE: (
-        WARN, "Mixed bits and ranks are better than the best uniform baseline, {reference}, by {gain} nats, but not at "
-        "{turned} times the learning rate.",
-        "Widen calibrate.lr_scales and search again, or take the uniform allocation."),
     VerdictKind.AHEAD: (
         WARN, "Mixed bits and ranks are ahead of the best uniform baseline, {reference}, by {gain} nats on {seeds} "
         f"unseen training seeds; {LEAST_SEEDS} are needed to call that better.", "{more_seeds}"),
@@ -238,7 +229,7 @@ def _fields(study: Study, v: Verdict) -> dict[str, object]:
         "known": "No uniform baseline is on the ladders to compare with" if v.reference is None else
         "It is the best uniform baseline: no mixed allocation is predicted to be better" if v.delivers_reference else
         f"No trial measured its difference to the best uniform baseline, {names['reference']}",
-        "other": names["reference" if v.mixed else "candidate"], "turned": number((*v.turned_at, 0.0)[0], 1),
+        "other": names["reference" if v.mixed else "candidate"],
         "reason": "" if study.header.given is None else study.header.given.reason,
         "trained": "has not been fine-tuned yet" if study.final is None else "was fine-tuned",
         "forced": " with search.force=true and another out=" if config.get("task") == "search" else "",

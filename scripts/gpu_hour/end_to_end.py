@@ -42,7 +42,7 @@ def search(stage: Stage) -> Iterator[dict[str, Any]]:
                "budget=uniform:4,8", "search.force=true", "train.checkpointing=true", "effort=quick",
                "fidelity.high=4", "fidelity.low=null", "confirm.seeds=2", "final.steps=8", "display=plain"]
     if stage.tiny:
-        command += ["effort.max_full_trials=2", "effort.ranking_top=0", "method=random", "export.targets=[]"]
+        command += ["effort.max_full_trials=2", "method=random", "export.targets=[]"]
     begun, log = time.monotonic(), stage.work / "search.log"
     with log.open("a", encoding="utf-8") as writer:
         process = subprocess.Popen(command, stdout=writer, stderr=subprocess.STDOUT)

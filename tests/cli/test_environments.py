@@ -7,7 +7,7 @@ import pytest
 from tests.hostile import ENVIRONMENTS, Environment, Place
 
 JOB = ("model=tiny", "oracle=synthetic", "effort=quick", "effort.max_full_trials=4", "method=random", "display=plain",
-       "confirm.seeds=2", "effort.ranking_top=0", "out=run")
+       "confirm.seeds=2", "out=run")
 FILES = {"best.json", "report.html", "report.json", "status.json", "trials.jsonl"}
 
 

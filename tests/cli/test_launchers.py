@@ -13,7 +13,7 @@ from qra_bo.study.journal import read_journal
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ("+model=tiny", "data=tiny", "oracle=synthetic", "method=random", "effort=quick", "effort.max_full_trials=3",
-       "effort.ranking_top=0", "confirm.seeds=0", "display=none", "budget=uniform:4,4,1kB")
+       "confirm.seeds=0", "display=none", "budget=uniform:4,4,1kB")
 LAUNCHERS = {
     "basic": ("hydra", ()), "joblib": ("hydra_plugins.hydra_joblib_launcher", ("hydra.launcher.n_jobs=2",)),
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", ("hydra.launcher.timeout_min=20",)),

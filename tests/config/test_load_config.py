@@ -131,7 +131,6 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["train.batch=true"], "train.batch must be an integer; got true"),
     (["adapter.lr=nan"], "adapter.lr must be a finite number; got nan"),
     (["confirm.seeds=1"], r"confirm\.seeds must be 0 \(no confirmation\) or at least 2; got 1"),
-    (["effort.ranking_top=3"], r"effort\.ranking_top must be 0 \(no ranking check\) or at least 4; got 3"),
     (["effort.compare=[unifrm]"], r"effort\.compare must be a list of the names uniform, .*; got \['unifrm'\]"),
     (["export.check=yes"], r"^export\.check must be one of true, false, auto; got 'yes'\.$"),
     (["data=jsonl"], r"data\.path must name a JSON or JSONL file, .*; got null"),

@@ -30,7 +30,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`(python -m qra_bo(?:\.\w+)? [^`]+)`")
 PLACEHOLDER = re.compile(r"=(RUN|FILE|FOLDER)\b|\bRUN\b|\.\.\.|list\|show")
 SMALL = {"effort.max_full_trials": "2", "fidelity.high": "4", "fidelity.low": "2", "confirm.seeds": "2",
-         "effort.ranking_top": "0", "final.steps": "2", "method": "random", "display": "none"}
+         "final.steps": "2", "method": "random", "display": "none"}
 GIVEN = re.compile(r"outputs/|mine/|build/|export/|.*(NAME|TASK)")
 """Paths that a reader makes or completes, and those within the folder of a run."""
 ARGUMENTS = {"bf16", "gsm8k", "optimizers", "searcher", "trust_remote_code"}

@@ -23,7 +23,7 @@ from qra_bo.utils.errors import UserError
 OVERRIDES = ("+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
              "fidelity.high=2", "fidelity.low=1", "final.steps=3", "device=cpu", "dtype=float32", "display=none",
              "quantizer.rounding=gptq", "quantizer.tokens=256", "adapter.lr=0.003", "method=random", "effort=quick",
-             "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0", "effort.ranking_top=0",
+             "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0", 
              "calibrate.lr_scales=[0.7,1.3]", "bits=[4,8]", "budget=uniform:4,4", "granularity=block")
 UMASK = 0o026
 """An unusual one, so that a mode that does not follow from it shows."""

@@ -21,7 +21,7 @@ TINY = ["+model=tiny", "model.intermediate_size=192", "data=tiny", "device=cpu"]
 SHORT = ["data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4", "fidelity.high=2",
          "fidelity.low=1", "final.steps=3", "dtype=float32", "display=none", "quantizer.rounding=rtn",
          "method=random", "effort=quick", "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0",
-         "effort.ranking_top=0", "calibrate.lr_scales=[1.0]", "bits=[3,4,8]", "budget=uniform:4,4"]
+         "calibrate.lr_scales=[1.0]", "bits=[3,4,8]", "budget=uniform:4,4"]
 
 
 def test_stored_bytes_and_export_are_those_of_mlx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,8 +101,7 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
         "formats": [f.to_json() for f in FORMATS], "ranks": list(RANKS), "unit_numel": [NUMEL] * L,
         "budget_bytes": budget, "budget_text": "uniform:4,4", "scope": "peak", "oracle": oracle, "train_seed": 0,
         "full_trial_tokens": HIGH * TOKENS_A_STEP + 2_000, "uniform_baselines": 3, "alpha_over_rank": 2,
-        "max_full_trials": 30.0, "references": True, "ranking_top": 4, "rate_factors": [], "max_average_bits": None,
-        "rates_sha256": None,
+        "max_full_trials": 30.0, "references": True, "max_average_bits": None, "rates_sha256": None,
         "init": "kaiming", "high_steps": HIGH, "low_steps": LOW, "effort": "normal",
         "planned_cost": 30.0 * (HIGH * TOKENS_A_STEP + 2_000),
         "method": "autoqra"})
@@ -176,8 +175,6 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
         "low": float(differences.mean() - half), "high": float(differences.mean() + half),
         "winner_kind": "mixed" if wins else "uniform", "split": "test", "candidate_failed": False, "steps": 64,
         "ahead": 0.0, "ahead_sd": 0.0, "over_text": False})
-    s.add("ranking_check", {"steps": 192, "fingerprints": ["a", "b", "c", "d"], "losses": [3.91, 3.93, 3.92, 3.97],
-                            "search_losses": [4.01, 4.02, 4.03, 4.06], "spearman": .8})
     chosen = best if wins else reference
     s.add("measured", {"allocation": chosen.to_json(), "predicted_bytes": predicted(chosen),
                        "measured_bytes": predicted(chosen) - 1_100_000, "scope": "peak", "fits": True, "peaks": {}})

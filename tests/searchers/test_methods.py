@@ -41,7 +41,7 @@ def run(folder: Path, method: str, equivalents: int = 14) -> RunOutcome:
         return make_searcher(method_target(method, OPTIONS.get(method)), problem)
 
     return problem_run(folder, InProcessExecutor(oracle), build, fine_tunes=False, method=method,
-                       effort__max_full_trials=equivalents, effort__ranking_top=0, calibrate__lr_scales=[1.0])
+                       effort__max_full_trials=equivalents, calibrate__lr_scales=[1.0])
 
 
 @pytest.mark.parametrize("method", [name for name in NAMES if name != "default"])

@@ -81,7 +81,7 @@ def test_no_shape_of_a_secret_reaches_the_files_of_a_run(monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
     out = tmp_path / "run"
     job = ["model=tiny", "oracle=synthetic", "method=random", "effort.max_full_trials=2", "confirm.seeds=2",
-           "effort.ranking_top=0", "display=none", f"out={out}", "logger._target_=tests.security.test_secrets.Sink",
+           "display=none", f"out={out}", "logger._target_=tests.security.test_secrets.Sink",
            *(f"++logger.{key}={text}" for key, text in SHAPES.items())]
     assert app.main(job) == 0
     written = {path.name: path.read_text(errors="replace") for path in out.iterdir() if path.is_file()}
@@ -98,7 +98,7 @@ def test_no_shape_of_a_secret_reaches_the_files_of_a_run(monkeypatch: pytest.Mon
 def test_resume_compares_the_values_of_interpolations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                                       capfd: pytest.CaptureFixture[str]) -> None:
     job = ["model=tiny", "oracle=synthetic", "method=random", "effort.max_full_trials=2", "confirm.seeds=2",
-           "effort.ranking_top=0", "display=none", f"out={tmp_path / 'run'}", "granularity='${oc.env:GRAIN}'"]
+           "display=none", f"out={tmp_path / 'run'}", "granularity='${oc.env:GRAIN}'"]
     monkeypatch.setenv("GRAIN", "layer")
     assert app.main(job) == 0
     monkeypatch.setenv("GRAIN", "block")

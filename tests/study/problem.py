@@ -30,8 +30,8 @@ OVERRIDES = {
     "model": "tiny", "data": "tiny", "device": "cpu", "dtype": "float32", "bits": [2, 4, 8], "ranks": list(RANKS),
     "budget": "uniform:4,4", "train.batch": 1, "train.length": TOKENS, "eval.sequences": 3, "fidelity.high": HIGH,
     "fidelity.low": LOW, "effort.max_full_trials": 24, "effort.uniform_baselines": None,
-    "effort.calibration_baselines": 1, "effort.references": True, "effort.ranking_top": 4, "effort.rate_factors": [],
-    "confirm.seeds": 3, "confirm.ranking_factor": 2, "calibrate.lr_scales": [.5, 2.0, 8.0], "adapter.lr": 1e-3,
+    "effort.calibration_baselines": 1, "effort.references": True,
+    "confirm.seeds": 3, "calibrate.lr_scales": [.5, 2.0, 8.0], "adapter.lr": 1e-3,
     "adapter.lr_rule": "constant", "quantizer.rounding": "rtn", "memory.scope": "stored", "display": "none"}
 
 

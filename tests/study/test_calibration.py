@@ -33,7 +33,7 @@ def test_rates_go_on_beyond_the_end_where_the_best_is(tried: dict[float, float],
 def test_rates_of_a_larger_model_are_bracketed_by_worse_ones(tmp_path: Path) -> None:
     """Half, once and twice 0.002 lost 0.723, 0.851 and 6.09 on a 0.5B model: a parabola chose worse than half."""
     found = run(tmp_path, InProcessExecutor(Best(0.3e-3)), fine_tunes=False, calibrate__lr_scales=[0.5, 1.0, 2.0],
-                effort__max_full_trials=6, confirm__seeds=0, effort__ranking_top=0).study
+                effort__max_full_trials=6, confirm__seeds=0).study
     calibration = found.calibration
     losses = {trial["learning_rate"]: trial["loss"] for trial in calibration.trials}
     rates = sorted(losses)
@@ -88,7 +88,7 @@ class Diverging(PlantedOracle):
 def test_a_rate_that_diverged_bounds_the_best_one(tmp_path: Path, scales: list[float], limit: float,
                                                   tried: list[float]) -> None:
     study = run(tmp_path, InProcessExecutor(Diverging(limit)), fine_tunes=False, calibrate__lr_scales=scales,
-                effort__max_full_trials=4, confirm__seeds=0, effort__ranking_top=0).study
+                effort__max_full_trials=4, confirm__seeds=0).study
     assert study.calibration.tried == pytest.approx([1e-3 * s for s in tried])
     assert study.learning_rate == limit * 1e-3
     assert not any("at the end" in message for message in study.warnings)

@@ -9,8 +9,6 @@ import pytest
 
 from qra_bo.execution import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.report.data import load_run
-from qra_bo.report.notes import notes
 from qra_bo.space import uniform
 from qra_bo.study import RunOutcome, VerdictKind, verdict_of
 from qra_bo.study.state import Study, load_study
@@ -63,37 +61,6 @@ def test_what_diverges_on_unseen_seeds_is_not_delivered(tmp_path: Path, failures
     if not c.train_seeds:
         assert verdict_of(outcome.study).kind is VerdictKind.UNIFORM_WINS
         assert outcome.best["metric"] == "validation_loss"
-
-
-class Sensitive(Favoured):
-    """Mixed formats diverge at twice the calibrated learning rate on the ``diverging`` training seeds."""
-
-    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        if request.learning_rate == 4e-3:
-            return super().evaluate(request, progress)
-        seeds, self.diverging = self.diverging, set()
-        try:
-            return super().evaluate(request, progress)
-        finally:
-            self.diverging = seeds
-
-
-@pytest.mark.parametrize(("failures", "kind"), [
-    (0, VerdictKind.BETTER), (2, VerdictKind.BETTER_AT_ONE_RATE), (5, VerdictKind.BETTER_AT_ONE_RATE)])
-def test_what_diverges_at_another_rate_alone_is_no_clear_winner(tmp_path: Path, failures: int,
-                                                                kind: VerdictKind) -> None:
-    oracle = Sensitive(diverging=SEEDS[:failures])
-    outcome = run(tmp_path, InProcessExecutor(oracle), Contrary, confirm__seeds=5, effort__rate_factors=[2.0])
-    assert outcome.best["winner_kind"] == "mixed"
-    compared = [len(rate.train_seeds) for rate in outcome.study.rate_check.rates]
-    assert compared == [5 - failures] * (failures < 5)
-    verdict = verdict_of(outcome.study)
-    assert (verdict.kind, verdict.turned_at) == (kind, (2.0,) * (failures > 0))
-    note = dict(notes(load_run(tmp_path)))["Other learning rates"]
-    assert ("At 2.00 times the rate the mixed allocation failed" in note) == (failures > 0)
-    raw = (tmp_path / "trials.jsonl").read_bytes()
-    run(tmp_path, InProcessExecutor(oracle), Contrary, confirm__seeds=5, effort__rate_factors=[2.0])
-    assert (tmp_path / "trials.jsonl").read_bytes() == raw
 
 
 def test_an_extension_checks_the_surrogate_of_all_its_baselines(tmp_path: Path) -> None:

@@ -18,14 +18,13 @@ from qra_bo.space import Allocation, uniform
 from qra_bo.study import trial_runner
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.events import Event, as_line
-from qra_bo.study.intervals import paired_interval
 from qra_bo.study.journal import Journal, checksum, read_journal, session_seconds
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import SearcherError
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.state import UNSEARCHED_STAGES, load_study
 from qra_bo.trials import Fidelity, Proposal, TrialResult, TrialSpec, TrialState
-from qra_bo.utils.errors import ConfigError, JournalError, QRABOError
+from qra_bo.utils.errors import JournalError, QRABOError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import (
     BUDGET,
@@ -51,7 +50,7 @@ def test_a_run_does_everything_in_order_and_fits(whole: tuple[Path, RunOutcome])
     folder, outcome = whole
     study = outcome.study
     stages = list(dict.fromkeys(e.stage for e in study.trials))
-    assert stages == ["calibration", "baseline", "reference", "evolution", "confirmation", "ranking_check"]
+    assert stages == ["calibration", "baseline", "reference", "evolution", "confirmation"]
     assert study.learning_rate == 2e-3  # where the planted loss is least
     assert all(e.predicted_bytes <= BUDGET for e in study.trials if e.stage != "reference")
     assert {e.spec.learning_rate for e in study.trials if e.stage != "calibration"} == {2e-3}
@@ -87,7 +86,7 @@ def test_a_stop_in_the_profile_loses_no_time(whole: tuple[Path, RunOutcome], sto
 def test_references_with_other_codes_never_win(tmp_path: Path) -> None:
     qlora = uniform(4, "nf4", 16)  # which is a uniform baseline within this budget too
     options: dict[str, Any] = {"budget": 455, "ranks": [1, 2, 4, 8, 16], "fine_tunes": False, "confirm__seeds": 0,
-                               "effort__ranking_top": 0, "quantizer__rounding": "gptq"}
+                               "quantizer__rounding": "gptq"}
     outcome = run(tmp_path, **options)
     mine = [e for e in outcome.study.trials if e.spec.codes == "rtn"]
     assert [(e.allocation, e.stage) for e in mine] == [(qlora, "reference")]
@@ -101,7 +100,7 @@ def test_references_with_other_codes_never_win(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_is_feasible_counts_as_a_baseline(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"budget": 455, "fine_tunes": False, "confirm__seeds": 0, "effort__ranking_top": 0,
+    options: dict[str, Any] = {"budget": 455, "fine_tunes": False, "confirm__seeds": 0,
                                "effort__uniform_baselines": 1}
     for top, stage in ((16, "baseline"), (8, "reference")):  # and one above the largest of ranks is not
         outcome = run(tmp_path / stage, ranks=[1, 2, 4, top], **options)
@@ -179,8 +178,7 @@ def test_a_damaged_line_is_done_again_and_named(whole: tuple[Path, RunOutcome], 
 
 def test_whatever_line_is_damaged_is_done_again_though_the_effort_was_spent(tmp_path: Path) -> None:
     """The last evaluation goes beyond the effort, by more than some of the others cost."""
-    short: dict[str, Any] = {"effort__max_full_trials": 22, "effort__references": False, "confirm__seeds": 0,
-                             "effort__ranking_top": 0}
+    short: dict[str, Any] = {"effort__max_full_trials": 22, "effort__references": False, "confirm__seeds": 0}
     plain = run(tmp_path / "plain", **short)
     lines = (tmp_path / "plain" / "trials.jsonl").read_bytes().splitlines(keepends=True)
     assert plain.study.search_cost.tokens > 22 * EQUIVALENT + min(
@@ -231,7 +229,7 @@ def test_an_extension_adds_the_anchors_that_were_left_out(whole: tuple[Path, Run
 @pytest.mark.parametrize(("limit", "ranks"), [(1, [4]), (2, [4, 3])])
 def test_the_next_baseline_replaces_filled_ranks_that_are_not_new(tmp_path: Path, limit: int, ranks: list[int]) -> None:
     outcome = run(tmp_path, budget=predict_bytes(uniform(4, "nf4", 4)), fine_tunes=False, confirm__seeds=0,
-                  effort__references=False, effort__ranking_top=0, effort__uniform_baselines=limit)
+                  effort__references=False, effort__uniform_baselines=limit)
     found = [e.allocation for e in outcome.study.trials if e.stage == "baseline"]
     assert found == [uniform(4, "nf4", r) for r in ranks]
 
@@ -476,34 +474,8 @@ def test_what_an_oracle_notes_is_a_warning_once_a_run(tmp_path: Path, monkeypatc
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
 
 
-def test_the_comparison_is_repeated_at_other_learning_rates(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
-    outcome = run(tmp_path, effort__rate_factors=[0.5, 2.0])
-    check = outcome.study.rate_check
-    done = [e for e in outcome.study.trials if e.stage == "rate_check"]
-    assert len(done) == 2 * 2 * 3  # factors, allocations, seeds
-    assert {e.spec.learning_rate for e in done} == {1e-3, 4e-3}
-    assert {e.spec.split for e in done} == {"test"}
-    assert {e.spec.train_seed for e in done} == set(make_setting().confirm_seeds)
-    assert [rate.factor for rate in check.rates] == [0.5, 2.0]
-    for rate in check.rates:
-        wanted = paired_interval(rate.differences)
-        assert (rate.mean, rate.low, rate.high) == (wanted.mean, wanted.low, wanted.high)
-    mixed = outcome.best["winner_kind"] == "mixed"
-    assert outcome.best["versus_best_uniform_at_rates"] == [
-        {**{k: getattr(rate, k) for k in ("factor", "mean", "low", "high")}, "train_seeds": 3}
-        for rate in check.rates if mixed]
-    assert outcome.study.search_cost == whole[1].study.search_cost
-    assert outcome.winner == whole[1].winner
-    raw = (tmp_path / "trials.jsonl").read_bytes()
-    run(tmp_path, effort__rate_factors=[0.5, 2.0])
-    assert (tmp_path / "trials.jsonl").read_bytes() == raw
-    assert whole[1].best["versus_best_uniform_at_rates"] == []
-    with pytest.raises(ConfigError, match="rate_factors must be a list of distinct positive factors other than 1"):
-        make_setting(effort__rate_factors=[1.0])
-
-
 def test_without_confirmation_the_search_loss_is_reported(tmp_path: Path) -> None:
-    outcome = run(tmp_path, fine_tunes=False, confirm__seeds=0, effort__ranking_top=0, effort__references=False)
+    outcome = run(tmp_path, fine_tunes=False, confirm__seeds=0, effort__references=False)
     assert outcome.best["metric"] == "validation_loss"
     assert outcome.best["loss"] == outcome.best["search_loss"]
     assert outcome.best["versus_best_uniform"] is None

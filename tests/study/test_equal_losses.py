@@ -29,7 +29,7 @@ class Untrained(PlantedOracle):
 def test_equal_losses_end_a_search_well_and_resume(tmp_path: Path, method: str) -> None:
     make = searcher_factory(load_config(["model=tiny", f"method={method}"]))
     first, again = (run(tmp_path, InProcessExecutor(Untrained()), make, effort__max_full_trials=20,
-                        effort__ranking_top=4) for _ in range(2))
+                        ) for _ in range(2))
     assert first.best == again.best
     assert first.best["loss"] == first.best["search_loss"] == pytest.approx(LOSS, abs=1e-12)
     assert first.best["winner_kind"] == "uniform"

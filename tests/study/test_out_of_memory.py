@@ -158,7 +158,7 @@ def test_a_search_without_any_room_left_ends_with_what_it_has(tmp_path: Path) ->
             return [type(p)(uniform(4, "hqq2", 1), p.fidelity, p.stage) for p in found]
 
     outcome = run(folder, InProcessExecutor(Shrinking(BUDGET)), Least, fine_tunes=False, calibrate__lr_scales=[2.0],
-                  effort__references=False, confirm__seeds=0, effort__ranking_top=0)
+                  effort__references=False, confirm__seeds=0)
     assert any("holds no allocation" in message for message in warnings_of(folder))
     assert predict_bytes(outcome.winner) > least
 

@@ -17,7 +17,7 @@ from qra_bo.space import Allocation, uniform
 from qra_bo.study.baselines import fill, largest_rank, uniform_baselines
 from qra_bo.study.confirmation import confirmation
 from qra_bo.study.cost import Cost, cost_of
-from qra_bo.study.intervals import paired_interval, spearman
+from qra_bo.study.intervals import paired_interval
 from qra_bo.study.journal import read_journal
 from qra_bo.study.provenance import changes, collect, git_commit
 from qra_bo.study.setting import BaselineRules, training_seeds
@@ -80,15 +80,6 @@ def test_interval_by_hand_and_of_one() -> None:
     assert interval.high == pytest.approx(-2 + 4.302653 * 0.577350, abs=1e-5)
     with pytest.raises(ConfigError, match="at least 2"):
         paired_interval([1.0])
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=10))
-def test_spearman_is_scipys(pairs: list[tuple[int, int]]) -> None:
-    a, b = zip(*pairs, strict=True)
-    if len(set(a)) == 1 or len(set(b)) == 1:
-        assert spearman(a, b) is None
-    else:
-        assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "failed", "ahead", "kind"), [
@@ -170,7 +161,7 @@ def test_progress_is_written_now_and_then(tmp_path: Path) -> None:
 
 def test_status_of_an_extended_run_plans_for_the_larger_effort(tmp_path: Path) -> None:
     for trials in (12, 24):
-        run(tmp_path, effort__max_full_trials=trials, confirm__seeds=0, effort__ranking_top=0)
+        run(tmp_path, effort__max_full_trials=trials, confirm__seeds=0)
         assert json.loads((tmp_path / "status.json").read_text())["planned_cost"] == trials * EQUIVALENT
 
 

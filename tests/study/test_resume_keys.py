@@ -27,7 +27,7 @@ OTHER: dict[str, Any] = {
     "model.head_dim": "model.head_dim=32",
     "budget": "budget=uniform:4,2", "bits": "bits=[3,4,8]", "ranks": "ranks=[1,2,4,8]",
     "max_average_bits": "max_average_bits=5.0", "granularity": "granularity=block", "effort.name": "effort.name=mine",
-    "effort.uniform_baselines": "effort.uniform_baselines=null", "effort.rate_factors": "effort.rate_factors=[0.5]",
+    "effort.uniform_baselines": "effort.uniform_baselines=null",
     "max_hours": "max_hours=2", "device": "device=auto", "dtype": "dtype=bfloat16", "display": "display=plain",
     "memory.scope": "memory.scope=stored", "embeddings": "embeddings=8", "serve": f"serve=mlx\n{GROUPS}",
     "memory.headroom": "memory.headroom=600MB", "memory.format": "memory.format=json", "data.name": "data.name=other",
@@ -51,12 +51,11 @@ OTHER: dict[str, Any] = {
     "final.patience": "final.patience=3", "executor.workers": "executor.workers=2",
     "export.targets": "export.targets=[]",
     "export.gguf": "export.gguf=[base]", "export.check": "export.check=true", "effort.stop": "effort.stop=null",
-    "effort.ranking_top": "effort.ranking_top=4",
     "effort.max_full_trials": "effort.max_full_trials=9", "fidelity.low": "fidelity.low=null"}
 """Overrides that change one key, and with serve the formats that it sets, where twice the number or the opposite would
 not do."""
-LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.references", "effort.rate_factors",
-          "effort.ranking_top", "effort.sequential", "effort.stop"}
+LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.references", "effort.sequential",
+          "effort.stop"}
 """Keys that extend a run: its end is another one."""
 UNCHANGED = {"sensitivity.path", "surrogate.rates", "method.rates", "logger.name",
              "executor.name", "method.model._target_", "quantizer.rounding", "quantizer.formats.1",

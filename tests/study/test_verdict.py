@@ -8,7 +8,7 @@ from qra_bo.space import uniform
 from qra_bo.study import Study, VerdictKind, verdict_of
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.study.verdict import TEXTS, Evidence, told
-from tests.report.fixtures import L, event, failed_alone, make_events, minimised_at, without_mixed
+from tests.report.fixtures import L, failed_alone, make_events, minimised_at, without_mixed
 
 Lines = list[dict[str, Any]]
 WON, LOST = make_events(), make_events(wins=False)
@@ -32,12 +32,6 @@ def delivering(which: str, lines: Lines = WON) -> Lines:
     return changed("end", lines, status="next_best", best=chosen.fingerprint)
 
 
-def at_rates(mean: float, failed_at: tuple[float, ...] = ()) -> Lines:
-    c = next(e for e in WON if e["event"] == "confirmation")
-    return [*WON, event("rate_check", candidate=c["candidate"], reference=c["reference"], failed_at=failed_at,
-                        rates=[{"factor": .5, **seeds(5, mean)}])]
-
-
 GIVEN = {"allocations": [uniform(L, "nf4", 4).to_json()], "reason": "all fits", "learning_rate": 2e-3,
          "rate_source": "a file", "notes": []}
 TRIALS_OF_BASELINES = [e for e in without_mixed(LOST) if e["event"] != "trial" or e["stage"] in ("baseline",
@@ -45,8 +39,6 @@ TRIALS_OF_BASELINES = [e for e in without_mixed(LOST) if e["event"] != "trial" o
 CASES: list[tuple[Lines, VerdictKind, str]] = [
     (WON, VerdictKind.BETTER, PASS), (changed("confirmation", **seeds(5, -.005)), VerdictKind.UNRESOLVED, WARN),
     (changed("confirmation", **seeds(4, -.1)), VerdictKind.AHEAD, WARN),
-    (at_rates(-.1), VerdictKind.BETTER, PASS), (at_rates(.1), VerdictKind.BETTER_AT_ONE_RATE, WARN),
-    (at_rates(-.1, (2.0,)), VerdictKind.BETTER_AT_ONE_RATE, WARN),
     (LOST, VerdictKind.UNIFORM_WINS, FAIL), (failed_alone(LOST), VerdictKind.UNIFORM_WINS, FAIL),
     (without_mixed(LOST), VerdictKind.NOTHING_MIXED_BETTER, FAIL),
     (TRIALS_OF_BASELINES, VerdictKind.NO_MIXED_LOSS, UNKNOWN),

@@ -20,7 +20,7 @@ from tests.study.problem import comparable
 SEARCH = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
           "fidelity.high=2", "fidelity.low=1", "final.steps=3", "device=cpu", "dtype=bfloat16", "display=none",
           "quantizer.rounding=rtn", "adapter.lr=0.003", "method=random", "effort=quick",
-          "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0", "effort.ranking_top=0",
+          "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0", 
           "calibrate.lr_scales=[1.0]", "bits=[4,8]", "budget=uniform:4,4", "embeddings=8"]
 
 

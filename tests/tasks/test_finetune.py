@@ -24,7 +24,7 @@ REAL = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "tra
         "fidelity.high=2", "fidelity.low=1", "final.steps=3", "device=cpu", "dtype=float32", "display=none",
         "quantizer.rounding=rtn", "adapter.lr=0.003"]
 SEARCH = ["method=random", "effort=quick", "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0",
-          "effort.ranking_top=0", "calibrate.lr_scales=[0.7,1.3]", "bits=[4,8]", "budget=uniform:4,4"]
+          "calibrate.lr_scales=[0.7,1.3]", "bits=[4,8]", "budget=uniform:4,4"]
 
 
 @pytest.fixture(scope="module", autouse=True)

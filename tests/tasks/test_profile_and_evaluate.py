@@ -66,7 +66,7 @@ def test_given_profile_still_costs_codes_and_initialisation() -> None:
 
 def test_a_search_uses_it_at_no_cost(tmp_path: Path, profile: Path) -> None:
     assert main([*SETTINGS, f"sensitivity.path={profile}", f"out={tmp_path / 'r'}", "effort=quick", "method=random",
-                 "effort.max_full_trials=2", "confirm.seeds=0", "effort.ranking_top=0"]) == 0
+                 "effort.max_full_trials=2", "confirm.seeds=0", ]) == 0
     events = [json.loads(line) for line in (tmp_path / "r" / "trials.jsonl").read_text().splitlines()]
     event = next(e for e in events if e["event"] == "profile")
     assert (event["training_tokens"], event["forward_tokens"]) == (0, 0)
