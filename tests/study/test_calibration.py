@@ -48,8 +48,7 @@ def test_no_further_rate_is_tried_for_a_gain_below_the_noise_of_text(curvature: 
                                                                      tmp_path: Path) -> None:
     """Losses by sequence differ at random by 0.1: their mean over 64 has a standard error of about 0.02."""
     found = run(tmp_path, InProcessExecutor(Best(0.1e-3, curvature, 0.1)), fine_tunes=False,
-                calibrate__lr_scales=[0.5, 1.0, 2.0], effort__max_full_trials=6, confirm__seeds=0,
-                effort__ranking_top=0).study
+                calibrate__lr_scales=[0.5, 1.0, 2.0], effort__max_full_trials=6, confirm__seeds=0).study
     assert len(found.calibration.tried) == tried
     assert not any("at the end" in message for message in found.warnings)
 
