@@ -16,7 +16,7 @@ qra_bo finds the bit-width and LoRA rank of every layer that fine-tune best with
 Knobs
   model=NAME          smollm2_135m, llama3_1_8b_instruct, qwen2_5_7b_instruct, ... ({models} in conf/model)
                       any other: +model=hf model.path=ORG/NAME, or a folder
-  budget=SIZE         10GB, 10GiB, auto (what the device has), uniform:4,16 (what that choice needs); or gpu=rtx4090
+  budget=SIZE         10GB, 10GiB, auto (what the device has), uniform:4,16 or mix:3.8,2 (what it needs); or gpu=rtx4090
   bits=[2,3,4,8]      bit-widths that a layer may have
   ranks=[4,8,16]      LoRA ranks that a layer may have, e.g. the paper's; if not given, 13 ranks from 1 to 32
   granularity=layer   layer | block | fused | module: what shares bits and rank

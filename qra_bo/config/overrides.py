@@ -26,8 +26,8 @@ ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG
                 "oracle": " Losses emulated from a table of real trials: --config-dir bench/conf oracle=emulator "
                           "oracle.table=FOLDER."}
 """By group, how to give what no file of the group names."""
-_UNIFORM = re.compile(r"(?<!['\"\w])uniform\s*:\s*\d+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
-_TAKES_UNIFORM = re.compile(r"^(\+{0,2})(budget|allocation)=")
+_SIMPLE = re.compile(r"(?<!['\"\w])(uniform|mix)\s*:\s*[\d.]+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
+_TAKES_SIMPLE = re.compile(r"^(\+{0,2})(budget|allocation)=")
 _MODEL = re.compile(r"^(\+{0,2})model=")
 _NUMBER = re.compile(r"[+-]?[\d_.]+(e[+-]?[\d_]+)?", re.IGNORECASE)
 _HOME = re.compile(r"~(/[^,'\"]*)?")
@@ -44,14 +44,15 @@ def options(config_dir: str | None = None) -> dict[str, tuple[str, ...]]:
 
 
 def normalise(overrides: Iterable[str]) -> list[str]:
-    """Accept ``model=NAME`` like ``+model=NAME``, quote ``uniform:BITS,RANK``, and read ``~`` as a shell does.
+    """Accept ``model=NAME`` like ``+model=NAME``, quote ``uniform:BITS,RANK`` and ``mix:BITS,RANK``, and read ``~`` as
+    a shell does.
 
     A key of the schema and a group may be given with or without ``+``. A flag passes as it is.
     """
     out = []
     for text in overrides:
-        if _TAKES_UNIFORM.match(text):
-            text = _UNIFORM.sub(lambda m: f"'{m.group()}'", text)
+        if _TAKES_SIMPLE.match(text):
+            text = _SIMPLE.sub(lambda m: f"'{m.group()}'", text)
         key = text.split("=", 1)[0].lstrip("+")
         if _MODEL.match(text):
             text = _MODEL.sub("+model=", text)

@@ -62,8 +62,9 @@ def _task(config: RunConfig) -> Iterator[Problem]:
         yield Problem("eval.tasks", "task=evaluate and eval.tasks=[...], questions for a finished run's model, need "
                                     f"each other; got task={task} and {'some' if asks else 'no'} eval.tasks.")
     if (task == "finetune") != (config.allocation is not None):
-        yield Problem("allocation", "task=finetune and allocation=uniform:BITS,RANK, a best.json or a run's folder, "
-                                    f"need each other; got task={task} and allocation={config.allocation or 'null'}.")
+        yield Problem("allocation", "task=finetune and allocation=uniform:BITS,RANK, mix:BITS,RANK, a best.json or a "
+                                    f"run's folder need each other; got task={task} and "
+                                    f"allocation={config.allocation or 'null'}.")
     if task == "finetune" and not config.oracle.trains:
         yield Problem("oracle", f"task=finetune trains a model, and oracle={config.oracle.name} trains none: leave "
                                 "oracle out.")

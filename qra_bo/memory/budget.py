@@ -1,4 +1,4 @@
-"""Budgets: parsing of sizes, bytes of ``auto`` and ``uniform:BITS,RANK``, and the smallest allocation."""
+"""Budgets: parsing of sizes, bytes of ``auto`` and of simple choices, and the smallest allocation."""
 
 import math
 import re
@@ -6,25 +6,27 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from qra_bo.memory.formats import LEAST_BITS, default_format
+from qra_bo.memory.formats import BITS, LEAST_BITS, default_format, parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, StorageFormat, uniform
+from qra_bo.space.simple import mix
 from qra_bo.utils.device import memory_groups
-from qra_bo.utils.errors import BudgetError
+from qra_bo.utils.errors import BudgetError, SpaceError
 from qra_bo.utils.process import interpreter
 
 OF_ALLOCATION = "allocation"
 """Budget of ``task=finetune``: what the given allocation was found within."""
 RULE = ("a size is a positive number with a unit, such as 10GB (10^9 bytes), 10GiB (2^30 bytes) or 512MB, a bare "
-        "integer of bytes, auto, or uniform:BITS,RANK such as uniform:4,16")
+        "integer of bytes, auto, uniform:BITS,RANK such as uniform:4,16, or mix:BITS,RANK such as mix:3.8,2")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SIZE = re.compile(r"([0-9]{1,24})(\.[0-9]{1,24})? ?([a-z]*)")
-_UNIFORM = re.compile(r"uniform: ?([0-9]{1,9}) ?, ?([0-9]{1,9})")
+_SIMPLE = re.compile(r"(?:uniform: ?([0-9]{1,9})|mix: ?([0-9]{1,9}(?:\.[0-9]{1,9})?)) ?, ?([0-9]{1,9})")
 _ASK = "import torch; print(torch.cuda.mem_get_info(sys.argv[1])[0])"
 ASK_SECONDS = 300.0
 """How long a fresh process may take to import torch and to ask a GPU for its free bytes."""
@@ -83,10 +85,10 @@ class Size(Budget):
 
 
 @dataclass(frozen=True, slots=True)
-class Uniform(Budget):
-    """What a uniform choice needs: its bits and rank."""
+class Simple(Budget):
+    """What a simple choice needs, uniform or fractional: its code bits, averaged over parameters, and its rank."""
 
-    bits: int
+    bits: Fraction
     rank: int
 
 
@@ -100,17 +102,18 @@ class OfAllocation(Budget):
 
 def parse_budget(text: "str | int | Budget") -> Budget:
     """Return the budget that a text stands for; a budget as it is. Raises ``BudgetError`` if it is neither a size,
-    ``auto``, ``uniform:BITS,RANK`` nor ``allocation``, or no backend offers the bits."""
+    ``auto``, ``uniform:BITS,RANK``, ``mix:BITS,RANK`` nor ``allocation``, or no backend offers the bits."""
     if isinstance(text, Budget):
         return text
     plain = str(text).strip().lower()
-    match = _UNIFORM.fullmatch(plain)
-    if match is not None and int(match[2]) > 0:
+    match = _SIMPLE.fullmatch(plain)
+    if match is not None and match[1]:
         default_format(int(match[1]))
-        return Uniform(str(text), int(match[1]), int(match[2]))
+    if match is not None and int(match[3]) > 0 and LEAST_BITS <= Fraction(match[1] or match[2]) <= max(BITS):
+        return Simple(str(text), Fraction(match[1] or match[2]), int(match[3]))
     if plain in _NAMED:
         return _NAMED[plain](str(text))
-    if plain.startswith("uniform"):
+    if plain.startswith(("uniform", "mix")):
         raise BudgetError(f"{_shown(text)} is not a budget: {RULE}")
     return Size(str(text), parse_size(text))
 
@@ -133,11 +136,34 @@ def format_for(bits: int, space: SearchSpace) -> StorageFormat:
 
 
 def uniform_bytes(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> int:
-    """Bytes of one format and rank everywhere, on the space's ladders or off them. Raises ``SpaceError`` if the rank
-    exceeds a matrix, or the format can't store one."""
-    priced = priced_space(space, (fmt,), (rank,))
-    row = priced.encode(uniform(priced.n_units, fmt.name, rank))
-    return int(memory.table(priced).totals(row[None, :])[0])
+    """Bytes of one format and rank everywhere, see ``allocation_bytes``."""
+    return allocation_bytes(memory, space, uniform(space.n_units, fmt.name, rank))
+
+
+def allocation_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) -> int:
+    """Bytes of an allocation, on the space's ladders or off them. Raises ``SpaceError`` if a rank exceeds a matrix, or
+    a format can't store one."""
+    priced = space_of(space, allocation)
+    return int(memory.table(priced).totals(priced.encode(allocation)[None, :])[0])
+
+
+def space_of(space: SearchSpace, allocation: Allocation) -> SearchSpace:
+    """Return a space that holds the allocation, with bytes as in the search's table."""
+    formats = sorted({parse_format(f) for f in allocation.formats}, key=lambda f: (f.bits, f.name))
+    return priced_space(space, formats, allocation.ranks)
+
+
+def simple_choice(choice: Simple, space: SearchSpace) -> Allocation:
+    """Return the allocation of a simple choice: of whole bits the uniform one, else that of the two widths of the space
+    on both sides of its bits, see ``space.simple.mix``. The rank may be off the ladder. Raises ``SpaceError`` if
+    the space has no width on one side."""
+    if choice.bits in BITS:
+        return uniform(space.n_units, format_for(int(choice.bits), space).name, choice.rank)
+    below, above = ([f for f in space.formats if side * (f.bits - choice.bits) > 0] for side in (-1, 1))
+    if not below or not above:
+        raise SpaceError(f"{choice}: {float(choice.bits):g} bits lie between no two of bits="
+                         f"{sorted({f.bits for f in space.formats})}; give others, or widen bits")
+    return mix(space, format_for(below[-1].bits, space), above[0], choice.bits, choice.rank)
 
 
 def priced_space(space: SearchSpace, formats: Sequence[StorageFormat], ranks: Iterable[int]) -> SearchSpace:
@@ -184,17 +210,17 @@ def total_bytes(index: int) -> int | None:
 def resolve_budget(budget: Budget | str, memory: MemoryModel, space: SearchSpace, *, free: int | None = None,
                    headroom: int = 0) -> int:
     """Return the bytes of a budget or its text, for this decoder, trainer and scope; ``auto`` is the ``free`` bytes of
-    the device less the ``headroom``. The rank of a uniform choice may be off the ladder of ``space``.
+    the device less the ``headroom``. The rank of a simple choice may be off the ladder of ``space``.
 
     Raises:
         BudgetError: If it is malformed, or ``auto`` leaves nothing.
-        SpaceError: If a uniform choice does not suit the decoder.
+        SpaceError: If a simple choice does not suit the decoder or the space.
     """
     match parse_budget(budget):
         case Size(size=size):
             return size
-        case Uniform(bits=bits, rank=rank):
-            return uniform_bytes(memory, space, format_for(bits, space), rank)
+        case Simple() as choice:
+            return allocation_bytes(memory, space, simple_choice(choice, space))
         case OfAllocation():
             raise BudgetError(f"budget={OF_ALLOCATION} is for task=finetune, which has one; name a size such as 8GB")
     if free is None:

@@ -11,9 +11,10 @@ from qra_bo.config import RunConfig
 from qra_bo.config.rules import serve_problems, target_problems
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.advice import NOTHING_BINDS, Advice, advice_on
-from qra_bo.memory.budget import OfAllocation, Uniform, format_for
+from qra_bo.memory.budget import OfAllocation, Simple, simple_choice
 from qra_bo.memory.model import SCOPES
 from qra_bo.space import Allocation, SearchSpace, uniform
+from qra_bo.space.simple import BLIND_RULE
 from qra_bo.study.header import BY_RULE, CALIBRATED, Given
 from qra_bo.study.setting import Setting
 from qra_bo.utils.errors import BudgetError, ConfigError, OutputError, SpaceError
@@ -33,7 +34,7 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
 
     The length of a trial becomes that of the search, where the file states its rate: rates of longer trainings follow
     from both. ``budget=allocation`` becomes the bytes within which the file's allocation was found, in their scope, or
-    what ``uniform:BITS,RANK`` needs.
+    what the simple choice needs.
 
     Raises:
         ConfigError: If there is no such file, it does not fit the model's units, it states no budget and
@@ -41,12 +42,15 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         SpaceError: If it is malformed.
     """
     text = str(config.allocation).strip()
-    if text.lower().startswith("uniform:"):
+    if text.lower().startswith(("uniform:", "mix:")):
         chosen = parse_budget(text)
-        assert isinstance(chosen, Uniform)
-        allocation = uniform(space.n_units, format_for(chosen.bits, space).name, chosen.rank)
-        given = Given((allocation,), f"task=finetune was given {text}", config.adapter.lr, BY_RULE)
-        budget, scope = text, str(config.memory.scope)
+        assert isinstance(chosen, Simple)
+        allocation = simple_choice(chosen, space)
+        mixed = len(set(allocation.formats)) > 1
+        given = Given((allocation,), f"task=finetune was given {text}", config.adapter.lr, BY_RULE,
+                      rule=BLIND_RULE if mixed else None)
+        whole = f"uniform:{parse_format(allocation.formats[0]).bits},{chosen.rank}"  # where no unit is wider
+        budget, scope = text if mixed else whole, str(config.memory.scope)
     else:
         path = Path(text).expanduser()
         data = _read(path, config, space)
@@ -108,8 +112,8 @@ def _read(path: Path, config: RunConfig, space: SearchSpace) -> dict[str, Any]:
     try:
         data = read_object(path / "best.json" if path.is_dir() else path)
     except OutputError as error:
-        raise ConfigError(f"allocation must be uniform:BITS,RANK, a JSON file like best.json or the folder of a run; "
-                          f"{error}") from error
+        raise ConfigError("allocation must be uniform:BITS,RANK, mix:BITS,RANK, a JSON file like best.json or the "
+                          f"folder of a run; {error}") from error
     model, granularity, numel = (data.get(key) for key in ("model", "granularity", "unit_numel"))
     if granularity not in (None, config.granularity):
         raise ConfigError(f"allocation: {path} was found with granularity={_shown(granularity)}, and this run has "

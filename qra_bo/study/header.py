@@ -25,7 +25,8 @@ StoredChange = Annotated[Change, PlainValidator(lambda c: c if isinstance(c, Cha
 class Given:
     """Allocations to train without a search, in the order of preference: the first that measures within the budget.
 
-    ``reason`` is the end of a sentence; the run keeps ``notes`` as warnings; ``learning_rate`` is as in ``TrialSpec``.
+    ``reason`` is the end of a sentence; the run keeps ``notes`` as warnings; ``learning_rate`` is as in ``TrialSpec``;
+    ``rule`` decided which units of a fractional choice are wider.
     """
 
     allocations: tuple[Stored, ...]
@@ -33,6 +34,7 @@ class Given:
     learning_rate: float
     rate_source: str = BY_RULE
     notes: tuple[str, ...] = ()
+    rule: str | None = None
 
 
 @checked(frozen=True, slots=True)

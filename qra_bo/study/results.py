@@ -9,11 +9,12 @@ import numpy as np
 
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import average_bits
+from qra_bo.space.simple import BLIND_RULE
 from qra_bo.study.card import Card
 from qra_bo.study.events import End
 from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import health
-from qra_bo.study.state import QLORA, UNIFORM, UNTUNED, Study, is_uniform, load_study
+from qra_bo.study.state import FRACTIONAL, QLORA, UNIFORM, UNTUNED, Study, is_uniform, load_study
 from qra_bo.study.verdict import beside_prediction, one_seed_difference, verdict_card, verdict_of
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError
@@ -63,7 +64,6 @@ def build_best(study: Study) -> dict[str, Any]:
     if calibration is None or (point is None and not (study.prediction or (study.given and final))):
         raise JournalError(f"the journal holds no full-fidelity trial of the winner {winner.fingerprint}")
     bits = [parse_format(f).bits for f in winner.formats]
-    uniform = is_uniform(winner) if point is None else study.counts_as_uniform(point)
     return {"schema_version": SCHEMA_VERSION, "model": header.model, "delivered": final and {
                 "metric": "test_loss", **{k: getattr(final, k) for k in ("loss", "loss_se", "steps", "kept_step")}},
             "granularity": header.granularity, "units": list(header.units), "unit_numel": list(header.unit_numel),
@@ -76,7 +76,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "base_origin": study.provenance.get("base_origin"),
             "effort": header.effort if study.effort is None else study.effort.effort,
             "searched": not study.untried, "prediction": _prediction(study), "one_seed": _one_seed(study),
-            "winner_kind": "uniform" if uniform else "mixed",
+            "winner_kind": study.kind_of(winner), "rule": BLIND_RULE if study.kind_of(winner) == FRACTIONAL else None,
             "learning_rate": calibration.learning_rate, "lr_rule": calibration.rule,
             "learning_rate_source": None if calibration.trials else calibration.source or BY_RULE,
             "training": {"trial_steps": header.high_steps, "steps": study.final_steps,

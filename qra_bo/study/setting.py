@@ -9,7 +9,7 @@ import numpy as np
 from qra_bo.config import RunConfig, gptq_sequences
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory import MemoryModel, parse_format
-from qra_bo.memory.budget import priced_space
+from qra_bo.memory.budget import allocation_bytes, space_of
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, SearchSpace, average_bits, limit_average_bits
@@ -32,22 +32,16 @@ class BytesPredictor:
 
     def __call__(self, allocation: Allocation) -> int:
         if allocation not in self._known:
-            space = self._space_of(allocation)
-            self._known[allocation] = int(self.memory.table(space).totals(space.encode(allocation)[None, :])[0])
+            self._known[allocation] = allocation_bytes(self.memory, self.space, allocation)
         return self._known[allocation]
 
     def breakdown(self, allocation: Allocation) -> dict[str, int]:
         """Return the bytes by part in the phase with the largest total."""
-        return self.memory.breakdown(self._space_of(allocation), allocation)
+        return self.memory.breakdown(space_of(self.space, allocation), allocation)
 
     def file_bytes(self, allocation: Allocation) -> int:
         """Return the bytes of the whole model as a file."""
-        return self.memory.file_bytes(self._space_of(allocation), allocation)
-
-    def _space_of(self, allocation: Allocation) -> SearchSpace:
-        """Return a space that holds the allocation, with bytes as in the search's table."""
-        formats = sorted({parse_format(f) for f in allocation.formats}, key=lambda f: (f.bits, f.name))
-        return priced_space(self.space, formats, allocation.ranks)
+        return self.memory.file_bytes(space_of(self.space, allocation), allocation)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ COMPARISON = "comparison"
 UNTUNED, UNIFORM, QLORA = "untuned", "uniform", "qlora"
 """What a predicted allocation can be compared with (``effort.compare``)."""
 QLORA_RANK = 16
+FRACTIONAL = "fractional"
 UNSEARCHED_STAGES = frozenset({"reference", "confirmation", COMPARISON})
 """Stages that count in a run's cost and not against its effort."""
 ENGINE_STAGES = frozenset({"calibration", "baseline", *UNSEARCHED_STAGES})
@@ -253,6 +254,13 @@ class Study:
     def counts_as_uniform(e: Trial) -> bool:
         """Whether a trial is a baseline (uniform + filled ranks too) or uniform."""
         return e.stage == "baseline" or is_uniform(e.allocation)
+
+    def kind_of(self, allocation: Allocation) -> str:
+        """Return ``UNIFORM``, ``FRACTIONAL`` (a simple choice of two formats) or ``"mixed"``."""
+        given = self.header.given
+        by_rule = (given is not None and given.rule is not None) or any(
+            e.stage == "baseline" and e.allocation == allocation for e in self.points)
+        return UNIFORM if is_uniform(allocation) else FRACTIONAL if by_rule else "mixed"
 
     @property
     def baselines(self) -> list[Trial]:

@@ -37,6 +37,7 @@ def test_every_width_has_its_default_format(default: RunConfig) -> None:
     ("budget=10000000000", ("10000000000",)),
     ("budget=Uniform: 4, 16", ("Uniform: 4, 16",)),
     ("budget='uniform:4,16'", ("uniform:4,16",)),
+    ("budget=mix:3.8,2", ("mix:3.8,2",)),
     ("budget=[uniform:4,4,10GB,uniform:8,2]", ("uniform:4,4", "10GB", "uniform:8,2")),
 ])
 def test_budgets(override: str, budget: tuple[str, ...]) -> None:

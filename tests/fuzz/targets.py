@@ -18,7 +18,7 @@ from qra_bo.config.overrides import inspect, normalise, with_default_model
 from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import read_rows, records_of
 from qra_bo.finetune.manifest import MANIFEST, read_manifest
-from qra_bo.memory.budget import Size, Uniform, format_size, parse_budget, parse_size
+from qra_bo.memory.budget import Simple, Size, format_size, parse_budget, parse_size
 from qra_bo.memory.formats import BITS
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.searchers.rates.files import load_rates
@@ -75,8 +75,8 @@ def sizes(data: bytes) -> None:
             check(parse_size(str(size)) == size, "bytes that are read as another size", text)
             check(bool(format_size(size)), "a size that can't be shown", text)
             check(any(c.isdigit() for c in text), "a size without digits", text)
-        elif isinstance(value, Uniform):
-            check(value.rank >= 1 and value.bits in BITS, "a uniform choice that can't be", text)
+        elif isinstance(value, Simple):
+            check(value.rank >= 1 and min(BITS) <= value.bits <= max(BITS), "a simple choice that can't be", text)
         else:
             check(text.strip().lower() in ("auto", "allocation"), "a name", text)
 

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +11,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.memory import MemoryModel, TrainShape
+from qra_bo.memory import MemoryModel, TrainShape, parse_format
 from qra_bo.memory.budget import (
     Auto,
+    Simple,
     Size,
-    Uniform,
+    allocation_bytes,
     check_budget,
     describe,
+    format_for,
     format_size,
     free_bytes,
     largest,
     parse_budget,
     parse_size,
     resolve_budget,
+    simple_choice,
     smallest,
 )
-from qra_bo.space import Allocation, DecoderSpec
-from qra_bo.utils.errors import BudgetError, ConfigError
+from qra_bo.memory.formats import BITS
+from qra_bo.space import Allocation, DecoderSpec, average_bits
+from qra_bo.utils.errors import BudgetError, ConfigError, SpaceError
 from tests.memory.spaces import TINY, space_of
 
 MODEL = MemoryModel(TINY, TrainShape(2, 32))
@@ -71,9 +76,11 @@ def test_any_text_is_a_size_or_a_user_error(text: str) -> None:
 
 def test_budgets() -> None:
     assert parse_budget("auto") == Auto("auto")
-    assert parse_budget("Uniform:4, 16") == Uniform("Uniform:4, 16", 4, 16)
+    assert parse_budget("Uniform:4, 16") == Simple("Uniform:4, 16", Fraction(4), 16)
+    assert parse_budget("mix: 3.8,2") == Simple("mix: 3.8,2", Fraction(19, 5), 2)
     assert parse_budget("8GB") == Size("8GB", 8 * 10**9)
-    for text in ("uniform:4", "uniform:4,0", "uniform:a,b", "uniform"):
+    for text in ("uniform:4", "uniform:4,0", "uniform:a,b", "uniform", "uniform:3.8,2", "mix:3.8", "mix:3.8,0",
+                 "mix:.8,2", "mix:17,2", "mix:0.5,2"):
         with pytest.raises(BudgetError, match="is not a budget"):
             parse_budget(text)
     with pytest.raises(ConfigError, match="9 bits"):
@@ -94,6 +101,23 @@ def test_resolving() -> None:
         resolve_budget("auto", MODEL, space, free=10**8, headroom=10**9)
     with pytest.raises(BudgetError, match="name a size"):
         resolve_budget("auto", MODEL, space)
+
+
+def test_a_mix_is_priced_as_its_allocation_and_whole_bits_as_the_uniform_choice() -> None:
+    space = space_of()
+    choice = parse_budget("mix:3.5,4")
+    assert isinstance(choice, Simple)
+    found = simple_choice(choice, space)
+    assert found == Allocation(("nf4", *found.formats[1:3], "nf4"), (4,) * 4)
+    assert set(found.formats) == {"nf4", format_for(3, space).name}
+    assert average_bits([parse_format(f).bits for f in found.formats], space.unit_numel) <= 3.5
+    assert resolve_budget(choice, MODEL, space) == allocation_bytes(MODEL, space, found)
+    for bits in BITS:
+        assert resolve_budget(f"mix:{bits}.0,3", MODEL, space) == resolve_budget(f"uniform:{bits},3", MODEL, space)
+    assert resolve_budget("mix:7,3", MODEL, space) == allocation_bytes(
+        MODEL, space, Allocation(("int8", "int8", "nf4", "int8"), (3,) * 4))  # the widths of the space around 7 bits
+    with pytest.raises(SpaceError, match="between no two"):
+        resolve_budget("mix:8.5,3", MODEL, space)
 
 
 def test_free_memory_of_this_machine() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import qra_bo
 from qra_bo.cli.app import main
@@ -242,6 +243,17 @@ def test_uniform_choices_bring_their_own_budget() -> None:
     given, narrowed = read_allocation(config, make_space(config, make_spec(config)))
     assert given.allocations == (uniform(4, "nf4", 7),)
     assert narrowed.budget[0].text == "uniform:4,7"
+
+
+def test_a_mix_is_expanded_trained_and_named_with_its_rule(tmp_path: Path) -> None:
+    given = {key: yaml.safe_load(value) for key, value in (text.lstrip("+").split("=") for text in REAL)}
+    best = qra_bo.allocate("mix:3.5,2", **given, out=str(tmp_path)).best
+    assert (best["bits"], best["ranks"], best["average_bits"]) == ([4, 3, 3, 4], [2] * 4, 3.5)
+    assert (best["winner_kind"], best["rule"], best["delivered"]["steps"]) == ("fractional", "both ends first", 3)
+    assert best["memory"]["predicted_bytes"] == best["memory"]["budget_bytes"]
+    config = load_config([*REAL, "task=finetune", "allocation=mix:3.1,2"])
+    given, narrowed = read_allocation(config, make_space(config, make_spec(config)))
+    assert (set(given.allocations[0].formats), narrowed.budget[0].text) == ({"int3-g64"}, "uniform:3,2")
 
 
 def test_a_path_may_begin_like_a_uniform_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
