@@ -29,9 +29,6 @@ endif
 # Parts of first-gpu-hour, each in a process of its own.
 GPU_PARTS ?= round-trip alternating grid grid-plain gptq unpack steps repeats out-of-memory search load
 
-# Task of bench-collect: plays, or gsm8k with DATA=FILE.
-TASK ?= plays
-
 # Options of reproduce-table1: a model of conf/model, a data set of conf/data, and a profile of bench/table1/conf (paper
 # needs a GPU). MORE adds overrides. The same command resumes a stopped table.
 MODEL ?= smollm2_135m
@@ -47,7 +44,7 @@ TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-slow test-pins test-gpu first-gpu-hour gpu-wheels lint types docs audit clean bench bench-speed bench-memory bench-load bench-engine
-.PHONY: reproduce-table1 ablations bench-exports bench-faults bench-fuzz bench-ray bench-scale bench-collect bench-emulators bench-search
+.PHONY: reproduce-table1 bench-exports bench-faults bench-fuzz bench-ray bench-scale bench-search
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -150,14 +147,8 @@ bench-ray: $(INSTALLED) ## Two workers on Ray: speed-up, real trials, kill -9 of
 bench-scale: $(INSTALLED) ## A thousand workers in simulated time: throughput, latency, memory and size of the journal
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale $(MORE)
 
-bench-collect: $(BENCH_INSTALLED) ## Add real trials to a table, for hours: make bench-collect TASK=gsm8k DATA=FILE MORE='--hours 2'
-	$(BIN)/python -m bench.collect --task $(TASK) $(if $(DATA),--data '$(DATA)') $(MORE)
-
 bench-search: $(BENCH_INSTALLED) ## Compare searches on emulated tables of real trials, for hours: MORE='--seeds 10 --ablations'
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m bench.search $(MORE)
-
-bench-emulators: $(BENCH_INSTALLED) ## Accuracy of the tables' emulators on held-out trials
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.emulators
 
 bench-fuzz: $(TEST_INSTALLED) ## Fuzz every parser a million times in all (installs atheris)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
@@ -167,14 +158,6 @@ bench-fuzz: $(TEST_INSTALLED) ## Fuzz every parser a million times in all (insta
 reproduce-table1: $(INSTALLED) $(TABLE_EXTRAS) ## Compare the paper's methods with qra_bo: PROFILE=short|full|paper MODEL=... DATA=...
 	$(if $(TINY),OMP_NUM_THREADS=1) $(BIN)/python -m bench.table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
 	  out=$(TABLE_OUT) $(PAPER) $(TINY) $(MORE)
-
-ablations: $(BENCH_INSTALLED) ## Ablations of the search on both emulated tables; with training: MORE='oracle=finetune --seeds 0'
-ifdef MORE
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations $(MORE)
-else
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations oracle=emulator oracle.table=bench/data/plays --seeds 0 1 2 3 4
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations oracle=emulator oracle.table=bench/data/gsm8k --seeds 0 1 2 3 4
-endif
 
 bench-exports: $(INSTALLED) ## Exports against their consumers, each in an environment of its own (package index): RUNS='outputs/A'
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.exports $(RUNS)

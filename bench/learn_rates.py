@@ -9,9 +9,9 @@ not seen. The tables are of one model: what the rates are worth on another model
 
 from pathlib import Path
 
-from bench.collect.task import DATA, RATES, TASKS
 from bench.emulator.emulator import FAMILIES, usable
 from bench.search.play import arenas, told_of
+from bench.tasks import DATA, RATES, TASKS
 from qra_bo.searchers.rates.files import rates_file, save_rates
 from qra_bo.searchers.rates.learning import Study, learn, study_of
 

@@ -1,6 +1,6 @@
 """Provoke the faults of a run, each part in a process of its own.
 
-    python -m bench.faults [disturbances|kinds|corruption|syscalls ...] [--minutes 60] [--short]
+    python -m bench.faults [disturbances|kinds|corruption ...] [--minutes 60] [--short]
 
 Every try is logged when it ends: the same command goes on with what is missing, or failed. Exit status: 0 where every
 try was well, else 1.
@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.faults.log import Session
 from bench.report import RESULTS
 
-PARTS = ("disturbances", "kinds", "corruption", "syscalls")
+PARTS = ("disturbances", "kinds", "corruption")
 
 
 def main() -> int:

@@ -39,10 +39,10 @@ NEEDED = ("torch", "peft", "transformers.models.llama.modeling_llama", "qra_bo.p
 Prepare = Callable[[], None]
 
 
-def warm_up(report: bool = False) -> None:
+def warm_up() -> None:
     """Import what every run needs, on one thread (a forked process must not miss any), and use most of it once.
 
-    Without ``report`` runs write none: it is made from the journal, and takes as long as the rest.
+    Runs write no report: it is made from the journal, and takes as long as the rest.
     """
     import torch
 
@@ -55,8 +55,7 @@ def warm_up(report: bool = False) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         make_oracle(load_config(OVERRIDES).to_dict(), folder).close()
-    if not report:
-        run.write_report = listeners.write_report = lambda folder: []
+    run.write_report = listeners.write_report = lambda folder: []
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,6 @@ TABLES: Tables = {
     "speed": partial(columns, "evaluation_speed", SPEED), "exports": partial(columns, "exports", EXPORTS),
     "faults": partial(columns, "faults", {k: k for k in ("fault", "tries", "good", "outcome", "oracle")}),
     "corruption": partial(sums, "fault_corruption", ("damage",), ("cases", "failures")),
-    "syscalls": partial(sums, "fault_syscalls", ("oracle", "error"), ("cases", "failures")),
     "signals": partial(columns, "signals", {k: k for k in ("oracle", "disturbance", "tries", "good")}),
     "ray": partial(columns, "ray", {"what": "what", "trials": "evaluations", "seconds": "seconds", "tries": "tries",
                                     "good": "good"}),

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.emulator.emulator import FAMILIES
 from bench.emulator.table import ROWS
 from bench.report import RESULTS, publish
@@ -24,6 +23,7 @@ from bench.search.methods import ABLATIONS, COMPARED, EQUIVALENTS, EVERYTHING, T
 from bench.search.play import Arena, arenas, play
 from bench.search.summary import paired_rows, search_rows, targets_of
 from bench.store import append_line, read_lines
+from bench.tasks import DATA, REFERENCE_BUDGETS, TASKS
 from qra_bo.utils.errors import MissingExtraError, UserError
 
 RUNS = Path("outputs") / "bench-search" / "runs.jsonl"
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true", help="only summarise what was run")
     options = parser.parse_args(arguments)
     if not options.tasks:
-        print(f"there is no table of real evaluations in {DATA}: collect one with make bench-collect", file=sys.stderr)
+        print(f"there is no table of real trials in {DATA}: it comes with the repository", file=sys.stderr)
         return 2
     import torch
 

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.emulator.emulator import FAMILIES
 from bench.pages.tables import plain
 from bench.report import RESULTS
 from bench.search.kept import Row, arena_of, published_rows
 from bench.search.methods import EQUIVALENTS, Entry
 from bench.search.play import Arena, arenas, play
+from bench.tasks import DATA, REFERENCE_BUDGETS, TASKS
 from qra_bo.config import load_config
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.searchers.base import SearchProblem, make_searcher

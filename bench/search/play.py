@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.collect.task import DATA, RATES, TASKS, predictors_of, task_config
 from bench.emulator.oracle import EmulatorOracle, load_oracle
 from bench.emulator.table import ReferenceBudget
 from bench.peers.registry import make_player
 from bench.search.methods import OTHER_TABLE, OTHERS, Entry
+from bench.tasks import DATA, RATES, TASKS, predictors_of, task_config
 from qra_bo.oracle.protocol import quiet
 from qra_bo.searchers.base import Recommending, SearchProblem
 from qra_bo.space import Allocation, SearchSpace

@@ -10,7 +10,7 @@ from annotated_types import Ge
 from hydra import compose
 from pydantic import StrictInt
 
-from bench.collect.task import DATA, RATES, TASKS
+from bench.tasks import DATA, RATES, TASKS
 from qra_bo.config import RunConfig
 from qra_bo.config.check import validated
 from qra_bo.config.compose import HYDRA_ERRORS, hydra_app

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import qra_bo
-from bench.collect.task import agree
 from bench.store import Event, Store
 from bench.table1.config import TableConfig
 from bench.table1.recipe import with_codes
@@ -126,3 +125,10 @@ class TableJournal(Store):
         self.provenance = self.append("provenance", key, fields)
         if different:
             self.warn(warning.format("; ".join(different)))
+
+
+def agree(a: Any, b: Any) -> bool:
+    """Whether two descriptions are the same in what both hold."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return all(agree(a[key], b[key]) for key in a if key in b)
+    return bool(a == b)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.collect.plan import best_scale
+import numpy as np
 
 Trial = Callable[[float], float | None]
 """Validation loss at a factor on the learning rate; ``None`` for a failed trial."""
@@ -61,3 +61,27 @@ def _beyond(tried: dict[float, float | None]) -> float | None:
     if best is None or best == order[0]:  # where all diverged, smaller ones may not
         return float(f"{order[0] * order[0] / order[1]:.6g}")
     return float(f"{best * best / order[-2]:.6g}") if best == order[-1] else None
+
+
+def best_scale(trials: Sequence[tuple[float, float]]) -> tuple[float, bool]:
+    """Return the factor with the least loss, and whether it lies inside those tried.
+
+    Near its optimum the loss is a parabola in the logarithm of the rate, and differences between the factors tried
+    are as small as the noise: the vertex of the parabola through the best and its neighbours is used, where it is one
+    and lies between them.
+
+    Args:
+        trials: ``(factor, mean loss)`` by increasing factor, at least one.
+    """
+    scales, losses = np.log([s for s, _ in trials]), np.array([loss for _, loss in trials])
+    at = int(losses.argmin())
+    inside = 0 < at < len(trials) - 1 if len(trials) > 2 else True
+    if len(trials) >= 3:
+        first = min(max(at - 1, 0), len(trials) - 3)  # the best and its neighbours: far trials are on no parabola
+        near = slice(first, first + 3)
+        curvature, slope, _ = np.polyfit(scales[near], losses[near], 2)
+        if curvature > 0:
+            vertex = -slope / (2 * curvature)
+            if scales[near].min() < vertex < scales[near].max():
+                return float(f"{np.exp(vertex):.3g}"), True  # few digits, for it is part of the trials' keys
+    return trials[at][0], inside

@@ -12,17 +12,18 @@ from bench.emulator.oracle import load_oracle
 from bench.search import own
 from bench.search.methods import EQUIVALENTS, Entry
 from bench.search.play import make_arena, play
-from tests.bench.tables import make_setting, make_table
+from tests.bench.tables import make_table, predict
+from tests.spaces import make_space
 
 TARGET = "examples.own_searcher.CoordinateSearch"
 
 
 def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                      capsys: pytest.CaptureFixture[str]) -> None:
-    setting = make_setting()
-    oracle = load_oracle(make_table(tmp_path), "boosted", setting.space)
+    space = make_space(4)
+    oracle = load_oracle(make_table(tmp_path), "boosted", space)
     budget = oracle.table.facts.budgets[0]
-    arena = make_arena(oracle, setting.space, budget, setting.predictors[budget.scope])
+    arena = make_arena(oracle, space, budget, predict)
     other = replace(arena, budget=oracle.table.facts.budgets[1])
     place: dict[str, Any] = {"task": oracle.table.facts.task, "emulator": "boosted", "budget": budget.text,
                              "best_known": 3.0, "best_uniform": 5.0}

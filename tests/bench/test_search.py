@@ -27,17 +27,18 @@ from qra_bo.searchers.structured.features import build_components
 from qra_bo.space import uniform
 from qra_bo.trials import Fidelity, Proposal
 from qra_bo.utils.errors import ConfigError
-from tests.bench.tables import make_setting, make_table
+from tests.bench.tables import make_table, predict
+from tests.spaces import make_space
 
-SETTING = make_setting()
+SPACE = make_space(4)
 
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
     folder = make_table(tmp_path_factory.mktemp("table"))
-    oracle = load_oracle(folder, "boosted", SETTING.space)
+    oracle = load_oracle(folder, "boosted", SPACE)
     budget = oracle.table.facts.budgets[0]
-    return make_arena(oracle, SETTING.space, budget, SETTING.predictors[budget.scope])
+    return make_arena(oracle, SPACE, budget, predict)
 
 
 @pytest.mark.parametrize("name", ["random", "qra_bo"])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from bench.collect.writing import append_rows
 from bench.emulator.emulator import FAMILIES, Emulator, rate_curve, table_rate, usable
 from bench.emulator.features import Describer, Reach, Warp
 from bench.emulator.levels import Noise, level_of, levelled
@@ -18,9 +17,9 @@ from qra_bo.oracle.simulated import named_normal
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, DataError, OracleError
-from tests.bench.tables import make_oracle, make_setting, make_table
+from tests.bench.tables import make_oracle, make_table, write_rows
 from tests.conformance.oracle import OracleSuite, quiet
-from tests.spaces import every_row, make_space
+from tests.spaces import every_row, make_costs, make_space
 
 SPACE = make_space(4)
 
@@ -51,11 +50,8 @@ class TestConformance(OracleSuite):
 
 def test_rows_survive_their_file_exactly(table: Table, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    append_rows(path, table.facts, table.rows[:3])
-    append_rows(path, table.facts, table.rows[3:])
-    again = load_rows(path, table.facts)
-    assert [dataclasses.replace(r, seconds=0.0) for r in again] == [dataclasses.replace(r, seconds=0.0)
-                                                                    for r in table.rows]
+    write_rows(path, table.facts, table.rows)
+    assert load_rows(path, table.facts) == table.rows
 
 
 @pytest.mark.parametrize(("before", "after", "said"), [
@@ -69,10 +65,9 @@ def test_malformed_table_is_refused_with_its_place(folder: Path, table: Table, t
 
 
 def test_memory_is_that_of_the_task(folder: Path) -> None:
-    costs, setting = load_costs(folder), make_setting()
-    rows = every_row(make_space(4))[::97]
-    for budget, problem in zip(setting.facts.budgets, setting.problems, strict=True):
-        np.testing.assert_array_equal(costs[budget.scope].totals(rows), problem.costs.totals(rows))
+    rows = every_row(SPACE)[::97]
+    for costs in load_costs(folder).values():
+        np.testing.assert_array_equal(costs.totals(rows), make_costs(SPACE).totals(rows))
 
 
 def row(losses: dict[int, float], ranks: tuple[int, ...] = (1, 1, 1, 1), rate: float = 1.0) -> list[TableRow]:

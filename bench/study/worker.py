@@ -1,4 +1,4 @@
-"""The fine-tuning oracle of a collection: losses at more steps, and the description of its text."""
+"""The fine-tuning oracle of a study: losses at more steps, and the description of its text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,1 +1,0 @@
-"""Collection of tables of real fine-tuning trials: ``python -m bench.collect --help``."""
