@@ -3,7 +3,9 @@
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -18,6 +20,7 @@ from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.device import planned_device, resolve_device
 from qra_bo.utils.errors import UserError
+from qra_bo.utils.files import read_object
 
 CPU_PARAMETERS = 10**9
 """Largest model that ``train=cpu`` is chosen for: a rule of thumb, as larger ones are fine-tuned on a GPU."""
@@ -59,13 +62,23 @@ def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     adapter, model = raw.get("adapter"), raw.get("model")
     if not isinstance(adapter, Mapping) or adapter.get("lr") != "auto" or not isinstance(model, Mapping):
         return raw
-    width, train = model.get("hidden_size"), raw.get("train")
-    known = width if isinstance(width, int) and width > 0 else None
+    known, train = _width(model), raw.get("train")
     if isinstance(train, Mapping) and train.get("name") == "cpu":
         lr = CPU_LR * CPU_WIDTH / max(known or CPU_WIDTH, CPU_WIDTH)
     else:
         lr = BASE_LR * BASE_WIDTH / (known or BASE_WIDTH)
     return {**raw, "adapter": {**adapter, "lr": float(f"{lr:.2g}")}}
+
+
+def _width(model: Mapping[str, Any]) -> int | None:
+    """Return the width of a node of ``conf/model``, or else of the model in the folder that its path names."""
+    width = model.get("hidden_size")
+    if width is None:
+        with suppress(UserError):  # a hub id, whose file is not here; a wrong path is refused where the model is read
+            found = read_object(Path(str(model.get("path"))).expanduser() / "config.json")
+            part = found.get("text_config", found)
+            width = part.get("hidden_size") if isinstance(part, Mapping) else None
+    return width if isinstance(width, int) and width > 0 else None
 
 
 def suggested_rate(config: RunConfig) -> float:

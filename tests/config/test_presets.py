@@ -1,7 +1,9 @@
 """Choices that follow from model and device: trainer, sizes, learning rate, text, and the budget of a named card."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,12 @@ def test_what_is_given_wins() -> None:
 def test_learning_rate_falls_with_the_width(model: str, train: str, rate: float) -> None:
     config = load_config([f"+model={model}", "model.path=org/name", f"train={train}"])
     assert config.adapter.lr == suggested_rate(config) == rate
+
+
+@pytest.mark.parametrize("numbers", [{"hidden_size": 896}, {"text_config": {"hidden_size": 896}}])
+def test_learning_rate_falls_with_the_width_in_a_folder(numbers: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(numbers))
+    assert load_config(["+model=hf", f"model.path={tmp_path}", "train=cpu"]).adapter.lr == 1.3e-3
 
 
 @pytest.mark.parametrize(("overrides", "data"), [
