@@ -139,7 +139,7 @@ class LayerBank:
     def choose_codes(self, progress: Progress | None) -> None:
         """Let ``rounding`` send its text through the dense model, before the first layer is installed."""
         if self.rounding is not None:
-            self.rounding.prepare(self.nearest, progress)
+            self.rounding.prepare(progress)
 
     def install(self, choice: Mapping[str, str | OwnBase]) -> None:
         """Put each linear of ``choice`` in place, in a named format or with packed tensors of its own.
@@ -235,7 +235,11 @@ class LayerBank:
                 layer.dense = dense
 
     def _pack(self, name: str, fmt: StorageFormat) -> State:
-        return self._stored(name, fmt) if self.rounding is None else self.rounding.state(name, fmt, self._stored)
+        chosen = None
+        if self.rounding is not None and fmt in self.rounding.formats:
+            self.choose_codes(None)
+            chosen = self.rounding.state(name, fmt)
+        return self._stored(name, fmt) if chosen is None else chosen
 
     def _stored(self, name: str, fmt: StorageFormat) -> State:
         if self.store is None or fmt.bits == 16:  # 16 bits are the base itself

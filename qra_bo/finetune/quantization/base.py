@@ -200,6 +200,11 @@ class QuantizerBackend(ABC):
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         """Return the packed tensors, on ``device``, of a weight matrix ``out x in`` of any floating type."""
 
+    def pack_for_inputs(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor) -> State:
+        """Return packed tensors like those of ``pack``, with scales for inputs of which an error of their weights
+        counts by ``importance`` (``in``, positive, on ``device``), where a backend searches for scales."""
+        return self.pack(weight, fmt, device)
+
     @abstractmethod
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:

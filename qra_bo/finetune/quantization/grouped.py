@@ -49,8 +49,11 @@ class GroupedBackend(QuantizerBackend):
     by_row: ClassVar[bool]
 
     @abstractmethod
-    def solve(self, groups: Tensor, fmt: StorageFormat) -> tuple[Tensor, Tensor, Tensor]:
-        """Return codes (``n x group``), scales and zeros (``n x 1``) of groups of weights (``n x group``, fp32)."""
+    def solve(self, groups: Tensor, fmt: StorageFormat, roots: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return codes (``n x group``), scales and zeros (``n x 1``) of groups of weights (``n x group``, fp32).
+
+        ``roots`` are factors on the weights' errors, ``n x group`` in fp32; ``None``: all count alike.
+        """
 
     def has_zeros(self, fmt: StorageFormat) -> bool:
         """Whether zeros are stored; else all are the middle code."""
@@ -61,7 +64,10 @@ class GroupedBackend(QuantizerBackend):
         return None
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
-        """See ``QuantizerBackend``. On a CPU runs of groups are solved that fit into the cache and are too small for
+        return self._packed(weight, fmt, device, None)
+
+    def _packed(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor | None) -> State:
+        """Return the packed tensors of a weight matrix; see ``pack_for_inputs``. On a CPU runs of groups are solved that fit into the cache and are too small for
         torch to split between threads, so that codes are the same on any number of them.
 
         Raises:
@@ -71,9 +77,12 @@ class GroupedBackend(QuantizerBackend):
         numel = SERIAL_NUMEL if device.type == "cpu" else self.run_numel(device) or groups.numel()
         codes = torch.empty(groups.shape, dtype=torch.uint8, device=device)
         scale, zero = (torch.empty(len(groups), 1, dtype=dtype, device=device) for dtype in self.metadata_types)
-        for part, *found in zip(*(torch.split(t, max(1, numel // fmt.block)) for t in (groups, codes, scale, zero)),
-                                strict=True):
-            for out, values in zip(found, self.solve(part.float(), fmt), strict=True):
+        every = None if importance is None else importance.sqrt().view(-1, fmt.block)
+        indices = torch.arange(len(groups), device=device)
+        for index, part, *found in zip(*(torch.split(t, max(1, numel // fmt.block))
+                                         for t in (indices, groups, codes, scale, zero)), strict=True):
+            roots = None if every is None else every[index % len(every)]
+            for out, values in zip(found, self.solve(part.float(), fmt, roots), strict=True):
                 out.copy_(values)
         if not (torch.isfinite(scale).all() and torch.isfinite(zero).all()):
             raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales or zeros beyond the "

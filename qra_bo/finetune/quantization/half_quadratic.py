@@ -25,7 +25,7 @@ class HQQBackend(GroupedBackend):
     name, by_row = "hqq", False
     metadata_types = torch.float16, torch.float16
 
-    def solve(self, groups: Tensor, fmt: StorageFormat) -> tuple[Tensor, Tensor, Tensor]:
+    def solve(self, groups: Tensor, fmt: StorageFormat, roots: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         if groups.device.type == "cpu":
             return solve(groups, fmt.bits)
         codes, meta = Quantizer.quantize(groups, nbits=fmt.bits, group_size=fmt.block, axis=1, bitpack=False,

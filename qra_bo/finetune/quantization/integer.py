@@ -12,7 +12,7 @@ or fp16 gets the same weight.
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.quantization.base import tile_numel
+from qra_bo.finetune.quantization.base import State, tile_numel
 from qra_bo.finetune.quantization.grouped import GroupedBackend
 from qra_bo.finetune.quantization.integer_scales import search
 from qra_bo.memory.formats import has_zeros
@@ -23,6 +23,7 @@ class IntegerBackend(GroupedBackend):
     """Integer storage; scales (and zeros) are those of the least squared error on a grid of candidates."""
 
     name, by_row = "integer", True
+    VERSION = 2
     metadata_types = torch.bfloat16, torch.uint8
 
     def has_zeros(self, fmt: StorageFormat) -> bool:
@@ -31,5 +32,8 @@ class IntegerBackend(GroupedBackend):
     def run_numel(self, device: torch.device) -> int:
         return tile_numel(device)
 
-    def solve(self, groups: Tensor, fmt: StorageFormat) -> tuple[Tensor, Tensor, Tensor]:
-        return search(groups, fmt.bits, not has_zeros(fmt))
+    def pack_for_inputs(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor) -> State:
+        return self._packed(weight, fmt, device, importance)
+
+    def solve(self, groups: Tensor, fmt: StorageFormat, roots: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return search(groups, fmt.bits, not has_zeros(fmt), roots)

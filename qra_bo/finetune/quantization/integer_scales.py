@@ -44,10 +44,10 @@ def candidates(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tens
     return scale.repeat(len(beside), 1, 1), torch.cat([central + k for k in beside]).clamp_(0.0, top)
 
 
-def search(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+def search(groups: Tensor, bits: int, symmetric: bool, roots: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return codes (``n x group``), scales and zeros (``n x 1``), all in fp32, of groups of weights (``n x group``).
 
-    A scale is NaN where weights are not finite or too large. Of candidates with equal errors the first is taken.
+    Errors are multiplied by ``roots`` (``n x group``) before they are squared and added up. A scale is NaN where weights are not finite or too large. Of candidates with equal errors the first is taken.
     """
     top, middle = (1 << bits) - 1, 1 << bits - 1
     scales, zeros = candidates(groups, bits, symmetric)
@@ -60,6 +60,8 @@ def search(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor, 
         else:  # not clamped between tensors, which torch does without vector instructions
             work.add_(zeros[index]).clamp_(0, top).sub_(zeros[index])
         torch.addcmul(groups, work, scale, value=-1, out=work)
+        if roots is not None:
+            work.mul_(roots)
         torch.linalg.vector_norm(work, dim=1, out=errors[index])
     best = errors.nan_to_num_(torch.inf, torch.inf).argmin(dim=0).view(1, -1, 1)
     scale = scales.gather(0, best)[0]

@@ -115,6 +115,12 @@ class Inputs:
                              "quantizer.rounding=rtn and adapter.init=kaiming, which need none")
         return cls(order.to(moments.device), factor.to(moments.device, torch.float32))
 
+    @property
+    def importance(self) -> Tensor:
+        """What the square of an error of each input's weights costs, ``in``, once later inputs have compensated it: the
+        input's moment less what these predict of it."""
+        return self.factor.diagonal().square().reciprocal()[torch.argsort(self.order)]
+
     def root(self) -> Tensor:
         """Return L (``in x in``) with ``L L^T`` the damped moments."""
         units = torch.eye(len(self.order), device=self.factor.device)

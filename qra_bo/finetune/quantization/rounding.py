@@ -1,6 +1,6 @@
 """Choice of the codes of a model's linears by GPTQ instead of the libraries' round-to-nearest."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.cache import TensorStore
-from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
+from qra_bo.finetune.quantization.base import Grid, PackedLinear, State, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs, each_moments
 from qra_bo.finetune.quantization.rings import rotated_moments
@@ -20,7 +20,6 @@ from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError, is_out_of_memory
 
 CHOOSE = "choose codes"
-Pack = Callable[[str, StorageFormat], State]
 
 
 class Rounding:
@@ -51,20 +50,15 @@ class Rounding:
         """Tokens that go forward once."""
         return self.ids.numel()
 
-    def state(self, name: str, fmt: StorageFormat, pack: Pack) -> State:
-        """Return the packed tensors of a linear, on the host, with chosen codes where there are any; kept for one call.
-        """
-        if fmt.name not in {f.name for f in self.formats}:
-            return pack(name, fmt)
-        self.prepare(pack, None)
-        found = self._states.pop((name, fmt.name), None)
-        return pack(name, fmt) if found is None else found
+    def state(self, name: str, fmt: StorageFormat) -> State | None:
+        """Return the packed tensors of a linear with chosen codes, on the host, at the first call after ``prepare``."""
+        return self._states.pop((name, fmt.name), None)
 
     def chose(self, name: str, fmt: str) -> bool:
         """Whether a linear's codes in a format are other than its library's."""
         return (name, fmt) in self._chosen
 
-    def prepare(self, pack: Pack, progress: Progress | None) -> None:
+    def prepare(self, progress: Progress | None) -> None:
         """Choose all codes, or read them from the store; once. Of several processes one chooses, the others wait.
 
         Raises:
@@ -84,7 +78,7 @@ class Rounding:
             with nullcontext() if self.store is None else self.store.alone(waiting):
                 still = self._missing(missing)  # another process may have made some of them meanwhile
                 if still:
-                    self._make(still, pack, progress)
+                    self._make(still, progress)
         self._chosen = set(self._states)
         self._ready = True
 
@@ -104,7 +98,7 @@ class Rounding:
             fmt, _, part = key.partition(":")
             self._states.setdefault((name, fmt), {})[part] = tensor
 
-    def _make(self, linears: Sequence[str], pack: Pack, progress: Progress | None) -> None:
+    def _make(self, linears: Sequence[str], progress: Progress | None) -> None:
         modules = {name: self.model.get_submodule(name) for name in linears}
         if any(isinstance(module, PackedLinear) for module in modules.values()):
             raise OracleError("codes are chosen on the dense model, and some of its linears are already quantised")
@@ -117,27 +111,18 @@ class Rounding:
                                  "use another dtype, or quantizer.rounding=rtn")
             weights = {name: modules[name].weight.detach().to(self.device) for name in sharing}
             levels = [fmt for fmt in self.formats if not backend_of(fmt).by_rings]
-            with one_thread():
-                packed = [(name, fmt, {key: tensor.to(self.device) for key, tensor in pack(name, fmt).items()})
-                          for name in sharing for fmt in levels]
-            grids = [backend_of(fmt).grid(state, fmt, (weights[name].shape[0], weights[name].shape[1]))
-                     for name, fmt, state in packed]
-            free = [(*entry, grid) for entry, grid in zip(packed, grids, strict=True) if grid is not None]
             made: dict[str, State] = {name: {} for name in sharing}
 
-            def keep(name: str, fmt: StorageFormat, state: State) -> None:
-                made[name].update({f"{fmt.name}:{key}": tensor.to("cpu") for key, tensor in state.items()})
+            def keep(found: Iterator[tuple[str, StorageFormat, State]]) -> None:
+                for name, fmt, state in found:
+                    made[name].update({f"{fmt.name}:{key}": tensor.to("cpu") for key, tensor in state.items()})
 
             if len(levels) < len(self.formats):
-                for name, fmt, state in self._by_rings(weights, Inputs.of(rotated_moments(moments))):
-                    keep(name, fmt, state)
-            factored = Inputs.of(moments) if free else None
+                keep(self._by_rings(weights, Inputs.of(rotated_moments(moments))))
+            factored = Inputs.of(moments) if levels else None
             del moments  # as large as the factor, and not needed while codes are chosen
             if factored is not None:
-                with one_thread():
-                    codes = compensated_codes([(weights[name], grid) for name, _, _, grid in free], factored)
-                for (name, fmt, state, _), chosen in zip(free, codes, strict=True):
-                    keep(name, fmt, backend_of(fmt).recoded(state, fmt, chosen))
+                keep(self._by_levels(weights, levels, factored))
             for name, tensors in made.items():
                 self._hold(name, tensors if self.store is None else self.store.mapped(name, tensors))
                 done += 1
@@ -154,6 +139,21 @@ class Rounding:
             # It is not the result of any one allocation.
             raise DeviceError(f"choosing codes takes more than {self.device} holds; use a smaller train.length, or "
                               "quantizer.rounding=rtn") from error
+
+    def _by_levels(self, weights: Mapping[str, Tensor], formats: Sequence[StorageFormat],
+                   inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:
+        """Yield the packed tensors of all weights in ``formats`` whose codes are levels of a grid."""
+        free = list[tuple[str, StorageFormat, State, Grid]]()
+        with one_thread():
+            for name, weight in weights.items():
+                for fmt in formats:
+                    state = backend_of(fmt).pack_for_inputs(weight, fmt, self.device, inputs.importance)
+                    grid = backend_of(fmt).grid(state, fmt, (weight.shape[0], weight.shape[1]))
+                    if grid is not None:
+                        free.append((name, fmt, state, grid))
+            codes = compensated_codes([(weights[name], grid) for name, _, _, grid in free], inputs)
+        for (name, fmt, state, _), chosen in zip(free, codes, strict=True):
+            yield name, fmt, backend_of(fmt).recoded(state, fmt, chosen)
 
     def _by_rings(self, weights: Mapping[str, Tensor], inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:
         """Yield the packed tensors, on the host, of all weights in the formats whose codes are chosen by rings.

@@ -182,6 +182,16 @@ def test_a_root_multiplies_to_the_damped_moments() -> None:
     torch.testing.assert_close(root @ root.t(), damped, rtol=1e-4, atol=1e-4 * float(damped.diagonal().max()))
 
 
+def test_importance_is_what_later_inputs_do_not_predict() -> None:
+    moments = mixed_moments(6, 30)
+    inputs = Inputs.of(moments)
+    damped = moments.double() + 0.01 * moments.diagonal().mean() * torch.eye(6)
+    for place, column in enumerate(inputs.order):
+        later = inputs.order[place + 1:]
+        known = damped[column, later] @ torch.linalg.solve(damped[later][:, later], damped[later, column])
+        assert float(inputs.importance[column]) == pytest.approx(float(damped[column, column] - known), rel=1e-3)
+
+
 class OnDevice:
     """Stands for moments on a GPU, by what ``Inputs.of`` asks of them."""
 

@@ -68,19 +68,20 @@ def test_weights_are_the_exact_products(bits: int, symmetric: bool) -> None:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("kind", ["gaussian", "heavy"])
-def test_search_finds_the_best_candidate_and_codes(bits: int, symmetric: bool, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "weighted"), [("gaussian", False), ("heavy", False), ("heavy", True)])
+def test_search_finds_the_best_candidate_and_codes(bits: int, symmetric: bool, kind: str, weighted: bool) -> None:
     groups = matrix(kind, (24, 32), bits)
-    codes, scale, zero = search(groups, bits, symmetric)
+    roots = matrix("heavy", (24, 32), bits + 9).abs() if weighted else torch.ones(24, 32)
+    codes, scale, zero = search(groups, bits, symmetric, roots if weighted else None)
     scales, zeros = candidates(groups, bits, symmetric)
     levels = torch.arange(1 << bits).double()
     for g, weights in enumerate(groups.double()):
         def nearest(s: Tensor, z: Tensor | float, weights: Tensor = weights) -> Tensor:
-            return ((levels - z) * s - weights[:, None]).abs().amin(dim=1).square().sum().sqrt()
+            return (((levels - z) * s - weights[:, None]).abs().amin(dim=1) * roots[g]).norm()
 
         errors = [float(nearest(scales[c, g].double(), float(1 << bits - 1) if zeros is None else zeros[c, g].double()))
                   for c in range(len(scales))]
-        found = ((codes[g].double() - zero[g]) * scale[g].double() - weights).norm()
+        found = (((codes[g].double() - zero[g]) * scale[g].double() - weights) * roots[g]).norm()
         assert float(found) == pytest.approx(min(errors), rel=1e-5)
 
 
@@ -96,6 +97,20 @@ def test_few_factors_lose_little_to_a_dense_scan(bits: int, symmetric: bool, kin
     few = error()
     monkeypatch.setattr(integer_scales, "factors", lambda *_: [*up, *(-f for f in up)] if symmetric else up)
     assert few <= error() * (1.005 if bits <= 4 else 1.025)
+
+
+@EVERY_KIND
+def test_scales_for_inputs_err_less_where_inputs_count(bits: int, symmetric: bool) -> None:
+    fmt, weight = parse_format(f"{'sym' if symmetric else 'int'}{bits}-g64"), matrix("gaussian")
+    weight[:, [3, 100, 101]], weight[[7, 40]] = 8 * weight[:, [3, 100, 101]], 8 * weight[[7, 40]]  # planted outliers
+    importance = matrix("heavy", (1, 256), 5)[0].square()
+    importance[[3, 100, 101]] = 1e-4 * importance.mean()
+    backend, lost = backend_of(fmt), list[Tensor]()
+    for state in (backend.pack(weight, fmt, CPU), backend.pack_for_inputs(weight, fmt, CPU, importance)):
+        error = packed(backend.build(state, fmt, (64, 256), None, torch.float32)).unpack() - weight
+        lost.append((error.square() * importance).view(64, -1, 64).sum(dim=2))
+    assert bool((lost[1] <= lost[0] * (1 + 1e-5)).all())
+    assert float(lost[1].sum()) < (0.8 if bits <= 4 else 0.95) * float(lost[0].sum())
 
 
 @pytest.mark.parametrize("name", ["sym4-g32", "int4-g32"])

@@ -34,7 +34,7 @@ from tests.finetune.models import tiny_llama
 CPU = torch.device("cpu")
 MODEL, SPEC = tiny_llama(layers=2, vocab=512)
 NAMES = [linear.name for linear in SPEC.linears]
-FORMATS = tuple(parse_format(name) for name in ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq5", "hqq6"))
+FORMATS = tuple(parse_format(name) for name in ("nf4", "int8", "int2-g64", "sym3-g32", "hqq3", "hqq5", "hqq6"))
 NEAREST = "quantizer.rounding=rtn"
 TEXT = torch.randint(0, 512, (4, 64), generator=torch.Generator().manual_seed(0))
 
@@ -263,9 +263,9 @@ def test_one_trial_may_have_round_to_nearest_codes(tmp_path: Path, monkeypatch: 
 def test_inputs_that_are_not_finite_are_an_error() -> None:
     broken, _ = tiny_llama(layers=1, vocab=512)
     broken.get_submodule(NAMES[0]).weight.data.fill_(float("inf"))
-    rounding = Rounding(broken, NAMES[:7], FORMATS, TEXT, CPU, None)
+    rounding = Rounding(broken, NAMES[:7], FORMATS[:2], TEXT, CPU, None)
     with pytest.raises(ModelError, match="are not finite in the 16-bit model"):
-        rounding.prepare(make_bank().nearest, None)
+        rounding.prepare(None)
 
 
 @pytest.mark.parametrize(("overrides", "tokens"), [
