@@ -96,33 +96,8 @@ def _compiled(state_bits: int, code_bits: int) -> Any:
     runs, shift = stems >> code_bits, state_bits - code_bits
 
     # State ``(stem << K) | code`` lies at ``[code, stem]``, stem ``(run << K) | code`` of a choice at ``[code, run]``:
-    # but for one transposition of the stems, every loop runs over vectors.
-    @numba.njit(fastmath={"contract", "reassoc", "nsz"})  # type: ignore[untyped-decorator]
-    def step(cost: Any, least: Any, best: Any, choice: Any, target: Any, weight: Any, levels: Any,
-             squares: Any) -> None:
-        for code in range(fan):
-            for run in range(runs):
-                value, which = cost[code, run], np.int32(0)
-                for j in range(1, fan):
-                    other = cost[code, j * runs + run]
-                    which = np.int32(j) if other < value else which
-                    value = min(other, value)
-                least[code, run] = value
-                choice[code, run] = which
-        for run in range(runs):
-            for code in range(fan):
-                best[run * fan + code] = least[code, run]
-        slope = np.float32(-2) * weight * target  # the square of the target is common to all states
-        for code in range(fan):
-            for stem in range(stems):
-                cost[code, stem] = best[stem] + slope * levels[code, stem] + weight * squares[code, stem]
-
-    @numba.njit  # type: ignore[untyped-decorator]
-    def back(choice: Any, state: Any) -> Any:
-        stem = state >> code_bits
-        return (np.int64(choice[stem & (fan - 1), stem >> code_bits]) << shift) | stem
-
-    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    # but for one transposition of the stems, every loop runs over vectors. One function, whose closure holds numbers
+    # alone: others are compiled again in every process.
     def encode(targets: Any, weights: Any, table: Any, codes: Any) -> None:
         rings, n = targets.shape
         levels = np.ascontiguousarray(table.reshape(stems, fan).T)
@@ -130,35 +105,50 @@ def _compiled(state_bits: int, code_bits: int) -> Any:
         cost, least = np.empty((fan, stems), np.float32), np.empty((fan, runs), np.float32)
         best, choice = np.empty(stems, np.float32), np.empty((n + 2 * RUN_UP, fan, runs), np.uint8)
         for ring in range(rings):
-            cost[:] = 0
-            for t in range(n + 2 * RUN_UP):
-                at = (t - RUN_UP) % n
-                step(cost, least, best, choice[t], targets[ring, at], weights[ring, at], levels, squares)
-            state, lowest = 0, np.float32(np.inf)
-            for code in range(fan):
-                for stem in range(stems):
-                    if cost[code, stem] < lowest:
-                        state, lowest = (stem << code_bits) | code, cost[code, stem]
-            for t in range(n + 2 * RUN_UP - 1, n + RUN_UP - 1, -1):
-                state = back(choice[t], state)
-            overlap = state & (stems - 1)
-            for t in range(n + RUN_UP - 1, RUN_UP - 1, -1):
-                codes[ring, t - RUN_UP] = state & (fan - 1)
-                state = back(choice[t], state)
-            if state & (stems - 1) == overlap:
-                continue
-            cost[:] = np.float32(np.inf)
-            for j in range(fan):
-                cost[overlap & (fan - 1), j * runs + (overlap >> code_bits)] = 0
-            for t in range(n):
-                step(cost, least, best, choice[t], targets[ring, t], weights[ring, t], levels, squares)
-            lowest = np.float32(np.inf)
-            for j in range(fan):
-                here = cost[overlap & (fan - 1), j * runs + (overlap >> code_bits)]
-                if here < lowest:
-                    state, lowest = (j << shift) | overlap, here
-            for t in range(n - 1, -1, -1):
-                codes[ring, t] = state & (fan - 1)
-                state = back(choice[t], state)
+            overlap, run_up = -1, RUN_UP  # of the ring's end, once it is known not to close by itself
+            while True:
+                cost[:] = np.float32(0 if overlap < 0 else np.inf)
+                if overlap >= 0:
+                    for j in range(fan):
+                        cost[overlap & (fan - 1), j * runs + (overlap >> code_bits)] = 0
+                for t in range(n + 2 * run_up):
+                    for code in range(fan):
+                        for run in range(runs):
+                            value, which = cost[code, run], np.int32(0)
+                            for j in range(1, fan):
+                                other = cost[code, j * runs + run]
+                                which = np.int32(j) if other < value else which
+                                value = min(other, value)
+                            least[code, run] = value
+                            choice[t, code, run] = which
+                    for run in range(runs):
+                        for code in range(fan):
+                            best[run * fan + code] = least[code, run]
+                    weight = weights[ring, (t - run_up) % n]
+                    slope = np.float32(-2) * weight * targets[ring, (t - run_up) % n]  # the square is common to all
+                    for code in range(fan):
+                        for stem in range(stems):
+                            cost[code, stem] = best[stem] + slope * levels[code, stem] + weight * squares[code, stem]
+                state, lowest = 0, np.float32(np.inf)
+                for code in range(fan):
+                    for stem in range(stems):
+                        ends = overlap < 0 or ((stem << code_bits) | code) & (stems - 1) == overlap
+                        if ends and cost[code, stem] < lowest:
+                            state, lowest = (stem << code_bits) | code, cost[code, stem]
+                end = 0
+                for t in range(n + 2 * run_up - 1, run_up - 1, -1):
+                    if t == n + run_up - 1:
+                        end = state & (stems - 1)
+                    if t < n + run_up:
+                        codes[ring, t - run_up] = state & (fan - 1)
+                    stem = state >> code_bits
+                    state = (np.int64(choice[t, stem & (fan - 1), stem >> code_bits]) << shift) | stem
+                if overlap >= 0 or state & (stems - 1) == end:
+                    break
+                overlap, run_up = end, 0
 
-    return encode
+    options = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}
+    try:
+        return numba.njit(encode, cache=True, **options)
+    except RuntimeError:  # no folder for it can be written
+        return numba.njit(encode, **options)
