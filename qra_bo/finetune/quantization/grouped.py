@@ -67,8 +67,9 @@ class GroupedBackend(QuantizerBackend):
         return self._packed(weight, fmt, device, None)
 
     def _packed(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor | None) -> State:
-        """Return the packed tensors of a weight matrix; see ``pack_for_inputs``. On a CPU runs of groups are solved that fit into the cache and are too small for
-        torch to split between threads, so that codes are the same on any number of them.
+        """Return the packed tensors of a weight matrix; see ``pack_for_inputs``. On a CPU runs of groups are solved
+        that fit into the cache and are too small for torch to split between threads, so that codes are the same on any
+        number of them.
 
         Raises:
             ModelError: If a scale or a zero is not finite.

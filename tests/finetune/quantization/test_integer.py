@@ -76,8 +76,8 @@ def test_search_finds_the_best_candidate_and_codes(bits: int, symmetric: bool, k
     scales, zeros = candidates(groups, bits, symmetric)
     levels = torch.arange(1 << bits).double()
     for g, weights in enumerate(groups.double()):
-        def nearest(s: Tensor, z: Tensor | float, weights: Tensor = weights) -> Tensor:
-            return (((levels - z) * s - weights[:, None]).abs().amin(dim=1) * roots[g]).norm()
+        def nearest(s: Tensor, z: Tensor | float, weights: Tensor = weights, root: Tensor = roots[g]) -> Tensor:
+            return (((levels - z) * s - weights[:, None]).abs().amin(dim=1) * root).norm()
 
         errors = [float(nearest(scales[c, g].double(), float(1 << bits - 1) if zeros is None else zeros[c, g].double()))
                   for c in range(len(scales))]
