@@ -47,8 +47,8 @@ def candidates(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tens
 def search(groups: Tensor, bits: int, symmetric: bool, roots: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return codes (``n x group``), scales and zeros (``n x 1``), all in fp32, of groups of weights (``n x group``).
 
-    Errors are multiplied by ``roots`` (``n x group``) before they are squared and added up. A scale is NaN where weights
-    are not finite or too large. Of candidates with equal errors the first is taken.
+    Errors are multiplied by ``roots`` (``n x group``) before they are squared and added up. A scale is NaN where
+    weights are not finite or too large. Of candidates with equal errors the first is taken.
     """
     top, middle = (1 << bits) - 1, 1 << bits - 1
     scales, zeros = candidates(groups, bits, symmetric)

@@ -129,12 +129,13 @@ def _compiled(state_bits: int, code_bits: int) -> Any:
                     for code in range(fan):
                         for stem in range(stems):
                             cost[code, stem] = best[stem] + slope * levels[code, stem] + weight * squares[code, stem]
-                state, lowest = np.int64(0), np.float32(np.inf)
+                state: Any = 0
+                lowest = np.float32(np.inf)
                 for code in range(fan):
                     for stem in range(stems):
                         ends = overlap < 0 or ((stem << code_bits) | code) & (stems - 1) == overlap
                         if ends and cost[code, stem] < lowest:
-                            state, lowest = np.int64((stem << code_bits) | code), cost[code, stem]
+                            state, lowest = (stem << code_bits) | code, cost[code, stem]
                 end = 0
                 for t in range(n + 2 * run_up - 1, run_up - 1, -1):
                     if t == n + run_up - 1:
