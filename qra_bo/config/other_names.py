@@ -25,7 +25,8 @@ OURS: Mapping[str, str] = {
     "lora_alpha": "adapter.alpha_over_rank (alpha divided by the rank)",
     "load_in_4bit": _BITS.format(4), "load_in_8bit": _BITS.format(8), "quantization_bit": _BITS.format("BITS"),
     "output_dir": "out", "bf16": "dtype=bfloat16", "fp16": "dtype=float16", "torch_dtype": "dtype",
-    "report_to": "logger=tensorboard|wandb", "resume_from_checkpoint": "the same command with out=RUN",
+    "report_to": "logger (a listener: logger._target_=my_package.Listener, as in examples/own_tracker.py)",
+    "resume_from_checkpoint": "the same command with out=RUN",
     "eval_steps": "final.validate_every", "early_stopping_patience": "final.patience"}
 """By the other name, in lower case."""
 _TABLE = "--config-dir bench/conf oracle=emulator oracle.table=FOLDER searches a table, in a checkout of the project"
@@ -38,7 +39,6 @@ REMOVED: Mapping[str, str] = {
     "export.merged_base": "export.targets=[merged] merges into the base that the adapter was trained on, and "
                           "merge_and_unload of PEFT into the original",
     "memory.verify": "make bench-memory compares predictions with traced training steps, in a checkout of the project",
-    "logger.where": "a tracker's files are in the run's folder; tensorboard --logdir outputs shows all runs",
     "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage",
     "oracle.table": _TABLE, "oracle.emulator": _TABLE,
     "surrogate.prior": "surrogate.rates=FILE starts from exchange rates that python -m qra_bo.rates learned",

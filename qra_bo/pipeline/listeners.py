@@ -1,11 +1,16 @@
-"""What accompanies a run: its plan as it begins, the live view, trackers, and reports before its end."""
+"""What accompanies a run: its plan as it begins, the live view, the user's listener, and early reports."""
 
 import functools
+import logging
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from rich.console import Console
 
 from qra_bo.config import RunConfig
@@ -17,12 +22,13 @@ from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import size
-from qra_bo.report.trackers import make_listener
 from qra_bo.study import Event, Listener, Setting
-from qra_bo.study.events import Stage
+from qra_bo.study.events import Stage, as_line
 from qra_bo.study.state import COMPARISON
+from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.process import tolerant
 
+log = logging.getLogger(__name__)
 COMPARING = (COMPARISON, "confirmation")
 """Stages after which a report can be read."""
 
@@ -45,14 +51,63 @@ def announced(setting: Setting, budget: int, advice: Advice | None, console: Con
 
 def listeners_of(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[LiveView | None, list[Listener]]:
     """Return the live view, if any, and all listeners to the run's events; ``stack`` closes them."""
-    tracker = make_listener(config.logger.target, folder)
-    if tracker is not None:
-        stack.callback(tracker.close)
+    own = own_listener(config.logger.target, folder)
+    if own is not None:
+        stack.callback(own.close)
     view = stack.enter_context(live_view(config)) if config.display != "none" else None
-    listeners: list[Listener] = [listener for listener in (view, tracker) if listener is not None]
+    listeners: list[Listener] = [listener for listener in (view, own) if listener is not None]
     if config.oracle.trains:  # else there is no final fine-tune to wait for
         listeners.append(functools.partial(_report_early, folder, datetime.now().astimezone()))
     return view, listeners
+
+
+class OwnListener:
+    """Guard of the listener that ``logger._target_`` names: its first failure is logged, after which it gets no further
+    event."""
+
+    def __init__(self, name: str, call: Callable[[Mapping[str, Any]], object]) -> None:
+        self._name, self._call, self._failed = name, call, False
+
+    def __call__(self, event: Event) -> None:
+        self._guard(self._call, as_line(event))
+
+    def close(self) -> None:
+        """Let the listener write what it holds back."""
+        self._guard(getattr(self._call, "close", lambda: None))
+
+    def _guard(self, call: Callable[..., object], *arguments: object) -> None:
+        if self._failed:
+            return
+        try:
+            call(*arguments)
+        except Exception as error:  # a tracker's server, disk or quota must not end a search
+            self._failed = True
+            log.warning("logger=%s failed and gets no further events; the run continues: %s: %s", self._name,
+                        type(error).__name__, error)
+
+
+def own_listener(logger: Mapping[str, Any], folder: Path) -> OwnListener | None:
+    """Build the configured listener of the run in ``folder``; ``None`` without a ``_target_``.
+
+    It is any callable that takes one journal event, a mapping with the key ``event``, and is made with the keyword
+    ``folder``, which exists from the first event on, and the other keys of ``logger``. A resumed run gives all its
+    events again. A method ``close`` is called at the end.
+
+    Raises:
+        ConfigError: If the target can't be imported, or does not take these keys.
+    """
+    target = logger.get("_target_")
+    if target is None:
+        return None
+    try:
+        call = instantiate(dict(logger), folder=folder)
+    except InstantiationException as error:
+        raise ConfigError(f"logger._target_ must name a class or function that takes folder and the other keys of "
+                          f"logger; got {target}: {error}") from error
+    if not callable(call):
+        raise ConfigError(f"logger._target_ must build a callable that takes a journal event; {target} built "
+                          f"{type(call).__name__}")
+    return OwnListener(str(target), call)
 
 
 def _report_early(folder: Path, since: datetime, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Everything that people see of a run: terminal text, live view, report page and figures, trackers.
+"""Everything that people see of a run: terminal text, live view, report page and figures.
 
 ``data.ReportData`` is the one input; ``story`` and ``notes`` turn it into sentences, ``tables`` and
 ``html`` render these. Names load on first use, so that a listing needs no matplotlib.
@@ -6,8 +6,7 @@
 
 from qra_bo.utils.lazy import lazy_names
 
-_HOMES = {"ReportData": "data", "load_run": "data", "LiveView": "live", "Tracker": "trackers",
-          "make_listener": "trackers", "print_result": "tables", "write_report": "html",
-          "PLOTS": "plots", "allocation_html": "text"}
+_HOMES = {"ReportData": "data", "load_run": "data", "LiveView": "live", "print_result": "tables",
+          "write_report": "html", "PLOTS": "plots", "allocation_html": "text"}
 __all__ = sorted(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)

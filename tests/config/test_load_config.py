@@ -149,7 +149,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["method._target_=3"], "method: _target_ must be the dotted path of a class or function"),
     (["method.x=nan"], "method: its values must be finite numbers, texts, lists and mappings"),
     (["mirror=sqlite"], r"mirror.*examples/journal_to_optuna\.py"),
-    (["logger=tensorboard", "logger.where=logs"], r"logger\.where.*was removed: .*the run's folder"),
+    (["logger=wandb"], r"Unknown logger 'wandb'.* logger\._target_=my_package\.Listener"),
     (["quantizer.formats.four=[nf4]"], "must be a mapping from bit-widths to lists of format names"),
     (["task=report"], "task=report needs out=FOLDER"),
     (["~seed"], "keys of the configuration can't be deleted"),
