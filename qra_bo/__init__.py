@@ -26,16 +26,15 @@ if TYPE_CHECKING:
     from qra_bo.memory import MemoryModel, Plan
     from qra_bo.oracle.protocol import Oracle
     from qra_bo.pipeline.run import Result
-    from qra_bo.searchers.ordinal import OrdinalProblem, OrdinalSearch
     from qra_bo.space import Allocation, SearchSpace
 
-__all__ = ["Allocation", "MemoryModel", "Oracle", "OrdinalProblem", "OrdinalSearch", "Plan", "Result", "RunConfig",
+__all__ = ["Allocation", "MemoryModel", "Oracle", "Plan", "Result", "RunConfig",
            "SearchSpace", "allocate", "fine_tune", "load", "load_config", "optimizer_groups", "plan", "search"]
 
 _HOMES = dict.fromkeys(("allocate", "fine_tune", "plan", "search"), "api") | {
-    "Allocation": "space", "MemoryModel": "memory", "Oracle": "oracle.protocol", "OrdinalProblem": "searchers.ordinal",
-    "OrdinalSearch": "searchers.ordinal", "Plan": "memory", "Result": "pipeline.run", "RunConfig": "config",
-    "SearchSpace": "space", "load": "export.load", "load_config": "config", "optimizer_groups": "export.training"}
+    "Allocation": "space", "MemoryModel": "memory", "Oracle": "oracle.protocol", "Plan": "memory",
+    "Result": "pipeline.run", "RunConfig": "config", "SearchSpace": "space", "load": "export.load",
+    "load_config": "config", "optimizer_groups": "export.training"}
 __getattr__ = lazy_names(__name__, _HOMES)
 
 # A notice of a fused inference kernel, which training never calls; peft and transformers bring it up.

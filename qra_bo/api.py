@@ -1,7 +1,7 @@
 """The Python interface: search, fine-tune and plan, with the keys of the configuration as keyword arguments."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from qra_bo.config import RunConfig
 from qra_bo.config.compose import load_config
@@ -11,55 +11,24 @@ from qra_bo.utils.formatting import override_value
 
 if TYPE_CHECKING:
     from qra_bo.pipeline.run import Result
-    from qra_bo.searchers.ordinal import Choice, OrdinalProblem
 
 __all__ = ["allocate", "configure", "fine_tune", "plan", "search"]
 
 
-@overload
-def search(config: RunConfig | Sequence[str] | None = None, *, objective: None = None, config_dir: str | None = None,
-           **keywords: Any) -> "Result": ...
-
-
-@overload
-def search(*, objective: "Callable[[Choice], float | None]", problem: "OrdinalProblem", evaluations: int = 40,
-           **keywords: Any) -> "tuple[Choice, float] | None": ...
-
-
-def search(config: RunConfig | Sequence[str] | None = None, *,
-           objective: "Callable[[Choice], float | None] | None" = None, config_dir: str | None = None,
-           problem: "OrdinalProblem | None" = None, evaluations: int = 40,
-           **keywords: Any) -> "Result | tuple[Choice, float] | None":
-    """Find the best allocation within every budget, fine-tune it and write a run's folder.
-
-    With ``objective`` a function of your own is minimised instead: ``problem`` states the units, two ladders of levels
-    for each, their costs, the budget and a guess of their effects (``qra_bo.OrdinalProblem``), and the best choice and
-    its value are returned. ``examples/own_objective.py`` shows it.
+def search(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None,
+           **keywords: Any) -> "Result":
+    """Find the best allocation within the budget, fine-tune it and write a run's folder.
 
     Args:
         config: A checked configuration, or overrides as on the command line, e.g.
             ``["model=tiny", "budget=uniform:4,4"]``.
-        objective: Value of a choice (level numbers on both ladders for every unit), lower is better; ``None`` where
-            it failed.
         config_dir: Your own folder of configuration groups, as ``--config-dir`` on the command line.
-        problem: With ``objective``: the choices, their costs and the budget.
-        evaluations: With ``objective``: the largest number of its calls.
-        **keywords: Keys of the configuration, see ``configure``; with ``objective`` the further arguments of
-            ``qra_bo.searchers.ordinal.minimise``.
-
-    Returns:
-        The result of the run; with ``objective`` the best choice and its value, or ``None`` where all failed.
+        **keywords: Keys of the configuration, see ``configure``.
 
     Raises:
         UserError: If the input or the environment can't work.
         RunInterrupted: On a signal that stops a run, after a clean journal.
     """
-    if objective is not None:
-        from qra_bo.searchers.ordinal import minimise  # loads torch
-        if problem is None:
-            raise ConfigError("search(objective=...) needs problem=qra_bo.OrdinalProblem(...): the units, their "
-                              "levels and costs, and the budget")
-        return minimise(problem, objective, evaluations, **keywords)
     from qra_bo.pipeline.run import run  # loads matplotlib
     return run(configure(config, config_dir, **keywords))
 

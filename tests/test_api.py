@@ -1,14 +1,12 @@
-"""The Python interface: light to import, keywords as configuration, searches of one's own objective."""
+"""The Python interface: light to import, keywords as configuration."""
 
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 import qra_bo
 from qra_bo.api import configure
-from qra_bo.searchers.baselines import RandomSearch
 from qra_bo.utils.errors import ConfigError
 
 
@@ -48,21 +46,3 @@ def test_plan_is_short_and_plain() -> None:
     assert plan._repr_html_().startswith("<table><caption>tiny: ")
     assert plan.to_json()["device"] == "cuda"
     assert repr(plan.memory).startswith("MemoryModel(tiny, peak, cuda, ")
-
-
-def test_objective_of_ones_own_is_minimised() -> None:
-    cost = np.tile(np.arange(1, 4)[:, None] + np.arange(1, 4)[None, :], (3, 1, 1))
-    problem = qra_bo.OrdinalProblem(("a", "b", "c"), cost, 14, harm=np.tile([2.0, 1.0, 0.0], (3, 1)),
-                                    gain=np.tile([0.0, 1.0, 2.0], (3, 1)))
-    calls = []
-
-    def objective(choice: tuple[tuple[int, ...], tuple[int, ...]]) -> float:
-        calls.append(choice)
-        return float(sum((2 - level) ** 2 for part in choice for level in part))
-
-    best = qra_bo.search(objective=objective, problem=problem, evaluations=9, searcher=RandomSearch)
-    assert best is not None
-    assert len(calls) == 9
-    assert best[1] == min(map(lambda c: sum((2 - x) ** 2 for part in c for x in part), calls))
-    with pytest.raises(ConfigError, match="problem"):
-        qra_bo.search(objective=objective)  # type: ignore[call-overload]

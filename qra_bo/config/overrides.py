@@ -23,6 +23,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 DEFAULT_MODEL = "smollm2_135m"
 ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
                 "data": " A text of your own: data=jsonl data.path=FILE.",
+                "method": " Peers, in a checkout of the project: --config-dir bench/conf method=sequential; your own: "
+                          "--config-dir FOLDER.",
                 "logger": " TensorBoard, Weights & Biases and others: logger._target_=my_package.Listener, as in "
                           "examples/own_tracker.py.",
                 "oracle": " Losses emulated from a table of real trials: --config-dir bench/conf oracle=emulator "

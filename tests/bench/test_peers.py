@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ from bench.methods import METHODS
 from bench.peers import registry
 from bench.peers.nsga2 import Nsga2
 from bench.peers.optuna_samplers import GpSampler, Tpe
-from bench.peers.simple import SequentialBits, UniformSearch
+from bench.peers.simple import HillClimb, SequentialBits, SequentialSearch, UniformSearch
 from bench.peers.smac3 import Smac3
 from bench.peers.turbo_tutorial import TurboState, TurboTutorial
 from qra_bo.searchers.base import Searcher, SearchProblem
-from qra_bo.utils.errors import MissingExtraError
-from tests.conformance.searcher import SearcherSuite, make_problem, play, proposals_of
+from qra_bo.sensitivity.importance import shrunk_sensitivity
+from qra_bo.trials import Fidelity, Proposal
+from qra_bo.utils.errors import ConfigError, MissingExtraError, ProfileError
+from tests.conformance.searcher import SearcherSuite, evaluate, make_problem, play, proposals_of
+from tests.spaces import every_row
 
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="optuna is not installed")
 needs_smac = pytest.mark.skipif(importlib.util.find_spec("smac") is None, reason="smac is not installed")
@@ -29,6 +33,20 @@ class TestUniform(SearcherSuite):
 class TestSequentialBits(SearcherSuite):
     make = staticmethod(SequentialBits)
     seedless = True
+
+
+class TestSequential(SearcherSuite):
+    make = staticmethod(SequentialSearch)
+    seedless = True
+
+
+class TestSequentialByDivergence(SearcherSuite):
+    make = staticmethod(lambda problem: SequentialSearch(problem, quantization_sensitivity="divergence"))
+    seedless = True
+
+
+class TestHillClimb(SearcherSuite):
+    make = staticmethod(HillClimb)
 
 
 class TestNsga2(SearcherSuite):
@@ -108,3 +126,45 @@ def test_peers_and_methods_have_different_names() -> None:
     assert registry.make_player("structured", problem, {}, 40.0).name == "structured"
     assert registry.PEERS
     assert not set(registry.PEERS) & {path.stem for path in METHODS.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("make", [HillClimb, SequentialSearch])
+def test_a_profile_without_gain_is_refused_at_once(make: Callable[[SearchProblem], Searcher]) -> None:
+    problem, _ = make_problem()
+    with pytest.raises(ProfileError, match="no I_r"):
+        make(replace(problem, profile=replace(problem.profile, rank_sensitivity=None)))
+
+
+def test_unknown_measure_of_sensitivity_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rise, divergence, believed; got 'kl'"):
+        SequentialSearch(make_problem(3)[0], "kl")
+
+
+@pytest.mark.parametrize("measure", ["rise", "divergence", "believed"])
+def test_sequential_search_solves_its_two_knapsacks(measure: str) -> None:
+    problem, oracle = make_problem(3, ranks=(1, 4), low_steps=None)
+    rng = np.random.default_rng(1)
+    measured = problem.profile.quantization_sensitivity
+    profile = replace(problem.profile, quantization_kl=measured * rng.lognormal(0.0, 1.0, measured.shape),
+                      quantization_se=0.5 * measured)
+    problem = replace(problem, profile=profile)
+    values = {"rise": measured, "divergence": profile.quantization_kl, "believed": shrunk_sensitivity(profile)}[measure]
+    rows = every_row(problem.space)
+    rows = rows[problem.costs.feasible(rows, problem.budget_bytes)]
+    search = SequentialSearch(problem, measure)
+    first = [problem.space.encode(p.allocation) for p in search.ask(9)]
+    for row in first:
+        assert len(set(row[3:])) == 1
+        same = rows[(rows[:, 3:] == row[3]).all(axis=1)]
+        assert values[np.arange(3), row[:3]].sum() == pytest.approx(values[np.arange(3), same[:, :3]].sum(axis=1).min())
+    told = [evaluate(problem, oracle, Proposal(problem.space.decode(r), Fidelity.HIGH, "global"), i)
+            for i, r in enumerate(first)]
+    search.tell(told)
+    best = first[int(np.argmin([e.loss for e in told]))]
+    ranks = problem.profile.require_rank_sensitivity()[:, [0, 3]]
+    same = rows[(rows[:, :3] == best[:3]).all(axis=1)]
+    gain = ranks[np.arange(3), same[:, 3:]].sum(axis=1)
+    for p in search.ask(1):
+        row = problem.space.encode(p.allocation)
+        if (row[:3] == best[:3]).all():
+            assert ranks[np.arange(3), row[3:]].sum() == pytest.approx(gain.max())

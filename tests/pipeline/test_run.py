@@ -84,8 +84,8 @@ def test_run_that_failed_before_its_journal_begins_again(tmp_path: Path, monkeyp
     assert qra_bo.search(command).exit_status == 0
 
 
-@pytest.mark.parametrize(("method", "option"), [("structured", "draws=0"), ("sequential", "radius=1"),
-                                                ("evolution", "population=0"), ("hill_climb", "radius=1")])
+@pytest.mark.parametrize(("method", "option"), [("structured", "draws=0"), ("random", "radius=1"),
+                                                ("evolution", "population=0")])
 def test_a_wrong_option_of_the_method_is_told_before_anything_is_measured(
         tmp_path: Path, profiles: list[Any], method: str, option: str) -> None:
     with pytest.raises(ConfigError, match=option.split("=", maxsplit=1)[0]):

@@ -1,6 +1,6 @@
-"""Evolution and the baselines as searchers."""
+"""Evolution and random search as searchers."""
 
-from qra_bo.searchers.baselines import HillClimb, RandomSearch, SequentialSearch
+from qra_bo.searchers.baselines import RandomSearch
 from qra_bo.searchers.evolution.searcher import EvolutionarySearch
 from tests.conformance.searcher import SearcherSuite
 
@@ -15,17 +15,3 @@ class TestColdEvolution(SearcherSuite):
 
 class TestRandom(SearcherSuite):
     make = staticmethod(RandomSearch)
-
-
-class TestSequential(SearcherSuite):
-    make = staticmethod(SequentialSearch)
-    seedless = True
-
-
-class TestSequentialByDivergence(SearcherSuite):
-    make = staticmethod(lambda problem: SequentialSearch(problem, quantization_sensitivity="divergence"))
-    seedless = True
-
-
-class TestHillClimb(SearcherSuite):
-    make = staticmethod(HillClimb)
