@@ -81,16 +81,6 @@ def _width(model: Mapping[str, Any]) -> int | None:
     return width if isinstance(width, int) and width > 0 else None
 
 
-def suggested_rate(config: RunConfig) -> float:
-    """Return the base learning rate that the run's trainer has for its model; ``adapter.lr`` with a trainer of the
-    user's own."""
-    known = {path.stem: path for path in (CONF / "train").glob("*.yaml")}
-    if config.train.name not in known:
-        return config.adapter.lr
-    rate = OmegaConf.select(OmegaConf.load(known[config.train.name]), "adapter.lr")
-    return float(with_learning_rate({**config.to_dict(), "adapter": {"lr": rate}})["adapter"]["lr"])
-
-
 def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:
     """Return the option of ``train`` that suits plain or checked values of a configuration, and the reason."""
     if raw.get("gpu") is not None:

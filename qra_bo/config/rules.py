@@ -181,7 +181,7 @@ def _files(config: RunConfig) -> Iterator[Problem]:
             yield from _file("sensitivity.path", config.sensitivity.path,
                              "a file such as the profile.json of a task=profile, or be null to measure")
         if config.surrogate.rates not in shipped_rates():
-            yield from _file("surrogate.rates", config.surrogate.rates, "a file that python -m qra_bo.rates wrote, or "
+            yield from _file("surrogate.rates", config.surrogate.rates, "a file of exchange rates, or "
                              f"one that comes with qra_bo ({', '.join(shipped_rates())})")
 
 

@@ -1,1 +1,1 @@
-"""Exchange rates between bits and ranks: the model, what studies teach of it, and their files. No torch."""
+"""Exchange rates between bits and ranks: the model and its files. No torch."""

@@ -31,7 +31,7 @@ def _read(given: str) -> bytes:
         return rates_file(given).read_bytes()
     except OSError as error:
         raise ConfigError(f"{given}, what earlier runs taught, can't be read ({error.strerror}); give surrogate.rates "
-                          "a file that python -m qra_bo.rates wrote") from error
+                          "a file of exchange rates") from error
 
 
 def rates_sha256(given: str) -> str:
@@ -61,7 +61,7 @@ def load_rates(given: str) -> Rates:
         return Rates(np.array([stored.slopes[name] for name in NAMES]), covariance, stored.error, stored.tokens,
                      tuple(stored.sources), stored.lr_scale)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ConfigError(f"{rates_file(given)} holds no rates of python -m qra_bo.rates: {error}") from error
+        raise ConfigError(f"{rates_file(given)} holds no exchange rates: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
