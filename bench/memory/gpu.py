@@ -1,12 +1,11 @@
 """Predicted peaks against the memory that a GPU's allocator reserves, for random-weight decoders of Llama-7B's shape.
 
-    python -m bench.memory.gpu [--calibrate]
+    python -m bench.memory.gpu
 
 At least twelve runs with mixed bits and ranks, over batches, lengths, checkpointing and optimisers.
 A card too small for 32 layers gets as many as it holds. Weights are drawn and packed matrix by matrix, so that no dense
-model is ever there. Everything but the text and the weights is what a real run uses. With ``--calibrate`` the measured
-peaks become the card's allowance, which ``memory.calibrate=true`` then prices. Without a GPU it writes down that
-nothing was measured.
+model is ever there. Everything but the text and the weights is what a real run uses. Without a GPU it writes
+down that nothing was measured.
 """
 
 import argparse
@@ -22,7 +21,7 @@ import numpy as np
 
 from bench.memory.tuples import bits_of, drawn, space_of, total
 from bench.report import RESULTS, Target, publish
-from qra_bo.memory.allowance import ASSUMED, PPM, Allowance, Excess, fold
+from qra_bo.memory.allowance import PPM, Allowance
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Allocation, CostTable, DecoderSpec, SearchSpace
@@ -162,7 +161,6 @@ def fitting(shapes: Sequence[TrainShape], free: int) -> DecoderSpec:
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calibrate", action="store_true", help="keep the peaks as the card's allowance")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     args = parser.parse_args(arguments)
     expand_segments()  # as in workers, for which predictions are made; before torch is imported
@@ -184,26 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
                       spec.n_layers == 32),
                Target(f"least of {what}", "0", min(errors), min(errors) >= 0),
                Target(f"most of {what}", f"{OVER}", max(errors), max(errors) <= OVER)]
-    if args.calibrate:
-        calibrate(torch.cuda.get_device_name(device), rows)
     return publish("memory_gpu", targets, rows, columns, folder=args.out)
-
-
-def calibrate(card: str, rows: Sequence[Row]) -> list[Allowance]:
-    """Fold the rows into what is kept of the card, with and without checkpointing."""
-    from qra_bo.study.device_allowance import store
-
-    found = []
-    for kind in ("cuda", "cuda, checkpointed"):
-        device = kind.replace("cuda", card)
-        after = fold(store().load(device) or ASSUMED[kind], kind,
-                     [Excess(row["alive_bytes"], row["transient_bytes"], row["reserved_bytes"]) for row in rows
-                      if row["checkpointing"] == (kind != "cuda")])
-        store().keep(device, after)
-        print(f"{device}: {after.share_ppm / 10**4:.2f} % of transient bytes from {after.measurements} measured peaks, "
-              f"kept in {store().path(device)}")
-        found.append(after)
-    return found
 
 
 if __name__ == "__main__":

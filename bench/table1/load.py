@@ -55,9 +55,6 @@ def _run_problems(run: RunConfig) -> Iterator[str]:
     if run.oracle.name not in ("finetune", "synthetic"):
         yield ("oracle.name: a table needs oracle=finetune, or oracle=synthetic for a dry run, as other oracles have "
                f"only LoRA; got {run.oracle.name}.")
-    if run.memory.calibrate:
-        yield ("memory.calibrate: a table predicts the memory of all rows alike, also when it is resumed; got "
-               "memory.calibrate=true, which changes predictions with the last measurement.")
 
 
 def _table_problems(table: TableOptions) -> Iterator[str]:

@@ -113,7 +113,6 @@ class MemoryConfig(Group):
     scope: Literal["peak", "stored"]
     headroom: Annotated[str, accepted_by(lambda text: headroom_bytes(text, "cpu"))]
     format: Literal["table", "json"]
-    calibrate: StrictBool
 
 
 class SearchConfig(Group):

@@ -38,6 +38,7 @@ REMOVED: Mapping[str, str] = {
     "adapter.iterations": "LoftQ and LQ-LoRA are rows of python -m bench.table1, in a checkout of the project",
     "export.merged_base": "export.targets=[merged] merges into the base that the adapter was trained on, and "
                           "merge_and_unload of PEFT into the original",
+    "memory.calibrate": "a trial that measures above its prediction raises the allocator's allowance in its run",
     "memory.verify": "make bench-memory compares predictions with traced training steps, in a checkout of the project",
     "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage",
     "oracle.table": _TABLE, "oracle.emulator": _TABLE,

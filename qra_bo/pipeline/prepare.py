@@ -11,7 +11,6 @@ from qra_bo.pipeline.text import RunText
 from qra_bo.sensitivity.io import given_profile
 from qra_bo.study import Setting
 from qra_bo.study.baselines import check_uniform
-from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.header import Given
 from qra_bo.study.state import begun_study
 
@@ -20,7 +19,7 @@ def make_setting(config: RunConfig, folder: Path | None = None, text: RunText | 
                  given: Given | None = None) -> Setting:
     """Return space, memory model and given profile of a configuration.
 
-    A run that has begun in ``folder`` goes on with the compute type and the allocator's allowance that it began with.
+    A run that has begun in ``folder`` goes on with the compute type that it began with.
     Its ``text`` is checked before all else that takes long.
 
     Raises:
@@ -31,7 +30,7 @@ def make_setting(config: RunConfig, folder: Path | None = None, text: RunText | 
     device = training_device(config)
     spec, path, trained = make_spec(config), config.sensitivity.path, with_dtype(config, folder)
     space = make_space(config, spec)
-    memory = make_memory(trained, spec, device, allowance_for(config, device, folder))
+    memory = make_memory(trained, spec, device)
     if config.oracle.trains and not config.executor.elsewhere:
         if config.task != "profile" or path is None:  # a given profile needs no data
             (text or RunText(config)).check()

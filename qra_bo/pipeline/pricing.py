@@ -4,12 +4,10 @@ from pathlib import Path
 
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory import MemoryModel, Plan, TrainShape, default_format, format_size, memory_plan
-from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.budget import Auto, Budget, free_bytes, headroom_bytes, resolve_budget, total_bytes
 from qra_bo.memory.cards import CARDS
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
-from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.state import QLORA, begun_study
 from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype, takes_groups
 from qra_bo.utils.errors import BudgetError, DeviceError
@@ -77,18 +75,15 @@ def with_dtype(config: RunConfig, folder: Path | None = None) -> RunConfig:
     return config.with_changes(dtype=dtype)
 
 
-def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: Allowance | None = None) -> MemoryModel:
-    """Return the memory model of the configured trainer on a device type (``"cpu"`` or ``"cuda"``).
-
-    ``allowance`` was measured on the device; ``None`` stands for the assumed one of its type.
-    """
+def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str) -> MemoryModel:
+    """Return the memory model of the configured trainer on a device type (``"cpu"`` or ``"cuda"``)."""
     compute = BYTES[resolve_dtype(cfg.dtype, device_type)]
     at_hand = planned_device(cfg.device, cfg.gpu) == device_type  # else any recent GPU is priced
     grouped = takes_groups(compute, device_type, card_capability(cfg, device_type) if at_hand else None)
     shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
                        logits_chunk=cfg.train.logits_chunk, device=device_type, accumulate=cfg.train.accumulate,
                        isolated=cfg.train.isolated, embeddings=cfg.embeddings, grouped=grouped)
-    return MemoryModel(spec, shape, cfg.memory.scope, allowance, CONSUMERS[cfg.serve].matrix_bytes)
+    return MemoryModel(spec, shape, cfg.memory.scope, matrix_bytes=CONSUMERS[cfg.serve].matrix_bytes)
 
 
 def reference_formats(cfg: RunConfig) -> tuple[StorageFormat, ...]:
@@ -151,7 +146,7 @@ def make_plan(config: RunConfig) -> Plan:
     """
     spec, device = make_spec(config), planned_device(config.device, config.gpu)
     space = make_space(config, spec)
-    memory = make_memory(config, spec, device, allowance_for(config, device))
+    memory = make_memory(config, spec, device)
     on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
     budgets = {str(budget): budget_bytes(config, budget, memory, space) for budget in config.budget}
     return memory_plan(memory, space, budgets, on_card=on_card,

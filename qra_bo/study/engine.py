@@ -14,7 +14,6 @@ from qra_bo.space import Allocation
 from qra_bo.study.baselines import calibrate, evaluate_baselines, evaluate_references, uniform_baselines
 from qra_bo.study.confirmation import confirm, settle_length
 from qra_bo.study.delivery import deliver
-from qra_bo.study.device_allowance import fold_peaks
 from qra_bo.study.events import Calibration, End
 from qra_bo.study.journal import Journal, session_seconds
 from qra_bo.study.results import write_best
@@ -156,7 +155,7 @@ class Engine:
         return profile
 
     def _finish(self, run: TrialRunner, recommended: Sequence[Allocation]) -> RunOutcome:
-        """Fine-tune the winner where that is asked for, fold measured peaks, and write ``best.json``."""
+        """Fine-tune the winner where that is asked for, and write ``best.json``."""
         study, winner = run.study, run.study.winner
         found = next(filter(None, map(study.point, recommended)), study.incumbent)
         if winner is None or (found is None and not study.untried):
@@ -166,10 +165,6 @@ class Engine:
             from qra_bo.study.prediction import compare_qlora  # loads torch, which planning does without
             compare_qlora(run)
         if study.end is None:
-            last = 0 if study.allowance is None else study.allowance.last_id
-            folded = fold_peaks(self.setting, [e for e in study.trials if e.id > last])
-            if folded is not None:
-                run.record(folded)
             wall = session_seconds(run.journal.content.events) + run.journal.elapsed
             run.record(End(
                 "done" if delivered == winner else "next_best", delivered.fingerprint, round(wall, 3),

@@ -10,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.execution.base import ProfileResult
-from qra_bo.memory.allowance import Allowance
 from qra_bo.space import Allocation
 from qra_bo.study.header import Effort, Header, Stored, StoredChange
 from qra_bo.trials import RESERVED, Trial
@@ -243,16 +242,6 @@ class Final:
 
 
 @checked(frozen=True, slots=True)
-class Folded:
-    """The device's allowance after the peaks of this run, up to the trial ``last_id``, were folded in."""
-
-    device: str
-    measured: int
-    allowance: Allowance
-    last_id: int
-
-
-@checked(frozen=True, slots=True)
 class End:
     """The end of a run: ``"done"``, or ``"next_best"`` where the winner measured over the budget. ``best`` is the
     fingerprint of what is delivered, ``breakdown`` its predicted bytes by part, ``file_bytes`` those of its file."""
@@ -268,13 +257,12 @@ class End:
 
 OwnCodec = Provenance | FinishedTrial | ProfileResult
 Record = (Header | Effort | Stage | Warned | Calibration | Untuned | Objective | Prediction | Stopped | SurrogateCheck
-          | Choice | Confirmation | Measured | Final | Folded | End | OwnCodec)
+          | Choice | Confirmation | Measured | Final | End | OwnCodec)
 KINDS: dict[str, type[Any]] = {
     "header": Header, "extension": Effort, "provenance": Provenance, "stage": Stage, "warning": Warned,
     "profile": ProfileResult, "trial": FinishedTrial, "calibration": Calibration, "untuned": Untuned,
     "objective": Objective, "prediction": Prediction, "stopped": Stopped, "surrogate_check": SurrogateCheck,
-    "choice": Choice, "confirmation": Confirmation, "measured": Measured, "final": Final, "allowance": Folded,
-    "end": End}
+    "choice": Choice, "confirmation": Confirmation, "measured": Measured, "final": Final, "end": End}
 """Names of the kinds in the journal; ``Study`` has the last record of each under its name."""
 NAMES: dict[type[Any], str] = {record: name for name, record in KINDS.items()}
 _adapter: Any = functools.cache(TypeAdapter)

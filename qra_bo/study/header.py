@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator
 from pydantic.dataclasses import dataclass as checked
 
-from qra_bo.memory.allowance import Allowance
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation, StorageFormat
@@ -66,7 +65,6 @@ class Header(Effort):
         high_steps: Optimiser steps of a full-fidelity trial; ``low_steps`` are those of its prefix, if any.
         full_trial_tokens: Cost of one full-fidelity trial in training tokens.
         train_seed: Training seed of the search's trials; ``seed`` is that of the search itself.
-        allowance: What the device's allocator was assumed to need; ``None``: what the memory model assumes.
         given: What is trained without a search; ``None`` for a search.
     """
 
@@ -94,7 +92,6 @@ class Header(Effort):
     init: str
     method: str
     rates_sha256: str | None
-    allowance: Allowance | None = None
     given: Given | None = None
 
     @property

@@ -101,12 +101,12 @@ def _memory(study: Study) -> Part:
     found = (f"{format_size(predicted)} predicted, {format_size(measured)} measured (prediction "
              f"{signed(100 * over, 1)} %), within a budget of {format_size(limit)}")
     if measured > limit or not fits:
-        return FAIL, f"{found.replace('within', 'over')}.", "Search with a smaller budget, or memory.calibrate=true."
+        return FAIL, f"{found.replace('within', 'over')}.", "Search with a smaller budget."
     latest = {m.allocation: m.fits for m in study.measurements}  # a resumed run measures again
     others = sum(not fitted for fitted in latest.values())
     fault = f"; {others} better allocations measured over it" if others else ": more than was promised" \
         if over < LEAST_OVER else ": part of the budget is unused" if over > MOST_OVER else ""
-    return _graded(not fault, True, f"{found}{fault}.", "memory.calibrate=true learns from it.")
+    return _graded(not fault, True, f"{found}{fault}.", "Search with a slightly smaller budget where it has to hold.")
 
 
 def _data(study: Study) -> Part:

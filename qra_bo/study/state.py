@@ -75,7 +75,6 @@ class Study:
     choice: ev.Choice | None = None
     confirmation: ev.Confirmation | None = None
     final: ev.Final | None = None
-    allowance: ev.Folded | None = None
     end: ev.End | None = None
     stage: ev.Stage | None = None
 

@@ -125,8 +125,7 @@ class TrialRunner:
             budget_text=str(c.budget[0]), max_average_bits=c.max_average_bits, scope=c.memory.scope,
             oracle=c.oracle.name, high_steps=c.fidelity.high, low_steps=c.fidelity.low,
             full_trial_tokens=s.full_trial_tokens, alpha_over_rank=c.adapter.alpha_over_rank, init=c.adapter.init,
-            method=c.method.name, rates_sha256=rates_sha256(c.surrogate.rates), allowance=s.memory.allowance,
-            given=s.given)
+            method=c.method.name, rates_sha256=rates_sha256(c.surrogate.rates), given=s.given)
 
     def record(self, record: Record, *, describe: bool = True) -> None:
         """Write one event; with ``describe`` the first of a session is preceded by its provenance."""

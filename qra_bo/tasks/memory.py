@@ -108,7 +108,7 @@ def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
 
 
 def _head(plan: Plan) -> str:
-    spec, shape, allowance = plan.memory.spec, plan.memory.shape, plan.memory.allowance
+    spec, shape = plan.memory.spec, plan.memory.shape
     what = "stored bytes" if plan.consumer.name == ANY else f"bytes as stored for {plan.consumer.title}"
     if plan.memory.scope == "peak":
         what = (f"peak memory of training on {shape.device}, {8 * shape.compute_dtype_bytes}-bit compute, "
@@ -117,9 +117,6 @@ def _head(plan: Plan) -> str:
                 f"{', checkpointing' if shape.checkpointing else ''}"
                 f"{'' if shape.optimizer == 'adamw' else f', {shape.optimizer}'}"
                 f"{'' if shape.embeddings == 16 else f', embedding and head in {shape.embeddings} bits'}")
-        if allowance is not None:
-            what += (f"; its allocator adds {allowance.share_ppm / 10**4:.2f} % of transient bytes and "
-                     f"{format_size(allowance.fixed_bytes)} ({allowance.measurements} measured peaks)")
     return (f"{spec.name}: {(spec.linear_numel + spec.other_numel) / 1e6:,.1f} M parameters, of them "
             f"{spec.linear_numel / 1e6:,.1f} M in linears that are quantised; {plan.n_units} units; {what}")
 

@@ -1,10 +1,9 @@
 """Atomic writing, strict and checksummed JSON, and refusal of run folders that hold anything but plain files."""
 
-import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -75,25 +74,6 @@ def follow_umask(*paths: Path) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Replace ``path`` by indented JSON, as ``replace_text`` does; raises ``OSError`` if it can't be written."""
     replace_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
-
-
-def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace ``path`` by JSON with a checksum that covers the file's name, as ``replace_text`` does. Raises
-    ``OSError`` if it can't be written."""
-    replace_text(path, json.dumps({**data, "checksum": _seal(path, data)}, allow_nan=False) + "\n")
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Return what ``write_sealed`` wrote. Raises ``OSError`` if it can't be read, and ``ValueError`` if it was changed,
-    or is the file of another name."""
-    data = strict_json(path.read_bytes())
-    if not isinstance(data, dict) or data.pop("checksum", None) != _seal(path, data):
-        raise ValueError("its checksum does not hold")
-    return data
-
-
-def _seal(path: Path, data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(f"{path.name} {json.dumps(data, sort_keys=True)}".encode()).hexdigest()
 
 
 def strict_json(text: str | bytes) -> Any:

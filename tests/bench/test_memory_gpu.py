@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.memory.gpu import LEAST_RUNS, OVER, SHAPES, UNDER, calibrate, fitting, llama, main, run, total, tuples
+from bench.memory.gpu import LEAST_RUNS, OVER, SHAPES, UNDER, fitting, llama, main, run, total, tuples
 from bench.report import RESULTS
 from qra_bo.memory.activations import rounding_bytes
-from qra_bo.memory.allowance import ASSUMED
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space.decoder import spec_from_numbers
 
@@ -47,16 +46,6 @@ def test_a_run_of_the_grid_measures_what_was_predicted() -> None:
         assert UNDER <= exact / row["reserved_bytes"] - 1 <= OVER
         assert set(row["phases"]) == {"load", "forward", "backward", "step"}
         assert row["transient_bytes"] < row["alive_bytes"]
-
-
-def test_measured_rows_become_the_cards_allowance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path))
-    row = {"alive_bytes": 10**10, "transient_bytes": 4 * 10**9, "reserved_bytes": 10**10 + 2 * 10**8,
-           "checkpointing": False}
-    after, checkpointed = calibrate("a card", [row] * LEAST_RUNS)
-    assert after.measurements == LEAST_RUNS
-    assert after.share_ppm == pytest.approx((2 * 10**8 - ASSUMED["cuda"].fixed_bytes) / 4e9 * 1e6, abs=2)
-    assert checkpointed == ASSUMED["cuda, checkpointed"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the grid is measured")

@@ -11,21 +11,17 @@ import pytest
 from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.finetune import oracle as finetune
-from qra_bo.memory.allowance import ASSUMED, Allowance, AllowanceStore
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.finetune_oracle import make_finetune
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.delivery import fine_tune, first_that_fits
-from qra_bo.study.device_allowance import allowance_for, fold_peaks
 from qra_bo.study.events import NAMES, encode
 from qra_bo.study.setting import BytesPredictor
-from qra_bo.trials import Fidelity, Trial, TrialSpec
 from qra_bo.utils.errors import TrainingError
 
 SETTINGS = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
-            "final.steps=2", "fidelity.high=2", "fidelity.low=1", "device=cpu", "dtype=float32",
-            "memory.calibrate=true"]
+            "final.steps=2", "fidelity.high=2", "fidelity.low=1", "device=cpu", "dtype=float32"]
 CONFIG = load_config(SETTINGS)
 WINNER, NEXT = uniform(4, "int8", 4), uniform(4, "nf4", 2)
 
@@ -113,28 +109,3 @@ def test_a_final_fine_tune_that_diverges_is_the_users_to_mend(
         deliver(tmp_path, executor, budget)
     monkeypatch.setattr(finetune.FinetuneOracle, "_evaluate", real)
     assert not (tmp_path / "adapter").exists()
-
-
-def test_measured_peaks_become_the_devices_allowance(tmp_path: Path, executor: InProcessExecutor,
-                                                     predictor: BytesPredictor,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path))
-    assert allowance_for(CONFIG, "cpu") is None
-    evaluations = []
-    for number, allocation in enumerate([WINNER, NEXT, uniform(4, "hqq3", 1)], start=1):
-        request = TrialSpec(allocation, 2, 2, 0, 2e-3)
-        measured = executor.evaluate(request, quiet)
-        assert measured.measured_bytes is not None
-        evaluations.append(Trial(number, allocation, (8, 8, 8, 8), "global", Fidelity.HIGH, request, 0, measured,
-                                      predictor(allocation)))
-    found = fold_peaks(make_setting(CONFIG), evaluations)
-    assert found is not None
-    assert (found.device, found.measured, found.allowance.measurements) == ("cpu", 3, 3)
-    # All bytes alive on a CPU were foreseen, so that its allocator has nothing to be allowed for.
-    assert allowance_for(CONFIG, "cpu") == Allowance(0, 0, 3)
-    assert AllowanceStore(tmp_path / "allowances").path("cpu").is_file()
-    for e in evaluations:
-        assert e.result.measured_bytes is not None
-        assert e.result.measured_bytes <= e.predicted_bytes
-    assert allowance_for(load_config(SETTINGS[:-1]), "cpu") is None  # only where it is asked for
-    assert ASSUMED["cpu"].share_ppm == 0

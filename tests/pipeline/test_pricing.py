@@ -43,7 +43,6 @@ def test_a_budget_above_what_the_card_has_is_refused(changes: list[str], fits: b
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
-    monkeypatch.setattr("qra_bo.pipeline.prepare.allowance_for", lambda *_: None)
     monkeypatch.setattr(pricing, "total_bytes", {0: 8 * 10**9, 1: 24 * 10**9}.__getitem__)
     monkeypatch.setattr("qra_bo.pipeline.prepare.check_ram", lambda *_: None)
     made = make_setting(load_config(["+model=tiny", "data=tiny", "device=cuda", *changes]))

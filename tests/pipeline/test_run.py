@@ -126,7 +126,7 @@ def test_a_run_whose_first_line_was_not_written_begins_again(tmp_path: Path, pro
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qra_bo.pipeline.pricing, "free_bytes", lambda device: 520_000_000)
     (tmp_path / "trials.jsonl").touch()  # all that a full disk left of it
-    assert qra_bo.search([*PLANTED, "budget=auto", "device=cpu", "memory.calibrate=true", f"out={tmp_path}"]).best
+    assert qra_bo.search([*PLANTED, "budget=auto", "device=cpu", f"out={tmp_path}"]).best
 
 
 def test_a_stop_while_the_report_is_written_names_the_folder(tmp_path: Path, profiles: list[Any],

@@ -57,7 +57,6 @@ def make_costs(space: SearchSpace) -> CostTable:
 class HandSized:
     """A memory model with a few bytes a unit."""
 
-    allowance = None
     scope = "stored"
     shape = SimpleNamespace(device="cpu")
 
