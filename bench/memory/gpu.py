@@ -30,8 +30,8 @@ from qra_bo.utils.device import expand_segments
 
 LEAST_RUNS, OVER, UNDER = 12, 0.06, -0.005
 SHAPES = (TrainShape(1, 512, True), TrainShape(4, 256), TrainShape(2, 512, True, optimizer="adamw_8bit"),
-          TrainShape(8, 128, optimizer="adamw_8bit"), TrainShape(1, 1024, True, optimizer="paged_adamw"),
-          TrainShape(4, 512, True, optimizer="paged_adamw_8bit"))
+          TrainShape(8, 128, optimizer="adamw_8bit"), TrainShape(1, 1024, True),
+          TrainShape(4, 512, True, optimizer="adamw_8bit"))
 Row = dict[str, Any]
 FREE_SHARE = 0.85
 """Of the free memory that the largest run may be predicted to need."""

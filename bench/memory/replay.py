@@ -164,13 +164,10 @@ def _one_step(model: Any, optimizer: UnitwiseAdamW, shape: TrainShape) -> None:
 
 
 def first_optimizer(groups: Any, kind: str, target: torch.device) -> UnitwiseAdamW:
-    """Return a traced optimiser that makes its moments in the first step, but for pages, which the allocator does not
-    know."""
+    """Return a traced optimiser that makes its moments in the first step."""
     made = traced_optimizer(groups, kind, target)
     for _, _, inner in made.groups:
-        for parameter, state in list(inner.state.items()):
-            if not getattr(state.get("state1"), "is_paged", False):
-                del inner.state[parameter]
+        inner.state.clear()
         vars(inner)["step"] = partial(_fused_step if kind == "adamw" else _library_step, inner, target)
     return made
 

@@ -39,7 +39,6 @@ from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.activations import TrainShape
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import check_shape
-from qra_bo.memory.optimizers import LEAST_PAGED, is_paged
 from qra_bo.space import Allocation, DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import OracleError
@@ -57,7 +56,7 @@ class Traced:
     """Bytes of a traced step.
 
     Args:
-        resident: Alive between steps: weights, adapters, masters and moments (pages not counted).
+        resident: Alive between steps: weights, adapters, masters and moments.
         forward: Peak of the forward pass and the loss.
         backward: Peak of the backward pass.
         step: Peak of the optimiser step.
@@ -184,7 +183,7 @@ class StepTracer:
         peaks: list[int] = []
         with MetaTracker() as tracker:
             tracker.track_existing(self.model)
-            tracker.track(t for t in optimizer.tensors() if not getattr(t, "is_paged", False))  # pages stay on the host
+            tracker.track(optimizer.tensors())
             resident = tracker.live_bytes
 
             def phase() -> None:
@@ -301,9 +300,8 @@ def traced_optimizer(groups: Groups, kind: str, target: torch.device) -> Unitwis
         for _, _, inner in optimizer.groups:  # the check of devices does not know the meta device
             vars(inner)["_need_device_dtype_check_for_fused"] = False
         return optimizer
-    paged = is_paged(kind) and target.type == "cuda"
     for _, _, inner in optimizer.groups:
-        vars(inner)["get_state_buffer"] = partial(_buffer, paged)
+        vars(inner)["get_state_buffer"] = _buffer
         vars(inner)["step"] = partial(_step, inner, target)
         group = inner.param_groups[0]
         for index, parameter in enumerate(group["params"]):
@@ -311,22 +309,15 @@ def traced_optimizer(groups: Groups, kind: str, target: torch.device) -> Unitwis
     return optimizer
 
 
-def _buffer(paged: bool, parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a moment; a paged one carries the library's mark."""
-    buffer = torch.empty(parameter.shape, dtype=dtype, device=META)
-    if paged and parameter.numel() >= LEAST_PAGED:
-        buffer.is_paged = True  # type: ignore[attr-defined]
-    return buffer
+def _buffer(parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a moment."""
+    return torch.empty(parameter.shape, dtype=dtype, device=META)
 
 
 def _step(inner: Any, target: torch.device) -> None:
-    """Update every parameter that has a gradient; pages stay on the device until the end."""
-    pages = []
+    """Update every parameter that has a gradient."""
     for parameter in inner.param_groups[0]["params"]:
         state = inner.state[parameter]
-        for moment in (state["state1"], state["state2"]):
-            if getattr(moment, "is_paged", False):
-                pages.append(torch.empty(moment.shape, dtype=moment.dtype, device=META))
         if target.type == "cpu":
             count = 5 if state["state1"].dtype == torch.uint8 else 3  # see memory.optimizers.update_bytes
             del [torch.empty(parameter.shape, device=META) for _ in range(count)][:]

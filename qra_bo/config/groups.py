@@ -175,7 +175,7 @@ class TrainConfig(Group):
                                                       lambda v: len(v) == 2 and all(0 <= b < 1 for b in v))]
     eps: Positive
     clip: NonNegative
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+    optimizer: Literal["adamw", "adamw_8bit"]
     checkpointing: StrictBool
     logits_chunk: Count
 

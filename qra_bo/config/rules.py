@@ -10,7 +10,6 @@ from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION, OfAllocation
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
-from qra_bo.memory.optimizers import is_paged
 from qra_bo.memory.serving import CONSUMERS, EXPORT_TARGETS, REMOVED_TARGETS, TARGET_FORMATS
 from qra_bo.searchers.rates.files import shipped_rates
 from qra_bo.space import StorageFormat
@@ -193,16 +192,10 @@ def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:
 
 
 def _device(config: RunConfig) -> Iterator[Problem]:
-    device, optimizer, executor = config.device, config.train.optimizer, config.executor
-    needs_cuda = device.startswith("cuda") and not executor.elsewhere
-    if not _finetunes(config) or not (needs_cuda or is_paged(optimizer)):
+    if not _finetunes(config) or not config.device.startswith("cuda") or config.executor.elsewhere:
         return
-    import torch  # heavy, and only these two choices depend on the device
+    import torch  # heavy, and needed by this choice alone
     count = torch.cuda.device_count()
-    if needs_cuda and int(device.partition(":")[2] or 0) >= count:
-        yield Problem("device", f"device={device} needs a CUDA device that torch can use; it sees {count}; use "
+    if int(config.device.partition(":")[2] or 0) >= count:
+        yield Problem("device", f"device={config.device} needs a CUDA device that torch can use; it sees {count}; use "
                                 "device=auto or device=cpu.")
-    if is_paged(optimizer) and (device == "cpu" or (device == "auto" and not torch.cuda.is_available())):
-        yield Problem("train.optimizer", f"train.optimizer={optimizer} moves optimiser states between a GPU and the "
-                                         "host, and this run is on the CPU; use train.optimizer="
-                                         f"{optimizer.removeprefix('paged_')} here, or device=cuda where there is one.")

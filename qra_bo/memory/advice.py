@@ -112,7 +112,7 @@ def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, bu
 
     last = space.ranks.values[-1] if most is None else most
     sides = {side for unit in space.units for m in unit.linears for side in (m.out_features, m.in_features)}
-    for first in reversed([1, *shrinking_ranks(memory.shape.optimizer, sides, memory.shape.device)]):
+    for first in reversed([1, *shrinking_ranks(memory.shape.optimizer, sides)]):
         if first <= last:
             if fits(first):
                 return _most(fits, last, first)

@@ -236,7 +236,7 @@ def smallest(table: CostTable, space: SearchSpace) -> tuple[int, Allocation]:
 
     Exact for tables of ``MemoryModel`` in which all costs grow with rank: of the sums only the resident bytes depend on
     the format, and the spike of the largest unit is the reason why the lowest bits are not always the smallest: every
-    level of it is tried. Where costs fall at some rank (moments of 8 bits, pages) other ranks than the least are tried
+    level of it is tried. Where costs fall at some rank (moments of 8 bits) other ranks than the least are tried
     too, and the result is the least of those tried.
     """
     n, _, n_ranks = table.shape

@@ -7,7 +7,7 @@ knapsack solver can treat exactly:
 - **backward**: activations die layer by layer while gradients grow, so that a layer counts with the larger of the
   two; on top, the largest instant of any one layer (dequantised weight, gradients in flight).
   Where a step accumulates several batches, forward and backward count activations and all gradients.
-- **step**: all gradients, and the bytes of updating one unit: its fp32 gradients, its paged moments.
+- **step**: all gradients, and the bytes of updating one unit: its fp32 gradients.
 
 ``load`` holds the resident bytes once an allocation is in place; it is never the largest. Nor is an evaluation of as
 many sequences as a batch, of which nothing is saved, so that it is not priced.
@@ -41,14 +41,13 @@ SHARED_BYTES = 1536
 
 @dataclass(frozen=True)
 class _Parts:
-    """Bytes by unit: ``L x F`` weights and metadata, ``L`` adapter parameters per rank; ``L x R`` optimiser states
-    on the device and in pages, and temporaries of updating a tensor."""
+    """Bytes by unit: ``L x F`` weights and metadata, ``L`` adapter parameters per rank; ``L x R`` optimiser states,
+    and temporaries of updating a tensor."""
 
     weights: IntArray
     metadata: IntArray
     numel: IntArray
     states: IntArray
-    paged: IntArray
     update: IntArray
 
 
@@ -127,7 +126,7 @@ class MemoryModel:
         largest = np.array([max(max(m.in_features, m.out_features) for m in u.linears) for u in space.units])
         unit_gradients = (2 * parts.numel[:, None] * ranks) if c == 2 else np.zeros_like(parts.update)
         converting = unit_gradients + (2 * largest[:, None] * ranks if c == 2 else 0)
-        step = np.maximum(converting, unit_gradients + parts.update + parts.paged)
+        step = np.maximum(converting, unit_gradients + parts.update)
         fixed = (self.unquantised_bytes + self.embedding_bytes + SHARED_BYTES + shared_bytes(self.shape.optimizer)
                  + rounding_bytes(self.spec, self.shape))
         extra, inputs = -self.layer.first_unsaved, self.layer.inputs
@@ -149,9 +148,8 @@ class MemoryModel:
         for shape in set(shapes):
             sizes = np.array([[sizes_of(f, *sides) for sides in shape] for f in space.formats])
             tensors = np.array(shape, dtype=np.int64).reshape(-1, 1) * ranks
-            kept, paged = state_bytes(kind, tensors, device)
-            by_shape[shape] = (*sizes.sum(axis=1).T, np.array(sum(map(sum, shape))), kept.sum(axis=0),
-                               paged.sum(axis=0), update_bytes(kind, tensors, device).max(axis=0))
+            by_shape[shape] = (*sizes.sum(axis=1).T, np.array(sum(map(sum, shape))),
+                               state_bytes(kind, tensors).sum(axis=0), update_bytes(kind, tensors, device).max(axis=0))
         return _Parts(*(np.array(part, dtype=np.int64)
                         for part in zip(*(by_shape[shape] for shape in shapes), strict=True)))
 

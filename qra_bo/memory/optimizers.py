@@ -5,12 +5,6 @@
 | adamw            | two fp32 moments, ``8 n``, and an fp32 count of steps (torch, fused)                       |
 | adamw_8bit       | from 4,096 elements: two byte-wide moments, ``2 n``, and two fp32 scales a block of 256;   |
 |                  | below: two fp32 moments, ``8 n`` (bitsandbytes; its count of steps is no tensor)           |
-| paged_adamw      | two fp32 moments; from 100,000 elements in pages that the host takes back                  |
-| paged_adamw_8bit | as adamw_8bit; byte-wide moments from 100,000 elements in such pages, scales on the device |
-
-Pages are the driver's, not the allocator's: it moves them to the host where the device runs short. They count where
-they must be on the device, while their own unit is updated, and nowhere else. A CPU has no pages: there bitsandbytes
-keeps the states of paged optimisers like those of the others.
 """
 
 from collections.abc import Iterable
@@ -19,15 +13,10 @@ import numpy as np
 
 from qra_bo.space import IntArray
 
-OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
-LEAST_8BIT, BLOCK, LEAST_PAGED = 4096, 256, 100_000
+OPTIMIZERS = ("adamw", "adamw_8bit")
+LEAST_8BIT, BLOCK = 4096, 256
 MAPS_BYTES = 2 * 256 * 4
 """The two tables of what the 256 codes of a moment mean, shared by all units."""
-
-
-def is_paged(kind: str) -> bool:
-    """Whether large states live in pages that move to the host."""
-    return kind.startswith("paged_")
 
 
 def has_8bit_states(kind: str) -> bool:
@@ -35,29 +24,21 @@ def has_8bit_states(kind: str) -> bool:
     return kind.endswith("_8bit")
 
 
-def state_bytes(kind: str, numel: IntArray, device: str) -> tuple[IntArray, IntArray]:
-    """Return the bytes of optimiser states: those on the device, and those in pages that move to the host.
+def state_bytes(kind: str, numel: IntArray) -> IntArray:
+    """Return the bytes of optimiser states of tensors with ``numel`` elements (any shape), in their shape.
 
     Two moments take 8 bytes an element, or 2 where they are quantised to 8 bits with two scales per block. Tensors
-    below ``LEAST_8BIT`` elements keep fp32 moments, and those below ``LEAST_PAGED`` stay on the device.
-
-    Args:
-        kind: One of ``OPTIMIZERS``.
-        numel: Elements of every tensor, any shape; both results have that shape.
-        device: ``"cpu"`` or ``"cuda"``; only CUDA has pages.
+    below ``LEAST_8BIT`` elements keep fp32 moments. ``kind`` is one of ``OPTIMIZERS``.
     """
     narrow = has_8bit_states(kind) & (numel >= LEAST_8BIT)
-    moments = np.where(narrow, 2, 8) * numel
     beside = np.where(narrow, 8 * -(-numel // BLOCK), 4 if kind == "adamw" else 0)
-    in_pages = (numel >= LEAST_PAGED) & (is_paged(kind) and device == "cuda")
-    return np.where(in_pages, 0, moments) + beside, np.where(in_pages, moments, 0)
+    return np.where(narrow, 2, 8) * numel + beside
 
 
-def shrinking_ranks(kind: str, sides: Iterable[int], device: str) -> list[int]:
+def shrinking_ranks(kind: str, sides: Iterable[int]) -> list[int]:
     """Return the ranks from which on the states of an adapter's tensor, ``rank`` times one of ``sides`` elements, take
-    fewer bytes of the device than at the rank below."""
-    least = [LEAST_8BIT] * has_8bit_states(kind) + [LEAST_PAGED] * (is_paged(kind) and device == "cuda")
-    return sorted({-(-numel // side) for numel in least for side in sides})
+    fewer bytes than at the rank below."""
+    return sorted({-(-LEAST_8BIT // side) for side in sides}) if has_8bit_states(kind) else []
 
 
 def shared_bytes(kind: str) -> int:

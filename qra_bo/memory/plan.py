@@ -13,7 +13,7 @@ from qra_bo.memory.budget import describe, format_size, largest, smallest
 from qra_bo.memory.cards import Card
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
+from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.memory.serving import ANY, CONSUMERS, Consumer, serving_note
 from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import SpaceError, UserError
@@ -257,8 +257,7 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consum
         tried: dict[str, Sequence[Any]] = {
             "checkpointing": [] if shape.checkpointing else [True], "batch": _less(shape.batch, shape.batch // 2, 1),
             "length": [shape.length // 2] if shape.length > 2 else [], "logits_chunk": _less(chunk, chunk // 4),
-            "optimizer": [kind for kind in OPTIMIZERS
-                          if kind != shape.optimizer and (shape.device == "cuda" or not is_paged(kind))]}
+            "optimizer": [kind for kind in OPTIMIZERS if kind != shape.optimizer]}
         for field, values in tried.items():
             for value in values:
                 changed, text = {field: value}, f"train.{field}={str(value).lower()}"

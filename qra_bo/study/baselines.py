@@ -23,7 +23,7 @@ FLAT_ERRORS = 2.0
 
 def largest_rank(rules: BaselineRules, fmt: str) -> int:
     """Return the largest rank with which the uniform allocation of ``fmt`` fits; 0 if none does."""
-    ranks = range(rules.max_rank, 0, -1)  # a larger one needs less where 8-bit moments or pages begin
+    ranks = range(rules.max_rank, 0, -1)  # a larger one needs less where 8-bit moments begin
     return next((rank for rank in ranks if rules.fits(uniform(rules.n_units, fmt, rank))), 0)
 
 

@@ -50,7 +50,7 @@ class BaselineRules:
 
     Args:
         predict_bytes: Predicted bytes of any allocation in the configured scope, ranks off the ladder included; grows
-            with rank, but for steps where 8-bit moments or pages begin.
+            with rank, but for steps where 8-bit moments begin.
         admits: Whether a limit beside the budget allows an allocation, whatever its ranks.
     """
 

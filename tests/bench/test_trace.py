@@ -15,7 +15,7 @@ from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.optimizers import update_bytes
-from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units, uniform
+from qra_bo.space import Allocation, Ladder, SearchSpace, make_units, uniform
 from qra_bo.space.decoder import spec_from_model, spec_from_numbers
 from qra_bo.utils.errors import ModelError, OracleError
 from tests.memory.steps import config_of, run_step
@@ -69,22 +69,6 @@ def test_a_step_with_8_bit_moments_is_traced(compute: int) -> None:
     # What the library's update makes and drops within itself the tracker of a real step does not see.
     unseen = int(update_bytes("adamw_8bit", np.array([40 * config.intermediate_size]), "cpu")[0])
     assert real.phases[2] <= traced.step + added <= real.phases[2] + unseen
-
-
-def test_pages_count_while_their_unit_is_updated() -> None:
-    spec = spec_from_numbers("wide", "llama", n_layers=2, hidden_size=2048, intermediate_size=4096, n_heads=16,
-                             n_kv_heads=16, head_dim=128, vocab_size=64, tied=True)
-    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("r", (64,)))
-    allocation = Allocation(("nf4", "nf4"), (64, 64))
-    for kind in ("paged_adamw", "paged_adamw_8bit"):
-        shape = TrainShape(1, 8, False, 2, kind, logits_chunk=8, device="cuda")
-        traced = StepTracer(spec).trace(space, allocation, shape)
-        model = MemoryModel(spec, shape, allowance=Allowance(0, 0))
-        by_phase = {p.name: int(CostTable((p,)).totals(space.encode(allocation)[None, :])[0])
-                    for p in model.phases(space)}
-        rounding = rounding_bytes(spec, shape)
-        assert by_phase["step"] - rounding == pytest.approx(traced.step, rel=0.005)
-        assert by_phase["load"] - rounding == pytest.approx(traced.resident, rel=0.002)
 
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "gpt_neox")

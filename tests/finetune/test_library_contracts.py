@@ -29,7 +29,7 @@ SIGNATURES: dict[str, tuple[Any, set[str]]] = {
     "QuantState": (functional.QuantState.__init__, {"absmax", "shape", "code", "blocksize", "quant_type", "dtype",
                                                     "offset", "state2"}),
     "quantize_4bit": (functional.quantize_4bit, {"blocksize", "compress_statistics", "quant_type"}),
-    "bitsandbytes' AdamW": (bnb.optim.AdamW.__init__, {"optim_bits", "is_paged", "betas", "eps", "weight_decay"}),
+    "bitsandbytes' AdamW": (bnb.optim.AdamW.__init__, {"optim_bits", "betas", "eps", "weight_decay"}),
     "Quantizer.quantize": (Quantizer.quantize, {"nbits", "group_size", "axis", "bitpack", "device"}),
     "LoraConfig": (LoraConfig.__init__, {"rank_pattern", "alpha_pattern", "target_modules", "lora_dropout"}),
     "sdpa_attention_forward": (sdpa_attention_forward, {"module", "query", "key", "value", "attention_mask"})}

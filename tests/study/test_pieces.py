@@ -41,8 +41,8 @@ def test_largest_rank_by_hand() -> None:
 
 
 @given(st.integers(100, 2000), st.sampled_from(FORMATS), st.integers(1, 40), st.integers(1, 40))
-def test_largest_rank_is_the_last_that_fits(budget: int, fmt: str, cap: int, paged: int) -> None:
-    rules = BaselineRules(4, FORMATS, cap, budget, lambda a: predict_bytes(a) - 60 * (a.ranks[0] >= paged))
+def test_largest_rank_is_the_last_that_fits(budget: int, fmt: str, cap: int, narrow: int) -> None:
+    rules = BaselineRules(4, FORMATS, cap, budget, lambda a: predict_bytes(a) - 60 * (a.ranks[0] >= narrow))
     fitting = [r for r in range(1, cap + 1) if rules.fits(uniform(4, fmt, r))]
     assert largest_rank(rules, fmt) == max(fitting, default=0)
 

@@ -2,8 +2,8 @@
 
 Working copies of the adapters have the compute type, so that no activation is cast; masters and moments are fp32.
 Updating unit by unit keeps the fp32 gradients of one unit alive: 16 bytes a parameter in bf16 (2 working, 2 gradient, 4
-master, 8 moments) and in fp32 (working copy and master are one). 8-bit and paged moments are bitsandbytes'; see
-``memory.optimizers``.
+master, 8 moments) and in fp32 (working copy and master are one). Moments of 8 bits are bitsandbytes';
+see ``memory.optimizers``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-
-from qra_bo.finetune.training.pages import Pages
-from qra_bo.memory.optimizers import has_8bit_states, is_paged
 
 _MAPS = ("qmap1", "qmap2")
 """Tables that bitsandbytes keeps in every state; they are the same for all and are never saved."""
@@ -59,12 +56,11 @@ class UnitwiseAdamW:
         self.settings = settings
         self.groups: list[tuple[list[Weight], float, torch.optim.Optimizer]] = []
         maps: dict[str, Tensor] = {}
-        pages = Pages()
         for named, lr in groups:
             if named:
                 weights = [Weight(name, p, p if p.dtype == torch.float32 else Parameter(p.detach().float()))
                            for name, p in named.items()]
-                self.groups.append((weights, lr, _inner([w.master for w in weights], lr, settings, maps, pages)))
+                self.groups.append((weights, lr, _inner([w.master for w in weights], lr, settings, maps)))
 
     def weights(self) -> Iterator[tuple[Weight, dict[str, Any]]]:
         """Iterate over all weights, each with the state of its optimiser."""
@@ -151,24 +147,21 @@ def _on_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def _inner(masters: Sequence[Tensor], lr: float, settings: AdamWSettings, maps: dict[str, Tensor],
-           pages: Pages) -> torch.optim.Optimizer:
-    """Return the optimiser of one group; those of bitsandbytes share ``maps``, their tables, and ``pages``."""
+def _inner(masters: Sequence[Tensor], lr: float, settings: AdamWSettings,
+           maps: dict[str, Tensor]) -> torch.optim.Optimizer:
+    """Return the optimiser of one group; those of bitsandbytes share ``maps``, their tables."""
     options: dict[str, Any] = dict(lr=lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
     if settings.kind == "adamw":
         return torch.optim.AdamW(masters, fused=True, **options)
-    from bitsandbytes.optim import AdamW  # heavy, and needed by these kinds alone
-    bits = 8 if has_8bit_states(settings.kind) else 32
-    inner: Any = AdamW(masters, optim_bits=bits, is_paged=is_paged(settings.kind), **options)
+    from bitsandbytes.optim import AdamW  # heavy, and needed by this kind alone
+    inner: Any = AdamW(masters, optim_bits=8, **options)
     inner.name2qmap = maps
-    if is_paged(settings.kind) and masters[0].device.type == "cuda":
-        inner.get_state_buffer = pages.state_buffer
     made: torch.optim.Optimizer = inner
     return made
 
 
 def _load_bitsandbytes(optimizer: Any, master: Tensor, index: int, name: str, state: Mapping[str, Tensor]) -> None:
-    """Fill the buffers that the library makes for a parameter, pages included, from saved ones."""
+    """Fill the buffers that the library makes for a parameter from saved ones."""
     optimizer.init_state(optimizer.param_groups[0], master, 0, index)
     for key, value in optimizer.state[master].items():
         if key == "step":
