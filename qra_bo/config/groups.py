@@ -230,17 +230,6 @@ class ExportConfig(Group):
     check: StrictBool | Literal["auto"]
 
 
-class FinalConfig(Group):
-    """The winner's final fine-tune; see ``finetune.training.final``."""
-
-    steps: Count | None
-    epochs: NonNegative
-    max_steps: Count | None
-    validate_every: Count | None
-    keep: Literal["best", "last"]
-    patience: Count | None
-
-
 class FinetuneOracleConfig(Group):
     """Real fine-tuning. ``trains``: of an oracle whose winner is fine-tuned."""
 

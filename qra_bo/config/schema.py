@@ -12,6 +12,7 @@ from qra_bo.config import groups
 from qra_bo.config.check import validated
 from qra_bo.config.resume import of_the_result
 from qra_bo.finetune.data.options import DataConfig
+from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.memory.budget import Budget, parse_budget
 from qra_bo.memory.cards import card_key
 from qra_bo.space import Ladder
@@ -71,7 +72,7 @@ class RunConfig(Group):
     eval: groups.EvalConfig
     calibrate: groups.CalibrateConfig
     confirm: groups.ConfirmConfig
-    final: groups.FinalConfig
+    final: FinalConfig
     executor: groups.ExecutorConfig
     export: groups.ExportConfig
     logger: groups.Target

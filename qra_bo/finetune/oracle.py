@@ -20,7 +20,7 @@ from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import commit_of, located
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.training.final import FinalSettings
+from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_step, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
@@ -210,7 +210,7 @@ class FinetuneOracle:
                  learning_rate: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Run the final fine-tune on a schedule of its own; save adapter, manifest and probe of the logits in ``out``.
 
-        ``allocation`` is the winner's JSON, ``options`` are the fields of ``FinalSettings``. ``model_cfg`` goes into
+        ``allocation`` is the winner's JSON, ``options`` are the fields of ``FinalConfig``. ``model_cfg`` goes into
         the manifest. Returns the steps planned and done, the step whose adapter is delivered, the validation loss by
         step, the test loss of what is delivered with its standard error, the tokens, and a text ``sample`` of the
         quantised base and of what is delivered; ``None`` without a tokenizer.
@@ -220,9 +220,10 @@ class FinetuneOracle:
             OutputError: If the result can't be written.
         """
         chosen, folder = Allocation.from_json(allocation), Path(out)
-        final = FinalSettings(**options)
+        final = FinalConfig.model_validate(options)
         total = final.length(len(self.data.train), self.settings.train.step_sequences)
         request = TrialSpec(chosen, total, total, train_seed, learning_rate, "test")
+        run = TrialRun(request, self.stores.checkpoints, self.settings.eval_blocks, final.validations(total), final)
 
         def save() -> None:
             run.after = self._sample()
@@ -236,7 +237,6 @@ class FinetuneOracle:
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
-        run = TrialRun(request, self.stores.checkpoints, self.settings.eval_blocks, final.validations(total), final)
         measured = self._run(run, progress, save)
         if measured.state is not TrialState.OK:
             raise TrainingError(

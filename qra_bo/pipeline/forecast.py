@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from qra_bo.config import RunConfig
-from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory import Plan
 from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
 from qra_bo.memory.cards import CARDS, Card, card_named
@@ -64,7 +63,7 @@ def parts_of(setting: Setting) -> list[Part]:
     parts = [Part(what, cost, workers) for what, cost in costs.items() if cost]
     steps = final_steps(config, setting.sequences)
     if config.oracle.trains and steps is not None:
-        validations = FinalSettings(**config.final.model_dump()).validations(steps)
+        validations = config.final.validations(steps)
         evaluated = len(validations) * config.eval.sequences * config.train.length * FORWARD_SHARE
         parts.append(Part(f"final fine-tune of {steps:,} steps", steps * config.train.step_tokens + evaluated))
     return parts
@@ -93,10 +92,9 @@ def confirmation_steps(setting: Setting) -> int:
 def final_steps(config: RunConfig, sequences: float | None) -> int | None:
     """Return the optimiser steps of the final fine-tune on a training split of ``sequences``; of one that is not known
     (``None``) the most that the configuration allows, ``None`` without a limit."""
-    final = FinalSettings(**config.final.model_dump())
-    if sequences is None and final.steps is None:
-        return final.max_steps
-    return final.length(sequences or 0.0, config.train.step_sequences)
+    if sequences is None and config.final.steps is None:
+        return config.final.max_steps
+    return config.final.length(sequences or 0.0, config.train.step_sequences)
 
 
 def card_of(setting: Setting) -> Card | None:

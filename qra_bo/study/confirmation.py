@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.rates.files import load_rates
@@ -32,7 +31,7 @@ def settle_length(run: TrialRunner, problem: SearchProblem) -> None:
     sequences = run.study.provenance.get("train_sequences")
     if run.study.objective is not None or config.search.length != FINAL or sequences is None:
         return
-    steps = FinalSettings(**config.final.model_dump()).length(sequences, config.train.step_sequences)
+    steps = config.final.length(sequences, config.train.step_sequences)
     if steps > before:
         run.record(Objective(steps, before, _change(run, problem, before, steps)))
 

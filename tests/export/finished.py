@@ -12,6 +12,7 @@ from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.study.results import TRAINING
 from tests.export.fixtures import best_json
+from tests.finetune.models import final_options
 
 MODEL = ("+model=tiny", "model.intermediate_size=192")
 SETTINGS = [*MODEL, "data=tiny", "device=cpu", "dtype=bfloat16", "train.batch=2", "train.length=32",
@@ -34,7 +35,7 @@ def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: st
     oracle = make_oracle(config.to_dict(), str(folder))
     allocation = Allocation(tuple(formats), tuple(ranks))
     try:
-        oracle.finalise(allocation=allocation.to_json(), options={"steps": 12}, train_seed=1,  # type: ignore[attr-defined]
+        oracle.finalise(allocation=allocation.to_json(), options=final_options(steps=12), train_seed=1,  # type: ignore[attr-defined]
                         learning_rate=config.adapter.lr * LR_SCALE, out=str(folder), model_cfg=config.model,
                         progress=lambda what, done, total: None)
     finally:

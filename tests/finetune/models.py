@@ -8,6 +8,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, LlamaConf
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.load import without_bars
+from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.space import DecoderSpec
 from qra_bo.space.decoder import spec_from_model
 
@@ -44,3 +45,11 @@ def tiny_gemma3_with_vision(folder: Path, *, original: bool = True, tied: bool =
         model.save_pretrained(folder, save_original_format=original)
     byte_tokenizer().save_pretrained(folder)
     return model
+
+
+FINAL = FinalConfig(steps=None, epochs=1.0, max_steps=None, validate_every=None, keep="best", patience=None)
+
+
+def final_options(**changes: Any) -> dict[str, Any]:
+    """Return the options of a final fine-tune."""
+    return FINAL.with_changes(**changes).model_dump()

@@ -13,37 +13,37 @@ from safetensors.torch import load_file
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.data.records import TokenBlocks
-from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.finetune.training.loop import HeldOut
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.finetune.training.sample import NEW_TOKENS, PROMPT_TOKENS, prompt_of
 from qra_bo.space import uniform
+from tests.finetune.models import FINAL, final_options
 from tests.finetune.test_finetune import DATA, MIXED, REQUEST, make, quiet
 
 NODE = {"name": "tiny", "source": "random", "n_layers": 2}
 
 
 def test_length_is_epochs_up_to_a_limit() -> None:
-    assert FinalSettings(steps=7).length(1e9, 1) == 7
-    assert FinalSettings(epochs=2.0).length(100, 8) == 25
-    assert FinalSettings(epochs=2.0, max_steps=20).length(100, 8) == 20
-    assert FinalSettings(epochs=0.0).length(100, 8) == 1
+    assert FINAL.with_changes(steps=7).length(1e9, 1) == 7
+    assert FINAL.with_changes(epochs=2.0).length(100, 8) == 25
+    assert FINAL.with_changes(epochs=2.0, max_steps=20).length(100, 8) == 20
+    assert FINAL.with_changes(epochs=0.0).length(100, 8) == 1
 
 
 def test_validations_end_with_the_training() -> None:
-    assert FinalSettings().validations(8) == (8,)
-    assert FinalSettings().validations(96) == (25, 50, 75, 96)
-    assert FinalSettings().validations(1000) == tuple(range(100, 1001, 100))
-    assert FinalSettings(validate_every=3).validations(6) == (3, 6)
+    assert FINAL.validations(8) == (8,)
+    assert FINAL.validations(96) == (25, 50, 75, 96)
+    assert FINAL.validations(1000) == tuple(range(100, 1001, 100))
+    assert FINAL.with_changes(validate_every=3).validations(6) == (3, 6)
 
 
 def test_patience_counts_validations_without_a_lower_loss() -> None:
     falling, rising = [(1, 3.0), (2, 2.0)], [(1, 3.0), (2, 2.0), (3, 2.0), (4, 2.5)]
-    assert not FinalSettings(patience=1).ended(falling)
-    assert FinalSettings(patience=2).ended(rising)
-    assert not FinalSettings(patience=3).ended(rising)
-    assert not FinalSettings().ended(rising)
-    assert (FinalSettings().kept(rising), FinalSettings(keep="last").kept(rising)) == (2, 4)
+    assert not FINAL.with_changes(patience=1).ended(falling)
+    assert FINAL.with_changes(patience=2).ended(rising)
+    assert not FINAL.with_changes(patience=3).ended(rising)
+    assert not FINAL.ended(rising)
+    assert (FINAL.kept(rising), FINAL.with_changes(keep="last").kept(rising)) == (2, 4)
 
 
 def finalise(out: Path, oracle: Any = None, progress: Callable[..., None] = quiet, **options: Any) -> dict[str, Any]:
@@ -57,8 +57,9 @@ def finalise(out: Path, oracle: Any = None, progress: Callable[..., None] = quie
         return found if split == "test" else HeldOut(((5 + abs(run.at.step - 6) / 10, 1),), found.tokens)
 
     oracle._held_out = rising
-    found: dict[str, Any] = oracle.finalise(MIXED.to_json(), {"steps": 12, "validate_every": 2, **options}, 5, 5e-3,
-                                            str(out), NODE, progress)
+    found: dict[str, Any] = oracle.finalise(
+        MIXED.to_json(), final_options(**{"steps": 12, "validate_every": 2, **options}), 5, 5e-3, str(out), NODE,
+        progress)
     return dict(json.loads(json.dumps(found)))  # it goes through a pipe
 
 
@@ -159,7 +160,7 @@ def test_a_final_training_continues_the_same_training_of_a_trial(tmp_path: Path)
         out.mkdir()
 
     def final(out: Path, **options: int) -> dict[str, Any]:
-        given = {"steps": request.steps, **options}
+        given = final_options(steps=request.steps, **options)
         return oracle.finalise(request.allocation.to_json(), given, request.train_seed, 5e-3, str(out), NODE, quiet)
 
     trial = oracle.evaluate(request, quiet)
@@ -181,7 +182,7 @@ def test_a_trial_of_an_earlier_session_leaves_no_checkpoint(tmp_path: Path) -> N
     request, out = replace(REQUEST, split="test"), tmp_path / "delivered"
     make(tmp_path).evaluate(request, quiet)
     out.mkdir()
-    later, steps = make(tmp_path), {"steps": request.steps}
+    later, steps = make(tmp_path), final_options(steps=request.steps)
     found = later.finalise(request.allocation.to_json(), steps, request.train_seed, 5e-3, str(out), NODE, quiet)
     assert found["training_tokens"] == 0
     later.forget(quiet)
@@ -216,7 +217,7 @@ def test_checkpoints_that_nothing_can_continue_are_removed(tmp_path: Path) -> No
     assert (high.new_steps, kept()) == (4, {REQUEST.training})
     out = tmp_path / "delivered"
     out.mkdir()
-    oracle.finalise(MIXED.to_json(), {"steps": 2}, 5, 5e-3, str(out), NODE, quiet)
+    oracle.finalise(MIXED.to_json(), final_options(steps=2), 5, 5e-3, str(out), NODE, quiet)
     (final,) = kept()
     assert final.startswith("final-")
     oracle.forget(quiet)

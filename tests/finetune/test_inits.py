@@ -18,7 +18,7 @@ from qra_bo.finetune.quantization.base import State, packed
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec
-from tests.finetune.models import tiny_llama
+from tests.finetune.models import final_options, tiny_llama
 from tests.finetune.test_finetune import make, quiet
 
 CPU = torch.device("cpu")
@@ -145,7 +145,8 @@ def test_a_loaded_run_has_the_logits_of_the_trained_model(init: str, tmp_path: P
             "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab_size": 512, "tied": True}
     model, _ = load_base(node)
     oracle = make(init=init, base=model)
-    oracle.finalise(Allocation(("hqq3", "nf4"), (2, 4)).to_json(), {"steps": 2}, 7, 5e-3, str(tmp_path), node, quiet)
+    oracle.finalise(Allocation(("hqq3", "nf4"), (2, 4)).to_json(), final_options(steps=2), 7, 5e-3, str(tmp_path), node,
+                    quiet)
     loaded, _ = load(tmp_path)
     assert probe_difference(loaded, tmp_path / PROBE, CPU) == 0.0
     assert (tmp_path / PACKED).is_file() == (init == OUTSIDE)

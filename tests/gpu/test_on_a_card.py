@@ -24,6 +24,7 @@ from scripts.gpu_hour.layers import CPU, layer_of, relative
 from scripts.gpu_hour.stage import Stage
 from scripts.gpu_hour.trials import out_of_memory
 from tests.conformance.quantizer import make_linear
+from tests.finetune.models import final_options
 
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(
     not torch.cuda.is_available(), reason="there is no GPU")])]
@@ -85,7 +86,7 @@ def test_clean_trial_after_a_lack_of_memory_is_the_one_before(device: str, tmp_p
 def test_loaded_result_has_the_logits_of_the_run(device: str, tmp_path: Path) -> None:
     oracle = oracle_on(device, tmp_path)
     config = load_config(["+model=tiny", "data=tiny"])
-    oracle.finalise(MIXED.to_json(), {"steps": 2}, 3, 2e-3, str(tmp_path), dict(config.model), quiet)
+    oracle.finalise(MIXED.to_json(), final_options(steps=2), 3, 2e-3, str(tmp_path), dict(config.model), quiet)
     for target in dict.fromkeys((device, "cpu")):
         model, _ = qra_bo.load(tmp_path, device=target)
         apart = probe_difference(model, tmp_path / PROBE, torch.device(target))

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from qra_bo.cli.app import main
 from qra_bo.config import load_config
-from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory.cards import CARDS
 from qra_bo.pipeline import forecast
 from qra_bo.pipeline.forecast import (
@@ -83,7 +82,7 @@ def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> No
     assert search.tokens == (effort.max_full_trials + 2 * effort.references) * each
     assert confirmation.tokens >= 2 * 5 * each
     steps = round(2 * 40.0 / 4)
-    validations = len(FinalSettings().validations(steps))
+    validations = len(run.config.final.validations(steps))
     assert last.tokens == pytest.approx((steps * 4 + validations * 64 / 3) * 128 if tokens is None else tokens)
 
 

@@ -1,8 +1,9 @@
 """Rules of the final fine-tune: its length, when its validation loss is taken, when it ends, and what it keeps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from qra_bo.utils.fields import Count, Group, NonNegative
 
 VALIDATIONS, LEAST_APART = 10, 25
 """Validations of a final fine-tune where their distance is not given, and the least number of steps between two: one
@@ -11,9 +12,8 @@ Curve = Sequence[tuple[int, float]]
 """Steps and the validation loss after each, in nats per target token."""
 
 
-@dataclass(frozen=True, slots=True)
-class FinalSettings:
-    """Settings of the final fine-tune.
+class FinalConfig(Group):
+    """Options of the final fine-tune.
 
     Args:
         steps: Optimiser steps; ``None``: by ``epochs`` and ``max_steps``.
@@ -24,12 +24,12 @@ class FinalSettings:
         patience: Successive validations without a lower loss after which training ends; ``None``: it never ends early.
     """
 
-    steps: int | None = None
-    epochs: float = 1.0
-    max_steps: int | None = None
-    validate_every: int | None = None
-    keep: Literal["best", "last"] = "best"
-    patience: int | None = None
+    steps: Count | None
+    epochs: NonNegative
+    max_steps: Count | None
+    validate_every: Count | None
+    keep: Literal["best", "last"]
+    patience: Count | None
 
     def length(self, sequences: float, step_sequences: int) -> int:
         """Return the optimiser steps for a training split of ``sequences``, of which a step takes

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from qra_bo.finetune.checked_tensors import load_checked, save_checked
-from qra_bo.finetune.training.final import FinalSettings
+from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
@@ -145,7 +145,7 @@ class TrialRun:
     store: CheckpointStore | None
     eval_blocks: int
     record_at: tuple[int, ...] = ()
-    final: FinalSettings | None = None
+    final: FinalConfig | None = None
     at: Checkpoint = field(init=False)
     start: float = field(init=False, default_factory=time.monotonic)
     saved: float = field(init=False, default_factory=time.monotonic)
