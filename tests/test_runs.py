@@ -1,4 +1,4 @@
-"""``python -m qra_bo.runs``: lists, shows, compares and prunes; never removes by surprise."""
+"""``python -m qra_bo.runs``: lists and shows; several runs on one page."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import pytest
 
 from qra_bo.cli.app import main as command
 from qra_bo.report import html
-from qra_bo.runs import CHECKPOINTS, main
+from qra_bo.runs import main
 from qra_bo.study.journal import RunLock
 from qra_bo.utils.formatting import DASH
 from tests.colleague import as_colleague, open_copy
@@ -22,9 +22,7 @@ def made(tmp_path_factory):
     """Runs that tests copy."""
     folder = tmp_path_factory.mktemp("runs") / "runs"
     for name, options in (("done", {}), ("uniform", {"wins": False, "seed": 1}), ("cut/short", {"finished": False})):
-        run = write_run(folder / name, make_events(**options))
-        (run / CHECKPOINTS).mkdir()
-        (run / CHECKPOINTS / "a.safetensors").write_bytes(b"0" * 1000)
+        write_run(folder / name, make_events(**options))
     (folder / "broken").mkdir()
     (folder / "broken" / "trials.jsonl").write_text("nonsense\n")
     write_run(folder / "odd", ODD)
@@ -73,8 +71,6 @@ def test_a_locked_run_is_active(outputs, capsys):
     with RunLock(outputs / "cut" / "short"):
         main(["list", str(outputs)])
         assert "cut/short\tactive" in capsys.readouterr().out
-        main(["prune", str(outputs), "--unfinished", "--yes"])
-    assert (outputs / "cut" / "short" / "trials.jsonl").exists()
 
 
 @pytest.mark.parametrize(("written", "shown"), [("running", "died"), ("interrupted", "interrupted"),
@@ -87,18 +83,11 @@ def test_a_run_that_ended_early_shows_how(outputs, capsys, written, shown):
     assert f"short\t{shown}\t" in capsys.readouterr().out
     main(["show", str(run)])
     assert f"State: {shown} in the stage" in capsys.readouterr().out
-    main(["prune", str(run), "--unfinished", "--yes"])
-    assert not run.exists()
 
 
-def test_show_prints_the_answer_and_compare_what_differs(made, capsys, tmp_path):
+def test_show_prints_the_answer(made, capsys):
     assert main(["show", str(made / "done")]) == 0
     assert "3.8710" in capsys.readouterr().out
-    other = write_run(tmp_path / "other", make_events(model="tiny"))
-    assert main(["compare", str(made / "done"), str(made / "uniform"), str(other)]) == 0
-    out = capsys.readouterr().out
-    assert "differ in model" in out
-    assert "differ in budget" not in out
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -109,29 +98,14 @@ def test_task_report_of_a_folder_writes_one_page_and_one_a_run(outputs, capsys):
     assert "odd is left out" in out
     page = (outputs / "report.html").read_text()
     assert "3 runs side by side" in page
+    assert "differ in" not in page
     for name in ("done", "uniform", "cut/short"):
         assert f'href="{name}/report.html"' in page
         assert (outputs / name / "report.html").is_file()
 
 
-def test_prune_is_a_dry_run_without_yes(outputs, capsys):
-    (outputs / CHECKPOINTS).mkdir()  # of no run: stays
-    assert main(["prune", str(outputs), "--unfinished"]) == 0
-    assert "add --yes" in capsys.readouterr().out
-    assert (outputs / "done" / CHECKPOINTS).exists()
-    assert main(["prune", str(outputs), "--yes"]) == 0
-    assert not (outputs / "done" / CHECKPOINTS).exists()
-    assert (outputs / "done" / "trials.jsonl").exists()
-    assert (outputs / "cut" / "short" / CHECKPOINTS).exists()
-    assert main(["prune", str(outputs), "--yes", "--unfinished"]) == 0
-    assert not (outputs / "cut" / "short").exists()
-    assert (outputs / "broken").exists()
-    assert (outputs / CHECKPOINTS).exists()
-
-
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["list", "nowhere"], "not a folder"), (["show", "nowhere"], "no run's folder"),
-    (["compare", "nowhere"], "at least two"), (["prune", "nowhere"], "not a folder")])
+    (["list", "nowhere"], "not a folder"), (["show", "nowhere"], "no run's folder")])
 def test_bad_input_ends_with_two_and_one_message(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2

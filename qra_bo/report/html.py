@@ -21,7 +21,7 @@ from qra_bo.report.text import duration, short_names, size
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.study.cost import cost_of
 from qra_bo.study.events import encode
-from qra_bo.study.results import card, checks
+from qra_bo.study.results import checks
 from qra_bo.study.verdict import beside_prediction
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 from qra_bo.utils.formatting import number, signed
@@ -41,7 +41,7 @@ def _render(name: str, figures: Mapping[str, Figure | None], **values: Any) -> s
                               keep_trailing_newline=True)
     environment.filters |= {"size": size, "duration": duration, "number": number, "signed": signed,
                             "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True)}
-    environment.globals |= {"checks": checks, "card": card, "notes": notes, "versus": story.versus,
+    environment.globals |= {"checks": checks, "notes": notes, "versus": story.versus,
                             "allocation_line": story.allocation_line, "most_sensitive": most_sensitive,
                             "BREAKDOWN": BREAKDOWN}
     return environment.get_template(name).render(values, figures=elements)
@@ -69,7 +69,7 @@ def report_json(d: ReportData) -> dict[str, Any]:
         "schema_version": 3, "model": d.header.model, "state": d.state, "oracle": d.header.oracle,
         "proxy_label": d.proxy_label, "budget_bytes": d.header.budget_bytes, "scope": d.header.scope,
         "answer": asdict(story.answer(d)), "comparison": [asdict(r) for r in story.comparison(d)],
-        "gap_closed": story.gap_closed(d), "checks": [asdict(c) for c in checks(d.study)],
+        "checks": [asdict(c) for c in checks(d.study)],
         "notes": dict(notes(d)), "warnings": list(d.warnings),
         "surrogate_check": d.study.surrogate_check and encode(d.study.surrogate_check),
         "verdict": asdict(d.verdict),

@@ -43,8 +43,7 @@ def differences(runs: Sequence[NamedRun]) -> Figure | None:
 
 PLOTS: dict[str, Callable[[ReportData], Figure | None]] = {
     "confirmation": plots_search.confirmation, "pareto": plots_search.pareto, "allocation": plots_units.allocation,
-    "sensitivity": plots_units.sensitivity, "memory": plots_units.memory, "convergence": plots_search.convergence,
-    "final": plots_search.final, "surrogate": plots_search.surrogate}
+    "sensitivity": plots_units.sensitivity, "memory": plots_units.memory, "final": plots_search.final}
 """Figures of one run, by name, in the order of the page."""
 RUNS_PLOTS: dict[str, Callable[[Sequence[NamedRun]], Figure | None]] = {"differences": differences}
 """Figures of several runs."""

@@ -91,7 +91,7 @@ FOUND: tuple[tuple[str, Reader], ...] = (
     ("method", lambda d: d.header.method), ("search seed", lambda d: str(d.header.seed)),
     ("search loss", lambda d: number(d.search_loss)), ("final loss", lambda d: number(d.final_loss)),
     ("versus best uniform", story.versus),
-    ("gap closed", lambda d: story.gap_closed(d) or DASH), ("state", lambda d: d.state),
+    ("state", lambda d: d.state),
     ("checks", lambda d: ", ".join(f"{n} {status}" for status, n in sorted(Counter(
         c.status for c in checks(d.study)).items(), key=lambda pair: SEVERITY.index(pair[0])))),
     ("cost (full-trial equivalents)", lambda d: number(d.equivalents, 1)), ("bits and ranks", story.allocation_line))

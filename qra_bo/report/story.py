@@ -9,14 +9,12 @@ import numpy as np
 from qra_bo.report.data import ReportData
 from qra_bo.report.text import ITSELF, describe_allocation, duration, size
 from qra_bo.space import Allocation
-from qra_bo.study import VerdictKind, loss_of, metadata_bits
+from qra_bo.study import VerdictKind, metadata_bits
 from qra_bo.study.state import QLORA, UNIFORM
 from qra_bo.study.verdict import beside_prediction
 from qra_bo.trials import Trial
-from qra_bo.utils.formatting import DASH, number, signed
+from qra_bo.utils.formatting import DASH, number
 
-CLOSED_GAP_ERRORS = 3
-"""Standard errors that a gap must span before shares of it are quoted."""
 COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predicted", "measured", "fits")
 """Headings of the comparison, in the order of ``Row.cells``."""
 SETTLED = (VerdictKind.UNRESOLVED, VerdictKind.UNIFORM_WINS, VerdictKind.NOTHING_MIXED_BETTER)
@@ -148,37 +146,14 @@ def _one_seed_rows(d: ReportData, beside: Mapping[str, Trial]) -> list[Row]:
     return rows
 
 
-def gap_closed(d: ReportData) -> str | None:
-    """Return the share of the gap from QLoRA to 16-bit LoRA that the winner closes, as text with its caveats.
-
-    All losses are of the search's own training seed on the validation split. The text says "unresolved" where the gap
-    is below ``CLOSED_GAP_ERRORS`` standard errors; ``None`` where one of the three trials is missing.
-    """
-    qlora, lora, best = d.reference("nf4", 16), d.reference("fp16", 16), d.winner_point
-    if not (qlora and lora and best):
-        return None
-    gap = loss_of(qlora) - loss_of(lora)
-    error = math.hypot(qlora.result.loss_se or 0.0, lora.result.loss_se or 0.0)
-    if gap <= 0:
-        return f"unresolved: with one seed each, 16-bit LoRA is no better than QLoRA ({signed(-gap)} nats)"
-    if gap < CLOSED_GAP_ERRORS * error:
-        return (f"unresolved: QLoRA and 16-bit LoRA, each trained with one seed, differ by {signed(gap)}, under "
-                f"{CLOSED_GAP_ERRORS} standard errors of their losses")
-    share = 100 * (loss_of(qlora) - loss_of(best)) / gap
-    return f"{number(share, 0)} % (one training seed, validation split, not paired)"
-
-
 def lines(d: ReportData) -> list[str]:
-    """The base's origin where its weights were quantised before, average bits, gap closed and cost, one line each."""
+    """The base's origin where its weights were quantised before, average bits and cost, one line each."""
     origin = d.study.provenance.get("base_origin")
     out = [] if origin is None else [f"Base: {origin}; every loss here, that of 16 bits too, is on these weights"]
     if d.winner is not None and d.study.end is not None:
         bits = d.average_bits(d.winner)
         metadata = metadata_bits(d.study.end, d.header.unit_numel)
         out.append(f"Average bits: {bits:.2f} by parameters, {bits + metadata:.2f} with scales and zeros")
-    gap = gap_closed(d)
-    if gap is not None:
-        out.append(f"Gap from QLoRA to 16-bit LoRA closed: {gap}")
     if d.study.given:
         return [*out, f"Time: {duration(d.wall_seconds)}"]
     overhead = d.study.overhead_seconds

@@ -33,11 +33,6 @@ def checks(study: Study) -> list[Card]:
     return [verdict_card(study), *health(study)]
 
 
-def card(study: Study, name: str) -> Card:
-    """Return one card by its name."""
-    return next(c for c in checks(study) if c.name == name)
-
-
 def write_best(folder: Path, study: Study | None = None) -> dict[str, Any]:
     """Write ``best.json`` of the run in ``folder``; returns its contents.
 

@@ -94,30 +94,11 @@ def test_gptq_codes_are_stated_and_not_compared_with_rtn():
     header = {**events[0], "config": {**events[0]["config"], "quantizer": {"rounding": "gptq", "tokens": 16384}}}
     d = parse_events([header, *events[1:]])
     assert "16,384 tokens" in dict(notes(d))["Codes"]
-    assert story.gap_closed(d) is None
     nearest = [{**e, "codes": "rtn"} if e.get("stage") == "reference" and "nf4" in e.get("formats", ()) else e
                for e in (header, *events[1:])]
     d = parse_events(nearest)
-    assert story.gap_closed(d) == story.gap_closed(parse_events(events))
     qlora = next(row for row in story.comparison(d) if row.role == "QLoRA")
     assert qlora.name == "uniform-4bit-r16-rtn"
-
-
-def test_gap_under_three_standard_errors_is_unresolved():
-    events = make_events()
-    assert story.gap_closed(parse_events(events)).startswith("\u2212")
-    wide = [{**e, "loss_se": .1} if e.get("stage") == "reference" and e["event"] == "trial" else e for e in events]
-    assert "unresolved" in story.gap_closed(parse_events(wide))
-    assert story.gap_closed(parse_events([e for e in events if e.get("stage") != "reference"])) is None
-
-
-def test_a_16_bit_reference_that_is_worse_leaves_no_gap_to_close():
-    events = make_events()
-    worse = [{**e, "loss": e["loss"] + 1, "loss_se": .001} if e.get("stage") == "reference" and e["event"] == "trial"
-             and "fp16" in e["formats"] else e for e in events]
-    said = story.gap_closed(parse_events(worse))
-    assert "no better than QLoRA (+0." in said
-    assert "standard errors" not in said  # it is far more than three
 
 
 def test_proxy_results_are_labelled_everywhere():

@@ -121,8 +121,7 @@ def test_an_adapter_that_is_a_pickle_is_never_read(whole: Path, tmp_path: Path) 
         load(run)
 
 
-def test_links_in_a_run_are_refused_by_every_command(whole: Path, tmp_path: Path,
-                                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_links_in_a_run_are_refused_by_every_command(whole: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     run = write_run(tmp_path / "runs" / "r", make_events())
@@ -131,10 +130,6 @@ def test_links_in_a_run_are_refused_by_every_command(whole: Path, tmp_path: Path
                    lambda: run_folder(load_config(["+model=tiny", "data=tiny", f"out={run}"]))):
         with pytest.raises(OutputError, match=r"holds report\.html\.part, which is a symbolic link to"):
             action()
-    (run / "report.html.part").unlink()
-    (run / "checkpoints").symlink_to(tmp_path)
-    assert runs(["prune", str(tmp_path / "runs"), "--yes"]) == 2
-    assert "symbolic link" in capsys.readouterr().err
     assert victim.read_text() == "precious"
 
 
