@@ -46,7 +46,7 @@ def check_method(session: Session) -> None:
         UserError: If its options are wrong.
     """
     s = session.setting
-    profile = s.profile or rehearsal_profile(s.space)
+    profile = rehearsal_profile(s.space)
     budget = largest(s.memory.table(s.space), s.space)[0]
     searcher_factory(session.config)(s.problem(budget, profile, float(session.config.effort.max_full_trials)))
 

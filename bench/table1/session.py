@@ -208,16 +208,8 @@ class Session:
 
     def profile(self) -> ProfileResult:
         """Return the sensitivities, with their cost."""
-        event = self.results.once("profile", "profile", lambda: self._profiled().to_json())
+        event = self.results.once("profile", "profile", lambda: self._any_executor(None).profile(quiet).to_json())
         return ProfileResult.from_json({name: value for name, value in event.items() if name not in OWN_FIELDS})
-
-    def _profiled(self) -> ProfileResult:
-        """Return the given profile at the cost of the open oracle's initialisation, or a measured one."""
-        executor = self._any_executor(None)
-        init = self.config.adapter.init if self._open is None else self._open[0].init
-        config = with_codes(self.config, None).with_changes(
-            adapter=self.config.adapter.with_changes(init=init))
-        return replace(self.setting, config=config).given_profile() or executor.profile(quiet)
 
     def rate(self, lr_scale: float) -> float:
         """Return the learning rate of a factor on ``adapter.lr``, which the table's results state."""

@@ -122,12 +122,6 @@ class SearchConfig(Group):
     length: Literal["final", "trial"]
 
 
-class SensitivityConfig(Group):
-    """A sensitivity profile from a file."""
-
-    path: str | None
-
-
 class SurrogateConfig(Group):
     """Exchange rates between bits and ranks, from a file."""
 

@@ -42,6 +42,7 @@ REMOVED: Mapping[str, str] = {
     "memory.verify": "make bench-memory compares predictions with traced training steps, in a checkout of the project",
     "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage",
     "oracle.table": _TABLE, "oracle.emulator": _TABLE,
+    "sensitivity.path": "a profile is kept on disk, and a run of the same model, text and formats takes it from there",
     "surrogate.prior": "surrogate.rates=FILE starts from exchange rates of a file",
     "worker.slowdown": "worker.deadline_seconds=SECONDS limits the silence of a worker",
     "worker.retries": "a trial whose worker died or hung is repeated once"}

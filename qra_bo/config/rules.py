@@ -175,13 +175,9 @@ def _files(config: RunConfig) -> Iterator[Problem]:
     if config.data.kind == "hub" and config.data.path is None and _finetunes(config):
         yield Problem("data.path", "data.path must be the id of a data set on the hub, such as ORG/NAME, or a folder; "
                                    "got null.")
-    if config.task in TRAINING:
-        if config.sensitivity.path is not None:
-            yield from _file("sensitivity.path", config.sensitivity.path,
-                             "a file such as the profile.json of a task=profile, or be null to measure")
-        if config.surrogate.rates not in shipped_rates():
-            yield from _file("surrogate.rates", config.surrogate.rates, "a file of exchange rates, or "
-                             f"one that comes with qra_bo ({', '.join(shipped_rates())})")
+    if config.task in TRAINING and config.surrogate.rates not in shipped_rates():
+        yield from _file("surrogate.rates", config.surrogate.rates, "a file of exchange rates, or "
+                         f"one that comes with qra_bo ({', '.join(shipped_rates())})")
 
 
 def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:

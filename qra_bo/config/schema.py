@@ -63,7 +63,6 @@ class RunConfig(Group):
     data: DataConfig
     method: groups.Target
     search: groups.SearchConfig
-    sensitivity: groups.SensitivityConfig
     surrogate: groups.SurrogateConfig
     quantizer: groups.QuantizerConfig
     adapter: groups.AdapterConfig

@@ -132,8 +132,7 @@ def _on_device(device: torch.device, text: CalibrationText) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(f"measuring sensitivities on {text.batch} sequences of {text.ids.shape[1]} tokens at once "
-                          f"takes more memory than {device} has; lower train.batch or train.length, or name a measured "
-                          "profile by sensitivity.path") from error
+                          f"takes more memory than {device} has; lower train.batch or train.length") from error
 
 
 class Measurement(NamedTuple):

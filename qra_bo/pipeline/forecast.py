@@ -57,8 +57,7 @@ def parts_of(setting: Setting) -> list[Part]:
                  f"confirmation on {seeds} seeds": 2 * seeds * longer}
     elif setting.given is None:
         compared = 1 + len({UNIFORM, QLORA} & set(effort.compare))
-        measured = config.oracle.trains and config.sensitivity.path is None
-        costs = {"profile": profile_tokens(setting) if measured else 0.0,
+        costs = {"profile": profile_tokens(setting) if config.oracle.trains else 0.0,
                  "comparison on one seed": compared * each if effort.compare else 0.0}
     parts = [Part(what, cost, workers) for what, cost in costs.items() if cost]
     steps = final_steps(config, setting.sequences)

@@ -8,7 +8,6 @@ from qra_bo.pipeline.given import check_given
 from qra_bo.pipeline.host_memory import check_ram
 from qra_bo.pipeline.pricing import budget_bytes, check_card, make_memory, training_device, with_dtype
 from qra_bo.pipeline.text import RunText
-from qra_bo.sensitivity.io import given_profile
 from qra_bo.study import Setting
 from qra_bo.study.baselines import check_uniform
 from qra_bo.study.header import Given
@@ -17,7 +16,7 @@ from qra_bo.study.state import begun_study
 
 def make_setting(config: RunConfig, folder: Path | None = None, text: RunText | None = None,
                  given: Given | None = None) -> Setting:
-    """Return space, memory model and given profile of a configuration.
+    """Return space and memory model of a configuration.
 
     A run that has begun in ``folder`` goes on with the compute type that it began with.
     Its ``text`` is checked before all else that takes long.
@@ -25,18 +24,16 @@ def make_setting(config: RunConfig, folder: Path | None = None, text: RunText | 
     Raises:
         DeviceError: If fine-tuning needs more RAM than is available, or a CUDA device that is not there.
         DataError: If the data is missing or malformed.
-        UserError: If the model's shapes are not available, or the given profile lacks a measurement.
+        UserError: If the model's shapes are not available.
     """
     device = training_device(config)
-    spec, path, trained = make_spec(config), config.sensitivity.path, with_dtype(config, folder)
+    spec, trained = make_spec(config), with_dtype(config, folder)
     space = make_space(config, spec)
     memory = make_memory(trained, spec, device)
     if config.oracle.trains and not config.executor.elsewhere:
-        if config.task != "profile" or path is None:  # a given profile needs no data
-            (text or RunText(config)).check()
+        (text or RunText(config)).check()
         check_ram(trained, spec, space, budget_bytes(config, config.budget[0], memory, space), device)
-    profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
-    return Setting(config, space, memory, profile, given)
+    return Setting(config, space, memory, given)
 
 
 def checked_budget(setting: Setting, folder: Path | None = None) -> int:

@@ -72,9 +72,8 @@ def run(config: RunConfig) -> Result:
     setting, make = dataclasses.replace(setting, sequences=text.show(folder)), searcher_factory(config)
     trained = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
     if setting.given is None and config.effort.max_full_trials:
-        # Built once before anything is measured, so that bad options or a profile without its needs end the run now.
-        make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
-                             float(config.effort.max_full_trials)))
+        # Built once before anything is measured, so that bad options end the run now.
+        make(setting.problem(budget, rehearsal_profile(setting.space), float(config.effort.max_full_trials)))
     executor = make_executor(trained, folder, budget if config.memory.scope == "peak" else None)
     try:
         with ExitStack() as stack:

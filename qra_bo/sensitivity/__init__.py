@@ -16,7 +16,6 @@ from qra_bo.sensitivity.importance import (
     warm_start,
 )
 from qra_bo.sensitivity.io import (
-    given_profile,
     load_profile,
     profile_from_json,
     profile_to_json,
@@ -26,6 +25,6 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.repair import Repair
 
 __all__ = ["BELIEVED", "DIVERGENCE", "MEASURES", "RISE", "Repair", "SensitivityProfile",
-           "fidelity_importance", "given_profile", "load_profile", "measured_sensitivity", "min_max",
+           "fidelity_importance", "load_profile", "measured_sensitivity", "min_max",
            "plasticity_importance", "profile_from_json", "profile_to_json", "save_profile",
            "scaled_by_value", "sensitivity_scales", "unknown_measure", "warm_start"]

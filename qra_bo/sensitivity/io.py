@@ -1,9 +1,7 @@
 """Files of sensitivities: the profiles that ``task=profile`` writes."""
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +9,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space import FloatArray, Unit
 from qra_bo.utils.errors import ProfileError
 from qra_bo.utils.files import replace_text, strict_json
 
@@ -74,46 +71,10 @@ def load_profile(path: Path) -> SensitivityProfile:
     try:
         data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ProfileError(f"the sensitivity file {path} can't be read: {error.strerror}; give the path of a profile, "
-                           "or measure one with task=profile") from error
+        raise ProfileError(f"the sensitivity file {path} can't be read: {error.strerror}; give the path of one "
+                           "that task=profile wrote") from error
     except ValueError as error:
         raise ProfileError(f"the sensitivity file {path} is not valid JSON: {error}") from error
     if not isinstance(data, dict):
         raise ProfileError(f"{path} must hold a JSON object; got {type(data).__name__}")
     return profile_from_json(data, str(path))
-
-
-def given_profile(path: Path, units: Sequence[Unit], formats: Sequence[str]) -> SensitivityProfile:
-    """Return the profile in ``path`` for ``units`` and ``formats``; its source names the file and its SHA-256. Raises
-    ``ProfileError`` if it lacks a unit, a format or whole quantities that a search needs."""
-    given = load_profile(path)
-    missing = [f for f in formats if f not in given.formats]
-    if missing:
-        raise ProfileError(f"the profile in {path} lacks the formats {missing} of this search (it holds "
-                           f"{list(given.formats)}); measure one with task=profile, or choose bits that it holds")
-    if given.units != tuple(u.name for u in units):
-        given = coarsen_profile(given, units)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return replace(given.of_formats(formats), source=f"{given.source} ({path.name}, sha256 {digest})")
-
-
-def coarsen_profile(profile: SensitivityProfile, units: Sequence[Unit]) -> SensitivityProfile:
-    """Sum a profile of single linears to coarser units: to first order sensitivities add up, and the squares of
-    standard errors as though they were independent. Raises ``ProfileError`` if a linear of ``units`` was not
-    measured."""
-    index = {name: i for i, name in enumerate(profile.units)}
-    missing = [m.name for u in units for m in u.linears if m.name not in index]
-    if missing:
-        raise ProfileError(f"the sensitivities from {profile.source} lack {len(missing)} of the model's linears, the "
-                           f"first being {missing[0]!r} (they hold e.g. {profile.units[0]!r}); use a profile of this "
-                           "model")
-
-    def summed(values: FloatArray) -> FloatArray:
-        return np.stack([values[[index[m.name] for m in u.linears]].sum(axis=0) for u in units])
-
-    gain, se = profile.rank_sensitivity, profile.quantization_se
-    return SensitivityProfile(tuple(u.name for u in units), profile.formats, summed(profile.quantization_sensitivity),
-                              summed(profile.quantization_kl), None if gain is None else summed(gain),
-                              profile.base_loss,
-                              f"{profile.source}, summed from {len(profile.units)} to {len(units)} units",
-                              None if se is None else np.sqrt(summed(se**2)))

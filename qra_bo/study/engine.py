@@ -138,10 +138,10 @@ class Engine:
             run.status.write("done")
 
     def _profile(self, run: TrialRunner) -> SensitivityProfile:
-        """Return the journal's profile; a new one is measured, or taken from the setting."""
+        """Return the journal's profile; a new one is measured."""
         formats = tuple(f.name for f in self.setting.space.formats)
         if run.study.profile is None:
-            result = self.setting.given_profile() or self.executor.profile(run.progress)
+            result = self.executor.profile(run.progress)
             if set(formats) <= set(result.profile.formats):  # several searches may share an oracle with more formats
                 result = replace(result, profile=result.profile.of_formats(formats))
             run.record(result)

@@ -7,7 +7,6 @@ from functools import cached_property
 import numpy as np
 
 from qra_bo.config import RunConfig, gptq_sequences
-from qra_bo.execution.base import ProfileResult
 from qra_bo.memory import MemoryModel, parse_format
 from qra_bo.memory.budget import allocation_bytes, space_of
 from qra_bo.searchers.base import SearchProblem
@@ -103,7 +102,6 @@ class Setting:
 
     Args:
         memory: The memory model, of the device that trains.
-        profile: The profile of ``sensitivity.path``, or ``None`` to measure one.
         given: Allocations that are trained without a search; ``None``: the run searches.
         sequences: Sequences of ``train.length`` tokens in the training split, for the plan; ``None``: not known yet.
     """
@@ -111,7 +109,6 @@ class Setting:
     config: RunConfig
     space: SearchSpace
     memory: MemoryModel
-    profile: SensitivityProfile | None = None
     given: Given | None = None
     sequences: float | None = None
 
@@ -162,10 +159,6 @@ class Setting:
     def confirm_seeds(self) -> tuple[int, ...]:
         """Unseen training seeds of the confirmation."""
         return training_seeds(self.config.seed, self.config.confirm.seeds)[1]
-
-    def given_profile(self) -> ProfileResult | None:
-        """Return the given profile, if any, at the cost that remains: choosing codes and initialising adapters."""
-        return None if self.profile is None else ProfileResult(self.profile, *self.tokens_before, 0.0)
 
     @property
     def tokens_before(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""``task=profile``: the sensitivities of every unit, measured or read from a file, as a table and ``profile.json``."""
+"""``task=profile``: the sensitivities of every unit, as a table and ``profile.json``."""
 
 from rich.console import Console
 
@@ -24,15 +24,13 @@ def run(config: RunConfig) -> int:
     text = RunText(config)
     setting = make_setting(config, text=text)
     folder = task_folder(config)
-    profile = setting.profile
-    if profile is None:
-        text.show()
-        with oracle_session(config) as (executor, progress):
-            profile = executor.profile(progress).profile
+    text.show()
+    with oracle_session(config) as (executor, progress):
+        profile = executor.profile(progress).profile
     save_profile(profile, folder / PROFILE_NAME)
     console = Console(soft_wrap=True)
     print_profile(profile, setting.space, console)
-    console.print(f"Files: {folder / PROFILE_NAME} (use it with sensitivity.path)", markup=False, highlight=False)
+    console.print(f"Files: {folder / PROFILE_NAME}", markup=False, highlight=False)
     return 0
 
 

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 
 from qra_bo.sensitivity.io import (
-    coarsen_profile,
     load_profile,
     profile_from_json,
     profile_to_json,
     save_profile,
 )
-from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space import Linear, Unit
 from qra_bo.utils.errors import ProfileError
 from tests.spaces import make_profile, make_space
 
@@ -80,22 +77,6 @@ def test_unknown_keys_other_schemas_and_broken_files_are_refused(tmp_path: Path)
             load_profile(path)
     with pytest.raises(ProfileError, match="can't be read"):
         load_profile(tmp_path / "absent.json")
-
-
-def test_coarser_units_are_sums() -> None:
-    a, b, c = (Linear(f"model.layers.0.{n}", 8, 8, 0, "mlp", n) for n in "abc")
-    fine = SensitivityProfile(("model.layers.0.b", "model.layers.0.a", "model.layers.0.c"), ("nf4", "int8"),
-                              np.array([[1.0, 0.1], [2.0, 0.2], [4.0, 0.4]]), np.eye(3)[:, :2],
-                              np.array([[1.0, 2], [3, 4], [5, 6]]), 3.0, "here",
-                              np.array([[3.0, 0.0], [4.0, 0.5], [1.0, 2.0]]))
-    coarse = coarsen_profile(fine, [Unit("x", (a, b)), Unit("y", (c,))])
-    assert coarse.units == ("x", "y")
-    np.testing.assert_allclose(coarse.quantization_sensitivity, [[3.0, 0.3], [4.0, 0.4]])
-    np.testing.assert_allclose(coarse.require_rank_sensitivity(), [[4.0, 6], [5, 6]])
-    np.testing.assert_allclose(np.asarray(coarse.quantization_se), [[5.0, 0.5], [1.0, 2.0]])
-    assert coarsen_profile(replace(fine, quantization_se=None), [Unit("x", (a, b))]).quantization_se is None
-    with pytest.raises(ProfileError, match=r"lack 1 of the model's linears.*layers\.0\.d"):
-        coarsen_profile(fine, [Unit("x", (a, Linear("model.layers.0.d", 8, 8, 0, "mlp", "d")))])
 
 
 @pytest.mark.parametrize(("change", "message"), [
