@@ -3,11 +3,16 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import PlainSerializer, PlainValidator
 
 from qra_bo.space import Allocation
 from qra_bo.utils.errors import JournalError
 
+Stored = Annotated[Allocation, PlainValidator(lambda a: a if isinstance(a, Allocation) else Allocation.from_json(a)),
+                   PlainSerializer(Allocation.to_json)]
+"""An allocation in a record that pydantic checks, stored as ``to_json`` writes it."""
 SCHEMA_VERSION = 3
 RESERVED = frozenset({"event", "time", "run", "session", "elapsed", "crc"})
 """Fields that the journal itself adds to every line; ``run``, the checksum of the header, to all but the header."""

@@ -15,8 +15,8 @@ from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.memory.serving import server_rank
 from qra_bo.report.text import allocation_rows, size
+from qra_bo.study.reading import load_study
 from qra_bo.study.results import build_best
-from qra_bo.study.state import load_study
 from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.files import check_run_folder, read_object, write_json
 from qra_bo.utils.formatting import number, override_value, signed

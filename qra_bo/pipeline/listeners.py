@@ -23,7 +23,8 @@ from qra_bo.report.live import LiveView
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import size
 from qra_bo.study import Event, Listener, Setting
-from qra_bo.study.events import Stage, as_line
+from qra_bo.study.events import Stage
+from qra_bo.study.lines import as_line
 from qra_bo.study.state import COMPARISON
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.process import tolerant

@@ -11,7 +11,7 @@ from qra_bo.pipeline.text import RunText
 from qra_bo.study import Setting
 from qra_bo.study.baselines import check_uniform
 from qra_bo.study.header import Given
-from qra_bo.study.state import begun_study
+from qra_bo.study.reading import begun_study
 
 
 def make_setting(config: RunConfig, folder: Path | None = None, text: RunText | None = None,

@@ -8,7 +8,8 @@ from qra_bo.memory.budget import Auto, Budget, free_bytes, headroom_bytes, resol
 from qra_bo.memory.cards import CARDS
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
-from qra_bo.study.state import QLORA, begun_study
+from qra_bo.study.reading import begun_study
+from qra_bo.study.state import QLORA
 from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype, takes_groups
 from qra_bo.utils.errors import BudgetError, DeviceError
 

@@ -12,8 +12,9 @@ import numpy as np
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation
 from qra_bo.study import JOURNAL_NAME, Study, Verdict, read_journal, session_seconds, verdict_of
-from qra_bo.study.events import End, decode
+from qra_bo.study.events import End
 from qra_bo.study.header import Header
+from qra_bo.study.lines import decode
 from qra_bo.study.verdict import Told, told
 from qra_bo.trials import Trial, rounding_of
 from qra_bo.utils.errors import OutputError

@@ -20,7 +20,7 @@ from qra_bo.report.style import svg_element
 from qra_bo.report.text import duration, short_names, size
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.study.cost import cost_of
-from qra_bo.study.events import encode
+from qra_bo.study.lines import encode
 from qra_bo.study.results import checks
 from qra_bo.study.verdict import beside_prediction
 from qra_bo.utils.files import check_run_folder, replace_text, writing

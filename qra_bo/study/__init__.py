@@ -9,11 +9,12 @@ from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.events import Event
 from qra_bo.study.intervals import LEAST_SEEDS
 from qra_bo.study.journal import JOURNAL_NAME, Journal, read_journal, session_seconds
+from qra_bo.study.reading import load_study
 from qra_bo.study.results import metadata_bits
 from qra_bo.study.search_loop import MakeSearcher
 from qra_bo.study.setting import BytesPredictor, Setting
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import UNSEARCHED_STAGES, Study, load_study, loss_of
+from qra_bo.study.state import UNSEARCHED_STAGES, Study, loss_of
 from qra_bo.study.trial_runner import Listener
 from qra_bo.study.verdict import Verdict, VerdictKind, verdict_of
 

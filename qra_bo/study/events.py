@@ -1,20 +1,19 @@
 """Kinds of events in a run's journal: each is one frozen record, checked once when its line is decoded."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PlainSerializer, PlainValidator
 from pydantic.dataclasses import dataclass as checked
 
-from qra_bo.execution.base import ProfileResult
+from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
-from qra_bo.study.header import Effort, Header, Stored, StoredChange
-from qra_bo.trials import RESERVED, Trial
-from qra_bo.utils.errors import JournalError, ProfileError, SpaceError
+from qra_bo.trials import RESERVED, Stored, Trial
 
+StoredChange = Annotated[Change, PlainValidator(lambda c: c if isinstance(c, Change) else Change.from_json(c)),
+                         PlainSerializer(Change.to_json)]
 LEAST_AGREEMENT = 0.0
 """Spearman correlation of left-out losses, over their better half, above which the surrogate's ranking is followed."""
 
@@ -255,53 +254,10 @@ class End:
     file_bytes: int | None = None
 
 
-OwnCodec = Provenance | FinishedTrial | ProfileResult
-Record = (Header | Effort | Stage | Warned | Calibration | Untuned | Objective | Prediction | Stopped | SurrogateCheck
-          | Choice | Confirmation | Measured | Final | End | OwnCodec)
-KINDS: dict[str, type[Any]] = {
-    "header": Header, "extension": Effort, "provenance": Provenance, "stage": Stage, "warning": Warned,
-    "profile": ProfileResult, "trial": FinishedTrial, "calibration": Calibration, "untuned": Untuned,
-    "objective": Objective, "prediction": Prediction, "stopped": Stopped, "surrogate_check": SurrogateCheck,
-    "choice": Choice, "confirmation": Confirmation, "measured": Measured, "final": Final, "end": End}
-"""Names of the kinds in the journal; ``Study`` has the last record of each under its name."""
-NAMES: dict[type[Any], str] = {record: name for name, record in KINDS.items()}
-_adapter: Any = functools.cache(TypeAdapter)
-
-
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of a journal: its record, and when it was written."""
+    """One line of a journal: its record, the name of the record's kind (``study.lines.KINDS``), and its time."""
 
-    record: Record
+    kind: str
+    record: Any
     time: datetime
-
-    @property
-    def kind(self) -> str:
-        return NAMES[type(self.record)]
-
-
-def encode(record: Record) -> dict[str, Any]:
-    """Return the fields of a record's line as JSON values."""
-    fields = record.to_json() if isinstance(record, OwnCodec) else \
-        _adapter(type(record)).dump_python(record, mode="json")
-    return {k: v for k, v in fields.items() if k != "event"}
-
-
-def as_line(event: Event) -> dict[str, Any]:
-    """Return an event as a mapping for programs outside the project: its fields with ``event`` and ``time``."""
-    return {"event": event.kind, "time": event.time.isoformat(), **encode(event.record)}
-
-
-def decode(line: Mapping[str, Any]) -> Event:
-    """Return the event of a journal's line. Raises ``JournalError`` if it is of no known kind, or malformed."""
-    name = line.get("event")
-    try:
-        kind = KINDS[str(name)]
-        record = kind.from_json(line) if issubclass(kind, OwnCodec) else _adapter(kind).validate_python(dict(line))
-        return Event(record, datetime.fromisoformat(line["time"]))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, SpaceError, ProfileError) as error:
-        why = repr(error)
-    raise JournalError(f"the {name} event in the journal is malformed: {why}; it was not written by this program")

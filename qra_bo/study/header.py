@@ -1,23 +1,17 @@
 """What a run is of: the records that its journal begins with."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import PlainSerializer, PlainValidator
 from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.oracle.protocol import FINETUNE
-from qra_bo.sensitivity.change import Change
-from qra_bo.space import Allocation, StorageFormat
+from qra_bo.space import StorageFormat
+from qra_bo.trials import Stored
 
 CALIBRATED = "calibrated in the search that found the allocation"
 BY_RULE = "adapter.lr by its rule, not calibrated"
 """Sources of a given allocation's learning rate. A file may state another (``learning_rate_source``)."""
-Stored = Annotated[Allocation, PlainValidator(lambda a: a if isinstance(a, Allocation) else Allocation.from_json(a)),
-                   PlainSerializer(Allocation.to_json)]
-StoredChange = Annotated[Change, PlainValidator(lambda c: c if isinstance(c, Change) else Change.from_json(c)),
-                         PlainSerializer(Change.to_json)]
-"""Fields that are stored as ``to_json`` writes them."""
 
 
 @checked(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from qra_bo.study.card import Card
 from qra_bo.study.events import End
 from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import health
-from qra_bo.study.state import FRACTIONAL, QLORA, UNIFORM, UNTUNED, Study, is_uniform, load_study
+from qra_bo.study.reading import load_study
+from qra_bo.study.state import FRACTIONAL, QLORA, UNIFORM, UNTUNED, Study, is_uniform
 from qra_bo.study.verdict import beside_prediction, one_seed_difference, verdict_card, verdict_of
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError

@@ -1,9 +1,8 @@
 """The state of a run, folded from its journal: trials, incumbent, cost, and the last event of each kind."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from qra_bo.space import Allocation, average_bits, uniform
 from qra_bo.study import events as ev
 from qra_bo.study.cost import Cost, affordable_steps, cost_of
 from qra_bo.study.header import Effort, Header
-from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.trials import Fidelity, Trial, TrialState, rounding_of
 from qra_bo.utils.errors import JournalError
 
@@ -47,9 +45,6 @@ class Study:
 
     The last record of each annotated kind that is not outdated is an attribute with its name; ``None`` before one.
 
-    Args:
-        lines: Lines of a journal in their order; the first is the header.
-
     Attributes:
         effort: The effort that the run was last started with.
         begun: The effort that the search was begun with: proposals are repeated with it. That of the header, or where
@@ -78,7 +73,7 @@ class Study:
     end: ev.End | None = None
     stage: ev.Stage | None = None
 
-    def __init__(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(self) -> None:
         self._header: Header | None = None
         self.effort: Effort | None = None
         self.begun: Effort | None = None
@@ -92,8 +87,6 @@ class Study:
         self.incumbent: Trial | None = None
         self.cost = self.search_cost = Cost()
         self.by_key: dict[str, Trial] = {}
-        for line in lines:
-            self.add(ev.decode(line))
 
     def add(self, event: ev.Event) -> None:
         """Fold in one event."""
@@ -328,19 +321,3 @@ def qlora_of(study: Study) -> tuple[Allocation, str | None]:
     """Return QLoRA's allocation and codes, which are round-to-nearest whatever the run's are."""
     codes = None if rounding_of(study.header.config) == "rtn" else "rtn"
     return uniform(len(study.header.units), default_format(4).name, QLORA_RANK), codes
-
-
-def begun_study(folder: Path) -> Study | None:
-    """Return the run in ``folder``, or ``None`` where none has begun: where its first line could not be written, an
-    empty journal is left. Raises ``JournalError`` if a journal can't be read."""
-    path = folder / JOURNAL_NAME
-    lines = read_journal(path).events if path.exists() else ()
-    return Study(lines) if lines else None
-
-
-def load_study(folder: Path) -> Study:
-    """Return the run in ``folder``; raises ``JournalError`` if none has begun or its journal can't be read."""
-    study = begun_study(folder)
-    if study is None:
-        raise JournalError(f"{folder} holds no journal, or an empty one; the run did not begin")
-    return study

@@ -15,21 +15,10 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.searchers.rates.files import rates_sha256
 from qra_bo.space import Allocation
-from qra_bo.study.events import (
-    NAMES,
-    UNDER_WAY,
-    Calibration,
-    Event,
-    FinishedTrial,
-    Provenance,
-    Record,
-    Stage,
-    Warned,
-    decode,
-    encode,
-)
+from qra_bo.study.events import UNDER_WAY, Calibration, Event, FinishedTrial, Provenance, Stage, Warned
 from qra_bo.study.header import Effort, Header
 from qra_bo.study.journal import Journal, canonical, session_seconds
+from qra_bo.study.lines import NAMES, Record, decode, encode
 from qra_bo.study.provenance import changes, check_same_run, collect
 from qra_bo.study.setting import Setting
 from qra_bo.study.state import ENGINE_STAGES, UNSEARCHED_STAGES, Study

@@ -24,7 +24,7 @@ from qra_bo.pipeline.given import read_allocation
 from qra_bo.searchers.rates.files import load_rates
 from qra_bo.sensitivity.io import load_profile, profile_from_json, profile_to_json
 from qra_bo.study.journal import checksum, read_journal
-from qra_bo.study.state import Study
+from qra_bo.study.reading import study_of
 from qra_bo.utils.errors import UserError
 from qra_bo.utils.files import strict_json
 from tests.spaces import make_space
@@ -132,7 +132,7 @@ def journal(data: bytes) -> None:
     raw = b"\n".join(lines)
     try:
         content = read_journal(SCRATCH.file("trials.jsonl", raw))
-        study = Study(content.events)
+        study = study_of(content.events)
         summed = (study.cost.tokens, study.states, study.incumbent, study.winner)
     except UserError:
         return

@@ -95,22 +95,20 @@ def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Pat
     passes = 1 + sum(f.bits < 16 for f in run.space.formats) * sum(1 - u / 4 for u in range(4))  # from each layer on
     trained, forward = run.tokens_before
     assert profile.tokens == pytest.approx(trained + size + (forward + size * passes) / 3)
-    given = run.config.with_changes(sensitivity=run.config.sensitivity.with_changes(path="profile.json"))
-    assert [part.what for part in parts_of(replace(run, config=given))] == [beside.what, "final fine-tune of 3 steps"]
 
 
 def trial(state: TrialState, seconds: float, switch: float) -> Event:
     spec = TrialSpec(uniform(2, "nf4", 4), 8, 8, 0, 2e-3)
     result = TrialResult(state, 3.0, .1, (), 8, 800, 600, None, seconds, switch)
     finished = Trial(1, spec.allocation, (4, 4), "baseline", Fidelity.HIGH, spec, 0, result, 1)
-    return Event(FinishedTrial(finished, 0.0, 1), datetime(2026, 1, 1))
+    return Event("trial", FinishedTrial(finished, 0.0, 1), datetime(2026, 1, 1))
 
 
 @pytest.mark.parametrize(("workers", "search", "whole"), [(1, "17 min", "25 min"), (4, "4 min", "12 min")])
 def test_the_first_timed_trial_gives_the_times(workers: int, search: str, whole: str) -> None:
     out = io.StringIO()
     first = FirstTrial([Part("search", 100_000, workers), Part("final", 50_000)], Console(file=out, width=400))
-    first(Event(Stage("search", "start"), datetime(2026, 1, 1)))
+    first(Event("stage", Stage("search", "start"), datetime(2026, 1, 1)))
     first(trial(TrialState.OOM, 9, 1))
     assert out.getvalue() == ""
     first(trial(TrialState.OK, 12, 2))  # 800 + 600 / 3 = 1,000 tokens in 10 seconds

@@ -16,7 +16,7 @@ from qra_bo.pipeline.finetune_oracle import make_finetune
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.delivery import fine_tune, first_that_fits
-from qra_bo.study.events import NAMES, encode
+from qra_bo.study.lines import NAMES, encode
 from qra_bo.study.setting import BytesPredictor
 from qra_bo.utils.errors import TrainingError
 

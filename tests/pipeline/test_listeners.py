@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from qra_bo.pipeline.listeners import own_listener
-from qra_bo.study.events import decode
+from qra_bo.study.lines import decode
 from qra_bo.utils.errors import ConfigError
 from tests.report.fixtures import make_events
 

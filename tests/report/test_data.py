@@ -5,8 +5,8 @@ import pytest
 
 from qra_bo.report.data import parse_events
 from qra_bo.space import Allocation, uniform
+from qra_bo.study.reading import study_of
 from qra_bo.study.results import _versus
-from qra_bo.study.state import Study
 from qra_bo.trials import Fidelity
 from qra_bo.utils.errors import JournalError
 from tests.report.fixtures import HIGH, LOW, TOKENS_A_STEP, L, failed_alone, make_events
@@ -102,7 +102,7 @@ def test_what_is_no_journal_is_refused(events):
 
 def test_a_delivered_allocation_that_was_not_compared_states_no_difference() -> None:
     events = failed_alone(make_events())
-    c = Study(events).confirmation
+    c = study_of(events).confirmation
     for delivered, found in ((c.candidate, None), (c.reference, (0.0, 0.0, 0.0))):
-        versus = _versus(Study([*events[:-1], {**events[-1], "best": delivered.fingerprint}]))
+        versus = _versus(study_of([*events[:-1], {**events[-1], "best": delivered.fingerprint}]))
         assert (versus and (versus["mean"], versus["low"], versus["high"])) == found

@@ -131,7 +131,7 @@ def test_a_running_search_and_a_journal_cut_off_can_be_reported(tmp_path):
 
 
 def test_an_absent_figure_has_its_reason():
-    assert "made too few trials" in render_html(parse_events(make_events()), {"surrogate": None})
+    assert "the run has not ended" in render_html(parse_events(make_events()), {"memory": None})
 
 
 def test_a_folder_without_a_journal_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, RunState
-from qra_bo.study.events import decode
+from qra_bo.study.lines import decode
 from qra_bo.study.verdict import verdict_card
 from tests.report.fixtures import L, make_events
 

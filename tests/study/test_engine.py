@@ -17,12 +17,14 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study import trial_runner
 from qra_bo.study.engine import RunOutcome
-from qra_bo.study.events import Event, as_line
+from qra_bo.study.events import Event
 from qra_bo.study.journal import Journal, checksum, read_journal, session_seconds
+from qra_bo.study.lines import as_line
+from qra_bo.study.reading import load_study
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import SearcherError
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import UNSEARCHED_STAGES, load_study
+from qra_bo.study.state import UNSEARCHED_STAGES
 from qra_bo.trials import Fidelity, Proposal, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError, QRABOError
 from tests.study.oracles import PlantedOracle

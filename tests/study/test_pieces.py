@@ -20,9 +20,9 @@ from qra_bo.study.cost import Cost, cost_of
 from qra_bo.study.intervals import paired_interval
 from qra_bo.study.journal import read_journal
 from qra_bo.study.provenance import changes, collect, git_commit
+from qra_bo.study.reading import study_of
 from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import Study
 from qra_bo.study.status import StatusFile
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
@@ -114,12 +114,12 @@ def test_training_seeds_differ_and_follow_from_the_seed() -> None:
 
 def test_malformed_events_are_named() -> None:
     with pytest.raises(JournalError, match="calibration event"):
-        Study([{"event": "calibration", "learning_rate": "?"}])
+        study_of([{"event": "calibration", "learning_rate": "?"}])
     with pytest.raises(JournalError, match="trial"):
-        Study([{"event": "trial", "id": 1}])
+        study_of([{"event": "trial", "id": 1}])
     for workers in (0, -1, True, "4", 2.5):
         with pytest.raises(JournalError, match="workers"):
-            Study([{"event": "trial", "id": 1, "workers": workers}])
+            study_of([{"event": "trial", "id": 1, "workers": workers}])
 
 
 def test_provenance_changes_are_told_or_refused() -> None:
@@ -172,7 +172,7 @@ def test_time_left_is_of_the_search_and_shared_by_the_workers(tmp_path: Path, st
     run(tmp_path)
     lines = [{**e, "seconds": 6.0, "workers": workers} if e["event"] == "trial" else e
              for e in read_journal(tmp_path / "trials.jsonl").events[:12]]
-    runner = SimpleNamespace(study=Study(lines), status=SimpleNamespace(stage=stage))
+    runner = SimpleNamespace(study=study_of(lines), status=SimpleNamespace(stage=stage))
     study, eta = runner.study, TrialRunner._facts(runner)["eta_seconds"]  # type: ignore[arg-type]
     rate = 6.0 * len(study.trials) / sum(cost_of(e).tokens for e in study.trials)
     expected = rate * (study.planned_cost - study.search_cost.tokens) / workers

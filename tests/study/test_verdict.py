@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from qra_bo.space import uniform
-from qra_bo.study import Study, VerdictKind, verdict_of
+from qra_bo.study import VerdictKind, verdict_of
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN
+from qra_bo.study.reading import study_of
 from qra_bo.study.verdict import TEXTS, Evidence, told
 from tests.report.fixtures import L, failed_alone, make_events, minimised_at, without_mixed
 
@@ -24,7 +25,7 @@ def seeds(n: int, difference: float) -> dict[str, Any]:
 
 
 def delivering(which: str, lines: Lines = WON) -> Lines:
-    study = Study(lines)
+    study = study_of(lines)
     c = study.confirmation
     assert c is not None
     other = next(e.allocation for e in study.ranked if e.allocation not in (c.candidate, c.reference))
@@ -55,7 +56,7 @@ CASES: list[tuple[Lines, VerdictKind, str]] = [
 def test_kind_and_status_of_a_verdict(lines: Lines, kind: VerdictKind, status: str) -> None:
     if kind is VerdictKind.EXPECTED:
         lines = changed("end", lines, best=uniform(L, "nf4", 4).fingerprint)
-    study = Study(lines)
+    study = study_of(lines)
     verdict = verdict_of(study)
     words = told(study, verdict)
     assert (verdict.kind, words.status) == (kind, status)
@@ -65,7 +66,7 @@ def test_kind_and_status_of_a_verdict(lines: Lines, kind: VerdictKind, status: s
 
 
 def test_numbers_are_those_of_the_confirmation() -> None:
-    study = Study(minimised_at(WON, 480))
+    study = study_of(minimised_at(WON, 480))
     c, d = study.confirmation, verdict_of(study).versus_uniform
     assert c is not None
     assert d is not None
@@ -78,7 +79,7 @@ def test_every_kind_has_words() -> None:
 
 
 def test_numbers_before_a_confirmation_are_those_of_the_search() -> None:
-    study = Study(minimised_at(make_events(finished=False), 480))
+    study = study_of(minimised_at(make_events(finished=False), 480))
     best, reference, d = study.incumbent, study.best_uniform, verdict_of(study).versus_uniform
     assert best is not None
     assert reference is not None
@@ -89,21 +90,21 @@ def test_numbers_before_a_confirmation_are_those_of_the_search() -> None:
 
 
 def test_what_was_delivered_instead_keeps_what_is_known_of_it() -> None:
-    lost = Study(delivering("candidate", LOST))
+    lost = study_of(delivering("candidate", LOST))
     assert lost.confirmation is not None
     verdict = verdict_of(lost)
     assert (verdict.delivered, verdict.delivers_reference) == (lost.confirmation.candidate, False)
-    assert verdict_of(Study(delivering("reference"))).delivers_reference
+    assert verdict_of(study_of(delivering("reference"))).delivers_reference
 
 
 def test_more_seeds_than_the_configuration_has_take_another_run() -> None:
     for asked, part in ((3, "another out="), (5, "the same out=")):
         lines = changed("header", changed("confirmation", **seeds(3, -.1)), config={"confirm": {"seeds": asked}})
-        study = Study(lines)
+        study = study_of(lines)
         assert part in told(study, verdict_of(study)).action
 
 
 def test_what_is_expected_is_the_measured_difference_and_what_lies_beyond() -> None:
-    found = verdict_of(Study(changed("confirmation", ahead=0.25))).versus_uniform
+    found = verdict_of(study_of(changed("confirmation", ahead=0.25))).versus_uniform
     assert found is not None
     assert found.expected == pytest.approx(found.mean + 0.25)
