@@ -8,7 +8,6 @@ from pathlib import Path
 
 import gguf
 import pytest
-from transformers import modeling_gguf_pytorch_utils as reader
 
 from qra_bo.finetune.models.gguf_reading import reading_gguf
 from qra_bo.utils.errors import ModelError
@@ -30,15 +29,6 @@ def stderr_of(*arguments: str) -> str:
     return done.stderr
 
 
-def test_of_bitsandbytes_notices_one_is_dropped_and_others_pass() -> None:
-    """The library gives it on some CPUs only, when peft or transformers import it."""
-    code = ("import qra_bo.finetune, logging\n"
-            "log = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
-            "log.warning('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'no kernels')\n"
-            "log.warning('something else')\n")
-    assert stderr_of("-c", code) == "something else\n"
-
-
 def test_loading_exports_and_training_print_nothing(finished: Path, tmp_path: Path) -> None:
     """In one process, whose imports are the longest part."""
     export = ["task=export", f"out={finished}", "export.check=true", "export.targets=[card,packed,merged]"]
@@ -48,14 +38,6 @@ def test_loading_exports_and_training_print_nothing(finished: Path, tmp_path: Pa
             f"if __name__ == '__main__':\n    assert main({export!r}) == main({train!r}) == 0\n")
     (tmp_path / "quiet.py").write_text(code)  # a file, for the worker imports it again
     assert stderr_of(str(tmp_path / "quiet.py")) == ""
-
-
-def test_reading_a_gguf_file_draws_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
-    drawn = reader.tqdm
-    with reading_gguf():
-        assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
-    assert capfd.readouterr().err == ""
-    assert reader.tqdm is drawn
 
 
 def test_a_gguf_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:

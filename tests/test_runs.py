@@ -1,6 +1,5 @@
 """``python -m qra_bo.runs``: lists and shows; several runs on one page."""
 
-import json
 import shutil
 
 import pytest
@@ -10,7 +9,6 @@ from qra_bo.report import html
 from qra_bo.runs import main
 from qra_bo.study.journal import RunLock
 from qra_bo.utils.formatting import DASH
-from tests.colleague import as_colleague, open_copy
 from tests.report.fixtures import make_events, write_run
 
 ODD = [*make_events()[:-1], {**make_events()[-1], "best": "0" * 64}]
@@ -54,35 +52,10 @@ def test_list_has_a_line_a_run_and_keeps_unreadable_ones(made, capsys):
         assert any(line.startswith(f"{made / name}: ") and reason in line for line in lines)
 
 
-@pytest.mark.parametrize("mode", [0, 0o444])
-def test_folder_without_permission_is_named(outputs, capsys, mode):
-    with open_copy(outputs) as copy:
-        (copy / "done").chmod(mode)
-        with as_colleague():
-            assert main(["list", str(copy)]) == 0
-        (copy / "done").chmod(0o755)
-    shown = capsys.readouterr().out
-    assert "done\tunreadable" in shown
-    assert "it can't be read (Permission denied)" in shown
-    assert "uniform\tdone" in shown
-
-
 def test_a_locked_run_is_active(outputs, capsys):
     with RunLock(outputs / "cut" / "short"):
         main(["list", str(outputs)])
         assert "cut/short\tactive" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("written", "shown"), [("running", "died"), ("interrupted", "interrupted"),
-                                                ("failed", "failed"), ("nonsense", "unfinished"), (None, "unfinished")])
-def test_a_run_that_ended_early_shows_how(outputs, capsys, written, shown):
-    run = outputs / "cut" / "short"
-    if written is not None:
-        (run / "status.json").write_text(json.dumps({"state": written}))
-    main(["list", str(run)])
-    assert f"short\t{shown}\t" in capsys.readouterr().out
-    main(["show", str(run)])
-    assert f"State: {shown} in the stage" in capsys.readouterr().out
 
 
 def test_show_prints_the_answer(made, capsys):
@@ -102,13 +75,3 @@ def test_task_report_of_a_folder_writes_one_page_and_one_a_run(outputs, capsys):
     for name in ("done", "uniform", "cut/short"):
         assert f'href="{name}/report.html"' in page
         assert (outputs / name / "report.html").is_file()
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["list", "nowhere"], "not a folder"), (["show", "nowhere"], "no run's folder")])
-def test_bad_input_ends_with_two_and_one_message(arguments, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert err.count("\n") == 1

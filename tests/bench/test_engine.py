@@ -21,11 +21,3 @@ def test_observations_are_distinct_and_fit(problem: SearchProblem) -> None:
     told = engine.observations(problem, 5)
     assert len({e.allocation for e in told}) == 5
     assert all(problem.fits(e.allocation) for e in told)
-
-
-def test_targets_need_their_sizes() -> None:
-    small, middle, large = engine.targets_of([{"units": 32, "cpu_seconds": 3.0, "observations": 60},
-                                              {"units": 80, "cpu_seconds": 1.0, "observations": 60}])
-    assert (small.met, middle.met) == (False, True)
-    assert large.value is None
-    assert "560 units" in large.why

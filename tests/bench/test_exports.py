@@ -37,17 +37,3 @@ def test_transformers_computes_the_runs_own_logits(tmp_path: Path, monkeypatch: 
     assert not met["mlx, logits: largest difference of logits"]
     changed = [{**row, "largest": 0.5} for row in rows]
     assert not any(target.met for target in targets_of(changed))
-
-
-def test_refused_run_and_failing_script_are_rows_with_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = FinishedRun.read(finish(tmp_path / "run", ("nf4", "sym2-g64", "fp16", "sym8-g64"), (1, 4, 2, 3),
-                                  "quantizer.rounding=rtn"))
-    [row] = measured(run, tmp_path)
-    assert "has no form for nf4" in row["note"]
-    [first, *_] = targets_of([row])
-    assert first.value is None
-    assert "nf4" in first.why
-    monkeypatch.setattr(exports, "environment", lambda consumer: Path(sys.executable))
-    monkeypatch.setattr(exports, "export_all", lambda run, targets: [])
-    [row] = measured(run, tmp_path)
-    assert row["note"].startswith("failed: ")

@@ -1,23 +1,18 @@
 """Peers as searchers: the suite that all methods must pass, and what is their own."""
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from bench.methods import METHODS
-from bench.peers import registry
 from bench.peers.nsga2 import Nsga2
 from bench.peers.optuna_samplers import GpSampler, Tpe
 from bench.peers.simple import HillClimb, SequentialBits, SequentialSearch, UniformSearch
 from bench.peers.smac3 import Smac3
 from bench.peers.turbo_tutorial import TurboState, TurboTutorial
-from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.sensitivity.importance import shrunk_sensitivity
 from qra_bo.trials import Fidelity, Proposal
-from qra_bo.utils.errors import ConfigError, MissingExtraError, ProfileError
 from tests.conformance.searcher import SearcherSuite, evaluate, make_problem, play, proposals_of
 from tests.spaces import every_row
 
@@ -93,12 +88,6 @@ def test_uniform_choices_come_largest_first_and_all_of_them() -> None:
     assert len(sizes) == problem.costs.feasible(rows, problem.budget_bytes).sum()
 
 
-def test_the_first_half_of_the_pipeline_keeps_one_rank() -> None:
-    problem, oracle = make_problem()
-    for p in proposals_of(play(SequentialBits(problem), problem, oracle, 100)):
-        assert len(set(p.allocation.ranks)) == 1
-
-
 def test_the_trust_region_grows_on_success_and_halves_on_failure() -> None:
     state = TurboState(dim=4)
     for value in range(10):
@@ -110,34 +99,6 @@ def test_the_trust_region_grows_on_success_and_halves_on_failure() -> None:
     for _ in range(4 * 7):
         state.update(0.0)
     assert state.length == pytest.approx(0.8)  # it collapsed below 0.5^7 and began anew
-
-
-@pytest.mark.parametrize(("make", "package"), [(Tpe, "optuna"), (Smac3, "smac")])
-def test_a_missing_package_is_said(make: Callable[[SearchProblem], Searcher], package: str,
-                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=f"{package}.*pip install 'qra_bo\\[peers\\]'"):
-        make(make_problem()[0])
-
-
-def test_peers_and_methods_have_different_names() -> None:
-    problem, _ = make_problem()
-    assert registry.make_player("nsga2", problem, {"population": 4}, 40.0).name == "nsga2"
-    assert registry.make_player("structured", problem, {}, 40.0).name == "structured"
-    assert registry.PEERS
-    assert not set(registry.PEERS) & {path.stem for path in METHODS.glob("*.yaml")}
-
-
-@pytest.mark.parametrize("make", [HillClimb, SequentialSearch])
-def test_a_profile_without_gain_is_refused_at_once(make: Callable[[SearchProblem], Searcher]) -> None:
-    problem, _ = make_problem()
-    with pytest.raises(ProfileError, match="no I_r"):
-        make(replace(problem, profile=replace(problem.profile, rank_sensitivity=None)))
-
-
-def test_unknown_measure_of_sensitivity_is_refused() -> None:
-    with pytest.raises(ConfigError, match="rise, divergence, believed; got 'kl'"):
-        SequentialSearch(make_problem(3)[0], "kl")
 
 
 @pytest.mark.parametrize("measure", ["rise", "divergence", "believed"])

@@ -1,32 +1,25 @@
 """The comparison of searches: cost and incumbents of one, regrets and targets of many."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.emulator.oracle import load_oracle
-from bench.methods import METHODS
-from bench.peers.registry import PEERS
-from bench.search.__main__ import key, load_runs
-from bench.search.methods import COMPARED, EVERYTHING, OURS, Entry
+from bench.search.methods import EVERYTHING
 from bench.search.play import FREE_REFUSALS, Arena, Game, make_arena, on_ladders, play
 from bench.search.summary import (
     arena_rows,
     best_found,
     for_good,
-    interval,
     paired_rows,
     regrets,
     search_rows,
     targets_of,
 )
-from qra_bo.searchers.structured.features import build_components
 from qra_bo.space import uniform
 from qra_bo.trials import Fidelity, Proposal
-from qra_bo.utils.errors import ConfigError
 from tests.bench.tables import make_table, predict
 from tests.spaces import make_space
 
@@ -112,12 +105,6 @@ def test_regret_in_closed_form() -> None:
     assert best_found([run, made("y", "peer", 0, [4.3], finds=[{"true_loss": 4.01}])]) == 4.01
 
 
-def test_the_interval_covers_the_median() -> None:
-    low, high = interval(np.arange(101.0))
-    assert low < 50.0 < high
-    assert interval(np.full(10, 2.0)) == (2.0, 2.0)
-
-
 def many(ours: list[float], peer: list[float]) -> list[dict[str, Any]]:
     return [run for seed in range(10)
             for run in (made("qra_bo", "qra_bo", seed, ours), made("TPE", "peer", seed, peer))]
@@ -156,33 +143,3 @@ def test_others_are_paired_with_ours_by_seed_and_arenas_of_a_task_count_once() -
         assert row["mean"] == pytest.approx(0.545)
         assert row["se"] == pytest.approx(0.01 * np.std(np.arange(10), ddof=1) / np.sqrt(10))
         assert row["low"] < row["mean"] < row["high"]
-
-
-def test_too_few_seeds_or_arenas_are_not_measured() -> None:
-    rows = search_rows(many([4.1, 4.0], [4.1, 4.1])[:-2])
-    targets = targets_of(rows, [("plays", "boosted", "uniform:4,4"), ("gsm8k", "boosted", "uniform:4,4")])
-    assert all(t.value is None and t.why for t in targets)
-
-
-def test_runs_are_known_again_by_what_made_them(tmp_path: Path) -> None:
-    path = tmp_path / "runs.jsonl"
-    run = made("x", "peer", 0, [4.1])
-    path.write_text(json.dumps(run) + "\n" + json.dumps(run)[:20])
-    assert [key(r) for r in load_runs(path)] == [key(run)]
-    assert key(run) != key({**run, "settings": "t"})
-    assert load_runs(tmp_path / "none") == []
-
-
-def test_every_entry_is_a_method_and_its_settings_have_a_name() -> None:
-    assert {e.method for e in EVERYTHING.values()} <= {*(path.stem for path in METHODS.glob("*.yaml")), *PEERS}
-    assert len({e.settings_sha256 for e in EVERYTHING.values()}) == len(EVERYTHING)
-    assert [e.kind for e in COMPARED].count("qra_bo") == 1
-    assert Entry("a", OURS, "qra_bo").settings_sha256 == EVERYTHING["qra_bo"].settings_sha256
-
-
-def test_parts_of_the_surrogate_can_be_left_out_by_name(arena: Arena) -> None:
-    names = {c.name for c in build_components(arena.problem)}
-    without = {c.name for c in build_components(arena.problem, ("quantization_sensitivity", "rank_sensitivity"))}
-    assert names - without == {"quantization_sensitivity", "rank_sensitivity"}
-    with pytest.raises(ConfigError, match="no parts \\['damages'\\]"):
-        build_components(arena.problem, ("damages",))

@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bench import evaluation_speed
-from bench.evaluation_speed import mixed_allocation, real_tokens
 from bench.report import Target, publish
 
 
@@ -44,14 +42,3 @@ def test_what_was_not_measured_is_never_met() -> None:
         Target("a", ">= 1", None, True, "because")
     with pytest.raises(ValueError, match="was not measured"):
         Target("a", ">= 1", None, False)
-
-
-def test_padding_is_not_counted() -> None:
-    labels = np.array([[5, 6, 7, 8], [-100, 6, 7, -100], [-100, -100, -100, -100]])
-    assert real_tokens(labels) == 4 + 3 + 0
-
-
-def test_the_allocation_of_the_embedded_default() -> None:
-    allocation = mixed_allocation(30)
-    assert (allocation.formats.count("nf4"), allocation.formats.count("int8")) == (22, 8)
-    assert (allocation.ranks.count(1), allocation.ranks.count(2)) == (20, 10)

@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 from bench.memory.trace import StepTracer
-from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.formats import parse_format
@@ -17,7 +15,6 @@ from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.optimizers import update_bytes
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units, uniform
 from qra_bo.space.decoder import spec_from_model, spec_from_numbers
-from qra_bo.utils.errors import ModelError, OracleError
 from tests.memory.steps import config_of, run_step
 
 
@@ -82,12 +79,6 @@ def test_families_are_traced_to_the_byte(family: str, checkpointing: bool, compu
     check(two_layers(family), shape, ("nf4", "int8"), (4, 2))
 
 
-@pytest.mark.parametrize(("family", "compute"), [("llama", 2), ("phi3", 4)])
-def test_isolated_records_are_traced_to_the_byte(family: str, compute: int) -> None:
-    shape = TrainShape(2, 48, False, compute, logits_chunk=32, isolated=True)
-    check(two_layers(family), shape, ("nf4", "int8"), (4, 2))
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_mask_on_a_gpu_is_traced_and_predicted(checkpointing: bool) -> None:
     config = config_of("llama", num_hidden_layers=4)
@@ -122,36 +113,6 @@ def test_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpoin
     assert traced.peak - tracer.trace(space, allocation, grouped).peak >= least
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_accumulation_is_traced_to_the_byte(checkpointing: bool) -> None:
-    shape = TrainShape(2, 48, checkpointing, 2, logits_chunk=32, accumulate=3)
-    check(config_of("llama", num_hidden_layers=2), shape, ("nf4", "int8"), (16, 2))
-
-
-@pytest.mark.parametrize(("formats", "granularity", "checkpointing"), [
-    (("hqq2", "hqq3"), "layer", False), (("hqq5", "hqq6"), "layer", True), (("fp16", "hqq8"), "layer", False),
-    (("hqq4", "nf4"), "layer", True), (("sym3-g32", "int4-g64"), "layer", False),
-    (("sym6-g64", "sym8-g32"), "layer", True), (("nf4", "hqq3", "int8", "hqq4"), "block", False),
-    (("nf4", "hqq3", "int8", "hqq2") * 2, "fused", True)])
-def test_backends_and_granularities_are_traced_to_the_byte(formats: tuple[str, ...], granularity: str,
-                                                           checkpointing: bool) -> None:
-    ranks = ((4, 16, 8, 1) * 2)[:len(formats)]
-    shape = TrainShape(2, 40, checkpointing, 2, logits_chunk=32)
-    check(config_of("llama", num_hidden_layers=2), shape, formats, ranks, granularity)
-
-
-def test_one_tracer_serves_every_shape() -> None:
-    spec = spec_from_numbers("small", "llama", n_layers=2, hidden_size=64, intermediate_size=192, n_heads=4,
-                             n_kv_heads=2, head_dim=16, vocab_size=128, tied=False)
-    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"), parse_format("int8")), Ladder("r", (1, 4)))
-    allocation, shape = Allocation(("nf4", "int8"), (4, 1)), TrainShape(2, 16)
-    tracer = StepTracer(spec)
-    first = tracer.trace(space, allocation, shape)
-    for other in (replace(shape, checkpointing=True), replace(shape, compute_dtype_bytes=4)):
-        assert tracer.trace(space, allocation, other).peak != first.peak
-    assert replace(tracer.trace(space, allocation, shape), seconds=first.seconds) == first
-
-
 def test_layers_of_seventy_billion_parameters_are_traced() -> None:
     spec = spec_from_numbers("llama2_70b", "llama", n_layers=12, hidden_size=8192, intermediate_size=28672, n_heads=64,
                              n_kv_heads=8, head_dim=128, vocab_size=32000, tied=False)
@@ -161,24 +122,6 @@ def test_layers_of_seventy_billion_parameters_are_traced() -> None:
     predicted = int(MemoryModel(spec, shape).table(space).totals(space.encode(allocation)[None, :])[0])
     assert -0.005 <= predicted / traced.peak - 1 <= 0.03
     assert traced.phase == "backward"
-
-
-def test_attention_that_caps_its_scores_is_refused_by_name() -> None:
-    config = config_of("gemma2", num_hidden_layers=1)
-    model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ModelError, match=r"'gemma2' can't be trained here.*choose another base model"):
-        use_fast_attention(model, torch.device("cpu"), torch.float32)
-    spec = spec_from_model(model)
-    space = SearchSpace(make_units(spec, "layer"), (parse_format("fp16"),), Ladder("r", (2,)))
-    with pytest.raises(ModelError, match="gemma2"):
-        StepTracer(spec, config).trace(space, Allocation(("fp16",), (2,)), TrainShape(1, 8))
-
-
-def test_modules_that_differ_from_the_numbers_are_refused() -> None:
-    spec = spec_from_numbers("small", "llama", n_layers=2, hidden_size=64, intermediate_size=192, n_heads=4,
-                             n_kv_heads=2, head_dim=16, vocab_size=128, tied=False)
-    with pytest.raises(OracleError, match="not those of its numbers"):
-        StepTracer(spec, config_of("llama"))
 
 
 def test_nothing_of_an_earlier_batch_is_traced_but_its_gradients() -> None:

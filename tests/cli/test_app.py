@@ -1,16 +1,13 @@
 """The command line in process: exit statuses, one paragraph of errors, sweeps."""
 
-import json
-import signal
 from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from qra_bo.cli import app
-from qra_bo.cli.app import JOBS, Job, read_jobs, record_job, summary
+from qra_bo.cli.app import Job, read_jobs, record_job
 from qra_bo.config import RunConfig, compose
-from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import BudgetError, OracleError
 
 
@@ -76,14 +73,6 @@ def test_bad_input_is_one_paragraph_before_anything_starts(seen: list[RunConfig]
     assert seen == []
 
 
-def test_errors_of_hydra_exit_2(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["hydra/launcher=nowhere"]) == 2
-    assert app.main(["--multirun", "hydra/launcher=nowhere", "seed=0,1"]) == 2
-    err = capfd.readouterr().err
-    assert err.count("qra_bo: Hydra can't compose this configuration") == 2
-    assert "Traceback" not in err
-
-
 class Stopped(KeyboardInterrupt):
     exit_status = 143
 
@@ -95,17 +84,6 @@ def test_signals(monkeypatch: pytest.MonkeyPatch, error: BaseException, status: 
 
     monkeypatch.setattr(app, "run_task", run)
     assert app.main(["model=tiny", "--multirun", "seed=0,1"]) == status
-
-
-def test_an_interrupted_sweep_names_its_own_folder(monkeypatch: pytest.MonkeyPatch,
-                                                   capfd: pytest.CaptureFixture[str]) -> None:
-    def run(config: RunConfig) -> int:
-        raise RunInterrupted(signal.SIGTERM, Path(str(config.out)))
-
-    monkeypatch.setattr(app, "run_task", run)
-    assert app.main(["model=tiny", "--multirun", "seed=0,1", "hydra.sweep.dir=sweep"]) == 143
-    assert capfd.readouterr().err.endswith(
-        "qra_bo: stopped by SIGTERM; run the same command again with hydra.sweep.dir=sweep to go on\n")
 
 
 def test_a_sweep_goes_on_after_a_bad_job(seen: list[RunConfig], elsewhere: Path,
@@ -153,45 +131,6 @@ def test_a_sweep_over_finished_runs_reads_their_own_folders(task: list[str], see
     assert [c.out for c in seen] == ["first", "second"]
 
 
-def test_unknown_names_stop_a_sweep_before_it_starts(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["-m", "+model=tiny,tinny", "sed=0,1"]) == 2
-    err = capfd.readouterr().err
-    assert "(1) Unknown model 'tinny'" in err
-    assert "(2) Unknown key 'sed'; nearest: seed" in err
-    assert seen == []
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--learning_rate=1e-4"], "Unknown option '--learning_rate'; here it is adapter.lr"),
-    (["--lora-rank", "8"], "Unknown option '--lora-rank'; here it is ranks=[...] for a search"),
-    (["--sead=1"], "Unknown option '--sead'; a key is given as sead=1"),
-])
-def test_unknown_options_exit_2_with_the_key(seen: list[RunConfig], capfd: pytest.CaptureFixture[str],
-                                             arguments: list[str], message: str) -> None:
-    assert app.main(["+model=tiny", *arguments]) == 2
-    assert message in capfd.readouterr().err
-    assert seen == []
-
-
-def test_cfg_job_prints_the_configuration(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["model=tiny", "--cfg", "job"]) == 0
-    assert "name: tiny" in capfd.readouterr().out
-    assert app.main(["model=tinny", "--cfg", "job"]) == 2
-    assert seen == []
-
-
-def test_help_all_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        app.main(["--help", "all"])
-    assert caught.value.code == 0
-    out = capfd.readouterr().out
-    assert "python -m qra_bo [task=TASK] +model=NAME budget=SIZE [key=value ...]" in out
-    assert "\nmodel: gemma3_12b_instruct, " in out  # not the internal _hub
-    assert ", smollm2_135m, " in out
-    assert "\nserve: any, " in out
-    assert "granularity: layer" in out
-
-
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -214,12 +153,6 @@ def test_config_dir_may_have_any_name(seen: list[RunConfig], elsewhere: Path) ->
     arguments = ["model=llama2_7b", "effort=tiniest", "task=memory", "--config-dir", str(mine)]
     assert app.main(arguments) == app.main([*arguments, "-m", "seed=0"]) == 0
     assert [(config.effort.max_full_trials, config.train.name) for config in seen] == [(2, "gpu")] * 2
-
-
-def test_missing_config_dir_exits_2(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["--config-dir=nowhere", "model=tiny"]) == 2
-    assert "there is no folder 'nowhere'" in capfd.readouterr().err
-    assert seen == []
 
 
 def test_conf_in_the_working_directory_is_not_read(seen: list[RunConfig], elsewhere: Path) -> None:
@@ -245,15 +178,3 @@ def test_pickled_configurations_are_refused(argument: str, seen: list[RunConfig]
     assert app.main([argument, "model=tiny"]) == 2
     assert "reads a pickle" in capfd.readouterr().err
     assert seen == []
-
-
-def test_summary_names_jobs_that_never_ended(tmp_path: Path) -> None:
-    record_job(tmp_path, Job(0, "seed=0", None, ""))
-    record_job(tmp_path, Job(1, "seed=1", None, ""))
-    record_job(tmp_path, Job(1, "seed=1", 0, ""))
-    assert len((tmp_path / JOBS).read_text().splitlines()) == 3
-    assert json.loads((tmp_path / JOBS).read_text().splitlines()[0])["status"] is None
-    text = summary(read_jobs(tmp_path), tmp_path)
-    assert "2 jobs" in text
-    assert "0  died      seed=0" in text
-    assert "1  done      seed=1" in text

@@ -15,7 +15,6 @@ from qra_bo.pipeline.pricing import make_memory, make_plan
 from qra_bo.tasks.memory import plan_lines
 from qra_bo.utils import device as device_module
 from qra_bo.utils.device import planned_device
-from qra_bo.utils.errors import DeviceError, ModelError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -34,13 +33,6 @@ def test_the_table_shows_what_the_model_predicts() -> None:
     assert any(line.startswith("llama2_7b: 6,738.4 M parameters") for line in lines)
     (row,) = [line for line in lines if line.split()[:2] == ["nf4", "4"]]
     assert f"{nf4 / 1e9:.2f}*" in row.split()
-
-
-def test_device_auto_is_told_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert planned_device("cuda:3") == "cuda"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert planned_device("auto") == "cpu"
-    assert planned_device("auto", "rtx4090") == "cuda"
 
 
 @pytest.mark.parametrize("there", [0, 1])
@@ -66,50 +58,6 @@ def test_json_stands_alone_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     captured = capfd.readouterr()
     assert json.loads(captured.out)["fits"] is False
     assert captured.err.startswith("qra_bo: a budget of 10 bytes")
-
-
-def test_a_budget_that_nothing_fits_still_shows_the_plan(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["task=memory", "+model=llama2_7b", "budget=[10,2MB]"]) == 2
-    captured = capfd.readouterr()
-    assert "What lowers the smallest allocation" in captured.out
-    assert "a budget of 10 bytes (a bare number means bytes) is below the smallest allocation" in captured.err
-    assert "a budget of 2.0 MB is below" in captured.err
-
-
-@pytest.mark.parametrize(("made", "message"), [
-    (None, r"the download of 'none' from .* broke off or could not begin"),
-    ([], r"the folder model\.path='none' holds no config\.json"),
-    (["config.json"], r"none/config\.json can't be read")])
-def test_missing_model_is_explained(made: list[str] | None, message: str, tmp_path: Path,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
-    if made is not None:
-        Path("none").mkdir()
-    for name in made or []:
-        (Path("none") / name).write_text("[")
-    with pytest.raises(ModelError, match=message):
-        make_spec(load_config(["task=memory", "+model=hf", "model.path=none"]))
-
-
-def test_model_with_own_code_names_the_key_to_allow_it(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
-    (tmp_path / "own.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(ModelError, match=r"comes with code of its own.*model\.trust_remote_code=true"):
-        make_spec(load_config(["task=memory", "+model=hf", f"model.path={tmp_path}"]))
-
-
-@pytest.mark.parametrize("error", [DeviceError("no RAM"), ModelError("no weights")])
-def test_search_that_cannot_start_shows_the_plan(error: Exception, monkeypatch: pytest.MonkeyPatch,
-                                                    capfd: pytest.CaptureFixture[str]) -> None:
-    def search(config: object) -> None:
-        raise error
-
-    monkeypatch.setattr("qra_bo.pipeline.run.run", search)
-    assert main(["+model=llama2_7b", "budget=10GB", "oracle=synthetic"]) == 2
-    captured = capfd.readouterr()
-    assert "\nllama2_7b: 6,738.4 M parameters" in captured.out
-    assert captured.err == f"qra_bo: {error}\n"
 
 
 def test_memory_task_loads_no_torch() -> None:

@@ -13,7 +13,6 @@ from qra_bo.config.other_names import OURS
 from qra_bo.config.overrides import VALUES, options
 from qra_bo.finetune.data.options import HubData
 from qra_bo.memory.budget import parse_budget
-from qra_bo.memory.formats import BITS, default_format
 from qra_bo.utils.errors import ConfigError
 
 
@@ -26,10 +25,6 @@ def problems(*overrides: str) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
         load_config(overrides)
     return caught.value.problems
-
-
-def test_every_width_has_its_default_format(default: RunConfig) -> None:
-    assert default.quantizer.formats == {bits: (default_format(bits).name,) for bits in BITS}
 
 
 @pytest.mark.parametrize(("override", "budget"), [
@@ -190,10 +185,6 @@ def test_dictionary_round_trip(default: RunConfig) -> None:
 ])
 def test_the_hash_covers_what_defines_the_results(default: RunConfig, override: str, same: bool) -> None:
     assert (load_config([override]).config_sha256 == default.config_sha256) is same
-
-
-def test_the_hash_does_not_depend_on_how_a_number_is_written(default: RunConfig) -> None:
-    assert load_config(["adapter.lr=0.002", "adapter.alpha_over_rank=2"]).config_sha256 == default.config_sha256
 
 
 def test_a_composed_dictionary_with_holes_is_refused(default: RunConfig) -> None:

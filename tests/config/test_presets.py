@@ -14,7 +14,6 @@ from qra_bo.config.presets import preset_notes
 from qra_bo.memory.cards import CARDS
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.utils.device import resolve_dtype
-from qra_bo.utils.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -68,13 +67,6 @@ def test_learning_rate_falls_with_the_width_in_a_folder(numbers: dict[str, Any],
     assert load_config(["+model=hf", f"model.path={tmp_path}", "train=cpu"]).adapter.lr == 1.3e-3
 
 
-@pytest.mark.parametrize(("overrides", "data"), [
-    ([], "plays"), (["+model=tiny"], "plays"), (["+model=llama2_7b"], "alpaca"), (["+model=llama2_7b_chat"], "alpaca"),
-    (["+model=hf", "model.path=a/b"], "alpaca"), (["+model=llama2_7b", "data=gsm8k"], "gsm8k")])
-def test_data_follow_the_model(overrides: list[str], data: str) -> None:
-    assert load_config(overrides).data.name == data
-
-
 def test_budget_of_a_named_card_is_its_memory_less_the_headroom() -> None:
     plan = make_plan(load_config(["+model=llama2_7b", "task=memory", "gpu=rtx4090"]))
     assert [(b.text, b.size) for b in plan.budgets] == [("auto", CARDS["rtx4090"].total_bytes - 10**9)]
@@ -83,12 +75,6 @@ def test_budget_of_a_named_card_is_its_memory_less_the_headroom() -> None:
     assert smaller.budgets[0].size == CARDS["rtx4090"].total_bytes - 2 * 10**9
     (given,) = make_plan(load_config(["+model=llama2_7b", "task=memory", "gpu=rtx4090", "budget=10GB"])).budgets
     assert (given.text, given.size) == ("10GB", 10**10)
-
-
-def test_unknown_card_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"gpu: 'rtx9999' is not a card of the table; known, nearest first: rtx"):
-        load_config(["gpu=rtx9999"])
-    assert load_config(["gpu=4090"]).gpu == load_config(["gpu=RTX-4090"]).gpu == "rtx4090"
 
 
 @pytest.mark.parametrize(("words", "train"), [
@@ -109,16 +95,6 @@ def test_training_where_torch_lacks_cuda_has_the_size_of_a_cpu(words: list[str],
     config = load_config(words)
     assert config.train.name == "gpu"
     assert not any("driver" in note for note in preset_notes(config))
-
-
-@pytest.mark.parametrize("words", [["task=memory"], ["oracle=synthetic"], ["gpu=l4"]])
-def test_plans_and_simulations_need_no_torch_to_choose_a_trainer(words: list[str],
-                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets_module, "planned_device", lambda device: "cuda")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("torch was asked"))
-    config = load_config(words)
-    assert config.train.name == "gpu"
-    assert preset_notes(config)
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((7, 0), "float16"), ((8, 0), "bfloat16"),
@@ -143,17 +119,6 @@ def test_automatic_type_of_a_cpu_is_the_faster_one(described: str | None, dtype:
     assert resolve_dtype("bfloat16", "cpu") == "bfloat16"
 
 
-def test_the_plan_says_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str]) -> None:
-    trainer, card, text = preset_notes(load_config(["+model=llama2_7b", "gpu=t4"]))
-    assert trainer.startswith("train=gpu (chosen for gpu=t4): 16 x 2048 tokens a step (1 x 2048 at once), adamw_8bit, ")
-    assert "Tesla T4, 15.6 GB, float16 on CUDA; nothing here was measured on it" in card
-    assert text.endswith("tatsu-lab/alpaca from the hub; your own text: data=jsonl data.path=FILE")
-    trainer, _ = preset_notes(load_config(["+model=llama2_7b", "train=cpu"]))
-    assert "as given; gpu suits 6.7 B parameters" in trainer
-    assert app.main(["+model=tiny", "task=memory", "gpu=l4"]) == 0
-    assert "\ntrain=gpu (chosen for gpu=l4)" in capsys.readouterr().out
-
-
 def test_every_job_of_a_sweep_gets_its_own_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[RunConfig] = []
     monkeypatch.chdir(tmp_path)
@@ -162,11 +127,6 @@ def test_every_job_of_a_sweep_gets_its_own_choice(monkeypatch: pytest.MonkeyPatc
     assert [(c.model_name, c.train.name, str(c.budget[0])) for c in seen] == [
         ("tiny", "cpu", "uniform:4,4"), ("tiny", "gpu", "auto"), ("llama2_7b", "gpu", "uniform:4,4"),
         ("llama2_7b", "gpu", "auto")]
-
-
-def test_cfg_job_shows_the_choice(capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["+model=llama2_7b", "--cfg", "job", "--package", "train"]) == 0
-    assert "length: 2048" in capfd.readouterr().out
 
 
 def test_own_trainer_of_a_config_dir(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """``serve``: formats that come with a consumer, and what it does not load."""
 
-from dataclasses import replace
 
 import pytest
 
@@ -15,10 +14,6 @@ def test_a_consumer_brings_its_formats(serve: str) -> None:
     config = load_config([f"serve={serve}", f"bits={[fmt.bits for fmt in formats]}".replace(" ", "")])
     assert config.serve == serve
     assert config.format_names == tuple(fmt.name for fmt in formats)
-
-
-def test_ollama_runs_what_llamacpp_runs() -> None:
-    assert load_config(["serve=ollama"]) == load_config(["serve=llamacpp", "export.gguf=[base,adapter,merged-q8_0]"])
 
 
 def test_formats_that_the_consumer_loads_may_be_chosen() -> None:
@@ -40,22 +35,3 @@ def test_what_the_consumer_does_not_load_is_named_at_once(overrides: list[str], 
     message = str(caught.value)
     assert message.count("serve=" + overrides[0].removeprefix("serve=") + " searches only") == 1
     assert all(part in message for part in parts)
-
-
-@pytest.mark.parametrize("serve", [name for name in CONSUMERS if name != ANY])
-@pytest.mark.parametrize("named", [[], ["quantizer.formats.6=[hqq6]"], ["quantizer.formats.6=[]"]])
-def test_a_width_that_the_consumer_lacks_is_named_alone(serve: str, named: list[str],
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CONSUMERS, serve, replace(CONSUMERS[serve], kinds={"sym": (3, 4, 8)}))
-    with pytest.raises(ConfigError) as caught:
-        load_config([f"serve={serve}", "bits=[4,5,6,8]", *named])
-    assert str(caught.value) == (
-        f"serve={serve} searches only what {CONSUMERS[serve].title} loads exactly, which is not so of 5, 6 bits (it "
-        "has 3, 4, 8, 16): leave 5, 6 out of bits; or use serve=any.")
-
-
-def test_a_mistake_in_the_formats_is_reported_alone() -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_config(["serve=mlx", "quantizer.formats.4=[nf5]"])
-    assert "unknown storage format 'nf5'" in str(caught.value)
-    assert "searches only" not in str(caught.value)

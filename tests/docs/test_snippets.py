@@ -164,31 +164,3 @@ def test_keys_within_the_text_are_in_the_schema() -> None:
                 for key in re.findall(r"(?:^|[ \"+])([a-z][\w.]*)=", code)}
         assert sorted(key for key in keys - ARGUMENTS if not key.startswith(("table1.", "hydra."))
                       and key not in options() and inspect([f"{key}=1"], sweep=False)[1]) == [], page
-
-
-def test_every_extra_that_a_page_names_exists() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = {e for page in PAGES for e in re.findall(r"qra_bo\[(\w+)\]", page.read_text(encoding="utf-8"))}
-    assert named <= set(extras)
-
-
-def test_the_reference_lists_every_key() -> None:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    text = module.configuration()
-    for key in ("budget", "memory.scope", "quantizer.formats.4", "export.gguf"):
-        assert f"| `{key}` |" in text
-    for key, change in (("budget", "refused"), ("max_hours", "may change"), ("out", "names the run"),
-                        ("effort.max_full_trials", "may change"), ("data.kind", "refused")):
-        found = [line for line in text.splitlines() if line.startswith(f"| `{key}` |")]
-        assert found
-        assert all(line.endswith(f"| {change} |") for line in found)
-    assert [line for line in text.splitlines() if line.startswith("| `") and line.split(" | ")[-2].strip() == ""] == []
-    named = re.findall(r"^\| `([\w.-]+)` \|", text, re.M)
-    assert [key for key in named if key not in options() and inspect([f"++{key}=1"], sweep=False)[1]] == []
-    for group in ("method", "model", "logger"):
-        for option in (ROOT / "conf" / group).glob("[!_]*.yaml"):
-            assert f"### {group}={option.stem}" in text

@@ -41,16 +41,3 @@ def test_searches_of_the_page_propose_what_fits() -> None:
         assert len({p.allocation for p in proposed}) > 3, name
         assert all(problem.space.contains(p.allocation) and problem.fits(p.allocation) for p in proposed), name
         searcher.tell([])
-
-
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["fidelity.high=48"], "fidelity.high must be 24, the steps of every trial of the table"),
-    (["fidelity.low=7"], "fidelity.low must be null or one of 6, 12"),
-    (["embeddings=8"], "embeddings must be 16, as in the base of the table's trials; got 8"),
-    (["oracle.table=null"], "oracle.table must name the folder of a table of real trials"),
-    (["oracle.table=nowhere"], "a table of trials is a folder with task.json"),
-    (["ranks=[4,8]", "granularity=block"], "use the model and granularity of the table")])
-def test_runs_that_no_table_answers_exit_2(overrides: list[str], message: str, tmp_path: Path,
-                                           capfd: pytest.CaptureFixture[str]) -> None:
-    assert main([*TABLE, *overrides, f"out={tmp_path / 'run'}"]) == 2
-    assert message in capfd.readouterr().err

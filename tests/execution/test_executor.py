@@ -1,6 +1,5 @@
 """What goes wrong in a worker is a result, and the next request is served."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 
 from qra_bo.execution import pool
-from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec, ProfileResult
+from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.pool import Limits
 from qra_bo.oracle.protocol import quiet
@@ -167,11 +166,6 @@ def test_lack_of_memory_outside_a_trial_is_the_users_to_mend(faulty: Any) -> Non
         faulty().call("tests.study.oracles:asks_for_room", {}, quiet)
 
 
-def test_a_worker_lost_while_it_builds_is_an_error() -> None:
-    with pytest.raises(WorkerError, match=r"built the oracle.*exit status 7"):
-        LocalExecutor([OracleSpec("tests.study.oracles:dies_early")], Limits(30)).evaluate(REQUEST, quiet)
-
-
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_worker_lost_outside_an_evaluation_is_asked_again(faulty: Any, retries: int) -> None:
     executor = faulty(retries=retries, pause=.5)
@@ -269,12 +263,3 @@ def test_in_process_faults_are_results_too(tmp_path: Path) -> None:
         executor.evaluate(REQUEST, quiet)
     executor.close()
     assert oracle.closed
-
-
-def test_a_profile_survives_its_message_exactly() -> None:
-    result = InProcessExecutor(PlantedOracle()).profile(quiet)
-    se = np.arange(12).reshape(4, 3) / 7.0
-    for found in (result, replace(result, profile=replace(result.profile, quantization_se=se))):
-        again = ProfileResult.from_json(json.loads(json.dumps(found.to_json())))
-        assert again.to_json() == found.to_json()
-        assert (again.profile.quantization_se is None) is (found is result)

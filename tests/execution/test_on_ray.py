@@ -1,13 +1,6 @@
 """Evaluations on Ray: as on this machine's own workers, and whatever dies there is begun again."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +11,9 @@ from qra_bo.execution.on_ray import RayExecutor
 from qra_bo.execution.pool import Limits
 from qra_bo.oracle.protocol import quiet
 from qra_bo.space import uniform
-from qra_bo.study.journal import read_journal
 from qra_bo.trials import TrialSpec, TrialState
-from qra_bo.utils.errors import DeviceError, ModelError, OracleError
+from qra_bo.utils.errors import OracleError
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import comparable
 
 ray = pytest.importorskip("ray", reason="executor=ray needs the extra 'ray'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning:ray")]
@@ -82,28 +73,6 @@ def test_what_dies_twice_is_a_failure_and_errors_are_told_apart(faulty: Any) -> 
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
 
 
-def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:
-    executor = RayExecutor(OracleSpec("tests.study.oracles:no_weights", {"name": "big"}), Limits(30), 1, SMALL, None)
-    with pytest.raises(ModelError, match="no weights of big"):
-        executor.describe()
-    with pytest.raises(DeviceError, match=r"takes 64 CPU.*executor\.cpus"):
-        RayExecutor(OracleSpec(TARGET), Limits(30), 1, {"num_cpus": 64}, None)
-
-
-def test_evaluations_that_sleep_are_done_side_by_side(faulty: Any) -> None:
-    wanted = [replace(REQUEST, train_seed=s) for s in range(4)]
-    executor = faulty(workers=2, pause=1.0)
-    for request in wanted:  # actors are up before the clock starts
-        executor.submit(request)
-    for _ in wanted:
-        executor.finished(quiet)
-    start = time.monotonic()
-    for request in wanted:
-        executor.submit(request)
-    done = [executor.finished(quiet)[1] for _ in wanted]
-    assert time.monotonic() - start < sum(m.seconds for m in done)
-
-
 def test_a_closed_executor_keeps_what_is_evaluated(faulty: Any, tmp_path: Path) -> None:
     executor = faulty(at0="crawl")
     executor.submit(REQUEST)
@@ -115,25 +84,3 @@ def test_a_closed_executor_keeps_what_is_evaluated(faulty: Any, tmp_path: Path) 
         executor.finished(stop)
     executor.close()
     assert int((tmp_path / "kept").read_text()) >= 1
-
-
-def test_a_driver_that_is_killed_goes_on_to_a_result(tmp_path: Path) -> None:
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-m", "tests.study.problem", str(folder), ".05", "ray"],
-                                stderr=subprocess.PIPE, env={**os.environ, "RAY_ADDRESS": ""})
-
-    folder, journal = tmp_path / "run", tmp_path / "run" / "trials.jsonl"
-    for lines in (6, 16):
-        process = start(folder)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and (not journal.exists() or journal.read_bytes().count(b"\n") < lines):
-            assert process.poll() is None, process.stderr and process.stderr.read().decode()
-            time.sleep(.05)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    last = start(folder)
-    _, err = last.communicate(timeout=240)
-    assert last.returncode == 0, err.decode()
-    found = [e["key"] for e in read_journal(journal).events if e["event"] == "trial"]
-    assert len(found) == len(set(found))
-    assert comparable(json.loads((folder / "best.json").read_text()))["loss"] < 4.5

@@ -1,18 +1,15 @@
 """Decoders of every supported family: llama.cpp and mlx-lm compute transformers' logits, with the adapter too."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader, GGUFWriter
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
-    GenerationConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -21,9 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from qra_bo.export.gguf import source_of
 from qra_bo.export.gguf_file import Source
-from qra_bo.export.gguf_layout import ARCHITECTURES, layout_of
+from qra_bo.export.gguf_layout import layout_of
 from qra_bo.export.gguf_tokenizer import vocabulary_of
 from qra_bo.export.llamacpp import LlamaCpp
 from qra_bo.export.mlx import mlx_config, mlx_logits, write_model
@@ -31,7 +27,6 @@ from qra_bo.export.weights import LinearWeights, LoraPair, RunWeights, _others
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.quantization.base import pack_for
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.serving import CONSUMERS
 from qra_bo.utils.errors import ConfigError
 
 SIZES: dict[str, Any] = {
@@ -163,30 +158,3 @@ def test_decoders_that_are_computed_otherwise_are_refused(describe: Callable[[An
                                                           reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         describe(config)
-
-
-def test_sampling_is_written_with_releases_of_gguf_without_methods_for_it(tmp_path: Path,
-                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in dir(GGUFWriter) if name.startswith("add_sampling_")]:
-        monkeypatch.delattr(GGUFWriter, name)  # they came with 0.18
-    wanted = {"temp": 0.5, "top_k": 20, "top_p": 0.25, "min_p": 0.125, "penalty_repeat": 1.5}
-    settings = GenerationConfig(do_sample=True, temperature=0.5, top_k=20, top_p=0.25, min_p=0.125,
-                                repetition_penalty=1.5)
-    weights = replace(decoder(DECODERS["llama"])[1], generation_config=settings)
-    source = Source(weights, layout_of(weights.config), vocabulary_of(byte_tokenizer(), 320), "llama")
-    source.write_model(tmp_path / "base.gguf", dense=True)
-    fields = GGUFReader(tmp_path / "base.gguf").fields
-    assert {key.rpartition(".")[2]: field.contents() for key, field in fields.items()
-            if key.startswith("general.sampling.")} == wanted
-
-
-def test_other_families_are_refused_with_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = {"gpt_neox.embed_in.weight": torch.zeros(320, 64)}  # a name of its own, which must not be a KeyError
-    weights = RunWeights(None, {}, others, GPTNeoXConfig(), None, byte_tokenizer())  # type: ignore[arg-type]
-    monkeypatch.setattr("qra_bo.export.gguf.weights_of", lambda run: weights)
-    with pytest.raises(ConfigError, match=r"families llama, mistral, qwen2.*'gpt_neox'"):
-        source_of(None)  # type: ignore[arg-type]
-
-
-def test_families_of_serve_are_those_of_the_export() -> None:
-    assert CONSUMERS["llamacpp"].families == tuple(ARCHITECTURES)

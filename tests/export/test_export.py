@@ -17,7 +17,6 @@ from qra_bo.finetune.manifest import MANIFEST, adapter_digest, sealed
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import EXPORT_TARGETS
 from qra_bo.pipeline.exports import commands, finished_run, warn_of_stale
-from qra_bo.study.results import PREDICTED
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.finished import exported
 from tests.export.fixtures import manifest_json, module_ranks, write_finished
@@ -41,19 +40,6 @@ def with_weights(run, formats=SYMMETRIC):
     (run / MANIFEST).write_text(json.dumps(manifest_json(module_ranks(), dict(zip(module_ranks(), formats,
                                                                                   strict=True)))))
     return with_manifest(run, adapter_sha256=adapter_digest(run / "adapter"))
-
-
-def test_script_for_trl_is_python_whatever_the_model_is_called(tmp_path):
-    [path] = exported(write_finished(tmp_path / "run", model='a """ b \\ \' c'), ["trl"])
-    compile(path.read_text(), str(path), "exec")
-
-
-def test_vllm_serves_a_merged_copy_of_what_it_does_not_load(tmp_path):
-    run = write_finished(tmp_path / "run")
-    [path] = exported(run, ["vllm"])
-    assert "vLLM has no hqq4, hqq8" in path.read_text()
-    assert f"vllm serve {run.resolve() / 'export' / 'merged'}\n" in path.read_text()
-    assert "serve=vllm" in path.read_text()
 
 
 def test_vllm_serves_the_mix_with_an_adapter_of_one_rank(tmp_path):
@@ -84,40 +70,6 @@ def test_vllm_wants_one_format_for_projections_of_one_input(formats, said):
 
 
 SAME = {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 5}
-FINAL = {"loss": 3.871, "loss_se": .005, "steps": 320, "kept_step": 240, "metric": "test_loss"}
-BEYOND = {"steps": 240, "trial_steps": 24, "confirmed_steps": 24, "predicted_beyond": .02}
-GUESS = {"label": PREDICTED, "mean": -.02, "low": -.03, "high": -.01, "steps": 24}
-
-
-@pytest.mark.parametrize(("changes", "said", "unsaid"), [
-    ({}, ('"base_model": "org/tiny"', '"mixed-precision"', "| uniform-4bit-r16 | 4.1300", "\u22120.0120",
-          "needs its mixed base", "| 0 | 8 | bitsandbytes 8-bit | 2 |", "| 1 | 4 | bitsandbytes 4-bit | 5 |", "Licence",
-          "after 24 steps: \u22120.0120 nats (95 % interval \u22120.0180 to \u22120.0060; negative is better).\n"), ()),
-    ({"bits": [16, 16], "ranks": [8, 8]}, ("rank 8, trained on a base model of 16", "**Its base is `org/tiny` in 16"),
-     ("On a 16-bit base", "mixed")),
-    ({"delivered": FINAL, "search_loss": 4.07}, (
-        "Test loss of this adapter: 3.8710 ± 0.0050 nats per token**, after 240 steps",
-        "| | validation loss (nats per token) | predicted memory | fits |", "| **this allocation** | 4.0700 |"),
-     ("4.0100",)),  # the confirmation's mean test loss, of shorter trainings
-    ({"winner_kind": "uniform", "versus_best_uniform": SAME}, ("This allocation is the best uniform baseline.\n",),
-     ("95 % interval",)),
-    ({"objective": BEYOND}, ("negative is better); +0.0080 predicted for 240 steps.\n",), ()),
-    ({"searched": False, "prediction": GUESS, "versus_best_uniform": None, "oracle": "synthetic"},
-     (PREDICTED, "nats against the best uniform choice", "no model was trained"), ())])
-def test_card_states_what_was_measured(tmp_path, changes, said, unsaid):
-    [path] = exported(write_finished(tmp_path / "run", **changes), ["card"])
-    text = path.read_text()
-    assert [part for part in said if part not in text] == []
-    assert [part for part in unsaid if part in text] == []
-
-
-def test_an_unfinished_run_is_refused_with_all_that_is_missing(tmp_path):
-    with pytest.raises(OutputError, match=r"best\.json can't be read.*it holds no quant_manifest\.json"):
-        exported(tmp_path, ["card"])
-    run = write_finished(tmp_path / "run")
-    (run / "best.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"best\.json: model is missing"):
-        exported(run, list(TARGETS))
 
 
 def test_checks_of_another_release_are_passed_over_and_other_changes_refused(tmp_path, monkeypatch):
@@ -131,25 +83,6 @@ def test_checks_of_another_release_are_passed_over_and_other_changes_refused(tmp
         exported(run, ["card"])
 
 
-@pytest.mark.parametrize(("files", "said"), [
-    (("base", "adapter", "merged-f16"), "-m {}/base.gguf --lora {}/adapter.gguf"),
-    (("merged-q8_0",), "-m {}/merged-q8_0.gguf"),
-    (("base",), None), ((), None),
-])
-def test_the_server_of_llamacpp_is_started_with_the_files_at_hand(tmp_path, files, said):
-    run = write_finished(tmp_path / "run")
-    folder = run.resolve() / "gguf"
-    folder.mkdir()
-    merged = any(name.startswith("merged") for name in files)
-    for name in (*(f"{name}.gguf" for name in files), *["Modelfile"] * merged):
-        (folder / name).touch()
-    wanted = None if said is None else f"llama-server {said.replace('{}', str(folder))} --host 127.0.0.1 --port 8080"
-    assert gguf.start(FinishedRun.read(run)) == wanted
-    ollama = gguf.start_ollama(FinishedRun.read(run))
-    assert (ollama is None) == (not merged)
-    assert ollama is None or ollama.startswith(f"cd {shlex.quote(str(run.resolve() / 'gguf'))} && ollama create ")
-
-
 def test_models_of_two_runs_have_names_of_their_own_in_ollama(tmp_path):
     names = set()
     for folder in ("runs/tiny-8GB-20260101", "runs/2", "other runs/é" + 90 * "x"):
@@ -160,17 +93,6 @@ def test_models_of_two_runs_have_names_of_their_own_in_ollama(tmp_path):
     assert len(names) == 3
     assert {"tiny-8gb-20260101", "tiny-2"} < names
     assert all(re.fullmatch(r"[a-z0-9_][a-z0-9._-]{0,79}", name) for name in names)
-
-
-def test_vllm_is_started_where_its_files_are(tmp_path):
-    run = with_weights(write_finished(tmp_path / "run"))
-    assert vllm.start(FinishedRun.read(run)) is None
-    for name in ("compressed_tensors", "vllm"):
-        (run / TARGETS[name].path).mkdir(parents=True)
-        assert vllm.start(FinishedRun.read(run)) is None  # begun, and perhaps not ended
-        with FinishedRun.read(run).recorded(name):
-            pass
-    assert vllm.start(FinishedRun.read(run)).startswith(f"vllm serve {run.resolve() / 'compressed_tensors'} ")
 
 
 def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, monkeypatch, caplog):
@@ -229,12 +151,6 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
 
 def test_configurations_know_the_names_of_all_targets():
     assert set(EXPORT_TARGETS) == set(TARGETS)
-
-
-@pytest.mark.parametrize("name", ["axolotl", "llamafactory", "uniform_rank", "bitsandbytes"])
-def test_a_removed_target_is_refused_with_what_does_its_work(name):
-    with pytest.raises(ConfigError, match=rf"'{name}' is no longer an export target: .*export\.targets=\["):
-        load_config(["+model=tiny", "data=tiny", f"export.targets=[{name}]"])
 
 
 @pytest.mark.parametrize(("target", "formats", "said"), [

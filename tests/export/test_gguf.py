@@ -1,7 +1,5 @@
 """A run as GGUF files: every weight as it was, and llama.cpp's own logits beside the run's."""
 
-import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,17 @@ from gguf import GGMLQuantizationType as Form
 from gguf import GGUFReader
 from gguf.quants import dequantize, quantize
 
-from qra_bo.config import load_config
-from qra_bo.export.gguf import FILES, FOLDER, modelfile
+from qra_bo.export.gguf import FILES, FOLDER
 from qra_bo.export.gguf_blocks import form_of, is_exact, linear_blocks
 from qra_bo.export.gguf_file import half_form
 from qra_bo.export.gguf_layout import layout_of
-from qra_bo.export.registry import SMALL
 from qra_bo.export.run import FinishedRun
-from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
+from qra_bo.export.weights import LinearWeights, weights_of
 from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.quantization.base import backend_of
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving import gguf_bytes
-from qra_bo.pipeline.exports import commands
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
 from qra_bo.space.decoder import spec_from_model
 from tests.export.allocations import Case, build, rows_of
@@ -117,55 +112,6 @@ def test_16_bits_take_the_type_that_holds_them() -> None:
     assert half_form(small.half()) == Form.F16
     assert half_form(torch.tensor([0.5, 3.0]).bfloat16()) == Form.F16
     assert half_form(torch.tensor([1 / 3])) == Form.F16
-
-
-def test_rows_that_are_no_whole_blocks_have_no_form() -> None:
-    fmt = parse_format("hqq4")
-    assert form_of(fmt, 96) == Form.Q4_1
-    assert form_of(fmt, 80) is None
-    assert form_of(parse_format("fp16"), 80) == Form.F16
-
-
-def test_modelfile_has_the_generation_settings() -> None:
-    from transformers import GenerationConfig
-
-    settings = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9)
-    weights = RunWeights(None, {}, {}, None, settings, None)  # type: ignore[arg-type]
-    assert modelfile("m.gguf", weights).splitlines()[:2] == ["FROM ./m.gguf", "PARAMETER temperature 0.6"]
-    assert "PARAMETER top_p 0.9" in modelfile("m.gguf", weights)
-
-
-def test_each_export_leaves_files_of_this_adapter_and_commands_for_them(tmp_path: Path) -> None:
-    def built(rank: int) -> Path:
-        return build(Case(1, "llama", True, 2, "float32", ("sym4-g64", "hqq4"), (rank,)), tmp_path).folder
-
-    def export(*files: str) -> str:
-        written = exported(built_folder, ["gguf"], gguf=files)
-        assert [p.name for p in written if p.suffix == ".gguf"] == [f"{name}.gguf" for name in files]
-        return (folder / "README.md").read_text()
-
-    built_folder = built(1)
-    folder = built_folder / FOLDER
-    assert "llama-server" not in export("base")
-    export("merged-q8_0", "adapter")
-    text = export("base-f32")  # the others stay, and so do their commands
-    for part in ("`merged-q8_0.gguf`", "`base-f32.gguf`", "llama-server -m base.gguf --lora adapter.gguf", "ollama",
-                 "offsets of hqq4 are rounded", "in Q8_0 instead of their searched form"):
-        assert part in text
-    assert [line.partition("):")[0] for line in commands(FinishedRun.read(built_folder))] == [
-        "Talk to it (gguf", "Talk to it (Ollama"]
-    (folder / "notes.txt").touch()
-    built(2)
-    export("merged-q8_0")  # of another adapter: nothing of the former one stays
-    assert {path.name for path in folder.iterdir()} == {"merged-q8_0.gguf", "README.md", "Modelfile", "notes.txt"}
-    server, _ = commands(FinishedRun.read(built_folder))  # whose export.gguf lists other files
-    assert [Path(word).name for word in shlex.split(server) if word.endswith(".gguf")] == ["merged-q8_0.gguf"]
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    [check] = re.findall("`python -m qra_bo (task=export .*)` measures", (folder / "README.md").read_text())
-    config = load_config(shlex.split(check))
-    assert config.export.check is True
-    exported(built_folder, config.export.targets or SMALL, gguf=config.export.gguf)
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("embeddings", [16, 6])

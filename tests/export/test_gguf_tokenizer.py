@@ -152,12 +152,6 @@ def test_chat_prompt_has_the_same_ids(tmp_path: Path) -> None:
     assert reader.fields["tokenizer.ggml.eos_token_id"].contents() == 1
 
 
-def test_ids_without_a_token_are_unused() -> None:
-    vocabulary = vocabulary_of(byte_tokenizer(), 300)
-    assert len(vocabulary.tokens) == len(set(vocabulary.tokens)) == 300
-    assert [vocabulary.types[i] for i in (0, 255, 256, 257, 258, 299)] == [1, 1, 3, 3, 5, 5]
-
-
 @pytest.mark.parametrize(("stripped", "like_phi"), [((), False), (("</s>", "<|user|>"), True), (("<s>",), False)])
 def test_phi_rules_of_white_space_follow_the_name(stripped: tuple[str, ...], like_phi: bool, tmp_path: Path) -> None:
     core = sentencepiece(LLAMA2)
@@ -189,20 +183,3 @@ def test_merges_that_scores_cannot_give_are_refused() -> None:
         data["model"]["merges"] = changed
         with pytest.raises(ConfigError, match=reason):
             vocabulary_of(wrapped(Tokenizer.from_str(json.dumps(data))), 2000)
-
-
-@pytest.mark.parametrize(("core", "reason"), [
-    (Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), "its model is WordLevel"),
-    (Tokenizer(models.Unigram([("a", 0.0)], unk_id=0)), "its model is Unigram"),
-    (trained(by_pattern(r"\w+|\W+")), "split into words is none of"),
-    (trained(pre_tokenizers.ByteLevel(add_prefix_space=True)), "without a space before"),
-    (trained(pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.Lowercase()), "changes texts by Lowercase"),
-    (sentencepiece({"normalizer": normalizers.Lowercase()}), "prepares texts by Lowercase")])
-def test_other_tokenizers_are_refused_with_the_reason(core: Tokenizer, reason: str) -> None:
-    with pytest.raises(ConfigError, match=rf"tokenizer has no form in GGUF.*{reason}"):
-        vocabulary_of(wrapped(core), 2000)
-
-
-def test_more_ids_than_rows_are_refused() -> None:
-    with pytest.raises(ConfigError, match="the id 257, and the model's embedding only 256 rows"):
-        vocabulary_of(byte_tokenizer(), 256)

@@ -1,6 +1,5 @@
 """Runs as mlx-lm loads them: the run's own weights at every width and group, and its logits."""
 
-import json
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from qra_bo.export.mlx import ADAPTER, FOLDER, linear_tensors
+from qra_bo.export.mlx import FOLDER, linear_tensors
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, weights_of
 from qra_bo.finetune.quantization.base import pack_for
@@ -45,25 +44,6 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     run = build(case, tmp_path_factory.mktemp("mlx"))
     exported(run.folder, ["mlx"])
     return run
-
-
-def test_files_state_each_modules_width_and_the_commands(run: FinishedRun) -> None:
-    folder = run.folder / FOLDER
-    config = json.loads((folder / "config.json").read_text())
-    quantization = config["quantization"]
-    for name, record in run.manifest.modules.items():
-        fmt = record.format
-        expected = None if fmt.bits == 16 else {"group_size": fmt.block, "bits": fmt.bits}
-        assert quantization.get(name) == expected
-    assert config["rope_theta"] == 10_000.0
-    assert "quantization_config" not in config
-    adapter = json.loads((folder / ADAPTER / "adapter_config.json").read_text())
-    adapted = [name for name, record in run.manifest.modules.items() if record.rank]
-    assert adapter["lora_parameters"] == {"rank": 4, "scale": 1.0, "dropout": 0.0, "keys": adapted}
-    text = (folder / "README.md").read_text()
-    assert "mlx_lm.server --model . --adapter-path adapter" in text
-    assert "to the last bit" in text
-    assert (folder / "tokenizer.json").is_file()
 
 
 def test_packed_bytes_are_those_that_serving_predicts(run: FinishedRun) -> None:

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from qra_bo.config import load_config
-from qra_bo.export.check import check_exports
-from qra_bo.export.comparison import Loader, Reference, View, divergence
+from qra_bo.export.comparison import Reference, View, divergence
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import weights_of
@@ -119,18 +118,6 @@ def test_check_names_loader_difference_and_reason(mixed: Path, capsys: pytest.Ca
     assert 0 < rows["merged"]["largest"] < ROUNDING
 
 
-def test_export_that_fails_to_load_states_the_error(mixed: Path, tmp_path: Path) -> None:
-    run = FinishedRun.read(Path(shutil.copytree(mixed, tmp_path / "run", ignore=shutil.ignore_patterns("export"))))
-    (run.folder / "export" / "merged").mkdir(parents=True)
-    with run.recorded("merged"):
-        [row] = [r for r in check_exports(run) if r.what == "merged"]
-        assert row.note == "failed: it is unfinished, or of an earlier result of this run; export it again"
-    [row] = [r for r in check_exports(run) if r.what == "merged"]
-    assert row.largest is None
-    assert row.note.startswith("failed: ")
-    assert "unfinished" not in row.note
-
-
 def test_reference_in_fp32_is_the_model_loaded_to_compute_in_fp32(mixed: Path) -> None:
     ids = load_file(mixed / PROBE)["input_ids"][0]
     reference = Reference(FinishedRun.read(mixed), ids)
@@ -157,9 +144,3 @@ def test_logits_that_are_no_numbers_are_a_failure(value: float) -> None:
     row = reference.row(View("as served", torch.tensor([[0.0, value, 0.0]] * 2)), "server")
     assert (row.result, row.largest, row.kl) == ("", None, None)
     assert row.note == "failed: it computes logits that are no finite numbers"
-
-
-def test_missing_consumer_is_named_with_its_install_command(mixed: Path) -> None:
-    loader = Loader("server", lambda run, reference: [], ("no_such_package",), "no-such-package")
-    [row] = loader.rows("gguf", FinishedRun.read(mixed), object.__new__(Reference))
-    assert (row.result, row.note) == ("", "not installed: pip install no-such-package")

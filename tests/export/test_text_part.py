@@ -1,20 +1,17 @@
 """A run on the text decoder of a checkpoint with a vision part: it reloads, and its exports are models of text."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 
 from qra_bo.export.load import load
 from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import PROBE, read_manifest
-from qra_bo.finetune.models.load import load_base
 from tests.export.allocations import rows_of
 from tests.export.finished import exported, finish
 from tests.finetune.models import tiny_gemma3_with_vision
@@ -67,22 +64,3 @@ def test_exports_are_models_of_text(run: Path, target: str) -> None:
         assert config["architectures"] == ["Gemma3ForCausalLM"]
         assert config["eos_token_id"] == [1, 257]
         assert "vision_config" not in config
-
-
-def test_the_card_puts_the_adapter_on_the_whole_checkpoint(run: Path, whole: Path, tmp_path: Path,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    exported(run, ["card"])
-    [code] = [code for code in re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.S)
-              if "whole" in code]
-    (tmp_path / "adapter").symlink_to(run / "adapter")
-    monkeypatch.chdir(tmp_path)
-    found: dict[str, Any] = {}
-    exec(code, found)
-    assert f'"{whole}"' in code
-    base, _ = load_base(read_manifest(run).model)
-    decoder, _ = load_base({**read_manifest(run).model, "path": "decoder"})
-    assert not decoder.is_text_part
-    assert torch.equal(probe(decoder.float(), run), probe(base.float(), run))
-    adapted, alone = probe(found["whole"].float(), run), probe(base, run)
-    torch.testing.assert_close(adapted, probe(PeftModel.from_pretrained(base, "adapter"), run), rtol=0, atol=1e-4)
-    assert (adapted - alone).abs().max() > 0.01

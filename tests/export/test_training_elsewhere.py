@@ -21,7 +21,6 @@ from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.training.loop import TrainSettings, train_step
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
-from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.finished import exported, finish
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing` is deprecated:FutureWarning",
@@ -121,18 +120,6 @@ def test_trl_trains_over_a_packed_head(tmp_path: Path) -> None:
     assert trainer_losses(run, data, tmp_path / "out", "trl") == pytest.approx(own_losses(run, data), abs=1e-4)
 
 
-def test_plain_loop_changes_the_adapter_and_nothing_else(run: Path) -> None:
-    model, _ = qra_bo.load(run, trainable=True)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.AdamW(qra_bo.optimizer_groups(model, run))
-    ids = batches(1, 200)[0]
-    model(input_ids=ids, labels=ids).loss.backward()
-    optimizer.step()
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
-        assert parameter.dtype == torch.float32 or "lora_" not in name
-
-
 def test_each_rank_has_the_rate_of_the_run(run: Path) -> None:
     model, _ = qra_bo.load(run, trainable=True)
     best = json.loads((run / "best.json").read_text())
@@ -144,18 +131,6 @@ def test_each_rank_has_the_rate_of_the_run(run: Path) -> None:
             assert by_parameter[id(parameter)] == pytest.approx(best["learning_rate"] * (16 / rank) ** 0.5)
     assert len(by_parameter) == 2 * 7 * 4
     assert rate_of({**best, "lr_rule": "constant"}, 3) == best["learning_rate"]
-
-
-def test_base_without_an_adapter_is_not_trainable(run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"adapter=False.*get_peft_model"):
-        qra_bo.load(run, adapter=False, trainable=True)
-
-
-def test_run_without_its_rates_is_refused(run: Path, tmp_path: Path) -> None:
-    model, _ = qra_bo.load(run, trainable=True)
-    (tmp_path / "best.json").write_text("{}")
-    with pytest.raises(OutputError, match="must state learning_rate, lr_rule and training"):
-        qra_bo.optimizer_groups(model, tmp_path)
 
 
 def test_script_for_trl_trains_the_adapter(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,22 +40,6 @@ def test_weights_are_those_of_the_loaded_model(run: Path, weights: RunWeights) -
     assert all(torch.equal(weights.others[name], p) for name, p in others.items())
 
 
-def test_tied_weights_are_listed_once(weights: RunWeights) -> None:
-    assert ("lm_head.weight" in weights.others) is not weights.config.tie_word_embeddings
-
-
-def test_a_base_that_was_moved_is_found_again_by_a_link(tmp_path: Path) -> None:
-    run = build(Case(1, "llama", True, 2, "float32", ("sym4-g64",), (1,)), tmp_path / "run")
-    manifest = read_manifest(run.folder)
-    former, there = tmp_path / "former place", Path(manifest.model["path"])
-    write_json(run.folder / MANIFEST, replace(manifest, model={**manifest.model, "path": str(former)}).to_json())
-    with pytest.raises(ModelError, match=f"trained on the model in {former}, which is not there: copy .* or make it a "
-                                         "link"):
-        load(run.folder)
-    former.symlink_to(there)
-    load(run.folder)
-
-
 @pytest.mark.parametrize("number", [0, 1], ids=["packed", "quantised again"])
 def test_a_base_with_other_biases_is_refused(tmp_path: Path, number: int) -> None:
     run = build(Case(number, "qwen2", True, 2, "bfloat16", ("sym4-g64", "fp16", "nf4"), (0, 2)), tmp_path / "run")

@@ -146,13 +146,6 @@ def test_prompt_ends_where_the_answer_begins() -> None:
     assert prompt_of(TokenBlocks(ids[:, :8], ids[:, :8])) == list(range(4))
 
 
-def test_progress_tells_the_validation_loss(tmp_path: Path) -> None:
-    said: list[str] = []
-    finalise(tmp_path, progress=lambda what, done, total: said.append(what), steps=4)
-    assert [text for text in said if text.startswith("train")] == \
-        2 * ["train"] + 2 * ["train (validation loss 5.4000 after 2 steps)"]
-
-
 def test_a_final_training_continues_the_same_training_of_a_trial(tmp_path: Path) -> None:
     oracle, request = make(tmp_path), replace(REQUEST, split="test")
     outs = [tmp_path / name for name in ("continued", "anew", "validated")]

@@ -10,8 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qra_bo.finetune.data.jsonl import to_record
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.finetune.evaluation import TaskScore, check_tasks, read_task_file, same_answer, score_tasks
-from qra_bo.utils.errors import ConfigError, DataError
+from qra_bo.finetune.evaluation import TaskScore, read_task_file, same_answer, score_tasks
 from tests.finetune.models import tiny_llama
 
 ANIMALS = ("cat", "horse", "a very large whale", "ox")
@@ -35,21 +34,6 @@ def test_files_are_told_apart_by_what_is_there(tmp_path: Path) -> None:
                                                    {"role": "assistant", "content": "2"}]}, "")
 
 
-@pytest.mark.parametrize(("records", "message"), [
-    ([], "is empty"), ([{"text": "plain"}], r"line 1: a task needs a question"),
-    ([{"question": "a", "answer": "b"}, {"question": "a", "choices": ["x", "y"], "answer": 0}],
-     "1 multiple-choice questions and 1 others"),
-    ([{"question": "a", "choices": ["x"], "answer": 0}], r"line 1: 'choices' must be a list of at least two"),
-    ([{"question": "a", "choices": ["x", "y"], "answer": 2}], r"0 to 1, or its text; got 2"),
-    ([{"question": "a", "choices": ["x", "x"], "answer": "x"}], r"got 'x'"),
-    ([{"question": "a", "choices": ["x", "y"], "answer": True}], "got True"),
-    ([{"choices": ["x", "y"], "answer": 0}], r"'question' must be text, got NoneType"),
-])
-def test_malformed_task_files_name_the_line(tmp_path: Path, records: list[Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        read_task_file(write(tmp_path / "t.jsonl", *records))
-
-
 @pytest.mark.parametrize(("written", "target", "same"), [
     (" So 3 x 4 = 12.\n#### 12\nQuestion: next", "3 x 4\n#### 12", True), (" it is 1,200", "x\n#### 1200", True),
     (" it is 12, as asked", "x\n#### 12", True), (" it is 1,200, so there", "x\n#### 1200", True),
@@ -58,13 +42,6 @@ def test_malformed_task_files_name_the_line(tmp_path: Path, records: list[Any], 
 ])
 def test_answers_are_compared_as_a_reader_would(written: str, target: str, same: bool) -> None:
     assert same_answer(written, target) is same
-
-
-def test_duplicate_tasks_and_bad_files_fail_before_loading(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="names a task twice: arc"):
-        check_tasks([str(write(tmp_path / "arc.jsonl", {"question": "a", "answer": "b"})), "arc"])
-    with pytest.raises(DataError, match="nowhere"):
-        check_tasks([str(tmp_path / "nowhere.jsonl")])
 
 
 def log_likelihood(model: Any, prompt: list[int], text: list[int]) -> float:
@@ -122,10 +99,3 @@ def test_generated_answers_are_matched(tmp_path: Path) -> None:
     assert score.stderr == pytest.approx((.75 * .25 / 3) ** .5)
     [score] = score_tasks(model, byte_tokenizer(), [path], batch=2, limit=1)
     assert (score.value, score.questions) == (1.0, 1)
-
-
-@pytest.mark.slow
-def test_an_unknown_task_is_refused() -> None:
-    pytest.importorskip("lm_eval", reason="the extra 'eval' (lm-eval) is not installed")
-    with pytest.raises(ConfigError, match="knows no task 'no_such_task'"):
-        score_tasks(tiny_llama(vocab=VOCABULARY)[0], byte_tokenizer(), ["no_such_task"], batch=1)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from qra_bo.config import load_config, make_spec
 from qra_bo.export.load import dense_base
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.finetune.models.hub import cached, fetch, small_files
+from qra_bo.finetune.models.hub import cached, fetch
 from qra_bo.finetune.models.load import load_base
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.utils.errors import ModelError
@@ -80,57 +80,11 @@ def test_a_worker_reads_the_cache_and_asks_nothing(hub: Hub, repo: Path) -> None
     assert hub.fetched() == []
 
 
-def test_a_cut_connection_is_resumed_where_it_broke(hub: Hub, repo: Path) -> None:
-    shard = f"model-00002-of-0000{SHARDS}.safetensors"
-    hub.cut[shard] = 10_000
-    fetch(NODE, bars=False)
-    assert [wanted for method, path, wanted in hub.requests if method == "GET" and path.endswith(shard)] == \
-        [None, "bytes=8192-"]
-    assert (cached(NODE) / shard).read_bytes() == (repo / shard).read_bytes()
-
-
-def test_whole_files_outlast_a_download_that_failed(hub: Hub) -> None:
-    small_files(NODE)
-    hub.broken = True
-    with pytest.raises(ModelError, match=r"broke off.*run the same command again: files that arrived whole are kept"):
-        fetch(NODE, bars=False)
-    with pytest.raises(ModelError, match="lacks 'org/tiny' or a part of it; run a command with a network"):
-        cached(NODE)
-    hub.broken = False
-    hub.requests.clear()
-    fetch(NODE, bars=False)
-    assert set(hub.fetched()) == {f"model-0000{i}-of-0000{SHARDS}.safetensors" for i in range(1, SHARDS + 1)}
-
-
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"path": "org/gated"}, r"'org/gated' is gated: .*\(401\)\. Ask for access on http://127.*hf auth login"),
-    ({"path": "org/missing"}, r"has no repository 'org/missing', or shows it to its members alone \(404\)"),
-    ({"path": "private/one"}, r"has no repository 'private/one', or shows it to its members alone \(401\)"),
-    ({"revision": "v2"}, "'org/tiny' has no revision 'v2'; correct model.revision"),
-    ({"path": "a/b/c"}, r"model\.path='a/b/c' is no folder here and no id of the hub"),
-    ({"path": "org/pickles"}, r"'org/pickles' holds no model\.safetensors; weights are read from safetensors alone"),
-    ({"gguf_file": "model.gguf"}, r"holds no model\.gguf"),
-])
-def test_what_can_not_be_had_is_said_once(hub: Hub, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        fetch({**NODE, **changes}, bars=False)
-    assert not any(name.endswith((".safetensors", ".bin")) for name in hub.fetched())
-
-
 def test_a_full_disk_is_found_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qra_bo.finetune.models.hub.shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
     with pytest.raises(ModelError, match=r"takes .* kB, 256\.0 MB should stay free, and the disk of .* has 1\.0 MB"):
         fetch(NODE, bars=False)
     assert hub.fetched() == []
-
-
-def test_a_disk_that_fills_up_meanwhile_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(file_download, "_chmod_and_move", full)
-    with pytest.raises(ModelError, match=r"can't be written to .*\(No space left on device\); free the disk"):
-        fetch(NODE, bars=False)
 
 
 def test_without_a_network_the_cache_serves(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

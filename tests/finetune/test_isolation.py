@@ -16,10 +16,9 @@ from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.training.loop import TrainSettings, held_out
-from qra_bo.finetune.training.loss import check_isolation, token_losses
+from qra_bo.finetune.training.loss import token_losses
 from qra_bo.memory.formats import parse_format
 from qra_bo.space.decoder import spec_from_model
-from qra_bo.utils.errors import ModelError
 from tests.data.test_records import TOKENIZER
 from tests.memory.steps import config_of
 
@@ -127,20 +126,6 @@ def test_the_first_token_of_an_isolated_text_carries_no_loss() -> None:
     blocks = pack(TOKENIZER, [Record("", "ab"), Record("", "cd")], 6, 0, isolate=True)
     assert (blocks.labels == NO_LOSS).sum() == 2
     assert blocks.n_targets == 4
-
-
-def test_a_window_of_attention_is_refused() -> None:
-    model = AutoModelForCausalLM.from_config(config_of("mistral", sliding_window=64))
-    check_isolation(model, 64)
-    with pytest.raises(ModelError, match=r"a window of 64 tokens, shorter than train\.length=65; use train\."):
-        check_isolation(model, 65)
-
-
-def test_a_decoder_that_takes_no_positions_is_refused() -> None:
-    model = model_of("llama")
-    model.get_decoder().forward = lambda input_ids, attention_mask: None
-    with pytest.raises(ModelError, match=r"train\.packing=isolated .* takes no position_ids"):
-        check_isolation(model, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -27,7 +27,6 @@ from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.memory.formats import parse_format
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import OutputError, UserError
-from tests.colleague import as_colleague, open_copy
 
 MODEL = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128, "n_heads": 4,
          "n_kv_heads": 2, "head_dim": 16, "vocab_size": 300, "tied": True}
@@ -195,16 +194,6 @@ def test_damaged_packed_weights_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_adapter_must_be_there_and_no_pickle(run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
-    folder = edit(run[0], tmp_path / "copy", lambda d: None)
-    weights = folder / "adapter" / "adapter_model.safetensors"
-    weights.rename(folder / "adapter" / "adapter_model.bin")
-    with pytest.raises(OutputError, match="pickle"):
-        load(folder)
-    with pytest.raises(OutputError, match="not the folder of a finished run"):
-        load(tmp_path)
-
-
 def test_adapter_of_another_run_is_refused(run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
     folder = edit(run[0], tmp_path / "copy", lambda d: None)
@@ -240,16 +229,6 @@ def test_damaged_adapter_is_refused(run: tuple[Path, torch.Tensor], tmp_path: Pa
     load(folder, adapter=False)
 
 
-@pytest.mark.parametrize("name", [MANIFEST, "adapter", "adapter/adapter_model.safetensors",
-                                  "adapter/adapter_config.json"])
-def test_file_without_permission_ends_in_one_message(run: tuple[Path, torch.Tensor], name: str) -> None:
-    with open_copy(run[0]) as folder:
-        (folder / name).chmod(0)
-        with as_colleague(), pytest.raises(OutputError, match=f"{name} can't be read .*Permission denied"):
-            load(folder)
-        (folder / name).chmod(0o755)
-
-
 @pytest.mark.parametrize("change", [lambda d: d["model"].update(rope=1), lambda d: d["versions"].update(torch="1"),
                                     lambda d: d["modules"]["model.layers.0.mlp.up_proj"].update(alpha=3.0),
                                     lambda d: d.update(sha256=None)])
@@ -261,11 +240,3 @@ def test_manifest_changed_after_it_was_written_is_refused(run: tuple[Path, torch
     (folder / MANIFEST).write_text(json.dumps(data))
     with pytest.raises(OutputError, match="changed after it was written"):
         read_manifest(folder)
-
-
-def test_cuda_is_demanded_where_there_is_none(run: tuple[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="CUDA"):
-        load(run[0], "cuda")
-    with pytest.raises(UserError, match="device must be"):
-        load(run[0], "gpu")

@@ -1,6 +1,5 @@
 """A checkpoint with a vision part is planned, loaded and trained as a model of text alone."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from qra_bo.config.derive import hf_config
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.load import load_base, without_bars
 from qra_bo.space.decoder import spec_from_model
-from qra_bo.utils.errors import ModelError
 from tests.finetune.models import tiny_gemma3_with_vision
 
 IDS = torch.arange(3, 43)[None]
@@ -80,10 +78,3 @@ def test_other_families_with_a_vision_part(tmp_path: Path, family: str) -> None:
     model, _ = load_base(configuration(tmp_path).model)
     assert isinstance(model, LlamaForCausalLM)
     torch.testing.assert_close(logits(model), logits(whole), rtol=0, atol=1e-5)
-
-
-def test_a_decoder_that_is_quantised_already_is_refused(tmp_path: Path) -> None:
-    config = {"model_type": "gemma3", "text_config": {"quantization_config": {"quant_method": "gptq"}}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"quantised already \(gptq\)"):
-        make_spec(configuration(tmp_path))

@@ -1,6 +1,5 @@
 """Bytes of packed embeddings and heads: closed forms, and what they do to budgets."""
 
-from dataclasses import replace
 
 import pytest
 
@@ -14,11 +13,10 @@ from qra_bo.memory.embeddings import (
     unpacked_numel,
 )
 from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
-from qra_bo.memory.plan import SHOWN_RANKS, memory_plan
 from qra_bo.space import uniform
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.errors import SpaceError
-from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
+from tests.memory.spaces import LLAMA2_7B, SMOLLM2, space_of
 
 
 @pytest.mark.parametrize(("bits", "width", "name"), [(8, 576, "sym8-g64"), (6, 4096, "sym6-g64"), (8, 96, "sym8-g32"),
@@ -85,14 +83,3 @@ def test_uniform_budgets_are_priced_with_the_runs_embedding() -> None:
              for bits in (16, 8, 6)}
     assert sizes[16] - sizes[8] == 2 * 49152 * 576 - packed_tables_bytes(SMOLLM2, 8)
     assert sizes[8] - sizes[6] == packed_tables_bytes(SMOLLM2, 8) - packed_tables_bytes(SMOLLM2, 6)
-
-
-def test_plan_states_bits_and_file_bytes() -> None:
-    shape = TrainShape(4, 64, embeddings=8)
-    model, space = MemoryModel(TINY, shape), space_of(ranks=SHOWN_RANKS)
-    data = memory_plan(model, space, {"1MB": 10**6}).to_json()
-    assert data["train"]["embeddings"] == 8
-    for row in data["uniform"]:
-        allocation = uniform(space.n_units, row["format"], row["rank"])
-        assert row["file_bytes"] == model.file_bytes(space, allocation) < \
-            MemoryModel(TINY, replace(shape, embeddings=16)).file_bytes(space, allocation)

@@ -7,10 +7,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from bench.optimum import optimum
-from qra_bo.oracle.synthetic import FLOOR, INTERACTION, KNEE, TOTAL_4_BIT, TOTAL_TASK, Landscape, SyntheticOracle, phi
+from qra_bo.oracle.synthetic import FLOOR, INTERACTION, KNEE, TOTAL_TASK, Landscape, SyntheticOracle, phi
 from qra_bo.space import uniform
 from qra_bo.trials import TrialSpec
-from qra_bo.utils.errors import BudgetError, OracleError
+from qra_bo.utils.errors import BudgetError
 from tests.conformance.oracle import OracleSuite, quiet
 from tests.spaces import every_row, make_costs, make_space
 
@@ -48,14 +48,6 @@ def test_true_loss_equals_the_formula_and_the_noiseless_oracle() -> None:
         assert loss == pytest.approx(FLOOR + phi(np.array([left]))[0] + land.missed(ranks).sum(), abs=1e-12)
         a = SPACE.decode(row)
         assert loss_of(oracle, a.formats[0], a.ranks[0]) == pytest.approx(loss, abs=1e-12)
-
-
-def test_orders_of_magnitude() -> None:
-    oracle = SyntheticOracle(make_space(200), 0, noise=0.0)
-    nf4 = oracle.landscape.quantization_sensitivity[:, 2].sum()
-    assert nf4 == pytest.approx(TOTAL_4_BIT, rel=0.25)  # the draws of 200 units average out
-    assert oracle.landscape.task.sum() == pytest.approx(TOTAL_TASK)
-    assert (np.diff(oracle.landscape.quantization_sensitivity.sum(axis=0)) < 0).all()
 
 
 def test_ranks_gain_more_at_low_bits_and_references_are_evaluated() -> None:
@@ -122,10 +114,3 @@ def test_promotion_after_a_restart_is_charged_its_additional_steps(tmp_path: Pat
     assert spent(1, tmp_path / "c") == (18, 18 * 256)
     assert spent(1, tmp_path / "c") == (18, 18 * 256)  # cut off before its result was written down
     assert spent(1, None) == (24, 24 * 256)
-
-
-def test_wrong_units_and_steps_are_refused() -> None:
-    oracle = SyntheticOracle(SPACE, 3)
-    for allocation, steps in ((uniform(5, "nf4", 4), 24), (uniform(6, "nf4", 4), 0), (uniform(6, "nf4", 4), 25)):
-        with pytest.raises(OracleError, match="expected 6 units"):
-            oracle.evaluate(TrialSpec(allocation, steps, 24, 0, 2e-3), quiet)

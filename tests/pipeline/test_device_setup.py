@@ -63,15 +63,6 @@ def test_segments_are_expandable_when_a_worker_imports_torch() -> None:
     assert done.stdout.strip() == str(["expandable_segments:True"] * 2), done.stderr
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_settings_of_the_user_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in NAMES:
-        monkeypatch.delenv(key, raising=False)
-    monkeypatch.setenv(name, "max_split_size_mb:128")
-    expand_segments()
-    assert {key: os.environ.get(key) for key in NAMES} == dict.fromkeys(NAMES) | {name: "max_split_size_mb:128"}
-
-
 @pytest.mark.parametrize(("kernel", "value"), [
     ("5.15.167.4-microsoft-standard-WSL2", None), ("4.4.0-19041-Microsoft", None),
     ("6.8.0-45-generic", "expandable_segments:True")])

@@ -9,7 +9,6 @@ from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.pipeline.executors import make_executor, worker_devices
-from qra_bo.utils.errors import DeviceError, MissingExtraError
 
 TINY = ["+model=tiny", "data=tiny", "device=cpu"]
 
@@ -33,25 +32,6 @@ def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch, device: str, g
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     config = load_config([*TINY[:2], f"device={device}", "executor.workers=3"])
     assert worker_devices(config) == expected
-
-
-@pytest.mark.parametrize(("device", "gpus"), [("auto", 2), ("cuda:1", 8)])
-def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, device: str, gpus: int) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    config = load_config([*TINY[:2], f"device={device}", "executor.workers=3"])
-    with pytest.raises(DeviceError, match=f"takes as many GPUs, one each.*torch sees {gpus}"):
-        worker_devices(config)
-
-
-def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'qra_bo\[ray\]'"):
-        make_executor(load_config([*TINY, "executor=ray"]), tmp_path)
 
 
 def test_a_worker_trains_with_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import MANIFEST, sealed
 from qra_bo.pipeline import exports
 from qra_bo.pipeline.exports import checked, refuse_base, write_exports
-from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.fixtures import write_finished
 
@@ -87,10 +86,3 @@ def test_tokenizer_without_a_form_in_gguf_is_refused_and_all_else_accepted() -> 
         refuse_base(load_config([*RUN, *words]), model, byte_tokenizer())
     with pytest.raises(ConfigError, match=r"tokenizer has no form in GGUF.*serve=llamacpp writes this export"):
         refuse_base(load_config([*RUN, "serve=llamacpp"]), model, object())
-
-
-def test_base_is_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qra_bo.export.registry.base_problems", lambda targets, *_: targets and ["no form"])
-    config = load_config(["+model=tiny", "data=tiny", "export.targets=[merged]"])
-    with pytest.raises(ConfigError, match="no form"):
-        make_oracle(config.to_dict(), str(tmp_path))

@@ -1,8 +1,6 @@
 """What a run takes, by its parts: estimated from operations, and by its first trial; what to run next."""
 
 import io
-import json
-import shlex
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qra_bo.cli.app import main
 from qra_bo.config import load_config
 from qra_bo.memory.cards import CARDS
 from qra_bo.pipeline import forecast
@@ -19,12 +16,10 @@ from qra_bo.pipeline.forecast import (
     FirstTrial,
     Part,
     card_of,
-    next_command,
     parts_of,
     token_seconds,
 )
 from qra_bo.pipeline.prepare import make_setting
-from qra_bo.pipeline.pricing import make_plan
 from qra_bo.space import uniform
 from qra_bo.study import Setting
 from qra_bo.study.events import Event, FinishedTrial, Stage
@@ -115,33 +110,3 @@ def test_the_first_timed_trial_gives_the_times(workers: int, search: str, whole:
     first(trial(TrialState.OK, 50, 2))
     assert out.getvalue() == (f"By the first trial (100 tokens a second): search: about {search}; final: about 8 min; "
                               f"in all about {whole}\n")
-
-
-@pytest.mark.parametrize(("overrides", "command"), [
-    (("gpu=rtx4090",), f"{MODEL} device=cuda task=finetune allocation=uniform:8,32"),
-    (("budget=8GB", "device=cuda", "effort=quick", "oracle=finetune"),
-     f"{MODEL} device=cuda task=finetune allocation=uniform:4,31"),
-    (("gpu=rtx4090", "budget='uniform:2,4'", "++train.length=512", "memory.format=json", "out=one"),
-     f"{MODEL} budget=uniform:2,4 device=cuda train.length=512"),
-    (("budget=7GB", "device=cuda"), f"{MODEL} budget=7GB device=cuda"),
-    (("budget=[7GB,8GB]", "device=cuda"), None), (("budget=1GB", "device=cuda"), None)])
-def test_the_verdict_decides_what_to_run(overrides: tuple[str, ...], command: str | None,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(load_config(["task=memory", MODEL, *overrides]))
-    found = next_command(plan, ["task=memory", MODEL, *overrides])
-    assert found == (None if command is None else f"python -m qra_bo {command}")
-    if found is not None:
-        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-        assert load_config(shlex.split(found)[3:]).model_name == "llama3_1_8b"  # it composes
-
-
-def test_own_groups_are_found_by_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    mine = tmp_path / "my groups"
-    (mine / "model").mkdir(parents=True)
-    (mine / "model" / "mine.yaml").write_text("defaults:\n  - llama3_1_8b\n  - _self_\nname: mine\n")
-    assert main(["--config-dir", str(mine), "task=memory", "+model=mine", "gpu=rtx4090"]) == 0
-    command = capfd.readouterr().out.splitlines()[-1]
-    assert command.endswith(" +model=mine device=cuda task=finetune allocation=uniform:8,32")
-    flag, model, *_ = shlex.split(command)[4:]
-    assert main([flag, model, "task=memory", "gpu=rtx4090", "memory.format=json"]) == 0
-    assert json.loads(capfd.readouterr().out)["next"] == command.removeprefix("Next: ")

@@ -148,8 +148,3 @@ def test_a_card_is_planned_for_and_not_trained_on_a_cpu(device: str, lacks: str,
     monkeypatch.setattr("qra_bo.pipeline.pricing.resolve_device", lambda device: "cuda")
     monkeypatch.setattr(host_memory, "free_bytes", lambda device: parse_size("900GB"))
     assert make_setting(load_config(["+model=llama2_7b", "gpu=rtx4090", "data=tiny"])).memory.shape.device == "cuda"
-
-
-def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_memory, "free_bytes", lambda device: 0)
-    make_setting(load_config(["+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cpu"]))

@@ -94,19 +94,6 @@ def test_a_wrong_option_of_the_method_is_told_before_anything_is_measured(
     assert profiles == []
 
 
-def test_a_list_of_budgets_names_the_multirun() -> None:
-    with pytest.raises(ConfigError, match=r'--multirun "budget=6MB,uniform:4,4"'):
-        qra_bo.search([*PLANTED, "budget=[6MB,uniform:4,4]"])
-
-
-def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="nothing to go on from"):
-        qra_bo.search([*PLANTED, f"out={tmp_path}", "resume=true"])
-    (tmp_path / "letter.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"letter\.txt"):
-        qra_bo.search([*PLANTED, f"out={tmp_path}"])
-
-
 def test_runs_that_begin_in_one_second_have_folders_of_their_own() -> None:
     config = load_config([*PLANTED, "budget=8MB"])
     assert len({run_folder(config) for _ in range(3)}) == 3
@@ -271,13 +258,3 @@ def test_data_is_checked_before_weights_are_loaded(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(qra_bo.finetune.models.load, "load_tokenizer", None)  # a malformed file does not need it
     with pytest.raises(DataError, match=r"talks\.jsonl, line 1"):
         qra_bo.search([*chat, f"data.path={tmp_path / 'talks.jsonl'}"])
-
-
-@pytest.mark.usefixtures("no_weights")
-def test_an_example_is_shown_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(AssertionError, match="a worker was made"):
-        qra_bo.search([*TALKS, f"out={tmp_path / 'run'}", talks(tmp_path, "yes")])
-    shown = capsys.readouterr().err
-    assert "24 training records in " in shown
-    assert "cut by train.length: 0.0% of the records, 0.0% of the answer tokens" in shown
-    assert re.search(r"\nUser: \d+\?\nAssistant:\[\[ yes<end>\n\]\]\n", shown)

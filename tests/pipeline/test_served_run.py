@@ -40,14 +40,6 @@ def test_stored_bytes_and_export_are_those_of_mlx(tmp_path: Path, monkeypatch: p
     assert said == [f"Talk to it (mlx): mlx_lm.server --model {mlx} --adapter-path {mlx / 'adapter'} --port 8080"]
 
 
-def test_an_allocation_of_other_formats_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "mix.json"
-    file.write_text(json.dumps({"formats": ["sym4-g64", "nf4", "sym4-g64", "int8"], "ranks": [1, 2, 3, 4]}))
-    config = load_config([*TINY, "task=finetune", f"allocation={file}", "budget=1GB", "serve=mlx"])
-    with pytest.raises(ConfigError, match=r"serve=mlx searches only what MLX loads exactly.* formats nf4, int8"):
-        read_allocation(config, make_space(config, make_spec(config)))
-
-
 @pytest.mark.parametrize(("allocation", "said"), [
     ("uniform:4,2", "the export gguf has no form for nf4, which the allocation has: use serve=llamacpp"),
     ("mix.json", "the export gguf has no form for int8, which the allocation has")])

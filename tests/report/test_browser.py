@@ -7,7 +7,7 @@ import pytest
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.html import drawn, render_html, render_runs
-from qra_bo.report.plots import PLOTS, RUNS_PLOTS
+from qra_bo.report.plots import PLOTS
 from qra_bo.report.side_by_side import NamedRun
 from tests.report.accessibility import UNROLL, WITHOUT, find_axe, violations
 from tests.report.browser import Tab, find_browser, tab
@@ -90,43 +90,3 @@ def test_axe_finds_no_violation_on_either_page(page: Tab, report: Path, several:
         assert violations(page, AXE) == []
         page.evaluate(UNROLL)
         assert violations(page, AXE) == []
-
-
-@pytest.mark.skipif(AXE is None, reason=WITHOUT)
-def test_axe_finds_what_is_wrong(page: Tab, tmp_path: Path) -> None:
-    assert AXE is not None
-    path = tmp_path / "bad.html"
-    path.write_text('<!DOCTYPE html><html><head><title>t</title></head><body><main><h1>h</h1><img src="data:,">'
-                    '<p style="color:#aaa;background:#fff">pale</p></main></body></html>')
-    page.open(path)
-    assert {"image-alt", "color-contrast", "html-has-lang"} <= {v["id"] for v in violations(page, AXE)}
-
-
-def test_tab_reaches_the_skip_link_first_and_shows_where_it_is(page: Tab, report: Path) -> None:
-    page.show(1200)
-    page.open(report)
-    page.press("Tab", 9)
-    assert page.evaluate("document.activeElement.className") == "skip"
-    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
-    page.press("Tab", 9)
-    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-
-
-def test_page_prints_light_with_every_trial(page: Tab, report: Path) -> None:
-    page.show(740, dark=True, media="print")
-    page.open(report)
-    assert page.evaluate("getComputedStyle(document.querySelector('section')).color") == "rgb(27, 31, 36)"
-    assert page.evaluate(PAPER) == "rgb(255, 255, 255)"
-    assert page.evaluate(SHOWN) == [1] * len(PLOTS)
-    assert page.evaluate(OVERFLOW) <= 0
-    assert page.print_pdf().startswith(b"%PDF")
-
-
-def test_several_runs_on_one_page(page: Tab, several: Path) -> None:
-    page.console.clear()
-    page.show(390)
-    page.open(several)
-    assert page.evaluate(SHOWN) == [1] * len(RUNS_PLOTS)
-    assert page.evaluate(OVERFLOW) <= 0
-    assert page.evaluate("document.querySelectorAll('#found dt').length") == 3
-    assert page.console == []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qra_bo.report.data import parse_events
-from qra_bo.space import Allocation, uniform
+from qra_bo.space import uniform
 from qra_bo.study.reading import study_of
 from qra_bo.study.results import _versus
 from qra_bo.trials import Fidelity
@@ -65,18 +65,6 @@ def test_end_event_overrules_confirmation(events):
     d = parse_events(events)
     end = {**events[-1], "best": d.study.confirmation.reference.fingerprint}
     assert parse_events([*events[:-1], end]).winner == d.study.confirmation.reference
-
-
-def test_names_tell_uniform_filled_and_mixed_apart(events):
-    d = parse_events(events)
-    assert d.study.name(uniform(L, "int8", 2)) == "uniform-8bit-r2"
-    filled = next(e for e in d.points if e.stage == "baseline" and len(set(e.allocation.ranks)) == 2).allocation
-    assert d.study.name(filled) == f"uniform-4bit-r2-4-{filled.fingerprint[:4]}"
-    assert d.study.name(Allocation(filled.formats, filled.ranks[::-1])).startswith("mixed-")
-    tried = {(e.allocation, e.spec.codes) for e in d.study.trials}
-    assert len({d.study.name(*pair) for pair in tried}) == len(tried)
-    assert d.study.name(d.study.confirmation.candidate).startswith("mixed-")
-    assert d.average_bits(uniform(L, "hqq3", 2)) == 3.0
 
 
 def test_average_bits_are_weighted_by_parameters(events):

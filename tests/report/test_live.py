@@ -47,32 +47,6 @@ def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
     assert (unsearched.eta_seconds(), unsearched.share(), RunState().eta_seconds()) == (None, "", None)
 
 
-def test_progress_lines_are_plain_and_rare_off_a_terminal():
-    out, now = io.StringIO(), [0.0]
-    with LiveView(Console(file=out, width=80), clock=lambda: now[0], born=LONG_AGO) as view:
-        for e in make_events()[:36]:
-            view(decode(e))
-        for i in range(100):
-            now[0] += 1.0
-            view.progress("training", i, 100)
-    lines = out.getvalue().splitlines()
-    assert "\x1b" not in out.getvalue()
-    assert sum("training:" in line for line in lines) == 5
-    assert any("best so far" in line and "left]" in line for line in lines)
-
-
-def test_a_terminal_gets_a_status_of_stage_cost_and_incumbent():
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=110)
-    with LiveView(console, born=LONG_AGO) as view:
-        for e in make_events(model="[red]m[/red]")[:-8]:
-            view(decode(e))
-        view.progress("training", 3, 48)
-        console.print(view._status())
-    for part in ("[red]m[/red]", "training 3/48", "of the planned search", "against 4-bit r4"):
-        assert part in out.getvalue()
-
-
 def test_resumed_run_shows_its_history_as_one_line():
     out, events = io.StringIO(), make_events()
     with LiveView(Console(file=out, width=200), born=datetime.fromisoformat(events[20]["time"])) as view:

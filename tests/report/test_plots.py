@@ -8,7 +8,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from qra_bo.report.data import parse_events
-from qra_bo.report.html import render_html
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.plots_search import front
 from qra_bo.report.side_by_side import NamedRun
@@ -60,16 +59,6 @@ def test_bars_are_the_winner_s_bits_and_ranks(data, drawn):
     assert [bar.get_height() for bar in below.patches] == list(data.winner.ranks)
 
 
-def test_modules_are_drawn_as_a_map():
-    events = make_events()
-    names = [f"model.layers.{i}.{m}" for i in range(4) for m in ("qkv", "o", "gateup")]
-    events[0] = {**events[0], "units": names}
-    d = parse_events(events)
-    image = PLOTS["allocation"](d).axes[0].images[0].get_array()
-    assert image.shape == (3, 4)
-    assert image[1, 2] == d.bits(d.winner)[names.index("model.layers.2.o")]
-
-
 def test_no_legend_lies_outside(drawn):
     for name, fig in drawn.items():
         fig.draw_without_rendering()
@@ -83,20 +72,6 @@ def test_memory_bars_are_the_parts_their_sum_and_the_measurement(data, drawn):
     *parts, predicted, measured = [bar.get_width() * 1e6 for bar in reversed(drawn["memory"].axes[0].patches)]
     assert predicted == pytest.approx(sum(data.breakdown.values())) == pytest.approx(sum(parts))
     assert measured == pytest.approx(data.study.measurement(data.winner).measured_bytes)
-
-
-def test_every_format_has_a_colour_of_its_own(drawn):
-    lines = drawn["sensitivity"].axes[0].containers
-    assert len({line.lines[0].get_color() for line in lines}) == len(lines) > 1
-
-
-def test_points_above_the_view_are_marked(data, drawn):
-    ax = drawn["pareto"].axes[0]
-    dots = {c.get_label(): len(c.get_offsets()) for c in ax.collections if c.get_label() != "winner"}
-    top = max(float(y) for c in ax.collections for _, y in c.get_offsets())
-    assert sum(dots.values()) == len(data.points)
-    assert sum(n for label, n in dots.items() if label.endswith("above the view")) == sum(
-        e.loss > top for e in data.points)
 
 
 def heat() -> Figure:
@@ -121,16 +96,6 @@ def test_svg_has_its_own_identifiers_text_and_the_page_s_colours(drawn, name):
     assert all("fill: " in e.attrib["style"] for e in texts)  # else it is black in the dark
 
 
-def test_every_alternative_text_holds_the_numbers(data, drawn):
-    alt = dict(re.findall(r'<section id="(\w+)"(?:(?!</section>).)*?<div role="img" aria-label="([^"]*)"',
-                          render_html(data, drawn), re.S))
-    assert list(alt) == list(PLOTS)
-    for name, text in {"confirmation": f"{data.study.confirmation.mean:+.4f}".replace("-", "\u2212"),
-                       "pareto": f"{data.study.best_uniform.loss:.4f}", "allocation": "0: 8-bit r1",
-                       "memory": "optimiser states", "sensitivity": "hqq2 at unit 0 by"}.items():
-        assert text in alt[name]
-
-
 def test_dollar_signs_in_names_make_no_formula():
     evil = r"$\no$"
     names = {"units": [f"model.layers.{u}.{evil}" for u in range(L)]}
@@ -152,13 +117,3 @@ def test_a_run_that_compared_nothing_is_not_drawn_at_no_difference(data, without
     labels = RUNS_PLOTS["differences"](shown).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == ["whole"]
     assert RUNS_PLOTS["differences"](shown[:1]) is None
-
-
-def test_sensitivities_carry_their_intervals(data, drawn):
-    assert not drawn["sensitivity"].axes[0].collections
-    se = [[.01] * len(data.header.formats)] * len(data.header.units)
-    events = [{**e, "quantization_se": se} if e["event"] == "profile" else e for e in make_events()]
-    after = PLOTS["sensitivity"](parse_events(events)).axes[0]
-    halves = {round(float(np.ptp(segment[:, 1])) / 2, 6)
-              for bars in after.collections for segment in bars.get_segments()}
-    assert halves == {0.0196}

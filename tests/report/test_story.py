@@ -7,8 +7,7 @@ import pytest
 from rich.console import Console
 
 from qra_bo.report import story
-from qra_bo.report.data import load_run, parse_events
-from qra_bo.report.html import write_report
+from qra_bo.report.data import parse_events
 from qra_bo.report.notes import notes
 from qra_bo.report.plots import RUNS_PLOTS
 from qra_bo.report.side_by_side import NamedRun
@@ -16,7 +15,7 @@ from qra_bo.report.tables import print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
 from qra_bo.space import uniform
 from qra_bo.utils.formatting import signed
-from tests.report.fixtures import L, event, failed_alone, make_events, without_mixed, write_run
+from tests.report.fixtures import L, event, make_events
 
 RUN = Path("runs/a")
 
@@ -30,26 +29,6 @@ def test_a_reference_that_is_the_best_uniform_choice_keeps_its_role():
            {**e, "best": qlora.fingerprint} if e["event"] == "end" else e for e in events]
     roles = [row.role for row in story.comparison(parse_events(won))]
     assert roles == ["winner = best uniform = QLoRA", "best mixed", "LoRA, 16-bit"]
-
-
-@pytest.mark.parametrize(("events", "short"), [
-    (without_mixed(make_events(wins=False)), "the best uniform itself"),
-    (failed_alone(make_events(wins=False)), "the best uniform itself"),
-    (make_events()[:2], "nothing trained")])
-def test_a_run_without_a_comparison_has_no_difference(events, short):
-    d = parse_events(events)
-    assert (story.answer(d).figure, story.answer(d).interval, story.versus(d)) == ("", "", short)
-    assert "()" not in printed(print_result, d, RUN)
-
-
-def test_the_origin_of_a_dequantised_base_stands_beside_the_tables(tmp_path):
-    origin = "dequantised from base.gguf: Q4_1, 5 bits a weight with scales"
-    events = [{**e, "base_origin": origin} if e["event"] == "provenance" else e for e in make_events()]
-    folder = write_run(tmp_path / "run", events)
-    write_report(folder)
-    assert f"Base: {origin}" in printed(print_result, load_run(folder), RUN)
-    assert f"<li>Base: {origin}" in (folder / "report.html").read_text()
-    assert not [line for line in story.lines(parse_events(make_events())) if line.startswith("Base")]
 
 
 def delivering(events, allocation):
@@ -86,19 +65,6 @@ def test_a_reference_beyond_the_limit_of_average_bits_does_not_fit():
         assert (rows["LoRA, 16-bit"], rows["QLoRA"]) == (fits, True)
         study = parse_events(wide).study
         assert [study.admits(e.bits) for e in study.baselines if e.stage == "reference"] == [fits, True]
-
-
-def test_gptq_codes_are_stated_and_not_compared_with_rtn():
-    events = make_events()
-    assert "Codes" not in dict(notes(parse_events(events)))
-    header = {**events[0], "config": {**events[0]["config"], "quantizer": {"rounding": "gptq", "tokens": 16384}}}
-    d = parse_events([header, *events[1:]])
-    assert "16,384 tokens" in dict(notes(d))["Codes"]
-    nearest = [{**e, "codes": "rtn"} if e.get("stage") == "reference" and "nf4" in e.get("formats", ()) else e
-               for e in (header, *events[1:])]
-    d = parse_events(nearest)
-    qlora = next(row for row in story.comparison(d) if row.role == "QLoRA")
-    assert qlora.name == "uniform-4bit-r16-rtn"
 
 
 def test_proxy_results_are_labelled_everywhere():

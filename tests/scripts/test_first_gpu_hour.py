@@ -1,6 +1,5 @@
 """The first hour on a GPU: every part runs, on a CPU with a tiny decoder, and writes its rows."""
 
-import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.first_gpu_hour import CONTINUE, PARTS, TITLES, main
+from scripts.first_gpu_hour import CONTINUE, PARTS, main
 from scripts.gpu_hour import end_to_end
-from scripts.gpu_hour.results import NOT_MEASURED, Results, table
+from scripts.gpu_hour.results import NOT_MEASURED
 from scripts.gpu_hour.stage import Stage
 from scripts.gpu_hour.trials import TINY_TRIALS
 
@@ -76,30 +75,3 @@ def test_search_that_takes_too_long_is_continued_by_the_next_call(
     part = json.loads((tmp_path / "tiny.json").read_text())["parts"]["search"]
     assert not part["done"]
     assert "the same call continues it" in part["problem"]
-
-
-def test_table_tells_measured_parts_from_others(tmp_path: Path) -> None:
-    assert table(tmp_path / "none.json", TITLES).count(NOT_MEASURED) == len(PARTS)
-    results = Results(tmp_path / "found.json", {"card": "A card", "torch": "2.13"})
-    results.begin("gptq")
-    results.add("gptq", {"linears": "o", "codes_seconds": 1.5, "parts": {"a": 1}})
-    results.end("gptq", 3.0)
-    again = Results(tmp_path / "found.json", {})
-    assert again.is_done("gptq")
-    text = table(tmp_path / "found.json", TITLES)
-    assert text.count(NOT_MEASURED) == len(PARTS) - 1
-    assert "A card, torch 2.13:\n\n| linears | codes seconds |\n| --- | --- |\n| o | 1.5 |" in text
-
-
-def test_make_runs_every_part_and_the_page_has_a_table_of_each() -> None:
-    root = Path(__file__).resolve().parents[2]
-    (line,) = [x for x in (root / "Makefile").read_text().splitlines() if x.startswith("GPU_PARTS ?= ")]
-    assert line.partition("= ")[2].split() == list(PARTS)
-    spec = importlib.util.spec_from_file_location("generate", root / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    page = generate.on_page_markdown((root / "docs" / "results" / "memory.md").read_text())
-    assert page.count("### ") == len(PARTS)
-    assert generate.GPU_MARK not in page

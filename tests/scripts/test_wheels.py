@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
 from scripts.gpu_wheels import LIMIT, calls, closure, divide, wanted
-from scripts.lowest_pins import lowest
 
 
 def test_what_the_other_machine_lacks_is_carried() -> None:
@@ -35,10 +32,3 @@ def test_pieces_join_to_the_wheel(tmp_path: Path) -> None:
     parts = sorted(tmp_path.glob("*/big.whl.part*"), key=lambda p: p.name)
     assert b"".join(p.read_bytes() for p in parts) == content
     assert [p.read_bytes() for p in tmp_path.glob("*/small.whl")] == [b"ab"]
-
-
-def test_lowest_pins_are_those_of_the_project(tmp_path: Path) -> None:
-    assert {"torch==2.8", "transformers==5.0", "pydantic==2.10"} <= set(lowest())
-    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["torch"]\n')
-    with pytest.raises(ValueError, match="NAME>=VERSION"):
-        lowest(tmp_path / "pyproject.toml")

@@ -40,10 +40,6 @@ def test_eq8_utility_by_hand() -> None:
     np.testing.assert_allclose(published_utility(losses, memory), want, atol=1e-12)
 
 
-def test_eq8_of_a_single_point_is_zero() -> None:
-    assert published_utility(np.array([4.0]), np.array([7], dtype=np.int64)).tolist() == [0.0]
-
-
 def test_equal_losses_leave_the_smaller_on_the_front() -> None:
     assert pareto_front(np.array([1.0, 1.0]), np.array([5, 3], dtype=np.int64)).tolist() == [1]
     assert pytest.approx(0.0) == published_utility(np.array([1.0, 1.0]), np.array([5, 3], dtype=np.int64))[1]

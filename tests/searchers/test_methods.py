@@ -1,6 +1,5 @@
 """Every method of ``conf/method`` in the engine on a planted landscape; two stages; options."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +8,15 @@ from typing import Any
 import pytest
 
 from bench.methods import METHODS, method_target
-from bench.table1.load import load_table
 from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor, failure
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import Searcher, SearchProblem, make_searcher
-from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.two_stages import TwoStages
 from qra_bo.space import uniform
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.state import ENGINE_STAGES
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialSpec, TrialState
-from qra_bo.utils.errors import ConfigError
 from tests.study.problem import EQUIVALENT, HIGH, TOKENS, Walk, comparable, make_problem, make_space
 from tests.study.problem import run as problem_run
 from tests.study.test_pieces import PROFILE
@@ -30,7 +26,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "evolution": {"population": 4, "generations": 3, "promote": 2},
     "autoqra": {"first": {"population": 4, "generations": 2, "promote": 2}, "share": .3},
     "qr_adaptor": {"first": {"population": 3, "generations": 2}, "share": .4}}
-GAIN = replace(PROFILE, rank_sensitivity=PROFILE.quantization_sensitivity.repeat(3, axis=1)[:, :8].cumsum(axis=1) + .1)
 
 
 def run(folder: Path, method: str, equivalents: int = 14) -> RunOutcome:
@@ -133,30 +128,6 @@ def test_second_stage_leaves_out_pending_trials_of_the_first() -> None:
     assert [p.allocation.ranks[0] for p in both.ask(1)] == [2]
 
 
-def test_unknown_targets_and_options_are_refused_together() -> None:
-    problem = make_problem(GAIN)
-    with pytest.raises(ConfigError, match=r"_target_ must be the dotted path"):
-        make_searcher({"population": 4}, problem)
-    with pytest.raises(ConfigError, match=r"method._target_: 'no.where.Search' can't be imported"):
-        make_searcher({"_target_": "no.where.Search"}, problem)
-    with pytest.raises(ConfigError, match=r"method.populaton: .*no such parameter; known: population, "):
-        make_searcher(method_target("evolution", {"populaton": 4}), problem)
-    with pytest.raises(ConfigError, match=r"method.seed: .*RandomSearch has no such parameter; known: none"):
-        make_searcher(method_target("random", {"seed": 4}), problem)
-    with pytest.raises(ConfigError, match="share must lie in"):
-        make_searcher(method_target("autoqra", {"share": 2}), problem)
-    with pytest.raises(ConfigError, match=r"\(1\) method.second.radios: .*known: radius, .*\(2\) method.shares"):
-        make_searcher(method_target("autoqra", {"shares": 1, "second": {"radios": 2}}), problem)
-    with pytest.raises(ConfigError, match=r"TwoStages can't be called .*missing a required argument: 'second'"):
-        make_searcher({"_target_": "qra_bo.searchers.TwoStages", "first": None}, problem)
-
-
-def test_a_searcher_of_the_users_package_needs_its_path_alone() -> None:
-    target = {"_target_": f"{__name__}.Own", "depth": 3}
-    made: Any = make_searcher(target, make_problem(GAIN))
-    assert (type(made), made.depth) == (Own, 3)
-
-
 class Own(Walk):
     """A searcher from outside the package."""
 
@@ -165,31 +136,8 @@ class Own(Walk):
         self.depth = depth
 
 
-def test_nested_options_reach_the_model() -> None:
-    searcher: Any = make_searcher(method_target("default", {"temperatures": [1.0], "model": {"noise": .01}}),
-                                  make_problem(GAIN))
-    assert searcher.name == "structured"
-    assert searcher._settings.noise == .01
-    assert searcher._temperatures == [1.0]
-
-
 def test_a_run_begins_with_learned_rates_and_a_comparison_with_none() -> None:
     assert load_config([]).method.target["rates"] == "smollm2_135m"
     assert method_target("default")["rates"] is None
     assert method_target("default", {"rates": "mine.json"})["rates"] == "mine.json"
     assert "rates" not in method_target("random")
-
-
-def test_table1_takes_rates_of_another_text_than_its_own() -> None:
-    for data, other in (("plays", "gsm8k"), ("gsm8k", "plays")):
-        run = load_table([f"data={data}", *(["data.path=x.jsonl"] if data == "gsm8k" else [])]).run
-        assert run.method.target["rates"] == run.surrogate.rates == f"bench/data/{other}/rates.json"
-        assert load_rates(run.surrogate.rates).sources[0].endswith(f"{other}, smollm2_135m")
-    assert load_table(["+model=tiny", "data=tiny"]).run.method.target["rates"] == "smollm2_135m"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_configured_methods_are_json_and_construct(name: str) -> None:
-    target = method_target(name)
-    assert json.loads(json.dumps(target, allow_nan=False)) == target
-    assert make_searcher(target, make_problem(GAIN)).ask(1)

@@ -9,7 +9,7 @@ import pytest
 
 from qra_bo.api import search
 from qra_bo.searchers.observations import Observations
-from qra_bo.searchers.rates.files import load_rates, rates_file, save_rates, shipped_rates
+from qra_bo.searchers.rates.files import load_rates, save_rates
 from qra_bo.searchers.rates.model import (
     DEVIATIONS,
     EXPONENTS,
@@ -18,7 +18,6 @@ from qra_bo.searchers.rates.model import (
     at_length,
     change,
     change_of_difference,
-    of_training,
     rows_terms,
     terms,
 )
@@ -88,15 +87,6 @@ def test_change_is_the_difference_of_both_tables() -> None:
         assert found.of(problem.space.decode(row)) == pytest.approx(after - before)
 
 
-def test_lengths_are_ratios_to_the_problems_own_trials() -> None:
-    """Steps of a GPU have 64 times the tokens: ten of its trials are ten times as long, not the longest there is."""
-    problem, _ = make_problem()
-    gpu = replace(problem, step_tokens=64 * problem.step_tokens)
-    trial = of_training(RATES, gpu, gpu.high_steps)
-    assert trial.slopes == pytest.approx(PLANTED * LONGEST ** EXPONENTS)
-    assert of_training(RATES, gpu, 10 * gpu.high_steps).slopes == pytest.approx(trial.slopes * 10 ** EXPONENTS)
-
-
 def test_change_of_a_difference_has_the_uncertainty_of_slopes_and_exponents() -> None:
     problem, _ = make_problem()
     n = problem.space.n_units
@@ -137,11 +127,6 @@ def test_rates_survive_their_file_and_malformed_files_are_refused(tmp_path: Path
             load_rates(str(path))
     with pytest.raises(ConfigError, match="can't be read"):
         load_rates(str(tmp_path / "absent.json"))
-
-
-def test_shipped_rates_are_read_by_name() -> None:
-    assert all(load_rates(name).slopes.min() > 0 for name in shipped_rates())
-    assert rates_file("~/mine.json") == Path.home() / "mine.json"
 
 
 def test_rates_of_a_file_are_used_by_a_run(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import distance
 from qra_bo.trials import Fidelity, Proposal, TrialState
-from qra_bo.utils.errors import BudgetError, ConfigError
 from surrogates.structured import StructuredModel
 from tests.conformance.searcher import SearcherSuite
 from tests.searchers.landscape import Landscape, baselines, curve, evaluate, make_landscape, run_search
@@ -160,23 +159,6 @@ def test_surrogate_check_predicts_every_observation() -> None:
     assert json.loads(json.dumps(check)) == check
 
 
-def test_infeasible_budget_is_refused() -> None:
-    problem = dataclasses.replace(small(0).problem, budget_bytes=10)
-    for searcher in (StructuredSearch(problem), TrustRegionBO(problem)):
-        with pytest.raises(BudgetError, match="fits into 10 bytes"):
-            searcher.ask(1)
-
-
-def test_bad_options_are_reported_together() -> None:
-    problem = small(0).problem
-    with pytest.raises(ConfigError, match=r"\(1\) .*draws.*\(2\) .*temperatures"):
-        StructuredSearch(problem, draws=0, temperatures=())
-    with pytest.raises(ConfigError, match=r"\(1\) .*draws.*\(2\) quantization_sensitivity must be one of rise, .*'kl'"):
-        StructuredSearch(problem, draws=0, quantization_sensitivity="kl")
-    with pytest.raises(ConfigError, match=r"\(1\) variant.*\(2\) radius"):
-        TrustRegionBO(problem, variant="other", radius=9)  # type: ignore[arg-type]
-
-
 def settled(**options: object) -> StructuredSearch:
     """A search with no first designs left, and the uniform baselines observed."""
     landscape = small(0)
@@ -217,19 +199,6 @@ def test_mean_and_thompson_choose_as_they_say() -> None:
     table = model.sample_tables(sampled._problem.rng("structured"), 1)[0].numpy()
     solution = solve_relaxed(table, sampled._problem.costs, sampled._problem.budget_bytes)
     assert sampled.ask(1)[0].allocation == sampled._problem.space.decode(solution)
-
-
-@pytest.mark.parametrize("unknown", ["logie", "no.such.acquisition"])
-def test_unknown_acquisition_function_is_refused(unknown: str) -> None:
-    with pytest.raises(ConfigError, match="acquisition must be one of logei, mean, thompson, or the dotted path"):
-        settled(acquisition=unknown)
-
-
-def test_acquisition_function_without_its_parameter_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"needs beta: give acquisition=\{_target_: PATH, beta: VALUE\}"):
-        settled(acquisition="botorch.acquisition.analytic.UpperConfidenceBound")
-    with pytest.raises(ConfigError, match="must be a callable, or a mapping with its dotted path as _target_"):
-        settled(acquisition={"beta": 3})
 
 
 def test_acquisition_function_with_a_parameter_comes_from_a_mapping() -> None:

@@ -37,20 +37,6 @@ def test_a_prior_is_learned_without_a_models_code(tmp_path: Path, capsys: pytest
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(("model", "wrong"), [
-    ({"name": "x"}, "model.source is missing"),
-    ({**load_config([]).to_dict()["model"], "n_layers": "a"}, "model.n_layers must be")])
-def test_a_model_that_a_journal_describes_badly_is_one_message(model: dict[str, object], wrong: str, tmp_path: Path,
-                                                               capsys: pytest.CaptureFixture[str]) -> None:
-    header, *rest = make_events()
-    config = {**load_config([]).to_dict(), "model": model}
-    run = write_run(tmp_path / "run", [{**header, "config": config}, *rest])
-    assert rates.main([str(run), "--out", str(tmp_path / "rates.json")]) == 2
-    said = capsys.readouterr().err
-    assert "describes its run badly (" in said
-    assert wrong in said
-
-
 @pytest.fixture(name="asked")
 def record_questions(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What was asked on the terminal; the answer is no."""

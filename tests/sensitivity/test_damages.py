@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.sensitivity.importance import MEASURES, measured_sensitivity, shrunk_sensitivity
+from qra_bo.sensitivity.importance import shrunk_sensitivity
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import FloatArray
-from qra_bo.utils.errors import ConfigError
 
 
 def profile_of(damage: FloatArray, kl: FloatArray, se: FloatArray | None) -> SensitivityProfile:
@@ -79,16 +78,6 @@ def test_it_lies_between_both_and_is_no_less_than_nothing(seed: int, spread: flo
     low, high = np.minimum(rise, kl), np.maximum(rise, kl)
     assert (believed >= np.clip(low, 0.0, None) - 1e-12).all()
     assert (believed <= np.clip(high, 0.0, None) + 1e-12).all()
-
-
-def test_every_damage_has_a_name_and_no_other_is_taken() -> None:
-    profile, _ = simulated(0.3, 0.3, n=4)
-    found = {name: measured_sensitivity(profile, name) for name in MEASURES}
-    np.testing.assert_array_equal(found["rise"], profile.quantization_sensitivity)
-    np.testing.assert_array_equal(found["divergence"], profile.quantization_kl)
-    np.testing.assert_array_equal(found["believed"], shrunk_sensitivity(profile))
-    with pytest.raises(ConfigError, match="rise, divergence, believed; got 'kl'"):
-        measured_sensitivity(profile, "kl")
 
 
 def test_formats_take_their_errors_along() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from qra_bo.sensitivity.repair import EPS, Repair
 from qra_bo.space import CostTable, PhaseCost
-from qra_bo.utils.errors import BudgetError, SpaceError
+from qra_bo.utils.errors import BudgetError
 
 Case = tuple[CostTable, np.ndarray, np.ndarray, np.ndarray, np.random.Generator]
 
@@ -79,10 +79,3 @@ def test_spikes_that_several_units_share_do_not_block() -> None:
     costs = CostTable((PhaseCost("backward", 0, np.zeros_like(spike), spike),))
     repaired = Repair(costs, 10, np.array([0.1, 0.2, 0.3]), np.zeros(3))(np.array([1, 1, 1, 0, 0, 0]))
     assert repaired.tolist() == [0] * 6
-
-
-@pytest.mark.parametrize("bad", [np.zeros(3), np.array([0.0, -1.0]), np.array([0.0, np.nan])])
-def test_bad_importances_are_refused(bad: np.ndarray) -> None:
-    costs = CostTable((PhaseCost("step", 0, np.ones((2, 2, 2), dtype=np.int64), np.zeros((2, 2, 2), dtype=np.int64)),))
-    with pytest.raises(SpaceError, match="importances must be finite"):
-        Repair(costs, 1, bad, np.zeros(2))

@@ -1,6 +1,5 @@
 """A real search with a packed embedding: the same at every time, continued where it was cut off, loaded as trained."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,10 @@ import pytest
 import torch
 
 import qra_bo
-from qra_bo.config import load_config
 from qra_bo.export.load import load
-from qra_bo.finetune.manifest import MANIFEST, PROBE, probe_difference, sealed
+from qra_bo.finetune.manifest import PROBE, probe_difference
 from qra_bo.finetune.quantization.embeddings import packed_tables
-from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
+from qra_bo.utils.errors import UserError
 from tests.executors import work_in_this_process
 from tests.study.problem import comparable
 
@@ -76,27 +74,3 @@ def copied(folder: Path, target: Path) -> Path:
     import shutil
     shutil.copytree(folder, target)
     return target
-
-
-@pytest.mark.parametrize(("change", "error", "match"), [
-    ({"sha256": "0" * 64}, ModelError, "model.embed_tokens quantised here differs"),
-    ({"shape": [500, 64]}, ModelError, "500 x 64"), ({"rank": 1}, OutputError, "malformed"),
-    ({"shape": [512, -64]}, OutputError, "malformed"), ({"name": "hqq8", "backend": "hqq"}, OutputError, "malformed"),
-    ({"sha256": 1}, OutputError, "malformed")])
-def test_a_record_that_does_not_fit_is_refused(run: tuple[Path, Mapping[str, Any]], tmp_path: Path,
-                                               change: dict[str, Any], error: type[UserError], match: str) -> None:
-    folder = copied(run[0], tmp_path / "run")
-    data = json.loads((folder / MANIFEST).read_text())
-    if data["packed"]:
-        (folder / data["packed"]).unlink()
-    data = {**data, "packed": None, "tables": {name: {**table, **change} for name, table in data["tables"].items()}}
-    (folder / MANIFEST).write_text(json.dumps(sealed(data)))
-    with pytest.raises(error, match=match):
-        load(folder)
-
-
-def test_unpackable_widths_are_refused() -> None:
-    with pytest.raises(ConfigError, match="rows of 40: use embeddings=16"):
-        load_config([*SEARCH, "model.hidden_size=40"])
-    with pytest.raises(ConfigError, match=r"embeddings must be one of .*16.*; got 7"):
-        load_config(["embeddings=7"])

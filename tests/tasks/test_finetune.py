@@ -92,12 +92,6 @@ def test_report_runs_and_load_take_it(trained: Path, capsys: pytest.CaptureFixtu
     assert load_run(trained).winner is not None
 
 
-def test_the_same_again_trains_nothing(trained: Path, searched: Path) -> None:
-    before = (trained / "trials.jsonl").read_bytes()
-    assert main([*REAL, "task=finetune", f"allocation={searched}", f"out={trained}", "resume=true"]) == 0
-    assert (trained / "trials.jsonl").read_bytes() == before
-
-
 def test_a_run_keeps_its_compute_type_where_auto_means_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = tmp_path / "cpuinfo"
     monkeypatch.setattr("qra_bo.utils.device.CPUINFO", cpu)
@@ -221,14 +215,6 @@ def test_a_longer_trial_does_not_change_the_rates_of_a_found_allocation(searched
     assert event(tmp_path / "run", "final")["loss"] == event(trained, "final")["loss"]
 
 
-def test_other_models_and_settings_are_said(tmp_path: Path) -> None:
-    config = finetune_config(file_of(tmp_path, model="other", unit_numel=[49152] * 4, init="cloq", codes="rtn"))
-    given, _ = read_allocation(config, make_setting(config).space)
-    assert [note.split(",")[0] for note in given.notes] == [
-        "the allocation was found for other", "the allocation was found with adapter.init=cloq and is trained with "
-        "kaiming; give adapter.init=cloq to train it as it was found"]
-
-
 def test_the_files_own_budget_bounds_what_it_did_in_the_search(tmp_path: Path) -> None:
     file = file_of(tmp_path, memory={"scope": "stored", "budget_bytes": 500_000})
     for more, scope, size in (([], "stored", 500_000), (["budget=8MB"], "peak", 8_000_000)):
@@ -281,21 +267,3 @@ def test_unusable_allocation_is_explained(tmp_path: Path, capsys: pytest.Capture
     assert main([*REAL, "task=finetune", f"allocation={path}", f"out={tmp_path / 'e'}", "budget=8MB"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "e").exists()
-
-
-def test_a_file_without_budget_needs_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*REAL, "task=finetune", f"allocation={file_of(tmp_path)}", f"out={tmp_path / 'e'}"]) == 2
-    assert "give budget=SIZE" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("words", "messages"), [
-    (["task=finetune"], ["allocation=null"]), (["allocation=uniform:4,4"], ["task=search"]),
-    (["task=finetune", "allocation=uniform:4,4", "oracle=synthetic"], ["oracle=synthetic trains none"]),
-    (["task=finetune", "allocation=uniform:4,4", "budget=[8MB,9MB]"], ["task=finetune takes one budget"]),
-    (["budget=allocation"], ["budget=allocation is for task=finetune"]),
-    (["task=evaluate", "out=x"], ["no eval.tasks"]), (["eval.tasks=[a.jsonl]"], ["task=search and some eval.tasks"])])
-def test_keys_that_need_each_other_are_named(words: list[str], messages: list[str],
-                                             capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*REAL, *words]) == 2
-    err = capsys.readouterr().err
-    assert all(message in err for message in messages), err

@@ -18,15 +18,6 @@ from qra_bo.tasks.evaluate import asks_in_chats
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none"]
 
 
-@pytest.mark.parametrize("words", [["task=search"], ["task=profile"], ["task=finetune", "allocation=uniform:4,4"]])
-def test_without_weights_there_is_the_memory_plan_and_status_2(words: list[str], tmp_path: Path,
-                                                               capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*words, "+model=llama2_70b", "data=tiny", "display=none", f"out={tmp_path / 'r'}", "device=cpu"]) == 2
-    out, err = capsys.readouterr()
-    assert "Where the bytes go" in out
-    assert "on a CPU needs about" in err
-
-
 def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SETTINGS, "task=profile", f"out={tmp_path}"]) == 0
     profile = load_profile(tmp_path / "profile.json")
@@ -43,12 +34,6 @@ def test_tokens_of_codes_and_initialisation_are_known_before() -> None:
               ("adapter.init=cloq",): (0, 2 * 31 * 32), ("adapter.init=cloq", "quantizer.rounding=rtn"): (0, 3 * 32),
               ("oracle=synthetic",): (0, 0)}
     assert {changes: make_setting(load_config([*common, *changes])).tokens_before for changes in wanted} == wanted
-
-
-def test_tasks_are_read_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "t.jsonl").write_text('{"text": "plain"}\n')
-    assert main(["task=evaluate", f"out={tmp_path}", f"eval.tasks=[{tmp_path / 't.jsonl'}]"]) == 2
-    assert "line 1: a task needs a question" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("provenance", "template", "chat"), [

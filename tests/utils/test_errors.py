@@ -4,40 +4,16 @@ import os
 from typing import Any
 
 import pytest
-import torch
 
 from qra_bo.execution import worker
-from qra_bo.oracle.protocol import TRAINING, StopRequested, quiet
+from qra_bo.oracle.protocol import TRAINING, quiet
 from qra_bo.space import uniform
 from qra_bo.trials import TrialSpec
-from qra_bo.utils.errors import is_device_lost, is_out_of_memory
 from tests.study.oracles import PlantedOracle
 
 
 class AcceleratorError(RuntimeError):
     """As torch names what leaves a CUDA context unusable."""
-
-
-@pytest.mark.parametrize(("error", "starved", "lost"), [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True, False),
-    (RuntimeError("CUDA error: out of memory"), True, False),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True, False),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True, False),
-    (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `create`"), True, False),
-    (RuntimeError("Triton Error [CUDA]: out of memory"), True, False),
-    (RuntimeError("CUDA driver error: out of memory"), True, False),
-    (RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"), True,
-     False),
-    (RuntimeError("CUDA driver error: unknown error"), False, False),
-    (RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnSpotrf`"), False, False),
-    (MemoryError(), True, False),
-    (AcceleratorError("an illegal memory access was encountered"), False, True),
-    (RuntimeError("CUDA error: unspecified launch failure"), False, True),
-    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False),
-    (ValueError("CUDA error: not torch's"), False, False),
-    (StopRequested(), False, False)])
-def test_errors_are_told_by_name_and_text(error: BaseException, starved: bool, lost: bool) -> None:
-    assert (is_out_of_memory(error), is_device_lost(error)) == (starved, lost)
 
 
 def test_a_worker_whose_device_is_lost_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,8 +11,3 @@ from qra_bo.utils.formatting import override_value
                                   "{}"])
 def test_hydra_reads_back_what_is_written(text: str) -> None:
     assert OverridesParser.create().parse_override(f"out={override_value(text)}").value() == text
-
-
-def test_plain_paths_stay_as_they_are() -> None:
-    for text in ("outputs/tiny-uniform_4_4-20260101", "/a/b", "./c", "best.json"):
-        assert override_value(text) == text

@@ -39,11 +39,3 @@ def test_a_container_sees_its_own_group_at_the_root(groups: Path) -> None:
     (groups / "own").write_text("5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n0::/\n")
     group(groups / "memory", limit="1000", used=1200, version=1)
     assert list(memory_groups()) == [(1000, 0)]
-
-
-def test_no_limit_leaves_the_machines_memory(groups: Path) -> None:
-    assert list(memory_groups()) == []  # no file names the groups
-    (groups / "own").write_text("4:memory:/process\n0::/\n")
-    group(groups / "memory" / "process", limit=NO_LIMIT, used=0, version=1)
-    assert list(memory_groups()) == []
-    assert free_bytes("cpu") > 10**6

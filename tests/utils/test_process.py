@@ -11,7 +11,6 @@ from typing import TextIO
 import pytest
 from rich.console import Console
 
-from qra_bo.report.live import LiveView
 from qra_bo.utils.process import prepare, tolerant
 
 
@@ -31,12 +30,6 @@ def test_what_can_not_be_encoded_is_a_question_mark() -> None:
     assert raw.getvalue() == b"a?b\n"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
-def test_full_disk_is_no_error() -> None:
-    with lost(open("/dev/full", "w", encoding="utf-8")) as raw:
-        check_it_takes_everything(tolerant(raw))
-
-
 def check_it_takes_everything(stream: TextIO) -> None:
     stream.write("x" * 100_000)
     Console(file=stream).print("x")
@@ -52,13 +45,6 @@ def test_reader_that_is_gone_and_closed_stream_are_no_errors() -> None:
         for stream in map(tolerant, (raw, closed, None)):
             check_it_takes_everything(stream)
             assert not stream.isatty()
-
-
-def test_view_of_a_script_survives_its_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
-    with lost(open("/dev/full", "w", buffering=1, encoding="utf-8")) as raw:
-        monkeypatch.setattr(sys, "stderr", raw)
-        with LiveView() as view:
-            view.progress("profile", 1, 2)
 
 
 def test_installed_modules_come_before_those_of_the_working_directory(monkeypatch: pytest.MonkeyPatch,

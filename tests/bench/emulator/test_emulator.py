@@ -1,7 +1,6 @@
 """The oracle over a table of trials: files, levels and noise, emulators, domain, and its conformance."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +8,14 @@ import pytest
 from scipy.stats import spearmanr
 
 from bench.emulator.emulator import FAMILIES, Emulator, rate_curve, table_rate, usable
-from bench.emulator.features import Describer, Reach, Warp
+from bench.emulator.features import Reach, Warp
 from bench.emulator.levels import Noise, level_of, levelled
-from bench.emulator.oracle import EmulatorOracle, load_oracle
+from bench.emulator.oracle import EmulatorOracle
 from bench.emulator.table import Table, TableRow, load_costs, load_rows, load_table
 from qra_bo.oracle.simulated import named_normal
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec, TrialState
-from qra_bo.utils.errors import ConfigError, DataError, OracleError
+from qra_bo.utils.errors import OracleError
 from tests.bench.tables import make_oracle, make_table, write_rows
 from tests.conformance.oracle import OracleSuite, quiet
 from tests.spaces import every_row, make_costs, make_space
@@ -52,16 +51,6 @@ def test_rows_survive_their_file_exactly(table: Table, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     write_rows(path, table.facts, table.rows)
     assert load_rows(path, table.facts) == table.rows
-
-
-@pytest.mark.parametrize(("before", "after", "said"), [
-    ("nf4", "nf5", "fingerprint"), (",ok,", ",fine,", "fine"), ("loss_se", "se", "columns")])
-def test_malformed_table_is_refused_with_its_place(folder: Path, table: Table, tmp_path: Path, before: str, after: str,
-                                    said: str) -> None:
-    path = tmp_path / "evaluations.csv"
-    path.write_text((folder / "evaluations.csv").read_text().replace(before, after, 1))
-    with pytest.raises(DataError, match=said):
-        load_rows(path, table.facts)
 
 
 def test_memory_is_that_of_the_task(folder: Path) -> None:
@@ -112,11 +101,6 @@ def test_early_noise_correlates_with_the_noise_at_the_end() -> None:
     assert found.noise.early == ((1.0, 0.0), (pytest.approx(2.0), pytest.approx(1.0)))
 
 
-def test_table_without_repeats_is_refused() -> None:
-    with pytest.raises(DataError, match="repeats on other training seeds"):
-        levelled([*row({1: 4.0}), *row({1: 5.0}, (2, 1, 1, 1))], 1, 1.0)
-
-
 def test_the_warp_inverts_and_bends() -> None:
     losses = np.array([4.0, 4.1, 4.2, 4.5, 9.0])
     warp = Warp.to(losses)
@@ -134,19 +118,6 @@ def test_reach_ends_where_rows_are_rare() -> None:
     assert reach.contains(rows).all()
     assert not reach.contains(np.full((1, 3), 9.0))[0]
     assert reach.contains(rows + 1e-3).all()
-
-
-def test_features_are_of_the_formats_and_refuse_others(table: Table) -> None:
-    describer = Describer(table.facts, table.profile)
-    units = describer.units((uniform(4, "nf4", 4), uniform(4, "hqq2", 4)))
-    damage = np.clip(table.profile.quantization_sensitivity, 0.0, None)
-    np.testing.assert_allclose(units[0, :, 0], np.maximum.accumulate(damage[:, ::-1], axis=1)[:, ::-1][:, 2])
-    assert (units[..., 7:].sum(axis=-1) == 1.0).all()
-    whole = describer.whole((uniform(4, "nf4", 4),))
-    assert whole.shape == (1, 6 + 4 + 2 * 3 + 2)
-    assert whole[0, 6:10].tolist() == [0.0, 0.0, 1.0, 0.0]
-    with pytest.raises(DataError, match="fp16"):
-        describer.units((uniform(4, "fp16", 4),))
 
 
 def test_emulators_rank_unseen_allocations(emulator: Emulator) -> None:
@@ -196,21 +167,6 @@ def test_trials_outside_the_domain_fail_and_other_steps_are_refused(emulator: Em
 
 def test_every_row_of_the_table_is_within_reach(emulator: Emulator) -> None:
     assert all(emulator.refusal(a) is None for a in emulator.data.allocations)
-
-
-def test_runs_of_other_units_or_ranks_are_refused(emulator: Emulator, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="other ones; use the model"):
-        EmulatorOracle(emulator, make_space(5), "0")
-    with pytest.raises(ConfigError, match="ranks \\[16\\]"):
-        EmulatorOracle(emulator, make_space(4, ranks=(1, 16)), "0")
-    for name in ("task.json", "memory.json", "profile.json"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(DataError, match="collect more rows"):
-        load_oracle(tmp_path, "boosted", SPACE)
-    task = json.loads((folder / "task.json").read_text())
-    (tmp_path / "task.json").write_text(json.dumps({**task, "schema_version": 99}))
-    with pytest.raises(DataError, match="schema_version 99"):
-        load_table(tmp_path)
 
 
 def test_calibration_rows_at_other_rates_are_left_out(table: Table) -> None:

@@ -5,7 +5,6 @@ import pytest
 
 from bench.table1.amq import AMQ, AMQOptions
 from qra_bo.space import CostTable, FloatArray, IntArray, PhaseCost
-from qra_bo.utils.errors import BudgetError, ConfigError
 
 UNITS, FORMATS = 16, 4
 BITS = np.array([2, 3, 4, 8])
@@ -76,20 +75,3 @@ def test_sensitive_units_are_kept_from_low_bits() -> None:
     assert set(amq.pruned) == worst
     assert (found.measured[:, sorted(worst)] >= 2).all()  # type: ignore[attr-defined]
     assert (np.delete(found.measured, sorted(worst), axis=1) < 2).any()  # type: ignore[attr-defined]
-
-
-def test_a_space_smaller_than_its_evaluations_ends() -> None:
-    unit = np.array([[2, 4], [2, 4]])[:, :, None] * 10
-    costs = CostTable((PhaseCost("stored", 0, unit, np.zeros_like(unit)),))
-    alone = np.array([[1.0, 0.1], [1.1, 0.2]])
-    found = AMQ(costs, 60, alone, AMQOptions(), np.random.default_rng(0)).run(
-        lambda rows: alone[np.arange(2), rows].sum(axis=1))
-    assert found.choice.tolist() == [0, 1]
-    assert len(found.measured) == 3
-
-
-def test_what_can_not_work_is_refused() -> None:
-    with pytest.raises(BudgetError, match="lowest bits"):
-        AMQ(table(), 1000, planted()[0], AMQOptions(), np.random.default_rng(0))
-    with pytest.raises(ConfigError, match="2 <= initial <= evaluations"):
-        AMQOptions(evaluations=5, initial=6)

@@ -9,11 +9,7 @@ from bench.table1 import cells
 from bench.table1.limits import parse_limit
 from bench.table1.methods import ROWS
 from bench.table1.results import accuracy, qra_bo_like
-from bench.table1.rows_searched import stages_note
-from qra_bo.trials import Fidelity
 from qra_bo.utils.errors import (
-    BudgetError,
-    ConfigError,
     DeviceError,
     ModelError,
     TrainingError,
@@ -31,11 +27,6 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: UserError) -> cells.CellResu
     return cells.work(session, cells.Cell(ROWS["loftq"], parse_limit("peak 1GB")), lambda text: None)
 
 
-@pytest.mark.parametrize("error", [BudgetError, ConfigError])
-def test_what_a_row_lacks_is_its_own(monkeypatch: pytest.MonkeyPatch, error: type[UserError]) -> None:
-    assert raising(monkeypatch, error("nothing\nfits")).why == "nothing fits"
-
-
 @pytest.mark.parametrize("error", [ModelError, WorkerError, DeviceError, TrainingError])
 def test_what_no_row_can_do_without_stops_the_table(monkeypatch: pytest.MonkeyPatch, error: type[UserError]) -> None:
     with pytest.raises(error, match="lost"):
@@ -48,14 +39,6 @@ def test_a_group_counts_once_among_the_tasks_that_were_asked() -> None:
         ("own", "exact_match (strict)", 0.6))]
     assert accuracy(scores, ["boolq", "mmlu", "folder/own.jsonl"]) == pytest.approx(0.6)
     assert accuracy(scores, ["hellaswag"]) is None
-
-
-def test_evaluations_are_told_by_stage() -> None:
-    made: Any = [SimpleNamespace(stage=stage, fidelity=fidelity) for stage, fidelity in (
-        ("baseline", Fidelity.HIGH), ("evolution", Fidelity.LOW), ("evolution", Fidelity.LOW),
-        ("evolution", Fidelity.HIGH))]
-    assert stages_note(made) == "evaluated 2 at low and 1 at high fidelity in the first stage, 0 in the second"
-    assert stages_note(made[:1]) == ""
 
 
 def test_ours_meets_a_row_with_codes_chosen_as_the_row_s() -> None:

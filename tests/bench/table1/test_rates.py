@@ -29,13 +29,6 @@ def test_an_end_is_extended_outwards_until_the_best_lies_inside(centre: float, t
     assert rate.lr_scale == pytest.approx(centre, rel=5e-3)
 
 
-def test_the_most_trials_are_kept_to_and_an_end_is_said() -> None:
-    rate = calibrate([0.5, 1.0, 2.0], 4, parabola(100.0))
-    assert rate is not None
-    assert [s for s, _ in rate.trials] == [0.5, 1.0, 2.0, 4.0]
-    assert (rate.lr_scale, rate.inside) == (4.0, False)
-
-
 def test_rates_that_diverge_are_passed_over() -> None:
     rate = calibrate([0.5, 1.0, 2.0], 5, lambda s: None if s > 0.3 else 3.0 + s)
     assert rate is not None

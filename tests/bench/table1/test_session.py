@@ -10,8 +10,6 @@ import pytest
 
 from bench.table1 import session as module
 from bench.table1.journal import TableJournal
-from bench.table1.limits import parse_limit
-from bench.table1.methods import ROWS
 from bench.table1.recipe import Recipe
 from bench.table1.session import Session, table_session
 from qra_bo.config import load_config
@@ -27,16 +25,6 @@ def make_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Se
     config = load_config(["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=rtn"])
     with table_session(config, tmp_path / "t") as session:
         yield session
-
-
-def test_a_ladder_is_widened_only_for_what_it_lacks(session: Session) -> None:
-    assert session.ladder(()) == session.ladder((4, 8, 16)) == session.config.bits == (2, 3, 4, 8)
-    assert session.ladder((5,)) == session.ladder(FINER) == FINER
-
-
-def test_a_setting_has_the_formats_of_its_bits(session: Session) -> None:
-    formats = session.setting_of(parse_limit("peak uniform:4,4"), ranks=(1, 4), bits=(4, 5, 6)).space.formats
-    assert [f.name for f in formats] == ["nf4", "hqq5-g128", "hqq6-g128"]
 
 
 def test_chosen_codes_come_from_an_oracle_that_chose_for_these_formats(session: Session,
@@ -74,13 +62,6 @@ def test_another_embedding_needs_another_oracle(session: Session, monkeypatch: p
     assert Recipe.from_json(other.to_json()) == other
 
 
-@pytest.mark.parametrize("name", ["best_uniform_finer_gptq", "qra_bo_finer_gptq"])
-def test_rows_on_the_finer_ladder_stand_where_a_budget_binds(name: str) -> None:
-    row = ROWS[name]
-    assert row.takes(parse_limit("stored uniform:4,16"))
-    assert not any(row.takes(limit) for limit in (None, parse_limit("free"), parse_limit("peak uniform:4,16 <=4")))
-
-
 @pytest.mark.parametrize("initial_rank", [None, 12])
 def test_a_measurement_without_memory_is_made_again_in_another_session(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, initial_rank: int | None,
@@ -99,16 +80,6 @@ def test_a_measurement_without_memory_is_made_again_in_another_session(
     with table_session(config, tmp_path / "t") as session:
         assert session.measured_bytes(recipe, 1.0, 1, "peak") == 77
     assert not answers
-
-
-def test_a_measurement_that_diverged_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [{"measured_bytes": None, "state": "diverged", "message": "loss nan"}]
-    monkeypatch.setattr(Session, "call", lambda self, *_: answers.pop(0))
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-    recipe = Recipe(Allocation(("nf4", "nf4"), (4, 4)), "kaiming", 12)
-    for _ in range(2):
-        with table_session(load_config(REAL), tmp_path / "t") as session:
-            assert session.measured_bytes(recipe, 1.0, 1, "peak") is None
 
 
 class _Silent:

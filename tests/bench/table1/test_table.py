@@ -11,7 +11,6 @@ import pytest
 from bench.store import Store
 from bench.table1.__main__ import main
 from bench.table1.load import load_table
-from bench.table1.markdown import summary
 from bench.table1.methods import ROWS
 from bench.table1.run import run_table
 from qra_bo.utils.errors import ConfigError, JournalError, OutputError
@@ -74,17 +73,6 @@ def test_every_method_has_a_row_within_its_limit(made: tuple[Path, dict[str, Any
     assert by_name["qra_bo", "free"]["qra_bo_minus_row"] is None
     assert by_name["best_uniform", "stored uniform:4,4"]["qra_bo_minus_row"]["train_seeds"] == 3
     assert json.loads((folder / "table1.json").read_text()) == table
-
-
-def test_the_table_for_people_says_that_it_is_synthetic(made: tuple[Path, dict[str, Any]]) -> None:
-    text = (made[0] / "table1.md").read_text()
-    assert "**synthetic results: no model was trained" in text
-    assert "## Within " in text
-    assert "69.94 *reported*" in text
-    assert text.count("\n| qra_bo ") == 3
-    assert summary(made[1])[0].startswith("SYNTHETIC RESULTS: NO MODEL WAS TRAINED")
-    trained = {**made[1], "fidelity": "high"}
-    assert not summary(trained)[0].startswith("SYNTHETIC")
 
 
 def test_going_on_repeats_nothing_and_more_seeds_add_theirs_alone(made: tuple[Path, dict[str, Any]],

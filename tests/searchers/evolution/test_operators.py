@@ -1,6 +1,5 @@
 """Variation and first populations: always admissible, with the odds that are stated."""
 
-import dataclasses
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from qra_bo.searchers.evolution.variation import Operators, random_near_budget, 
 from qra_bo.sensitivity.importance import warm_start
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space.neighbourhood import distance, ladder_tops
-from qra_bo.utils.errors import BudgetError
 from tests.spaces import make_problem
 
 
@@ -98,9 +96,3 @@ def test_random_rows_use_up_the_budget_and_differ_as_wholes() -> None:
     assert (totals > problem.budget_bytes - single).all()
     assert rows[:, :30].mean(axis=1).std() > 0.3
     assert rows[:, 30:].mean(axis=1).std() > 0.3
-
-
-def test_a_budget_below_the_smallest_is_said() -> None:
-    problem = dataclasses.replace(make_problem(3), budget_bytes=10)
-    with pytest.raises(BudgetError, match="lowest bits and ranks"):
-        random_near_budget(problem, np.random.default_rng(0))

@@ -15,7 +15,6 @@ from qra_bo.searchers.evolution.archive import Archive
 from qra_bo.searchers.evolution.searcher import EvolutionarySearch
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.trials import Fidelity, Proposal
-from qra_bo.utils.errors import ConfigError, ProfileError
 from surrogates.fidelity import FidelityModel
 from tests.conformance.searcher import evaluate, make_problem, play, proposals_of
 
@@ -83,20 +82,6 @@ def test_it_stops_when_the_hypervolume_stands_still() -> None:
     assert len(proposals_of(rounds)) == 60
     volumes = np.array(search.hypervolumes)
     assert (np.diff(volumes) >= -1e-12).all()
-
-
-@pytest.mark.parametrize("bad", [{"population": 1}, {"generations": 0}, {"promote": 0}, {"gamma": -1.0},
-                                 {"patience": 0}])
-def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="evolution needs"):
-        EvolutionarySearch(make_problem()[0], **bad)  # type: ignore[arg-type]
-
-
-def test_a_profile_without_gain_is_refused_at_once() -> None:
-    problem, _ = make_problem()
-    bare = dataclasses.replace(problem, profile=dataclasses.replace(problem.profile, rank_sensitivity=None))
-    with pytest.raises(ProfileError, match="no I_r"):
-        EvolutionarySearch(bare)
 
 
 def test_published_network_is_fitted_once_there_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
