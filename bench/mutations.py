@@ -3,9 +3,9 @@
     python -m bench.mutations --tree CHECKOUT [--out bench/results] [--seed 52] [--count 40]
 
 ``CHECKOUT`` is a clean working tree of its own, which is changed and restored. The draw is in proportion to the lines
-of each package; docstrings, annotations, decorators, text and what is raised are left alone. Files of tests that are
-named after the changed module run first, and the first failure ends a fault. A fault that is in the results file is
-not run again: the same command goes on, and a deleted entry is made again.
+of each package; docstrings, annotations, decorators, text and what is raised are left alone. Tests that are named after
+the changed module run first, then those that import it, and the first failure ends a fault. A fault that is in the
+results file is not run again: the same command goes on, and a deleted entry is made again.
 """
 
 import argparse
@@ -97,7 +97,9 @@ def draw(tree: Path, seed: int, count: int) -> list[dict[str, Any]]:
 def noticed(tree: Path, fault: dict[str, Any]) -> dict[str, Any]:
     """Run the package's tests with the fault in the tree: whether one failed, which, and the seconds."""
     file, folder = tree / fault["file"], PACKAGES[fault["package"]]
-    tests = sorted((tree / folder).rglob("test_*.py"), key=lambda t: (file.stem not in t.stem, t))
+    module = ".".join(file.relative_to(tree).with_suffix("").parts)
+    tests = sorted((tree / folder).rglob("test_*.py"),
+                   key=lambda t: (file.stem not in t.stem, module not in t.read_text(encoding="utf-8"), t))
     right, begin = file.read_text(encoding="utf-8"), time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not gpu",
                *(str(t.relative_to(tree)) for t in tests)]

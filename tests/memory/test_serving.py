@@ -6,7 +6,7 @@ import pytest
 from qra_bo.memory import MemoryModel, TrainShape, default_format
 from qra_bo.memory.formats import FORMATS, WIDTHS, matrix_bytes, parse_format
 from qra_bo.memory.plan import memory_plan
-from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, TARGET_FORMATS, server_rank, serving_note
+from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, TARGET_FORMATS, gguf_bytes, server_rank, serving_note
 from qra_bo.space import uniform
 from qra_bo.utils.errors import SpaceError
 from tests.memory.spaces import TINY, space_of
@@ -116,6 +116,17 @@ def test_lever_of_fewer_bits_is_priced_for_the_consumer() -> None:
     levers = {name: {lever.change for lever in plan.levers} for name, plan in plans.items()}
     assert "bits=[2,4,8]" in levers["mlx"]
     assert "bits=[2,4,8]" not in levers["llamacpp"]
+
+
+def test_files_of_llamacpp_have_closed_forms() -> None:
+    space = space_of(formats=SYM)
+    sizes = gguf_bytes(MemoryModel(TINY, SHAPE), space, uniform(space.n_units, "sym4-g64", 4))
+    linears = [m for u in space.units for m in u.linears]
+    numel, sides = sum(m.numel for m in linears), sum(m.in_features + m.out_features for m in linears)
+    norms = 64 * (2 * 4 + 1)
+    others = 4 * norms + 2 * 512 * 64  # norms in 32 bits, the tied embedding in 16
+    assert sizes == {"base": others + numel * 18 // 32, "adapter": 16 * sides, "merged-f16": others + 2 * numel,
+                     "merged-q8_0": others + numel * 34 // 32}
 
 
 def test_server_rank_is_the_least_that_takes_the_adapter() -> None:

@@ -8,7 +8,7 @@ from qra_bo.space import uniform
 from qra_bo.study import VerdictKind, verdict_of
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.study.reading import study_of
-from qra_bo.study.verdict import TEXTS, Evidence, told
+from qra_bo.study.verdict import Evidence, told
 from tests.report.fixtures import L, failed_alone, make_events, minimised_at, without_mixed
 
 Lines = list[dict[str, Any]]
@@ -72,10 +72,6 @@ def test_numbers_are_those_of_the_confirmation() -> None:
     assert d is not None
     assert (d.evidence, d.mean, d.low, d.high) == (Evidence.UNSEEN_SEEDS, c.mean, c.low, c.high)
     assert (d.seeds, d.steps, d.expected, d.objective_steps) == (5, 64, c.mean + c.ahead, 480)
-
-
-def test_every_kind_has_words() -> None:
-    assert set(TEXTS) == set(VerdictKind)
 
 
 def test_numbers_before_a_confirmation_are_those_of_the_search() -> None:
