@@ -13,7 +13,7 @@ from bench.study.plan import Study
 from bench.study.run import finder
 from bench.study.schedule import Settled, settle
 from qra_bo.memory.formats import parse_format
-from qra_bo.study.intervals import paired_interval, two_way_interval
+from qra_bo.study.intervals import interval_of
 
 COLUMNS = ("text", "label", "steps", "name", "bits", "rank", "learning_rate", "seeds", "loss", "difference")
 Row = dict[str, Any]
@@ -29,9 +29,7 @@ def difference(one: Settled, other: Settled) -> Row | None:
     if len(seeds) < 2:
         return None
     mine, theirs = ([s.tested[seed].sequence_losses for seed in seeds] for s in (one, other))
-    over_text = all(len(sequences) > 1 for sequences in (*mine, *theirs))
-    interval = two_way_interval(mine, theirs) if over_text else paired_interval(
-        [one.losses[seed] - other.losses[seed] for seed in seeds])
+    interval, over_text = interval_of([one.losses[seed] - other.losses[seed] for seed in seeds], mine, theirs)
     return {**asdict(interval), "seeds": len(seeds), "over_text": over_text}
 
 

@@ -11,6 +11,7 @@ from bench.table1.recipe import Recipe
 from bench.table1.rows import Found, Row
 from bench.table1.session import Session
 from qra_bo.study.cost import FORWARD_SHARE
+from qra_bo.study.intervals import SequenceLosses
 from qra_bo.study.setting import training_seeds
 from qra_bo.utils.errors import BudgetError, ConfigError
 
@@ -62,6 +63,12 @@ class CellResult:
     def losses(self) -> dict[int, float]:
         """Test losses by training seed; failed finals have none."""
         return {seed: float(e["loss"]) for seed, e in self.trials.items() if e["loss"] is not None}
+
+    @property
+    def sequences(self) -> dict[int, SequenceLosses]:
+        """Losses of every test sequence by training seed; none for trials that were made before they were kept."""
+        return {seed: [(float(loss), int(n)) for loss, n in e.get("sequence_losses", ())]
+                for seed, e in self.trials.items()}
 
     @property
     def failed(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """``table1.json``: the finished rows, their paired comparisons, and figures that the paper reports."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from bench.table1.cells import OWN, Cell, CellResult, is_free
 from bench.table1.limits import Limit
 from bench.table1.session import Session
-from bench.table1.statistics import Difference, Losses, difference, gap_closed
+from bench.table1.statistics import Difference, difference, gap_closed
 from qra_bo.finetune.evaluation import task_name
 
 LORA_16, QLORA = "lora_16", "qlora"
@@ -59,10 +59,8 @@ def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult]
         cells: All rows of the table.
         results: Finished rows, in the order of the table.
     """
-    losses = {(r.cell.row.name, r.cell.limit.name): r.losses for r in results if r.losses}
-    failed = {(r.cell.row.name, r.cell.limit.name): r.failed for r in results}
-    rows = [_row(session, r, losses, failed) for r in results]
-    done = {(r.cell.row.name, r.cell.limit.name) for r in results}
+    done = {(r.cell.row.name, r.cell.limit.name): r for r in results}
+    rows = [_row(session, r, {key: one for key, one in done.items() if one.losses}) for r in results]
     missing = [c.name for c in cells if (c.row.name, c.limit.name) not in done]
     c = session.config
     keep = ("version", "git", "data_sha256", "model_sha256", "packages", "device", "dtype", "threads", "platform")
@@ -82,8 +80,7 @@ def _limit(session: Session, limit: Limit) -> dict[str, Any]:
             "max_average_bits": limit.max_average_bits}
 
 
-def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losses],
-         failed: Mapping[tuple[str, str], Collection[int]]) -> dict[str, Any]:
+def _row(session: Session, r: CellResult, others: Mapping[tuple[str, str], CellResult]) -> dict[str, Any]:
     row, limit = r.cell.row, r.cell.limit
     head = {"method": row.name, "title": row.title, "limit": limit.name, "scope": limit.scope, "why": r.why}
     figures = reported(r.cell)
@@ -108,15 +105,17 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
              "rates": None if r.rate is None else [[c.adapter.lr * s, loss] for s, loss in r.rate.trials],
              "mean": float(values.mean()) if len(values) else None,
              "se": float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None}
-    gap = gap_closed(r.losses, losses.get((QLORA, OWN.name), {}), losses.get((LORA_16, OWN.name), {}))
-    own = qra_bo_among(name for name, within in losses if within == limit.name)
+    gap = gap_closed(r.losses, *(others[name, OWN.name].losses if (name, OWN.name) in others else {}
+                                 for name in (QLORA, LORA_16)))
+    own = qra_bo_among(name for name, within in others if within == limit.name)
 
     def less(mine: str) -> Difference | None:
-        return difference(losses[mine, limit.name], r.losses, failed[mine, limit.name])
+        one = others[mine, limit.name]
+        return difference(one.losses, r.losses, one.failed, one.sequences, r.sequences)
 
     versus = None if own is None or row.name == own else less(own)
     alike = qra_bo_like(row.name, recipe.gptq_tokens is not None)
-    same = None if row.name in QRA_BO or (alike, limit.name) not in losses else less(alike)
+    same = None if row.name in QRA_BO or (alike, limit.name) not in others else less(alike)
     return {**head, **empty, **facts, "seeds": len(r.losses), "train_seeds": list(r.losses),
             "losses": list(r.losses.values()), "gap_closed": gap.share, "gap_low": gap.low, "gap_high": gap.high,
             "gap_note": gap.note, "qra_bo_minus_row": None if versus is None else versus.to_json(),

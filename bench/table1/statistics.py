@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.study.intervals import LEAST_SEEDS, LEVEL, paired_interval
+from qra_bo.study.intervals import LEAST_SEEDS, LEVEL, SequenceLosses, interval_of, paired_interval
 
 Losses = Mapping[int, float]
 """Test loss by training seed."""
+Sequences = Mapping[int, SequenceLosses]
+"""Losses of every test sequence by training seed, where they are known."""
 LEAST_RATIO = 3.0
 """Least ratio of QLoRA's gap to its standard error for a share of it to be resolved."""
 
@@ -60,13 +62,15 @@ def gap_closed(row: Losses, qlora: Losses, lora_16: Losses) -> GapClosed:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Row minus another over common seeds, with a Student-t interval of 95 %; negative: the row is better."""
+    """Row minus another over common seeds, with an interval of 95 %, which holds for other text too where it is
+    ``over_text``; negative: the row is better."""
 
     mean: float
     low: float
     high: float
     train_seeds: int
     complete: bool = True
+    over_text: bool = False
 
     @property
     def verdict(self) -> str:
@@ -80,10 +84,12 @@ class Difference:
         return {**asdict(self), "level": LEVEL, "verdict": self.verdict}
 
 
-def difference(row: Losses, other: Losses, failed: Collection[int] = ()) -> Difference | None:
+def difference(row: Losses, other: Losses, failed: Collection[int] = (), row_text: Sequences | None = None,
+               other_text: Sequences | None = None) -> Difference | None:
     """Return row minus other, ``None`` with fewer than two common seeds; the row failed at the seeds ``failed``."""
     seeds = shared(row, other)
     if len(seeds) < 2:
         return None
-    interval = paired_interval([row[s] - other[s] for s in seeds])
-    return Difference(interval.mean, interval.low, interval.high, len(seeds), not set(failed) & set(other))
+    texts = [[(text or {}).get(seed, ()) for seed in seeds] for text in (row_text, other_text)]
+    interval, over_text = interval_of([row[s] - other[s] for s in seeds], *texts)
+    return Difference(interval.mean, interval.low, interval.high, len(seeds), not set(failed) & set(other), over_text)

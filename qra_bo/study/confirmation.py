@@ -9,7 +9,7 @@ from qra_bo.searchers.rates.model import change, change_of_difference
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
 from qra_bo.study.events import Choice, Confirmation, Objective
-from qra_bo.study.intervals import LEVEL, Interval, paired_interval, two_way_interval
+from qra_bo.study.intervals import LEVEL, Interval, interval_of
 from qra_bo.study.setting import FINAL
 from qra_bo.study.state import loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
@@ -128,12 +128,9 @@ def _is_confirmed(run: TrialRunner) -> bool:
 
 
 def _interval(pairs: Sequence[Pair], level: float) -> tuple[Interval, bool]:
-    """Return the interval of candidate - reference, and whether it holds for other held-out text too: where the oracle
-    gave the losses of every sequence."""
+    """Return the interval of candidate - reference, and whether it is over text too (``interval_of``)."""
     candidate, reference = ([e.result.sequence_losses for e in side] for side in zip(*pairs, strict=True))
-    if all(len(losses) > 1 for losses in (*candidate, *reference)):
-        return two_way_interval(candidate, reference, level), True
-    return paired_interval([loss_of(c) - loss_of(r) for c, r in pairs], level), False
+    return interval_of([loss_of(c) - loss_of(r) for c, r in pairs], candidate, reference, level)
 
 
 def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[Pair], failed: bool, steps: int,

@@ -88,6 +88,15 @@ def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[Se
     return Interval(mean, mean - half, mean + half)
 
 
+def interval_of(differences: Sequence[float], candidate: Sequence[SequenceLosses],
+                reference: Sequence[SequenceLosses], level: float = LEVEL) -> tuple[Interval, bool]:
+    """Return the interval of paired ``differences``, and whether it holds for other held-out text too: where both sides
+    have the losses of every sequence, for each training seed in order."""
+    if all(len(losses) > 1 for losses in (*candidate, *reference)):
+        return two_way_interval(candidate, reference, level), True
+    return paired_interval(differences, level), False
+
+
 def text_error(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLosses]) -> float:
     """Return the standard error over held-out text of the mean difference of trainings in pairs, in nats a token; 0
     where the losses of fewer than two sequences are known. Arguments are as those of ``two_way_interval``."""

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from bench.table1.statistics import difference, gap_closed, shared
+from qra_bo.study.intervals import two_way_interval
 
 SEEDS = range(8)
 LEVELS = np.random.default_rng(3).normal(0, 0.02, 8)
@@ -80,3 +81,17 @@ def test_differences_are_paired_and_signed() -> None:
     assert few.high < 0
     assert few.verdict == "undecided"  # "better" takes five seeds
     assert difference({0: 1.0}, {0: 1.0}) is None
+
+
+def test_differences_hold_for_other_text_where_sequences_are_known() -> None:
+    draw = np.random.default_rng(0)
+    texts = [{s: [(200 * (level + x), 100) for x in draw.normal(0, 0.02, 12)] for s in SEEDS} for level in (1.8, 1.9)]
+    losses = [{s: sum(loss for loss, _ in text) / 2400 for s, text in side.items()} for side in texts]
+    found = difference(*losses, (), *texts)
+    assert found is not None
+    assert found.over_text
+    wide = two_way_interval(*(list(side.values()) for side in texts))
+    assert (found.low, found.high) == pytest.approx((wide.low, wide.high))
+    alone = difference(*losses, (), texts[0])
+    assert alone is not None
+    assert not alone.over_text
