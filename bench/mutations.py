@@ -3,9 +3,9 @@
     python -m bench.mutations --tree CHECKOUT [--out bench/results] [--seed 52] [--count 40]
 
 ``CHECKOUT`` is a clean working tree of its own, which is changed and restored. The draw is in proportion to the lines
-of each package; docstrings, annotations, decorators, text and what is raised are left alone. Tests that are named after
-the changed module run first, then those that import it, and the first failure ends a fault. A fault that is in the
-results file is not run again: the same command goes on, and a deleted entry is made again.
+of each package; docstrings, annotations, decorators, text and what is raised are left alone. A fault meets the tests
+that are named after the changed module or import it, until the first failure; then those that were not noticed meet the
+package's other tests. The same command goes on where it was stopped, and makes a deleted entry of the results again.
 """
 
 import argparse
@@ -94,26 +94,28 @@ def draw(tree: Path, seed: int, count: int) -> list[dict[str, Any]]:
     return drawn
 
 
-def noticed(tree: Path, fault: dict[str, Any]) -> dict[str, Any]:
-    """Run the package's tests with the fault in the tree: whether one failed, which, and the seconds."""
+def noticed(tree: Path, fault: dict[str, Any], near: bool) -> dict[str, Any]:
+    """Run tests with the fault in the tree: the near ones or the others. Whether one failed, which, and the seconds."""
     file, folder = tree / fault["file"], PACKAGES[fault["package"]]
     module = ".".join(file.relative_to(tree).with_suffix("").parts)
-    tests = sorted((tree / folder).rglob("test_*.py"),
-                   key=lambda t: (file.stem not in t.stem, module not in t.read_text(encoding="utf-8"), t))
+    tests = [str(t.relative_to(tree)) for t in sorted((tree / folder).rglob("test_*.py"))
+             if (file.stem in t.stem or module in t.read_text(encoding="utf-8")) is near]
     right, begin = file.read_text(encoding="utf-8"), time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not gpu",
-               *(str(t.relative_to(tree)) for t in tests)]
+               *sorted(tests, key=lambda t: file.stem not in t)]
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    by = [] if tests else ["no such test"]
     try:
         file.write_text(changed(right, fault), encoding="utf-8")
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=HANGS,
-                              check=False)
-        ended, by = done.returncode, [s for s in done.stdout.splitlines() if s.startswith(("FAILED", "ERROR"))]
+                              check=False) if tests else None
+        caught = done is not None and done.returncode in (1, 2, 3, 4)
+        by = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))] if done else by
     except subprocess.TimeoutExpired:
-        ended, by = 1, [f"no end in {HANGS} s"]
+        caught, by = True, [f"no end in {HANGS} s"]
     finally:
         file.write_text(right, encoding="utf-8")
-    return {"caught": ended != 0, "by": by[0][:160] if by else "", "seconds": round(time.monotonic() - begin)}
+    return {"caught": caught, "by": by[0][:160] if by else "", "seconds": round(time.monotonic() - begin), "near": near}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,17 +128,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     tree, earlier = options.tree.resolve(), options.out / "mutations.json"
     known = json.loads(earlier.read_text(encoding="utf-8"))["rows"] if earlier.exists() else []
-    rows = []
-    for fault in draw(tree, options.seed, options.count):
-        same = [row for row in known if fault.items() <= row.items()]
-        rows.append(same[0] if same else {**fault, **noticed(tree, fault)})
-        fine = sum(row["caught"] or bool(row.get("changes_nothing")) for row in rows)
-        least = -(-options.count * 9 // 10)
-        target = Target("faults that a test notices, or that change nothing", f">= {least} of {options.count}", fine,
-                        fine >= least)
-        publish("mutations", [target], rows, ["file", "line", "old", "new", "caught", "seconds"], shown=rows[-1:],
-                made={"git": git_commit(tree), "machine": machine(1)}, folder=options.out)
-    return int(fine < least)
+    drawn, least = draw(tree, options.seed, options.count), -(-options.count * 9 // 10)
+    rows = [next((row for row in known if fault.items() <= row.items()), fault) for fault in drawn]
+    for near in (True, False):
+        for number, fault in enumerate(drawn):
+            if rows[number].get("caught") or (near and "caught" in rows[number]) or rows[number].get("near") is False:
+                continue
+            rows[number] = {**fault, **noticed(tree, fault, near)}
+            fine = sum(bool(row.get("caught") or row.get("changes_nothing")) for row in rows)
+            target = Target("faults that a test notices, or that change nothing", f">= {least} of {options.count}",
+                            fine, fine >= least)
+            publish("mutations", [target], rows, ["file", "line", "old", "new", "caught", "seconds"],
+                    shown=[rows[number]], made={"git": git_commit(tree), "machine": machine(1)}, folder=options.out)
+    return int(sum(bool(row.get("caught") or row.get("changes_nothing")) for row in rows) < least)
 
 
 if __name__ == "__main__":

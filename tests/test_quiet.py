@@ -29,6 +29,7 @@ def stderr_of(*arguments: str) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_loading_exports_and_training_print_nothing(finished: Path, tmp_path: Path) -> None:
     """In one process, whose imports are the longest part."""
     export = ["task=export", f"out={finished}", "export.check=true", "export.targets=[card,packed,merged]"]

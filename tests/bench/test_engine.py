@@ -15,9 +15,3 @@ def test_proposals_are_timed_before_any_loss_and_from_the_posterior(problem: Sea
     rows = engine.proposal_rows(problem, (0, 4), 1)
     assert [r["observations"] for r in rows] == [0, 4]
     assert all(r["cpu_seconds"] > 0 for r in rows)
-
-
-def test_observations_are_distinct_and_fit(problem: SearchProblem) -> None:
-    told = engine.observations(problem, 5)
-    assert len({e.allocation for e in told}) == 5
-    assert all(problem.fits(e.allocation) for e in told)

@@ -11,14 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.training.loop import HeldOut
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
-from qra_bo.finetune.training.sample import NEW_TOKENS, PROMPT_TOKENS, prompt_of
+from qra_bo.finetune.training.sample import PROMPT_TOKENS, prompt_of
 from qra_bo.space import uniform
 from tests.finetune.models import FINAL, final_options
-from tests.finetune.test_finetune import DATA, MIXED, REQUEST, make, quiet
+from tests.finetune.test_finetune import MIXED, REQUEST, make, quiet
 
 NODE = {"name": "tiny", "source": "random", "n_layers": 2}
 
@@ -111,31 +110,6 @@ def test_a_killed_final_fine_tune_continues_to_the_same_result(dies_at: int, pat
     assert same(adapter(killed), adapter(tmp_path / "whole"))
     finished = finalise(killed, make(killed), patience=patience)  # and the journal's line was lost
     assert finished == whole
-
-
-def test_sample_is_the_greedy_text_before_and_after(tmp_path: Path) -> None:
-    oracle = make(tmp_path)
-    oracle.tokenizer = byte_tokenizer()
-    found = finalise(tmp_path / "a", oracle)["sample"]
-    prompt = prompt_of(DATA.test)
-    assert found["prompt"] == oracle.tokenizer.decode(prompt)
-    oracle.build(MIXED, 5)
-    assert found["before"] == oracle.tokenizer.decode(greedy(oracle.model, prompt))
-    assert found["before"] != found["after"]
-    assert finalise(tmp_path / "b")["sample"] is None
-
-
-def greedy(model: Any, prompt: list[int]) -> list[int]:
-    """The same continuation by the model's own head."""
-    model.eval()
-    ids = list(prompt)
-    with torch.no_grad():
-        while len(ids) < len(prompt) + NEW_TOKENS:
-            token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
-            if token == byte_tokenizer().eos_token_id:
-                break
-            ids.append(token)
-    return ids[len(prompt):]
 
 
 def test_prompt_ends_where_the_answer_begins() -> None:

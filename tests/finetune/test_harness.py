@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qra_bo.finetune.data.jsonl import to_record
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.finetune.evaluation import TaskScore, read_task_file, same_answer, score_tasks
+from qra_bo.finetune.evaluation import TaskScore, same_answer, score_tasks
 from tests.finetune.models import tiny_llama
 
 ANIMALS = ("cat", "horse", "a very large whale", "ox")
@@ -21,17 +20,6 @@ VOCABULARY = 512  # rows of the embedding; ids from 258 on are unused
 def write(path: Path, *records: Any) -> Path:
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     return path
-
-
-def test_files_are_told_apart_by_what_is_there(tmp_path: Path) -> None:
-    choice = {"question": "Which is small?", "choices": ["cat", "whale"], "answer": "cat"}
-    assert read_task_file(write(tmp_path / "c.jsonl", choice, {**choice, "answer": 1})) == [
-        {"prompt": "Question: Which is small?\nAnswer:", "choices": ["cat", "whale"], "gold": i} for i in (0, 1)]
-    assert read_task_file(write(tmp_path / "w.jsonl", {"question": "1 + 1?", "answer": "2"})) == [
-        {"prompt": "Question: 1 + 1?\nAnswer:", "target": "2"}]
-    [asked] = read_task_file(tmp_path / "w.jsonl", chat=True)
-    assert asked["prompt"] == to_record({"messages": [{"role": "user", "content": "1 + 1?"},
-                                                   {"role": "assistant", "content": "2"}]}, "")
 
 
 @pytest.mark.parametrize(("written", "target", "same"), [

@@ -1,16 +1,13 @@
 """The first hour on a GPU: every part runs, on a CPU with a tiny decoder, and writes its rows."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from scripts.first_gpu_hour import CONTINUE, PARTS, main
-from scripts.gpu_hour import end_to_end
+from scripts.first_gpu_hour import PARTS, main
 from scripts.gpu_hour.results import NOT_MEASURED
-from scripts.gpu_hour.stage import Stage
 from scripts.gpu_hour.trials import TINY_TRIALS
 
 SHORT = ["round-trip", "alternating", "grid", "gptq", "unpack"]
@@ -63,15 +60,3 @@ def test_failed_part_is_recorded_and_the_next_one_runs(tmp_path: Path) -> None:
     parts = json.loads((tmp_path / "tiny.json").read_text())["parts"]
     assert (parts["load"]["done"], parts["gptq"]["done"]) == (False, True)
     assert "OutputError" in parts["load"]["problem"]
-
-
-def test_search_that_takes_too_long_is_continued_by_the_next_call(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(end_to_end, "AT_MOST_SECONDS", 0.2)
-    monkeypatch.setattr(Stage, "overrides", lambda *_: [])
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **kwargs: popen(["sleep", "60"], **kwargs))
-    assert main(["search", "--tiny", "--work", str(tmp_path)]) == CONTINUE
-    part = json.loads((tmp_path / "tiny.json").read_text())["parts"]["search"]
-    assert not part["done"]
-    assert "the same call continues it" in part["problem"]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from qra_bo.cli.app import _report
 from qra_bo.export import vllm
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import Manifest, ModuleRecord
@@ -16,11 +15,9 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.report.data import parse_events
 from qra_bo.report.tables import print_result
 from qra_bo.runs import main as runs
-from qra_bo.utils.errors import ConfigError, OutputError
+from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder, replace_text
 from tests.report.fixtures import make_events, write_run
-
-EVIL = "\x1b]0;owned\x07"
 
 
 @pytest.mark.parametrize("inside", ["best.json", "oracles/X/checkpoints/a/b"])
@@ -73,16 +70,3 @@ def test_lines_to_copy_into_a_shell_run_no_command(tmp_path: Path, monkeypatch: 
     [command] = [shlex.split(line) for line in lines if "task=export" in line]
     assert f'out="{folder}"' in command  # as Hydra reads it
     assert any(f"qra_bo.load({json.dumps(str(folder))})" in line for line in lines)
-
-
-def test_names_and_messages_have_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(tmp_path / f"run{EVIL}", make_events())
-    (tmp_path / f"broken{EVIL}").mkdir()
-    (tmp_path / f"broken{EVIL}" / "trials.jsonl").write_text("nonsense\n")
-    assert runs(["list", str(tmp_path)]) == 0
-    assert runs(["show", str(tmp_path / f"none{EVIL}")]) == 2
-    assert _report(ConfigError(f"bad {EVIL}")) == 2
-    told = capsys.readouterr()
-    assert "owned" in told.out
-    assert "owned" in told.err
-    assert "\x1b" not in told.out + told.err

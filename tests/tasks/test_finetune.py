@@ -68,17 +68,6 @@ def test_training_a_found_allocation_again_equals_the_final_fine_tune(searched: 
     assert event(searched, "calibration")["learning_rate"] == event(trained, "calibration")["learning_rate"] != 0.003
 
 
-def test_best_json_says_that_nothing_was_searched(searched: Path, trained: Path) -> None:
-    before, best = best_of(searched), best_of(trained)
-    assert best.keys() == before.keys()
-    same = ("bits", "ranks", "formats", "units", "average_bits", "learning_rate", "lr_rule", "winner_kind")
-    assert {key: best[key] for key in same} == {key: before[key] for key in same}
-    assert (before["searched"], best["searched"], best["versus_best_uniform"], best["baselines"]) \
-        == (True, False, None, [])
-    assert (best["loss"], best["metric"], best["search_loss"]) == (event(trained, "final")["loss"], "test_loss", None)
-    assert best["memory"]["budget_bytes"] == before["memory"]["budget_bytes"] >= best["memory"]["measured_bytes"]
-
-
 def test_report_runs_and_load_take_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (trained / "report.html").read_text()
     assert "Nothing was searched: task=finetune was given" in page

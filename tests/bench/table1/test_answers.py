@@ -7,27 +7,12 @@ import pytest
 
 from bench.table1 import answers
 from bench.table1.adalora_run import evaluate_adalora
-from bench.table1.recipe import INITS
 from qra_bo.finetune.adapters.lora import lora_layers
 from qra_bo.finetune.evaluation import TaskScore
 from qra_bo.finetune.training.loop import held_out
-from qra_bo.space import Allocation, uniform
+from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec
 from tests.finetune.test_finetune import make, quiet
-
-
-def test_a_trial_may_have_another_init_than_the_configured() -> None:
-    oracle = make()
-    n = len(oracle.units)
-    plain = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5, 5e-3)
-    named = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5, 5e-3, init=INITS["loftq"])
-    first = oracle.evaluate(plain, quiet)
-    loftq = oracle.evaluate(named, quiet)
-    assert loftq.loss == make(init=INITS["loftq"]).evaluate(plain, quiet).loss
-    assert oracle.evaluate(plain, quiet).loss == first.loss != loftq.loss
-    assert plain.key != named.key
-    measured = oracle.measure_peak(plain.allocation.to_json(), 5, quiet, INITS["loftq"])["measured_bytes"]
-    assert measured == oracle.measure_peak(plain.allocation.to_json(), 5, quiet)["measured_bytes"]
 
 
 @pytest.mark.parametrize("initial_rank", [None, 3])

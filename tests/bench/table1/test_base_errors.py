@@ -6,8 +6,6 @@ import numpy as np
 import torch
 
 from bench.table1.base_errors import decomposition_errors, joint_sensitivity
-from qra_bo.space import CostTable, PhaseCost
-from qra_bo.space.knapsack import solve_knapsack
 from tests.finetune.test_finetune import make, quiet
 
 
@@ -20,14 +18,6 @@ def test_decomposition_errors_fall_with_rank() -> None:
     assert (np.diff(plain, axis=1) < 0).all()  # 3 bits err more than 4, and these more than 8
     assert plain[0, 1] < 0.02 * sum(float(oracle.bank.dense_weight(m.name).square().sum())
                                     for m in oracle.units[0].linears)
-
-
-def test_knapsack_spends_bits_where_errors_are_largest() -> None:
-    errors = np.array([[5.0, 1.0], [9.0, 2.0], [4.0, 3.5]])
-    unit = np.broadcast_to(np.array([3, 4])[None, :, None], (3, 2, 1)).copy()
-    costs = CostTable((PhaseCost("stored", 0, unit, np.zeros_like(unit)),))
-    row = solve_knapsack(errors[:, :, None], costs, 11)
-    assert row[:3].tolist() == [1, 1, 0]
 
 
 def test_joint_sensitivity_is_the_models_loss_and_divergence() -> None:
