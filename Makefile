@@ -43,7 +43,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
 TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper,$(PROFILE)),$(PAPER_INSTALLED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-pins test-gpu first-gpu-hour gpu-wheels lint types docs audit clean bench bench-speed bench-memory bench-load bench-engine
+.PHONY: help setup run test test-slow test-pins test-gpu first-gpu-hour gpu-wheels lint types docs audit clean bench bench-memory bench-load bench-engine
 .PHONY: reproduce-table1 bench-exports bench-faults bench-fuzz bench-ray bench-scale bench-search
 
 help: ## List the targets
@@ -115,15 +115,11 @@ types: $(TEST_INSTALLED) ## Check types
 	$(BIN)/mypy
 
 bench: $(BENCH_INSTALLED) ## Short benchmarks, into build/bench; the other targets measure in full
-	$(BIN)/python -m bench.evaluation_speed --rounds 1 --steps 2 --warm 1 --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.memory --tuples 2 --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine --quick --repeats 1 --out build/bench
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m bench.search --tasks plays --seeds 1 \
 	  --methods qra_bo random uniform 'sequential bits' published --runs build/bench/runs.jsonl --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults disturbances kinds --short
-
-bench-speed: $(INSTALLED) ## Tokens per second against PEFT + Trainer, and the cost of switching, on an idle machine
-	$(BIN)/python -m bench.evaluation_speed
 
 bench-memory: $(INSTALLED) ## Predicted peaks against traced steps from 135 M to 70 B parameters, and against real runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.memory --real

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.evaluation_speed import timed
+from bench.steps import timed
 from qra_bo.finetune.quantization import fused_unpack
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, packed
 from qra_bo.finetune.quantization.gptq import compensated_codes

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.evaluation_speed import real_tokens, replace_linears, timed
+from bench.steps import real_tokens, replace_linears, timed
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.finetune.adapters.lora import detach
 from qra_bo.finetune.data.load import load_data
