@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from safetensors.torch import load_file, save_file
 from transformers import GraniteConfig, GraniteForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from qra_bo.config import load_config, make_spec
 from qra_bo.finetune.data.load import byte_tokenizer
+from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
 from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.models.load import cast_parameters, load_base, load_tokenizer, located, without_dropout
 from qra_bo.finetune.quantization.bank import LayerBank
@@ -128,3 +131,19 @@ def test_base_in_a_relative_folder_is_found_from_elsewhere(tmp_path: Path, monke
     assert load_base(recorded)[0].config.vocab_size == 320
     for other in ({"source": "path", "path": "ORG/NAME"}, {"source": "random", "path": None}):
         assert located(other) == other
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(GGMLQuantizationType.Q4_0, "Q4_0, 4.5 bits"),
+                                            (GGMLQuantizationType.F16, None)])
+def test_origin_of_a_gguf_is_the_format_of_most_weights(kind: GGMLQuantizationType, bits: str | None,
+                                                        tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "base.gguf", "llama")
+    writer.add_tensor("blk.0.ffn_up.weight", quantize(np.zeros((4, 64), np.float32), kind), raw_dtype=kind)
+    writer.add_tensor("output_norm.weight", np.zeros(64, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with reading_gguf():
+        origin = origin_of(tmp_path / "base.gguf")
+    assert origin is None if bits is None else bits in str(origin)

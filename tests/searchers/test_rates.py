@@ -18,6 +18,7 @@ from qra_bo.searchers.rates.model import (
     at_length,
     change,
     change_of_difference,
+    of_training,
     rows_terms,
     terms,
 )
@@ -85,6 +86,15 @@ def test_change_is_the_difference_of_both_tables() -> None:
         row = np.array([*rng.integers(0, 4, n), *rng.integers(0, 4, n)])
         before, after = (table[np.arange(n), row[:n], row[n:]].sum() for table in tables)
         assert found.of(problem.space.decode(row)) == pytest.approx(after - before)
+
+
+def test_lengths_are_ratios_to_the_problems_own_trials() -> None:
+    """Steps of a GPU have 64 times the tokens: ten of its trials are ten times as long, not the longest there is."""
+    problem, _ = make_problem()
+    gpu = replace(problem, step_tokens=64 * problem.step_tokens)
+    trial = of_training(RATES, gpu, gpu.high_steps)
+    assert trial.slopes == pytest.approx(PLANTED * LONGEST ** EXPONENTS)
+    assert of_training(RATES, gpu, 10 * gpu.high_steps).slopes == pytest.approx(trial.slopes * 10 ** EXPONENTS)
 
 
 def test_change_of_a_difference_has_the_uncertainty_of_slopes_and_exponents() -> None:
