@@ -1,4 +1,4 @@
-"""Errors of the user's own searcher, acquisition function, oracle or listener, told from bugs of this program."""
+"""Errors of the user's own searcher, oracle or listener, told from bugs of this program."""
 
 import traceback
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 from qra_bo.utils.errors import ConfigError, UserError
 
 _PACKAGES = ("qra_bo", "surrogates")
-_ACQUISITION = "method.acquisition"
 
 
 def from_own_part(error: Exception, composed: DictConfig) -> UserError | None:
@@ -33,5 +32,5 @@ def _targets(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, s
         name, value = f"{prefix}{key}", node[key]
         if isinstance(value, Mapping):
             yield from _targets(value, f"{name}.")
-        elif isinstance(value, str) and "." in value and (key == "_target_" or name == _ACQUISITION):
+        elif isinstance(value, str) and "." in value and key == "_target_":
             yield name, value

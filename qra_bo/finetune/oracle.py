@@ -24,7 +24,6 @@ from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_step, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
-from qra_bo.finetune.training.sample import continuation, prompt_of
 from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -212,8 +211,7 @@ class FinetuneOracle:
 
         ``allocation`` is the winner's JSON, ``options`` are the fields of ``FinalConfig``. ``model_cfg`` goes into
         the manifest. Returns the steps planned and done, the step whose adapter is delivered, the validation loss by
-        step, the test loss of what is delivered with its standard error, the tokens, and a text ``sample`` of the
-        quantised base and of what is delivered; ``None`` without a tokenizer.
+        step, the test loss of what is delivered with its standard error, and the tokens.
 
         Raises:
             TrainingError: If the training did not end well.
@@ -223,10 +221,8 @@ class FinetuneOracle:
         final = FinalConfig.model_validate(options)
         total = final.length(len(self.data.train), self.settings.train.step_sequences)
         request = TrialSpec(chosen, total, total, train_seed, learning_rate, "test")
-        run = TrialRun(request, self.stores.checkpoints, self.settings.eval_blocks, final.validations(total), final)
 
         def save() -> None:
-            run.after = self._sample()
             ranks = unit_choice(self.units, chosen.ranks)
             node = {**located(model_cfg), "revision": model_cfg.get("revision") or commit_of(self.model),
                     "text_part": getattr(self.model, "is_text_part", False)}
@@ -237,6 +233,7 @@ class FinetuneOracle:
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
+        run = TrialRun(request, self.stores.checkpoints, self.settings.eval_blocks, final.validations(total), final)
         measured = self._run(run, progress, save)
         if measured.state is not TrialState.OK:
             raise TrainingError(
@@ -248,17 +245,7 @@ class FinetuneOracle:
         curve = run.at.curve
         return {"steps": curve[-1][0], "planned_steps": total, "kept_step": final.kept(curve),
                 "curve": [list(point) for point in curve], "loss": measured.loss, "loss_se": measured.loss_se,
-                "training_tokens": measured.training_tokens,
-                "sample": None if self.tokenizer is None else {
-                    "prompt": self.tokenizer.decode(prompt_of(self.data.test)), "before": run.before,
-                    "after": run.after}}
-
-    def _sample(self) -> str:
-        """Return how the model goes on from a held-out prompt; empty without a tokenizer."""
-        if self.tokenizer is None:
-            return ""
-        tokens = continuation(self.model, prompt_of(self.data.test), self.tokenizer.eos_token_id, self.device)
-        return str(self.tokenizer.decode(tokens))
+                "training_tokens": measured.training_tokens}
 
     def close(self) -> None:
         if self.device.type == "cpu":  # elsewhere the whole base would be copied to a device that is given back
@@ -295,8 +282,6 @@ class FinetuneOracle:
         self.build(request.allocation, request.train_seed, progress, request.init, request.codes)
         optimizer = self.optimizer(request.allocation, request.learning_rate, request.schedule_steps)
         switch_seconds = time.monotonic() - run.start
-        if run.final is not None:
-            run.before = self._sample()
         run.restore(optimizer)
         probe = MemoryProbe(optimizer, self.bank, self.settings.scope, follow=True)
         self._train(run, optimizer, probe, progress)

@@ -55,7 +55,7 @@ def listeners_of(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[Liv
     own = own_listener(config.logger.target, folder)
     if own is not None:
         stack.callback(own.close)
-    view = stack.enter_context(live_view(config)) if config.display != "none" else None
+    view = live_view(config) if config.display != "none" else None
     listeners: list[Listener] = [listener for listener in (view, own) if listener is not None]
     if config.oracle.trains:  # else there is no final fine-tune to wait for
         listeners.append(functools.partial(_report_early, folder, datetime.now().astimezone()))
@@ -121,5 +121,5 @@ def _report_early(folder: Path, since: datetime, event: Event) -> None:
 
 
 def live_view(config: RunConfig) -> LiveView:
-    """Return the view of progress: lines, and a status below them on a terminal but for ``display=plain``."""
+    """Return the view of progress."""
     return LiveView(Console(file=tolerant(sys.stderr), force_terminal=False) if config.display == "plain" else None)

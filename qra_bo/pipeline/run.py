@@ -99,7 +99,7 @@ def oracle_session(config: RunConfig) -> Iterator[tuple[Executor, Progress]]:
     with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder, ExitStack() as stack:
         executor = make_executor(config, Path(folder))
         stack.callback(executor.close)
-        view = None if config.display == "none" else stack.enter_context(live_view(config))
+        view = None if config.display == "none" else live_view(config)
         yield executor, quiet if view is None else view.progress
 
 

@@ -53,8 +53,7 @@ def render_html(d: ReportData, figures: Mapping[str, Figure | None]) -> str:
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
     return _render("report.html.jinja", figures, d=d, delivered=story.delivered(d), answer=story.answer(d),
                    rows=story.comparison(d), columns=story.COLUMNS[2:], tested=_tested(d), lines=story.lines(d),
-                   share=share, sample=d.study.final and d.study.final.sample, units=_unit_rows(d),
-                   steps=next_steps(d))
+                   share=share, units=_unit_rows(d), steps=next_steps(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:

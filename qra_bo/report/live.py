@@ -1,4 +1,4 @@
-"""Progress of a run for people: dated lines, and on a terminal a status below them."""
+"""Progress of a run for people: dated lines."""
 
 import sys
 import time
@@ -7,8 +7,6 @@ from datetime import datetime, timedelta
 
 import numpy as np
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
@@ -30,23 +28,13 @@ from qra_bo.study.events import (
     Warned,
 )
 from qra_bo.study.header import Effort, Header
-from qra_bo.study.state import Study, loss_of
+from qra_bo.study.state import Study
 from qra_bo.study.verdict import verdict_card
 from qra_bo.trials import Trial
-from qra_bo.utils.formatting import signed
 from qra_bo.utils.process import tolerant
 
 QUIET_SECONDS = 20.0
 """Least time between two plain progress lines of one activity."""
-
-
-def events_since(born: datetime | None) -> Callable[[Event], bool]:
-    """Return a test whether an event is not before ``born`` (``None``: now), and so of this session.
-
-    Times in a journal are milliseconds.
-    """
-    start = (born or datetime.now().astimezone()) - timedelta(milliseconds=1)
-    return lambda event: event.time >= start
 
 
 class RunState:
@@ -139,36 +127,22 @@ def _of(allocation: Allocation, study: Study) -> str:
 class LiveView:
     """Listener that shows a run: call it with every journal event, and ``progress`` in between.
 
-    It prints dated lines; a terminal has a status below them, and others get progress at most every 20 s. As a context
-    manager it restores the terminal on leaving. It prints on stderr unless a console is given, so that stdout stays for
-    results. Events before ``born`` (``None``: now) belong to earlier sessions.
+    It prints on stderr unless a console is given, so that stdout stays for results. Events before ``born`` (``None``:
+    now) belong to earlier sessions.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic,
                  born: datetime | None = None) -> None:
         self.console = Console(file=tolerant(sys.stderr)) if console is None else console
         self.state = RunState()
-        self._clock, self._started = clock, clock()
-        self._new = events_since(born)
+        self._clock = clock
+        self._born = (born or datetime.now().astimezone()) - timedelta(milliseconds=1)  # as a journal rounds times
         self._replayed = 0
-        self._activity = ("", 0, 0)
         self._last_progress: tuple[str, float] = ("", float("-inf"))
-        self._live = Live(console=self.console, get_renderable=self._status, refresh_per_second=4,
-                          transient=True) if self.console.is_terminal else None
-
-    def __enter__(self) -> "LiveView":
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def __call__(self, event: Event) -> None:
         line = self.state.feed(event)
-        self._activity = ("", 0, 0)
-        if not self._new(event):  # a resumed run replays its journal: one line for all
+        if event.time < self._born:  # a resumed run replays its journal: one line for all
             self._replayed += 1
             return
         if self._replayed:
@@ -180,27 +154,11 @@ class LiveView:
             self._print(line + left)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` parts of ``what`` are done."""
-        self._activity = (what, done, total)
+        """Show that ``done`` of ``total`` parts of ``what`` are done, at most every 20 s."""
         now = self._clock()
-        if self._live is None and (what != self._last_progress[0] or now - self._last_progress[1] >= QUIET_SECONDS):
+        if what != self._last_progress[0] or now - self._last_progress[1] >= QUIET_SECONDS:
             self._last_progress = (what, now)
             self._print(f"{what}: {done} of {total}")
 
     def _print(self, line: str) -> None:
         self.console.print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", markup=False, highlight=False, soft_wrap=True)
-
-    def _status(self) -> Text:
-        study, (what, done, total) = self.state.study, self._activity
-        lines = [f"{self.state.stage}  {what} {done}/{total}" if what else self.state.stage]
-        if study.planned_cost:
-            eta = self.state.eta_seconds()
-            left = "" if eta is None else f", about {rough(eta)} left"
-            lines.append(f"{self.state.share()}{left}; {duration(self._clock() - self._started)} so far")
-        best, uniform = study.incumbent, study.best_uniform
-        if best is not None:
-            versus = "" if uniform is None else \
-                f", {signed(loss_of(best) - loss_of(uniform))} against {_of(uniform.allocation, study)}"
-            lines.append(f"best {loss_of(best):.4f}: {_of(best.allocation, study)}{versus}; "
-                         f"{size(best.predicted_bytes)} of {size(study.header.budget_bytes)}")
-        return Text("\n".join(lines), style="dim", no_wrap=True, overflow="ellipsis")

@@ -119,18 +119,16 @@ class SelfChecking(Protocol):
 def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher:
     """Construct the searcher that ``_target_`` names, with the other keys as keyword arguments.
 
-    Where a parameter is a callable (an acquisition function), its own ``_target_`` gets its keyword arguments alone.
-
     ``_target_`` is imported: the configuration must be the user's own, never one read from the folder of a run. Raises
     ``ConfigError`` if a target can't be imported, or an option is unknown or out of its range.
     """
     if "_target_" not in config:
         raise ConfigError("method._target_ must be the dotted path of a searcher's class or function; it is missing")
     problems: list[str] = []
-    prepared = _prepared("method", config, problems)
+    _check_targets("method", config, problems)
     if problems:
         raise ConfigError(problems)
-    made = instantiate({**prepared, "_partial_": True}, _convert_="all")
+    made = instantiate({**config, "_partial_": True}, _convert_="all")
     try:
         inspect.signature(made).bind(problem)
     except TypeError as error:
@@ -138,25 +136,18 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
     return cast(Searcher, made(problem))
 
 
-def _prepared(where: str, config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Return ``config`` with the targets of callable parameters made partial, at any depth.
-
-    A message for every target that can't be imported and every unknown option is added to ``problems``.
-    """
+def _check_targets(where: str, config: Mapping[str, Any], problems: list[str]) -> None:
+    """Add a message for every target that can't be imported and every unknown option to ``problems``, at any depth."""
     try:
         parameters = inspect.signature(pkgutil.resolve_name(config["_target_"])).parameters
     except Exception as error:  # an import may raise anything
         problems.append(f"{where}._target_: {config['_target_']!r} can't be imported: {error}")
-        return dict(config)
+        return
     known = [name for name in parameters if name != "problem"]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    prepared = dict(config)
     for key, value in config.items():
         if not key.startswith("_") and key not in known and not takes_any:
             problems.append(f"{where}.{key}: {config['_target_']} has no such parameter; known: "
                             f"{', '.join(nearest_first(key, known)) or 'none'}")
         elif isinstance(value, Mapping) and "_target_" in value:
-            inner = _prepared(f"{where}.{key}", value, problems)
-            is_callable = key in parameters and "Callable" in str(parameters[key].annotation)
-            prepared[key] = {"_partial_": True, **inner} if is_callable else inner
-    return prepared
+            _check_targets(f"{where}.{key}", value, problems)

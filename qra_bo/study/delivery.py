@@ -71,4 +71,4 @@ def fine_tune(run: TrialRunner, allocation: Allocation, winner: Allocation, fold
         "out": str(folder.absolute()),  # a worker of a cluster has another working directory
         "model_cfg": run.config.model}, run.progress)
     return Final(final["steps"], final["planned_steps"], final["kept_step"], final["curve"], final["loss"],
-                 final["loss_se"], winner.fingerprint, allocation.fingerprint, sample=final.get("sample"))
+                 final["loss_se"], winner.fingerprint, allocation.fingerprint)

@@ -226,7 +226,7 @@ class Final:
     """The final fine-tune, with the test loss (nats) of the adapter of ``kept_step``, which is delivered.
 
     ``curve`` is ``(step, validation loss)``. ``winner`` is the fingerprint of the allocation that won, ``delivered``
-    that of the first that measured within the budget. ``sample`` is text before and after.
+    that of the first that measured within the budget.
     """
 
     steps: int
@@ -237,7 +237,6 @@ class Final:
     loss_se: float | None
     winner: str
     delivered: str
-    sample: Mapping[str, str] | None = None
 
 
 @checked(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import numpy as np
 
 from qra_bo.memory.budget import format_size
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
-from qra_bo.study.intervals import AGAIN, LEAST_SEEDS
 from qra_bo.study.state import Study
 from qra_bo.utils.formatting import number, signed
 
@@ -16,15 +15,8 @@ CHANCE = 1.645
 of 1 / sqrt(m - 1) where there is no relation (Kendall, Rank Correlation Methods, 1970)."""
 CHANCE_SHARE = 0.05
 """The same for the number of intervals that miss."""
-SURE, UNSURE = 0.95, 0.75
-"""Probability that one pair of trainings names the better allocation: the usual level of certainty, and the middle
-between certainty and a coin."""
-LEAST_DIFFERENCES = 3
-"""Fewest paired differences whose spread is stated."""
 LEAST_OVER, MOST_OVER = -0.005, 0.05
 """Range of predicted over measured bytes, less 1, that is promised: lower may run out of memory, higher wastes it."""
-FEW_CUT, MANY_CUT = 0.01, 0.1
-"""Shares of cut answer tokens: 1 % is the length of an ending; of a tenth the model does not learn how answers end."""
 LAST = 0.2
 """Last part of a final fine-tune in which its loss should have settled: its learning rate is at its lowest."""
 FALLING = 0.01
@@ -66,22 +58,6 @@ def _surrogate(study: Study) -> Part:
         "more trials (a larger effort)."
 
 
-def _noise(study: Study) -> Part:
-    """Compare the difference to the best uniform baseline with its spread over training seeds."""
-    differences = () if study.confirmation is None else study.confirmation.differences
-    if len(differences) < LEAST_DIFFERENCES:
-        asked = study.header.config.get("confirm", {}).get("seeds", 0)
-        return UNKNOWN, f"Fewer than {LEAST_DIFFERENCES} unseen training seeds compared two allocations.", \
-            "" if study.untried or asked >= LEAST_SEEDS else AGAIN
-    gap, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
-    sure = 1.0 if spread == 0 else 0.5 * (1 + math.erf(gap / spread / math.sqrt(2)))
-    found = (f"Differences of {number(gap)} nats between mixed and best uniform allocation spread by {number(spread)} "
-             f"over seeds: one pair of trainings names the better in {100 * sure:.0f} % of cases.")
-    action = "Search again with more eval.sequences or fidelity.high, so that it sees differences of this size, and " \
-        "another out=."
-    return _graded(sure >= SURE, sure >= UNSURE, found, action)
-
-
 def _memory(study: Study) -> Part:
     winner, limit = study.winner, study.header.budget_bytes
     point = None if winner is None else study.point(winner)
@@ -109,23 +85,6 @@ def _memory(study: Study) -> Part:
     return _graded(not fault, True, f"{found}{fault}.", "Search with a slightly smaller budget where it has to hold.")
 
 
-def _data(study: Study) -> Part:
-    """Judge the share of answer tokens that are cut off at ``train.length``."""
-    facts = study.provenance.get("data_facts")
-    if facts is None:
-        return UNKNOWN, "It was not recorded how much was cut." if study.header.trains else "No model was trained.", ""
-    records, cut = int(facts["records"]), int(facts["cut_records"])
-    if not cut:
-        return PASS, f"None of the {records:,} training records is cut.", ""
-    length, share = int(study.header.config["train"]["length"]), facts["cut_tokens"] / max(1, facts["answer_tokens"])
-    found = (f"{cut:,} of {records:,} training records are cut at train.length={length}, and {100 * share:.1f} % of "
-             "the answer tokens are lost.")
-    enough = int(facts["usual_length"])
-    action = f"train.length={enough} keeps 95 % of the records whole, and takes more memory." if enough > length else \
-        "A larger train.length keeps more, and takes more memory."
-    return _graded(share <= FEW_CUT, share <= MANY_CUT, found, action)
-
-
 def _length(study: Study) -> Part:
     """Judge whether the loss of the final fine-tune still fell at its end."""
     final = study.final
@@ -144,6 +103,5 @@ def _length(study: Study) -> Part:
 
 QUESTIONS: tuple[tuple[str, str, Callable[[Study], Part]], ...] = (
     ("surrogate", "Surrogate predictive?", _surrogate),
-    ("noise", "Noise below the gap?", _noise), ("memory", "Memory as predicted?", _memory),
-    ("data", "Data uncut?", _data), ("length", "Trained long enough?", _length))
+    ("memory", "Memory as predicted?", _memory), ("length", "Trained long enough?", _length))
 """Name, question and function of every card."""

@@ -30,7 +30,7 @@ _PROVENANCE = ("version", "git", "data_sha256", "data_render", "packages", "devi
 
 
 def checks(study: Study) -> list[Card]:
-    """Return the six health cards of a run, its verdict first."""
+    """Return the health cards of a run, its verdict first."""
     return [verdict_card(study), *health(study)]
 
 

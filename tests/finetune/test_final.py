@@ -6,15 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.training.loop import HeldOut
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
-from qra_bo.finetune.training.sample import PROMPT_TOKENS, prompt_of
 from qra_bo.space import uniform
 from tests.finetune.models import FINAL, final_options
 from tests.finetune.test_finetune import MIXED, REQUEST, make, quiet
@@ -110,14 +107,6 @@ def test_a_killed_final_fine_tune_continues_to_the_same_result(dies_at: int, pat
     assert same(adapter(killed), adapter(tmp_path / "whole"))
     finished = finalise(killed, make(killed), patience=patience)  # and the journal's line was lost
     assert finished == whole
-
-
-def test_prompt_ends_where_the_answer_begins() -> None:
-    ids = np.arange(200).reshape(2, 100)
-    labels = np.where(np.arange(100) < 30, -100, ids)
-    assert prompt_of(TokenBlocks(ids, labels)) == list(range(30))
-    assert prompt_of(TokenBlocks(ids, ids)) == list(range(PROMPT_TOKENS))
-    assert prompt_of(TokenBlocks(ids[:, :8], ids[:, :8])) == list(range(4))
 
 
 def test_a_final_training_continues_the_same_training_of_a_trial(tmp_path: Path) -> None:

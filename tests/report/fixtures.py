@@ -181,8 +181,7 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
     s.add("final", {"steps": 320, "planned_steps": 400, "kept_step": 240, "curve": [
         [40, 4.12], [80, 4.02], [120, 3.95], [160, 3.91], [200, 3.89], [240, 3.874], [280, 3.877], [320, 3.882]],
                     "loss": 3.871, "loss_se": .004, "winner": (best if wins else reference).fingerprint,
-                    "delivered": (best if wins else reference).fingerprint, "sample": {
-                        "prompt": "ROMEO:\nBut soft,", "before": " the <i>end</i>", "after": " what light"}}, 170.0)
+                    "delivered": (best if wins else reference).fingerprint}, 170.0)
     s.add("end", {"status": "done", "best": chosen.fingerprint, "wall_seconds": 300.0, "overhead_seconds": 9.0,
                   "predicted_bytes": predicted(chosen),
                   "breakdown": breakdown(chosen)})

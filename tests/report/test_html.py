@@ -86,9 +86,7 @@ def test_data_for_scripts_agree_with_the_journal(run):
     assert "crc" not in data["surrogate_check"]
 
 
-def test_whatever_the_journal_holds_is_escaped(page):
-    assert " the <i>end</i>" in page.text  # the sample
-    assert not page.all("i")
+def test_whatever_the_journal_holds_is_escaped():
     evil = "<script>alert(1)</script>"
     events = make_events(model=evil)[:8]
     events.insert(5, {**events[4], "event": "warning", "message": evil})
@@ -105,7 +103,6 @@ def test_a_running_search_and_a_journal_cut_off_can_be_reported(tmp_path):
     write_report(run)
     page = Page((run / "report.html").read_text())
     assert "cut off" in "".join(page.text)
-    assert not [a for _, a in page.elements if a.get("id") == "sample"]
 
 
 def test_test_losses_are_of_the_confirmations_own_steps():

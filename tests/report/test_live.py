@@ -1,4 +1,4 @@
-"""The live view shows cost, time left and the incumbent, on a terminal and off it."""
+"""The live view shows cost, time left and the incumbent."""
 
 import io
 from datetime import UTC, datetime
@@ -49,9 +49,9 @@ def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
 
 def test_resumed_run_shows_its_history_as_one_line():
     out, events = io.StringIO(), make_events()
-    with LiveView(Console(file=out, width=200), born=datetime.fromisoformat(events[20]["time"])) as view:
-        for e in events:
-            view(decode(e))
+    view = LiveView(Console(file=out, width=200), born=datetime.fromisoformat(events[20]["time"]))
+    for e in events:
+        view(decode(e))
     lines = out.getvalue().splitlines()
     assert "resumed after 20 events of earlier sessions: smollm2_135m" in lines[0]
     assert len(lines) < len(events) - 18

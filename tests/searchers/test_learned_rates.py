@@ -89,16 +89,18 @@ def test_chance_of_a_gain_is_known_where_all_candidates_were_tried() -> None:
     assert searcher.chance_of_gain is None  # everything that fits was tried
 
 
-def test_chance_of_a_gain_is_over_what_was_evaluated_and_not_over_a_pending_proposal() -> None:
+def test_chance_of_a_gain_is_over_what_was_evaluated_and_not_over_a_pending_proposal(
+        monkeypatch: pytest.MonkeyPatch) -> None:
     problem, oracle = make_problem()
     known = [e for _, told in play(StructuredSearch(problem, n_prior=3), problem, oracle, 3) for e in told]
     models: list[tuple[StructuredModel, float]] = []
 
-    def noted(model: StructuredModel, best_f: float, maximize: bool) -> Any:
+    def noted(model: StructuredModel, best_f: float) -> Any:
         models.append((model, best_f))
         return lambda rows: -model.latent(rows[:, 0])[0]
 
-    searcher = StructuredSearch(problem, n_prior=0, acquisition=noted)
+    monkeypatch.setattr("qra_bo.searchers.structured.searcher.ACQUISITIONS", {"logei": noted})
+    searcher = StructuredSearch(problem, n_prior=0)
     searcher.tell([replace(e, result=replace(e.result, loss=4.0 + 0.02 * i)) for i, e in enumerate(known)])
     searcher.ask(1)
     proposal, chance = searcher.ask(1)[0], searcher.chance_of_gain

@@ -3,15 +3,12 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from botorch.acquisition.analytic import LogExpectedImprovement, UpperConfidenceBound
 
-from qra_bo.searchers.base import SelfChecking, make_searcher
+from qra_bo.searchers.base import SelfChecking
 from qra_bo.searchers.structured import LEAST_CHECKED, StructuredSearch
 from qra_bo.searchers.trust_region import TrustRegionBO
 from qra_bo.space import uniform
@@ -19,7 +16,6 @@ from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import distance
 from qra_bo.trials import Fidelity, Proposal, TrialState
-from surrogates.structured import StructuredModel
 from tests.conformance.searcher import SearcherSuite
 from tests.searchers.landscape import Landscape, baselines, curve, evaluate, make_landscape, run_search
 
@@ -167,26 +163,6 @@ def settled(**options: object) -> StructuredSearch:
     return searcher
 
 
-def log_ei(model: StructuredModel, best_f: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """LogEI as a user would write it."""
-    def score(X: torch.Tensor) -> torch.Tensor:
-        posterior = model.posterior(X)
-        sd = posterior.variance[:, 0, 0].sqrt()
-        u = (best_f - posterior.mean[:, 0, 0]) / sd
-        return torch.log(sd * (torch.distributions.Normal(0, 1).log_prob(u).exp() + u * torch.special.ndtr(u)))
-
-    return score
-
-
-def test_acquisition_function_is_a_name_a_path_or_a_callable() -> None:
-    default = settled().ask(1)
-    for same in ("botorch.acquisition.analytic.LogExpectedImprovement", f"{__name__}.log_ei", log_ei,
-                 partial(LogExpectedImprovement, maximize=False)):
-        assert settled(acquisition=same).ask(1) == default
-    upper = partial(UpperConfidenceBound, beta=1e-12)
-    assert settled(acquisition=upper).ask(1) == settled(acquisition="mean").ask(1)
-
-
 def test_mean_and_thompson_choose_as_they_say() -> None:
     searcher = settled(acquisition="mean")
     model = searcher._fitted()
@@ -199,12 +175,3 @@ def test_mean_and_thompson_choose_as_they_say() -> None:
     table = model.sample_tables(sampled._problem.rng("structured"), 1)[0].numpy()
     solution = solve_relaxed(table, sampled._problem.costs, sampled._problem.budget_bytes)
     assert sampled.ask(1)[0].allocation == sampled._problem.space.decode(solution)
-
-
-def test_acquisition_function_with_a_parameter_comes_from_a_mapping() -> None:
-    target = {"_target_": "qra_bo.searchers.StructuredSearch",
-              "acquisition": {"_target_": "botorch.acquisition.analytic.UpperConfidenceBound", "beta": 1e-12}}
-    landscape = small(0)
-    searcher = make_searcher({**target, "n_prior": 0}, landscape.problem)
-    searcher.tell(baselines(landscape))
-    assert searcher.ask(1) == settled(acquisition="mean").ask(1)

@@ -73,23 +73,6 @@ def test_chance_seldom_passes_as_a_ranking() -> None:
     assert .03 < np.mean(np.array(rho) > 1.645 / np.sqrt(7)) < .07
 
 
-@pytest.mark.parametrize(("gap", "status"), [(1.65, PASS), (1.64, WARN), (.68, WARN), (.67, FAIL), (0.0, FAIL)])
-def test_noise_is_the_chance_of_a_pair_to_name_the_better(gap: float, status: str) -> None:
-    unit = np.array([-1.0, 0.0, 1.0])
-    assert only("noise", compared(-gap + unit)).status == status
-
-
-def test_noise_is_of_the_mixed_allocation_whoever_won() -> None:
-    assert "winner" not in only("noise", make_events(wins=False)).finding
-
-
-def test_two_differences_are_no_spread() -> None:
-    found = only("noise", compared([-.1, -.1]))
-    assert (found.status, found.action) == (UNKNOWN, "Search again with confirm.seeds=5 and another out=.")
-    asked = changed("header", compared([-.1, -.1]), config={"confirm": {"seeds": 5}})
-    assert only("noise", asked).action == ""
-
-
 @pytest.mark.parametrize(("measured", "status"), [
     (1_000, PASS), (1_004, PASS), (1_006, WARN), (953, PASS), (950, WARN), (1_101, FAIL)])
 def test_memory_is_held_to_what_is_promised(measured: int, status: str) -> None:
@@ -112,15 +95,6 @@ def test_memory_falls_back_on_the_winner_s_own_trial() -> None:
     assert "measured (prediction +1" in c.finding
     assert only("memory", changed("measured", measured_bytes=None)).status == UNKNOWN
     assert only("memory", changed("measured", measured_bytes=None, fits=False)).status == FAIL
-
-
-@pytest.mark.parametrize(("cut", "status"), [(0, PASS), (10, PASS), (11, WARN), (100, WARN), (101, FAIL)])
-def test_data_is_judged_by_cut_answer_tokens(cut: int, status: str) -> None:
-    facts = {"records": 50, "cut_records": int(cut > 0), "answer_tokens": 1000, "cut_tokens": cut, "usual_length": 80}
-    events = changed("provenance", changed("header", config={"train": {"length": 64}}), data_facts=facts)
-    c = only("data", events)
-    assert c.status == status
-    assert ("train.length=80 keeps" in c.action) == (status not in (PASS,))
 
 
 def test_a_final_loss_that_still_falls_is_a_warning() -> None:

@@ -138,7 +138,6 @@ class TrialRun:
         at: Steps, tokens and curve so far, and the seconds of earlier processes that were interrupted.
         start: Time at which this process began with it.
         saved: Time of the last checkpoint.
-        before: Text of the untrained adapters of a final fine-tune, ``after``: of the delivered ones.
     """
 
     request: TrialSpec
@@ -149,8 +148,6 @@ class TrialRun:
     at: Checkpoint = field(init=False)
     start: float = field(init=False, default_factory=time.monotonic)
     saved: float = field(init=False, default_factory=time.monotonic)
-    before: str = field(init=False, default="")
-    after: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.at = Checkpoint(target=self.request.steps)

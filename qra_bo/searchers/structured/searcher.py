@@ -1,8 +1,6 @@
 """The default search: an additive surrogate learned on top of the sensitivities, solved exactly under the budget."""
 
-import inspect
 import math
-import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -24,8 +22,11 @@ from qra_bo.utils.errors import ConfigError
 from surrogates.structured import Design, StructuredModel, StructuredSettings
 
 THOMPSON = "thompson"
-ACQUISITIONS: Mapping[str, Callable[..., Any]] = {"logei": LogExpectedImprovement, "mean": PosteriorMean}
-"""Acquisition functions by name, besides ``"thompson"``."""
+ACQUISITIONS: Mapping[str, Callable[[StructuredModel, float], Callable[[torch.Tensor], torch.Tensor]]] = {
+    "logei": lambda model, best_f: LogExpectedImprovement(model, best_f=best_f, maximize=False),
+    "mean": lambda model, best_f: PosteriorMean(model, maximize=False)}
+"""Acquisition functions by name, besides ``"thompson"``: made from the surrogate and the least latent posterior mean of
+the observations, pending ones included; they score ``m x 1 x 2 L`` index rows (float64), and the largest score wins."""
 KNOWN = 0.3
 """Scales of the parts about learned rates, as a share of those about nothing."""
 LEAST_CHECKED = 5
@@ -44,11 +45,8 @@ class StructuredSearch(ObservingSearcher):
             ``features.prior_share``. Only without ``rates``.
         draws: Posterior samples solved for every global proposal, besides the posterior mean.
         temperatures: Factors on the deviation of the samples from the posterior mean, in turn.
-        acquisition: ``"logei"``, ``"mean"`` (posterior mean), ``"thompson"`` (the solution of one posterior sample),
-            the dotted path of a callable, or the callable itself, e.g. a partial BoTorch acquisition function. It is
-            called with those of the keywords ``model`` (``StructuredModel``), ``best_f`` (least latent posterior mean
-            of the observations, pending ones included) and ``maximize`` (``False``) that it takes, and returns a
-            function of ``m x 1 x 2 L`` index rows (float64) to ``m`` scores; the largest wins.
+        acquisition: BoTorch's ``"logei"``, ``"mean"`` (posterior mean), or ``"thompson"`` (the solution of one
+            posterior sample).
         rel_gap: Relative gap at which knapsacks may stop (and, but for 0, after many nodes).
         rates: Learned exchange rates, a file or the name of one that comes with the package: at the length of training
             that is minimised they are the surrogate's prior mean, whose optimum is the first proposal; ``None``: the
@@ -64,10 +62,10 @@ class StructuredSearch(ObservingSearcher):
     name, stage = "structured", "global"
 
     def __init__(self, problem: SearchProblem, *, n_prior: int | None = None, draws: int = 6,
-                 temperatures: Sequence[float] = (1.0, 0.5), acquisition: str | Callable[..., Any] = "logei",
+                 temperatures: Sequence[float] = (1.0, 0.5), acquisition: str = "logei",
                  rel_gap: float = 1e-3, rates: str | None = None, without: Collection[str] = (),
                  quantization_sensitivity: str = BELIEVED, model: StructuredSettings | None = None) -> None:
-        problems, acquire = [], None
+        problems = []
         if (n_prior or 0) < 0 or draws < 1:
             problems.append(f"n_prior must be at least 0 and draws at least 1; got {n_prior} and {draws}")
         if n_prior is not None and rates is not None:
@@ -79,14 +77,12 @@ class StructuredSearch(ObservingSearcher):
             problems.append(unknown_measure(quantization_sensitivity))
         if rel_gap < 0:
             problems.append(f"rel_gap must be at least 0; got {rel_gap}")
-        try:
-            acquire = None if acquisition == THOMPSON else _acquisition(acquisition)
-        except ConfigError as error:
-            problems.append(str(error))
+        if acquisition not in (*ACQUISITIONS, THOMPSON):
+            problems.append(f"acquisition must be one of {', '.join((*ACQUISITIONS, THOMPSON))}; got {acquisition!r}")
         if problems:
             raise ConfigError(problems)
         super().__init__(problem)
-        self._acquire = acquire
+        self._acquire = ACQUISITIONS.get(acquisition)
         self._draws, self._temperatures, self._rel_gap = draws, temperatures, rel_gap
         self._settings = model
         parts = build_components(problem, without, quantization_sensitivity)
@@ -148,7 +144,7 @@ class StructuredSearch(ObservingSearcher):
         chosen, best_f = 0, float(means.min())
         if self._acquire is not None:
             with torch.no_grad():
-                acquisition = self._acquire(model=model, best_f=best_f, maximize=False)
+                acquisition = self._acquire(model, best_f)
                 chosen = int(acquisition(torch.from_numpy(candidates).double()[:, None, :]).argmax())
         mean, sd = model.latent(torch.from_numpy(candidates[chosen:chosen + 1]))
         incumbent = float(means[:len(means) - len(self._seen.pending)].min())  # a pending gain may not come true
@@ -192,29 +188,3 @@ class StructuredSearch(ObservingSearcher):
         if not len(whole):
             return whole
         return np.asarray(whole[np.argsort(model.latent(torch.from_numpy(whole))[0].numpy(), kind="stable")])
-
-
-CONTEXT = ("model", "best_f", "maximize")
-"""What an acquisition function is made from: the surrogate, the least latent loss, and ``False``."""
-
-
-def _acquisition(given: str | Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that makes the acquisition function from those keywords that it takes. Raises ``ConfigError``
-    if a name is unknown, a path can't be imported, or the callable needs more than a model."""
-    make = ACQUISITIONS.get(given, given) if isinstance(given, str) else given
-    if isinstance(make, str):
-        try:
-            make = pkgutil.resolve_name(make)
-        except Exception as error:
-            raise ConfigError(f"acquisition must be one of {', '.join((*ACQUISITIONS, THOMPSON))}, or the dotted path "
-                              f"of a callable; got {given!r} ({error})") from error
-    if not callable(make):
-        raise ConfigError(f"acquisition must be a callable, or a mapping with its dotted path as _target_; got "
-                          f"{make!r}")
-    taken = inspect.signature(make).parameters
-    missing = [name for name, p in taken.items() if p.default is p.empty and name not in CONTEXT
-               and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if missing:
-        raise ConfigError(f"acquisition {given!r} needs {', '.join(missing)}: give acquisition={{_target_: PATH, "
-                          f"{missing[0]}: VALUE}}")
-    return lambda **context: make(**{key: value for key, value in context.items() if key in taken})
