@@ -213,27 +213,6 @@ def test_a_worker_that_is_stopped_and_continued_is_not_hung(faulty: Any, caplog:
     assert caplog.messages == [expected]
 
 
-SILENT = """
-from qra_bo.execution import Limits, LocalExecutor, OracleSpec
-executor = LocalExecutor([OracleSpec("tests.study.oracles:make", {"pause": .8})], Limits(2.0))
-executor.describe()
-print("ready", flush=True)
-print(executor.profile(lambda *p: None).profile.source)
-executor.close()
-"""
-
-
-def test_a_run_that_is_stopped_and_continued_keeps_its_worker() -> None:
-    with subprocess.Popen([sys.executable, "-c", SILENT], stdout=subprocess.PIPE, process_group=0, text=True) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
-        time.sleep(.2)
-        os.killpg(run.pid, signal.SIGSTOP)  # Ctrl-Z, or a scheduler's suspension
-        time.sleep(2.5)
-        os.killpg(run.pid, signal.SIGCONT)
-        assert run.stdout.read() == "planted\n"
-
-
 BUILDING = """
 import sys, time
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Properties and closed forms of the memory model; what it is held to on real steps is in test_traced.py."""
 
 import itertools
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -202,10 +200,3 @@ def test_bad_shapes_name_every_problem() -> None:
     assert len(caught.value.problems) == 5
     with pytest.raises(ConfigError, match=r"memory\.scope"):
         MemoryModel(TINY, TrainShape(1, 8), "disk")
-
-
-def test_memory_needs_no_torch() -> None:
-    code = ("import sys, qra_bo.memory, qra_bo.memory.budget, qra_bo.memory.plan, qra_bo.space.decoder;"
-            "print([m for m in ('torch', 'transformers', 'rich') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -1,18 +1,13 @@
 """The live view shows cost, time left and the incumbent."""
 
-import io
-from datetime import UTC, datetime
 
 import pytest
-from rich.console import Console
 
 from qra_bo.report.data import parse_events
-from qra_bo.report.live import LiveView, RunState
+from qra_bo.report.live import RunState
 from qra_bo.study.lines import decode
 from qra_bo.study.verdict import verdict_card
 from tests.report.fixtures import L, make_events
-
-LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def fed(events):
@@ -45,16 +40,6 @@ def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
     assert several.eta_seconds() == pytest.approx(state.eta_seconds() / 4)
     unsearched, _ = fed([{**first[0], "planned_cost": 0.0}, *first[1:]])
     assert (unsearched.eta_seconds(), unsearched.share(), RunState().eta_seconds()) == (None, "", None)
-
-
-def test_resumed_run_shows_its_history_as_one_line():
-    out, events = io.StringIO(), make_events()
-    view = LiveView(Console(file=out, width=200), born=datetime.fromisoformat(events[20]["time"]))
-    for e in events:
-        view(decode(e))
-    lines = out.getvalue().splitlines()
-    assert "resumed after 20 events of earlier sessions: smollm2_135m" in lines[0]
-    assert len(lines) < len(events) - 18
 
 
 def test_a_comparison_has_the_line_of_the_verdict_s_card():

@@ -15,7 +15,7 @@ from qra_bo.space import uniform
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import distance
-from qra_bo.trials import Fidelity, Proposal, TrialState
+from qra_bo.trials import Fidelity, Proposal
 from tests.conformance.searcher import SearcherSuite
 from tests.searchers.landscape import Landscape, baselines, curve, evaluate, make_landscape, run_search
 
@@ -80,21 +80,6 @@ def test_trust_region_proposes_within_its_radius_and_stops() -> None:
         known.append(evaluate(landscape, proposals[0], number))
         searcher.tell(known[-1:])
     assert 0 < number < 39
-
-
-def test_trust_region_grows_on_success_and_shrinks_on_failure() -> None:
-    landscape = small(0)
-    searcher = TrustRegionBO(landscape.problem, radius=2, largest_radius=4)
-    found = baselines(landscape)
-    searcher.tell(found)
-    start = searcher.region.radius
-    better = evaluate(landscape, Proposal(found[-1].allocation, Fidelity.HIGH, "trust_region"), 99)
-    measured = dataclasses.replace(better.result, loss=3.0)
-    searcher.tell([dataclasses.replace(better, result=measured)])
-    assert searcher.region.radius == 2 * start
-    failed = dataclasses.replace(better, result=dataclasses.replace(measured, state=TrialState.OOM, loss=None))
-    searcher.tell([failed] * 3)
-    assert searcher.region.radius == start
 
 
 def test_published_region_grows_where_utility_rises_and_loss_does_not_fall() -> None:

@@ -59,19 +59,6 @@ def test_stragglers_do_not_hold_a_generation() -> None:
     assert not asked & {(p.allocation, p.fidelity) for p in later}
 
 
-def test_stragglers_do_not_hold_the_next_generation() -> None:
-    problem, oracle = make_problem(8, low_steps=None)
-    search = EvolutionarySearch(problem, population=8, generations=2)
-    first = search.ask(100)
-    told = [evaluate(problem, oracle, p, i) for i, p in enumerate(first)]
-    search.tell(told[:5])
-    assert search.ask(1) == []
-    search.tell(told[5:6])  # a quarter is awaited
-    second = search.ask(100)
-    assert len(second) == 8
-    assert not {p.allocation for p in first} & {p.allocation for p in second}
-
-
 def test_it_stops_when_the_hypervolume_stands_still() -> None:
     problem, oracle = make_problem(6)
     search = EvolutionarySearch(problem, population=4, generations=100, promote=1, tolerance=1e9)
