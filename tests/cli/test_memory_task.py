@@ -63,7 +63,8 @@ def test_json_stands_alone_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
 def test_memory_task_loads_no_torch() -> None:
     code = ("import sys; from qra_bo.cli.app import main; "
             "status = main(['task=memory', '+model=llama2_7b', 'budget=10GB', 'device=cpu']); "
-            "print('heavy:', [m for m in ('torch', 'transformers', 'scipy', 'botorch', 'pymoo', 'matplotlib') if m in sys.modules]); sys.exit(status)")
+            "print('heavy:', [m for m in ('torch', 'transformers', 'scipy', 'botorch', 'pymoo', 'matplotlib') "
+            "if m in sys.modules]); sys.exit(status)")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "heavy: []" in result.stdout
