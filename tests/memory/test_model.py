@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_bo.memory import MemoryModel, TrainShape
+from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.formats import metadata_bytes, parse_format, scratch_bytes, weight_bytes
 from qra_bo.memory.model import KEYS
-from qra_bo.memory.optimizers import LEAST_8BIT, OPTIMIZERS, state_bytes, update_bytes
+from qra_bo.memory.optimizers import LEAST_8BIT, OPTIMIZERS, shared_bytes, state_bytes, update_bytes
 from qra_bo.space import Allocation, CostTable, SearchSpace, uniform
 from qra_bo.utils.errors import ConfigError
 from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
@@ -165,6 +166,17 @@ def test_resident_parts_have_closed_forms(compute: int) -> None:
     assert parts["adapters"] == compute * params
     assert parts["optimizer"] == 8 * params + (4 * params if compute == 2 else 0) + counters
     assert parts["unquantised"] == compute * TINY.other_numel
+
+
+@pytest.mark.parametrize("compute", [2, 4])
+def test_fixed_bytes_of_loading_and_of_a_step(compute: int) -> None:
+    shape = TrainShape(2, 32, False, compute)
+    model = MemoryModel(TINY, shape)
+    phases = {phase.name: phase.fixed for phase in model.phases(space_of())}
+    others = model.unquantised_bytes + model.embedding_bytes + shared_bytes(shape.optimizer)
+    tables = 1088 + 448  # levels and maps of the quantisers, the scalars of a step
+    assert phases["load"] == others + rounding_bytes(TINY, shape) + tables
+    assert phases["step"] - phases["load"] == model.layer.inputs  # the batch alone stays
 
 
 def test_optimiser_states_have_closed_forms() -> None:
