@@ -170,6 +170,16 @@ def test_two_matrices_are_alive_at_once_while_moments_are_factored() -> None:
     assert torch.equal(moments, before)
 
 
+def test_a_factor_that_fails_at_either_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.linalg.cholesky_ex
+    for failing in (0, 1):
+        calls = [failing == 0, failing == 1]
+        monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda *a, calls=calls, **k: (
+            real(*a, **k)[0], torch.tensor(int(calls.pop(0)))))
+        with pytest.raises(ModelError, match="not positive definite"):
+            Inputs.of(torch.eye(2))
+
+
 def test_moments_without_a_factor_are_refused() -> None:
     with pytest.raises(ModelError, match="not positive definite"):
         Inputs.of(torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
