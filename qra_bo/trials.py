@@ -41,8 +41,9 @@ def rounding_of(config: Mapping[str, Any]) -> str:
 
 
 def embeddings_of(config: Mapping[str, Any]) -> int:
-    """Return ``embeddings`` of a recorded configuration."""
-    return int(config.get("embeddings", 16))
+    """Return ``embeddings`` of a recorded configuration; 16 where no budget chose them."""
+    bits = config.get("embeddings", "auto")
+    return 16 if bits == "auto" else int(bits)
 
 
 @dataclass(frozen=True, slots=True)

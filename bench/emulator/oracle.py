@@ -149,8 +149,8 @@ def oracle_of_run(table: str | None, emulator: str, noise: float | None, config:
     path = Path(table).expanduser()
     facts = load_facts(folder_of(path))
     problems = []
-    if config.embeddings != 16:
-        problems.append(f"embeddings must be 16, as in the base of the table's trials; got {config.embeddings}")
+    if config.embedding_bits != 16:
+        problems.append(f"embeddings must be 16, as in the base of the table's trials; got {config.embedding_bits}")
     if config.fidelity.high != facts.steps:
         problems.append(f"fidelity.high must be {facts.steps}, the steps of every trial of the table {path}; got "
                         f"{config.fidelity.high}")

@@ -112,7 +112,7 @@ class Uniform(WithCodes):
     embeddings: int | None = None
 
     def differs(self, config: RunConfig) -> bool:
-        return self.embeddings != config.embeddings
+        return self.embeddings != config.embedding_bits
 
     def takes(self, limit: Limit | None) -> bool:
         return limit is None

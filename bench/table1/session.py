@@ -174,7 +174,7 @@ class Session:
             config = with_codes(self.config, gptq_tokens).with_changes(
                 adapter=self.config.adapter.with_changes(init=init), bits=kind.bits,
                 memory=self.config.memory.with_changes(scope=scope),
-                embeddings=self.config.embeddings if embeddings is None else embeddings)
+                embeddings=self.config.embedding_bits if embeddings is None else embeddings)
             # Checkpoints of different initialisations, codes or embeddings must not share a folder.
             folder = folder or self.folder / "oracles" / "".join(
                 [init, codes_name(gptq_tokens), embeddings_name(embeddings)])

@@ -30,7 +30,7 @@ def problems_of(config: RunConfig) -> list[Problem]:
         found += rule(config)
     if config.model["n_layers"] is not None and not any(p.key in ("bits", "quantizer.formats") for p in found):
         found += _try("ranks", lambda: make_space(config, make_spec(config)))
-        found += _try("embeddings", lambda: embedding_format(config.embeddings, make_spec(config).hidden_size))
+        found += _try("embeddings", lambda: embedding_format(config.embedding_bits, make_spec(config).hidden_size))
     return found
 
 

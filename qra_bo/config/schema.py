@@ -46,7 +46,7 @@ class RunConfig(Group):
     ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: Ladder("ranks", ranks))]
     max_average_bits: StrictFloat | None
     granularity: Literal["layer", "block", "fused", "module"]
-    embeddings: Literal[16, 8, 6]
+    embeddings: Literal["auto", 16, 8, 6]
     serve: Literal["any", "transformers", "vllm", "llamacpp", "mlx"]
     effort: groups.EffortConfig
     seed: Natural
@@ -81,6 +81,11 @@ class RunConfig(Group):
     @property
     def model_name(self) -> str:
         return self.model["name"]
+
+    @property
+    def embedding_bits(self) -> int:
+        """``embeddings``; 16 where it is ``auto`` and no budget has decided (``pipeline.prepare``)."""
+        return 16 if self.embeddings == "auto" else self.embeddings
 
     @property
     def format_names(self) -> tuple[str, ...]:

@@ -5,15 +5,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qra_bo.memory.budget import format_size, smallest, uniform_bytes
+from qra_bo.memory.embeddings import packable_widths
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import shrinking_ranks
-from qra_bo.space import SearchSpace, StorageFormat
+from qra_bo.space import Allocation, SearchSpace, StorageFormat
 
 NOTHING_BINDS, RANKS, BITS, MIXING_PAYS, NOTHING_FITS = \
     "nothing binds", "ranks", "bits", "mixing pays", "nothing fits"
 """Regions of a budget, from generous to too small."""
 FOUR_BITS = 4
 """Width from which a uniform choice has been about as good as any mix (``docs/reference/limits.md``)."""
+ENOUGH_RANK = 4
+"""Rank for which ``embeddings=auto`` packs the embedding; a step of its width costs about as much as halving a rank."""
 MOST_BATCH, LENGTH_STEP, MOST_LENGTH, MOST_RANK = 1024, 64, 32_768, 256
 """Limits of the changes that are priced, and the grain of lengths, in sequences and tokens: few models take longer text
 without further changes, and few adapters gain by a higher rank."""
@@ -93,6 +96,53 @@ def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: 
         limit = f"{_named(four)} {fails}: with rank 1 it needs {over:.1f} % more than the budget"
     return Advice(MIXING_PAYS, f"{limit[0].upper()}{limit[1:]}. {_named(best).capitalize()} fits with rank {rank}. "
                    "This is where mixing pays.")
+
+
+def with_embeddings(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None,
+                    given: Allocation | None = None) -> MemoryModel:
+    """Return ``memory`` with the embedding's bits that ``embeddings=auto`` takes within ``size`` bytes.
+
+    Of 16, 8 and 6 bits it is the width with which a uniform choice has the most bits, 4 at most, then the largest rank,
+    4 at most; the widest of equals, and the narrowest where nothing fits. For a ``given`` allocation of ``space`` it is
+    the widest with which that fits. Where embeddings do not count (scope ``stored``) they have 16 bits.
+
+    Raises:
+        SpaceError: If a format can't store a matrix.
+    """
+    formats, top = within_average(space, most_bits), min(ENOUGH_RANK, space.ranks.values[-1])
+    most = (min(FOUR_BITS, max((f.bits for f in formats), default=0)), top)
+
+    def worth(model: MemoryModel) -> tuple[int, int]:
+        if given is not None:
+            return most if model.table(space).totals(space.encode(given)[None, :])[0] <= size else (0, 0)
+        ranks = ((f.bits, largest_rank(model, space, f, size, top)) for f in formats)
+        return max(((min(FOUR_BITS, bits), rank) for bits, rank in ranks if rank), default=(0, 0))
+
+    best, found = memory, (0, 0)
+    for bits in packable_widths(memory.spec.hidden_size) if memory.scope == "peak" else ():
+        model = replace(memory, shape=replace(memory.shape, embeddings=bits))
+        if (value := worth(model)) > found or not any(found):
+            best, found = model, value
+        if found == most:
+            break
+    return best
+
+
+def embeddings_note(memory: MemoryModel, space: SearchSpace, size: int, most_bits: float | None) -> str | None:
+    """Return one line on what packing the embedding buys within ``size`` bytes; ``None`` where it has 16 bits."""
+    if (bits := memory.shape.embeddings) == 16:
+        return None
+    usual = replace(memory, shape=replace(memory.shape, embeddings=16))
+    best = [best_uniform(model, space, size, most_bits) for model in (memory, usual)]
+    packed, whole = ("no uniform choice fits" if b is None else f"{b[0].name} fits with rank {b[1]}" for b in best)
+    return f"embeddings={bits}: with embedding and head in {bits} bits {packed}; in 16 bits {whole}."
+
+
+def best_uniform(memory: MemoryModel, space: SearchSpace, size: int,
+                 most_bits: float | None) -> tuple[StorageFormat, int] | None:
+    """Return the format of most bits that fits on every unit, and its largest rank; ``None`` where none fits."""
+    ranks = ((fmt, largest_rank(memory, space, fmt, size)) for fmt in reversed(within_average(space, most_bits)))
+    return next(((fmt, rank) for fmt, rank in ranks if rank), None)
 
 
 def within_average(space: SearchSpace, most_bits: float | None) -> list[StorageFormat]:

@@ -30,6 +30,11 @@ def embedding_format(bits: int, width: int) -> StorageFormat | None:
     return parse_format(f"sym{bits}-g{group}")
 
 
+def packable_widths(width: int) -> tuple[int, ...]:
+    """Return the bits that an embedding with rows of ``width`` weights can have, the most first."""
+    return WIDTHS if any(width % group == 0 for group in _GROUPS) else WIDTHS[:1]
+
+
 def n_tables(spec: DecoderSpec) -> int:
     """Return 1 where the head shares the embedding's weights, else 2."""
     return 1 if spec.tied else 2

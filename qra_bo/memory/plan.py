@@ -3,12 +3,20 @@
 Pure arithmetic over ``MemoryModel``: no weights, no GPU, no torch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-from qra_bo.memory.advice import Advice, advice_on, largest_rank, smallest_side, within_average
+from qra_bo.memory.advice import (
+    Advice,
+    advice_on,
+    best_uniform,
+    embeddings_note,
+    largest_rank,
+    smallest_side,
+    with_embeddings,
+)
 from qra_bo.memory.budget import describe, format_size, largest, smallest
 from qra_bo.memory.cards import Card
 from qra_bo.memory.formats import default_format
@@ -41,6 +49,7 @@ class Row:
         allocation: One of ``space``.
         phase: Name of the largest phase, e.g. ``"backward"``.
         file_bytes: Bytes of the whole model as a file, embedding and head included.
+        embeddings: Bits of embedding and head.
     """
 
     what: str
@@ -49,6 +58,7 @@ class Row:
     phase: str
     breakdown: Mapping[str, int]
     file_bytes: int
+    embeddings: int
 
     @property
     def fmt(self) -> str | None:
@@ -68,8 +78,9 @@ class Row:
         return sum(self.breakdown.values())
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": self.fmt, "bits": self.bits, "rank": self.rank, "phase": self.phase, "bytes": self.total,
-                "file_bytes": self.file_bytes, "breakdown": dict(self.breakdown)}
+        return {"format": self.fmt, "bits": self.bits, "rank": self.rank, "embeddings": self.embeddings,
+                "phase": self.phase, "bytes": self.total, "file_bytes": self.file_bytes,
+                "breakdown": dict(self.breakdown)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +97,7 @@ class BudgetAnswer:
     """Choices that fit one budget of ``size`` bytes.
 
     Args:
+        memory: Priced with the embedding that a run within this budget has; ``note``: what packing that buys.
         fits: Whether any allocation of the space fits.
         advice: What to expect of it.
         ranks: By format, the largest integer rank, of at most the space's, that fits on every unit; 0 where none does.
@@ -95,6 +107,8 @@ class BudgetAnswer:
 
     text: str
     size: int
+    memory: MemoryModel
+    note: str | None
     fits: bool
     advice: Advice
     ranks: Mapping[str, int]
@@ -106,7 +120,7 @@ class Plan:
     """Answer of ``task=memory`` and ``qra_bo.plan``.
 
     Args:
-        memory: Decoder, trainer and scope.
+        memory: Decoder, trainer and scope; the embedding is that of the smallest budget.
         budgets: Each budget's answer, in the order given.
         uniform: Uniform choices: by format, then by rank.
         least: The smallest allocation of the space; ``least_is``: its bits and ranks in words.
@@ -169,7 +183,8 @@ class Plan:
                       "compute_bits": 8 * shape.compute_dtype_bytes, "optimizer": shape.optimizer,
                       "embeddings": shape.embeddings},
             "allowance": asdict(self.memory.effective_allowance), "fits": self.fits,
-            "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "advice": b.advice.to_json(),
+            "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits,
+                         "embeddings": b.memory.shape.embeddings, "advice": b.advice.to_json(),
                          "largest_uniform_rank": dict(b.ranks),
                          "best_uniform": None if b.best is None else b.best.to_json()} for b in self.budgets],
             "uniform": [row.to_json() | {"fits": [b.text for b in self.budgets if row.total <= b.size]}
@@ -183,7 +198,8 @@ class Plan:
 
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
                 on_card: MemoryModel | None = None, card: Card | None = None, headroom: int = 0,
-                most_bits: float | None = None, consumer: Consumer = CONSUMERS[ANY]) -> Plan:
+                most_bits: float | None = None, consumer: Consumer = CONSUMERS[ANY],
+                auto: Collection[str] | None = None) -> Plan:
     """Price uniform choices, budgets, cards and levers.
 
     Raises ``SpaceError`` if a format can't store a matrix of the decoder.
@@ -197,19 +213,28 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         headroom: Bytes of a card that nothing is planned for.
         most_bits: Limit on average code bits; ``None``: none.
         consumer: Program that the result is for; in scope ``stored`` ``memory`` counts the bytes of its files.
+        auto: Budgets that choose the bits of the embedding, as every card then does; ``None``: all have ``memory``'s.
     """
+    models = {text: with_embeddings(memory, space, size, most_bits=most_bits) if text in (auto or ()) else memory
+              for text, size in budgets.items()}
+    memory = models[min(budgets, key=lambda text: budgets[text])]
     table = memory.table(space)
     need, least = smallest(table, space)
     rows = tuple(_uniform_row(memory, space, fmt, rank) for fmt in space.formats for rank in SHOWN_RANKS
                  if rank <= smallest_side(space))
-    answers = [BudgetAnswer(text, size, need <= size, advice_on(memory, space, size, most_bits=most_bits),
-                            {fmt.name: largest_rank(memory, space, fmt, size) for fmt in space.formats},
-                            _best(memory, space, size, most_bits)) for text, size in budgets.items()]
+    answers = [BudgetAnswer(text, size, own, embeddings_note(own, space, size, most_bits),
+                            smallest(own.table(space), space)[0] <= size,
+                            advice_on(own, space, size, most_bits=most_bits),
+                            {fmt.name: largest_rank(own, space, fmt, size) for fmt in space.formats},
+                            _best(own, space, size, most_bits))
+               for (text, size), own in zip(budgets.items(), models.values(), strict=True)]
     totals = {gb: round(USABLE * gb * 2**30) for gb in CARDS_GB}
     if card is not None:  # its own row agrees with its budget
         totals[next(gb for gb in CARDS_GB if card.total_bytes <= gb * 2**30)] = card.total_bytes
     trained = replace(on_card or memory, scope="peak")  # a card must hold the training, whatever the budget bounds
-    cards = {gb: _best(trained, space, total - headroom, most_bits) for gb, total in totals.items()}
+    left = {gb: total - headroom for gb, total in totals.items()}
+    cards = {gb: _best(trained if auto is None else with_embeddings(trained, space, size, most_bits=most_bits),
+                       space, size, most_bits) for gb, size in left.items()}
     return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)),
                 _row(memory, space, least, "smallest allocation"), describe(least, space), largest(table, space)[0],
                 cards, tuple(_levers(memory, space, need, consumer)), card, consumer,
@@ -222,7 +247,7 @@ def _common(values: Sequence[_T]) -> _T | None:
 
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:
     return Row(what, space, allocation, *memory.phase_breakdown(space, allocation),
-               memory.file_bytes(space, allocation))
+               memory.file_bytes(space, allocation), memory.shape.embeddings)
 
 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:
@@ -240,8 +265,11 @@ def _references(memory: MemoryModel, space: SearchSpace) -> Iterator[Row]:
 
 def _best(memory: MemoryModel, space: SearchSpace, limit: int, most_bits: float | None) -> Row | None:
     """Price the uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits."""
-    ranks = ((fmt, largest_rank(memory, space, fmt, limit)) for fmt in reversed(within_average(space, most_bits)))
-    return next((_uniform_row(memory, space, fmt, rank) for fmt, rank in ranks if rank), None)
+    best = best_uniform(memory, space, limit, most_bits)
+    if best is None:
+        return None
+    row = _uniform_row(memory, space, *best)
+    return row if row.embeddings == 16 else replace(row, what=f"{row.what}, embeddings={row.embeddings}")
 
 
 def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consumer) -> list[Lever]:

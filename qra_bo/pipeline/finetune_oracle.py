@@ -73,7 +73,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     space = make_space(cfg, spec)
     formats = bank_formats(cfg, space)
     keep_dense = device.type == "cpu" and keeps_dense(spec, formats)
-    pack_embeddings(model, cfg.embeddings, dtype, device, keep_dense=keep_dense)
+    pack_embeddings(model, cfg.embedding_bits, dtype, device, keep_dense=keep_dense)
     on_host = is_too_large(storage_bytes(model.state_dict()), device, room)
     apart = device.type != "cpu" or on_host  # the bank itself puts copies on the device, where there is room
     keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
@@ -85,12 +85,12 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
         check_isolation(model, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": {
         name: version for name, version in package_versions().items() if name in LIBRARIES}}
-    of_tables = embedding_format(cfg.embeddings, spec.hidden_size)
+    of_tables = embedding_format(cfg.embedding_bits, spec.hidden_size)
     packed = facts | {"encoders": {fmt.backend: backend_of(fmt).VERSION for fmt in (*formats, of_tables) if fmt}}
     text = data.train.take(gptq_sequences(cfg, spec))
     # The same weights give other activations where their configuration (e.g. of RoPE) was changed.
     codes, factors, profiles = caches(cfg, packed | {
-        "embeddings": cfg.embeddings, "config": model.config.to_json_string(), "linears": linears,
+        "embeddings": cfg.embedding_bits, "config": model.config.to_json_string(), "linears": linears,
         "units": [unit.name for unit in space.units]}, text, data.calibration, out)
     bank_store = None
     if spills(cfg, spec, space, device.type):

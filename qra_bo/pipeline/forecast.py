@@ -168,6 +168,8 @@ def next_command(plan: Plan, overrides: Sequence[str], config_dir: str | None = 
     if answer.advice.region != MIXING_PAYS:
         kept = {key: text for key, text in kept.items() if key.partition(".")[0] not in OF_A_SEARCH}
         kept |= {"task": "task=finetune", "allocation": f"allocation=uniform:{answer.best.bits},{answer.best.rank}"}
+        if answer.best.embeddings != 16:  # what the allocation alone would not say
+            kept |= {"embeddings": f"embeddings={answer.best.embeddings}"}
     words = sorted(kept.values(), key=lambda text: not text.startswith("+model"))
     flags = [] if config_dir is None else [f"--config-dir={config_dir}"]
     return redact(shlex.join(["python", "-m", "qra_bo", *flags, *words]))

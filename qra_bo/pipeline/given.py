@@ -12,6 +12,7 @@ from qra_bo.config.rules import serve_problems, target_problems
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.advice import NOTHING_BINDS, Advice, advice_on
 from qra_bo.memory.budget import OfAllocation, Simple, simple_choice
+from qra_bo.memory.embeddings import WIDTHS
 from qra_bo.memory.model import SCOPES
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.space.simple import BLIND_RULE
@@ -57,8 +58,10 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         allocation, lr = parse_allocation(data, path, [u.name for u in space.units])
         rate = (config.adapter.lr, BY_RULE) if lr is None else \
             (lr, _shown(data.get("learning_rate_source") or CALIBRATED))
-        given = Given((allocation,), f"task=finetune was given {text}", *rate, tuple(_notes(data, config)))
         budget, scope = _budget(data, config.memory.scope)
+        if config.embeddings == "auto" and data.get("embeddings") in WIDTHS:
+            config = config.with_changes(embeddings=data["embeddings"])
+        given = Given((allocation,), f"task=finetune was given {text}", *rate, tuple(_notes(data, config)))
         if lr is not None:
             config = _with_trials_of(data, config)
     if isinstance(config.budget[0], OfAllocation):

@@ -73,7 +73,7 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
     formats = bank_formats(config, space)
     spilled = spills(config, spec, space, device_type)
     quantised = sum(fmt.bits < 16 for fmt in formats)
-    tables = spec.other_numel - unpacked_numel(spec, config.embeddings)
+    tables = spec.other_numel - unpacked_numel(spec, config.embedding_bits)
     width = max(linear.in_features for linear in spec.linears)
     rows, d = config.train.length * gptq_sequences(config, spec), spec.hidden_size
     choosing = 0 if not rows else FACTORS * 8 * width**2 + 3 * 4 * d**2 + item * (
@@ -86,7 +86,7 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
     cast = spec.other_numel if item == 4 else 0  # what no quantiser packs is cast to the compute type
     return {"dense weights": item * (cast if is_mapped(config) else spec.linear_numel + spec.other_numel),
             "packed formats": 0 if spilled else packed_bytes(config, spec, space, device_type),
-            "packed embeddings": packed_tables_bytes(spec, config.embeddings) if on_cpu else 0,
+            "packed embeddings": packed_tables_bytes(spec, config.embedding_bits) if on_cpu else 0,
             "unpacked copies": item * (spec.linear_numel * quantised + tables)
             if on_cpu and keeps_dense(spec, formats) else 0,
             "training or choosing codes": max(training, choosing),

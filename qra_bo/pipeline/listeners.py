@@ -15,7 +15,7 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.config.presets import preset_notes
-from qra_bo.memory.advice import Advice
+from qra_bo.memory.advice import Advice, embeddings_note
 from qra_bo.memory.serving import CONSUMERS, serving_note
 from qra_bo.pipeline.forecast import FirstTrial, card_of, parts_of, times, token_seconds
 from qra_bo.report.html import write_report
@@ -41,7 +41,8 @@ def announced(setting: Setting, budget: int, advice: Advice | None, console: Con
     if advice is not None:
         print_line(console, f"Advice: {advice.sentence} {advice.offer}".rstrip())
     of_serving = serving_note(CONSUMERS[config.serve], setting.memory, setting.space)
-    for note in filter(None, (of_serving, *preset_notes(config))):
+    packed = embeddings_note(setting.memory, setting.space, budget, config.max_average_bits)
+    for note in filter(None, (packed, of_serving, *preset_notes(config))):
         print_line(console, note)
     parts = parts_of(setting)
     rough = times(parts, token_seconds(setting, card_of(setting)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory import MemoryModel, Plan, TrainShape, default_format, format_size, memory_plan
-from qra_bo.memory.budget import Auto, Budget, free_bytes, headroom_bytes, resolve_budget, total_bytes
+from qra_bo.memory.budget import Auto, Budget, Simple, free_bytes, headroom_bytes, resolve_budget, total_bytes
 from qra_bo.memory.cards import CARDS
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
@@ -83,7 +83,7 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str) -> MemoryMo
     grouped = takes_groups(compute, device_type, card_capability(cfg, device_type) if at_hand else None)
     shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
                        logits_chunk=cfg.train.logits_chunk, device=device_type, accumulate=cfg.train.accumulate,
-                       isolated=cfg.train.isolated, embeddings=cfg.embeddings, grouped=grouped)
+                       isolated=cfg.train.isolated, embeddings=cfg.embedding_bits, grouped=grouped)
     return MemoryModel(spec, shape, cfg.memory.scope, matrix_bytes=CONSUMERS[cfg.serve].matrix_bytes)
 
 
@@ -153,4 +153,5 @@ def make_plan(config: RunConfig) -> Plan:
     return memory_plan(memory, space, budgets, on_card=on_card,
                        card=None if config.gpu is None else CARDS[config.gpu],
                        headroom=headroom_bytes(config.memory.headroom, "cuda"), most_bits=config.max_average_bits,
-                       consumer=CONSUMERS[config.serve])
+                       consumer=CONSUMERS[config.serve], auto=None if config.embeddings != "auto" else
+                       [str(budget) for budget in config.budget if not isinstance(budget, Simple)])

@@ -66,6 +66,7 @@ def run(config: RunConfig) -> Result:
         given, config = read_allocation(config, make_space(config, make_spec(config)))
     folder, text = run_folder(config), RunText(config)
     setting = make_setting(config, folder, text, given)
+    config = setting.config
     budget = checked_budget(setting, folder)
     if given is None:
         setting, advice = judged(setting, budget)

@@ -59,10 +59,10 @@ def run(config: RunConfig) -> int:
             print("\n".join(plan_lines(plan, notes)))
         if command is not None:
             print(f"Next: {command}")
-    table, problems = plan.memory.table(make_space(config, plan.memory.spec)), []
+    space, problems = make_space(config, plan.memory.spec), []
     for answer in plan.budgets:
         try:
-            check_budget(answer.size, table, make_space(config, plan.memory.spec), plan.memory)
+            check_budget(answer.size, answer.memory.table(space), space, answer.memory)
         except BudgetError as error:
             problems.append(str(error))
     if unread is not None:
@@ -92,7 +92,8 @@ def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
 
     ``notes`` on what was chosen, the text and the time stand below the advice.
     """
-    advice = [f"{_named(b.text, b.size)}: {b.advice.sentence} {b.advice.offer}".rstrip() for b in plan.budgets]
+    advice = [" ".join(filter(None, (f"{_named(b.text, b.size)}: {b.advice.sentence}", b.advice.offer, b.note)))
+              for b in plan.budgets]
     lines = filter(None, (*advice, plan.serving, *notes, _head(plan)))
     parts: list[RenderableType] = [*map(Text, lines), _uniform(plan)]
     parts.append(Text(f"Allocations of this space need {format_size(plan.least.total)} ({plan.least_is}) to "

@@ -25,7 +25,7 @@ def run(config: RunConfig) -> int:
     setting = make_setting(config, text=text)
     folder = task_folder(config)
     text.show()
-    with oracle_session(config) as (executor, progress):
+    with oracle_session(setting.config) as (executor, progress):
         profile = executor.profile(progress).profile
     save_profile(profile, folder / PROFILE_NAME)
     console = Console(soft_wrap=True)

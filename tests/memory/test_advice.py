@@ -14,8 +14,12 @@ from qra_bo.memory.advice import (
     advice_on,
     largest_rank,
     smallest_side,
+    with_embeddings,
+    within_average,
 )
 from qra_bo.memory.budget import smallest, uniform_bytes
+from qra_bo.memory.embeddings import WIDTHS
+from qra_bo.space import uniform
 from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
 
 MODEL = MemoryModel(TINY, TrainShape(4, 64))
@@ -122,3 +126,24 @@ def test_lengths_and_ranks_beyond_use_are_not_offered() -> None:
 def test_stored_bytes_buy_no_batch() -> None:
     advice = advice_on(replace(MODEL, scope="stored"), SPACE, 10**9)
     assert [p.change for p in advice.buys] == [f"ranks up to {smallest_side(SPACE)}"]
+
+
+@pytest.mark.parametrize("most_bits", [None, 3.0])
+def test_an_embedding_is_packed_as_far_as_it_buys_bits_or_rank_4(most_bits: float | None) -> None:
+    space, ranks = space_of(SMOLLM2, formats=("t2", "t3", "nf4"), ranks=(1, 2, 8)), (1, 2, 3, 4)
+    models = {bits: MemoryModel(SMOLLM2, TrainShape(1, 64, embeddings=bits)) for bits in WIDTHS}
+    costs = {(bits, fmt, rank): uniform_bytes(model, space, fmt, rank) for bits, model in models.items()
+             for fmt in within_average(space, most_bits) for rank in ranks}
+    found = set()
+    for size in range(min(costs.values()) - 10**6, max(costs.values()) + 8 * 10**6, 8 * 10**6):
+        fitting = [(fmt.bits, rank, bits) for (bits, fmt, rank), cost in costs.items() if cost <= size]
+        best = with_embeddings(models[16], space, size, most_bits=most_bits).shape.embeddings
+        assert best == max(fitting, default=(0, 0, 6))[2]
+        found.add(best)
+        wanted = uniform(space.n_units, "t3", 8)
+        least = [bits for bits in WIDTHS if uniform_bytes(models[bits], space, parse_format("t3"), 8) <= size]
+        given = with_embeddings(models[16], space, size, given=wanted).shape.embeddings
+        assert given == (least[0] if least else 6)
+    assert found == set(WIDTHS)
+    stored = replace(models[16], scope="stored")
+    assert with_embeddings(stored, space, 10**9) == stored  # there it takes no bytes

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from qra_bo.config import load_config, make_space, make_spec
+from qra_bo.memory import parse_format
+from qra_bo.memory.advice import largest_rank
 from qra_bo.memory.budget import smallest
 from qra_bo.pipeline import pricing
 from qra_bo.pipeline.prepare import checked_budget, make_setting
@@ -69,7 +71,21 @@ def test_auto_is_what_the_gpus_of_all_workers_have_free(changes: list[str], size
 
 def test_a_budget_that_only_mixed_allocations_fit_is_refused_before_a_profile(tmp_path: Path) -> None:
     made = make_setting(load_config(["+model=llama3_2_1b_instruct", "oracle=synthetic", "gpu=rtx4090",
-                                     "budget=1489MB", "train=gpu"]))
+                                     "budget=1489MB", "train=gpu", "embeddings=16"]))
     assert smallest(made.costs(1489 * 10**6), made.space)[0] <= 1489 * 10**6
     with pytest.raises(BudgetError, match=r"below the smallest uniform choice: int2-g64 with rank 1 needs 1,490,"):
         checked_budget(made, tmp_path)
+
+
+@pytest.mark.parametrize(("budget", "bits", "most"), [
+    ("8GB", 16, "nf4"), ("6500MB", 8, "nf4"), ("uniform:2,4", 16, "t2"), ("4800MB", 8, "t2"), ("4200MB", 6, "t2")])
+def test_a_run_has_the_embedding_of_its_plan(budget: str, bits: int, most: str) -> None:
+    words = ["+model=llama3_1_8b", f"budget={budget}", "device=cuda", "oracle=synthetic", "bits=[2,3,4]",
+             "quantizer.formats.2=[t2]", "quantizer.formats.3=[t3]", "train=gpu"]
+    (answer,) = make_plan(load_config([*words, "task=memory"])).budgets
+    assert answer.best is not None
+    assert (answer.memory.shape.embeddings, answer.best.embeddings, answer.best.fmt) == (bits, bits, most)
+    made = make_setting(load_config(words))
+    assert made.config.embeddings == made.memory.shape.embeddings == bits
+    assert largest_rank(made.memory, made.space, parse_format(most), answer.size) == answer.best.rank
+    assert make_setting(load_config([*words, "embeddings=16"])).memory.shape.embeddings == 16

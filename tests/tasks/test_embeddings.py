@@ -1,5 +1,6 @@
 """A real search with a packed embedding: the same at every time, continued where it was cut off, loaded as trained."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import pytest
 import torch
 
 import qra_bo
+from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.export.load import load
 from qra_bo.finetune.manifest import PROBE, probe_difference
 from qra_bo.finetune.quantization.embeddings import packed_tables
+from qra_bo.pipeline.given import read_allocation
 from qra_bo.utils.errors import UserError
 from tests.executors import work_in_this_process
 from tests.study.problem import comparable
@@ -74,3 +77,25 @@ def copied(folder: Path, target: Path) -> Path:
     import shutil
     shutil.copytree(folder, target)
     return target
+
+
+def test_a_run_keeps_the_embedding_that_its_budget_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [word for word in SEARCH if not word.startswith(("embeddings", "budget", "bits"))]
+    words = [*chosen, "oracle=synthetic", "bits=[2,3,4]", "budget=1410KB", f"out={tmp_path / 'run'}"]
+    best = qra_bo.search(words).best
+    assert best["embeddings"] == 8
+    assert best["memory"]["predicted_bytes"] <= 1_410_000
+    lines = (tmp_path / "run" / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    assert json.loads(lines[0])["config"]["embeddings"] == 8
+    (tmp_path / "run" / "trials.jsonl").write_bytes(b"".join(lines[:len(lines) // 2]))
+    monkeypatch.setattr("qra_bo.pipeline.prepare.with_embeddings", None)  # chosen once
+    assert comparable(qra_bo.search(words).best) == comparable(best)
+
+
+def test_an_allocation_is_trained_with_the_embedding_that_it_was_found_with(
+        run: tuple[Path, Mapping[str, Any]]) -> None:
+    words = [word for word in SEARCH if not word.startswith(("embeddings", "budget"))]
+    config = load_config([*words, "task=finetune", f"allocation={run[0]}", "budget=allocation"])
+    given, read = read_allocation(config, make_space(config, make_spec(config)))
+    assert read.embeddings == 8
+    assert not any("embeddings" in note for note in given.notes)
