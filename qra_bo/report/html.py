@@ -1,10 +1,10 @@
 """``report.html``, ``report.json`` and ``plots/*.png``: the whole run in files that open with no network."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,7 +14,7 @@ from qra_bo.report import story
 from qra_bo.report.data import BREAKDOWN, ReportData, load_run
 from qra_bo.report.next_steps import next_steps
 from qra_bo.report.notes import notes
-from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
+from qra_bo.report.plots import PLOTS, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.style import svg_element
 from qra_bo.report.text import duration, short_names, size
@@ -26,12 +26,10 @@ from qra_bo.study.verdict import beside_prediction
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 from qra_bo.utils.formatting import number, signed
 
-T = TypeVar("T")
 
-
-def drawn(plots: Mapping[str, Callable[[T], Figure | None]], of: T) -> dict[str, Figure | None]:
-    """Draw every figure of a run (or of several), by name; ``None`` where the data are missing."""
-    return {name: draw(of) for name, draw in plots.items()}
+def drawn(d: ReportData) -> dict[str, Figure | None]:
+    """Draw every figure of a run, by name; ``None`` where the data are missing."""
+    return {name: draw(d) for name, draw in PLOTS.items()}
 
 
 def _render(name: str, figures: Mapping[str, Figure | None], **values: Any) -> str:
@@ -58,7 +56,7 @@ def render_html(d: ReportData, figures: Mapping[str, Figure | None]) -> str:
 
 def render_runs(runs: Sequence[NamedRun]) -> str:
     """Several runs side by side as one HTML document."""
-    return _render("runs.html.jinja", drawn(RUNS_PLOTS, runs), title=f"{len(runs)} runs side by side", runs=runs,
+    return _render("runs.html.jinja", {}, title=f"{len(runs)} runs side by side", runs=runs,
                    answers=[story.answer(run.data) for run in runs], rows=facts(runs), caveats=caveats(runs))
 
 
@@ -87,7 +85,7 @@ def write_report(folder: Path) -> list[Path]:
     """
     check_run_folder(folder)
     d = load_run(folder)
-    page, data, figures = folder / "report.html", folder / "report.json", drawn(PLOTS, d)
+    page, data, figures = folder / "report.html", folder / "report.json", drawn(d)
     with writing(folder, f"write the report again: task=report out={folder}"):
         replace_text(page, render_html(d, figures))
         replace_text(data, json.dumps(report_json(d), indent=1, sort_keys=True) + "\n")

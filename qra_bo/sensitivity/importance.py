@@ -76,10 +76,6 @@ MEASURES: Mapping[str, Callable[[SensitivityProfile], FloatArray]] = {
     RISE: lambda profile: profile.quantization_sensitivity, DIVERGENCE: lambda profile: profile.quantization_kl,
     BELIEVED: shrunk_sensitivity}
 
-TAUS: Mapping[str, Callable[[FloatArray], FloatArray]] = {"identity": lambda x: x, "sqrt": np.sqrt, "square": np.square}
-"""Monotone maps of [0, 1] onto itself for Eq. 6."""
-
-
 def min_max(values: FloatArray) -> FloatArray:
     """Scaled to [0, 1]; zeros where all values are equal."""
     span = values.max() - values.min()
@@ -116,14 +112,10 @@ def round_to_ladder(scaled: FloatArray, values: Sequence[int]) -> IntArray:
     return np.asarray(np.abs(target[..., None] - ladder).argmin(axis=-1))
 
 
-def warm_start(space: SearchSpace, profile: SensitivityProfile, tau: str = "identity") -> IntArray:
-    """Eq. 6: the row ``q = round_Q(tau(I_q))``, ``r = round_R(tau(I_r))``, ``2 L``; it need not fit the budget.
-
-    Raises ``ConfigError`` if ``tau`` is unknown, and ``ProfileError`` if the profile holds no I_r.
-    """
-    if tau not in TAUS:
-        raise ConfigError(f"tau must be one of {list(TAUS)}; got {tau!r}")
+def warm_start(space: SearchSpace, profile: SensitivityProfile) -> IntArray:
+    """Eq. 6 with tau the identity: the row ``q = round_Q(I_q)``, ``r = round_R(I_r)``, ``2 L``; it need not fit the
+    budget. Raises ``ProfileError`` if the profile holds no I_r."""
     ranks = space.ranks.values
-    q = round_to_ladder(TAUS[tau](fidelity_importance(profile)), [f.bits for f in space.formats])
-    r = round_to_ladder(TAUS[tau](plasticity_importance(profile, ranks[-1])), ranks)
+    q = round_to_ladder(fidelity_importance(profile), [f.bits for f in space.formats])
+    r = round_to_ladder(plasticity_importance(profile, ranks[-1]), ranks)
     return np.concatenate([q, r])

@@ -8,9 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from qra_bo.report.data import parse_events
-from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
+from qra_bo.report.plots import PLOTS, write_plots
 from qra_bo.report.plots_search import front
-from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.style import RAMP, VARIABLES, axes, dress, svg_element
 from tests.report.fixtures import L, failed_alone, make_events, without_mixed
 
@@ -102,18 +101,13 @@ def test_dollar_signs_in_names_make_no_formula():
     events = [e | (names if e["event"] in ("header", "profile") else {}) for e in make_events()]
     events[0] |= {"scope": evil}
     d = parse_events(events)
-    runs = [NamedRun(f"a {evil}", d), NamedRun(f"b {evil}", d)]
-    for fig in (*(draw(d) for draw in PLOTS.values()), *(draw(runs) for draw in RUNS_PLOTS.values())):
-        fig.draw_without_rendering()  # an unknown command in a formula ends it
+    for draw in PLOTS.values():
+        draw(d).draw_without_rendering()  # an unknown command in a formula ends it
 
 
 @pytest.mark.parametrize("without", [failed_alone, without_mixed])
-def test_a_run_that_compared_nothing_is_not_drawn_at_no_difference(data, without):
+def test_a_run_that_compared_nothing_is_not_drawn_at_no_difference(without):
     failed = parse_events(without(make_events(wins=False)))
     assert PLOTS["confirmation"](failed) is None
     itself = [{**e, "reference": e["candidate"]} if e["event"] == "confirmation" else e for e in make_events()]
     assert PLOTS["confirmation"](parse_events(itself)) is None
-    shown = [NamedRun("failed", failed), NamedRun("whole", data)]
-    labels = RUNS_PLOTS["differences"](shown).axes[0].get_yticklabels()
-    assert [label.get_text() for label in labels] == ["whole"]
-    assert RUNS_PLOTS["differences"](shown[:1]) is None

@@ -5,7 +5,7 @@ import pytest
 
 from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance, round_to_ladder, warm_start
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.utils.errors import ConfigError, ProfileError
+from qra_bo.utils.errors import ProfileError
 from tests.spaces import make_space
 
 SPACE = make_space(3)
@@ -44,7 +44,3 @@ def test_eq_6() -> None:
     gain = np.array([[1.0] * 8, [2.0] * 8, [3.0] * 8])
     # I_q = 0, 1, .5 -> bits 2, 8, 5 -> 4; I_r = 0, .5, 1 -> ranks 1, 4.5 -> 4, 8.
     assert warm_start(SPACE, profile(gain)).tolist() == [0, 3, 2, 0, 2, 3]
-    # square: .25 -> bits 3.5 -> 3, rank 2.75 -> 2
-    assert warm_start(SPACE, profile(gain), "square").tolist() == [0, 3, 1, 0, 1, 3]
-    with pytest.raises(ConfigError, match="tau must be one of"):
-        warm_start(SPACE, profile(gain), "cube")

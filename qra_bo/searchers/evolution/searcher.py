@@ -30,35 +30,31 @@ class EvolutionarySearch:
         generations: Most generations, the first population included.
         promote: Low-fidelity allocations that a generation promotes.
         gamma: Exponent of the importance in the odds of mutating a unit.
-        tau: Map of sensitivities in the warm start: ``"identity"``, ``"sqrt"`` or ``"square"``.
-        warm: Whether the first population is Eq. 6's; else it is random.
         tolerance: Growth of the hypervolume (loss scaled by its range in the first generation, memory by the
             budget's) below which the search stops ...
         patience: ... over that many generations.
-        screening: Whether a model (Eq. 7) chooses which to promote; else the low-fidelity loss does.
 
     Raises:
-        ConfigError: If a number is out of range or ``tau`` is unknown.
+        ConfigError: If a number is out of range.
         ProfileError: If the profile holds no I_r.
     """
 
     name = "evolution"
 
     def __init__(self, problem: SearchProblem, population: int = 40, generations: int = 15, promote: int = 6,
-                 gamma: float = 1.5, tau: str = "identity", warm: bool = True, tolerance: float = 1e-3,
-                 patience: int = 3, screening: bool = True) -> None:
+                 gamma: float = 1.5, tolerance: float = 1e-3, patience: int = 3) -> None:
         if population < 2 or generations < 1 or promote < 1 or gamma < 0 or patience < 1:
             raise ConfigError("evolution needs population >= 2, generations >= 1, promote >= 1, gamma >= 0 and "
                               f"patience >= 1; got {population}, {generations}, {promote}, {gamma}, {patience}")
         self._problem = problem
         self._size, self._generations, self._promote = population, generations, promote
-        self._tolerance, self._patience, self._tau, self._warm = tolerance, patience, tau, warm
+        self._tolerance, self._patience = tolerance, patience
         i_q = fidelity_importance(problem.profile)
         i_r = plasticity_importance(problem.profile, problem.space.ranks.values[-1])
         self._repair = Repair(problem.costs, problem.budget_bytes, i_q, i_r)
         self._operators = Operators(problem, self._repair, i_q, i_r, gamma)
         model_seed = int(problem.rng("evolution.promotion").integers(2**31))
-        self._promotion = Promotion(problem, i_q, i_r, model_seed if screening else None)
+        self._promotion = Promotion(problem, i_q, i_r, model_seed)
         self._rng = problem.rng("evolution")
         self._explore = Fidelity.HIGH if problem.low_steps is None else Fidelity.LOW
         self._archive = Archive(problem)
@@ -108,8 +104,8 @@ class EvolutionarySearch:
     def _offspring(self) -> list[IntArray]:
         """Claim up to ``population`` new rows that fit, for the exploring fidelity."""
         rows: list[IntArray] = []
-        if self._parents is None and self._warm:
-            rows += [r for r in warm_population(self._problem, self._repair, self._tau, self._size, self._rng)
+        if self._parents is None:
+            rows += [r for r in warm_population(self._problem, self._repair, self._size, self._rng)
                      if self._archive.claim(r, self._explore)]
         for attempt in range(2 * _TRIES * self._size):
             if len(rows) == self._size:

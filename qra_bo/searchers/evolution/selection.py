@@ -60,11 +60,11 @@ class Promotion:
     Args:
         importance_q: I_q, ``L``, in [0, 1].
         importance_r: I_r, ``L``, in [0, 1].
-        seed: Seed of the published network (``surrogates.fidelity``); ``None``: no network, the early loss decides.
+        seed: Seed of the published network (``surrogates.fidelity``).
     """
 
     def __init__(self, problem: SearchProblem, importance_q: FloatArray, importance_r: FloatArray,
-                 seed: int | None) -> None:
+                 seed: int) -> None:
         self._problem, self._seed = problem, seed
         self._importance_q, self._importance_r = importance_q, importance_r
         self._model: FidelityModel | None = None
@@ -74,7 +74,7 @@ class Promotion:
         """Learn from ``n`` allocations (``n x 2 L``) known at both fidelities."""
         self._model = None
         self._shift = float(np.mean(high - low)) if len(rows) else 0.0
-        if len(rows) >= LEAST_PAIRS and self._seed is not None:
+        if len(rows) >= LEAST_PAIRS:
             features = torch.from_numpy(self.features(rows, low))
             self._model = FidelityModel(features, torch.from_numpy(high), self._seed)
 

@@ -13,13 +13,13 @@ _JITTER = (0.1, 0.4)
 """Chance that a coordinate moves: of the first jittered allocation, and of the last."""
 
 
-def warm_population(problem: SearchProblem, repair: Repair, tau: str, n: int, rng: np.random.Generator) -> IntArray:
+def warm_population(problem: SearchProblem, repair: Repair, n: int, rng: np.random.Generator) -> IntArray:
     """Return Eq. 6's row and jittered copies of it, all repaired, ``n x 2 L`` (repeats possible).
 
     Each copy moves coordinates by one ladder step up or down, the later ones more of them. Raises ``BudgetError`` if
     even the lowest allocation does not fit.
     """
-    centre = warm_start(problem.space, problem.profile, tau)
+    centre = warm_start(problem.space, problem.profile)
     rows = [repair(centre)]
     tops = ladder_tops(problem.space)
     for chance in np.linspace(*_JITTER, n - 1):

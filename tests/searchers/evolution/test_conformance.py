@@ -9,9 +9,5 @@ class TestEvolution(SearcherSuite):
     make = staticmethod(lambda problem: EvolutionarySearch(problem, population=6, generations=6, promote=3))
 
 
-class TestColdEvolution(SearcherSuite):
-    make = staticmethod(lambda problem: EvolutionarySearch(problem, population=4, generations=4, promote=2, warm=False))
-
-
 class TestRandom(SearcherSuite):
     make = staticmethod(RandomSearch)

@@ -79,7 +79,7 @@ def test_warm_population_starts_with_eq_6_and_fits() -> None:
     problem = make_problem(8, quantile=0.3)
     i = np.ones(8)
     repair = Repair(problem.costs, problem.budget_bytes, i, i)
-    rows = warm_population(problem, repair, "identity", 20, np.random.default_rng(0))
+    rows = warm_population(problem, repair, 20, np.random.default_rng(0))
     assert rows.shape == (20, 16)
     np.testing.assert_array_equal(rows[0], repair(warm_start(problem.space, problem.profile)))
     assert problem.costs.feasible(rows, problem.budget_bytes).all()

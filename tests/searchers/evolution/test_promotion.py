@@ -21,7 +21,7 @@ class Linear:
 
 def test_features_in_closed_form() -> None:
     problem = make_problem(2)
-    promotion = Promotion(problem, np.array([1.0, 0.5]), np.array([0.0, 1.0]), None)
+    promotion = Promotion(problem, np.array([1.0, 0.5]), np.array([0.0, 1.0]), 0)
     rows = np.array([[0, 3, 1, 3]])  # bits 2, 8; ranks 2, 8 of 1, 2, 4, 8
     memory = problem.costs.totals(rows)[0] / problem.budget_bytes
     want = [5.0, memory, (0 * 1 + 1 * 0.5) / 2, (1 / 7 * 0 + 1 * 1) / 2, 0.5, 0, 0, 0.5, 0, 0.5, 0, 0.5]
@@ -59,12 +59,3 @@ def test_network_corrects_early_losses_of_large_ranks() -> None:
     promotion.fit(rows[:60], low[:60], high[:60])
     np.testing.assert_array_equal(estimate, promotion.estimate(rows[60:], low[60:]))
     assert estimate.mean() == pytest.approx(high.mean(), abs=0.03)
-
-
-def test_without_screening_the_early_loss_decides() -> None:
-    problem = make_problem(3)
-    rng = np.random.default_rng(0)
-    rows, low = rng.integers(0, 4, (40, 6)), rng.random(40) + 4
-    promotion = Promotion(problem, np.ones(3), np.ones(3), None)
-    promotion.fit(rows, low, low[::-1])
-    np.testing.assert_allclose(promotion.estimate(rows, low), low + (low[::-1] - low).mean())
