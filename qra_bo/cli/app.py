@@ -20,7 +20,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qra_bo.cli.help import public_options, short_help
-from qra_bo.cli.own_parts import from_own_part
 from qra_bo.config.check import Problem
 from qra_bo.config.compose import (
     HYDRA_ERRORS,
@@ -162,11 +161,10 @@ def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem
             config = config.with_changes(out=str(Path(config.out or HydraConfig.get().sweep.dir) / subdir))
         return run_task(config), ""
     except Exception as error:
-        known = error if isinstance(error, QRABOError) else (
-            from_system(error) or from_lack_of_memory(error) or from_own_part(error, composed))
+        known = error if isinstance(error, QRABOError) else from_system(error) or from_lack_of_memory(error)
         if known is not None:
             return _report(known), redact(str(known))
-        # a bug: say where it is, and let the other jobs of a sweep go on
+        # a bug, of a part of the user's own too: say where it is, and let the other jobs of a sweep go on
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return BUG, redact(f"{type(error).__name__}: {error}")
 
