@@ -17,7 +17,7 @@ from qra_bo.memory.advice import (
     smallest_side,
     with_embeddings,
 )
-from qra_bo.memory.budget import describe, format_size, largest, smallest
+from qra_bo.memory.budget import describe, largest, smallest
 from qra_bo.memory.cards import Card
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
@@ -25,7 +25,6 @@ from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.memory.serving import ANY, CONSUMERS, Consumer, serving_note
 from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import SpaceError, UserError
-from qra_bo.utils.formatting import html_table
 
 CARDS_GB = (6, 8, 10, 12, 16, 24, 32, 40, 48, 80)
 """Common cards, by the GiB on the box."""
@@ -153,13 +152,6 @@ class Plan:
         best = ", ".join(f"{answer.text}: {'nothing fits' if not answer.fits else 'mixed allocations only'}"
                          if answer.best is None else f"{answer.text}: {answer.best.what}" for answer in self.budgets)
         return f"Plan({self.memory.spec.name}, {self.n_units} units, {best})"
-
-    def _repr_html_(self) -> str:
-        best = [answer.best or self.least for answer in self.budgets]
-        return html_table(f"{self.memory.spec.name}: largest uniform rank that fits, and the best uniform choice",
-                          ["budget", *self.budgets[0].ranks, "best uniform choice", "needs", "largest phase"],
-                          [(answer.text, *(rank or "none" for rank in answer.ranks.values()), row.what,
-                            format_size(row.total), row.phase) for answer, row in zip(self.budgets, best, strict=True)])
 
     @property
     def fits(self) -> bool:

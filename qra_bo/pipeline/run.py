@@ -24,7 +24,7 @@ from qra_bo.pipeline.text import RunText
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.report.tables import print_result
-from qra_bo.report.text import allocation_html, allocation_text
+from qra_bo.report.text import allocation_text
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.profile import rehearsal_profile
 from qra_bo.study import Engine, MakeSearcher, RunInterrupted, RunOutcome
@@ -48,9 +48,6 @@ class Result:
 
     def __repr__(self) -> str:
         return f"Result({self.folder}: {allocation_text(self.best)})"
-
-    def _repr_html_(self) -> str:
-        return allocation_html(self.best)
 
 
 def run(config: RunConfig) -> Result:

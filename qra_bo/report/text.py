@@ -1,10 +1,10 @@
-"""Text forms of numbers, names and allocations, shared by terminal, plots, page and notebooks."""
+"""Text forms of numbers, names and allocations, shared by terminal, plots and page."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from qra_bo.utils.formatting import DASH, html_table, signed
+from qra_bo.utils.formatting import DASH, signed
 
 T = TypeVar("T")
 ITSELF = "the best uniform itself"
@@ -80,8 +80,3 @@ def allocation_text(best: Mapping[str, Any]) -> str:
     loss = "no loss measured" if best["loss"] is None else f"loss {best['loss']:.4f}"
     return (f"{best['winner_kind']} allocation of {best['model']}: {loss}{difference}; "
             f"{size(memory['predicted_bytes'])} of {size(memory['budget_bytes'])} ({memory['scope']})")
-
-
-def allocation_html(best: Mapping[str, Any]) -> str:
-    """A table of bits and ranks by unit, under the line of ``allocation_text``."""
-    return html_table(allocation_text(best), ("units", "bits", "format", "rank"), allocation_rows(best))

@@ -1,8 +1,6 @@
-"""Text forms of values: numbers with a true minus, overrides in Hydra's grammar, small HTML tables for notebooks."""
+"""Text forms of values: numbers with a true minus, overrides in Hydra's grammar."""
 
 import re
-from collections.abc import Iterable, Sequence
-from html import escape
 
 MINUS, DASH = "\u2212", "\u2013"
 _PLAIN = re.compile(r"(?:\.{0,2}/|[A-Za-z_])[A-Za-z0-9_/.+-]*")
@@ -24,10 +22,3 @@ def override_value(text: str) -> str:
         return text
     doubled = re.sub(r'\\+(?="|$)', lambda m: 2 * m[0], text)  # a backslash counts before a quote alone
     return '"{}"'.format(doubled.replace('"', r"\""))
-
-
-def html_table(title: str, columns: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Return an HTML table with a caption; cells are escaped."""
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    head = "".join(f"<th>{escape(str(column))}</th>" for column in columns)
-    return f"<table><caption>{escape(title)}</caption><tr>{head}</tr>{body}</table>"
