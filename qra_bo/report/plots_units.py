@@ -16,39 +16,18 @@ from qra_bo.utils.formatting import MINUS
 
 FEW_UNITS = 48
 """Most units that are named one by one, with their values."""
-MOST_COLUMNS = 32
-"""Columns of a map beyond which only some are named."""
 
 
 def allocation(d: ReportData) -> Figure | None:
-    """Bits and ranks of the winner by unit: bars by layer, or a map of layers and modules; ``None`` without one."""
+    """Bits and ranks of the winner by unit; ``None`` without one."""
     if d.winner is None:
         return None
-    cells, h = _grid(d.header.units), d.header
-    rows = list(dict.fromkeys(row for row, _ in cells))
-    fig = figure(8.0, 2.0 + len(rows) if len(rows) > 1 else 4.6)
+    fig = figure(8.0, 4.6)
     above, below = fig.subplots(2, 1, sharex=True)
-    for ax, values, top, title, colour in (
-            (above, d.bits(d.winner), max(f.bits for f in h.formats), "bits", style.BLUE),
-            (below, d.winner.ranks, max(h.ranks), "LoRA rank", style.ORANGE)):
-        if len(rows) > 1:
-            _map(ax, values, cells, title, float(top))
-        else:
-            _bars(ax, values, h.units, title, colour)
-    below.set_xlabel("layer" if rows else "unit", color=style.INK)
+    _bars(above, d.bits(d.winner), d.header.units, "bits", style.BLUE)
+    _bars(below, d.winner.ranks, d.header.units, "LoRA rank", style.ORANGE)
+    below.set_xlabel("unit", color=style.INK)
     return fig
-
-
-def _grid(units: Sequence[str]) -> list[tuple[str, str]]:
-    """(module, layer) of every unit; empty if a name holds no layer number."""
-    cells = []
-    for name in units:
-        path = name.split(".")
-        at = next((i for i, p in enumerate(path) if p.isdigit()), None)
-        if at is None:
-            return []
-        cells.append((".".join(path[at + 1:]), path[at]))
-    return cells
 
 
 def _bars(ax: Axes, values: Sequence[int], units: Sequence[str], title: str, colour: str) -> None:
@@ -62,22 +41,6 @@ def _bars(ax: Axes, values: Sequence[int], units: Sequence[str], title: str, col
         for i, v in enumerate(values):
             ax.annotate(f"{v}", (i, v), textcoords="offset points", xytext=(0, 2), ha="center", color=style.INK,
                         fontsize=8)
-
-
-def _map(ax: Axes, values: Sequence[int], cells: list[tuple[str, str]], title: str, top: float) -> None:
-    rows, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
-    image = np.full((len(rows), len(columns)), np.nan)
-    for (row, column), value in zip(cells, values, strict=True):
-        image[rows.index(row), columns.index(column)] = value
-    ax.imshow(image, cmap=style.RAMP, vmin=0, vmax=top, aspect="auto")
-    dress(ax, title=title)
-    ax.grid(False)
-    ax.set_yticks(range(len(rows)), list(map(literal, rows)))
-    step = 1 + (len(columns) - 1) // MOST_COLUMNS
-    ax.set_xticks(range(0, len(columns), step), columns[::step])
-    for (r, c), value in np.ndenumerate(image) if len(columns) <= FEW_UNITS else ():
-        if np.isfinite(value):
-            ax.text(c, r, f"{value:.0f}", ha="center", va="center", fontsize=7, color=style.ON_RAMP)
 
 
 def _name_units(ax: Axes, names: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
@@ -17,9 +16,6 @@ INK, MUTED, GRID, PAPER = "#1b1f24", "#59636e", "#d9dee3", "#ffffff"
 """Text and axes, secondary lines and numbers, grid lines, background."""
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper", BLUE: "main", SKY: "second"}
 """CSS variables that a page has these colours from, in light and dark; the others serve both."""
-RAMP = LinearSegmentedColormap.from_list("ramp", ("#e3eef6", "#3f8fc9"))
-"""From few to many, of one hue; ``ON_RAMP`` is read on all of it, in light and dark."""
-ON_RAMP = "#101418"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 SERIES = (VERMILLION, ORANGE, BLUE, GREEN, PURPLE, SKY, YELLOW)
 FONTS = ("DejaVu Sans", "Verdana", "sans-serif")
