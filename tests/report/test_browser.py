@@ -33,7 +33,7 @@ def make_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 def make_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     d = parse_events(make_events())
-    path.write_text(render_html(d, drawn(PLOTS, d)), encoding="utf-8")
+    path.write_text(render_html(d, drawn(d)), encoding="utf-8")
     return path
 
 
