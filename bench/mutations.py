@@ -5,7 +5,7 @@
 ``CHECKOUT`` is a clean working tree of its own, which is changed and restored. The draw is in proportion to the lines
 of each package; docstrings, annotations, decorators, text and what is raised are left alone. A fault meets the tests
 that are named after the changed module or import it, until the first failure; then those that were not noticed meet the
-package's other tests. The same command goes on where it was stopped, and makes a deleted entry of the results again.
+package's other tests. The same command goes on where it was stopped, with the faults of the results file.
 """
 
 import argparse
@@ -95,27 +95,30 @@ def draw(tree: Path, seed: int, count: int) -> list[dict[str, Any]]:
 
 
 def noticed(tree: Path, fault: dict[str, Any], near: bool) -> dict[str, Any]:
-    """Run tests with the fault in the tree: the near ones or the others. Whether one failed, which, and the seconds."""
+    """Run tests with the fault in the tree, near or far ones: whether one failed, which, and the seconds."""
     file, folder = tree / fault["file"], PACKAGES[fault["package"]]
     module = ".".join(file.relative_to(tree).with_suffix("").parts)
-    tests = [str(t.relative_to(tree)) for t in sorted((tree / folder).rglob("test_*.py"))
-             if (file.stem in t.stem or module in t.read_text(encoding="utf-8")) is near]
-    right, begin = file.read_text(encoding="utf-8"), time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not gpu",
-               *sorted(tests, key=lambda t: file.stem not in t)]
+    groups: list[list[str]] = [[], [], []]  # named after the module, importing it, others: each is collected alone
+    for test in sorted((tree / folder).rglob("test_*.py")):
+        at = 0 if file.stem in test.stem else 1 if module in test.read_text(encoding="utf-8") else 2
+        groups[at].append(str(test.relative_to(tree)))
+    right, begin, found = file.read_text(encoding="utf-8"), time.monotonic(), ""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    by = [] if tests else ["no such test"]
     try:
         file.write_text(changed(right, fault), encoding="utf-8")
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=HANGS,
-                              check=False) if tests else None
-        caught = done is not None and done.returncode in (1, 2, 3, 4)
-        by = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))] if done else by
+        for tests in filter(None, groups[:2] if near else groups[2:]):
+            done = subprocess.run([*command, *tests], cwd=tree, env=environment, capture_output=True, text=True,
+                                  timeout=HANGS, check=False)
+            if done.returncode in (1, 2, 3, 4):
+                failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+                found = (failed or [f"pytest ended with {done.returncode}"])[0][:160]
+                break
     except subprocess.TimeoutExpired:
-        caught, by = True, [f"no end in {HANGS} s"]
+        found = f"no end in {HANGS} s"
     finally:
         file.write_text(right, encoding="utf-8")
-    return {"caught": caught, "by": by[0][:160] if by else "", "seconds": round(time.monotonic() - begin), "near": near}
+    return {"caught": bool(found), "by": found, "seconds": round(time.monotonic() - begin), "near": near}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,13 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     tree, earlier = options.tree.resolve(), options.out / "mutations.json"
     known = json.loads(earlier.read_text(encoding="utf-8"))["rows"] if earlier.exists() else []
-    drawn, least = draw(tree, options.seed, options.count), -(-options.count * 9 // 10)
-    rows = [next((row for row in known if fault.items() <= row.items()), fault) for fault in drawn]
+    rows, least = known or draw(tree, options.seed, options.count), -(-options.count * 9 // 10)
     for near in (True, False):
-        for number, fault in enumerate(drawn):
-            if rows[number].get("caught") or (near and "caught" in rows[number]) or rows[number].get("near") is False:
+        for number, row in enumerate(rows):
+            if row.get("caught") or row.get("changes_nothing") or row.get("near") is False or (near and "near" in row):
                 continue
-            rows[number] = {**fault, **noticed(tree, fault, near)}
+            rows[number] = {**row, **noticed(tree, row, near)}
             fine = sum(bool(row.get("caught") or row.get("changes_nothing")) for row in rows)
             target = Target("faults that a test notices, or that change nothing", f">= {least} of {options.count}",
                             fine, fine >= least)
