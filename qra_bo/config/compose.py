@@ -19,7 +19,7 @@ from qra_bo.config.check import Problem, validated
 from qra_bo.config.environment import Resolved, resolved
 from qra_bo.config.groups import EffortConfig
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
-from qra_bo.config.presets import choices, with_learning_rate
+from qra_bo.config.presets import choices, with_gguf_file, with_learning_rate
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import ConfigError
@@ -103,14 +103,19 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
         ConfigError: With every problem at once.
     """
     unresolved = raw.unresolved if isinstance(raw, Resolved) else {}
-    raw = with_learning_rate(raw)
+    raw = with_learning_rate(with_gguf_file(raw))
     config, mismatches = validated(RunConfig, raw)
     if config is None:  # defaults stand in for broken values, so that the rules between the others are still checked
         config, _ = validated(RunConfig, _mended(raw, [p.key for p in mismatches]))
     problems = [*found, *mismatches]
     if config is not None:
+        if config.stored:  # references have codes of their own, which stored ones can't be made into
+            given = {"quantizer.rounding": config.quantizer.rounding, "embeddings": config.embeddings}
+            problems += [Problem(key, f"{key} beside codes=stored: all codes are those of the file; leave {key} out.")
+                         for key, value in given.items() if value != "auto"]
+            config = config.with_changes(effort=config.effort.with_changes(references=False), embeddings=16)
         if config.quantizer.rounding == "auto":  # GPTQ where a real model is quantised
-            chosen = "gptq" if config.oracle.trains else "rtn"
+            chosen = "gptq" if config.oracle.trains and not config.stored else "rtn"
             config = config.with_changes(quantizer=config.quantizer.with_changes(rounding=chosen))
         broken = {m.key for m in mismatches}
         problems += [p for p in problems_of(config) if p.key not in broken]

@@ -5,7 +5,10 @@ from typing import Any
 
 from qra_bo.config.schema import RunConfig
 from qra_bo.finetune.models.files import check_unquantised, may_run
+from qra_bo.finetune.models.gguf_header import stored_header, stored_spec
+from qra_bo.finetune.models.hub import small_files
 from qra_bo.memory.formats import parse_format
+from qra_bo.memory.stored import STORED, code_bits
 from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
 from qra_bo.space.decoder import OWN_CODE, spec_from_hf_config, spec_from_numbers
 from qra_bo.utils.errors import ModelError
@@ -19,15 +22,21 @@ TOKENS_AN_INPUT = 10
 
 
 def make_spec(config: RunConfig) -> DecoderSpec:
-    """Return the shapes of the decoder: from the numbers in ``conf/model``, else from its own configuration.
+    """Return the shapes of the decoder: from the numbers in ``conf/model``, else from its own configuration; with
+    ``codes=stored`` also the types of its weights, from the header of its file.
 
     Raises:
-        ModelError: If there are no numbers and no configuration at hand.
+        ModelError: If there are no numbers and no configuration at hand, or the file is damaged or not the model's.
     """
     model: dict[str, Any] = {**config.model}
     if model["n_layers"] is not None:
-        return spec_from_numbers(config.model_name, model["family"], **{key: model[key] for key in NUMBERS})
-    return spec_from_hf_config(hf_config(config), config.model_name, trust_remote_code=model["trust_remote_code"])
+        spec = spec_from_numbers(config.model_name, model["family"], **{key: model[key] for key in NUMBERS})
+    else:
+        spec = spec_from_hf_config(hf_config(config), config.model_name, trust_remote_code=model["trust_remote_code"])
+    if not config.stored:
+        return spec
+    from qra_bo.finetune.models.load import gguf_of  # loads torch, which other plans do without
+    return stored_spec(spec, stored_header(gguf_of(model)))
 
 
 def hf_config(config: RunConfig) -> Any:
@@ -39,11 +48,13 @@ def hf_config(config: RunConfig) -> Any:
     """
     model = config.model
     if not model["path"]:
-        raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json; "
-                         "got nothing")
+        raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, a folder with config.json, or "
+                         "FILE.gguf; got nothing")
+    if model["gguf_file"] is not None:
+        from qra_bo.finetune.models.load import gguf_config, gguf_of
+        return gguf_config(gguf_of(model))
     from transformers import AutoConfig  # heavy, and not needed where conf/model has the numbers
 
-    from qra_bo.finetune.models.hub import small_files
     from qra_bo.finetune.models.text_part import text_part
     path = small_files(model)
     try:
@@ -58,8 +69,7 @@ def hf_config(config: RunConfig) -> Any:
         else:
             reason = f"{path / 'config.json'} can't be read ({said}); give a folder that transformers saved a model in"
         raise ModelError(reason) from error
-    if model["gguf_file"] is None:
-        check_unquantised(path, config.model_name)
+    check_unquantised(path, config.model_name)
     return text_part(found, str(model["path"]))
 
 
@@ -79,5 +89,6 @@ def gptq_sequences(config: RunConfig, spec: DecoderSpec) -> int:
 
 def make_space(config: RunConfig, spec: DecoderSpec) -> SearchSpace:
     """Return the units and ladders of the search."""
-    formats = tuple(parse_format(name) for name in config.format_names)
+    names = (f"{STORED}{round(code_bits(spec))}",) if config.stored else config.format_names
+    formats = tuple(parse_format(name) for name in names)
     return SearchSpace(make_units(spec, config.granularity), formats, Ladder("ranks", config.ranks))

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from qra_bo.memory import parse_format, parse_size
 from qra_bo.memory.budget import headroom_bytes
+from qra_bo.memory.stored import STORED_FORMATS
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import (
@@ -130,6 +131,8 @@ class SurrogateConfig(Group):
 
 def _check_formats(formats: Mapping[int, Sequence[str]]) -> None:
     for bits, names in formats.items():
+        if of_files := sorted(set(names) & STORED_FORMATS.keys()):
+            raise ConfigError(f"{', '.join(of_files)} are codes of GGUF files, which codes=stored trains on")
         stored = [parse_format(name).bits for name in names]
         if set(stored) - {bits} or len(set(names)) < len(names):
             raise ConfigError(f"the formats of {bits} bits must be distinct and store {bits} bits; got {list(names)}, "

@@ -14,8 +14,10 @@ from qra_bo.config.derive import NUMBERS
 from qra_bo.config.overrides import CONF
 from qra_bo.config.rules import TRAINING
 from qra_bo.config.schema import RunConfig
+from qra_bo.finetune.models.gguf_header import EMBEDDING, read_header
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.cards import CARDS
+from qra_bo.memory.stored import STORED
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.device import planned_device, resolve_device
@@ -32,8 +34,8 @@ CPU_LR, CPU_WIDTH = 2e-3, 576
 
 
 def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
-    """Return further overrides for what the given ones leave open: the trainer, and the budget, which a given
-    allocation or a named card brings.
+    """Return further overrides for what the given ones leave open: the trainer, the budget, which a given allocation
+    or a named card brings, and no bits beside stored codes.
 
     What a profile chooses stays: a trainer or a budget other than the default of ``conf/config.yaml``.
 
@@ -46,6 +48,8 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     name, suits = train.get("name") if isinstance(train, Mapping) else None, trainer_of(raw)[0]
     if name not in (None, suits) and "train" not in given and ("profile" not in given or name == "cpu"):
         chosen.append(f"train={suits}")
+    if raw.get("codes") == STORED and "bits" not in given:
+        chosen.append("bits=[]")
     budget = OF_ALLOCATION if raw.get("task") == "finetune" else None if raw.get("gpu") is None else "auto"
     if budget is not None and "budget" not in given and raw.get("budget") == _default_budget():
         chosen.append(f"budget={budget}")
@@ -73,12 +77,25 @@ def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 def _width(model: Mapping[str, Any]) -> int | None:
     """Return the width of a node of ``conf/model``, or else of the model in the folder that its path names."""
     width = model.get("hidden_size")
+    if width is None and model.get("gguf_file") is not None:
+        with suppress(UserError, KeyError):
+            file = Path(str(model.get("path"))).expanduser() / str(model["gguf_file"])
+            return int(read_header(file).tensors[EMBEDDING].shape[0])
     if width is None:
         with suppress(UserError):  # a hub id, whose file is not here; a wrong path is refused where the model is read
             found = read_object(Path(str(model.get("path"))).expanduser() / "config.json")
             part = found.get("text_config", found)
             width = part.get("hidden_size") if isinstance(part, Mapping) else None
     return width if isinstance(width, int) and width > 0 else None
+
+
+def with_gguf_file(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return plain values in which a GGUF file that ``model.path`` names is a folder and ``model.gguf_file``."""
+    model = raw.get("model")
+    path = Path(str(model.get("path"))) if isinstance(model, Mapping) else Path()
+    if not isinstance(model, Mapping) or path.suffix != ".gguf" or not path.is_file():
+        return raw
+    return {**raw, "model": {**model, "path": str(path.parent), "gguf_file": path.name}}
 
 
 def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION, OfAllocation
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
-from qra_bo.memory.serving import CONSUMERS, EXPORT_TARGETS, REMOVED_TARGETS, TARGET_FORMATS
+from qra_bo.memory.serving import ANY, CONSUMERS, EXPORT_TARGETS, REMOVED_TARGETS, TARGET_FORMATS
 from qra_bo.searchers.rates.files import shipped_rates
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import UserError, nearest_first
@@ -26,9 +26,12 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found = list(_model(config))
     if found:  # without a model the other rules can't be applied
         return found
-    for rule in (_task, _formats, target_problems, serve_problems, _rounding, _numbers, _method, _files, _device):
+    for rule in (_task, _codes, _formats, target_problems, serve_problems, _rounding, _numbers, _method, _files,
+                 _device):
         found += rule(config)
-    if config.model["n_layers"] is not None and not any(p.key in ("bits", "quantizer.formats") for p in found):
+    if config.stored and not found:
+        found += _try("model", lambda: make_space(config, make_spec(config)))
+    elif config.model["n_layers"] is not None and not any(p.key in ("bits", "quantizer.formats") for p in found):
         found += _try("ranks", lambda: make_space(config, make_spec(config)))
         found += _try("embeddings", lambda: embedding_format(config.embedding_bits, make_spec(config).hidden_size))
     return found
@@ -80,6 +83,27 @@ def _task(config: RunConfig) -> Iterator[Problem]:
                                         "has none; leave it out.")
     if task != "finetune" and any(isinstance(budget, OfAllocation) for budget in config.budget):
         yield Problem("budget", f"budget={OF_ALLOCATION} is for task=finetune; got task={task}: name a size, e.g. 8GB.")
+
+
+def _codes(config: RunConfig) -> Iterator[Problem]:
+    """Keys that need codes made here, or weights in 16 bits, beside the codes of a file."""
+    others = [name for name in config.export.targets or () if name in TARGET_FORMATS and name != "gguf"]
+    reasons = {
+        "model.gguf_file": (config.model["gguf_file"] is None, "it trains on a GGUF file, such as +model=hf "
+                            "model.path=FILE.gguf, or model.path=ORG/NAME model.gguf_file=FILE.gguf"),
+        "bits": (bool(config.bits), "each linear keeps the bits that it has in the file: leave bits out"),
+        "max_average_bits": (config.max_average_bits is not None, "the file's bits are as they are: leave it out"),
+        "adapter.init": (config.adapter.init == "cloq", "cloq takes the weights in 16 bits, which the file does not "
+                         "hold: use adapter.init=kaiming"),
+        "effort.compare": ("qlora" in config.effort.compare, "QLoRA's codes are made from weights in 16 bits, which "
+                           "the file does not hold: leave qlora out"),
+        "serve": (config.serve not in (ANY, "llamacpp"), "llama.cpp alone loads these codes: use serve=llamacpp"),
+        "export.targets": (bool(others), f"{', '.join(others)} can't hold these codes: use gguf or merged")}
+    if config.stored:
+        yield from (Problem(key, f"{key} beside codes=stored: {why}.")
+                    for key, (given, why) in reasons.items() if given)
+    elif not config.bits:
+        yield Problem("bits", "bits must name the bit-widths that a unit may have, e.g. [2,4,8]; got [].")
 
 
 def _formats(config: RunConfig) -> Iterator[Problem]:
@@ -151,7 +175,7 @@ def _rounding(config: RunConfig) -> Iterator[Problem]:
 def _numbers(config: RunConfig) -> Iterator[Problem]:
     limit, bits = config.max_average_bits, config.bits
     low, high = config.fidelity.low, config.fidelity.high
-    if limit is not None and limit < bits[0]:
+    if limit is not None and bits and limit < bits[0]:
         yield Problem("max_average_bits",
                       f"max_average_bits must be at least the lowest of bits={list(bits)}, or null; got {limit}.")
     if low is not None and low >= high:

@@ -15,6 +15,7 @@ from qra_bo.finetune.data.options import DataConfig
 from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.memory.budget import Budget, parse_budget
 from qra_bo.memory.cards import card_key
+from qra_bo.memory.stored import STORED
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import (
@@ -42,10 +43,11 @@ class RunConfig(Group):
                       must_be("a size such as 10GB, or a list of sizes, each given once",
                               lambda sizes: 0 < len(sizes) == len(set(sizes)))]
     gpu: Annotated[str, converted_by(card_key)] | None
-    bits: Annotated[tuple[StrictInt, ...], accepted_by(lambda bits: Ladder("bits", bits))]
+    bits: Annotated[tuple[StrictInt, ...], accepted_by(lambda bits: bits and Ladder("bits", bits))]
     ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: Ladder("ranks", ranks))]
     max_average_bits: StrictFloat | None
     granularity: Literal["layer", "block", "fused", "module"]
+    codes: Literal["chosen", "stored"]
     embeddings: Literal["auto", 16, 8, 6]
     serve: Literal["any", "transformers", "vllm", "llamacpp", "mlx"]
     effort: groups.EffortConfig
@@ -88,8 +90,13 @@ class RunConfig(Group):
         return 16 if self.embeddings == "auto" else self.embeddings
 
     @property
+    def stored(self) -> bool:
+        """Whether the base keeps the codes of its GGUF file."""
+        return self.codes == STORED
+
+    @property
     def format_names(self) -> tuple[str, ...]:
-        """Storage formats of the search in ladder order: by bits, then as listed."""
+        """Storage formats of the search in ladder order: by bits, then as listed; none for the codes of a file."""
         return tuple(name for bits in self.bits for name in self.quantizer.formats[bits])
 
     def to_dict(self) -> dict[str, Any]:

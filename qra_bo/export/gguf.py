@@ -17,6 +17,7 @@ from qra_bo.export.gguf_tokenizer import vocabulary_of
 from qra_bo.export.llamacpp import PACKAGE, LlamaCpp
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import RunWeights, refuse_formats, weights_of
+from qra_bo.finetune.models.load import gguf_of
 
 FOLDER, MODELFILE = "gguf", "Modelfile"
 ADAPTER, UNPACKED = "adapter", "base-f32"
@@ -49,8 +50,9 @@ def write(run: FinishedRun) -> list[Path]:
     if run.renew:
         for name in (*(f"{name}.gguf" for name in FILES), MODELFILE):
             (folder / name).unlink(missing_ok=True)
-    written = [folder / f"{name}.gguf" for name in run.gguf]
-    for name, path in zip(run.gguf, written, strict=True):
+    wanted = [name for name in run.gguf if name != "base" or not run.manifest.stored]  # which is the user's file
+    written = [folder / f"{name}.gguf" for name in wanted]
+    for name, path in zip(wanted, written, strict=True):
         if name == ADAPTER:
             source.write_adapter(path)
         else:
@@ -78,9 +80,9 @@ def refuse_base(model: Any, tokenizer: Any) -> None:
         ConfigError: With the reason.
     """
     layout = layout_of(model.config)
-    for name in model.state_dict():
+    for name in (name for name, _ in model.named_parameters()):  # packed tables are buffers
         layout.name(name)
-    vocabulary_of(tokenizer, len(model.get_input_embeddings().weight))
+    vocabulary_of(tokenizer, model.get_input_embeddings().num_embeddings)
 
 
 def modelfile(merged: str, weights: RunWeights) -> str:
@@ -97,7 +99,7 @@ def _card(run: FinishedRun, source: Source) -> str:
     rounded = sorted(name for name, fmt in formats.items() if not is_exact(fmt))
     files = _at_hand(run)
     return render("gguf.md", run, files=files, rounded=rounded, notes=source.vocabulary.notes, meaning=FILES,
-                  merged=_merged(run.gguf) or _merged(files), label=_label(run))
+                  merged=_merged(run.gguf) or _merged(files), label=_label(run), base=_base(run, files))
 
 
 def _label(run: FinishedRun) -> str:
@@ -118,9 +120,9 @@ def start_ollama(run: FinishedRun) -> str | None:
 def start(run: FinishedRun) -> str | None:
     """Return the command of llama.cpp's server, with the adapter beside the searched base where both are there."""
     folder, files = run.folder.resolve() / FOLDER, _at_hand(run)
-    merged = _merged(files)
-    if {"base", "adapter"} <= set(files):
-        files = [str(folder / "base.gguf"), "--lora", str(folder / "adapter.gguf")]
+    merged, base = _merged(files), _base(run, files)
+    if base and ADAPTER in files:
+        files = [str(folder / base), "--lora", str(folder / "adapter.gguf")]
     elif merged is not None:
         files = [str(folder / f"{merged}.gguf")]
     else:
@@ -133,15 +135,21 @@ def _at_hand(run: FinishedRun) -> list[str]:
     return [name for name in FILES if (run.folder / FOLDER / f"{name}.gguf").is_file()]
 
 
+def _base(run: FinishedRun, files: Sequence[str]) -> str | None:
+    """Return the base's path, from the export's folder: of the run's own file, or the one that it trained on."""
+    return str(gguf_of(run.manifest.model)) if run.manifest.stored else "base.gguf" if "base" in files else None
+
+
 def _merged(files: Sequence[str]) -> str | None:
     return next((name for name in files if name in MERGED), None)
 
 
 def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
     folder, ids, files = run.folder / FOLDER, reference.ids.tolist(), _at_hand(run)
-    for name in (name for name in files if name != ADAPTER):
+    for name in (name for name in dict.fromkeys(["base"] * run.manifest.stored + files) if name != ADAPTER):
+        path = folder / (_base(run, files) or "" if name == "base" else f"{name}.gguf")
         for lora in (False,) if name in MERGED or ADAPTER not in files else (False, True):
-            with LlamaCpp(folder / f"{name}.gguf", folder / f"{ADAPTER}.gguf" if lora else None, length=len(ids),
+            with LlamaCpp(path, folder / f"{ADAPTER}.gguf" if lora else None, length=len(ids),
                           exact=name == UNPACKED) as model:
                 logits = torch.from_numpy(model.logits(ids))
             yield View(f"gguf, {name}{' with the adapter' if lora else ''}", logits, adapted=lora or name in MERGED,

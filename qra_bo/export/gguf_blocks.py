@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qra_bo.export.weights import LinearWeights
 from qra_bo.memory.serving import gguf_bits
+from qra_bo.memory.stored import BACKEND
 from qra_bo.space import StorageFormat
 
 BLOCK = 32
@@ -37,6 +38,8 @@ def form_of(fmt: StorageFormat, columns: int) -> Form | None:
 
     A form of blocks needs rows of whole blocks. Weights of 16 bits stay F16 or BF16, by their own type.
     """
+    if fmt.backend == BACKEND:
+        return Form[fmt.name]
     if fmt.backend == "none":
         return Form.F16
     bits = gguf_bits(fmt)
@@ -45,7 +48,7 @@ def form_of(fmt: StorageFormat, columns: int) -> Form | None:
 
 def is_exact(fmt: StorageFormat) -> bool:
     """Whether the form of ``fmt`` holds its very values."""
-    return fmt.backend in ("integer", "none")
+    return fmt.is_base or fmt.backend == "integer"
 
 
 def linear_blocks(linear: LinearWeights, rows: Tensor | None) -> Array:
@@ -53,6 +56,9 @@ def linear_blocks(linear: LinearWeights, rows: Tensor | None) -> Array:
 
     ``rows`` is the order in which its rows are stored, or ``None``.
     """
+    if linear.format.backend == BACKEND:
+        stored: Array = (linear.state["codes"] if rows is None else linear.state["codes"][rows]).numpy()
+        return stored
     form, affine = form_of(linear.format, linear.shape[1]), linear.affine(BLOCK)
     parts = (affine.codes.to(torch.int16), affine.scale, affine.zero)
     codes, scale, zero = parts if rows is None else (part[rows] for part in parts)

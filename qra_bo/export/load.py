@@ -26,7 +26,8 @@ from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
 from qra_bo.finetune.quantization.base import State, backend_of, pack_for
-from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings
+from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings, packed_tables
+from qra_bo.finetune.quantization.stored_model import load_stored, stored_state
 from qra_bo.memory.formats import check_shape
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
@@ -72,7 +73,7 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainabl
 
 
 def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
-    """Load the base model of the run in ``folder`` before quantisation, and its tokenizer.
+    """Load the base model of the run in ``folder`` before quantisation, or as its file stores it, and its tokenizer.
 
     Raises:
         OutputError: If the manifest names none, or describes it badly.
@@ -96,8 +97,11 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
         raise ModelError(f"the run in {folder} trained on the model in {where}, which is not there: copy that model "
                          f"to {where}, or make it a link to the folder that holds the same model now")
     try:
-        fetch({**node, "trust_remote_code": runs_code})
-        return load_base({**node, "trust_remote_code": runs_code})
+        named = {**node, "trust_remote_code": runs_code}
+        if manifest.stored:
+            return load_stored(named, getattr(torch, manifest.compute_dtype))
+        fetch(named)
+        return load_base(named)
     except (KeyError, TypeError) as error:
         raise OutputError(f"the manifest in {folder} describes its base model badly: {error!r} is missing or of the "
                           f"wrong type; {COPY_AGAIN}") from error
@@ -116,7 +120,7 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
         bias = model.get_submodule(name).bias
         bias = None if bias is None else bias.detach().to(device)
         model.set_submodule(name, backend_of(record.format).build(state, record.format, record.shape, bias, dtype))
-    if tables:
+    if tables and not manifest.stored:
         install_embeddings(model, tables, next(iter(manifest.tables.values())).format, dtype)
     allow_mixed_bits(model)
     model.to(device)
@@ -134,17 +138,19 @@ def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tupl
     """
     dtype, records = getattr(torch, manifest.compute_dtype), manifest.packed_weights
     tables = embedding_modules(model) if manifest.tables else ()
-    if tables and dense_tables(model).keys() != manifest.tables.keys():
-        raise ModelError(f"the base model has the tables {', '.join(dense_tables(model))}, which are not those that "
-                         "this run packed")
-    dense = {name: _dense(model, name, record) for name, record in records.items()}
+    found = packed_tables(model) if manifest.stored else dense_tables(model) if tables else {}
+    if found.keys() != manifest.tables.keys():
+        raise ModelError(f"the base model has the tables {', '.join(found)}, which are not those that this run packed")
+    dense = {} if manifest.stored else {name: _dense(model, name, record) for name, record in records.items()}
     cast_parameters(model, dtype, manifest.modules)
     if unquantised_digest(model, (*manifest.modules, *tables)) != manifest.unquantised_sha256:
         raise ModelError("the base model is not the one that this run fine-tuned: its embeddings, norms or biases "
                          f"differ; expected {dict(manifest.model)}")
     stored = stored_states(manifest, folder)
     for name, record in records.items():
-        if stored is None:
+        if manifest.stored:
+            state = stored_state(model, name, record.format)
+        elif stored is None:
             check_shape(record.format, *record.shape)
             state = pack_for(dense[name].weight.detach(), record.format, dtype, torch.device(manifest.packed_on))
         else:

@@ -10,7 +10,7 @@ from qra_bo.export.comparison import Loader, Reference, View, plain_model
 from qra_bo.export.load import dense_base
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import save_generation, weights_in
-from qra_bo.finetune.models.load import cast_parameters
+from qra_bo.finetune.models.load import cast_parameters, load_base
 from qra_bo.utils.files import follow_umask
 
 FOLDER = "export/merged"
@@ -38,8 +38,11 @@ def merged_model(run: FinishedRun) -> tuple[Any, Any]:
     """Return the merged model, on the CPU in the 16-bit type nearest to the run's compute type, and its tokenizer."""
     half = torch.float16 if run.manifest.compute_dtype == "float16" else torch.bfloat16
     model, tokenizer = dense_base(run.manifest, run.folder, run.trust_remote_code)
+    packed, model = model, load_base(run.manifest.model)[0] if run.manifest.stored else model
     with torch.no_grad():
-        for module, weights in weights_in(model, run):
+        for module, weights in weights_in(packed, run):
+            if run.manifest.stored:  # which is no dense module
+                module = model.get_submodule(weights.name)
             module.weight.data = weights.merged(half)  # at once: a whole model in fp32 would take twice its memory
     cast_parameters(model, half)
     return model.eval(), tokenizer

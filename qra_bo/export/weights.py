@@ -166,10 +166,15 @@ def weights_of(run: FinishedRun) -> RunWeights:
             linears[weights.name] = weights
         else:
             tables[weights.name] = weights
-            module.weight.data = weights.dense(dtype)
+            if not manifest.stored:
+                module.weight.data = weights.dense(dtype)
     model.config.architectures = [type(model).__name__]
     model.config.dtype = dtype
-    return RunWeights(manifest, linears, _others(model, linears), model.config,
+    others = _others(model, linears)
+    if manifest.stored:  # their tables have no dense module
+        others = {f"{name}.weight": table.dense(dtype) for name, table in tables.items()} | {
+            name: tensor for name, tensor in others.items() if not name.endswith(".table.codes")}
+    return RunWeights(manifest, linears, others, model.config,
                       getattr(model, "generation_config", None), tokenizer, tables)
 
 

@@ -25,6 +25,7 @@ from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.quantization.embeddings import embedding_modules, packed_tables
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import format_from_json, parse_format
+from qra_bo.memory.stored import BACKEND
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
 from qra_bo.utils.files import COPY_AGAIN, MAY_READ, check_plain, check_readable, strict_json, write_json
@@ -67,11 +68,13 @@ class ModuleRecord:
 
 
 def _check_tables(tables: Mapping[str, ModuleRecord]) -> None:
-    """Raise ``ValueError`` unless embedding and head are of one format of embeddings and one shape, without adapters.
-    """
+    """Raise ``ValueError`` unless embedding and head are of one format of embeddings, or as in a GGUF file, and of one
+    shape, without adapters."""
     kinds = {(record.format, record.shape, record.rank) for record in tables.values()}
-    if len(kinds) > 1 or len(tables) > 2 or any(
-            rank or min(shape) < 1 or embedding_format(fmt.bits, shape[1]) != fmt for fmt, shape, rank in kinds):
+    stored = all(fmt.backend == BACKEND for fmt, _, _ in kinds)
+    if len({kind[stored:] for kind in kinds}) > 1 or len(tables) > 2 or any(
+            rank or min(shape) < 1 or not (stored or embedding_format(fmt.bits, shape[1]) == fmt)
+            for fmt, shape, rank in kinds):
         raise ValueError("'tables': at most two of one shape, a format of embeddings and rank 0")
 
 
@@ -101,6 +104,11 @@ class Manifest:
     packed: str | None
     versions: Mapping[str, str]
     tables: Mapping[str, ModuleRecord] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> bool:
+        """Whether the base has the codes of a GGUF file, as they are: the file alone holds them."""
+        return any(record.format.backend == BACKEND for record in self.modules.values())
 
     @property
     def packed_weights(self) -> dict[str, ModuleRecord]:
@@ -163,7 +171,8 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     weights are written too on request, and wherever the adapter initialisation or the choice of codes changed the base.
     """
     current = bank.current
-    packed = packed or bank.has_own  # these can't be made by quantising the base again
+    stored = any(parse_format(fmt).backend == BACKEND for fmt in current.values())
+    packed = not stored and (packed or bank.has_own)  # these can't be made by quantising the base again
     states = {linear.name: bank.installed_state(linear.name) for linear in bank.spec.linears}
     records = {}
     for linear in bank.spec.linears:
@@ -174,7 +183,8 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     tables = {name: ModuleRecord(table.fmt, table.shape, 0, 0.0, tensors_digest(table_tensors[name]))
               for name, table in packed_tables(bank.model).items()}
     apart = embedding_modules(bank.model) if tables else ()
-    manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."), bank.device.type,
+    manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."),
+                        "cpu" if stored else bank.device.type,
                         records, unquantised_digest(bank.model, (*records, *apart)),
                         adapter_digest(folder / ADAPTER), PACKED if packed else None,
                         package_versions(), tables)

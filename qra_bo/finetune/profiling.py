@@ -176,7 +176,7 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
     model.eval()
     bank.restore_dense()
     found, base, spent, tokens = list[FloatArray](), 0.0, 0.0, 0
-    quantised = np.array([fmt.bits < 16 for fmt in formats], dtype=bool)  # 16 bits are the reference itself
+    quantised = np.array([not fmt.is_base for fmt in formats], dtype=bool)  # the base is the reference itself
     with _on_device(bank.device, text), in_float32(bank):
         for part, (ids, labels) in enumerate(parts):
             first = sum(map(len, found))
@@ -216,7 +216,7 @@ def _differences(bank: LayerBank, units: Sequence[Unit], formats: Sequence[Stora
     reference = DenseReference(model, hidden_states(model, ids), labels, chunk, keep=keep)
     below, at = torch.empty(0), 0
     starts = [min(linear.layer for linear in unit.linears) for unit in units]
-    quantised = [f for f, fmt in enumerate(formats) if fmt.bits < 16]
+    quantised = [f for f, fmt in enumerate(formats) if not fmt.is_base]
 
     def sums_of(u: int) -> FloatArray:
         nonlocal below, at

@@ -13,6 +13,7 @@ import numpy as np
 
 from qra_bo.memory.formats import BITS, LEAST_BITS, default_format, parse_format
 from qra_bo.memory.model import MemoryModel
+from qra_bo.memory.stored import BACKEND
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.space.simple import mix
 from qra_bo.utils.device import memory_groups
@@ -131,8 +132,9 @@ def format_size(size: int) -> str:
 
 
 def format_for(bits: int, space: SearchSpace) -> StorageFormat:
-    """The space's first format of that bit-width, or the default one where the space has none."""
-    return next((f for f in space.formats if f.bits == bits), default_format(bits))
+    """The space's first format of that bit-width, or the default one where the space has none; where units keep the
+    codes of a file, that format, whatever the bits."""
+    return next((f for f in space.formats if f.bits == bits or f.backend == BACKEND), default_format(bits))
 
 
 def uniform_bytes(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> int:
@@ -157,7 +159,7 @@ def simple_choice(choice: Simple, space: SearchSpace) -> Allocation:
     """Return the allocation of a simple choice: of whole bits the uniform one, else that of the two widths of the space
     on both sides of its bits, see ``space.simple.mix``. The rank may be off the ladder. Raises ``SpaceError`` if
     the space has no width on one side."""
-    if choice.bits in BITS:
+    if choice.bits in BITS or space.formats[0].backend == BACKEND:
         return uniform(space.n_units, format_for(int(choice.bits), space).name, choice.rank)
     below, above = ([f for f in space.formats if side * (f.bits - choice.bits) > 0] for side in (-1, 1))
     if not below or not above:

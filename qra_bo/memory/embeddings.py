@@ -35,6 +35,15 @@ def packable_widths(width: int) -> tuple[int, ...]:
     return WIDTHS if any(width % group == 0 for group in _GROUPS) else WIDTHS[:1]
 
 
+def table_formats(spec: DecoderSpec, bits: int) -> tuple[StorageFormat, ...]:
+    """Return the formats of the embedding and, where it has weights of its own, the head: the types of a file whose
+    codes are trained on, else those of ``bits``; empty in 16 bits. Raises ``SpaceError`` if they can't be packed."""
+    if spec.tables:
+        return tuple(map(parse_format, spec.tables))
+    fmt = embedding_format(bits, spec.hidden_size)
+    return () if fmt is None else (fmt,) * n_tables(spec)
+
+
 def n_tables(spec: DecoderSpec) -> int:
     """Return 1 where the head shares the embedding's weights, else 2."""
     return 1 if spec.tied else 2
@@ -48,16 +57,13 @@ def table_numel(spec: DecoderSpec) -> int:
 def packed_tables_bytes(spec: DecoderSpec, bits: int) -> int:
     """Return the bytes of the packed embedding and head, scales included; 0 in 16 bits. Raises ``SpaceError`` if they
     can't be packed."""
-    fmt = embedding_format(bits, spec.hidden_size)
-    if fmt is None:
-        return 0
     sides = (spec.vocab_size, spec.hidden_size)
-    return n_tables(spec) * (weight_bytes(fmt, *sides) + metadata_bytes(fmt, *sides))
+    return sum(weight_bytes(fmt, *sides) + metadata_bytes(fmt, *sides) for fmt in table_formats(spec, bits))
 
 
 def unpacked_numel(spec: DecoderSpec, bits: int) -> int:
     """Return the parameters outside the linears that no format packs: norms and biases, and in 16 bits the tables."""
-    return spec.other_numel - (0 if bits == 16 else n_tables(spec) * table_numel(spec))
+    return spec.other_numel - len(table_formats(spec, bits)) * table_numel(spec)
 
 
 def tile_rows(rows: int, width: int, device: str) -> int:
@@ -73,9 +79,10 @@ def head_bytes(spec: DecoderSpec, bits: int, tokens: int, compute_bytes: int, de
     """
     c, logits = compute_bytes, tokens * spec.vocab_size
     losses = logits * (10 if c == 2 else 8)
-    fmt = embedding_format(bits, spec.hidden_size)
-    if fmt is None:
+    formats = table_formats(spec, bits)
+    if not formats:
         return losses
+    fmt = formats[-1]
     rows, d = tile_rows(spec.vocab_size, spec.hidden_size, device), spec.hidden_size
     tile, unpacking = c * rows * d, scratch_bytes(fmt, rows, d, device, c)
     filling = c * logits + tile + max(unpacking, c * tokens * rows)

@@ -11,6 +11,7 @@
 |              |                                                  | ``int``: one byte of zero a group beside it        |
 | trellis      | bits / 8 bytes a weight, in rings of outputs     | 16-bit scale a row; 4 bits a row and 64 columns    |
 | none         | 2 bytes a weight                                 | none                                               |
+| gguf         | bits / 8 bytes a weight (``memory.stored``)      | the rest of a block                                |
 
 Look-up tables (NF4 levels, the 8-bit map of double quantisation: 1,088 bytes) are shared by all layers of a model
 and not counted to any of them.
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qra_bo.memory.stored import BACKEND, STORED_FORMATS, TYPES
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError, SpaceError, nearest_first
 
@@ -126,6 +128,7 @@ def has_zeros(fmt: StorageFormat) -> bool:
 BACKENDS: Mapping[str, str] = {
     "bitsandbytes": "qra_bo.finetune.quantization.bnb:BitsAndBytesBackend",
     "hqq": "qra_bo.finetune.quantization.half_quadratic:HQQBackend",
+    BACKEND: "qra_bo.finetune.quantization.stored:StoredBackend",
     "integer": "qra_bo.finetune.quantization.integer:IntegerBackend",
     "none": "qra_bo.finetune.quantization.unquantised:UnquantisedBackend",
     "trellis": "qra_bo.finetune.quantization.trellis:TrellisBackend"}
@@ -139,12 +142,14 @@ FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
     StorageFormat("int8", "bitsandbytes", 8, 0), StorageFormat("fp16", "none", 16, 0),
     *(StorageFormat(name.format(bits), backend, bits, block) for bits, width in WIDTHS.items()
       for name, backend, block in _NAMES if name[:3].rstrip("{}") in width.kinds))}
-"""Every storage format by name."""
+"""Every storage format by name that a search may name."""
 
 
 def parse_format(name: str) -> StorageFormat:
     """Return the storage format called ``name``. Raises ``ConfigError`` if it is unknown; the message lists the known
     ones, nearest first."""
+    if name in STORED_FORMATS:
+        return STORED_FORMATS[name]
     if name not in FORMATS:
         raise ConfigError(f"unknown storage format {name!r}; known, nearest first: "
                           f"{', '.join(nearest_first(name, FORMATS))}")
@@ -177,7 +182,7 @@ def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None
     planes = planes_of(fmt) if fmt.backend == "hqq" and fmt.bits != 3 else ()
     per_word = max((plane.per_word for plane in planes), default=1)
     multiple = 2 if fmt.backend == "bitsandbytes" and fmt.bits == 4 else fmt.block * per_word
-    by_row = fmt.backend in ("bitsandbytes", "integer", "trellis")
+    by_row = fmt.backend in ("bitsandbytes", "integer", "trellis", BACKEND)
     divisor = in_features if by_row else out_features * in_features
     if multiple and divisor % multiple:
         what = "columns" if by_row else "weights"
@@ -204,6 +209,9 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
     check_shape(fmt, out_features, in_features)
     if fmt.backend == "none":
         return 0
+    if fmt.backend == BACKEND:
+        kind = TYPES[fmt.name]
+        return out_features * in_features // kind.weights * kind.size - weight_bytes(fmt, out_features, in_features)
     if fmt.block == 0:
         return 4 * out_features
     if fmt.backend == "trellis":
@@ -244,6 +252,8 @@ def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, devic
     if fmt.backend == "trellis":  # ring by ring, in fp32: values beside what they are made from, then beside weights
         run = ring_length(out_features) * in_features
         return int(max(8.0, 4 + 1.5 * fmt.bits) * run) + run // 8 + (1 << 14)
+    if fmt.backend == BACKEND:
+        return min(tile, numel) * (18 if fmt.name.startswith("IQ") else 11) // 2  # measured: 4.0 to 6.1, and 9.2
     if fmt.backend != "bitsandbytes":
         raise SpaceError(f"memory/formats.py states no scratch bytes of the backend {fmt.backend!r}; add them")
     if fmt.bits == 4:

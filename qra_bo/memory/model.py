@@ -25,6 +25,7 @@ from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.formats import matrix_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
+from qra_bo.memory.stored import own_format
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -143,13 +144,14 @@ class MemoryModel:
     def _parts(self, space: SearchSpace) -> _Parts:
         ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
         sizes_of = self.matrix_bytes if self.scope == "stored" else matrix_bytes
-        by_shape: dict[tuple[tuple[int, int], ...], tuple[IntArray, ...]] = {}
-        shapes = [tuple((m.out_features, m.in_features) for m in unit.linears) for unit in space.units]
-        for shape in set(shapes):
-            sizes = np.array([[sizes_of(f, *sides) for sides in shape] for f in space.formats])
-            tensors = np.array(shape, dtype=np.int64).reshape(-1, 1) * ranks
-            by_shape[shape] = (*sizes.sum(axis=1).T, np.array(sum(map(sum, shape))),
-                               state_bytes(kind, tensors).sum(axis=0), update_bytes(kind, tensors, device).max(axis=0))
+        by_shape: dict[tuple[tuple[int, int, str], ...], tuple[IntArray, ...]] = {}
+        shapes = [tuple((m.out_features, m.in_features, m.stored) for m in unit.linears) for unit in space.units]
+        for shape, unit in dict(zip(shapes, space.units, strict=True)).items():
+            sides = np.array([m[:2] for m in shape], dtype=np.int64).reshape(-1, 1)
+            sizes = np.array([[sizes_of(own_format(f, m), m.out_features, m.in_features) for m in unit.linears]
+                              for f in space.formats])
+            by_shape[shape] = (*sizes.sum(axis=1).T, sides.sum(), state_bytes(kind, sides * ranks).sum(axis=0),
+                               update_bytes(kind, sides * ranks, device).max(axis=0))
         return _Parts(*(np.array(part, dtype=np.int64)
                         for part in zip(*(by_shape[shape] for shape in shapes), strict=True)))
 
@@ -170,11 +172,11 @@ class MemoryModel:
         for linear in self.spec.linears:
             members.setdefault(linear.layer, []).append(linear)
         ranks = np.array(space.ranks.values, dtype=np.int64)
-        by_key: dict[tuple[tuple[int, int, str], ...], IntArray] = {}
+        by_key: dict[tuple[tuple[int, int, str, str], ...], IntArray] = {}
         rows = []
         for unit in space.units:
             others = [m for m in members[unit.linears[0].layer] if m not in unit.linears]
-            key = tuple((m.out_features, m.in_features, m.fused) for m in (*unit.linears, *others))
+            key = tuple((m.out_features, m.in_features, m.fused, m.stored) for m in (*unit.linears, *others))
             if key not in by_key:
                 by_key[key] = self._unit_spike(unit.linears, others, space.formats, ranks)
             rows.append(by_key[key])
@@ -200,8 +202,8 @@ class MemoryModel:
                 + (layer.rank_saved * ranks if active else np.zeros_like(ranks))
             held = held + sum(self._held(m, group_of(m) in done, total, ranks) for m in own)
             held = held + sum(self._held(m, group_of(m) in done, total, ranks).max() for m in others)
-            work = np.array([max((workspace_bytes(f, m, self.shape, moment.result) for m in active), default=0)
-                             for f in formats], dtype=np.int64)
+            work = np.array([max((workspace_bytes(own_format(f, m), m, self.shape, moment.result) for m in active),
+                                 default=0) for f in formats], dtype=np.int64)
             best = np.maximum(best, work[:, None] + held[None, :])
         return best
 

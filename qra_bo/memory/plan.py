@@ -23,6 +23,7 @@ from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.memory.serving import ANY, CONSUMERS, Consumer, serving_note
+from qra_bo.memory.stored import stored_facts, stored_note
 from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import SpaceError, UserError
 
@@ -132,6 +133,7 @@ class Plan:
             embedding and head in 16 bits.
         consumer: Program that the result is for.
         serving: The formats that it loads; ``None`` for any program.
+        stored: What ``memory.stored.stored_facts`` says of the codes of a file; ``None`` where codes are chosen.
     """
 
     memory: MemoryModel
@@ -147,6 +149,7 @@ class Plan:
     card: Card | None = None
     consumer: Consumer = CONSUMERS[ANY]
     serving: str | None = None
+    stored: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         best = ", ".join(f"{answer.text}: {'nothing fits' if not answer.fits else 'mixed allocations only'}"
@@ -170,6 +173,7 @@ class Plan:
             "schema_version": SCHEMA_VERSION, "model": spec.name, "scope": self.memory.scope,
             "serve": self.consumer.name, "serving": self.serving, "device": shape.device,
             "parameters": {"linears": spec.linear_numel, "other": spec.other_numel}, "units": self.n_units,
+            "stored": self.stored,
             "train": {"batch": shape.batch, "accumulate": shape.accumulate, "length": shape.length,
                       "checkpointing": shape.checkpointing, "logits_chunk": shape.logits_chunk,
                       "compute_bits": 8 * shape.compute_dtype_bytes, "optimizer": shape.optimizer,
@@ -210,7 +214,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     models = {text: with_embeddings(memory, space, size, most_bits=most_bits) if text in (auto or ()) else memory
               for text, size in budgets.items()}
     memory = models[min(budgets, key=lambda text: budgets[text])]
-    table = memory.table(space)
+    table, stored = memory.table(space), stored_facts(memory.spec, space.units)
     need, least = smallest(table, space)
     rows = tuple(_uniform_row(memory, space, fmt, rank) for fmt in space.formats for rank in SHOWN_RANKS
                  if rank <= smallest_side(space))
@@ -230,7 +234,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)),
                 _row(memory, space, least, "smallest allocation"), describe(least, space), largest(table, space)[0],
                 cards, tuple(_levers(memory, space, need, consumer)), card, consumer,
-                serving_note(consumer, memory, space))
+                serving_note(consumer, memory, space) if stored is None else stored_note(stored), stored)
 
 
 def _common(values: Sequence[_T]) -> _T | None:
@@ -251,7 +255,7 @@ def _references(memory: MemoryModel, space: SearchSpace) -> Iterator[Row]:
     rank = min(REFERENCE_RANK, smallest_side(space))
     for what, bits in REFERENCES.items():
         with suppress(SpaceError):  # a matrix that the format can't store
-            usual = replace(memory, shape=replace(memory.shape, embeddings=16))
+            usual = replace(memory, spec=replace(memory.spec, tables=()), shape=replace(memory.shape, embeddings=16))
             yield replace(_uniform_row(usual, space, default_format(bits), rank), what=what)
 
 
@@ -286,7 +290,7 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consum
                     text += f" train.accumulate={changed['accumulate']}"
                 add(text, replace(memory, shape=replace(shape, **changed)), space)
     bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
-    if bits[0] > 2:
+    if bits[0] > 2 and not memory.spec.tables:
         with suppress(UserError):  # where two bits can't be packed into these shapes, they are no lever
             formats = (consumer.default_format(2), *space.formats)
             add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=formats))

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from itertools import chain
 
 from qra_bo.memory.budget import uniform_bytes
-from qra_bo.memory.embeddings import n_tables, table_numel
+from qra_bo.memory.embeddings import n_tables, packed_tables_bytes, table_numel
 from qra_bo.memory.formats import BITS, WIDTHS, check_shape, default_format, has_zeros, matrix_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
+from qra_bo.memory.stored import own_format
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.space.space import GRANULARITIES, StorageFormat
 
@@ -155,7 +156,7 @@ REMOVED_TARGETS: Mapping[str, str] = dict.fromkeys(
 """By the name of a target that there is no more: what does its work."""
 TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
     "compressed_tensors": (CONSUMERS["transformers"].loads, "serve=transformers"),
-    "gguf": (lambda fmt: fmt.backend == "none" or gguf_bits(fmt) is not None, "serve=llamacpp"),
+    "gguf": (lambda fmt: fmt.is_base or gguf_bits(fmt) is not None, "serve=llamacpp"),
     "mlx": (in_mlx, "serve=mlx")}
 """By export target that holds some formats alone: whether it holds one, exactly or rounded, and what to search with."""
 
@@ -184,16 +185,18 @@ def gguf_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) 
     llamacpp, spec, tables = CONSUMERS["llamacpp"], memory.spec, n_tables(memory.spec)
     formats = {fmt.name: fmt for fmt in space.formats}
     others = 4 * (spec.other_numel - tables * table_numel(spec))
-    others += tables * (2 * table_numel(spec) if memory.shape.embeddings == 16 else _q8_0(table_numel(spec)))
+    others += packed_tables_bytes(spec, 16) if spec.tables else tables * (
+        2 * table_numel(spec) if memory.shape.embeddings == 16 else _q8_0(table_numel(spec)))
     base = half = byte = others
     adapter = 0
     for unit, name, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
         for m in unit.linears:
-            base += sum(llamacpp.matrix_bytes(formats[name], m.out_features, m.in_features))
+            base += sum(llamacpp.matrix_bytes(own_format(formats[name], m), m.out_features, m.in_features))
             adapter += 4 * rank * (m.in_features + m.out_features)
             half += 2 * m.numel
             byte += 2 * m.numel if m.in_features % 32 else _q8_0(m.numel)
-    return {"base": base, "adapter": adapter, "merged-f16": half, "merged-q8_0": byte}
+    served = {} if spec.tables else {"base": base}  # else it is the user's own file
+    return {**served, "adapter": adapter, "merged-f16": half, "merged-q8_0": byte}
 
 
 def _q8_0(numel: int) -> int:

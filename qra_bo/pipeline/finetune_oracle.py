@@ -25,13 +25,14 @@ from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_form
 from qra_bo.finetune.quantization.base import backend_of, storage_bytes
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.quantization.rounding import Rounding
+from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.loss import check_isolation
 from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory import format_size
-from qra_bo.memory.embeddings import embedding_format
+from qra_bo.memory.embeddings import table_formats
 from qra_bo.memory.serving import ANY
 from qra_bo.pipeline.exports import refuse_base
 from qra_bo.pipeline.host_memory import keeps_dense, packed_bytes, spills
@@ -59,11 +60,11 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type, card_capability(cfg, device.type)))
     if cfg.executor.name == "ray":
         fetch(cfg.model, bars=False)  # the driver's cache may be on another machine
-    model, tokenizer = load_base(cfg.model)
+    model, tokenizer = load_stored(cfg.model, dtype) if cfg.stored else load_base(cfg.model)
     if cfg.task in ("search", "finetune"):
         refuse_base(cfg, model, tokenizer)
-    spec = spec_from_model(model, cfg.model_name)
-    if spec.linears != make_spec(cfg).linears:
+    spec = make_spec(cfg) if cfg.stored else spec_from_model(model, cfg.model_name)
+    if not cfg.stored and spec.linears != make_spec(cfg).linears:
         raise ModelError(f"the shapes of {cfg.model_name!r} in conf/model differ from those of the model itself; "
                          "mend its numbers, or use +model=hf model.path=...")
     linears = [linear.name for linear in spec.linears]
@@ -74,9 +75,11 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     formats = bank_formats(cfg, space)
     keep_dense = device.type == "cpu" and keeps_dense(spec, formats)
     pack_embeddings(model, cfg.embedding_bits, dtype, device, keep_dense=keep_dense)
-    on_host = is_too_large(storage_bytes(model.state_dict()), device, room)
-    apart = device.type != "cpu" or on_host  # the bank itself puts copies on the device, where there is room
-    keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
+    on_host = not cfg.stored and is_too_large(storage_bytes(model.state_dict()), device, room)
+    # The bank itself puts copies on the device, where there is room; codes of a file are there once.
+    apart = not cfg.stored and (device.type != "cpu" or on_host)
+    if not cfg.stored:
+        keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
     model.to(device)
     data, overlap = split_calibration(load_data(cfg.data, tokenizer, cfg.train.length, isolate=cfg.train.isolated),
                                       gptq_sequences(cfg, spec), cfg.data.calibration)
@@ -85,8 +88,8 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
         check_isolation(model, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": {
         name: version for name, version in package_versions().items() if name in LIBRARIES}}
-    of_tables = embedding_format(cfg.embedding_bits, spec.hidden_size)
-    packed = facts | {"encoders": {fmt.backend: backend_of(fmt).VERSION for fmt in (*formats, of_tables) if fmt}}
+    encoded = (*formats, *table_formats(spec, cfg.embedding_bits))
+    packed = facts | {"encoders": {fmt.backend: backend_of(fmt).VERSION for fmt in encoded}}
     text = data.train.take(gptq_sequences(cfg, spec))
     # The same weights give other activations where their configuration (e.g. of RoPE) was changed.
     codes, factors, profiles = caches(cfg, packed | {
@@ -98,10 +101,10 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
         check_disk(cfg, spec, space, bank_store, device.type)
     rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
     if cfg.quantizer.rounding != "rtn":
-        rounding = Rounding(model, linears, [f for f in space.formats if f.bits < 16], torch.from_numpy(text.input_ids),
-                            model.device, codes, torch.from_numpy(text.is_text))
-    bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding, dense_on_device=apart and not on_host,
-                     keep_dense=keep_dense, store=bank_store)
+        rounding = Rounding(model, linears, [f for f in space.formats if not f.is_base],
+                            torch.from_numpy(text.input_ids), model.device, codes, torch.from_numpy(text.is_text))
+    bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding, keep_dense=keep_dense, store=bank_store,
+                     dense_on_device=cfg.stored or (apart and not on_host))
     bank.restore_dense()
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
@@ -132,7 +135,7 @@ def check_disk(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, store: Ten
         DeviceError: If the disk has not the space.
     """
     formats = bank_formats(cfg, space)
-    missing = max(0.0, 1 - store.count / (len(spec.linears) * sum(fmt.bits < 16 for fmt in formats)))
+    missing = max(0.0, 1 - store.count / (len(spec.linears) * sum(not fmt.is_base for fmt in formats)))
     size, place = round(missing * packed_bytes(cfg, spec, space, device_type)), cache_folder("bank")
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
     if size > free:

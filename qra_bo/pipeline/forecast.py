@@ -53,7 +53,8 @@ def parts_of(setting: Setting) -> list[Part]:
     costs: dict[str, float] = {}
     if setting.given is None and effort.max_full_trials:
         longer = each + (confirmation_steps(setting) - config.fidelity.high) * config.train.step_tokens
-        costs = {"search with its profile and baselines": setting.planned_cost + 2 * effort.references * each,
+        references = 2 * each if effort.references and not config.stored else 0.0
+        costs = {"search with its profile and baselines": setting.planned_cost + references,
                  f"confirmation on {seeds} seeds": 2 * seeds * longer}
     elif setting.given is None:
         compared = 1 + len({UNIFORM, QLORA} & set(effort.compare))
@@ -74,7 +75,7 @@ def profile_tokens(setting: Setting) -> float:
     trained, forward = setting.tokens_before
     size, n_layers = config.data.calibration * config.train.length, setting.memory.spec.n_layers
     above = sum(1 - min(linear.layer for linear in unit.linears) / n_layers for unit in space.units)
-    passes = 1 + above * sum(fmt.bits < 16 for fmt in space.formats)
+    passes = 1 + above * sum(not fmt.is_base for fmt in space.formats)
     return trained + size + FORWARD_SHARE * (forward + size * passes)
 
 

@@ -14,6 +14,7 @@ from qra_bo.memory.advice import NOTHING_BINDS, Advice, advice_on
 from qra_bo.memory.budget import OfAllocation, Simple, simple_choice
 from qra_bo.memory.embeddings import WIDTHS
 from qra_bo.memory.model import SCOPES
+from qra_bo.memory.stored import STORED
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.space.simple import BLIND_RULE
 from qra_bo.study.header import BY_RULE, CALIBRATED, Given
@@ -130,6 +131,7 @@ def _read(path: Path, config: RunConfig, space: SearchSpace) -> dict[str, Any]:
 def _notes(data: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Return a sentence for another model of the same shapes, and for every setting unlike that of the search."""
     used = {name: attrgetter(key)(config) for name, key in AS_FOUND.items()}
+    used |= {"codes": STORED} if config.stored else {}
     notes = [f"the allocation was found with {key}={_shown(data[name])} and is trained with {used[name]}; give "
              f"{key}={_shown(data[name])} to train it as it was found"
              for name, key in AS_FOUND.items() if name in data and data[name] != used[name]]
@@ -164,11 +166,13 @@ def _budget(data: Mapping[str, Any], scope: str) -> tuple[str, str]:
 
 def with_ladders_of(config: RunConfig, allocations: Sequence[Allocation]) -> RunConfig:
     """Return the configuration whose formats and ranks are those of ``allocations``: no other format is packed."""
+    config = config.with_changes(ranks=tuple(sorted({r for a in allocations for r in a.ranks})))
+    if config.stored:
+        return config
     formats: dict[int, tuple[str, ...]] = {}
     for fmt in sorted({parse_format(name) for a in allocations for name in a.formats}, key=lambda f: (f.bits, f.name)):
         formats[fmt.bits] = (*formats.get(fmt.bits, ()), fmt.name)
-    return config.with_changes(bits=tuple(formats), ranks=tuple(sorted({r for a in allocations for r in a.ranks})),
-                               quantizer=config.quantizer.with_changes(formats=formats))
+    return config.with_changes(bits=tuple(formats), quantizer=config.quantizer.with_changes(formats=formats))
 
 
 def check_given(setting: Setting, given: Given, budget: int) -> None:

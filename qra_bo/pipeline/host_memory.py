@@ -42,12 +42,13 @@ def packed_bytes(config: RunConfig, spec: DecoderSpec, space: SearchSpace, devic
     in_half = BYTES[resolve_dtype(config.dtype, device_type)] == 2 or is_mapped(config)
     keeps_half = device_type == "cpu" and not in_half
     return sum(weight_bytes(fmt, m.out_features, m.in_features) + metadata_bytes(fmt, m.out_features, m.in_features)
-               for fmt in bank_formats(config, space) if fmt.bits < 16 or keeps_half for m in spec.linears)
+               for fmt in bank_formats(config, space) if not fmt.is_base or keeps_half for m in spec.linears)
 
 
 def is_mapped(config: RunConfig) -> bool:
-    """Whether the base's weights of 16 bits are mapped from safetensors and take no memory of a worker's own."""
-    return config.model["source"] in ("hub", "path") and config.model["gguf_file"] is None
+    """Whether the base's weights are mapped from safetensors, or from a GGUF file as they are, and take no memory of a
+    worker's own."""
+    return config.stored or (config.model["source"] in ("hub", "path") and config.model["gguf_file"] is None)
 
 
 def spills(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_type: str) -> bool:
@@ -72,7 +73,7 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
     on_cpu, item = device_type == "cpu", BYTES[resolve_dtype(config.dtype, device_type)]
     formats = bank_formats(config, space)
     spilled = spills(config, spec, space, device_type)
-    quantised = sum(fmt.bits < 16 for fmt in formats)
+    quantised = sum(not fmt.is_base or config.stored for fmt in formats)
     tables = spec.other_numel - unpacked_numel(spec, config.embedding_bits)
     width = max(linear.in_features for linear in spec.linears)
     rows, d = config.train.length * gptq_sequences(config, spec), spec.hidden_size
@@ -83,7 +84,8 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
         at_once = max(matrix, min(RINGS_NUMEL, (os.cpu_count() or 1) * matrix))
         choosing = max(choosing, RING_BYTES * at_once + 3 * 4 * width**2 + item * rows * d)
     training = _training(config, make_memory(config, spec, "cpu"), space, budget, spilled) if on_cpu else 0
-    cast = spec.other_numel if item == 4 else 0  # what no quantiser packs is cast to the compute type
+    cast = unpacked_numel(spec, config.embedding_bits) if config.stored else spec.other_numel if item == 4 else 0
+    # what no quantiser packs is cast to the compute type; norms of a GGUF file are dequantised
     return {"dense weights": item * (cast if is_mapped(config) else spec.linear_numel + spec.other_numel),
             "packed formats": 0 if spilled else packed_bytes(config, spec, space, device_type),
             "packed embeddings": packed_tables_bytes(spec, config.embedding_bits) if on_cpu else 0,

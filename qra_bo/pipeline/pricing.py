@@ -91,7 +91,7 @@ def reference_formats(cfg: RunConfig) -> tuple[StorageFormat, ...]:
     """Return the formats of the references that a run trains: 16 bits and NF4 beside a search, QLoRA's NF4 beside a
     predicted allocation, none in other tasks."""
     effort, bits = cfg.effort, tuple[int, ...]()
-    if cfg.task == "search" and effort.max_full_trials:
+    if cfg.task == "search" and effort.max_full_trials:  # beside stored codes there are none
         bits = (16, 4) if effort.references else ()
     elif cfg.task == "search":
         bits = (4,) if QLORA in effort.compare else ()

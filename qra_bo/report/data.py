@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation
 from qra_bo.study import JOURNAL_NAME, Study, Verdict, read_journal, session_seconds, verdict_of
@@ -133,7 +131,7 @@ class ReportData:
 
     def average_bits(self, allocation: Allocation) -> float:
         """Code bits weighted by parameters."""
-        return float(np.average(self.bits(allocation), weights=self.header.unit_numel))
+        return self.header.average_bits(self.bits(allocation))
 
     @property
     def equivalents(self) -> float:

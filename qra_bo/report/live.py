@@ -5,14 +5,13 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-import numpy as np
 from rich.console import Console
 
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.text import duration, rough, size
-from qra_bo.space import Allocation, average_bits
+from qra_bo.space import Allocation
 from qra_bo.study.events import (
     Calibration,
     Confirmation,
@@ -120,8 +119,7 @@ def _of(allocation: Allocation, study: Study) -> str:
     bits, ranks = [parse_format(f).bits for f in allocation.formats], allocation.ranks
     if len(set(bits)) == 1 and len(set(ranks)) == 1:
         return f"{bits[0]}-bit r{ranks[0]}"
-    mean = average_bits(bits, np.array(study.header.unit_numel))
-    return f"mixed ({mean:.2f} bits, rank {sum(ranks) / len(ranks):.1f})"
+    return f"mixed ({study.header.average_bits(bits):.2f} bits, rank {sum(ranks) / len(ranks):.1f})"
 
 
 class LiveView:

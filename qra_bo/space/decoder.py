@@ -19,6 +19,7 @@ class Linear:
         group: ``"attn"`` or ``"mlp"`` (granularity ``block``).
         fused: Projections that share an input: ``"qkv"``, ``"o"``, ``"gateup"``, ``"down"`` (granularity ``fused``).
         bias: Whether it has a bias (kept in 16 bits, never trained).
+        stored: GGML's type of it in a file whose codes are trained on (``memory.stored``); empty elsewhere.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Linear:
     group: str
     fused: str
     bias: bool = False
+    stored: str = ""
 
     @property
     def numel(self) -> int:
@@ -47,6 +49,7 @@ class DecoderSpec:
         vocab_size: Rows of the embedding and of the head.
         tied: Whether the head shares the embedding's weight.
         other_numel: Parameters outside ``linears`` with tied ones counted once: embeddings, head, norms, biases.
+        tables: Types of the embedding and of a head of its own, as ``Linear.stored``; empty elsewhere.
     """
 
     name: str
@@ -61,6 +64,7 @@ class DecoderSpec:
     vocab_size: int
     tied: bool
     other_numel: int
+    tables: tuple[str, ...] = ()
 
     @property
     def linear_numel(self) -> int:

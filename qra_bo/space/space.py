@@ -19,7 +19,7 @@ class StorageFormat:
 
     Args:
         name: Short unique name, e.g. ``"nf4"``, ``"int8"``, ``"hqq3"``, ``"sym2-g32"``, ``"fp16"``.
-        backend: ``"bitsandbytes"``, ``"hqq"``, ``"integer"`` or ``"none"``.
+        backend: ``"bitsandbytes"``, ``"hqq"``, ``"integer"``, ``"trellis"``, ``"none"``, or ``"gguf"``: as in the file.
         bits: Code bits per weight, 2 to 16.
         block: Weights that share one scale; 0 where a scale belongs to a whole row or there is none.
         double_quant: Whether the scales are themselves stored in 8 bits (bitsandbytes NF4 only).
@@ -30,6 +30,11 @@ class StorageFormat:
     bits: int
     block: int
     double_quant: bool = False
+
+    @property
+    def is_base(self) -> bool:
+        """Whether weights in it are those of the base as it was loaded: nothing is quantised here."""
+        return self.backend in ("none", "gguf")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,12 +1,13 @@
 """What a run is of: the records that its journal begins with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.oracle.protocol import FINETUNE
-from qra_bo.space import StorageFormat
+from qra_bo.space import StorageFormat, average_bits
 from qra_bo.trials import Stored
 
 CALIBRATED = "calibrated in the search that found the allocation"
@@ -60,6 +61,7 @@ class Header(Effort):
         full_trial_tokens: Cost of one full-fidelity trial in training tokens.
         train_seed: Training seed of the search's trials; ``seed`` is that of the search itself.
         given: What is trained without a search; ``None`` for a search.
+        stored: What ``memory.stored.stored_facts`` says of a base that keeps the codes of a file; ``None`` elsewhere.
     """
 
     schema_version: int
@@ -87,6 +89,13 @@ class Header(Effort):
     method: str
     rates_sha256: str | None
     given: Given | None = None
+    stored: Mapping[str, Any] | None = None
+
+    def average_bits(self, bits: Sequence[int]) -> float:
+        """Return the code bits of an allocation, weighted by parameters, from those of its units; where these are
+        rounded, as of stored codes, the file's own."""
+        return average_bits(bits, np.array(self.unit_numel)) if self.stored is None else \
+            float(self.stored["average_bits"])
 
     @property
     def trains(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qra_bo.memory.formats import parse_format
-from qra_bo.space import average_bits
+from qra_bo.memory.stored import STORED
 from qra_bo.space.simple import BLIND_RULE
 from qra_bo.study.card import Card
 from qra_bo.study.events import End
@@ -64,10 +64,10 @@ def build_best(study: Study) -> dict[str, Any]:
                 "metric": "test_loss", **{k: getattr(final, k) for k in ("loss", "loss_se", "steps", "kept_step")}},
             "granularity": header.granularity, "units": list(header.units), "unit_numel": list(header.unit_numel),
             "bits": bits, "ranks": list(winner.ranks),
-            "average_bits": average_bits(bits, np.array(header.unit_numel)),
+            "average_bits": header.average_bits(bits), "stored": header.stored,
             "metadata_bits": metadata_bits(end, header.unit_numel), "average_rank": sum(winner.ranks) / len(winner),
             "formats": [formats[f] for f in winner.formats], "alpha_over_rank": header.alpha_over_rank,
-            "init": header.init, "codes": rounding_of(header.config),
+            "init": header.init, "codes": STORED if header.stored else rounding_of(header.config),
             "embeddings": embeddings_of(header.config), "oracle": header.oracle, "method": header.method,
             "base_origin": study.provenance.get("base_origin"),
             "effort": header.effort if study.effort is None else study.effort.effort,

@@ -12,6 +12,7 @@ from typing import Any
 from qra_bo.config.resume import UNSAID, differences
 from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.memory.formats import parse_format
+from qra_bo.memory.stored import stored_facts
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.searchers.rates.files import rates_sha256
 from qra_bo.space import Allocation
@@ -114,7 +115,8 @@ class TrialRunner:
             budget_text=str(c.budget[0]), max_average_bits=c.max_average_bits, scope=c.memory.scope,
             oracle=c.oracle.name, high_steps=c.fidelity.high, low_steps=c.fidelity.low,
             full_trial_tokens=s.full_trial_tokens, alpha_over_rank=c.adapter.alpha_over_rank, init=c.adapter.init,
-            method=c.method.name, rates_sha256=rates_sha256(c.surrogate.rates), given=s.given)
+            method=c.method.name, rates_sha256=rates_sha256(c.surrogate.rates), given=s.given,
+            stored=stored_facts(s.memory.spec, s.space.units))
 
     def record(self, record: Record, *, describe: bool = True) -> None:
         """Write one event; with ``describe`` the first of a session is preceded by its provenance."""

@@ -111,8 +111,8 @@ def test_the_driver_downloads_before_its_workers_start(hub: Hub, tmp_path: Path,
 
 
 def test_a_finished_run_downloads_its_base_again(hub: Hub) -> None:
-    manifest: Any = SimpleNamespace(model=NODE)
-    gated: Any = SimpleNamespace(model={**NODE, "path": "org/gated"})
+    manifest: Any = SimpleNamespace(model=NODE, stored=False)
+    gated: Any = SimpleNamespace(model={**NODE, "path": "org/gated"}, stored=False)
     model, _ = dense_base(manifest, Path("run"), trust_remote_code=False)
     assert model.config._commit_hash == COMMIT
     hub.gated.add("org/tiny")

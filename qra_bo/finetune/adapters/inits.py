@@ -84,7 +84,7 @@ class Initialiser:
             init: Initialisation; ``None``: the configured one.
         """
         init, scale = init or self.settings.init, self.settings.alpha_over_rank
-        adapted = {n: r for n, r in ranks.items() if r > 0 and parse_format(formats[n]).bits < 16}
+        adapted = {n: r for n, r in ranks.items() if r > 0 and not parse_format(formats[n]).is_base}
         if init == "kaiming" or not adapted:
             return Prepared({}, {})
         if init != "cloq":

@@ -69,7 +69,7 @@ def check_unquantised(folder: Path, name: str) -> None:
         method = marks.get("quant_method", "unknown") if isinstance(marks, dict) else "unknown"
         raise ModelError(f"the weights of {name!r} in {folder} are quantised already ({str(method)[:40]}), and bits "
                          "are chosen here for the layers of a dense base; give the model that it was made from, in "
-                         "16 bits")
+                         "16 bits, or train on the codes of a GGUF file: codes=stored")
 
 
 def _keys(value: Any) -> Iterator[str]:

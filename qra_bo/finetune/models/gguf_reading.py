@@ -9,6 +9,8 @@ from pathlib import Path
 import gguf
 from transformers import modeling_gguf_pytorch_utils as reader
 
+from qra_bo.finetune.models.gguf_header import QuickReader, read_header
+
 
 @contextmanager
 def reading_gguf() -> Iterator[None]:
@@ -17,12 +19,15 @@ def reading_gguf() -> Iterator[None]:
     transformers parses the whole file for the configuration, for the tokenizer and for the weights, and makes the map
     of the tensors' names anew for every module of the model: ten seconds for a model of 135 M parameters.
     """
-    kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    kept = {"GGUFReader": gguf.GGUFReader, "get_tensor_name_map": gguf.get_tensor_name_map}
+    if not isinstance(gguf.GGUFReader, type):  # within such a block
+        yield
+        return
     drawn = getattr(reader, "tqdm", None)
     reader.tqdm = lambda items, *_, **__: items
     try:
         for name, original in kept.items():
-            setattr(gguf, name, cache(original))
+            setattr(gguf, name, cache(QuickReader if name == "GGUFReader" else original))
         yield
     finally:
         reader.tqdm = drawn
@@ -32,9 +37,9 @@ def reading_gguf() -> Iterator[None]:
 
 def origin_of(path: Path) -> str | None:
     """Return the format that most weights of a GGUF file were quantised to, in words; ``None`` where it has 16 bits or
-    more. Within ``reading_gguf`` the file is not parsed again."""
+    more."""
     numel = Counter[gguf.GGMLQuantizationType]()
-    for tensor in gguf.GGUFReader(str(path)).tensors:
+    for tensor in read_header(path).tensors.values():
         numel[tensor.tensor_type] += int(tensor.n_elements)
     kind = max(numel, key=numel.__getitem__)
     per_block, size = gguf.GGML_QUANT_SIZES[kind]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.finetune.models.files import CONFIG, INDEX, check_model_files, check_unquantised
+from qra_bo.finetune.models.gguf_header import parts_of
 from qra_bo.memory import format_size
 from qra_bo.utils.errors import ModelError
 
@@ -43,7 +44,7 @@ def fetch(model: Mapping[str, Any], *, bars: bool = True) -> None:
     if not is_on_hub(model):
         return
     repo = _Repository(model)
-    folder = repo.get(SMALL)
+    folder = repo.get(SMALL) if model.get("gguf_file") is None else Path()  # a GGUF file holds all
     repo.get(_weights(folder, model), bars=bars and sys.stderr.isatty())
     if model.get("revision") is None:
         log.warning("model.revision is not set: the newest revision of %s, commit %s, was taken; pin it with "
@@ -63,7 +64,7 @@ def tokenizer_folder(model: Mapping[str, Any]) -> Path | None:
     """Return the folder of the hub's cache with the tokenizer of a model of the hub, ``None`` where the cache lacks it;
     asks no network."""
     repo, gguf = _Repository(model), model.get("gguf_file")
-    return repo.local(SMALL if gguf is None else [str(gguf)])
+    return repo.local(SMALL if gguf is None else parts_of(str(gguf)))
 
 
 def cached(model: Mapping[str, Any]) -> Path:
@@ -73,7 +74,7 @@ def cached(model: Mapping[str, Any]) -> Path:
         ModelError: If the cache lacks a part of it.
     """
     repo = _Repository(model)
-    folder = repo.local([CONFIG])
+    folder = repo.local([CONFIG] if model.get("gguf_file") is None else parts_of(str(model["gguf_file"])))
     if folder is None or repo.local(_weights(folder, model)) is None:
         raise ModelError(f"the hub's cache on this machine lacks {model['path']!r} or a part of it; run a command with "
                          "a network, which downloads it, or give a folder as model.path")
@@ -86,9 +87,9 @@ def _weights(folder: Path, model: Mapping[str, Any]) -> list[str]:
     Raises:
         ModelError: If something in ``folder`` would make transformers read other files.
     """
-    check_model_files(folder, str(model["name"]), gguf=model.get("gguf_file") is not None)
     if model.get("gguf_file") is not None:
-        return [str(model.get("gguf_file"))]
+        return parts_of(str(model["gguf_file"]))
+    check_model_files(folder, str(model["name"]))
     check_unquantised(folder, str(model["name"]))
     if not (folder / INDEX).exists():
         return [WEIGHTS]

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.files import check_model_files, check_unquantised, may_run
+from qra_bo.finetune.models.gguf_header import EMBEDDING, HEAD, read_header
 from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
 from qra_bo.finetune.models.text_part import TEXT_NAMES, text_part
@@ -71,6 +73,37 @@ def load_tokenizer(model_cfg: Mapping[str, Any]) -> Any:
         return _pretrained(model_cfg, small_files(model_cfg), weights=False)[1]
     folder = source_folder(model_cfg)
     return byte_tokenizer() if folder is None else _pretrained(model_cfg, folder, weights=False)[1]
+
+
+def gguf_of(model_cfg: Mapping[str, Any]) -> Path:
+    """Return the GGUF file of a model, downloaded where it is of the hub; raises ``ModelError`` if there is none."""
+    name = str(model_cfg.get("gguf_file") or "")
+    if not name or Path(name).name != name:
+        raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {name!r}")
+    if is_on_hub(model_cfg) and tokenizer_folder(model_cfg) is None:
+        fetch(model_cfg)
+    return (source_folder(model_cfg) or Path()) / name
+
+
+def gguf_config(path: Path) -> Any:
+    """Return the configuration that transformers reads from a GGUF file, mended where it passes over what the file has;
+    raises ``ModelError`` if it can't be read."""
+    header = read_header(path)
+    try:
+        config = _gguf_config(path, path.stat().st_mtime_ns)
+        config.vocab_size = int(header.tensors[EMBEDDING].shape[1])  # maybe more rows than the tokenizer has tokens
+        config.head_dim = header.value("attention.key_length", config.hidden_size // config.num_attention_heads)
+    except Exception as error:  # transformers raises many kinds
+        raise ModelError(f"transformers can't read the configuration of {path} ({str(error).strip()[:200]}); choose "
+                         "another file of this model") from error
+    config.tie_word_embeddings = HEAD not in header.tensors
+    return config
+
+
+@cache
+def _gguf_config(path: Path, _changed: int) -> Any:
+    with without_bars(), reading_gguf():
+        return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
 
 
 def tokenizer_at_hand(model_cfg: Mapping[str, Any]) -> Any | None:

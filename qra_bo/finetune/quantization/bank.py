@@ -61,7 +61,8 @@ class LayerBank:
     """Quantised linears of one model.
 
     Args:
-        model: The model without adapters, its linears in host memory: the bank keeps them.
+        model: The model without adapters, its linears in host memory: the bank keeps them. Linears with the codes of a
+            file are on the device, and stay in place.
         spec: Names and shapes of the linears.
         formats: Formats that ``build`` prepares; others are packed at their first use.
         compute_dtype: Type of the matrix products.
@@ -97,7 +98,7 @@ class LayerBank:
     def _take(self, name: str, found: nn.Module | None, out_features: int, in_features: int) -> nn.Linear:
         linear = found.original if isinstance(found, HostLinear) else found
         if found is None or not isinstance(linear, nn.Linear) \
-                or tuple(linear.weight.shape) != (out_features, in_features):
+                or (linear.out_features, linear.in_features) != (out_features, in_features):
             raise ModelError(f"{name} should be a linear layer of {out_features} x {in_features}; the model has "
                              f"{linear}")
         self._placed[name] = found
@@ -106,7 +107,9 @@ class LayerBank:
     @property
     def current(self) -> Mapping[str, str]:
         """Format of every quantised linear."""
-        return {name: fmt.fmt if isinstance(fmt, OwnBase) else fmt for name, fmt in self._installed.items()}
+        kinds = {name: layer.fmt.name for name, layer in self._originals.items() if isinstance(layer, PackedLinear)}
+        return {name: fmt.fmt if isinstance(fmt, OwnBase) else kinds.get(name, fmt)
+                for name, fmt in self._installed.items()}
 
     @property
     def streams(self) -> bool:
@@ -115,7 +118,7 @@ class LayerBank:
 
     def build(self, progress: Progress | None = None) -> None:
         """Pack every linear in every format of ``formats`` below 16 bits now, on all of torch's threads."""
-        todo = [(linear.name, fmt) for fmt in self.formats if fmt.bits < 16 for linear in self.spec.linears
+        todo = [(linear.name, fmt) for fmt in self.formats if not fmt.is_base for linear in self.spec.linears
                 if (linear.name, fmt.name) not in self._states]
         self.choose_codes(progress)
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
@@ -162,8 +165,9 @@ class LayerBank:
     def multiply_in(self, dtype: torch.dtype | None) -> None:
         """Let packed linears multiply in a wider type from now on, the installed ones too; ``None`` ends it."""
         self._product_dtype = dtype
-        for name in self._installed:
-            packed(self._placed[name]).product_dtype = dtype
+        for layer in self._placed.values():
+            if isinstance(layer, PackedLinear):
+                layer.product_dtype = dtype
 
     def restore_dense(self) -> None:
         """Put the original dense linears in place."""
@@ -176,6 +180,8 @@ class LayerBank:
 
     def _dense(self, name: str) -> nn.Module:
         original = self._originals[name]
+        if isinstance(original, PackedLinear):
+            return self._kept(original)
         if not self.dense_on_device:
             return HostLinear(original) if name in self._hosted else original
         copy = nn.Linear(original.in_features, original.out_features, bias=False, device="meta")
@@ -196,7 +202,7 @@ class LayerBank:
     def state(self, name: str, fmt: str) -> State:
         """Return the packed tensors of one linear in one format, on the host; those below 16 bits are kept."""
         key, form = (name, fmt), parse_format(fmt)
-        if form.bits == 16:
+        if form.is_base:
             return self._pack(name, form)
         if key not in self._states:
             self._states[key] = self._pack(name, form)
@@ -205,7 +211,7 @@ class LayerBank:
     def _prepare(self, name: str, fmt: str) -> None:
         """Pack a linear whose packed tensors are kept, and check one of 16 bits."""
         form = parse_format(fmt)
-        if form.bits == 16:
+        if form.is_base:
             self._check(name, form)
         else:
             self.state(name, fmt)
@@ -242,7 +248,7 @@ class LayerBank:
         return self._stored(name, fmt) if chosen is None else chosen
 
     def _stored(self, name: str, fmt: StorageFormat) -> State:
-        if self.store is None or fmt.bits == 16:  # 16 bits are the base itself
+        if self.store is None or fmt.is_base:
             return self.nearest(name, fmt)
         key = f"{name}.{fmt.name}"
         return self.store.load(key) or self.store.mapped(key, self.nearest(name, fmt))
@@ -250,11 +256,16 @@ class LayerBank:
     def nearest(self, name: str, fmt: StorageFormat) -> State:
         """Pack a linear's weight with the library's own codes; the tensors are on the host."""
         self._check(name, fmt)
-        weight = self._originals[name].weight.detach()
-        return {key: t.to("cpu") for key, t in pack_for(weight, fmt, self.compute_dtype, self.device).items()}
+        original = self._originals[name]
+        state = original.packed_state() if isinstance(original, PackedLinear) else \
+            pack_for(original.weight.detach(), fmt, self.compute_dtype, self.device)
+        return {key: t.to("cpu") for key, t in state.items()}
 
     def _check(self, name: str, fmt: StorageFormat) -> None:
         original = self._originals[name]
+        if isinstance(original, PackedLinear) and fmt.backend != original.fmt.backend:
+            raise ConfigError(f"{name} has the codes of its file, {original.fmt.name}, and no weights in 16 bits that "
+                              f"{fmt.name} could be made from")
         check_shape(fmt, original.out_features, original.in_features)
 
     def nearest_bases(self, choice: Mapping[str, str]) -> dict[str, OwnBase]:
@@ -269,6 +280,8 @@ class LayerBank:
     def _layer(self, name: str, wanted: str | OwnBase) -> nn.Module:
         if isinstance(wanted, OwnBase):
             return self._built(name, wanted.fmt, wanted.state)
+        if isinstance(original := self._originals[name], PackedLinear):
+            return self._kept(original)
         if (name, wanted) in self._layers:
             return self._layers[name, wanted]
         layer = self._built(name, wanted, self.state(name, wanted))
@@ -276,14 +289,17 @@ class LayerBank:
             self._layers[name, wanted] = layer
         return layer
 
+    def _kept(self, layer: Any) -> nn.Module:
+        if self.device.type == "cpu" and self.keep_dense and layer.dense is None:
+            layer.dense = layer.unpack()
+        return layer  # type: ignore[no-any-return]
+
     def _built(self, name: str, fmt_name: str, state: State) -> nn.Module:
         original, fmt = self._originals[name], parse_format(fmt_name)
         bias = None if original.bias is None else original.bias.detach().to(self.device)
         layer = backend_of(fmt).build({k: t.to(self.device) for k, t in state.items()}, fmt,
                                       (original.out_features, original.in_features), bias, self.compute_dtype)
-        if self.device.type == "cpu" and self.keep_dense and fmt.bits < 16:
-            packed(layer).dense = packed(layer).unpack()
-        return layer
+        return layer if fmt.is_base else self._kept(layer)
 
     def _check_place(self, name: str) -> None:
         if name not in self._placed:
@@ -322,7 +338,7 @@ def refuse_reproducing_formats(bank: LayerBank, formats: Sequence[StorageFormat]
     names = [linears[i * (len(linears) - 1) // (SAMPLED - 1)].name for i in range(SAMPLED)]
     problems = []
     for fmt in formats:
-        if fmt.bits > 4:
+        if fmt.bits > 4 or fmt.is_base:
             continue
         worst = max(relative_error(bank, name, fmt) for name in names)
         if worst < SMALLEST_ERROR:

@@ -15,7 +15,8 @@ from qra_bo.utils.errors import ModelError
 
 def pack_embeddings(model: Any, bits: int, compute_dtype: torch.dtype, device: torch.device, *,
                     keep_dense: bool = False) -> None:
-    """Replace the embedding and the head of a dense model by packed ones; nothing is changed in 16 bits.
+    """Replace the embedding and the head of a dense model by packed ones; nothing is changed in 16 bits, or where a
+    file's codes are in place.
 
     Args:
         model: On the host, with its parameters in the compute type.
@@ -31,11 +32,10 @@ def pack_embeddings(model: Any, bits: int, compute_dtype: torch.dtype, device: t
     """
     embedding = model.get_input_embeddings()
     fmt = embedding_format(bits, embedding.embedding_dim)
-    if fmt is None:
-        return
-    weights = {name: module.weight.detach() for name, module in dense_tables(model).items()}
-    states = {name: backend_of(fmt).pack(weight, fmt, device) for name, weight in weights.items()}
-    install_embeddings(model, states, fmt, compute_dtype)
+    if fmt is not None:
+        weights = {name: module.weight.detach() for name, module in dense_tables(model).items()}
+        states = {name: backend_of(fmt).pack(weight, fmt, device) for name, weight in weights.items()}
+        install_embeddings(model, states, fmt, compute_dtype)
     for table in packed_tables(model).values():
         table.dense = table.unpacked() if keep_dense else None
 
@@ -47,15 +47,22 @@ def install_embeddings(model: Any, states: Mapping[str, State], fmt: StorageForm
         ModelError: If the model's embedding or head is not one that can be packed, or a table has other tensors than
             one of its shape.
     """
-    multiplier, (name, *heads) = _multiplier(model), list(dense_tables(model))
+    embedding, (name, *heads) = model.get_input_embeddings(), dense_tables(model)
+    table = _table(states[name], fmt, embedding.weight, compute_dtype)
+    own = table if not heads else _table(states[heads[0]], fmt, model.get_output_embeddings().weight, compute_dtype)
+    put_tables(model, table, own)
+
+
+def put_tables(model: Any, table: PackedTable, own: PackedTable) -> None:
+    """Put packed tables in the place of a model's embedding and head; raises ``ModelError`` if these are not such that
+    can be packed."""
+    multiplier, (name, head_name) = _multiplier(model), embedding_modules(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(head).forward is not nn.Linear.forward:
         raise ModelError("embeddings packs a head that is a linear layer, and this model's is a "
                          f"{type(head).__name__}; use embeddings=16")
-    table = _table(states[name], fmt, embedding.weight, compute_dtype)
-    own = table if not heads else _table(states[heads[0]], fmt, head.weight, compute_dtype)
     model.set_submodule(name, PackedEmbedding(table, multiplier, embedding.padding_idx))
-    model.set_submodule(_name_of(model, head), PackedHead(own, head.bias))
+    model.set_submodule(head_name, PackedHead(own, head.bias))
     model.tie_weights = _nothing_to_tie
 
 

@@ -32,6 +32,7 @@ class PackedTable(nn.Module):
         target: The device that a table on the meta device stands for; ``None`` on real devices.
     """
 
+    codes: Tensor
     scale: Tensor
 
     def __init__(self, state: State, fmt: StorageFormat, shape: tuple[int, int], compute_dtype: torch.dtype) -> None:
@@ -67,7 +68,7 @@ class PackedTable(nn.Module):
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Yield first and last (exclusive) row of every tile; on the meta device the first stands for all."""
         rows, width = self.shape
-        step = tile_rows(rows, width, (self.target or self.scale.device).type)
+        step = tile_rows(rows, width, (self.target or self.codes.device).type)
         last = 1 if self.target is not None else rows
         return ((first, min(first + step, rows)) for first in range(0, last, step))
 

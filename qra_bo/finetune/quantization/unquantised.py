@@ -1,6 +1,7 @@
 """No quantisation: weights in 16 bits, whatever the compute type."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class UnquantisedBackend(QuantizerBackend):
     """Weights that have 16 bits keep their type; others become fp16, the type closest to them."""
 
     name = "none"
+    layer: ClassVar[type[HalfLinear]] = HalfLinear
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         half = weight.to(device, weight.dtype if weight.dtype in HALF else torch.float16).contiguous()
@@ -34,7 +36,7 @@ class UnquantisedBackend(QuantizerBackend):
 
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:
-        layer = HalfLinear(shape[1], shape[0], bias=False, device="meta")
+        layer = self.layer(shape[1], shape[0], bias=False, device="meta")
         layer.weight = nn.Parameter(state["codes"], requires_grad=False)
         layer.fmt, layer.compute_dtype, layer.bias = fmt, compute_dtype, frozen(bias)
         return layer

