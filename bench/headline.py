@@ -31,7 +31,7 @@ LIMITS = ("stored 54MB", "stored uniform:4,16", "peak uniform:4,4", "peak unifor
 OURS, UNIFORM = ("qra_bo_finer_gptq", "qra_bo_gptq"), ("best_uniform_finer_gptq", "best_uniform_gptq")
 """Rows by preference: those with 5 and 6 bits on the ladder are not in every table."""
 OTHERS = ("loftq", "lq_lora", "amq_lora", "autoqra")
-HEADINGS = ("memory limit", "QLoRA", "best uniform choice", "qra_bo", "difference, nats (95 % interval)")
+HEADINGS = ("memory limit", "QLoRA", "best uniform choice", "qra_bo", "difference, nats (95 % over seeds)")
 
 
 @dataclass(frozen=True, slots=True)

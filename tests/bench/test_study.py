@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 import bench.study as study_package
 from bench.store import TrialStore
 from bench.study.__main__ import main
+from bench.study.coverage import recorded, simulate
 from bench.study.plan import Arm, Study, load_study
 from bench.study.run import finder, stores_in, work
 from bench.study.schedule import SEARCH_SEED, Settled, missing, settle
@@ -188,3 +190,20 @@ def test_plan_of_the_project_is_valid(path: Path) -> None:
     study = load_study(path)
     assert all(arms for arms in study.comparisons)
     assert study.plan.name != ""
+
+
+def test_simulated_coverage_counts_what_seeds_alone_miss() -> None:
+    draw, tokens = np.random.default_rng(1), 100
+    apart = draw.normal(0, 0.005, (20, 1)) + draw.normal(0, 0.1, 90) + draw.normal(0, 0.05, (20, 90))
+    candidate = [[((2 + d) * tokens, tokens) for d in row] for row in apart]
+    found = simulate(candidate, [[(2.0 * tokens, tokens)] * 90] * 20, 60, True, repeats=200)
+    assert found["mean"] == pytest.approx(apart.mean())
+    assert found["over_seeds_alone"] < 0.85 < 0.9 < found["coverage"]
+    assert found["half_width_over_seeds_alone"] < found["half_width"]
+
+
+@pytest.mark.slow
+def test_intervals_cover_recorded_trainings() -> None:
+    found = {(row["choice"], row["drawn"]): row["coverage"] for row in recorded(repeats=2000)}  # of seeds that learn
+    assert len(found) == 2
+    assert [key for key, coverage in found.items() if not 0.93 <= coverage <= 0.97] == []
