@@ -11,6 +11,9 @@ from qra_bo.memory.formats import RING_STEP, ring_length
 
 GROUPS = 16
 """Runs of eight codes of one program; a product of matrices takes at least 16 rows."""
+WARPS = 2
+"""Of a program: each reads all 16 rows of a product, so that more warps move more. One takes fewer instructions, and
+so many registers that too few programs are on a multiprocessor at once."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -38,7 +41,7 @@ def unpack_kernel(codes, scale, steps, levels, turn, fractions, out, height, wid
                 held = (run < LENGTH // 8) & (row < height)
                 pair = tl.load(steps + row * pairs + block // 2, mask=held, other=0).to(tl.int32)
                 fraction = tl.load(fractions + (pair >> 4 * (block % 2) & 15))
-                value = dense * 0.125 * (tl.load(scale + row, mask=held, other=0).to(tl.float32) * fraction)[:, None]
+                value = dense * (0.125 * (tl.load(scale + row, mask=held, other=0).to(tl.float32) * fraction))[:, None]
                 tl.store(out + row.to(tl.int64)[:, None] * width + (block * BLOCK + at)[None, :],
                          value.to(out.dtype.element_ty), mask=held[:, None])
 
@@ -51,5 +54,5 @@ def fused_unpack(state: State, bits: int, dtype: torch.dtype) -> Tensor:
     grid = len(codes), triton.cdiv(length // RING_STEP, GROUPS), width // ROTATION
     unpack_kernel[grid](codes, scale, steps, table(bits, device).half(), rotation(device).T.half().contiguous(),
                         fractions(device), out, height, width, steps.shape[1], length, bits, STATE_BITS, ROTATION,
-                        GROUPS)
+                        GROUPS, num_warps=WARPS)
     return out
