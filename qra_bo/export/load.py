@@ -25,16 +25,17 @@ from qra_bo.finetune.manifest import (
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
-from qra_bo.finetune.quantization.base import State, backend_of, pack_for
+from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, pack_for
 from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings, packed_tables
 from qra_bo.finetune.quantization.stored_model import load_stored, stored_state
+from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.memory.formats import check_shape
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
 
 
-def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainable: bool = False,
+def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainable: bool = False, dense: bool = False,
          trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Rebuild the model of a run: base, quantisation by ``quant_manifest.json``, adapter; also its tokenizer.
 
@@ -44,6 +45,9 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainabl
         adapter: Whether to put the adapter on; without it the quantised base is returned.
         trainable: Whether to go on training the adapter: its weights are in fp32 and take gradients, and the model is
             in training mode. transformers' ``Trainer``, TRL and plain loops take it; see ``optimizer_groups`` too.
+        dense: Whether to keep every weight unpacked too, in the run's compute type. Generation then takes the time and
+            the memory of a 16-bit model, and the packed weights beside it: several times faster where there is no
+            kernel for products with few tokens, as for trellis codes. The numbers stay, bit for bit.
         trust_remote_code: Whether code that comes with the base model may run, where the run needs it.
 
     Raises:
@@ -66,6 +70,11 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainabl
     tensors = read_adapter(folder / ADAPTER, manifest) if adapter else {}
     model, tokenizer = dense_base(manifest, folder, trust_remote_code)
     quantise(model, manifest, folder, target)
+    for module in model.modules() if dense else ():
+        if isinstance(module, PackedLinear):
+            module.dense = module.unpack()
+        elif isinstance(module, PackedTable):
+            module.dense = module.unpacked()
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
         model = _adapted(model, tensors, manifest, target)

@@ -132,7 +132,7 @@ class Plan:
         references: What people train without a search: QLoRA, and LoRA on 16-bit weights, at rank 16, both with
             embedding and head in 16 bits.
         consumer: Program that the result is for.
-        serving: The formats that it loads; ``None`` for any program.
+        serving: What loads the result, in words.
         stored: What ``memory.stored.stored_facts`` says of the codes of a file; ``None`` where codes are chosen.
     """
 
@@ -148,7 +148,7 @@ class Plan:
     levers: tuple[Lever, ...]
     card: Card | None = None
     consumer: Consumer = CONSUMERS[ANY]
-    serving: str | None = None
+    serving: str = ""
     stored: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:

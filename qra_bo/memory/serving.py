@@ -161,11 +161,17 @@ TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
 """By export target that holds some formats alone: whether it holds one, exactly or rounded, and what to search with."""
 
 
-def serving_note(consumer: Consumer, memory: MemoryModel, space: SearchSpace) -> str | None:
-    """Return one line on the formats of a search for ``consumer``, with bit-widths of no use, which take as many bytes
-    as a wider one; ``None`` for any program."""
+def serving_note(consumer: Consumer, memory: MemoryModel, space: SearchSpace) -> str:
+    """Return one line on what loads the result: of a search for ``consumer`` the formats that it loads, with bit-widths
+    of no use, which take as many bytes as a wider one; for any program those that load every format."""
     if consumer.name == ANY:
-        return None
+        programs = [c for c in CONSUMERS.values() if c.kinds]
+        able = [c.title for c in programs if all(map(c.loads, space.formats))]
+        names = [f.name for f in space.formats]
+        lost = [f.name for f in space.formats if not any(c.loads(f) for c in programs)] or names
+        return f"The result is loaded by qra_bo.load, and exactly by {', '.join(able)} too." if able else \
+            f"The result is loaded by qra_bo.load alone: no other program has {', '.join(lost)}; export.targets=" \
+            "[merged] unpacks it to 16 bits for others."
     sizes = [(fmt.bits, uniform_bytes(memory, space, fmt, space.ranks.values[0])) for fmt in space.formats]
     useless = sorted({bits for bits, size in sizes if any(b > bits and s <= size for b, s in sizes)})
     kept = sorted({bits for bits, _ in sizes} - set(useless))

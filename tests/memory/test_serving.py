@@ -102,7 +102,11 @@ def test_note_names_formats_and_useless_bits() -> None:
     space = space_of(formats=SYM)
     notes = {name: serving_note(consumer, MemoryModel(TINY, SHAPE, "stored", matrix_bytes=consumer.matrix_bytes), space)
              for name, consumer in CONSUMERS.items()}
-    assert notes[ANY] is None
+    exactly = [c.title for name, c in CONSUMERS.items() if name != ANY and all(map(c.loads, space.formats))]
+    assert [c.title for c in CONSUMERS.values() if c.title in notes[ANY]] == exactly
+    trellis = serving_note(CONSUMERS[ANY], MemoryModel(TINY, SHAPE), space_of(formats=("t2", "sym4-g64")))
+    assert "t2" in trellis
+    assert not any(c.title in trellis for c in CONSUMERS.values())
     assert notes["mlx"] == f"serve=mlx: {' '.join(SYM)}, which MLX loads exactly."
     assert str(notes["llamacpp"]).endswith("2 and 3 bits take as many bytes as wider ones: use bits=[4,8].")
     peak = MemoryModel(TINY, SHAPE, matrix_bytes=CONSUMERS["llamacpp"].matrix_bytes)

@@ -12,7 +12,9 @@ import qra_bo
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.export.load import load
 from qra_bo.finetune.manifest import PROBE, probe_difference
+from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.finetune.quantization.embeddings import packed_tables
+from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.utils.errors import UserError
 from tests.executors import work_in_this_process
@@ -69,8 +71,11 @@ def test_best_json_and_the_peak_know_the_embedding(run: tuple[Path, Mapping[str,
 
 def test_the_run_loads_with_the_logits_of_its_end(run: tuple[Path, Mapping[str, Any]]) -> None:
     assert list(packed_tables(load(run[0], adapter=False)[0])) == ["model.embed_tokens"]
-    model, _ = load(run[0])
-    assert probe_difference(model, run[0] / PROBE, torch.device("cpu")) == 0
+    for dense in (False, True):
+        model, _ = load(run[0], dense=dense)
+        assert probe_difference(model, run[0] / PROBE, torch.device("cpu")) == 0
+        packed = [m for m in model.modules() if isinstance(m, PackedLinear | PackedTable)]
+        assert {m.dense is not None for m in packed} == {dense}
 
 
 def copied(folder: Path, target: Path) -> Path:
