@@ -1,4 +1,4 @@
-"""Peers without a model: uniform choices alone, hill climbing, and bits by quantisation sensitivity before ranks."""
+"""Peers without a model: uniform choices, blind mixes, hill climbing, and bits by sensitivity before ranks."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,10 +18,12 @@ from qra_bo.sensitivity import (
 from qra_bo.space import CostTable, FloatArray, IntArray, PhaseCost
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import neighbours_within
+from qra_bo.space.simple import wider_units
 from qra_bo.utils.errors import BudgetError
 
 _FURTHEST = 3
 _MOST = 5000
+TRIES = 200
 
 
 class UniformSearch(ObservingSearcher):
@@ -38,6 +40,26 @@ class UniformSearch(ObservingSearcher):
 
     def _next(self) -> IntArray | None:
         return self._first_new(self._left)
+
+
+class BlindMix(ObservingSearcher):
+    """Fractional choices with units drawn at random: one rank, and as many units at the wider of two neighbouring
+    formats as fit, the rest at the other. It knows nothing of the units."""
+
+    name, stage = "blind_mix", "global"
+
+    def _next(self) -> IntArray | None:
+        return self._first_new(row for row in (self._draw() for _ in range(TRIES)) if row is not None)
+
+    def _draw(self) -> IntArray | None:
+        """Return the row of the most bits that fits at a random rank in a random order of units."""
+        n, formats, ranks = self._problem.costs.shape
+        wider = wider_units(self._rng.permutation(n).tolist())
+        rank = int(self._rng.integers(ranks))
+        rows = np.vstack([np.hstack([np.minimum(low + wider, formats - 1), np.full_like(wider, rank, dtype=np.int64)])
+                          for low in range(max(1, formats - 1))])
+        fits = self._problem.costs.feasible(rows, self._problem.budget_bytes)
+        return np.asarray(rows[fits][-1]) if fits.any() else None
 
 
 class HillClimb(ObservingSearcher):

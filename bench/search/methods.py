@@ -59,6 +59,7 @@ COMPARED = (
     Entry("qra_bo", OURS, "qra_bo"),
     Entry("random", "random", "peer"),
     Entry("uniform", "uniform", "peer"),
+    Entry("blind mix", "blind_mix", "peer"),
     Entry("sequential bits", "sequential_bits", "peer"),
     Entry("sequential bits, then ranks", "sequential", "peer"),
     Entry("bits by divergence", "sequential_bits", "informed", DIVERGENCE, BY_DIVERGENCE),

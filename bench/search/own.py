@@ -36,7 +36,7 @@ from bench.tasks import DATA, REFERENCE_BUDGETS, TASKS
 from qra_bo.config import load_config
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.searchers.base import SearchProblem, make_searcher
-from qra_bo.sensitivity.profile import rehearsal_profile
+from qra_bo.sensitivity.profile import typical_profile
 from qra_bo.utils.errors import ConfigError, UserError
 
 BESIDE = {plain(name): name for name in ("random", "NSGA-II", "TuRBO", "bits by believed sensitivity, then ranks",
@@ -77,7 +77,7 @@ def rehearsal() -> SearchProblem:
     config = load_config(["+model=tiny", "data=tiny", "oracle=synthetic", "budget=uniform:4,4"])
     setting = make_setting(config)
     budget = checked_budget(setting)
-    return setting.problem(budget, rehearsal_profile(setting.space), EQUIVALENTS)
+    return setting.problem(budget, typical_profile(setting.space), EQUIVALENTS)
 
 
 def places_of(tasks: Sequence[str], families: Sequence[str], budgets: Sequence[str]) -> Iterator[Arena]:

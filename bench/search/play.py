@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.baselines import fill, uniform_baselines
 from bench.emulator.oracle import EmulatorOracle, load_oracle
 from bench.emulator.table import ReferenceBudget
 from bench.peers.registry import make_player
@@ -16,7 +17,6 @@ from bench.tasks import DATA, RATES, TASKS, predictors_of, task_config
 from qra_bo.oracle.protocol import quiet
 from qra_bo.searchers.base import Recommending, SearchProblem
 from qra_bo.space import Allocation, SearchSpace
-from qra_bo.study.baselines import fill, uniform_baselines
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
 from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.state import is_uniform

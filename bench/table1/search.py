@@ -15,7 +15,7 @@ from qra_bo.memory.budget import largest
 from qra_bo.pipeline.folders import path_name
 from qra_bo.pipeline.run import searcher_factory
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity.profile import rehearsal_profile
+from qra_bo.sensitivity.profile import typical_profile
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.setting import Setting
 from qra_bo.trials import Proposal, Trial
@@ -27,7 +27,7 @@ UNIFORM = "uniform_only"
 class UniformOnly:
     """Searcher without proposals: the result is the best of the engine's uniform baselines."""
 
-    name = UNIFORM
+    name, published = UNIFORM, True
 
     def __init__(self, problem: SearchProblem) -> None:
         pass
@@ -46,7 +46,7 @@ def check_method(session: Session) -> None:
         UserError: If its options are wrong.
     """
     s = session.setting
-    profile = rehearsal_profile(s.space)
+    profile = typical_profile(s.space)
     budget = largest(s.memory.table(s.space), s.space)[0]
     searcher_factory(session.config)(s.problem(budget, profile, float(session.config.effort.max_full_trials)))
 

@@ -23,8 +23,8 @@ from qra_bo.utils.formatting import number, override_value, signed
 
 REQUIRED = {
     "best.json": ("model", "granularity", "units", "bits", "ranks", "formats", "memory", "oracle", "alpha_over_rank",
-                  "loss", "loss_se", "metric", "baselines", "versus_best_uniform", "objective", "searched",
-                  "provenance", "learning_rate", "lr_rule", "training"),
+                  "loss", "loss_se", "metric", "baselines", "versus_best_simple", "versus_best_uniform", "objective",
+                  "searched", "provenance", "learning_rate", "lr_rule", "training"),
     "adapter/adapter_config.json": ("rank_pattern", "alpha_pattern", "r", "lora_alpha")}
 """JSON files of a finished run beside its manifest, and the fields that exports need."""
 GGUF_FILES = ("base", "adapter", "merged-f16")

@@ -233,6 +233,17 @@ def resolve_budget(budget: Budget | str, memory: MemoryModel, space: SearchSpace
     return free - headroom
 
 
+def mix_text(allocation: Allocation, space: SearchSpace) -> str:
+    """Return ``mix:BITS,RANK`` with the fewest decimals that stands for a fractional choice of the space; a little more
+    than whole bits, which name a uniform one."""
+    bits = np.array([parse_format(f).bits for f in allocation.formats], dtype=np.int64)
+    average = Fraction(int(bits @ space.unit_numel), int(space.unit_numel.sum()))
+    stated = ((math.ceil(average * 10**digits) + more) / 10**digits for digits in range(1, 10) for more in (0, 1))
+    texts = (f"mix:{value},{allocation.ranks[0]}" for value in stated if value < bits.max())
+    return next(text for text in texts if isinstance(choice := parse_budget(text), Simple)
+                and simple_choice(choice, space) == allocation)
+
+
 def smallest(table: CostTable, space: SearchSpace) -> tuple[int, Allocation]:
     """Return the bytes of the smallest allocation, and that allocation.
 

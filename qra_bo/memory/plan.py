@@ -3,7 +3,7 @@
 Pure arithmetic over ``MemoryModel``: no weights, no GPU, no torch.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from qra_bo.memory.advice import (
     smallest_side,
     with_embeddings,
 )
-from qra_bo.memory.budget import describe, largest, smallest
+from qra_bo.memory.budget import describe, largest, mix_text, smallest
 from qra_bo.memory.cards import Card
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
@@ -103,6 +103,8 @@ class BudgetAnswer:
         ranks: By format, the largest integer rank, of at most the space's, that fits on every unit; 0 where none does.
         best: The uniform choice of the most bits that fits and that ``max_average_bits`` allows, at its largest rank;
             ``None`` where none fits.
+        fractional: The most promising fractional choice that fits, named as ``allocation`` takes it; ``None`` where
+            none fits.
     """
 
     text: str
@@ -113,6 +115,7 @@ class BudgetAnswer:
     advice: Advice
     ranks: Mapping[str, int]
     best: Row | None
+    fractional: Row | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -182,7 +185,9 @@ class Plan:
             "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits,
                          "embeddings": b.memory.shape.embeddings, "advice": b.advice.to_json(),
                          "largest_uniform_rank": dict(b.ranks),
-                         "best_uniform": None if b.best is None else b.best.to_json()} for b in self.budgets],
+                         "best_uniform": None if b.best is None else b.best.to_json(),
+                         "fractional": None if b.fractional is None else
+                         {"allocation": b.fractional.what, **b.fractional.to_json()}} for b in self.budgets],
             "uniform": [row.to_json() | {"fits": [b.text for b in self.budgets if row.total <= b.size]}
                         for row in self.uniform],
             "references": [{"what": row.what} | row.to_json() for row in self.references],
@@ -195,8 +200,9 @@ class Plan:
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
                 on_card: MemoryModel | None = None, card: Card | None = None, headroom: int = 0,
                 most_bits: float | None = None, consumer: Consumer = CONSUMERS[ANY],
-                auto: Collection[str] | None = None) -> Plan:
-    """Price uniform choices, budgets, cards and levers.
+                auto: Collection[str] | None = None,
+                fractional: Callable[[MemoryModel, int], Allocation | None] = lambda memory, size: None) -> Plan:
+    """Price simple choices, budgets, cards and levers.
 
     Raises ``SpaceError`` if a format can't store a matrix of the decoder.
 
@@ -210,6 +216,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         most_bits: Limit on average code bits; ``None``: none.
         consumer: Program that the result is for; in scope ``stored`` ``memory`` counts the bytes of its files.
         auto: Budgets that choose the bits of the embedding, as every card then does; ``None``: all have ``memory``'s.
+        fractional: Returns the most promising fractional choice within some bytes, ``None`` where none fits.
     """
     models = {text: with_embeddings(memory, space, size, most_bits=most_bits) if text in (auto or ()) else memory
               for text, size in budgets.items()}
@@ -222,7 +229,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
                             smallest(own.table(space), space)[0] <= size,
                             advice_on(own, space, size, most_bits=most_bits),
                             {fmt.name: largest_rank(own, space, fmt, size) for fmt in space.formats},
-                            _best(own, space, size, most_bits))
+                            _best(own, space, size, most_bits), _fractional_row(own, space, fractional(own, size)))
                for (text, size), own in zip(budgets.items(), models.values(), strict=True)]
     totals = {gb: round(USABLE * gb * 2**30) for gb in CARDS_GB}
     if card is not None:  # its own row agrees with its budget
@@ -244,6 +251,10 @@ def _common(values: Sequence[_T]) -> _T | None:
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:
     return Row(what, space, allocation, *memory.phase_breakdown(space, allocation),
                memory.file_bytes(space, allocation), memory.shape.embeddings)
+
+
+def _fractional_row(memory: MemoryModel, space: SearchSpace, allocation: Allocation | None) -> Row | None:
+    return None if allocation is None else _row(memory, space, allocation, mix_text(allocation, space))
 
 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:

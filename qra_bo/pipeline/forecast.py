@@ -55,10 +55,12 @@ def parts_of(setting: Setting) -> list[Part]:
         longer = each + (confirmation_steps(setting) - config.fidelity.high) * config.train.step_tokens
         references = 2 * each if effort.references and not config.stored else 0.0
         costs = {"search with its profile and baselines": setting.planned_cost + references,
-                 f"confirmation on {seeds} seeds": 2 * seeds * longer}
+                 f"confirmation on {seeds} seeds": 3 * seeds * longer}
     elif setting.given is None:
         compared = 1 + len({UNIFORM, QLORA} & set(effort.compare))
+        low = config.fidelity.low or config.fidelity.high
         costs = {"profile": profile_tokens(setting) if config.oracle.trains else 0.0,
+                 "check of the prediction": 3 * (each - (config.fidelity.high - low) * config.train.step_tokens),
                  "comparison on one seed": compared * each if effort.compare else 0.0}
     parts = [Part(what, cost, workers) for what, cost in costs.items() if cost]
     steps = final_steps(config, setting.sequences)

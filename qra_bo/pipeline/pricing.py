@@ -7,8 +7,13 @@ from qra_bo.memory import MemoryModel, Plan, TrainShape, default_format, format_
 from qra_bo.memory.budget import Auto, Budget, Simple, free_bytes, headroom_bytes, resolve_budget, total_bytes
 from qra_bo.memory.cards import CARDS
 from qra_bo.memory.serving import CONSUMERS
-from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
+from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import of_training
+from qra_bo.sensitivity.profile import typical_profile
+from qra_bo.space import Allocation, DecoderSpec, SearchSpace, StorageFormat
+from qra_bo.study.baselines import fractional_choices
 from qra_bo.study.reading import begun_study
+from qra_bo.study.setting import Setting
 from qra_bo.study.state import QLORA
 from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype, takes_groups
 from qra_bo.utils.errors import BudgetError, DeviceError
@@ -139,7 +144,7 @@ def check_card(config: RunConfig, memory: MemoryModel, budget: int) -> None:
 
 
 def make_plan(config: RunConfig) -> Plan:
-    """Price uniform choices, budgets and cards; needs no weights and no GPU.
+    """Price simple choices, budgets and cards; needs no weights and no GPU.
 
     Raises:
         BudgetError: If ``budget=auto`` and the device has nothing free.
@@ -150,7 +155,13 @@ def make_plan(config: RunConfig) -> Plan:
     memory = make_memory(config, spec, device)
     on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
     budgets = {str(budget): budget_bytes(config, budget, memory, space) for budget in config.budget}
-    return memory_plan(memory, space, budgets, on_card=on_card,
+
+    def fractional(memory: MemoryModel, size: int) -> Allocation | None:
+        problem = Setting(config, space, memory).problem(size, typical_profile(space), 0.0)
+        rates = of_training(load_rates(config.surrogate.rates), problem, problem.high_steps)
+        return next(iter(fractional_choices(problem, rates)), None)
+
+    return memory_plan(memory, space, budgets, on_card=on_card, fractional=fractional,
                        card=None if config.gpu is None else CARDS[config.gpu],
                        headroom=headroom_bytes(config.memory.headroom, "cuda"), most_bits=config.max_average_bits,
                        consumer=CONSUMERS[config.serve], auto=None if config.embeddings != "auto" else

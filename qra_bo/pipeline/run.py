@@ -26,7 +26,7 @@ from qra_bo.report.html import write_report
 from qra_bo.report.tables import print_result
 from qra_bo.report.text import allocation_text
 from qra_bo.searchers import make_searcher
-from qra_bo.sensitivity.profile import rehearsal_profile
+from qra_bo.sensitivity.profile import typical_profile
 from qra_bo.study import Engine, MakeSearcher, RunInterrupted, RunOutcome
 from qra_bo.study.reading import begun_study
 from qra_bo.utils.process import tolerant
@@ -71,7 +71,7 @@ def run(config: RunConfig) -> Result:
     trained = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
     if setting.given is None and config.effort.max_full_trials:
         # Built once before anything is measured, so that bad options end the run now.
-        make(setting.problem(budget, rehearsal_profile(setting.space), float(config.effort.max_full_trials)))
+        make(setting.problem(budget, typical_profile(setting.space), float(config.effort.max_full_trials)))
     executor = make_executor(trained, folder, budget if config.memory.scope == "peak" else None)
     try:
         with ExitStack() as stack:

@@ -2,8 +2,10 @@
 
 from qra_bo.finetune.training.learning_rate import RATE_RULES, REFERENCE_RANK
 from qra_bo.report.data import ReportData
+from qra_bo.space.simple import BLIND_RULE
 from qra_bo.study.events import Calibration
 from qra_bo.study.header import CALIBRATED
+from qra_bo.study.state import FRACTIONAL
 from qra_bo.trials import TrialState
 
 FAILURES = {TrialState.OOM: "out of memory", TrialState.DIVERGED: "diverged", TrialState.FAILED: "failed"}
@@ -11,7 +13,7 @@ FAILURES = {TrialState.OOM: "out of memory", TrialState.DIVERGED: "diverged", Tr
 
 def notes(d: ReportData) -> list[tuple[str, str]]:
     """Return (title, sentences) in the order of a run; they need no more than the header and the trials."""
-    found = [("Predicted", _prediction(d)), ("Uniform baselines", _uniform(d)), ("Codes", _codes(d)),
+    found = [("Predicted", _prediction(d)), ("Baselines", _baselines(d)), ("Codes", _codes(d)),
              ("Learning rate", _learning_rate(d)), ("Early stop", _stopped(d)), ("Choice of the winner", _choice(d)),
              ("Comparison", _comparison(d)), ("Failures", _failures(d)),
              ("Seed", "" if d.study.untried else f"One search was run, with seed {d.header.seed}; another seed may "
@@ -22,20 +24,27 @@ def notes(d: ReportData) -> list[tuple[str, str]]:
 def _prediction(d: ReportData) -> str:
     p = d.study.prediction
     return "" if p is None else (
-        "Bits and ranks are the best under exchange rates of bits and ranks that were learned from trials of "
-        f"{p.steps} steps ({'; '.join(p.sources)}). On another model or at another length the prediction may be "
-        "further off than its interval.")
+        "The best allocation under exchange rates of bits and ranks, which were learned from earlier trials "
+        f"({'; '.join(p.sources)}), the best fractional and the best uniform choice were trained for {p.checked_steps} "
+        f"steps on one seed; the one expected to be best after {p.steps} steps is delivered.")
 
 
-def _uniform(d: ReportData) -> str:
+def _baselines(d: ReportData) -> str:
     if d.study.untried:
         return ""
     best = d.study.best_uniform
     if best is None:
         return "None that fits was trained yet."
     tried = {e.allocation for e in d.points if e.stage == "baseline" and e.within(d.header.budget_bytes)}
-    return (f"{len(tried)} of them that fit were trained, at the same length and with the same rule for the learning "
-            f"rate. The best is {d.study.name(best.allocation)}.")
+    return (f"{len(tried)} simple choices that fit were trained, at the same length and with the same rule for the "
+            f"learning rate. The best uniform one is {d.study.name(best.allocation)}"
+            f"{_fractional(d)}. A rule that measures nothing decides which units of a fractional choice are wider: "
+            f"{BLIND_RULE}.")
+
+
+def _fractional(d: ReportData) -> str:
+    found = next((e for e in d.study.ranked if d.study.kind_of(e.allocation) == FRACTIONAL), None)
+    return "" if found is None else f", the best fractional one {d.study.name(found.allocation)}"
 
 
 def _codes(d: ReportData) -> str:
@@ -43,7 +52,7 @@ def _codes(d: ReportData) -> str:
         return ""
     tokens = d.header.config["quantizer"].get("tokens", 0)
     given = "10 tokens for each input of the widest linear" if tokens == "auto" else f"{tokens:,} tokens"
-    return (f"All allocations, uniform baselines included, have codes chosen by GPTQ on {given} of the training text. "
+    return (f"All allocations, simple choices included, have codes chosen by GPTQ on {given} of the training text. "
             "Bytes, formats and layers are those of round-to-nearest codes, which QLoRA has.")
 
 
@@ -93,7 +102,7 @@ def _comparison(d: ReportData) -> str:
     c = d.study.confirmation
     if c is None or not c.train_seeds:
         return ""
-    return (f"The best mixed allocation and the best uniform baseline were each trained on {len(c.train_seeds)} seeds "
+    return (f"The best mixed allocation and the best simple choice were each trained on {len(c.train_seeds)} seeds "
             f"that the search never used ({', '.join(map(str, c.train_seeds))}) for {c.steps} steps, and "
             f"compared in pairs on the {c.split} split.")
 

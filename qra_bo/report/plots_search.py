@@ -15,7 +15,7 @@ from qra_bo.utils.formatting import signed
 
 VIEW_SHARE = 0.75
 """Share of the points that the loss axis must show; higher points are drawn at the edge, marked as such."""
-GROUPS = {"": ("search", "o", style.BLUE, 26.0), "baseline": ("uniform baselines", "s", style.ORANGE, 46.0),
+GROUPS = {"": ("search", "o", style.BLUE, 26.0), "baseline": ("simple choices", "s", style.ORANGE, 46.0),
           "reference": ("references", "D", style.PURPLE, 46.0)}
 """Label, mark, colour and area of trials by their stage; ``""`` for all other stages."""
 

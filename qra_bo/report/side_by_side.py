@@ -90,7 +90,7 @@ SETTING: tuple[tuple[str, Reader], ...] = (
 FOUND: tuple[tuple[str, Reader], ...] = (
     ("method", lambda d: d.header.method), ("search seed", lambda d: str(d.header.seed)),
     ("search loss", lambda d: number(d.search_loss)), ("final loss", lambda d: number(d.final_loss)),
-    ("versus best uniform", story.versus),
+    ("versus best simple", story.versus),
     ("state", lambda d: d.state),
     ("checks", lambda d: ", ".join(f"{n} {status}" for status, n in sorted(Counter(
         c.status for c in checks(d.study)).items(), key=lambda pair: SEVERITY.index(pair[0])))),

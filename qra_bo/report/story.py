@@ -17,15 +17,15 @@ from qra_bo.utils.formatting import DASH, number
 
 COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predicted", "measured", "fits")
 """Headings of the comparison, in the order of ``Row.cells``."""
-SETTLED = (VerdictKind.UNRESOLVED, VerdictKind.UNIFORM_WINS, VerdictKind.NOTHING_MIXED_BETTER)
-"""Verdicts by which a uniform baseline is as good, as far as is known."""
+SETTLED = (VerdictKind.UNRESOLVED, VerdictKind.SIMPLE_WINS)
+"""Verdicts by which a simple choice is as good, as far as is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The result in one sentence, its one number with the unit, and the interval and evidence behind it.
 
-    ``tone`` is ``"better"``, ``"equal"`` (not resolved, or the uniform baseline wins) or ``"open"`` (not confirmed).
+    ``tone`` is ``"better"``, ``"equal"`` (not resolved, or the simple choice wins) or ``"open"`` (not confirmed).
     """
 
     sentence: str
@@ -39,7 +39,7 @@ class Row:
     """One line of the comparison; losses in nats per token, ``None`` where there is no trial.
 
     Args:
-        role: E.g. ``"winner"``, ``"best uniform"``, ``"QLoRA"``.
+        role: E.g. ``"winner"``, ``"best simple"``, ``"QLoRA"``.
         average_bits: Code bits weighted by parameters; scales and zeros are not counted.
         average_rank: Mean over units, not weighted.
         search_loss: Validation loss at the search's training seed.
@@ -83,14 +83,14 @@ def delivered(d: ReportData) -> str:
 
 
 def versus(d: ReportData) -> str:
-    """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
+    """Difference to the best simple choice in a few words, with its interval where it was confirmed."""
     if d.verdict.delivers_reference:
-        return f"{ITSELF}, as predicted" if d.verdict.kind is VerdictKind.PREDICTED else ITSELF
+        return f"{ITSELF}, as expected" if d.verdict.kind is VerdictKind.PREDICTED else ITSELF
     return d.told.short or d.verdict.kind.value
 
 
 def comparison(d: ReportData) -> list[Row]:
-    """Return winner, best mixed, best uniform baseline and references (QLoRA, 16-bit LoRA), in this order.
+    """Return winner, best mixed, best simple and uniform choice and references (QLoRA, 16-bit LoRA), in this order.
 
     An allocation of several roles is one line, e.g. ``"winner = best uniform"``. Where a predicted allocation was
     compared on one seed, the lines are what was trained for that, and the untuned model.
@@ -101,8 +101,8 @@ def comparison(d: ReportData) -> list[Row]:
         return _one_seed_rows(d, beside)
     c = study.confirmation
     tests: dict[Allocation, float] = {}
-    if c is not None and c.train_seeds:
-        tests = {c.candidate: float(np.mean(c.candidate_losses)), c.reference: float(np.mean(c.reference_losses))}
+    if c is not None:
+        tests = {a: float(np.mean(c.losses_of(a))) for a in (c.candidate, c.reference, c.uniform) if c.losses_of(a)}
     elif study.untried and d.winner is not None and study.final is not None:
         tests[d.winner] = study.final.loss
     untried = "predicted" if study.prediction else "given" if study.given else None
@@ -111,8 +111,8 @@ def comparison(d: ReportData) -> list[Row]:
     chosen: list[tuple[str, Allocation, str | None]] = [] if d.winner is None else [(leader, d.winner, None)]
     if c is not None and c.candidate not in (c.reference, d.winner):
         chosen.append(("best mixed", c.candidate, None))
-    if v.reference is not None:
-        chosen.append(("best uniform", v.reference, None))
+    simple = None if v.reference == v.uniform else v.reference
+    chosen += [(role, a, None) for role, a in (("best simple", simple), ("best uniform", v.uniform)) if a is not None]
     references = (("QLoRA", d.reference("nf4", 16)), ("LoRA, 16-bit", d.reference("fp16", 16)))
     chosen += [(role, e.allocation, e.spec.codes) for role, e in references if e is not None]
     roles: dict[tuple[Allocation, str | None], str] = {}

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from qra_bo.utils.formatting import DASH, signed
 
 T = TypeVar("T")
-ITSELF = "the best uniform itself"
-"""Instead of a difference to the best uniform baseline, where that is what was delivered."""
+ITSELF = "the best simple choice itself"
+"""Instead of a difference to the best simple choice, where that is what was delivered."""
 
 
 def size(n: float) -> str:
@@ -71,12 +71,12 @@ def allocation_rows(best: Mapping[str, Any]) -> list[tuple[str, object, str, obj
 
 
 def allocation_text(best: Mapping[str, Any]) -> str:
-    """One line: kind, model, loss, difference to the best uniform baseline where confirmed, predicted memory."""
-    versus, memory = best.get("versus_best_uniform"), best["memory"]
-    difference = ""
-    if versus and best["winner_kind"] != "uniform":  # which is no difference to itself
-        difference = (f", {signed(versus['mean'])} nats against the best uniform baseline (95 % CI "
-                      f"{signed(versus['low'])} to {signed(versus['high'])})")
+    """One line: kind, model, loss, differences to the best simple and uniform choices where confirmed, bytes."""
+    memory, difference = best["memory"], ""
+    for what, known in (("simple", best.get("versus_best_simple")), ("uniform", best.get("versus_best_uniform"))):
+        if known and known["low"] < known["high"]:  # which is no difference to itself
+            difference += (f", {signed(known['mean'])} nats against the best {what} choice (95 % CI "
+                           f"{signed(known['low'])} to {signed(known['high'])})")
     loss = "no loss measured" if best["loss"] is None else f"loss {best['loss']:.4f}"
     return (f"{best['winner_kind']} allocation of {best['model']}: {loss}{difference}; "
             f"{size(memory['predicted_bytes'])} of {size(memory['budget_bytes'])} ({memory['scope']})")

@@ -136,6 +136,11 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
     return cast(Searcher, made(problem))
 
 
+def is_published(config: Mapping[str, Any]) -> bool:
+    """Return whether the method that ``_target_`` names is a published one: its winner is its own."""
+    return bool(getattr(pkgutil.resolve_name(config["_target_"]), "published", False))
+
+
 def _check_targets(where: str, config: Mapping[str, Any], problems: list[str]) -> None:
     """Add a message for every target that can't be imported and every unknown option to ``problems``, at any depth."""
     try:

@@ -21,7 +21,7 @@ class TwoStages:
         low_fidelity: Whether the stages may use low fidelity.
     """
 
-    name = "two_stages"
+    name, published = "two_stages", True  # a published method's winner is its own
 
     def __init__(self, problem: SearchProblem, first: Callable[[SearchProblem], Searcher],
                  second: Callable[[SearchProblem], Searcher], *, share: float = 0.6, low_fidelity: bool = True) -> None:

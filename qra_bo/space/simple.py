@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 
 from qra_bo.space.allocation import Allocation
 from qra_bo.space.space import SearchSpace, StorageFormat
@@ -26,20 +27,20 @@ def blind_order(space: SearchSpace) -> tuple[int, ...]:
     return tuple(sorted(range(space.n_units), key=lambda unit: turn[layers[unit]]))
 
 
-def nested(space: SearchSpace, low: StorageFormat, high: StorageFormat, rank: int,
-           order: Sequence[int] | None = None) -> list[Allocation]:
-    """Return the ``L + 1`` allocations of one rank in which the first 0 to ``L`` units of ``order`` (``None``: by the
-    blind rule) have the format ``high`` and the others ``low``."""
-    place = np.argsort(blind_order(space) if order is None else order)
-    return [Allocation(tuple(high.name if p < wider else low.name for p in place), (rank,) * len(place))
-            for wider in range(len(place) + 1)]
+def wider_units(order: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Return which units are wider where the first 0 to ``L`` ones of ``order`` are, ``(L + 1) x L``."""
+    return np.asarray(np.argsort(order)[None, :] < np.arange(len(order) + 1)[:, None])
 
 
 def mix(space: SearchSpace, low: StorageFormat, high: StorageFormat, bits: Fraction, rank: int,
         order: Sequence[int] | None = None) -> Allocation:
-    """Return the last allocation of ``nested`` whose code bits, averaged over parameters, do not exceed ``bits``, which
-    is at least the bits of ``low``: in a larger average every unit has at least the same bits."""
+    """Return the allocation of one rank in which as many first units of ``order`` (``None``: by the blind rule) have
+    the format ``high``, and the others ``low``, as keep the average of code bits, weighted by parameters, to ``bits``.
+
+    With more bits no unit gets fewer. ``bits`` are at least those of ``low``.
+    """
     order = blind_order(space) if order is None else order
     room = (bits - low.bits) * int(space.unit_numel.sum())
     spent = (high.bits - low.bits) * np.cumsum(space.unit_numel[list(order)])
-    return nested(space, low, high, rank, order)[sum(int(n) <= room for n in spent)]
+    wider = wider_units(order)[sum(int(n) <= room for n in spent)]
+    return Allocation(tuple(high.name if w else low.name for w in wider), (rank,) * space.n_units)

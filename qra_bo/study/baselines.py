@@ -1,16 +1,22 @@
-"""Uniform baselines: which allocations they are, and the trials before the search (calibration, baselines, references).
-"""
+"""Simple choices: which allocations they are, and the trials before the search (calibration, baselines, references)."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from qra_bo.memory.formats import default_format
-from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.observations import Observations
+from qra_bo.searchers.rates.model import Rates, rows_terms
 from qra_bo.space import Allocation, uniform
+from qra_bo.space.simple import blind_order, wider_units
 from qra_bo.study.events import Calibration
 from qra_bo.study.intervals import SequenceLosses, text_error
 from qra_bo.study.setting import BaselineRules, Headroom
+from qra_bo.study.state import is_uniform
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import BudgetError
@@ -41,35 +47,39 @@ def check_uniform(rules: BaselineRules) -> None:
                           "add a lower bit-width to bits")
 
 
-def uniform_baselines(rules: BaselineRules, profile: SensitivityProfile) -> list[Allocation]:
-    """Return for every format the largest rank of the search's that fits and the one below, most promising first.
-
-    Formats are ordered by the profile's quantisation sensitivity summed over units (least first; of equals the earlier
-    on the ladder), and within a format the larger rank comes first. Raises ``BudgetError`` if no uniform allocation
-    fits.
-    """
+def uniform_choices(rules: BaselineRules, problem: SearchProblem, rates: Rates) -> list[Allocation]:
+    """Return of every format the largest rank of the search's that fits, the most promising by learned rates first.
+    Raises ``BudgetError`` if no uniform choice fits."""
     check_uniform(rules)
-    total = {f: float(profile.quantization_sensitivity[:, profile.formats.index(f)].sum()) for f in rules.formats}
-    found: list[Allocation] = []
-    for fmt in sorted(rules.formats, key=lambda f: total[f]):
-        top = largest_rank(rules, fmt)
-        candidates = [uniform(rules.n_units, fmt, rank) for rank in (top, top - 1) if rank >= 1]
-        found += [a for a in candidates if rules.fits(a)]  # a smaller rank needs more where it ends 8-bit moments
-    return found
+    ranks = {f: largest_rank(rules, f) for f in rules.formats}
+    return _promising([uniform(rules.n_units, f, rank) for f, rank in ranks.items() if rank], problem, rates)
 
 
-def fill(rules: BaselineRules, best: Allocation) -> Allocation:
-    """Return uniform + filled ranks: the left-over bytes of ``best`` spent on one more rank, last unit first.
+def fractional_choices(problem: SearchProblem, rates: Rates) -> list[Allocation]:
+    """Return of every two neighbouring widths (their first formats), at every rank, the choice with the most units at
+    the wider one that fits; the most promising by learned rates first."""
+    space = problem.space
+    fractional, wider = list[Allocation](), wider_units(blind_order(space))[1:-1]
+    first = {f.bits: i for i, f in reversed(list(enumerate(space.formats)))}
+    for (low, high), rank in itertools.product(itertools.pairwise(sorted(first.values())), range(len(space.ranks))):
+        rows = np.hstack([np.where(wider, high, low), np.full_like(wider, rank, dtype=np.int64)])
+        fitting = rows[problem.costs.feasible(rows, problem.budget_bytes)]
+        fractional += [space.decode(row) for row in fitting[-1:]]
+    return _promising(fractional, problem, rates)
 
-    A unit whose further rank does not fit is passed over; with nothing left over the result is ``best`` itself.
-    """
-    ranks = list(best.ranks)
-    for unit in reversed(range(len(ranks))):
-        if ranks[unit] < rules.max_rank:
-            ranks[unit] += 1
-            if not rules.fits(Allocation(best.formats, tuple(ranks))):
-                ranks[unit] -= 1
-    return Allocation(best.formats, tuple(ranks))
+
+def _promising(choices: Sequence[Allocation], problem: SearchProblem, rates: Rates) -> list[Allocation]:
+    """Return allocations by the loss that rates expect; those with ranks below the ladder come last."""
+    positions = {a: Observations(problem).position(a) for a in choices}
+    return sorted(choices, key=lambda a: math.inf if (row := positions[a]) is None else
+                  float((rows_terms(problem, row[None]) @ rates.slopes)[0]))
+
+
+def in_turn(uniforms: Sequence[Allocation], fractional: Sequence[Allocation]) -> list[Allocation]:
+    """Return the baselines of a run in order: a uniform and a fractional choice in turn, no more of these than of
+    those."""
+    pairs = itertools.zip_longest(uniforms, fractional[:len(uniforms)])
+    return [a for pair in pairs for a in pair if a is not None]
 
 
 def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
@@ -136,36 +146,25 @@ def calibration_choices(baseline: Allocation, n: int) -> list[Allocation]:
 
 
 def evaluate_baselines(run: TrialRunner, headroom: Headroom, baselines: Sequence[Allocation],
-                       limit: int | None) -> list[Trial]:
-    """Evaluate the most promising uniform baselines and uniform + filled ranks; return their trials, failed ones too.
+                       *, fractional_as: str = "baseline") -> list[Trial]:
+    """Evaluate simple choices; return the trials that count as baselines, failed ones too.
 
-    Of ``limit`` places one is kept for uniform + filled ranks; where that is no new allocation, the next baseline takes
-    the place. ``None`` evaluates all baselines. A trial that runs out of memory or measures above its prediction lowers
-    ``headroom``.
+    One that the calibration made counts. A trial that runs out of memory or measures above its prediction lowers
+    ``headroom``. Fractional choices have the stage ``fractional_as``: where that is ``"reference"`` they stand beside
+    the search and are never incumbent.
 
     Raises:
         TrainingError: If every one of them ran out of memory or diverged.
         QRABOError: If every one of them failed: there is nothing to compare with, and likely something broken.
     """
-    first = len(baselines) if limit is None else max(1, limit - 1)
-    done = _evaluate(run, headroom, baselines[:first])
-    usable = [e for e in done if e.ok]
-    if not usable:
-        raise no_loss("every uniform baseline failed, so that nothing can be compared", done)
-    if limit == 1:
-        return done
-    filled = fill(headroom.rules, min(usable, key=run.study.value).allocation)
-    is_new = filled not in {e.allocation for e in done}
-    return done + _evaluate(run, headroom, [filled] if is_new else baselines[first:first + 1])
-
-
-def _evaluate(run: TrialRunner, headroom: Headroom, allocations: Sequence[Allocation]) -> list[Trial]:
-    """Return the baselines' trials; one that the calibration made counts as a baseline."""
-    found = run.evaluate_all([run.plan(a, "baseline") for a in allocations])
+    stages = ["baseline" if is_uniform(a) else fractional_as for a in baselines]
+    found = run.evaluate_all([run.plan(a, stage) for a, stage in zip(baselines, stages, strict=True)])
     for e in found:
         if (lowered := headroom.lower(e, calibrates=True)) is not None:
             run.warn(lowered)
-    return [replace(e, stage="baseline") for e in found]
+    if not any(e.ok for e in found):
+        raise no_loss("every baseline failed, so that nothing can be compared", found)
+    return [replace(e, stage=stage) for e, stage in zip(found, stages, strict=True) if stage == "baseline"]
 
 
 def evaluate_references(run: TrialRunner, headroom: Headroom) -> list[Trial]:

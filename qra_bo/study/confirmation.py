@@ -1,6 +1,8 @@
-"""Comparison of the best mixed allocation with the best uniform one, at the length that the run minimises."""
+"""Comparison of the best mixed allocation with the best simple and uniform ones, at the length that the run minimises.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
@@ -8,17 +10,15 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import change, change_of_difference
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
-from qra_bo.study.events import Choice, Confirmation, Objective
-from qra_bo.study.intervals import LEVEL, Interval, interval_of
+from qra_bo.study.events import Choice, Compared, Confirmation, Objective
+from qra_bo.study.intervals import LEVEL, interval_of
 from qra_bo.study.setting import FINAL
-from qra_bo.study.state import loss_of
+from qra_bo.study.state import FRACTIONAL, UNIFORM, loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Trial
 
 FIRST_LOOK = 3
 """Number of seeds after which a sequential confirmation may end for the first time."""
-Pair = tuple[Trial, Trial]
-"""Trials of candidate and reference on one training seed, both with a loss."""
 
 
 def settle_length(run: TrialRunner, problem: SearchProblem) -> None:
@@ -48,7 +48,7 @@ def choose(run: TrialRunner, recommended: Sequence[Allocation]) -> Trial | None:
     """
     study = run.study
     points = (study.point(a) for a in recommended)
-    first = next((p for p in points if p is not None and not study.counts_as_uniform(p)), None)
+    first = next((p for p in points if p is not None and not study.is_simple(p)), None)
     least, check = study.best_mixed, study.surrogate_check
     if least is None:
         return None
@@ -63,39 +63,39 @@ def choose(run: TrialRunner, recommended: Sequence[Allocation]) -> Trial | None:
 
 
 def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allocation]) -> None:
-    """Compare the chosen mixed allocation (``choose``) with the best uniform one: unseen training seeds, test split.
+    """Compare the chosen mixed allocation (``choose``) with the best simple and the best uniform choice: unseen
+    training seeds, test split.
 
-    Both are trained as long as the effort affords (``Study.confirmation_steps``); what learned rates say of the rest
-    decides where the measured interval includes 0. Where no allocation is mixed the event is recorded without a trial.
-    With ``effort.sequential`` seeds are added one by one until the interval excludes 0, at the level at which all looks
+    All are trained as long as the effort affords (``Study.confirmation_steps``). With ``effort.sequential`` seeds are
+    added one by one until the interval of the difference that decides excludes 0, at the level at which all looks
     together hold 95 % (Bonferroni). Nothing is done where the journal holds a confirmation that is no weaker
     (``_is_confirmed``). Raises ``TrainingError`` if no uniform allocation gave a loss.
     """
     if _is_confirmed(run):
         return
-    study, seeds = run.study, run.setting.confirm_seeds
-    reference, steps = study.best_uniform, study.confirmation_steps
-    candidate = choose(run, recommended)
-    if reference is None:
+    study, seeds, steps = run.study, run.setting.confirm_seeds, run.study.confirmation_steps
+    uniform, simple, candidate = study.best_uniform, study.best_simple, choose(run, recommended)
+    if uniform is None or simple is None:
         raise no_loss("no uniform choice gave a loss, so that nothing can be confirmed", study.trials)
-    if candidate is None:
-        run.conclude(confirmation(reference.allocation, reference.allocation, (), False, steps))
-        return
-    sides = candidate.allocation, reference.allocation
-    ahead, ahead_sd = _ahead(run, problem, *sides, steps)
+    arms = list(dict.fromkeys(e.allocation for e in (candidate, simple, uniform) if e is not None))
+    mixed = None if candidate is None else candidate.allocation
     looks = range(_fewest_seeds(run), len(seeds) + 1)
     level = 1 - (1 - LEVEL) / len(looks)
-    for n in looks:
-        pairs, failed = _pairs(run, *sides, seeds[:n], steps)
-        if failed or (len(pairs) > 1 and not _interval(pairs, level)[0].includes_zero):
+    found = confirmation({}, None, uniform.allocation, uniform.allocation, steps)
+    for n in looks if len(arms) > 1 else ():
+        done = run.evaluate_all([run.plan(a, "confirmation", train_seed=seed, split="test", length=steps)
+                                 for seed in seeds[:n] for a in arms])
+        losses = {a: done[i::len(arms)] for i, a in enumerate(arms)}
+        found = confirmation(losses, mixed, simple.allocation, uniform.allocation, steps, level)
+        deciding = found if mixed else found.versus_uniform
+        if found.candidate_failed or (deciding is not None and deciding.train_seeds and not deciding.includes_zero):
             break
-    if len(pairs) < 2:
-        if not failed:
-            run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner "
-                     "is not confirmed")
-            return
-        pairs = []  # too few for an interval: that the candidate failed alone decides
-    run.conclude(confirmation(*sides, pairs, failed, steps, ahead, ahead_sd, level))
+    if mixed and not found.candidate_failed and not found.train_seeds:
+        run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner is "
+                 "not confirmed")
+        return
+    ahead, ahead_sd = _ahead(run, problem, found.candidate, found.reference, steps)
+    run.conclude(replace(found, ahead=ahead, ahead_sd=ahead_sd))
 
 
 def _ahead(run: TrialRunner, problem: SearchProblem, candidate: Allocation, reference: Allocation,
@@ -124,40 +124,45 @@ def _is_confirmed(run: TrialRunner) -> bool:
     c = run.study.confirmation
     if c is None or c.steps < run.study.confirmation_steps or run.journal.content.damaged:
         return False
-    return c.candidate == c.reference or c.candidate_failed or len(c.train_seeds) >= _fewest_seeds(run)
+    seeds = c.train_seeds if c.candidate != c.reference or c.versus_uniform is None else c.versus_uniform.train_seeds
+    return c.candidate == c.uniform or c.candidate_failed or len(seeds) >= _fewest_seeds(run)
 
 
-def _interval(pairs: Sequence[Pair], level: float) -> tuple[Interval, bool]:
-    """Return the interval of candidate - reference, and whether it is over text too (``interval_of``)."""
-    candidate, reference = ([e.result.sequence_losses for e in side] for side in zip(*pairs, strict=True))
-    return interval_of([loss_of(c) - loss_of(r) for c, r in pairs], candidate, reference, level)
+def confirmation(losses: Mapping[Allocation, Sequence[Trial]], mixed: Allocation | None, simple: Allocation,
+                 uniform: Allocation, steps: int, level: float = LEVEL) -> Confirmation:
+    """Return the event of a comparison.
 
-
-def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[Pair], failed: bool, steps: int,
-                 ahead: float = 0.0, ahead_sd: float = 0.0, level: float = LEVEL) -> Confirmation:
-    """Return the event of a comparison; ``pairs`` are those of seeds that gave both losses, ``level`` is that of its
-    interval.
-
-    What learned rates expect of a longer training decides where the measured interval includes 0, and never against
-    one that does not.
+    Args:
+        losses: Trials of every allocation that was compared, of the same seeds in order.
+        mixed: The chosen mixed allocation; ``None`` where no point is mixed.
+        simple: The best simple choice of the search.
+        uniform: The best uniform choice of the search.
+        steps: Optimiser steps of the trainings.
+        level: Coverage of the intervals.
     """
-    interval, over_text = _interval(pairs, level) if pairs else (Interval(0.0, 0.0, 0.0), False)
-    mixed = candidate != reference and not failed and \
-        interval.mean + (ahead if interval.includes_zero else 0.0) < 0
+    beside, worse = _compared(losses, simple, uniform, level)
+    reference = simple if beside.mean < 0 and not worse else uniform
+    candidate = mixed or reference
+    found, failed = _compared(losses, candidate, reference, level)
+    won = candidate != reference and not failed and found.high < 0
+    winner = candidate if won else reference
+    versus = _compared(losses, winner, uniform, level)[0] if reference != uniform else None
+    kind = "mixed" if won else UNIFORM if reference == uniform else FRACTIONAL
     return Confirmation(
-        tuple(c.spec.train_seed for c, _ in pairs), tuple(loss_of(c) for c, _ in pairs),
-        tuple(loss_of(r) for _, r in pairs), interval.mean, interval.low, interval.high, over_text, candidate,
-        reference, "mixed" if mixed else "uniform", candidate_failed=failed, split="test", steps=steps, ahead=ahead,
-        ahead_sd=ahead_sd)
+        **{f.name: getattr(found, f.name) for f in fields(Compared)}, candidate=candidate, reference=reference,
+        uniform=uniform, winner_kind=kind, candidate_failed=failed, split="test", steps=steps, ahead=0.0, ahead_sd=0.0,
+        versus_uniform=versus)
 
 
-def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, seeds: Sequence[int],
-           length: int) -> tuple[list[Pair], bool]:
-    """Evaluate both allocations on unseen training ``seeds``; return those with both losses, and whether the candidate
-    failed where the reference did not."""
-    done = run.evaluate_all([run.plan(a, "confirmation", train_seed=seed, split="test", length=length)
-                             for seed in seeds for a in (candidate, reference)])
-    both = list(zip(done[::2], done[1::2], strict=True))
-    return [pair for pair in both if all(e.ok for e in pair)], any(r.ok and not c.ok for c, r in both)
-
-
+def _compared(losses: Mapping[Allocation, Sequence[Trial]], candidate: Allocation, reference: Allocation,
+              level: float) -> tuple[Compared, bool]:
+    """Return the comparison on the seeds that gave both losses, without any where fewer than two did, and whether the
+    candidate failed where the reference did not."""
+    both = [] if candidate == reference else list(zip(losses[candidate], losses[reference], strict=True))
+    failed, pairs = any(r.ok and not c.ok for c, r in both), [(c, r) for c, r in both if c.ok and r.ok]
+    if len(pairs) < 2:
+        return Compared((), (), (), 0.0, 0.0, 0.0, False), failed
+    ours, theirs = ([e.result.sequence_losses for e in side] for side in zip(*pairs, strict=True))
+    interval, over_text = interval_of([loss_of(c) - loss_of(r) for c, r in pairs], ours, theirs, level)
+    return Compared(tuple(c.spec.train_seed for c, _ in pairs), tuple(loss_of(c) for c, _ in pairs),
+                    tuple(loss_of(r) for _, r in pairs), interval.mean, interval.low, interval.high, over_text), failed

@@ -41,8 +41,8 @@ def affordable_steps(planned_cost: float, seeds: int, step_tokens: int, trial_st
                      wanted: int | None = None) -> int:
     """Return the steps of a confirmation that costs at most as much as the search, ``planned_cost`` training tokens.
 
-    It trains two allocations on ``seeds`` seeds, each for a multiple of ``trial_steps`` steps and no fewer than that;
-    for ``wanted`` steps where these are between a trial's and the most that is affordable.
+    It trains up to three allocations on ``seeds`` seeds, each for a multiple of ``trial_steps`` steps and no fewer than
+    that; for ``wanted`` steps where these are between a trial's and the most that is affordable.
     """
-    most = max(1, int(planned_cost // max(1, 2 * seeds * step_tokens)) // trial_steps) * trial_steps
+    most = max(1, int(planned_cost // max(1, 3 * seeds * step_tokens)) // trial_steps) * trial_steps
     return most if wanted is None else min(max(trial_steps, wanted), most)

@@ -8,10 +8,19 @@ from typing import Any
 
 from qra_bo.execution.base import Executor
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.searchers.base import Recommending, SelfChecking
+from qra_bo.searchers.base import Recommending, SelfChecking, is_published
+from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import of_training
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
-from qra_bo.study.baselines import calibrate, evaluate_baselines, evaluate_references, uniform_baselines
+from qra_bo.study.baselines import (
+    calibrate,
+    evaluate_baselines,
+    evaluate_references,
+    fractional_choices,
+    in_turn,
+    uniform_choices,
+)
 from qra_bo.study.confirmation import confirm, settle_length
 from qra_bo.study.delivery import deliver
 from qra_bo.study.events import Calibration, End
@@ -84,19 +93,23 @@ class Engine:
                                                0.0 if begun is None else begun.max_full_trials)
             settle_length(run, problem)
             problem = replace(problem, objective_steps=run.study.objective_steps)
-            baselines = uniform_baselines(headroom.rules, problem.profile)
+            rates = of_training(load_rates(self.config.surrogate.rates), problem, run.study.objective_steps)
+            uniforms = uniform_choices(headroom.rules, problem, rates)
+            fractional = fractional_choices(problem, rates)
+            baselines = in_turn(uniforms, fractional)
             searched = run.study.end is not None or any(e.stage not in ENGINE_STAGES for e in run.study.trials)
             if begun is None or not (effort.max_full_trials or searched):  # what stopped before its first proposal
                 from qra_bo.study.prediction import compare, predict  # load torch, which planning does without
-                predict(run, problem, headroom.rules, baselines)
+                predict(run, problem, uniforms, fractional)
                 if effort.compare:
                     compare(run)
                 return self._finish(run, ())
             limit, begun_with_references = begun.uniform_baselines, begun.references
             with run.stage("calibration"):
-                calibrate(run, baselines)
+                calibrate(run, uniforms)
+            beside = "reference" if is_published(self.config.method.target) else "baseline"
             with run.stage("baseline"):
-                known = evaluate_baselines(run, headroom, baselines, limit)
+                known = evaluate_baselines(run, headroom, baselines[:limit], fractional_as=beside)
             if begun_with_references:  # the searcher observes those that are feasible
                 with run.stage("reference"):
                     known += evaluate_references(run, headroom)
@@ -104,7 +117,7 @@ class Engine:
                 searcher = SearchLoop(run, headroom, problem, self._make_searcher, known).search()
             if limit is not None and (effort.uniform_baselines is None or effort.uniform_baselines > limit):
                 # a longer effort asks for baselines that the first one left out
-                evaluate_baselines(run, headroom, baselines, effort.uniform_baselines)
+                evaluate_baselines(run, headroom, baselines[:effort.uniform_baselines], fractional_as=beside)
             if effort.references and not begun_with_references:
                 with run.stage("reference"):
                     evaluate_references(run, headroom)

@@ -106,21 +106,30 @@ class Objective:
 
 
 @checked(frozen=True, slots=True)
-class Prediction:
-    """Allocation of ``effort=instant`` against the best uniform baseline, as predicted; no trial was run.
+class Expected:
+    """An expected difference of two losses (nats), with the bounds of its 95 % interval."""
 
-    ``allocations`` are the predicted one, then those to deliver in turn where it measures over the budget; ``mean`` is
-    its loss after ``steps`` less that of the baseline (nats) with the bounds of a 95 % interval; ``sources`` say what
-    it was learned from.
+    mean: float
+    low: float
+    high: float
+
+
+@checked(frozen=True, slots=True)
+class Prediction(Expected):
+    """What ``effort=instant`` delivers, by learned rates and trainings of ``checked_steps`` steps on one seed.
+
+    ``allocations`` are that one, then those to deliver in turn where it measures over the budget; ``mean`` is its loss
+    after ``steps`` less that of ``reference``, the best uniform choice (nats), with the bounds of a 95 % interval;
+    ``versus_simple`` the same of ``simple``, the best simple choice; ``sources`` say what the rates were learned from.
     """
 
     allocations: tuple[Stored, ...]
     reference: Stored | None
-    mean: float
-    low: float
-    high: float
     steps: int
     sources: tuple[str, ...]
+    simple: Stored | None
+    versus_simple: Expected
+    checked_steps: int
 
 
 @checked(frozen=True, slots=True)
@@ -164,14 +173,9 @@ class Choice:
 
 
 @checked(frozen=True, slots=True)
-class Confirmation:
-    """Test losses of the chosen mixed allocation and of the best uniform one, on unseen training seeds that gave both
-    (nats), with the mean of candidate - reference and the bounds of its 95 % confidence interval: over other held-out
-    text of the kind too, or seeds alone. Both are one allocation where none is mixed.
-
-    ``ahead`` is what learned rates add to the difference (nats) from the ``steps`` of all trainings to the length that
-    the run minimises, with its standard deviation. ``winner_kind`` is ``"mixed"`` where the candidate is better in the
-    mean, ``ahead`` added where the interval includes 0, and did not fail where the reference did not.
+class Compared:
+    """Test losses of two allocations on unseen training seeds that gave both (nats), with the mean of candidate -
+    reference and the bounds of its 95 % confidence interval: over other held-out text of the kind too, or seeds alone.
     """
 
     train_seeds: tuple[int, ...]
@@ -181,14 +185,6 @@ class Confirmation:
     low: float
     high: float
     over_text: bool
-    candidate: Stored
-    reference: Stored
-    winner_kind: str
-    candidate_failed: bool
-    split: str
-    steps: int
-    ahead: float
-    ahead_sd: float
 
     @property
     def differences(self) -> Losses:
@@ -200,9 +196,39 @@ class Confirmation:
         """Whether the interval leaves the sign of the difference open."""
         return self.low <= 0 <= self.high
 
+
+@checked(frozen=True, slots=True)
+class Confirmation(Compared):
+    """The chosen mixed allocation against the best simple choice; both are one allocation where none is mixed.
+
+    ``reference`` is the fractional choice or ``uniform``, the best uniform one, whichever did better on these seeds.
+    ``winner_kind`` is ``"mixed"`` where the interval lies below 0 and the candidate did not fail where the reference
+    did not; else the reference wins. ``versus_uniform`` compares the winner with ``uniform``, where the reference is
+    another. ``ahead`` is what learned rates add to the difference (nats) from the ``steps`` of all trainings to the
+    length that the run minimises, with its standard deviation.
+    """
+
+    candidate: Stored
+    reference: Stored
+    uniform: Stored
+    winner_kind: str
+    candidate_failed: bool
+    split: str
+    steps: int
+    ahead: float
+    ahead_sd: float
+    versus_uniform: Compared | None = None
+
     @property
     def winner(self) -> Allocation:
         return self.candidate if self.winner_kind == "mixed" else self.reference
+
+    def losses_of(self, allocation: Allocation) -> Losses:
+        """Test losses of an allocation that was compared; empty for others."""
+        sides = [(self.candidate, self.candidate_losses), (self.reference, self.reference_losses)]
+        if (versus := self.versus_uniform) is not None:
+            sides += [(self.winner, versus.candidate_losses), (self.uniform, versus.reference_losses)]
+        return next((losses for side, losses in sides if losses and side == allocation), ())
 
 
 @checked(frozen=True, slots=True)

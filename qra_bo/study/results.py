@@ -78,7 +78,8 @@ def build_best(study: Study) -> dict[str, Any]:
             "training": {"trial_steps": header.high_steps, "steps": study.final_steps,
                          **{key: header.config["train"][key] for key in TRAINING}},
             **_loss(study, point), "verdict": verdict_of(study).kind.value,
-            "versus_best_uniform": _versus(study), "objective": _objective(study),
+            "versus_best_simple": _versus(study, "reference"), "versus_best_uniform": _versus(study, "uniform"),
+            "objective": _objective(study),
             "memory": {
                 "scope": header.scope, "budget_bytes": header.budget_bytes, "max_average_bits": header.max_average_bits,
                 "predicted_bytes": end.predicted_bytes, "file_bytes": end.file_bytes, "breakdown": dict(end.breakdown),
@@ -111,9 +112,8 @@ def _loss(study: Study, point: Trial | None) -> dict[str, Any]:
         return {"loss": final and final.loss, "loss_se": final and final.loss_se,
                 "fidelity": "high" if final else "none", "metric": "test_loss", "search_loss": None}
     fidelity, c = "high" if study.header.trains else "proxy", study.confirmation
-    sides = () if c is None else ((c.candidate, c.candidate_losses), (c.reference, c.reference_losses))
-    losses = next((np.array(losses) for side, losses in sides if losses and side == point.allocation), None)
-    if losses is not None:
+    losses = np.array(() if c is None else c.losses_of(point.allocation))
+    if len(losses):
         return {"loss": float(losses.mean()), "loss_se": float(losses.std(ddof=1) / np.sqrt(len(losses))),
                 "fidelity": fidelity, "metric": "test_loss", "search_loss": point.loss}
     return {"loss": point.loss, "loss_se": point.result.loss_se, "fidelity": fidelity,
@@ -127,8 +127,10 @@ def _prediction(study: Study) -> dict[str, Any] | None:
     if p is None:
         return None
     known = p.reference is not None and study.winner == p.allocations[0]
+    versus = asdict(p.versus_simple) if p.simple is not None and study.winner == p.allocations[0] else None
     return {"label": PREDICTED, **{k: getattr(p, k) if known else None for k in ("mean", "low", "high")},
-            "steps": p.steps, "sources": list(p.sources), "reference": p.reference and p.reference.to_json()}
+            "steps": p.steps, "sources": list(p.sources), "reference": p.reference and p.reference.to_json(),
+            "simple": p.simple and p.simple.to_json(), "versus_simple": versus, "checked_steps": p.checked_steps}
 
 
 def _one_seed(study: Study) -> dict[str, Any] | None:
@@ -143,21 +145,25 @@ def _one_seed(study: Study) -> dict[str, Any] | None:
             "metric": "test_loss"}
 
 
-def _versus(study: Study) -> dict[str, Any] | None:
-    """Return the winner's paired differences to the best uniform allocation on unseen seeds: all zero where it is that
-    allocation, and ``None`` where it was not confirmed."""
+def _versus(study: Study, side: str) -> dict[str, Any] | None:
+    """Return the winner's paired differences on unseen seeds to the ``"reference"`` (the best simple choice) or the
+    ``"uniform"`` of the confirmation: all zero where it is that allocation, and ``None`` where it was not confirmed."""
     c, winner = study.confirmation, study.winner
-    differs = c is not None and winner == c.candidate != c.reference
-    if c is None or winner not in (c.candidate, c.reference) or (differs and not c.train_seeds):
-        return None  # the next best that fits was taken, or it was trained on no two seeds beside the uniform choice
-    return {**{k: getattr(c, k) if differs else 0.0 for k in ("mean", "low", "high")},
-            "train_seeds": len(c.train_seeds), "steps": c.steps, "over_text": c.over_text}
+    if c is None or winner not in (c.candidate, c.reference, c.uniform):
+        return None  # the next best that fits was taken
+    other = getattr(c, side)
+    known = c if winner == other or (winner == c.candidate and other == c.reference) else \
+        c.versus_uniform if winner == c.winner and other == c.uniform else None
+    if known is None or (winner != other and not known.train_seeds):
+        return None  # it was trained on no two seeds beside the other
+    return {**{k: getattr(known, k) if winner != other else 0.0 for k in ("mean", "low", "high")},
+            "train_seeds": len(known.train_seeds), "steps": c.steps, "over_text": known.over_text}
 
 
 def _objective(study: Study) -> dict[str, Any]:
     """Return the steps of the training whose loss was minimised, those of a trial and of the confirmation (``None``
-    without one), and what learned rates add beyond them to the winner's difference to the best uniform choice."""
-    c, versus = study.confirmation, _versus(study)
+    without one), and what learned rates add beyond them to the winner's difference to the best simple choice."""
+    c, versus = study.confirmation, _versus(study, "reference")
     differs = c is not None and versus is not None and study.winner == c.candidate
     return {"steps": study.objective_steps, "trial_steps": study.header.high_steps,
             "confirmed_steps": versus and versus["steps"],
@@ -166,8 +172,10 @@ def _objective(study: Study) -> dict[str, Any]:
 
 
 def _baseline(study: Study, e: Trial) -> dict[str, Any]:
-    fmt, bits, ranks = e.allocation.formats[0], e.bits[0], e.allocation.ranks
-    return {"name": study.name(e.allocation, e.spec.codes), "bits": bits, "reference": e.stage == "reference",
-            "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks),
-            "format": fmt, "codes": e.spec.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
+    fmt, ranks = e.allocation.formats[0], e.allocation.ranks
+    bits, uniform = study.header.average_bits(e.bits), is_uniform(e.allocation)
+    return {"name": study.name(e.allocation, e.spec.codes), "bits": e.bits[0] if uniform else bits,
+            "reference": e.stage == "reference", "ranks": ranks[0] if len(set(ranks)) == 1 else list(ranks),
+            "format": fmt if uniform else None, "codes": e.spec.codes, "loss": e.loss,
+            "predicted_bytes": e.predicted_bytes,
             "feasible": e.within(study.header.budget_bytes) and study.admits(e.bits)}

@@ -234,29 +234,35 @@ class Study:
 
     @property
     def best_uniform(self) -> Trial | None:
-        """The best uniform baseline, or the best uniform allocation that a searcher found if that is better."""
-        return next(filter(self.counts_as_uniform, self.ranked), None)
+        """The best point whose allocation is uniform."""
+        return next((e for e in self.ranked if is_uniform(e.allocation)), None)
+
+    @property
+    def best_simple(self) -> Trial | None:
+        """The best simple choice: of the baselines, uniform or fractional, and of uniform allocations."""
+        return next(filter(self.is_simple, self.ranked), None)
 
     @property
     def best_mixed(self) -> Trial | None:
-        """The best point whose allocation is not uniform."""
-        return next((e for e in self.ranked if not self.counts_as_uniform(e)), None)
+        """The best point that is no simple choice."""
+        return next((e for e in self.ranked if not self.is_simple(e)), None)
 
     @staticmethod
-    def counts_as_uniform(e: Trial) -> bool:
-        """Whether a trial is a baseline (uniform + filled ranks too) or uniform."""
+    def is_simple(e: Trial) -> bool:
+        """Whether a trial is of a simple choice: a baseline, or uniform."""
         return e.stage == "baseline" or is_uniform(e.allocation)
 
     def kind_of(self, allocation: Allocation) -> str:
         """Return ``UNIFORM``, ``FRACTIONAL`` (a simple choice of two formats) or ``"mixed"``."""
         given = self.header.given
         by_rule = (given is not None and given.rule is not None) or any(
-            e.stage == "baseline" and e.allocation == allocation for e in self.points)
+            e.stage == "baseline" and e.allocation == allocation for e in self.points) or (
+            self.prediction is not None and allocation == self.prediction.simple)
         return UNIFORM if is_uniform(allocation) else FRACTIONAL if by_rule else "mixed"
 
     @property
     def baselines(self) -> list[Trial]:
-        """Finished uniform baselines in the order of their trials, then references."""
+        """Finished baselines in the order of their trials, then references."""
         return [e for e in self.points if e.stage == "baseline"] \
             + [e for e in self.trials if e.stage == "reference" and e.ok]
 
@@ -303,18 +309,19 @@ class Study:
     def name(self, allocation: Allocation, codes: str | None = None) -> str:
         """Return a name that no other allocation of the run has.
 
-        ``uniform-4bit-r16``; ``uniform-4bit-r4-5-3fa9`` where ranks were filled, with digits of the fingerprint; else
-        ``mixed-3fa9c1``. The format is named where several have these bits, and codes other than the run's.
+        ``uniform-4bit-r16``, ``mix-3.80bit-r2``, else ``mixed-3fa9c1``. The format of a uniform choice is named where
+        several have these bits, and codes other than the run's.
         """
-        filled = any(e.stage == "baseline" and e.allocation == allocation for e in self.points)
-        if not filled and not is_uniform(allocation):
-            return "-".join(filter(None, (f"mixed-{allocation.fingerprint[:6]}", codes)))
-        fmt = allocation.formats[0]
-        bits = parse_format(fmt).bits
-        same = {f.name for f in self.header.formats if f.bits == bits} | {fmt}
-        return "-".join(filter(None, (
-            f"uniform-{bits}bit", fmt if len(same) > 1 else "", "r" + "-".join(map(str, sorted(set(allocation.ranks)))),
-            "" if is_uniform(allocation) else allocation.fingerprint[:4], codes)))
+        kind, fmt, rank = self.kind_of(allocation), allocation.formats[0], allocation.ranks[0]
+        bits = [parse_format(f).bits for f in allocation.formats]
+        if kind == FRACTIONAL:
+            name = f"mix-{average_bits(bits, np.array(self.header.unit_numel)):.2f}bit-r{rank}"
+        elif kind == UNIFORM:
+            same = {f.name for f in self.header.formats if f.bits == bits[0]} | {fmt}
+            name = "-".join([f"uniform-{bits[0]}bit", *([fmt] if len(same) > 1 else []), f"r{rank}"])
+        else:
+            name = f"mixed-{allocation.fingerprint[:6]}"
+        return name if codes is None else f"{name}-{codes}"
 
 
 def qlora_of(study: Study) -> tuple[Allocation, str | None]:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from qra_bo.space import Allocation
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
-from qra_bo.study.events import Confirmation, Prediction
+from qra_bo.study.events import Compared, Confirmation, Prediction
 from qra_bo.study.intervals import AGAIN, LEAST_SEEDS
 from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, Study, loss_of, qlora_of
 from qra_bo.trials import Trial
@@ -15,14 +15,12 @@ from qra_bo.utils.formatting import DASH, signed
 
 
 class VerdictKind(StrEnum):
-    """What is known of the best mixed allocation against the best uniform baseline; ``TEXTS`` says it in words."""
+    """What is known of the best mixed allocation against the best simple choice; ``TEXTS`` says it in words."""
 
     BETTER = "better"
     AHEAD = "ahead on few seeds"
     UNRESOLVED = "not resolved"
-    EXPECTED = "expected beyond what was measured"
-    UNIFORM_WINS = "uniform wins"
-    NOTHING_MIXED_BETTER = "nothing mixed is better"
+    SIMPLE_WINS = "simple wins"
     NO_MIXED_LOSS = "no mixed loss"
     REPLACED = "over the budget, another delivered"
     UNCONFIRMED = "not confirmed"
@@ -69,8 +67,11 @@ class Verdict:
 
     Args:
         candidate: The mixed allocation that was compared or predicted, else the best one so far.
-        reference: The best uniform baseline.
-        versus_uniform: Difference of candidate and reference; ``None`` where nothing was compared.
+        reference: The best simple choice.
+        uniform: The best uniform choice.
+        versus_simple: Difference of candidate and reference; ``None`` where nothing was compared.
+        versus_uniform: Difference of what was chosen and ``uniform``, where these are others than those of
+            ``versus_simple``.
         mixed: Whether the comparison chose the candidate.
         failed: Whether the candidate failed on an unseen seed where the reference did not.
     """
@@ -79,13 +80,15 @@ class Verdict:
     candidate: Allocation | None = None
     reference: Allocation | None = None
     delivered: Allocation | None = None
-    versus_uniform: Difference | None = None
+    versus_simple: Difference | None = None
     mixed: bool = False
     failed: bool = False
+    uniform: Allocation | None = None
+    versus_uniform: Difference | None = None
 
     @property
     def delivers_reference(self) -> bool:
-        """Whether the best uniform baseline itself is delivered."""
+        """Whether the best simple choice itself is delivered."""
         return self.delivered is not None and self.delivered == self.reference
 
 
@@ -101,82 +104,82 @@ def verdict_of(study: Study) -> Verdict:
 
 
 def _of_prediction(study: Study, p: Prediction) -> Verdict:
-    first, reference, winner = p.allocations[0], p.reference, study.winner
-    if winner != first or reference in (None, first):
-        return Verdict(VerdictKind.PREDICTED if winner == first else VerdictKind.REPLACED, first, reference, winner)
+    first, winner = p.allocations[0], study.winner
+    if winner != first:
+        return Verdict(VerdictKind.REPLACED, first, p.simple, winner, uniform=p.reference)
+    simple, uniform = (None if other in (None, first) else Difference(
+        Evidence.PREDICTION, found.mean, found.low, found.high, int(p.checked_steps > 0), p.checked_steps or p.steps,
+        found.mean, p.steps) for other, found in ((p.simple, p.versus_simple), (p.reference, p)))
     one = one_seed_difference(beside_prediction(study) or {})
-    if one is None:
-        found = Difference(Evidence.PREDICTION, p.mean, p.low, p.high, 0, p.steps, p.mean, p.steps)
-        return Verdict(VerdictKind.PREDICTED, first, reference, winner, found)
-    steps = study.header.high_steps
-    return Verdict(VerdictKind.ONE_SEED, first, reference, winner,
-                   Difference(Evidence.ONE_SEED, one, None, None, 1, steps, one, steps))
+    if one is not None:
+        steps = study.header.high_steps
+        uniform = Difference(Evidence.ONE_SEED, one, None, None, 1, steps, one, steps)
+    same = p.simple == p.reference
+    return Verdict(VerdictKind.PREDICTED if one is None else VerdictKind.ONE_SEED, first, p.simple, winner,
+                   uniform if same else simple, uniform=p.reference, versus_uniform=None if same else uniform)
 
 
 def _unconfirmed(study: Study) -> Verdict:
-    best, uniform = study.incumbent, study.best_uniform
-    if best is None or uniform is None:
+    best, simple, uniform = study.incumbent, study.best_simple, study.best_uniform
+    if best is None or simple is None:
         return Verdict(VerdictKind.UNCONFIRMED, delivered=study.winner)
-    found = Difference(Evidence.SEARCH, loss_of(best) - loss_of(uniform), None, None, 1, study.header.high_steps,
-                       study.value(best) - study.value(uniform), study.objective_steps)
-    return Verdict(VerdictKind.UNCONFIRMED, best.allocation, uniform.allocation, study.winner, found)
+
+    def versus(other: Trial) -> Difference:
+        return Difference(Evidence.SEARCH, loss_of(best) - loss_of(other), None, None, 1, study.header.high_steps,
+                          study.value(best) - study.value(other), study.objective_steps)
+
+    return Verdict(VerdictKind.UNCONFIRMED, best.allocation, simple.allocation, study.winner, versus(simple),
+                   uniform=None if uniform is None else uniform.allocation,
+                   versus_uniform=None if uniform is None or uniform == simple else versus(uniform))
 
 
 def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
     n, winner, mixed = len(c.train_seeds), study.winner, c.winner_kind == "mixed"
-    found = None if not n else Difference(Evidence.UNSEEN_SEEDS, c.mean, c.low, c.high, n, c.steps, c.mean + c.ahead,
-                                          study.objective_steps, c.over_text)
+
+    def difference(found: Compared | None, ahead: float = 0.0) -> Difference | None:
+        return None if found is None or not found.train_seeds else Difference(
+            Evidence.UNSEEN_SEEDS, found.mean, found.low, found.high, len(found.train_seeds), c.steps,
+            found.mean + ahead, study.objective_steps, found.over_text)
+
     if winner != c.winner:
         kind = VerdictKind.REPLACED
     elif c.candidate == c.reference:
-        kind = VerdictKind.NO_MIXED_LOSS if study.best_mixed is None else VerdictKind.NOTHING_MIXED_BETTER
-    elif c.includes_zero and c.mean * (c.mean + c.ahead) < 0 and not c.candidate_failed:
-        kind = VerdictKind.EXPECTED
-    elif not mixed:
-        kind = VerdictKind.UNIFORM_WINS
-    elif c.high >= 0:
-        kind = VerdictKind.UNRESOLVED
-    elif n < LEAST_SEEDS:
-        kind = VerdictKind.AHEAD
+        kind = VerdictKind.NO_MIXED_LOSS
+    elif mixed:
+        kind = VerdictKind.AHEAD if n < LEAST_SEEDS else VerdictKind.BETTER
     else:
-        kind = VerdictKind.BETTER
-    return Verdict(kind, c.candidate, c.reference, winner, found, mixed, c.candidate_failed)
+        kind = VerdictKind.UNRESOLVED if c.mean < 0 and not c.candidate_failed else VerdictKind.SIMPLE_WINS
+    return Verdict(kind, c.candidate, c.reference, winner, difference(c, c.ahead), mixed, c.candidate_failed,
+                   c.uniform, difference(c.versus_uniform))
 
 
-_TAKE_UNIFORM = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
 _COMPARE = "Run the same command with effort=quick and the same out=, which compares on more seeds."
 TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
     VerdictKind.BETTER: (
-        PASS, "Mixed bits and ranks are better than the best uniform baseline, {reference}: {gain} nats lower loss, "
+        PASS, "Mixed bits and ranks are better than the best simple choice, {reference}: {gain} nats lower loss, "
         "{perplexity} % lower perplexity.", ""),
     VerdictKind.AHEAD: (
-        WARN, "Mixed bits and ranks are ahead of the best uniform baseline, {reference}, by {gain} nats on {seeds} "
+        WARN, "Mixed bits and ranks are ahead of the best simple choice, {reference}, by {gain} nats on {seeds} "
         f"unseen training seeds; {LEAST_SEEDS} are needed to call that better.", "{more_seeds}"),
     VerdictKind.UNRESOLVED: (
-        WARN, "Mixed bits and ranks were chosen, but their advantage over the best uniform baseline, {reference}, is "
-        "not resolved: the interval of the difference includes 0.",
-        "Take the uniform allocation, which is simpler, or search again with more confirm.seeds and another out=."),
-    VerdictKind.EXPECTED: (
-        WARN, "{chosen} was chosen: learned rates expect it ahead after {objective_steps} steps ({expected} nats for "
-        "the mixed one). After {steps} steps {other} is ahead.",
-        "A longer effort confirms at a longer training; confirm.seeds=0 and task=finetune compare by hand."),
-    VerdictKind.UNIFORM_WINS: (
-        FAIL, "A uniform baseline wins: {reference}. The best mixed allocation found {lost} on unseen training seeds.",
-        _TAKE_UNIFORM),
-    VerdictKind.NOTHING_MIXED_BETTER: (
-        FAIL, "A uniform baseline wins: {reference}. The search found no mixed allocation that is better at its own "
-        "training seed.", _TAKE_UNIFORM),
+        WARN, "The best simple choice is taken, {reference}: the advantage of the best mixed allocation is not "
+        "resolved, as the interval of the difference includes 0.",
+        "Search again with more confirm.seeds and another out= to resolve it."),
+    VerdictKind.SIMPLE_WINS: (
+        FAIL, "The best simple choice wins: {reference}. The best mixed allocation found {lost} on unseen training "
+        "seeds.", "Use the simple choice; a choice of layers pays most where the budget is too small for 4 bits "
+        "everywhere."),
     VerdictKind.NO_MIXED_LOSS: (
-        UNKNOWN, "The best uniform baseline is {reference}. No mixed allocation has a loss to compare with it.", AGAIN),
+        UNKNOWN, "The best simple choice is {reference}. No mixed allocation has a loss to compare with it.", AGAIN),
     VerdictKind.REPLACED: (
         WARN, "What was chosen, {chosen}, measured over the budget; {delivered}{role}, was delivered instead.",
         "Repeat it with a slightly smaller budget."),
     VerdictKind.UNCONFIRMED: (
-        UNKNOWN, "The best allocation so far is {candidate}, the best uniform baseline {reference}; nothing was "
+        UNKNOWN, "The best allocation so far is {candidate}, the best simple choice {reference}; nothing was "
         "compared on unseen training seeds.", "{go_on}"),
     VerdictKind.ONE_SEED: (
         UNKNOWN, "Predicted, not searched: {delivered}. On one training seed its test loss is {below} that of the best "
-        "uniform choice, {reference}; one seed decides nothing: effort=normal compares on five unseen ones.", _COMPARE),
+        "uniform choice, {uniform}; one seed decides nothing: effort=normal compares on five unseen ones.", _COMPARE),
     VerdictKind.PREDICTED: (UNKNOWN, "Predicted, not searched: {delivered}. {known}.", _COMPARE),
     VerdictKind.GIVEN: (
         UNKNOWN, "{delivered} {trained}. Nothing was searched: {reason}.",
@@ -203,8 +206,8 @@ def told(study: Study, v: Verdict) -> Told:
     if study.prediction is not None:
         status = UNKNOWN  # what is predicted is no finding
     if v.kind is VerdictKind.UNCONFIRMED and v.candidate == v.reference:
-        sentence = "So far nothing beats the best uniform baseline, {reference}." if v.reference else \
-            "There is no uniform baseline to compare with yet."
+        sentence = "So far nothing beats the best simple choice, {reference}." if v.reference else \
+            "There is no simple choice to compare with yet."
     fields = _fields(study, v)
     return Told(status, sentence.format_map(fields), *_number(v), action.format_map(fields))
 
@@ -213,23 +216,24 @@ def verdict_card(study: Study) -> Card:
     """Return the verdict as the first of a run's health cards."""
     words = told(study, verdict_of(study))
     numbers = f" {words.figure} ({words.evidence})." if words.figure else ""
-    return Card("beats_uniform", "Better than uniform?", words.status, words.sentence + numbers, words.action)
+    return Card("beats_simple", "Better than a simple choice?", words.status, words.sentence + numbers, words.action)
 
 
 def _fields(study: Study, v: Verdict) -> dict[str, object]:
     """Return what the texts name."""
-    d, config = v.versus_uniform, study.header.config
+    d, config = v.versus_simple or v.versus_uniform, study.header.config
     names = {key: DASH if a is None else study.name(a) for key, a in (
-        ("candidate", v.candidate), ("reference", v.reference), ("delivered", v.delivered), ("chosen", study.chosen))}
+        ("candidate", v.candidate), ("reference", v.reference), ("delivered", v.delivered), ("chosen", study.chosen),
+        ("uniform", v.uniform))}
     most = config.get("confirm", {}).get("seeds", LEAST_SEEDS)
-    roles = {v.candidate: ", the mixed allocation that was compared", v.reference: ", the best uniform baseline"}
+    roles = {v.candidate: ", the mixed allocation that was compared", v.uniform: ", the best uniform choice",
+             v.reference: ", the best simple choice"}
     found: dict[str, object] = {
         **names, "role": roles.get(v.delivered, ", the next best that fits"),
         "lost": "failed" if v.failed else "was not better",
-        "known": "No uniform baseline is on the ladders to compare with" if v.reference is None else
-        "It is the best uniform baseline: no mixed allocation is predicted to be better" if v.delivers_reference else
-        f"No trial measured its difference to the best uniform baseline, {names['reference']}",
-        "other": names["reference" if v.mixed else "candidate"],
+        "known": "No uniform choice is on the ladders to compare with" if v.reference is None else
+        "It is the best simple choice: no mixed allocation is expected to be better" if v.delivers_reference else
+        f"The best simple choice is {names['reference']}",
         "reason": "" if study.header.given is None else study.header.given.reason,
         "trained": "has not been fine-tuned yet" if study.final is None else "was fine-tuned",
         "forced": " with search.force=true and another out=" if config.get("task") == "search" else "",
@@ -238,26 +242,36 @@ def _fields(study: Study, v: Verdict) -> dict[str, object]:
         f"which compares on {LEAST_SEEDS} seeds or more."}
     if d is not None:
         found |= {"gain": f"{abs(d.mean):.4f}", "perplexity": f"{100 * -math.expm1(d.mean):.1f}", "seeds": d.seeds,
-                  "steps": d.steps, "objective_steps": d.objective_steps, "expected": signed(d.expected),
-                  "below": "below" if d.mean < 0 else "not below"}
+                  "below": "below" if (v.versus_uniform or d).mean < 0 else "not below"}
     return found
 
 
 def _number(v: Verdict) -> tuple[str, str, str]:
-    """Return figure, evidence and short form of the difference to the best uniform baseline; empty without one."""
-    d = v.versus_uniform
+    """Return figure, evidence and short form of the difference to the best simple choice, and in the evidence that to
+    the best uniform one where it is another; empty without any."""
+    d, further = v.versus_simple or v.versus_uniform, v.versus_uniform
     if d is None:
         return "", "", ""
+    figure, evidence, short = _worded(v, d)
+    if further is d:
+        return figure, f"against the best uniform choice; {evidence}", short
+    return figure, evidence if further is None else \
+        f"{evidence}; against the best uniform choice {_worded(v, further)[2]}", short
+
+
+def _worded(v: Verdict, d: Difference) -> tuple[str, str, str]:
+    """Return figure, evidence and short form of one difference."""
     beyond = "" if d.expected == d.mean else f"; {signed(d.expected)} predicted for {d.objective_steps} steps"
     mean, interval = signed(d.mean), f"{signed(d.low or 0.0)} to {signed(d.high or 0.0)}"
     figure, short = f"{mean} nats", f"{mean} [{interval.replace(' to ', ', ')}]"
     if d.evidence is Evidence.UNSEEN_SEEDS:
         over = " over seeds and text" if d.over_text else ""
         return figure, f"95 % interval {interval}{over}; {d.seeds} unseen training seeds, {d.steps} steps, test " \
-            f"split, paired{beyond}", f"{short} {'mixed' if v.mixed or v.delivered == v.candidate else 'uniform'}"
+            f"split, paired{beyond}", f"{short} {'simple' if v.delivers_reference else 'mixed'}"
     if d.evidence is Evidence.PREDICTION:
-        return f"{figure} predicted", f"95 % interval of the prediction {interval}; for {d.steps} steps of training", \
-            f"{short} predicted, not searched"
+        checked = f", checked by trainings of {d.steps} steps on one seed" if d.seeds else ""
+        return f"{figure} predicted", f"95 % interval of the prediction {interval}; for {d.objective_steps} steps of " \
+            f"training{checked}", f"{short} predicted, not searched"
     if d.evidence is Evidence.ONE_SEED:
         return f"{figure} on one seed", f"test split, {d.steps} steps, paired, no interval", f"{mean} on one seed"
     return figure, f"validation loss, one training seed{beyond}; not confirmed on unseen training seeds", \
@@ -269,7 +283,8 @@ def beside_prediction(study: Study) -> dict[str, Trial] | None:
     ``UNIFORM`` (where that is another one) and ``QLORA``, which need not fit. ``None`` where nothing was predicted, or
     nothing trained for the comparison, the untuned model included."""
     prediction = study.prediction
-    trials = {(e.allocation, e.spec.codes): e for e in reversed(study.trials) if e.stage == COMPARISON and e.ok}
+    trials = {(e.allocation, e.spec.codes): e for e in reversed(study.trials)
+              if e.stage == COMPARISON and e.ok and e.spec.split == "test"}
     if prediction is None or not (trials or study.untuned):
         return None
     first, reference = prediction.allocations[0], prediction.reference

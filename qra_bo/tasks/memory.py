@@ -94,7 +94,10 @@ def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
     """
     advice = [" ".join(filter(None, (f"{_named(b.text, b.size)}: {b.advice.sentence}", b.advice.offer, b.note)))
               for b in plan.budgets]
-    lines = filter(None, (*advice, plan.serving, *notes, _head(plan)))
+    free = [f"{_named(b.text, b.size)}: the fractional choice needs no search: task=finetune "
+            f"allocation={b.fractional.what} needs {format_size(b.fractional.total)}." for b in plan.budgets
+            if b.fractional is not None]
+    lines = filter(None, (*advice, *free, plan.serving, *notes, _head(plan)))
     parts: list[RenderableType] = [*map(Text, lines), _uniform(plan)]
     parts.append(Text(f"Allocations of this space need {format_size(plan.least.total)} ({plan.least_is}) to "
                       f"{format_size(plan.most)}. {_references(plan)}"))

@@ -8,7 +8,7 @@ import pytest
 
 from bench.peers.nsga2 import Nsga2
 from bench.peers.optuna_samplers import GpSampler, Tpe
-from bench.peers.simple import HillClimb, SequentialBits, SequentialSearch, UniformSearch
+from bench.peers.simple import BlindMix, HillClimb, SequentialBits, SequentialSearch, UniformSearch
 from bench.peers.smac3 import Smac3
 from bench.peers.turbo_tutorial import TurboState, TurboTutorial
 from qra_bo.sensitivity.importance import shrunk_sensitivity
@@ -23,6 +23,10 @@ needs_smac = pytest.mark.skipif(importlib.util.find_spec("smac") is None, reason
 class TestUniform(SearcherSuite):
     make = staticmethod(UniformSearch)
     seedless = True
+
+
+class TestBlindMix(SearcherSuite):
+    make = staticmethod(BlindMix)
 
 
 class TestSequentialBits(SearcherSuite):

@@ -21,6 +21,7 @@ from qra_bo.memory.budget import (
     format_for,
     free_bytes,
     largest,
+    mix_text,
     parse_budget,
     parse_size,
     resolve_budget,
@@ -29,6 +30,7 @@ from qra_bo.memory.budget import (
 )
 from qra_bo.memory.formats import BITS
 from qra_bo.space import Allocation, DecoderSpec, average_bits
+from qra_bo.space.simple import blind_order, wider_units
 from qra_bo.utils.errors import BudgetError, ConfigError, SpaceError
 from tests.memory.spaces import TINY, space_of
 
@@ -116,6 +118,17 @@ def test_a_mix_is_priced_as_its_allocation_and_whole_bits_as_the_uniform_choice(
         MODEL, space, Allocation(("int8", "int8", "nf4", "int8"), (3,) * 4))  # the widths of the space around 7 bits
     with pytest.raises(SpaceError, match="between no two"):
         resolve_budget("mix:8.5,3", MODEL, space)
+
+
+@pytest.mark.parametrize(("low", "high"), [("hqq2", "hqq3"), ("hqq3", "nf4"), ("nf4", "int8")])
+@pytest.mark.parametrize("wider", [1, 2, 3])
+def test_every_fractional_choice_has_a_text(low: str, high: str, wider: int) -> None:
+    space = space_of()
+    chosen = wider_units(blind_order(space))[wider]
+    allocation = Allocation(tuple(high if w else low for w in chosen), (2,) * 4)
+    choice = parse_budget(mix_text(allocation, space))
+    assert isinstance(choice, Simple)
+    assert simple_choice(choice, space) == allocation
 
 
 def test_a_gpu_is_asked_for_its_free_bytes_by_a_process_of_its_own(tmp_path: Path,

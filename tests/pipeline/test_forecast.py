@@ -75,7 +75,7 @@ def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> No
     search, confirmation, last = parts_of(run)
     effort, each = run.config.effort, run.full_trial_tokens
     assert search.tokens == (effort.max_full_trials + 2 * effort.references) * each
-    assert confirmation.tokens >= 2 * 5 * each
+    assert confirmation.tokens >= 3 * 5 * each
     steps = round(2 * 40.0 / 4)
     validations = len(run.config.final.validations(steps))
     assert last.tokens == pytest.approx((steps * 4 + validations * 64 / 3) * 128 if tokens is None else tokens)
@@ -84,7 +84,8 @@ def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> No
 def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Path) -> None:
     words = ["+model=tiny", "data=tiny", "effort=instant", "effort.compare=[uniform,untuned]", "final.steps=3"]
     run = setting(*words)
-    profile, beside, _ = parts_of(run)
+    profile, check, beside, _ = parts_of(run)
+    assert 1.5 * run.full_trial_tokens <= check.tokens <= 3 * run.full_trial_tokens
     assert beside == Part("comparison on one seed", 2 * run.full_trial_tokens)
     size = run.config.data.calibration * run.config.train.length
     passes = 1 + sum(f.bits < 16 for f in run.space.formats) * sum(1 - u / 4 for u in range(4))  # from each layer on

@@ -8,7 +8,7 @@ import torch
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.memory import parse_format
 from qra_bo.memory.advice import largest_rank
-from qra_bo.memory.budget import smallest
+from qra_bo.memory.budget import Simple, parse_budget, simple_choice, smallest
 from qra_bo.pipeline import pricing
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.pipeline.pricing import budget_bytes, make_memory, make_plan
@@ -26,6 +26,18 @@ def test_repeated_keys_and_values_are_priced_where_the_card_needs_them(
     config = load_config(["task=memory", "+model=tiny", "budget=1GB", *words])
     assert make_memory(config, make_spec(config), "cuda").shape.grouped is grouped
     assert make_memory(config, make_spec(config), "cpu").shape.grouped
+
+
+@pytest.mark.parametrize("budget", ["mix:3.5,2", "uniform:2,2"])
+def test_a_plan_names_the_fractional_choice_as_a_run_takes_it(budget: str) -> None:
+    config = load_config(["task=memory", "+model=tiny", f"budget={budget}"])
+    (answer,) = make_plan(config).budgets
+    assert answer.fractional is not None
+    assert answer.fractional.total <= answer.size
+    space, choice = make_space(config, make_spec(config)), parse_budget(answer.fractional.what)
+    assert isinstance(choice, Simple)
+    assert simple_choice(choice, space) == answer.fractional.allocation
+    assert len(set(answer.fractional.allocation.formats)) == 2
 
 
 def test_held_out_evaluation_never_decides_a_plan() -> None:

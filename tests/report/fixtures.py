@@ -117,8 +117,8 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
     s.add("calibration", {"learning_rate": 2e-3, "rule": "constant", "trials": trials,
                           "tried": [1e-3, 2e-3, 4e-3]})
     s.add("stage", {"stage": "baseline", "state": "start"})
-    filled = Allocation(("nf4",) * L, (2,) * 4 + (4,) * 8)
-    for a in (nf4[1], filled, uniform(L, "hqq3", 5), uniform(L, "hqq3", 4), uniform(L, "hqq2", 8)):
+    fractional = Allocation(("nf4", *("hqq3",) * 10, "nf4"), (5,) * L)
+    for a in (nf4[1], fractional, uniform(L, "hqq3", 5), uniform(L, "hqq3", 4), uniform(L, "hqq2", 8)):
         s.evaluate(a, "baseline")
     for a in (uniform(L, "fp16", 16), uniform(L, "nf4", 16)):
         s.evaluate(a, "reference")
@@ -169,7 +169,8 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
     differences = np.array([c - r for c, (_, r) in zip(candidate, pairs, strict=True)])
     half = 2.776 * differences.std(ddof=1) / np.sqrt(len(seeds))
     s.add("confirmation", {
-        "candidate": best.to_json(), "reference": reference.to_json(), "train_seeds": seeds,
+        "candidate": best.to_json(), "reference": reference.to_json(), "uniform": reference.to_json(),
+        "train_seeds": seeds,
         "candidate_losses": candidate, "reference_losses": [r for _, r in pairs],
         "mean": float(differences.mean()),
         "low": float(differences.mean() - half), "high": float(differences.mean() + half),

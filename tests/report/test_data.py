@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qra_bo.report.data import parse_events
-from qra_bo.space import uniform
+from qra_bo.space import Allocation, uniform
 from qra_bo.study.reading import study_of
 from qra_bo.study.results import _versus
 from qra_bo.trials import Fidelity
@@ -67,6 +67,18 @@ def test_end_event_overrules_confirmation(events):
     assert parse_events([*events[:-1], end]).winner == d.study.confirmation.reference
 
 
+def test_names_tell_uniform_fractional_and_mixed_apart(events):
+    d = parse_events(events)
+    assert d.study.name(uniform(L, "int8", 2)) == "uniform-8bit-r2"
+    mix = next(e for e in d.points if e.stage == "baseline" and len(set(e.allocation.formats)) == 2).allocation
+    assert d.study.name(mix) == "mix-3.17bit-r5"
+    assert d.study.name(Allocation(mix.formats[1:] + mix.formats[:1], mix.ranks)).startswith("mixed-")
+    tried = {(e.allocation, e.spec.codes) for e in d.study.trials}
+    assert len({d.study.name(*pair) for pair in tried}) == len(tried)
+    assert d.study.name(d.study.confirmation.candidate).startswith("mixed-")
+    assert d.average_bits(uniform(L, "hqq3", 2)) == 3.0
+
+
 def test_average_bits_are_weighted_by_parameters(events):
     header = {**events[0], "unit_numel": [3, *[1] * (L - 1)]}
     d = parse_events([header, *events[1:]])
@@ -92,5 +104,5 @@ def test_a_delivered_allocation_that_was_not_compared_states_no_difference() -> 
     events = failed_alone(make_events())
     c = study_of(events).confirmation
     for delivered, found in ((c.candidate, None), (c.reference, (0.0, 0.0, 0.0))):
-        versus = _versus(study_of([*events[:-1], {**events[-1], "best": delivered.fingerprint}]))
+        versus = _versus(study_of([*events[:-1], {**events[-1], "best": delivered.fingerprint}]), "uniform")
         assert (versus and (versus["mean"], versus["low"], versus["high"])) == found

@@ -20,7 +20,8 @@ RUN = Path("runs/a")
 
 def test_a_reference_that_is_the_best_uniform_choice_keeps_its_role():
     qlora = uniform(L, "nf4", 16)
-    events = [{**e, "reference": qlora.to_json()} if e["event"] == "confirmation" else e for e in make_events()]
+    events = [{**e, "reference": qlora.to_json(), "uniform": qlora.to_json()} if e["event"] == "confirmation" else e
+              for e in make_events()]
     roles = [row.role for row in story.comparison(parse_events(events))]
     assert roles == ["winner", "best uniform = QLoRA", "LoRA, 16-bit"]
     won = [{**e, "winner_kind": "uniform"} if e["event"] == "confirmation" else

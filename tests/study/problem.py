@@ -45,7 +45,7 @@ def predict_bytes(a: Allocation) -> int:
     return FIXED + sum(FORMAT_BYTES[f] + RANK_BYTES * r for f, r in zip(a.formats, a.ranks, strict=True))
 
 
-BUDGET = predict_bytes(uniform(4, "nf4", 4)) + 7  # two more ranks fit: uniform + filled ranks is 4, 4, 5, 5
+BUDGET = predict_bytes(uniform(4, "nf4", 4)) + 7  # with room for two more ranks
 
 
 def make_costs(space: SearchSpace) -> CostTable:
@@ -128,16 +128,15 @@ def run(folder: Path, executor: Executor | None = None, searcher: Any = Walk, *,
                   fine_tunes=fine_tunes, listeners=listeners).run()
 
 
-def compared(candidate: Allocation, reference: Allocation, ours: Sequence[float], theirs: Sequence[float]
-             ) -> list[tuple[Trial, Trial]]:
-    """Trials of both allocations by training seed, with these test losses."""
-    def trial(a: Allocation, seed: int, loss: float) -> Trial:
+def compared(losses: Mapping[Allocation, Sequence[float | None]]) -> dict[Allocation, list[Trial]]:
+    """Trials of allocations by training seed, with these test losses; ``None``: it diverged."""
+    def trial(a: Allocation, seed: int, loss: float | None) -> Trial:
         spec = TrialSpec(a, 8, 8, train_seed=seed, split="test", learning_rate=1e-3)
-        result = TrialResult(TrialState.OK, loss, None, ((8, loss),), 8, 0, 0, None, 0.0)
+        state = TrialState.DIVERGED if loss is None else TrialState.OK
+        result = TrialResult(state, loss, None, () if loss is None else ((8, loss),), 8, 0, 0, None, 0.0)
         return Trial(seed, a, (4,) * len(a), "confirmation", Fidelity.HIGH, spec, 0, result, 1)
 
-    return [(trial(candidate, seed, c), trial(reference, seed, r))
-            for seed, (c, r) in enumerate(zip(ours, theirs, strict=True), 1)]
+    return {a: [trial(a, seed, loss) for seed, loss in enumerate(found, 1)] for a, found in losses.items()}
 
 
 def lines_of(folder: Path, kind: str) -> list[dict[str, Any]]:

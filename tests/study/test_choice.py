@@ -49,7 +49,7 @@ class NothingMixed(Contrary):
 
 
 def test_uniform_choice_is_not_confirmed_with_itself(tmp_path: Path) -> None:
-    study = run(tmp_path, searcher=NothingMixed).study
+    study = run(tmp_path, searcher=NothingMixed, effort__uniform_baselines=1).study
     c = study.confirmation
     assert c is not None
     assert c.candidate == c.reference

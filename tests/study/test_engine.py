@@ -213,7 +213,8 @@ def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_
     assert extended.winner == whole[1].winner
     assert short.best["effort"] == "quick"
     assert extended.best["effort"] == "normal"
-    assert len([e for e in load_study(tmp_path).trials if e.stage == "evolution"]) == 21
+    evolved = [len([e for e in study.trials if e.stage == "evolution"]) for study in (short.study, extended.study)]
+    assert evolved[0] < evolved[1]
     events = read_journal(tmp_path / "trials.jsonl").events
     begun = next(i for i, e in enumerate(events) if e["event"] == "extension")
     for part in (events[:begun], events[begun:]):  # what goes on names its stages, and their ends
@@ -228,7 +229,8 @@ def test_an_extension_adds_the_anchors_that_were_left_out(whole: tuple[Path, Run
     run(tmp_path, effort__max_full_trials=8, effort__uniform_baselines=2)
     first = [e.allocation for e in load_study(tmp_path).baselines]
     assert first.pop(0) == uniform(4, "nf4", 2)  # of the calibration
-    assert first[:2] == [uniform(4, "nf4", 4), Allocation(("nf4",) * 4, (4, 4, 5, 5))]
+    assert first[0] == uniform(4, "nf4", 4)
+    assert (len(set(first[1].formats)), len(set(first[1].ranks))) == (2, 1)
     extended = run(tmp_path)
     names = {b["name"] for b in extended.best["baselines"]}
     assert names == {b["name"] for b in whole[1].best["baselines"]}
@@ -236,12 +238,32 @@ def test_an_extension_adds_the_anchors_that_were_left_out(whole: tuple[Path, Run
     assert longer.best["cost"]["search_full_trial_equivalents"] >= 30
 
 
-@pytest.mark.parametrize(("limit", "ranks"), [(1, [4]), (2, [4, 3])])
-def test_the_next_baseline_replaces_filled_ranks_that_are_not_new(tmp_path: Path, limit: int, ranks: list[int]) -> None:
-    outcome = run(tmp_path, budget=predict_bytes(uniform(4, "nf4", 4)), fine_tunes=False, confirm__seeds=0,
-                  effort__references=False, effort__uniform_baselines=limit)
-    found = [e.allocation for e in outcome.study.trials if e.stage == "baseline"]
-    assert found == [uniform(4, "nf4", r) for r in ranks]
+@pytest.mark.parametrize("published", [False, True])
+def test_a_published_method_keeps_its_own_winner_beside_the_simple_choice(tmp_path: Path, published: bool) -> None:
+    outcome = run(tmp_path, InProcessExecutor(Mixing()), Silent, fine_tunes=False, confirm__seeds=0,
+                  effort__references=False, method="autoqra" if published else "random")
+    found = [e for e in outcome.study.trials if len(set(e.allocation.formats)) > 1]
+    assert {e.stage for e in found} == {"reference" if published else "baseline"}
+    assert [b["reference"] for b in outcome.best["baselines"] if b["format"] is None] == [published] * len(found)
+    least = min(outcome.study.trials, key=lambda e: e.loss or 0.0)
+    assert least in found
+    assert (outcome.winner == least.allocation) is not published
+    assert outcome.best["winner_kind"] == ("uniform" if published else "fractional")
+
+
+class Mixing(PlantedOracle):
+    """Two formats gain a nat."""
+
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
+        found = super().evaluate(request, progress)
+        return dataclasses.replace(found, loss=(found.loss or 0.0) - (len(set(request.allocation.formats)) > 1))
+
+
+class Silent(Walk):
+    """Proposes nothing."""
+
+    def ask(self, n: int) -> list[Proposal]:
+        return []
 
 
 class Recorder(Walk):
@@ -261,7 +283,7 @@ def test_the_searcher_is_told_anchors_and_failures_in_its_own_units(tmp_path: Pa
     outcome = run(tmp_path / "run", InProcessExecutor(oracle), Recorder)
     told = Recorder.made.told
     assert {e.spec.learning_rate for e in told} == {2e-3}
-    assert [e.stage for e in told[:5]] == ["baseline"] * 5
+    assert [e.stage for e in told[:4]] == ["baseline"] * 4
     states = [e.result.state for e in told]
     assert states.count(TrialState.FAILED) == 1
     assert TrialState.OOM not in states  # it says something of the device, and nothing of the objective
@@ -304,7 +326,7 @@ def test_when_every_anchor_fails_the_run_says_why(tmp_path: Path) -> None:
 
     with pytest.raises(QRABOError, match=r"calibration.*failed: RuntimeError: no kernel image"):
         run(tmp_path / "a", InProcessExecutor(Broken()))
-    with pytest.raises(QRABOError, match=r"every uniform baseline failed.*no kernel image"):
+    with pytest.raises(QRABOError, match=r"every baseline failed.*no kernel image"):
         run(tmp_path / "b", InProcessExecutor(Broken()), calibrate__lr_scales=[1.0])
     assert json.loads((tmp_path / "b" / "status.json").read_text())["state"] == "failed"
 

@@ -42,7 +42,7 @@ def test_best_json_holds_every_card_and_the_delivered_loss() -> None:
         ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
          "optimizer", "checkpointing"), 1)})
     best = build_best(study_of(events))
-    assert [c["name"] for c in best["checks"]] == ["beats_uniform", *(name for name, *_ in QUESTIONS)]
+    assert [c["name"] for c in best["checks"]] == ["beats_simple", *(name for name, *_ in QUESTIONS)]
     assert best["delivered"] == {"loss": 3.871, "loss_se": .004, "steps": 320, "kept_step": 240, "metric": "test_loss"}
 
 
@@ -53,7 +53,7 @@ def test_failures_and_warnings_say_what_to_do() -> None:
             changed("provenance", changed("header", config={"train": {"length": 9}}), data_facts={
                 "records": 9, "cut_records": 5, "answer_tokens": 90, "cut_tokens": 40, "usual_length": 80})]
     cards = [c for events in runs for c in checks(study_of(events)) if c.status in (WARN, FAIL)]
-    assert {c.name for c in cards} == {"beats_uniform", *(name for name, *_ in QUESTIONS)}
+    assert {c.name for c in cards} == {"beats_simple", *(name for name, *_ in QUESTIONS)}
     assert all(c.action.endswith(".") for c in cards)
 
 

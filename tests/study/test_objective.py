@@ -10,14 +10,12 @@ import pytest
 from qra_bo.execution import InProcessExecutor
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.change import Change
-from qra_bo.space import uniform
 from qra_bo.study import RunOutcome
 from qra_bo.study import confirmation as confirming
-from qra_bo.study.confirmation import confirmation
 from qra_bo.study.cost import affordable_steps
 from qra_bo.trials import Fidelity, Trial
 from tests.study.oracles import FORMATS, PlantedOracle
-from tests.study.problem import HIGH, TOKENS, Walk, compared, run
+from tests.study.problem import HIGH, TOKENS, Walk, run
 
 
 class Counting(PlantedOracle):
@@ -61,12 +59,12 @@ def test_final_length_is_minimised_and_losses_are_carried(tmp_path: Path) -> Non
 
 def test_confirmation_is_as_long_as_the_effort_affords(tmp_path: Path) -> None:
     study = long_run(tmp_path).study
-    # 24 full trials of 90 tokens' worth, shared by two allocations on three seeds of 10 tokens a step
-    assert study.confirmation_steps == 32
+    # 24 full trials of 90 tokens' worth, shared by three allocations on three seeds of 10 tokens a step
+    assert study.confirmation_steps == 24
     lengths = {e.spec.steps for e in study.trials if e.stage == "confirmation"}
     c = study.confirmation
-    assert lengths <= {32}
-    assert c.steps == 32
+    assert lengths <= {24}
+    assert c.steps == 24
     assert study.objective.steps > c.steps
     raw = (tmp_path / "trials.jsonl").read_bytes()
     assert long_run(tmp_path).study.objective_steps == 40
@@ -102,15 +100,6 @@ def test_a_length_whose_line_was_damaged_decides_the_incumbent_again(tmp_path: P
     assert again.incumbent is again.ranked[0]
 
 
-@pytest.mark.parametrize(("cost", "steps"), [(0.0, 8), (1e3, 16), (1e9, 16_666_664)])
+@pytest.mark.parametrize(("cost", "steps"), [(0.0, 8), (1e3, 8), (1.5e3, 16), (1e9, 11_111_104)])
 def test_affordable_steps_are_multiples_of_a_trial(cost: float, steps: int) -> None:
     assert affordable_steps(cost, 3, TOKENS, 8) == steps
-
-
-def test_the_winner_is_decided_for_the_length_that_is_minimised() -> None:
-    sides = uniform(2, "nf4", 2), uniform(2, "nf4", 4)
-    for losses, kinds in (((2.99, 2.98, 2.97), ["mixed", "mixed", "uniform"]), ((2.9801, 2.98, 2.9799), ["mixed"] * 3)):
-        found = [confirmation(*sides, compared(*sides, losses, (3.0, 3.0, 3.0)), False, 8, ahead)
-                 for ahead in (0.0, 0.019, 0.021)]
-        assert [c.winner_kind for c in found] == kinds
-        assert found[2].mean == pytest.approx(-0.02)

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import of_training, rows_terms
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.baselines import fill, largest_rank, uniform_baselines
+from qra_bo.study.baselines import fractional_choices, in_turn, largest_rank, uniform_choices
 from qra_bo.study.confirmation import confirmation
 from qra_bo.study.cost import Cost, cost_of
 from qra_bo.study.intervals import paired_interval
@@ -28,7 +30,7 @@ from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
 from qra_bo.utils.files import write_json
 from tests.study.oracles import DAMAGE, FORMATS, UNITS
-from tests.study.problem import BUDGET, EQUIVALENT, compared, predict_bytes, run
+from tests.study.problem import BUDGET, EQUIVALENT, compared, make_problem, predict_bytes, run
 
 RULES = BaselineRules(4, FORMATS, 32, BUDGET, predict_bytes)
 PROFILE = SensitivityProfile(UNITS, FORMATS, DAMAGE, DAMAGE, None, 4.0, "planted")
@@ -47,20 +49,26 @@ def test_largest_rank_is_the_last_that_fits(budget: int, fmt: str, cap: int, nar
     assert largest_rank(rules, fmt) == max(fitting, default=0)
 
 
-def test_anchors_are_the_largest_rank_and_the_one_below_least_damage_first() -> None:
-    anchors = uniform_baselines(RULES, PROFILE)
-    assert [(a.formats[0], a.ranks[0]) for a in anchors] == [("nf4", 4), ("nf4", 3), ("hqq2", 11), ("hqq2", 10)]
-    only = uniform_baselines(replace(RULES, budget_bytes=predict_bytes(uniform(4, "hqq2", 1))), PROFILE)
-    assert only == [uniform(4, "hqq2", 1)]  # rank 0 would be no adapter at all
+def test_simple_choices_are_the_best_rank_of_every_format_and_the_widest_mix_of_every_rank() -> None:
+    problem = make_problem(PROFILE)
+    rates = of_training(load_rates("smollm2_135m"), problem, 8)
+    uniforms, fractional = uniform_choices(RULES, problem, rates), fractional_choices(problem, rates)
+    assert uniforms == [uniform(4, "nf4", 4), uniform(4, "hqq2", 11)]
+    # 315 bytes, 100 of them fixed and 3 a rank and unit: rank 1 leaves 203, of which 2-bit takes 20, 4-bit 40, 8-bit 80
+    assert set(fractional) == {
+        Allocation(("nf4", "nf4", "nf4", "hqq8"), (1,) * 4), Allocation(("nf4", "hqq2", "nf4", "nf4"), (4,) * 4),
+        *(Allocation(("nf4", "hqq2", "nf4", "nf4"), (r,) * 4) for r in (1, 2)),
+        Allocation(("hqq2", "hqq2", "hqq2", "nf4"), (8,) * 4)}
+    expected = [float((rows_terms(problem, problem.space.encode(a)[None]) @ rates.slopes)[0]) for a in fractional]
+    assert expected == sorted(expected)
     with pytest.raises(BudgetError, match=r"hqq2 with rank 1 needs 192 bytes"):
-        uniform_baselines(replace(RULES, budget_bytes=191), PROFILE)
+        uniform_choices(replace(RULES, budget_bytes=191), problem, rates)
 
 
-def test_fill_spends_the_rest_from_the_last_unit_backwards() -> None:
-    assert fill(RULES, uniform(4, "nf4", 4)).ranks == (4, 4, 5, 5)
-    exact = replace(RULES, budget_bytes=predict_bytes(uniform(4, "nf4", 4)))
-    assert fill(exact, uniform(4, "nf4", 4)) == uniform(4, "nf4", 4)
-    assert fill(replace(RULES, max_rank=4), uniform(4, "nf4", 4)) == uniform(4, "nf4", 4)
+def test_baselines_are_uniform_and_fractional_in_turn() -> None:
+    u, f = ([uniform(2, fmt, r) for r in (1, 2, 3)] for fmt in ("nf4", "hqq2"))
+    assert in_turn(u, f[:1]) == [u[0], f[0], *u[1:]]
+    assert in_turn(u[:1], f) == [u[0], f[0]]
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=12))
@@ -82,22 +90,40 @@ def test_interval_by_hand_and_of_one() -> None:
         paired_interval([1.0])
 
 
-@pytest.mark.parametrize(("ours", "theirs", "failed", "ahead", "kind"), [
-    ((1.0, 2.0), (1.1, 2.1), False, 0.0, "mixed"), ((1.0, 2.0), (1.0, 2.0), False, 0.0, "uniform"),
-    ((1.2, 2.0), (1.1, 2.0), False, 0.0, "uniform"), ((1.0, 2.0), (1.1, 2.1), True, 0.0, "uniform"),
-    ((1.0, 2.0), (1.1, 2.1), False, 0.2, "mixed"), ((1.0, 2.0), (1.01, 2.19), False, 0.2, "uniform"),
-    ((1.2, 2.0), (1.1, 2.0), False, -0.1, "mixed"),
-    # +0.0045 (+0.0033 to +0.0057) was delivered as mixed, for 0.006 were expected of a longer training
-    ((3.0044, 3.0046), (3.0, 3.0), False, -0.006, "uniform"), ((2.9955, 2.9956), (3.0, 3.0), False, 0.006, "mixed")])
-def test_the_loser_is_not_called_the_winner(ours: tuple[float, float], theirs: tuple[float, float], failed: bool,
-                                            ahead: float, kind: str) -> None:
-    mixed, reference = Allocation(("hqq2", "hqq8"), (1, 2)), uniform(2, "nf4", 4)
-    data = confirmation(mixed, reference, compared(mixed, reference, ours, theirs), failed, 24, ahead)
-    assert data.winner_kind == kind
-    assert data.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
-    same = confirmation(reference, reference, compared(reference, reference, ours, ours), False, 24, -1.0)
-    assert same.winner_kind == "uniform"
-    assert same.differences == (0, 0)
+MIXED, FRACTION, UNIFORM = Allocation(("hqq2", "hqq8"), (1, 2)), Allocation(("hqq2", "nf4"), (4, 4)), \
+    uniform(2, "nf4", 4)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "kind"), [
+    ((1.0, 2.0), (1.1, 2.1), "mixed"), ((1.0, 2.0), (1.0, 2.0), "uniform"), ((1.2, 2.0), (1.1, 2.0), "uniform"),
+    ((1.0, 2.0), (1.01, 2.19), "uniform"), ((None, 2.0, 2.0), (1.1, 2.1, 2.1), "uniform"),
+    ((3.0044, 3.0046), (3.0, 3.0), "uniform"), ((2.9955, 2.9956), (3.0, 3.0), "mixed")])
+def test_what_is_not_shown_to_be_better_is_not_delivered(ours: tuple[float | None, ...], theirs: tuple[float, ...],
+                                                         kind: str) -> None:
+    data = confirmation(compared({MIXED: ours, UNIFORM: theirs}), MIXED, UNIFORM, UNIFORM, 24)
+    assert (data.winner_kind, data.winner) == (kind, MIXED if kind == "mixed" else UNIFORM)
+    assert (data.candidate_failed, data.versus_uniform) == (None in ours, None)
+    if None not in ours:
+        assert data.mean == pytest.approx(np.mean(np.array(ours) - np.array(theirs)))
+    alone = confirmation({}, None, UNIFORM, UNIFORM, 24)
+    assert (alone.winner_kind, alone.differences, alone.candidate) == ("uniform", (), UNIFORM)
+
+
+@pytest.mark.parametrize(("ours", "simple", "kind"), [(1.0, 1.1, "mixed"), (1.1, 1.0, "fractional"),
+                                                      (1.0, 1.3, "mixed"), (1.25, 1.3, "uniform")])
+def test_the_reference_is_the_better_simple_choice_on_these_seeds(ours: float, simple: float, kind: str) -> None:
+    losses = compared({MIXED: (ours, ours + .01), FRACTION: (simple, simple + .012), UNIFORM: (1.2, 1.213)})
+    data = confirmation(losses, MIXED, FRACTION, UNIFORM, 24)
+    assert (data.winner_kind, data.reference) == (kind, FRACTION if simple < 1.2 else UNIFORM)
+    other = min(simple, 1.2) + .0125 / 2
+    assert data.mean == pytest.approx(ours + .005 - other, abs=.001)
+    if simple < 1.2:
+        assert data.versus_uniform is not None
+        assert data.versus_uniform.mean == pytest.approx(min(ours, simple) - 1.2, abs=.002)
+        assert np.mean(data.losses_of(data.winner)) == pytest.approx(min(ours, simple) + .0055, abs=.001)
+    else:
+        assert data.versus_uniform is None
+    assert confirmation(losses, None, FRACTION, UNIFORM, 24).winner == (FRACTION if simple < 1.2 else UNIFORM)
 
 
 def test_cost_counts_a_forward_token_a_third() -> None:

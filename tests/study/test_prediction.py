@@ -17,10 +17,10 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.space import limit_average_bits
 from qra_bo.study import VerdictKind, load_study, prediction
 from qra_bo.study.journal import read_journal
-from qra_bo.study.prediction import solved
+from qra_bo.study.prediction import solved, updated
 from qra_bo.study.results import build_best
 from qra_bo.study.trial_runner import TrialRunner
-from qra_bo.trials import Trial
+from qra_bo.trials import Fidelity, Trial
 from qra_bo.utils.errors import ConfigError, JournalError
 from tests.conformance.searcher import make_problem
 
@@ -39,7 +39,7 @@ def quick(out: Path, **more: Any) -> Result:
 
 
 def kept(trials: list[Trial]) -> list[tuple[str, str, float | None]]:
-    return [(e.spec.key, e.stage, e.loss) for e in trials]
+    return [(e.spec.key, e.stage, e.loss) for e in trials if e.stage != "comparison"]
 
 
 def test_solution_is_the_exact_optimum_within_the_budget() -> None:
@@ -68,27 +68,42 @@ def test_smaller_shares_of_the_budget_are_of_memory_and_not_of_average_bits() ->
     assert memory[1] <= 0.9 * problem.budget_bytes < memory[0]
 
 
-def test_instant_runs_no_trial_and_is_labelled_as_predicted(tmp_path: Path) -> None:
+def test_instant_checks_its_prediction_at_low_fidelity_and_delivers_the_best(tmp_path: Path) -> None:
     result = instant(tmp_path)
     best, study, d = result.best, load_study(tmp_path), load_run(tmp_path)
     assert "no loss measured" in repr(result)
-    assert study.trials == []
+    assert {(e.stage, e.fidelity, e.spec.train_seed) for e in study.trials} == {
+        ("comparison", Fidelity.LOW, study.header.train_seed)}
+    assert {study.kind_of(e.allocation) for e in study.trials} >= {"uniform", "mixed"}
     assert (best["searched"], best["versus_best_uniform"], best["loss"]) == (False, None, None)
-    p = best["prediction"]
-    assert p["label"] == "predicted, not searched"
-    assert p["low"] < p["mean"] < 0 < p["steps"]
+    p, prediction = best["prediction"], study.prediction
+    assert prediction is not None
+    assert (p["label"], p["checked_steps"]) == ("predicted, not searched", study.header.low_steps)
     assert p["low"] + p["high"] == pytest.approx(2 * p["mean"])
-    found = d.verdict.versus_uniform
+    losses = {e.allocation: e.loss for e in study.trials}
+    assert study.winner == prediction.allocations[0] == min(losses, key=lambda a: losses[a] or 0.0)
+    assert p["high"] - p["low"] < 2 * 0.05
+    found = d.verdict.versus_simple or d.verdict.versus_uniform
     assert d.verdict.kind is VerdictKind.PREDICTED
     assert found is not None
-    assert (found.mean, found.low, found.high, found.steps) == (p["mean"], p["low"], p["high"], 24)
     assert "predicted, not searched" in versus(d)
     raw = (tmp_path / "trials.jsonl").read_bytes()
     assert instant(tmp_path).best == best
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
 
 
-@pytest.mark.parametrize("cut", [b'"stage":"comparison"', b'"event":"end"'])
+@pytest.mark.parametrize(("promised", "measured"), [(-.7, -.11), (-.7, .05), (.3, .02), (-.002, -.03)])
+def test_a_promise_gives_way_to_what_was_measured(promised: float, measured: float) -> None:
+    found, opposite = (updated(sign * promised, sign * promised, .012, sign * measured) for sign in (1, -1))
+    assert (found.mean, found.low) == pytest.approx((-opposite.mean, -opposite.high))
+    assert found.low < measured < found.high
+    assert abs(found.mean - measured) < abs(promised - measured) * .8
+    assert found.high - found.low < .12
+    longer = updated(promised, promised / 2, .012, measured)
+    assert abs(longer.mean) < abs(found.mean)
+
+
+@pytest.mark.parametrize("cut", [b'"event":"prediction"', b'"event":"end"'])
 def test_a_run_goes_on_with_the_prediction_in_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                           cut: bytes) -> None:
     more = {"effort.compare": ["uniform"]}
@@ -107,7 +122,8 @@ def test_a_uniform_prediction_is_not_compared_with_itself(tmp_path: Path) -> Non
     events = read_journal(tmp_path / "trials.jsonl").events
     event = next(e for e in events if e["event"] == "prediction")
     assert event["reference"] in event["allocations"]
-    same = {**event, "allocations": [event["reference"]], "mean": 0.0, "low": 0.0, "high": 0.0}
+    same = {**event, "allocations": [event["reference"]], "mean": 0.0, "low": 0.0, "high": 0.0,
+            "simple": event["reference"], "versus_simple": {"mean": 0.0, "low": 0.0, "high": 0.0}}
     d = parse_events([same if e is event else e for e in events if e["event"] != "end"])
     assert (d.verdict.kind, d.verdict.versus_uniform) == (VerdictKind.PREDICTED, None)
     assert "0.0000" not in versus(d)
@@ -123,7 +139,8 @@ def test_search_after_instant_equals_one_without_it(tmp_path: Path) -> None:
     assert (grown.best["prediction"], grown.best["searched"]) == (None, True)
     for key in ("bits", "ranks", "loss", "versus_best_uniform", "learning_rate"):
         assert grown.best[key] == alone.best[key]
-    assert grown.best["cost"]["training_tokens"] == alone.best["cost"]["training_tokens"]  # one profile
+    checked = sum(e.result.training_tokens for e in after.trials if e.stage == "comparison")
+    assert grown.best["cost"]["training_tokens"] == alone.best["cost"]["training_tokens"] + checked  # one profile
     assert "effort quick" in render_html(load_run(tmp_path / "grown"), {})
     assert after.planned_cost == apart.planned_cost
     longer = quick(tmp_path / "grown", **{"effort.max_full_trials": 12})
@@ -161,25 +178,26 @@ def test_other_rates_are_refused_in_a_folder_that_predicted(tmp_path: Path) -> N
         instant(tmp_path / "run", **{"surrogate.rates": str(other)})
     own, others = (instant(tmp_path / name, **more).best["prediction"] for name, more in (
         ("run", {}), ("other", {"surrogate.rates": str(other)})))
-    assert own["mean"] == others["mean"]
-    assert others["low"] < own["low"]
+    assert own["mean"] != others["mean"]
 
 
 def test_comparison_on_one_seed_has_losses_and_no_verdict(tmp_path: Path) -> None:
     best = instant(tmp_path, **{"effort.compare": ["uniform", "qlora"]}).best
     study, d, one = load_study(tmp_path), load_run(tmp_path), best["one_seed"]
-    assert [e.stage for e in study.trials] == ["comparison"] * 3
-    assert {(e.spec.split, e.spec.steps, e.spec.train_seed) for e in study.trials} == {("test", one["steps"],
-                                                                                        one["train_seed"])}
-    assert [one[name] for name in ("uniform", "predicted", "qlora")] == [e.loss for e in study.trials]
+    trials = [e for e in study.trials if e.fidelity is Fidelity.HIGH]
+    assert [e.stage for e in trials] == ["comparison"] * 3
+    assert {(e.spec.split, e.spec.steps, e.spec.train_seed) for e in trials} == {("test", one["steps"],
+                                                                                  one["train_seed"])}
+    assert [one[name] for name in ("uniform", "predicted", "qlora")] == [e.loss for e in trials]
     assert one["difference"] == pytest.approx(one["predicted"] - one["uniform"])
     assert (one["train_seeds"], one["untuned"], best["versus_best_uniform"]) == (1, None, None)
-    assert study.trials[1].allocation == study.winner
-    assert set(study.trials[2].allocation.formats) == {"nf4"}
+    assert trials[1].allocation == study.winner
+    assert set(trials[2].allocation.formats) == {"nf4"}
     assert (study.points, best["searched"]) == ([], False)
     assert (d.verdict.kind, answer(d).tone) == (VerdictKind.ONE_SEED, "open")
-    assert d.verdict.versus_uniform is not None
-    assert (d.verdict.versus_uniform.mean, d.verdict.versus_uniform.low) == (one["difference"], None)
+    measured = d.verdict.versus_uniform or d.verdict.versus_simple
+    assert measured is not None
+    assert (measured.mean, measured.low) == (one["difference"], None)
     assert versus(d).endswith("on one seed")
     assert [row.role for row in comparison(d)] == ["predicted", "best uniform", "QLoRA"]
     assert [row.test_loss for row in comparison(d)] == [one[name] for name in ("predicted", "uniform", "qlora")]
@@ -192,13 +210,14 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
     d = load_run(tmp_path)
     assert d.study.prediction is not None
     first, second = d.study.prediction.allocations[:2]
-    reference = d.study.prediction.reference
-    for delivered, role in ((second, "the next best"), (reference, "the best uniform baseline")):
+    reference, simple = d.study.prediction.reference, d.study.prediction.simple
+    for delivered, role in ((second, "the next best"), (simple, "the best simple choice"),
+                            (reference, "the best ")):
         assert delivered is not None
         d = parse_events([{**e, "status": "next_best", "best": delivered.fingerprint} if e["event"] == "end" else e
                           for e in events])
         v = d.verdict
-        assert (v.kind, v.versus_uniform, v.delivered) == (VerdictKind.REPLACED, None, delivered)
+        assert (v.kind, v.versus_simple, v.delivered) == (VerdictKind.REPLACED, None, delivered)
         said = answer(d)
         assert role in said.sentence
         assert said.sentence.index(d.study.name(first)) < said.sentence.index(d.study.name(delivered))
@@ -219,7 +238,7 @@ def test_comparison_is_made_once_and_ends_with_a_search(tmp_path: Path) -> None:
     compared = {"effort.compare": ["uniform"]}
     first = instant(tmp_path, **compared).best
     assert instant(tmp_path, **compared).best["one_seed"] == first["one_seed"]
-    assert len(load_study(tmp_path).trials) == 2
+    assert len([e for e in load_study(tmp_path).trials if e.spec.split == "test"]) == 2
     searched = quick(tmp_path).best
     assert (searched["one_seed"], searched["searched"]) == (None, True)
 

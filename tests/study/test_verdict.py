@@ -4,10 +4,14 @@ from typing import Any
 
 import pytest
 
+from qra_bo.report.data import parse_events
+from qra_bo.report.story import comparison
 from qra_bo.space import uniform
 from qra_bo.study import VerdictKind, verdict_of
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.study.reading import study_of
+from qra_bo.study.results import _versus
+from qra_bo.study.state import Study
 from qra_bo.study.verdict import Evidence, told
 from tests.report.fixtures import L, failed_alone, make_events, minimised_at, without_mixed
 
@@ -24,6 +28,21 @@ def seeds(n: int, difference: float) -> dict[str, Any]:
             "mean": difference, "low": difference - .01, "high": difference + .01, "over_text": False}
 
 
+def against_fractional(lines: Lines) -> Lines:
+    """The lines of a run whose best simple choice is fractional."""
+    found = next(e for e in lines if e["event"] == "trial" and e["stage"] == "baseline" and len(set(e["formats"])) > 1)
+    return changed("confirmation", lines, reference={"formats": found["formats"], "ranks": found["ranks"]},
+                   versus_uniform=seeds(5, -.2), **seeds(5, -.1))
+
+
+def versus(study: Study, key: str) -> tuple[float, float]:
+    """Differences of the winner to the best simple and the best uniform choice, as ``best.json`` states them."""
+    simple, uniform = (_versus(study, side) for side in ("reference", "uniform"))
+    assert simple is not None
+    assert uniform is not None
+    return simple[key], uniform[key]
+
+
 def delivering(which: str, lines: Lines = WON) -> Lines:
     study = study_of(lines)
     c = study.confirmation
@@ -33,17 +52,19 @@ def delivering(which: str, lines: Lines = WON) -> Lines:
     return changed("end", lines, status="next_best", best=chosen.fingerprint)
 
 
+NF4 = uniform(L, "nf4", 4)
 GIVEN = {"allocations": [uniform(L, "nf4", 4).to_json()], "reason": "all fits", "learning_rate": 2e-3,
          "rate_source": "a file", "notes": []}
 TRIALS_OF_BASELINES = [e for e in without_mixed(LOST) if e["event"] != "trial" or e["stage"] in ("baseline",
                                                                                                 "calibration")]
 CASES: list[tuple[Lines, VerdictKind, str]] = [
-    (WON, VerdictKind.BETTER, PASS), (changed("confirmation", **seeds(5, -.005)), VerdictKind.UNRESOLVED, WARN),
+    (WON, VerdictKind.BETTER, PASS),
+    (changed("end", changed("confirmation", **seeds(5, -.005), winner_kind="uniform"), best=NF4.fingerprint),
+     VerdictKind.UNRESOLVED, WARN),
     (changed("confirmation", **seeds(4, -.1)), VerdictKind.AHEAD, WARN),
-    (LOST, VerdictKind.UNIFORM_WINS, FAIL), (failed_alone(LOST), VerdictKind.UNIFORM_WINS, FAIL),
-    (without_mixed(LOST), VerdictKind.NOTHING_MIXED_BETTER, FAIL),
+    (LOST, VerdictKind.SIMPLE_WINS, FAIL), (failed_alone(LOST), VerdictKind.SIMPLE_WINS, FAIL),
+    (against_fractional(WON), VerdictKind.BETTER, PASS),
     (TRIALS_OF_BASELINES, VerdictKind.NO_MIXED_LOSS, UNKNOWN),
-    (changed("confirmation", **seeds(5, -.005), ahead=1.0, winner_kind="uniform"), VerdictKind.EXPECTED, WARN),
     (changed("confirmation", ahead=1.0), VerdictKind.BETTER, PASS),
     (delivering("reference"), VerdictKind.REPLACED, WARN), (delivering("candidate", LOST), VerdictKind.REPLACED, WARN),
     (delivering("other"), VerdictKind.REPLACED, WARN),
@@ -54,29 +75,45 @@ CASES: list[tuple[Lines, VerdictKind, str]] = [
 
 @pytest.mark.parametrize(("lines", "kind", "status"), CASES, ids=[str(i) for i in range(len(CASES))])
 def test_kind_and_status_of_a_verdict(lines: Lines, kind: VerdictKind, status: str) -> None:
-    if kind is VerdictKind.EXPECTED:
-        lines = changed("end", lines, best=uniform(L, "nf4", 4).fingerprint)
     study = study_of(lines)
     verdict = verdict_of(study)
     words = told(study, verdict)
     assert (verdict.kind, words.status) == (kind, status)
     assert bool(words.action) == (kind is not VerdictKind.BETTER)
     assert "{" not in words.sentence + words.action
-    assert bool(words.figure) == (verdict.versus_uniform is not None)
+    assert bool(words.figure) == (verdict.versus_simple is not None)
 
 
 def test_numbers_are_those_of_the_confirmation() -> None:
     study = study_of(minimised_at(WON, 480))
-    c, d = study.confirmation, verdict_of(study).versus_uniform
+    c, d = study.confirmation, verdict_of(study).versus_simple
     assert c is not None
     assert d is not None
     assert (d.evidence, d.mean, d.low, d.high) == (Evidence.UNSEEN_SEEDS, c.mean, c.low, c.high)
     assert (d.seeds, d.steps, d.expected, d.objective_steps) == (5, 64, c.mean + c.ahead, 480)
 
 
+def test_both_differences_are_stated_where_the_best_simple_choice_is_fractional() -> None:
+    study = study_of(against_fractional(WON))
+    c, verdict = study.confirmation, verdict_of(study)
+    assert c is not None
+    assert c.versus_uniform is not None
+    assert verdict.versus_simple is not None
+    assert verdict.versus_uniform is not None
+    assert (verdict.versus_simple.mean, verdict.versus_uniform.mean) == (c.mean, c.versus_uniform.mean)
+    assert versus(study, "mean") == (c.mean, c.versus_uniform.mean) == (-.1, -.2)
+    assert (verdict.reference, verdict.uniform, study.kind_of(c.winner)) == (c.reference, NF4, "mixed")
+    assert [row.role for row in comparison(parse_events(against_fractional(WON)))][:3] == \
+        ["winner", "best simple", "best uniform"]
+    taken = changed("confirmation", against_fractional(WON), winner_kind="fractional", **seeds(5, .1))
+    lost = study_of(changed("end", taken, best=c.reference.fingerprint))
+    assert (versus(lost, "mean"), versus(lost, "high")) == ((0.0, -.2), (0.0, pytest.approx(-.19)))
+    assert (lost.kind_of(c.reference), lost.name(c.reference)) == ("fractional", "mix-3.17bit-r5")
+
+
 def test_numbers_before_a_confirmation_are_those_of_the_search() -> None:
     study = study_of(minimised_at(make_events(finished=False), 480))
-    best, reference, d = study.incumbent, study.best_uniform, verdict_of(study).versus_uniform
+    best, reference, d = study.incumbent, study.best_simple, verdict_of(study).versus_simple
     assert best is not None
     assert reference is not None
     assert d is not None
@@ -101,6 +138,6 @@ def test_more_seeds_than_the_configuration_has_take_another_run() -> None:
 
 
 def test_what_is_expected_is_the_measured_difference_and_what_lies_beyond() -> None:
-    found = verdict_of(study_of(changed("confirmation", ahead=0.25))).versus_uniform
+    found = verdict_of(study_of(changed("confirmation", ahead=0.25))).versus_simple
     assert found is not None
     assert found.expected == pytest.approx(found.mean + 0.25)

@@ -1,0 +1,212 @@
+"""What quick runs deliver, without training: on emulated tables of real trials, and on landscapes with a planted gain.
+
+    python -m bench.simple [--seeds 40] [--only emulated|planted|none]
+
+A delivered mix is held against the best simple choice by losses without noise. Planted landscapes are those of
+oracle=synthetic with the units' differences scaled, so that the best mix is 0.03 nats better than every simple choice,
+or with units that are all alike. Every finished run is a line of outputs/bench-simple/runs.jsonl and is not repeated.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.emulator.emulator import FAMILIES
+from bench.emulator.oracle import load_oracle
+from bench.methods import OPTIONS
+from bench.report import RESULTS, Target, publish
+from bench.store import append_line, read_lines
+from bench.tasks import DATA, RATES, REFERENCE_BUDGETS, TASKS
+from qra_bo.config import RunConfig, load_config
+from qra_bo.execution import InProcessExecutor
+from qra_bo.oracle.protocol import quiet
+from qra_bo.oracle.synthetic import KNEE, Landscape, SyntheticOracle
+from qra_bo.pipeline.prepare import checked_budget, make_setting
+from qra_bo.pipeline.run import searcher_factory
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import of_training
+from qra_bo.space import Allocation, FloatArray, SearchSpace, StorageFormat
+from qra_bo.space.lagrangian import solve_relaxed
+from qra_bo.study import Engine, Setting
+from qra_bo.study.baselines import fractional_choices, uniform_choices
+from qra_bo.study.state import ENGINE_STAGES
+from qra_bo.trials import Trial
+
+RUNS = Path("outputs") / "bench-simple" / "runs.jsonl"
+GAIN = 0.03
+BUDGET = "uniform:3,8"
+"""Of planted landscapes: where mixing pays."""
+HALVINGS = 8
+Row = dict[str, Any]
+
+
+class Planted(Landscape):
+    """A landscape whose units differ by a share of the original's differences; 0: they are all alike.
+
+    Adapters recover no damage by few bits: else units of few bits take larger ranks, and no simple choice is best.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int, unequal: float) -> None:
+        self._unequal = unequal
+        super().__init__(space, seed)
+        self._severity, self.task = (self._nearer(v, float(v.mean())) for v in (self._severity, self.task))
+        self._share = np.zeros(space.n_units)
+        ranks = np.array(space.ranks.values, dtype=np.float64)[None, :]
+        self.quantization_sensitivity = np.stack([self.format_sensitivity(f) for f in space.formats], axis=1)
+        self.left = self.quantization_sensitivity[:, :, None] * self.kept(ranks)[:, None, :]
+        self.unlearned = self.missed(ranks)
+
+    def _nearer(self, values: FloatArray, middle: float) -> FloatArray:
+        """Return positive values moved towards ``middle`` in logarithms."""
+        return np.asarray(middle * (values / middle) ** self._unequal)
+
+    def format_sensitivity(self, fmt: StorageFormat) -> FloatArray:
+        """As of the original, the format's own differences scaled likewise."""
+        found = super().format_sensitivity(fmt)
+        if not found.any():
+            return found
+        own = found / self._severity
+        return self._severity * self._nearer(own, float(np.exp(np.log(own).mean())))
+
+
+def best_loss(landscape: Landscape, problem: SearchProblem) -> float:
+    """Return the least planted loss within the budget: of knapsacks at slopes of the curve that bends the sum."""
+    tables = (slope * landscape.left + landscape.unlearned[:, None, :] for slope in np.linspace(1.0, 1 + 2 * KNEE, 4))
+    rows = np.stack([solve_relaxed(table, problem.costs, problem.budget_bytes, None) for table in tables])
+    return float(landscape.true_loss(rows).min())
+
+
+def choices_of(setting: Setting, problem: SearchProblem) -> list[Allocation]:
+    """Return every simple choice that fits."""
+    rates = of_training(load_rates(setting.config.surrogate.rates), problem, problem.high_steps)
+    uniforms = uniform_choices(setting.rules(problem.budget_bytes), problem, rates)
+    return [*uniforms, *fractional_choices(problem, rates)]
+
+
+def planted_oracle(setting: Setting, budget: int, seed: int, gain: float) -> tuple[SyntheticOracle, float]:
+    """Return an oracle whose best mix is ``gain`` better than the best simple choice, and what it is."""
+    config, space = setting.config, setting.space
+    oracle = SyntheticOracle(space, seed, learning_rate=config.adapter.lr, high_steps=config.fidelity.high,
+                             tokens_per_step=config.train.step_tokens, calibration_tokens=config.train.length)
+    problem = setting.problem(budget, oracle.profile(quiet), 0.0)
+    formats, simple = {f.name: f for f in space.formats}, choices_of(setting, problem)
+
+    def planted(unequal: float) -> tuple[Landscape, float]:
+        found = Planted(space, seed, unequal)
+        least = min(found.trained(a, [formats[f] for f in a.formats])[1] for a in simple)
+        return found, max(0.0, least - best_loss(found, problem))
+
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS if gain else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if planted(middle)[1] < gain else (low, middle)
+    oracle.landscape, found = planted(high if gain else 0.0)
+    return oracle, found
+
+
+def outcome_of(setting: Setting, budget: int, oracle: Any, true: Callable[[Allocation], float]) -> Row:
+    """Run one search; return what it delivers, beside the best simple choice that it tried, by losses without noise."""
+    with tempfile.TemporaryDirectory() as folder:
+        study = Engine(Path(folder), setting, budget, InProcessExecutor(oracle), searcher_factory(setting.config),
+                       fine_tunes=False).run().study
+    winner, c = study.winner, study.confirmation
+    assert winner is not None
+    assert c is not None
+    deciding = c if c.candidate != c.reference or c.versus_uniform is None else c.versus_uniform
+    simple: list[Trial] = [e for e in study.points if study.is_simple(e)]
+    return {"delivered": study.kind_of(winner), "mean": deciding.mean, "low": deciding.low, "high": deciding.high,
+            "seeds": len(deciding.train_seeds), "proposals": sum(e.stage not in ENGINE_STAGES for e in study.trials),
+            "true_difference": true(winner) - min(true(e.allocation) for e in simple)}
+
+
+def emulated(task: str, family: str, budget: str, scope: str, seed: int) -> Row:
+    """One quick run on an emulated table, with exchange rates from the other one."""
+    (other,) = (name for name in TASKS if name != task)
+    config = load_config(["effort=quick", "oracle=emulator", f"oracle.table={DATA / task}", f"oracle.emulator={family}",
+                          f"budget={budget}", f"memory.scope={scope}", f"seed={seed}", "device=cpu", *COMMON,
+                          f"surrogate.rates={DATA / other / RATES}"], str(OPTIONS))
+    setting = make_setting(config)
+    oracle = load_oracle(DATA / task, family, setting.space)
+    return outcome_of(setting, checked_budget(setting), oracle, lambda a: float(oracle.losses_of(a)[-1]))
+
+
+COMMON = ("train=cpu", "display=none", "search.length=trial")
+
+
+def planted(seed: int, gain: float) -> Row:
+    """One quick run on a planted landscape."""
+    config: RunConfig = load_config(["effort=quick", "oracle=synthetic", f"budget={BUDGET}", f"seed={seed}",
+                                     "memory.scope=stored", "device=cpu", "dtype=float32", *COMMON])
+    setting = make_setting(config)
+    budget = checked_budget(setting)
+    oracle, found = planted_oracle(setting, budget, seed, gain)
+    formats = {f.name: f for f in setting.space.formats}
+    return {"planted": found, **outcome_of(setting, budget, oracle, lambda a: oracle.landscape.trained(
+        a, [formats[f] for f in a.formats])[1])}
+
+
+def wanted(seeds: int, only: str | None) -> list[tuple[Row, Callable[[], Row]]]:
+    """Return what identifies every run, with the function that makes it; the seeds outermost."""
+    found: list[tuple[Row, Callable[[], Row]]] = []
+    for seed in range(seeds):
+        for what, gain in (("planted", GAIN), ("none", 0.0)):
+            found.append(({"what": what, "seed": seed}, lambda seed=seed, gain=gain: planted(seed, gain)))
+    places = list(itertools.product(TASKS, FAMILIES, REFERENCE_BUDGETS))
+    for i in range(seeds):  # the arenas in turn
+        task, family, (budget, scope) = places[i % len(places)]
+        found.append(({"what": "emulated", "task": task, "emulator": family, "budget": budget, "seed": i},
+                      lambda a=(task, family, budget, scope, i): emulated(*a)))
+    return [item for item in found if only in (None, item[0]["what"])]
+
+
+def targets_of(rows: Sequence[Row], seeds: int) -> list[Target]:
+    """What is asked of 40 runs of each kind."""
+    by = {what: [r for r in rows if r["what"] == what] for what in ("emulated", "planted", "none")}
+    mixes = {what: [r for r in found if r["delivered"] == "mixed"] for what, found in by.items()}
+    worse = sum(r["true_difference"] > (r["high"] - r["low"]) / 2 for r in by["emulated"])
+    asked = (("emulated", "runs that deliver what is worse than the best simple choice by more than the interval's "
+              "half-width", "0", float(worse), worse == 0),
+             ("planted", f"runs that deliver a mix where one is {GAIN} nats better", ">= 36 of 40",
+              float(len(mixes["planted"])), len(mixes["planted"]) >= 36),
+             ("none", "runs that deliver a mix as better where nothing is planted", "<= 2 of 40",
+              float(len(mixes["none"])), len(mixes["none"]) <= 2))
+    return [Target(text, target, value, met) if len(by[what]) >= seeds else
+            Target(text, target, None, False, f"{len(by[what])} of {seeds} runs were made")
+            for what, text, target, value, met in asked]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--only", choices=("emulated", "planted", "none"))
+    parser.add_argument("--runs", type=Path, default=RUNS, help="file of finished runs")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
+    options = parser.parse_args(arguments)
+    rows: list[Row] = [json.loads(line) for line in read_lines(options.runs)]
+    for identity, make in wanted(options.seeds, options.only):
+        if not any(identity.items() <= row.items() for row in rows):
+            rows.append(identity | make())
+            append_line(options.runs, json.dumps(rows[-1]))
+            print(json.dumps(rows[-1]), flush=True)
+    summary = []
+    for what in ("emulated", "planted", "none"):
+        found = [r for r in rows if r["what"] == what]
+        gains = [-r["true_difference"] for r in found if r["delivered"] == "mixed"]
+        summary.append({"what": what, "runs": len(found), "mixed": len(gains), "fractional": sum(
+            r["delivered"] == "fractional" for r in found), "mean_gain": float(np.mean(gains)) if gains else None,
+            "worst_difference": max((r["true_difference"] for r in found), default=None)})
+    publish("simple", targets_of(rows, options.seeds), [*summary, *rows], list(summary[0]), shown=summary,
+            folder=options.out)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
