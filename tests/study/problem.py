@@ -59,6 +59,7 @@ class HandSized:
 
     scope = "stored"
     shape = SimpleNamespace(device="cpu")
+    spec = SimpleNamespace(tables=())
 
     def table(self, space: SearchSpace) -> CostTable:
         return make_costs(space)
