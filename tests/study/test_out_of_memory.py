@@ -106,8 +106,6 @@ def test_what_measures_above_the_budget_narrows_the_search_and_never_wins(tmp_pa
     first = over[0].id
     assert all(e.predicted_bytes <= BUDGET - 5 for e in outcome.study.trials if e.id > first)
     assert any("measured" in m and "the allowance grows by 5 bytes" in m for m in warnings_of(tmp_path / "run"))
-    narrowed = min(e.id for e in over if e.stage == "evolution")
-    assert any(e.stage == "evolution" for e in outcome.study.trials if e.id > narrowed)  # with another searcher
 
 
 def test_a_baseline_measured_above_its_prediction_calibrates_the_search(tmp_path: Path) -> None:
