@@ -33,7 +33,7 @@ SMALL = {"effort.max_full_trials": "2", "fidelity.high": "4", "fidelity.low": "2
          "final.steps": "2", "method": "random", "display": "none"}
 GIVEN = re.compile(r"outputs/|mine/|build/|export/|.*(NAME|TASK)")
 """Paths that a reader makes or completes, and those within the folder of a run."""
-ARGUMENTS = {"bf16", "gsm8k", "optimizers", "searcher", "trust_remote_code"}
+ARGUMENTS = {"bf16", "dense", "gsm8k", "optimizers", "searcher", "trust_remote_code"}
 """Arguments of functions, of trainers and of tools of bench/, which look like keys of the configuration."""
 FINISHED = "outputs/finished"
 """The finished run that pages load."""
