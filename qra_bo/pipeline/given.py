@@ -62,7 +62,8 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         budget, scope = _budget(data, config.memory.scope)
         if config.embeddings == "auto" and data.get("embeddings") in WIDTHS:
             config = config.with_changes(embeddings=data["embeddings"])
-        given = Given((allocation,), f"task=finetune was given {text}", *rate, tuple(_notes(data, config)))
+        given = Given((allocation,), f"task=finetune was given {text}", *rate, tuple(_notes(data, config)),
+                      rule=BLIND_RULE if data.get("rule") == BLIND_RULE else None)
         if lr is not None:
             config = _with_trials_of(data, config)
     if isinstance(config.budget[0], OfAllocation):
