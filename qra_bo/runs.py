@@ -15,7 +15,7 @@ from qra_bo.utils.formatting import DASH
 from qra_bo.utils.process import prepare
 from qra_bo.utils.redact import printable
 
-LISTED = ("model", "budget", "scope", "oracle", "search loss", "final loss", "versus best uniform")
+LISTED = ("model", "budget", "scope", "oracle", "search loss", "final loss", "versus best simple")
 """Facts of a run that ``list`` prints."""
 
 
