@@ -6,7 +6,7 @@ from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe, codes_name, embeddings_name
 from bench.table1.session import Session
 from qra_bo.config import RunConfig
-from qra_bo.memory.formats import default_format, parse_format
+from qra_bo.memory.formats import parse_format
 from qra_bo.space import uniform
 from qra_bo.study.baselines import largest_rank
 from qra_bo.study.cost import FORWARD_SHARE
@@ -138,6 +138,6 @@ FIXED: tuple[Row, ...] = (
     Uniform("qlora", "QLoRA, 4-bit", key=True),
     Uniform("qlora_published", "QLoRA, 4-bit, embedding in 16 bits as published", embeddings=16),
     Uniform("qlora_gptq", "QLoRA, 4-bit, codes by GPTQ", gptq=True),
-    Uniform("uniform_2", "Uniform 2-bit", fmt=default_format(2).name),
-    Uniform("uniform_3", "Uniform 3-bit", fmt=default_format(3).name),
+    Uniform("uniform_2", "Uniform 2-bit", fmt="int2-g64"),
+    Uniform("uniform_3", "Uniform 3-bit", fmt="int3-g64"),
     Uniform("uniform_8", "Uniform 8-bit", fmt="int8"))

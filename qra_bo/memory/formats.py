@@ -64,8 +64,8 @@ class Width:
 _ONE, _TWO, _FOUR, _EIGHT = Plane(1, 8, 1), Plane(2, 4, 1), Plane(4, 2, 1), Plane(8, 1, 1)
 WIDTHS: Mapping[int, Width] = {
     1: Width("t1", ("t",), ()),
-    2: Width("int2-g64", ("hqq", "sym", "int", "t"), (_TWO,)),
-    3: Width("int3-g64", ("hqq", "sym", "int", "t"), (_TWO, _ONE)),
+    2: Width("t2", ("hqq", "sym", "int", "t"), (_TWO,)),
+    3: Width("t3", ("hqq", "sym", "int", "t"), (_TWO, _ONE)),
     4: Width("nf4", ("hqq", "sym", "int", "t"), (_FOUR,)),
     5: Width("hqq5-g128", ("hqq", "sym"), (_FOUR, _ONE)),
     6: Width("hqq6-g128", ("hqq", "sym"), (_FOUR, _TWO)),

@@ -12,7 +12,7 @@ from qra_bo.finetune.quantization import fused_unpack
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, packed
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs, second_moments
-from qra_bo.memory.formats import FORMATS, default_format
+from qra_bo.memory.formats import FORMATS
 from qra_bo.space import StorageFormat
 from scripts.gpu_hour.stage import Stage
 
@@ -74,9 +74,9 @@ def unpack(stage: Stage) -> Iterator[dict[str, Any]]:
 
 
 def gptq(stage: Stage) -> Iterator[dict[str, Any]]:
-    """Time GPTQ on the linears of one decoder layer, in all formats of the default ladder together."""
+    """Time GPTQ on the linears of one decoder layer, in four formats together."""
     width, mlp = stage.sides
-    formats = [default_format(bits) for bits in (2, 3, 4, 8)]
+    formats = [FORMATS[name] for name in ("int2-g64", "int3-g64", "nf4", "int8")]
     shapes = {"q, k, v": [(width, width)] * 3, "o": [(width, width)], "gate, up": [(mlp, width)] * 2,
               "down": [(width, mlp)]}
     for name, linears in shapes.items():

@@ -80,9 +80,10 @@ class Stage:
         return folder
 
     def overrides(self, length: int, layers: int) -> list[str]:
-        """Return the settings of a run on sequences of ``length`` tokens."""
+        """Return the settings of a run on sequences of ``length`` tokens; trellis codes would take most of its time."""
         return ["+model=hf", f"model.path={self.model_folder(layers)}", "data=tiny", "data.max_records=64",
                 "data.calibration=1", f"device={self.device}", "quantizer.rounding=rtn", f"train.length={length}",
+                "quantizer.formats.2=[int2-g64]", "quantizer.formats.3=[int3-g64]",
                 "train.batch=1", "train.accumulate=1", "eval.sequences=2", "adapter.lr=1e-4"]
 
     def config(self, length: int, *more: str) -> RunConfig:

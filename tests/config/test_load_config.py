@@ -58,7 +58,7 @@ def test_free_keys_need_no_plus() -> None:
     assert load_config(["bits=[4,5,6]"]).format_names == ("nf4", "hqq5-g128", "hqq6-g128")
     config = load_config(["method.extra=1.5", "quantizer.formats.4=[nf4,hqq4]", "quantizer.formats.8=[hqq8]"])
     assert config.method.target["extra"] == 1.5
-    assert config.format_names == ("int2-g64", "int3-g64", "nf4", "hqq4", "hqq8")
+    assert config.format_names == ("t2", "t3", "nf4", "hqq4", "hqq8")
 
 
 @pytest.mark.parametrize("quote", ["", '"'])
@@ -133,7 +133,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["data=jsonl", "data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     (["data=hub"], r"data\.path must be the id of a data set on the hub, such as ORG/NAME, or a folder; got null"),
     (["export.targets=[ggfu]"], r"^export\.targets: 'ggfu' is no export target; known, nearest first: gguf, "),
-    (["export.targets=[gguf]"], "the export gguf has no form for nf4, int8, .* use serve=llamacpp"),
+    (["export.targets=[gguf]"], "the export gguf has no form for t2, t3, nf4, int8, .* use serve=llamacpp"),
     (["oracle=benchmark"], "Unknown oracle 'benchmark'; .* --config-dir bench/conf oracle=emulator "),
     (["oracle.table=bench/data/plays"], "'oracle.table' was removed: --config-dir bench/conf oracle=emu"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),

@@ -96,7 +96,7 @@ REFERENCES = ["+model=llama2_7b", "data=tiny", "quantizer.rounding=rtn", "train.
     (["task=profile"], set()), (["task=finetune", "allocation=uniform:3,8"], set())])
 def test_formats_of_references_are_prepared_where_they_are_trained(words: list[str], names: set[str]) -> None:
     config, _, space = setting(*REFERENCES, *words)
-    assert {fmt.name for fmt in bank_formats(config, space)} == {"int3-g64"} | names
+    assert {fmt.name for fmt in bank_formats(config, space)} == {"t3"} | names
 
 
 def test_packed_layers_on_disk_take_no_ram_but_for_those_in_training(monkeypatch: pytest.MonkeyPatch) -> None:

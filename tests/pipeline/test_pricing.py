@@ -83,7 +83,7 @@ def test_auto_is_what_the_gpus_of_all_workers_have_free(changes: list[str], size
 
 def test_a_budget_that_only_mixed_allocations_fit_is_refused_before_a_profile(tmp_path: Path) -> None:
     made = make_setting(load_config(["+model=llama3_2_1b_instruct", "oracle=synthetic", "gpu=rtx4090",
-                                     "budget=1489MB", "train=gpu", "embeddings=16"]))
+                                     "budget=1489MB", "train=gpu", "embeddings=16", "quantizer.formats.2=[int2-g64]"]))
     assert smallest(made.costs(1489 * 10**6), made.space)[0] <= 1489 * 10**6
     with pytest.raises(BudgetError, match=r"below the smallest uniform choice: int2-g64 with rank 1 needs 1,490,"):
         checked_budget(made, tmp_path)

@@ -228,7 +228,7 @@ def test_a_mix_is_expanded_trained_and_named_with_its_rule(tmp_path: Path) -> No
     assert best["memory"]["predicted_bytes"] == best["memory"]["budget_bytes"]
     config = load_config([*REAL, "task=finetune", "allocation=mix:3.1,2"])
     given, narrowed = read_allocation(config, make_space(config, make_spec(config)))
-    assert (set(given.allocations[0].formats), narrowed.budget[0].text) == ({"int3-g64"}, "uniform:3,2")
+    assert (set(given.allocations[0].formats), narrowed.budget[0].text) == ({"t3"}, "uniform:3,2")
 
 
 def test_a_path_may_begin_like_a_uniform_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

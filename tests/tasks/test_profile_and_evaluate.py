@@ -22,7 +22,7 @@ def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     assert main([*SETTINGS, "task=profile", f"out={tmp_path}"]) == 0
     profile = load_profile(tmp_path / "profile.json")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split("\t") == ["unit", "int2-g64", "int3-g64", "nf4", "int8", "rank sensitivity"]
+    assert lines[1].split("\t") == ["unit", "t2", "t3", "nf4", "int8", "rank sensitivity"]
     assert [line.split("\t")[0] for line in lines[2:7]] == [*profile.units, "sum"]
     assert float(lines[2].split("\t")[1]) == pytest.approx(profile.quantization_sensitivity[0, 0], abs=1e-5)
     assert float(lines[6].split("\t")[5]) == pytest.approx(profile.require_rank_sensitivity()[:, 31].sum(), rel=1e-3)
