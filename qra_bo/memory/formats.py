@@ -13,7 +13,7 @@
 | none         | 2 bytes a weight                                 | none                                               |
 | gguf         | bits / 8 bytes a weight (``memory.stored``)      | the rest of a block                                |
 
-Look-up tables (NF4 levels, the 8-bit map of double quantisation: 1,088 bytes) are shared by all layers of a model
+Look-up tables (of NF4, double quantisation: 1,088 bytes; of trellis codes: ``table_bytes``) are shared by all layers
 and not counted to any of them.
 """
 
@@ -225,6 +225,11 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
 def matrix_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> tuple[int, int]:
     """Return ``weight_bytes`` and ``metadata_bytes``. Raises ``SpaceError`` likewise."""
     return weight_bytes(fmt, out_features, in_features), metadata_bytes(fmt, out_features, in_features)
+
+
+def table_bytes(fmt: StorageFormat) -> int:
+    """Bytes of the tables that all layers of a trellis format share: values of its states, and the rotation."""
+    return 2 << 14 if fmt.backend == "trellis" else 0
 
 
 _TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}

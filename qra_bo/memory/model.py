@@ -23,7 +23,7 @@ import numpy.typing as npt
 from qra_bo.memory.activations import ORDER, LayerModel, TrainShape, group_of, rounding_bytes, workspace_bytes
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
-from qra_bo.memory.formats import matrix_bytes
+from qra_bo.memory.formats import matrix_bytes, table_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
 from qra_bo.memory.stored import own_format
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
@@ -123,6 +123,7 @@ class MemoryModel:
         resident = stored + (c + self.master_item) * params + parts.states[:, None, :] + none
         saved, gradients = self._saved(space, parts, ranks), c * params[:, 0, :]
         earlier = gradients if self.shape.accumulates else np.zeros_like(gradients)  # of the step's batches before
+        tables = np.array([table_bytes(f) for f in space.formats], dtype=np.int64)[None, :, None]
         spike = self._spikes(space, saved, gradients)
         largest = np.array([max(max(m.in_features, m.out_features) for m in u.linears) for u in space.units])
         unit_gradients = (2 * parts.numel[:, None] * ranks) if c == 2 else np.zeros_like(parts.update)
@@ -132,7 +133,7 @@ class MemoryModel:
                  + rounding_bytes(self.spec, self.shape))
         extra, inputs = -self.layer.first_unsaved, self.layer.inputs
         rows = [("load", 0, 0, none, none),
-                ("forward", inputs, self.layer.loss_bytes + extra, (saved + earlier)[:, None, :], none),
+                ("forward", inputs, self.layer.loss_bytes + extra, (saved + earlier)[:, None, :], tables + none),
                 ("backward", inputs, extra, np.maximum(saved + earlier, gradients)[:, None, :], spike),
                 ("step", inputs, 0, gradients[:, None, :], step[:, None, :] + none)]
         allowance = self.effective_allowance
