@@ -42,8 +42,8 @@ from qra_bo.trials import Trial
 
 RUNS = Path("outputs") / "bench-simple" / "runs.jsonl"
 GAIN = 0.03
-BUDGET = "uniform:3,8"
-"""Of planted landscapes: where mixing pays."""
+BUDGET = "mix:3.4,1"
+"""Of planted landscapes: a fractional choice fills it, so that no mix gains by bytes that it leaves."""
 HALVINGS = 8
 Row = dict[str, Any]
 
