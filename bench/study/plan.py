@@ -15,18 +15,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
-from qra_bo.memory.budget import format_for
+from qra_bo.memory.budget import Simple, format_for, parse_budget, simple_choice
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.given import parse_allocation
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import read_object
 
-UNIFORM = "uniform:"
+UNIFORM, MIX = "uniform:", "mix:"
+ORDERS = 55
+"""First word of the seed of drawn orders."""
 
 
 class _Strict(BaseModel):
@@ -37,8 +40,9 @@ class Choice(_Strict):
     """What is trained: a choice written as text is its allocation.
 
     Args:
-        allocation: ``uniform:BITS,RANK``, ``uniform:FORMAT,RANK``, a file like ``best.json`` or the folder of a run
-            (relative to the plan), or the lists ``formats`` and ``ranks``.
+        allocation: ``uniform:BITS,RANK``, ``uniform:FORMAT,RANK``, ``mix:BITS,RANK`` (units by the blind rule) or
+            ``mix:BITS,RANK@N`` (in an order of their own, the ``N``-th that is drawn), a file like ``best.json`` or the
+            folder of a run (relative to the plan), or the lists ``formats`` and ``ranks``.
         learning_rate: Peak rate (``adapter.lr``), or one by number of steps; ``None``: calibrated.
         init: Initialisation of the adapters; ``None``: as configured.
         codes: ``"rtn"``: round to nearest; ``None``: as configured.
@@ -176,6 +180,12 @@ class Study:
         units = [unit.name for unit in space.units]
         if not isinstance(given, str):
             return parse_allocation(given, self._folder, units)[0]
+        if given.startswith(MIX):
+            text, _, drawn = given.partition("@")
+            choice = parse_budget(text)
+            assert isinstance(choice, Simple)
+            rng = np.random.default_rng([ORDERS, int(drawn)]) if drawn else None
+            return simple_choice(choice, space, None if rng is None else rng.permutation(space.n_units).tolist())
         if not given.startswith(UNIFORM):
             path = self._folder / given
             return parse_allocation(read_object(path / "best.json" if path.is_dir() else path), path, units)[0]

@@ -155,17 +155,17 @@ def space_of(space: SearchSpace, allocation: Allocation) -> SearchSpace:
     return priced_space(space, formats, allocation.ranks)
 
 
-def simple_choice(choice: Simple, space: SearchSpace) -> Allocation:
+def simple_choice(choice: Simple, space: SearchSpace, order: Sequence[int] | None = None) -> Allocation:
     """Return the allocation of a simple choice: of whole bits the uniform one, else that of the two widths of the space
-    on both sides of its bits, see ``space.simple.mix``. The rank may be off the ladder. Raises ``SpaceError`` if
-    the space has no width on one side."""
+    on both sides of its bits, see ``space.simple.mix``, with units in ``order`` (``None``: by the blind rule). The rank
+    may be off the ladder. Raises ``SpaceError`` if the space has no width on one side."""
     if choice.bits in BITS or space.formats[0].backend == BACKEND:
         return uniform(space.n_units, format_for(int(choice.bits), space).name, choice.rank)
     below, above = ([f for f in space.formats if side * (f.bits - choice.bits) > 0] for side in (-1, 1))
     if not below or not above:
         raise SpaceError(f"{choice}: {float(choice.bits):g} bits lie between no two of bits="
                          f"{sorted({f.bits for f in space.formats})}; give others, or widen bits")
-    return mix(space, format_for(below[-1].bits, space), above[0], choice.bits, choice.rank)
+    return mix(space, format_for(below[-1].bits, space), above[0], choice.bits, choice.rank, order)
 
 
 def priced_space(space: SearchSpace, formats: Sequence[StorageFormat], ranks: Iterable[int]) -> SearchSpace:
