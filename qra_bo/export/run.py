@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from qra_bo.export.result import ADAPTER_CONFIG, BEST, problems_of
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.memory.serving import server_rank
@@ -21,12 +23,8 @@ from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.files import check_run_folder, read_object, write_json
 from qra_bo.utils.formatting import number, override_value, signed
 
-REQUIRED = {
-    "best.json": ("model", "granularity", "units", "bits", "ranks", "formats", "memory", "oracle", "alpha_over_rank",
-                  "loss", "loss_se", "metric", "baselines", "versus_best_simple", "versus_best_uniform", "objective",
-                  "searched", "provenance", "learning_rate", "lr_rule", "training"),
-    "adapter/adapter_config.json": ("rank_pattern", "alpha_pattern", "r", "lora_alpha")}
-"""JSON files of a finished run beside its manifest, and the fields that exports need."""
+REQUIRED = {"best.json": BEST, "adapter/adapter_config.json": ADAPTER_CONFIG}
+"""JSON files of a finished run beside its manifest, and the types of the fields that exports need."""
 GGUF_FILES = ("base", "adapter", "merged-f16")
 """Files of the target ``gguf`` unless others are named."""
 MADE_FROM = "export/made_from.json"
@@ -60,10 +58,10 @@ class FinishedRun:
         """
         check_run_folder(folder)
         contents, problems = [], []
-        for name, fields in REQUIRED.items():
+        for name, kind in REQUIRED.items():
             try:
                 contents.append(read_object(folder / name))
-                problems += [f"{name}: {key} is missing" for key in fields if key not in contents[-1]]
+                problems += [f"{name}: {problem}" for problem in problems_of(contents[-1], kind)[:5]]
             except OutputError as error:
                 problems.append(str(error))
         try:
@@ -157,10 +155,17 @@ def _check_best(folder: Path, best: Mapping[str, Any]) -> None:
 
 def render(file: str, run: FinishedRun, **more: Any) -> str:
     """Fill in ``templates/FILE.jinja`` for a run, with ``more`` values; names reach other syntaxes through quoting
-    filters alone."""
+    filters alone, and every value reaches a program through ``repr``."""
     environment = Environment(loader=PackageLoader("qra_bo.export"), undefined=StrictUndefined, trim_blocks=True,
-                              keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {"size": size, "number": number, "signed": signed, "json": json.dumps,
-                            "rows": allocation_rows, "server_rank": server_rank,
-                            "inline": lambda text: json.dumps(str(text))[1:-1].replace("'", "\\'")}
+                              keep_trailing_newline=True, autoescape=False,
+                              finalize=repr if file.endswith(".py") else None)
+    environment.filters |= {"size": size, "number": number, "signed": signed, "json": _quoted,
+                            "rows": allocation_rows, "quote": shlex.quote, "server_rank": server_rank,
+                            "inline": lambda text: _quoted(str(text))[1:-1]}
     return environment.get_template(f"{file}.jinja").render(run=run, best=run.best, **more)
+
+
+def _quoted(value: Any) -> str:
+    """JSON that is YAML and Python too: both take an escaped pair of surrogates for two characters."""
+    return re.sub(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}",
+                  json.dumps(value, ensure_ascii=False))

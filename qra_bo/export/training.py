@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from qra_bo.export.result import BEST, problems_of
 from qra_bo.export.run import rate_of
 from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.utils.errors import OutputError
@@ -41,14 +42,13 @@ def optimizer_groups(model: Any, run: str | Path) -> list[dict[str, Any]]:
     Raises:
         OutputError: If ``best.json`` of the run can't be read, or does not state its training.
     """
-    best = read_object(Path(run) / "best.json")
+    path = Path(run) / "best.json"
+    best = read_object(path)
+    if problems := problems_of(best, BEST):
+        raise OutputError(f"{path} does not state its training: {'; '.join(problems[:5])}; {COPY_AGAIN}")
     by_rank: dict[int, list[torch.nn.Parameter]] = {}
     for pair in adapter_parameters(model.get_base_model()).values():
         by_rank.setdefault(len(pair["A"]), []).extend(pair.values())
-    try:
-        training = best["training"]
-        shared = {"betas": tuple(training["betas"]), "eps": training["eps"], "weight_decay": training["weight_decay"]}
-        return [{"params": by_rank[rank], "lr": rate_of(best, rank), **shared} for rank in sorted(by_rank)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise OutputError(f"{Path(run) / 'best.json'} must state learning_rate, lr_rule and training; {error!r} is "
-                          f"missing or of the wrong type; {COPY_AGAIN}") from error
+    training = best["training"]
+    shared = {"betas": tuple(training["betas"]), "eps": training["eps"], "weight_decay": training["weight_decay"]}
+    return [{"params": by_rank[rank], "lr": rate_of(best, rank), **shared} for rank in sorted(by_rank)]

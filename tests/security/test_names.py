@@ -1,11 +1,14 @@
 """Hostile names and numbers: nothing hangs, is written elsewhere, or reaches a shell or a terminal."""
 
+import ast
 import json
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from qra_bo.export import vllm
@@ -17,6 +20,8 @@ from qra_bo.report.tables import print_result
 from qra_bo.runs import main as runs
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder, replace_text
+from tests.export.finished import exported
+from tests.export.fixtures import write_finished
 from tests.report.fixtures import make_events, write_run
 
 
@@ -70,3 +75,41 @@ def test_lines_to_copy_into_a_shell_run_no_command(tmp_path: Path, monkeypatch: 
     [command] = [shlex.split(line) for line in lines if "task=export" in line]
     assert f'out="{folder}"' in command  # as Hydra reads it
     assert any(f"qra_bo.load({json.dumps(str(folder))})" in line for line in lines)
+
+
+CODE = "0, x=__import__('pathlib').Path('ran').touch()"
+BAD: list[tuple[str, Any]] = [
+    *((f"training.{key}", CODE) for key in ("warmup", "length", "batch", "accumulate", "clip", "lr_floor",
+                                            "checkpointing")),
+    ("training.batch", 10.5), ("training.steps", -1), ("training.trial_steps", 0), ("training.betas", [0.9]),
+    ("training", None), ("training", []), ("model", 'a\n"""\nimport evil\n"""'), ("model", 3), ("units", "model"),
+    ("units", ["a", "b", "c"]), ("bits", []), ("bits", [True, 4]), ("ranks", {"a": 1}), ("formats", [1, 2]),
+    ("memory", None), ("memory.budget_bytes", "x"), ("baselines", 7), ("baselines", [{"name": "a"}]),
+    ("versus_best_uniform", [1]), ("versus_best_uniform.low", None), ("delivered", {}), ("objective", None),
+    ("provenance", "x"), ("learning_rate", "2e-3"), ("lr_rule", "evil"), ("searched", 1), ("loss", [1]),
+    ("alpha_over_rank", "%n")]
+
+
+@pytest.mark.parametrize(("key", "value"), BAD)
+def test_values_of_a_wrong_type_in_a_result_reach_no_export(tmp_path: Path, key: str, value: Any) -> None:
+    run = write_finished(tmp_path / "run")
+    best = json.loads((run / "best.json").read_text())
+    *groups, leaf = key.split(".")
+    inner = best[groups[0]] if groups else best
+    inner[leaf] = value
+    (run / "best.json").write_text(json.dumps(best))
+    with pytest.raises(OutputError, match=key.split(".")[0]):
+        exported(run, ["card", "trl"])
+    assert not (run / "export").exists()
+
+
+@pytest.mark.parametrize("name", ["it's \U0001f600", 'a"""\\', "b\\", "Ünï\U0001f680{{ 1 }}", "$(x)`y`", "#: x"])
+def test_names_in_exports_are_read_back_as_they_were(tmp_path: Path, name: str) -> None:
+    run = write_finished(tmp_path / "run", model=name)
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": name}))
+    card, script = exported(run, ["card", "trl"])
+    assert yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])["base_model"] == name
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    assert [type(node).__name__ for node in tree.body[:2]] == ["Expr", "Import"]
+    assert repr(name) in script.read_text(encoding="utf-8")
