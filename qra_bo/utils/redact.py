@@ -12,12 +12,29 @@ _NAMES = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_?
 _SHORTEST = 8
 """Characters of the shortest secret of the environment that is hidden: shorter ones would hide ordinary words."""
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+SHOWN = frozenset({"revision", "sslmode"})
+"""Parameters whose values are shown in a URL, beside its scheme, host, port and path."""
+_URL = re.compile(r"(?<=://)\S+")
+_HOST = re.compile(r"[\w.~-]*(?::\d*)?|\[[\da-fA-F:.]*\](?::\d*)?")
 _PATTERNS = (
-    (re.compile(r"(?<=://)(?:[^/\s@]+|[^/\s@:]*:\S+)(?=@)"), HIDDEN),
+    (re.compile(r"(?<![^\s'\"=,(\[])[\w.%+-]+:(?!//)\S{1,200}(?=@[\w.-])"), HIDDEN),  # user:password@host
     (re.compile(r"\b(hf|sk|ghp|gho|ghs|glpat|xox[abp])[-_][A-Za-z0-9_-]{16,}"), HIDDEN),
-    (re.compile(r"(?i)\b((?:access_?|auth_?|api_?)?(?:token|password|passwd|secret|signature|sig)|api_?key|access_?key)"
-                r"=[^\s&;'\"]+"), rf"\1={HIDDEN}"),
+    (re.compile(r"(?i)((?:\b|access_?|auth_?|api_?)token|password|passwd|passphrase|pwd|secret|signature|\bsig|"
+                r"(?:api|access|private|account)_?key)=(?:'[^']*'|\"[^\"]*\"|[^\s&;'\"]+)"), rf"\1={HIDDEN}"),
     (re.compile(r"(?i)\b(bearer|basic) +[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {HIDDEN}"))
+
+
+def _shown_url(match: re.Match[str]) -> str:
+    """Return what may be shown of a URL after its scheme. A password may hold any character, a slash too."""
+    text, user = match[0], ""
+    if not re.fullmatch(r"[\w.~-]*", re.split("[/?#]", text, maxsplit=1)[0]) and "@" in text:
+        text, user = text.rpartition("@")[2], f"{HIDDEN}@"
+    place, mark, query = re.fullmatch(r"([^?#]*)([?#]?)(.*)", text).groups()  # type: ignore[union-attr]
+    if not _HOST.fullmatch(place.partition("/")[0]):
+        place = HIDDEN
+    pairs = [(name, equals, value if name in SHOWN else HIDDEN) if equals and re.fullmatch(r"[\w.-]+", name)
+             else (HIDDEN,) for name, equals, value in (pair.partition("=") for pair in query.split("&"))]
+    return user + place + mark + ("&".join("".join(pair) for pair in pairs) if mark else "")
 
 
 _HIDDEN_TEXTS: dict[str, str] = {}
@@ -64,6 +81,7 @@ def _redacted(value: Any, secrets: list[tuple[str, str]]) -> Any:
         return value
     for secret, shown in secrets:
         value = value.replace(secret, shown)
+    value = _URL.sub(_shown_url, value)
     for pattern, shown in _PATTERNS:
         value = pattern.sub(shown, value)
     return value

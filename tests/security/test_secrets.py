@@ -19,10 +19,23 @@ SECRET = "sup3rs3cretvalue"
 @pytest.mark.parametrize("text", [
     "postgresql://bob:sup3rs3cretvalue@host/db", "https://hub/x?token=sup3rs3cretvalue&a=1",
     "Authorization: Bearer sup3rs3cretvalue", "hf_sup3rs3cretvalueABC is invalid", "password=sup3rs3cretvalue;",
-    "api_key=sup3rs3cretvalue"])
+    "api_key=sup3rs3cretvalue", *(f"pg://h:5432/d?a=b&{key}=sup3rs3cretvalue&c=d" for key in (
+        "sslpassword", "pwd", "client_secret", "X-Amz-Credential", "sv", "code", "k")),
+    "pg://bob:p@sup3rs3cretvalue@host/db", "pg://bob:sup3rs3cretvalue/a@b@host:1/db?x=y", "pg://sup3rs3cretvalue@h",
+    "pg://bob:12/sup3rs3cretvalue@host", "pg://bob:?sup3rs3cretvalue@host", "http://h/x#sup3rs3cretvalue",
+    "http://h/x#t=sup3rs3cretvalue", "http://h/x?sup3rs3cretvalue", "http://h/x?a=1#sup3rs3cretvalue",
+    "pg://h/d?sslmode=on;pwd=sup3rs3cretvalue", "http://sup3rs3cretvalue:x", "x bob:p@sup3rs3cretvalue@host",
+    "Server=h;Uid=u;Pwd=sup3rs3cretvalue;", "password='a sup3rs3cretvalue'", "AccountKey=sup3rs3cretvalue=="])
 def test_known_forms_are_hidden(text: str) -> None:
     assert SECRET not in redact(text)
     assert "***" in redact(text)
+
+
+@pytest.mark.parametrize("text", [
+    "http://127.0.0.1:8000/v1/chat/completions", "https://hub/org/name@v1/x.json", "hf://datasets/a/b?revision=main",
+    "http://[::1]:80/x", "file:///data/my-set.jsonl", "2026-01-02T10:20:30 at layer:3", "eos_token=<|im_end|>"])
+def test_what_holds_no_secret_is_shown(text: str) -> None:
+    assert redact(text) == text
 
 
 def test_the_environments_secrets_are_hidden_wherever_they_turn_up(monkeypatch: pytest.MonkeyPatch,
