@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt
 from pydantic_core import PydanticCustomError
 
-from qra_bo.utils.errors import UserError
+from qra_bo.utils.errors import ConfigError, UserError, nearest_first
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, frozen=True)
 """No unknown keys and finite numbers alone; a number where a text is wanted is its text."""
@@ -22,7 +22,11 @@ class Group(BaseModel):
     model_config = STRICT
 
     def with_changes(self, **changes: Any) -> Self:
-        """Return a copy with some fields replaced; it is not checked again."""
+        """Return a copy with some fields replaced, whose values are not checked again. Raises ``ConfigError`` if there
+        is no such field."""
+        if unknown := changes.keys() - type(self).model_fields.keys():
+            raise ConfigError(f"Unknown key {name!r}; nearest: {nearest_first(name, type(self).model_fields)[0]}."
+                              for name in sorted(unknown))
         return self.model_copy(update=changes)
 
 

@@ -172,6 +172,16 @@ def test_cuda_is_demanded_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -
     assert load_config(["device=cuda:1", "oracle=synthetic"]).device == "cuda:1"
 
 
+@pytest.mark.parametrize(("key", "nearest"), [("sedd", "seed"), ("tran", "train"), ("budgets", "budget"), ("lr", ""),
+                                              ("train.batch", "train"), ("_unresolved", "")])
+def test_changes_of_unknown_keys_are_refused(default: RunConfig, key: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"Unknown key '{key}'; nearest: {nearest}"):
+        default.with_changes(**{key: 5})
+    with pytest.raises(ConfigError):
+        default.train.with_changes(bacth=5)
+    assert default.with_changes(seed=5).seed == 5
+
+
 def test_dictionary_round_trip(default: RunConfig) -> None:
     plain = default.to_dict()
     assert config_from_dict(plain) == default
