@@ -7,6 +7,7 @@ from typing import Any
 
 from qra_bo.export import compressed_tensors, gguf, merged, mlx, packed, vllm
 from qra_bo.export.comparison import Loader
+from qra_bo.export.foreign import read_adapter
 from qra_bo.export.run import FinishedRun, export_command, render
 from qra_bo.finetune.models.load import without_bars
 from qra_bo.utils.errors import ConfigError
@@ -81,6 +82,8 @@ def export_all(run: FinishedRun, targets: Sequence[str] = SMALL) -> list[Path]:
 
 
 def _written(target: Target, run: FinishedRun) -> list[Path]:
+    if target.small:  # it speaks of the adapter, which the others read
+        read_adapter(run.adapter, run.manifest)
     if target.loader is None:  # it holds nothing that an adapter determines
         return target.write(run)
     with run.recorded(target.name) as current:

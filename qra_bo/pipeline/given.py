@@ -18,6 +18,7 @@ from qra_bo.memory.stored import STORED
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.space.simple import BLIND_RULE
 from qra_bo.study.header import BY_RULE, CALIBRATED, Given
+from qra_bo.study.results import BEST_NAME, check_best
 from qra_bo.study.setting import Setting
 from qra_bo.utils.errors import BudgetError, ConfigError, OutputError, SpaceError
 from qra_bo.utils.files import read_object
@@ -112,10 +113,14 @@ def _read(path: Path, config: RunConfig, space: SearchSpace) -> dict[str, Any]:
     """Return the file's object.
 
     Raises:
-        ConfigError: If it can't be read, or is of another granularity, or of a model with other shapes.
+        ConfigError: If it can't be read, is not what the journal beside it says, or is of another granularity or of a
+            model with other shapes.
     """
     try:
-        data = read_object(path / "best.json" if path.is_dir() else path)
+        file = path / BEST_NAME if path.is_dir() else path
+        data = read_object(file)
+        if file.name == BEST_NAME:
+            check_best(file.parent, data)
     except OutputError as error:
         raise ConfigError("allocation must be uniform:BITS,RANK, mix:BITS,RANK, a JSON file like best.json or the "
                           f"folder of a run; {error}") from error

@@ -1,6 +1,7 @@
 """``best.json``, the result of a run, made from its journal alone."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from qra_bo.study.reading import load_study
 from qra_bo.study.state import FRACTIONAL, QLORA, UNIFORM, UNTUNED, Study, is_uniform
 from qra_bo.study.verdict import beside_prediction, one_seed_difference, verdict_card, verdict_of
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
-from qra_bo.utils.errors import JournalError
+from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.files import write_json, writing
 
 BEST_NAME = "best.json"
@@ -45,6 +46,18 @@ def write_best(folder: Path, study: Study | None = None) -> dict[str, Any]:
     with writing(folder / BEST_NAME, "run the same command again"):
         write_json(folder / BEST_NAME, best)
     return best
+
+
+def check_best(folder: Path, best: Mapping[str, Any]) -> None:
+    """Compare the contents of ``best.json`` with the journal beside it, where that is at hand and ended; raises
+    ``OutputError`` where they differ. The checks are passed over: another release may word them otherwise."""
+    try:
+        known = json.loads(json.dumps(build_best(load_study(folder))))
+    except JournalError:
+        return
+    if {**known, "checks": None} != {**best, "checks": None}:
+        raise OutputError(f"{folder / BEST_NAME} is not what the run's trials.jsonl says: it was changed; run the "
+                          "search's command again, which writes it from the journal, or copy it again")
 
 
 def build_best(study: Study) -> dict[str, Any]:

@@ -48,13 +48,25 @@ def manifest_json(ranks: dict[str, int], formats: dict[str, str],
         for name, fmt in formats.items()}, "0" * 64, "0" * 64, None, {}).to_json()
 
 
-def write_finished(folder: Path, **changes: Any) -> Path:
+def write_finished(folder: Path, base: str = "org/tiny", **changes: Any) -> Path:
+    """Write the files of a run whose adapter has random weights (``r x 6`` and ``7 x r``)."""
+    import torch
+    from safetensors.torch import save_file
+
+    from qra_bo.finetune.manifest import adapter_digest, sealed
+
     (folder / "adapter").mkdir(parents=True)
-    config = {"base_model_name_or_path": "org/tiny", "peft_type": "LORA", "task_type": "CAUSAL_LM",
+    config = {"base_model_name_or_path": base, "peft_type": "LORA", "task_type": "CAUSAL_LM",
               **peft_patterns(module_ranks(), 2)}
+    draw = torch.Generator().manual_seed(0)
+    save_file({f"base_model.model.{name}.lora_{x}.weight": torch.randn(shape, generator=draw)
+               for name, r in module_ranks().items() for x, shape in (("A", (r, 6)), ("B", (7, r)))},
+              folder / "adapter" / "adapter_model.safetensors")
     manifest = manifest_json(module_ranks(), {f"{unit}.{m}": f"hqq{b}" for unit, b in zip(UNITS, BITS, strict=True)
                                               for m in MODULES})
     for name, content in (("best.json", best_json(**changes)), ("adapter/adapter_config.json", config),
                           ("quant_manifest.json", manifest)):
         (folder / name).write_text(json.dumps(content))
+    manifest["adapter_sha256"] = adapter_digest(folder / "adapter")
+    (folder / "quant_manifest.json").write_text(json.dumps(sealed(manifest)))
     return folder

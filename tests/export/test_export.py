@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from qra_bo.config import load_config
 from qra_bo.export import gguf, vllm
@@ -31,19 +31,15 @@ def with_manifest(run, **changes):
     return run
 
 
-def with_weights(run, formats=SYMMETRIC):
-    """Give a run the formats, and random adapter weights of its ranks (``r x 6`` and ``7 x r``)."""
-    draw = torch.Generator().manual_seed(0)
-    weights = {f"base_model.model.{name}.lora_{x}.weight": torch.randn(shape, generator=draw)
-               for name, r in module_ranks().items() for x, shape in (("A", (r, 6)), ("B", (7, r)))}
-    save_file(weights, run / "adapter" / "adapter_model.safetensors")
+def with_formats(run, formats=SYMMETRIC):
+    """Give the modules of a run these formats."""
     (run / MANIFEST).write_text(json.dumps(manifest_json(module_ranks(), dict(zip(module_ranks(), formats,
                                                                                   strict=True)))))
     return with_manifest(run, adapter_sha256=adapter_digest(run / "adapter"))
 
 
 def test_vllm_serves_the_mix_with_an_adapter_of_one_rank(tmp_path):
-    run = with_weights(write_finished(tmp_path / "run"))
+    run = with_formats(write_finished(tmp_path / "run"))
     commands, config, weights = exported(run, ["vllm"])
     text = commands.read_text()
     assert f"vllm serve {run.resolve() / 'compressed_tensors'} --enable-lora --max-lora-rank 8 " in text
@@ -75,12 +71,29 @@ SAME = {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 5}
 def test_checks_of_another_release_are_passed_over_and_other_changes_refused(tmp_path, monkeypatch):
     run = write_finished(tmp_path / "run")
     best = json.loads((run / "best.json").read_text())
-    monkeypatch.setattr("qra_bo.export.run.load_study", lambda folder: None)
-    monkeypatch.setattr("qra_bo.export.run.build_best", lambda study: {**best, "checks": [{"action": "Reworded."}]})
+    monkeypatch.setattr("qra_bo.study.results.load_study", lambda folder: None)
+    monkeypatch.setattr("qra_bo.study.results.build_best", lambda study: {**best, "checks": [{"action": "Reworded."}]})
     assert exported(run, ["card"])
     (run / "best.json").write_text(json.dumps({**best, "ranks": best["ranks"][::-1], "loss": 0.1}))
     with pytest.raises(OutputError, match=r"is not what the run's trials\.jsonl says"):
         exported(run, ["card"])
+
+
+@pytest.mark.parametrize("target", ["card", "trl", "vllm"])
+@pytest.mark.parametrize("damage", [
+    lambda run: (run / "adapter" / "adapter_model.safetensors").write_bytes(b"x"),
+    lambda run: (run / "adapter" / "adapter_model.safetensors").unlink(),
+    lambda run: (run / "adapter" / "adapter_config.json").write_text("{}"),
+    lambda run: (run / MANIFEST).write_text((run / MANIFEST).read_text()[:-9]),
+    lambda run: with_manifest(run, adapter_sha256="0" * 64),
+    lambda run: with_manifest(run, modules={}), lambda run: with_manifest(run, modules=manifest_json(
+        dict.fromkeys(module_ranks(), 3), dict.fromkeys(module_ranks(), "nf4"))["modules"])])
+def test_a_damaged_adapter_or_manifest_gives_no_export(tmp_path, target, damage):
+    run = write_finished(tmp_path / "run")
+    damage(run)
+    with pytest.raises(OutputError):
+        exported(run, [target])
+    assert not (run / TARGETS[target].path).is_file()
 
 
 def test_models_of_two_runs_have_names_of_their_own_in_ollama(tmp_path):

@@ -105,9 +105,7 @@ def test_values_of_a_wrong_type_in_a_result_reach_no_export(tmp_path: Path, key:
 
 @pytest.mark.parametrize("name", ["it's \U0001f600", 'a"""\\', "b\\", "Ünï\U0001f680{{ 1 }}", "$(x)`y`", "#: x"])
 def test_names_in_exports_are_read_back_as_they_were(tmp_path: Path, name: str) -> None:
-    run = write_finished(tmp_path / "run", model=name)
-    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
-    (run / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": name}))
+    run = write_finished(tmp_path / "run", base=name, model=name)
     card, script = exported(run, ["card", "trl"])
     assert yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])["base_model"] == name
     tree = ast.parse(script.read_text(encoding="utf-8"))

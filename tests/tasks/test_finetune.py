@@ -1,6 +1,7 @@
 """``task=finetune``, and what is trained where nothing binds: delivered as after a search, equal to the last bit."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from qra_bo.runs import main as runs
 from qra_bo.space import uniform
 from qra_bo.study.header import BY_RULE, CALIBRATED
 from qra_bo.study.journal import read_journal
+from qra_bo.utils.errors import ConfigError
 from tests.executors import work_in_this_process
 
 REAL = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
@@ -256,3 +258,19 @@ def test_unusable_allocation_is_explained(tmp_path: Path, capsys: pytest.Capture
     assert main([*REAL, "task=finetune", f"allocation={path}", f"out={tmp_path / 'e'}", "budget=8MB"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("ranks", [1, 2, 3, 4]), ("learning_rate", 0.5), ("model", "x"),
+                                            ("loss", 0.1), ("codes", "gptq"), ("training", {}), ("memory", None)])
+def test_a_result_that_was_edited_in_its_run_is_refused(searched: Path, tmp_path: Path, key: str, value: Any) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(searched / "trials.jsonl", run)
+    for name in ("best.json", "edited.json"):
+        (run / name).write_text(json.dumps({**best_of(searched), key: value}))
+    for given in (run, run / "best.json"):
+        config = finetune_config(given)
+        with pytest.raises(ConfigError, match=r"is not what the run's trials\.jsonl says"):
+            read_allocation(config, make_setting(config).space)
+    config = finetune_config(run / "edited.json", "budget=90MB")  # a file of the user's own
+    assert read_allocation(config, make_setting(config).space)
