@@ -27,6 +27,12 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
             for name, leaf in flatten(value, f"{prefix}.{key}" if prefix else key).items()}
 
 
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between nested values, in words; keys that one side lacks are of another release."""
+    old, new = flatten(before), flatten(now)
+    return [f"{key} was {old[key]!r} and is {new[key]!r}" for key in old if key in new and old[key] != new[key]]
+
+
 def of_the_result(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the nested values of a configuration without those that are harmless."""
     kept: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from qra_bo.config.resume import changed
 from qra_bo.export.foreign import check_random_base, read_adapter
 from qra_bo.export.training import make_trainable
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
@@ -22,6 +23,7 @@ from qra_bo.finetune.manifest import (
     unflatten,
     unquantised_digest,
 )
+from qra_bo.finetune.models.facts import facts_of
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
@@ -108,12 +110,17 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
     try:
         named = {**node, "trust_remote_code": runs_code}
         if manifest.stored:
-            return load_stored(named, getattr(torch, manifest.compute_dtype))
-        fetch(named)
-        return load_base(named)
+            model, tokenizer = load_stored(named, getattr(torch, manifest.compute_dtype))
+        else:
+            fetch(named)
+            model, tokenizer = load_base(named)
     except (KeyError, TypeError) as error:
         raise OutputError(f"the manifest in {folder} describes its base model badly: {error!r} is missing or of the "
                           f"wrong type; {COPY_AGAIN}") from error
+    if found := changed(node.get("base") or {}, facts_of(model, tokenizer)):
+        raise ModelError(f"the base model is not as this run found it: {'; '.join(found[:5])}. Restore its "
+                         "configuration and its tokenizer")
+    return model, tokenizer
 
 
 def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device) -> None:

@@ -84,7 +84,7 @@ class Manifest:
 
     Args:
         model: Node of ``conf/model`` that ``load_base`` takes: source, path, revision, GGUF file ...; ``text_part``
-            states whether the base is the text decoder of a checkpoint with other parts.
+            states whether the base is the text decoder of a checkpoint with other parts; ``base`` are its ``facts_of``.
         compute_dtype: Name of the compute type, e.g. ``"bfloat16"``.
         packed_on: Device type that packed the weights.
         modules: Record of every linear of the decoder by name, in module order.

@@ -225,7 +225,7 @@ class FinetuneOracle:
         def save() -> None:
             ranks = unit_choice(self.units, chosen.ranks)
             node = {**located(model_cfg), "revision": model_cfg.get("revision") or commit_of(self.model),
-                    "text_part": getattr(self.model, "is_text_part", False)}
+                    "text_part": getattr(self.model, "is_text_part", False), "base": self._provenance.get("base")}
             with writing(folder, "run the same command again"):
                 self.peft.save_pretrained(str(folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)
                 follow_umask(folder / ADAPTER / ADAPTER_WEIGHTS)

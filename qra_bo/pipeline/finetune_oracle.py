@@ -16,6 +16,7 @@ from qra_bo.finetune.checked_tensors import fast_hash
 from qra_bo.finetune.data.load import check_tokens, data_notes, load_data
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks
 from qra_bo.finetune.manifest import package_versions
+from qra_bo.finetune.models.facts import facts_of
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, commit_of, load_base, use_fast_attention
@@ -61,6 +62,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     if cfg.executor.name == "ray":
         fetch(cfg.model, bars=False)  # the driver's cache may be on another machine
     model, tokenizer = load_stored(cfg.model, dtype) if cfg.stored else load_base(cfg.model)
+    base = facts_of(model, tokenizer)
     if cfg.task in ("search", "finetune"):
         refuse_base(cfg, model, tokenizer)
     spec = make_spec(cfg) if cfg.stored else spec_from_model(model, cfg.model_name)
@@ -112,7 +114,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "data_render": data.render, "data_facts": asdict(data.train.facts),
                            "notes": [*data_notes(cfg.data, data), *overlap],
-                           "model_sha256": weights, "model_revision": commit_of(model),
+                           "model_sha256": weights, "base": base, "model_revision": commit_of(model),
                            "base_origin": getattr(model, "base_origin", None),  # of random weights none
                            "base_on": "host" if on_host else device.type},
                           tokenizer)

@@ -7,14 +7,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qra_bo.config.resume import differences, flatten
+from qra_bo.config.resume import changed, differences, flatten
 from qra_bo.study.header import Header
 from qra_bo.utils.errors import JournalError
 from qra_bo.utils.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "numpy", "numba", "scipy",
             "pymoo", "safetensors", "gguf", "datasets")
-INCOMPARABLE = ("data_sha256", "dtype", "train", "model_sha256")
+INCOMPARABLE = ("data_sha256", "dtype", "train", "model_sha256", "base")
 """Facts that may not change between the sessions of one run: results before and after would not compare."""
 NOTABLE = ("version", "git", "packages", "device", "threads", "python", "platform")
 """Facts that may change, which gives a warning."""
@@ -61,8 +61,7 @@ def collect(described: Mapping[str, Any]) -> dict[str, Any]:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what changed between two sessions of a run without making results incomparable, in words. Raises
     ``JournalError`` if model, data, compute type or trainer differ."""
-    broken = [f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in INCOMPARABLE if before.get(k) != now.get(k)]
-    if broken:
+    if broken := changed(*({k: facts.get(k) for k in INCOMPARABLE} for facts in (before, now))):
         raise JournalError(f"the run can't be continued, its results before and after would not compare: "
                            f"{'; '.join(broken)}. Restore that, or start a new run with another out=")
     found = []

@@ -13,6 +13,7 @@ import yaml
 import qra_bo
 from qra_bo.cli.app import main
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
+from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.report.data import load_run
@@ -20,8 +21,9 @@ from qra_bo.runs import main as runs
 from qra_bo.space import uniform
 from qra_bo.study.header import BY_RULE, CALIBRATED
 from qra_bo.study.journal import read_journal
-from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.errors import ConfigError, ModelError
 from tests.executors import work_in_this_process
+from tests.finetune.models import tiny_llama
 
 REAL = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
         "fidelity.high=2", "fidelity.low=1", "final.steps=3", "device=cpu", "dtype=float32", "display=none",
@@ -274,3 +276,44 @@ def test_a_result_that_was_edited_in_its_run_is_refused(searched: Path, tmp_path
             read_allocation(config, make_setting(config).space)
     config = finetune_config(run / "edited.json", "budget=90MB")  # a file of the user's own
     assert read_allocation(config, make_setting(config).space)
+
+
+@pytest.fixture(scope="module", name="own")
+def make_own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run on a model in a folder, and its command."""
+    folder = tmp_path_factory.mktemp("own")
+    tiny_llama(vocab=320)[0].save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    words = [*REAL[1:], "+model=hf", f"model.path={folder / 'model'}", "task=finetune", "allocation=uniform:4,3",
+             f"out={folder / 'run'}"]
+    assert main(words) == 0
+    return folder, words
+
+
+@pytest.mark.parametrize(("file", "old", "new", "field"), [
+    ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05', "config.rms_norm_eps was 1e-06 and is 1e-05"),
+    ("config.json", '"rope_theta": 10000.0', '"rope_theta": 5000.0', "config.rope_parameters.rope_theta was 10000.0"),
+    ("config.json", '"hidden_act": "silu"', '"hidden_act": "gelu"', "config.hidden_act was 'silu'"),
+    ("config.json", '"max_position_embeddings": 2048', '"max_position_embeddings": 64', "config.max_position_emb"),
+    ("tokenizer.json", '"Ā": 0', '"Ā": 1', "tokenizer was"),
+    ("tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true', "tokenizer was")])
+def test_a_base_that_was_changed_is_refused_with_its_field(own: tuple[Path, list[str]], file: str, old: str, new: str,
+                                                          field: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder, words), path = own, own[0] / "model" / file
+    text, journal = path.read_text(encoding="utf-8"), folder / "run" / "trials.jsonl"
+    assert text.count(old) == 1
+    lines = journal.read_text().splitlines(keepends=True)
+    begun = next(i for i, line in enumerate(lines, 1) if '"event":"provenance"' in line)
+    try:
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(ModelError, match=field):
+            qra_bo.load(folder / "run")
+        assert main(["task=export", f"out={folder / 'run'}", "export.targets=[merged]"]) == 2
+        assert field in capsys.readouterr().err
+        journal.write_text("".join(lines[:begun]))  # killed in its training
+        assert main([*words, "resume=true"]) == 2
+        assert f"base.{field}" in capsys.readouterr().err
+    finally:
+        path.write_text(text, encoding="utf-8")
+        journal.write_text("".join(lines))
+    assert qra_bo.load(folder / "run")
