@@ -31,6 +31,7 @@ TASK_HALF_RANK = 0.2
 _SPEED = 5.0
 _SPEED_SPREAD = 0.15
 _TEST_OFFSET = 0.03
+_TEST_SEQUENCES, _SEQUENCE_TOKENS = 64, 64
 _LONGER_SCHEDULE = 0.06
 _LR_CURVATURE = 0.03
 
@@ -122,8 +123,8 @@ class SyntheticOracle:
 
     Args:
         learning_rate: Rate at which the losses are planted; any other one costs.
-        noise: Standard deviation of a candidate's loss over training seeds (nats); the level that all candidates
-            share moves four times as much with the seed.
+        noise: Standard deviation of a candidate's loss over training seeds, and over test texts of 64 sequences, whose
+            losses are recorded (nats); the level that all candidates share moves four times as much with the seed.
         high_steps: Optimiser steps of a full trial, the schedule for which losses are planted.
         tokens_per_step: Training tokens of a step.
         eval_tokens: Forward tokens of one look at held-out text.
@@ -179,15 +180,18 @@ class SyntheticOracle:
                               f"{len(allocation)} units and {steps} steps")
         curve = self._curve(request)
         first = self._done.start(request)
-        offset = 0.0 if request.split != "test" else \
-            _TEST_OFFSET + self._noise * self._normal("test", allocation.fingerprint)
+        text = [self._normal("test", allocation.fingerprint, str(i)) for i in range(_TEST_SEQUENCES)] \
+            if request.split == "test" else []  # the same for every training seed
+        own = [_TEST_OFFSET + self._noise * math.sqrt(len(text)) * x for x in text]
+        offset = sum(own) / len(own) if own else 0.0
         shown = [s for s in self._record_at if s < steps]
         losses = [(s, curve(s)) for s in shown] + [(steps, curve(steps) + offset)]
         progress(TRAINING, steps, steps)
         looks = sum(s > first for s in shown) + 1
         return TrialResult(TrialState.OK, losses[-1][1], 2.0 * self._noise, tuple(losses), steps - first,
                            (steps - first) * self._tokens_per_step, looks * self._eval_tokens, None,
-                           time.monotonic() - start)
+                           time.monotonic() - start, sequence_losses=tuple(
+                               ((curve(steps) + x) * _SEQUENCE_TOKENS, _SEQUENCE_TOKENS) for x in own))
 
     def close(self) -> None:
         """Do nothing: no device is held."""

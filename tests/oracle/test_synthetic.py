@@ -1,5 +1,6 @@
 """The planted landscape in closed form and against brute force, and the oracle around it."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.stats import spearmanr
 from bench.optimum import optimum
 from qra_bo.oracle.synthetic import FLOOR, INTERACTION, KNEE, TOTAL_TASK, Landscape, SyntheticOracle, phi
 from qra_bo.space import uniform
+from qra_bo.study.intervals import interval_of
 from qra_bo.trials import TrialSpec
 from qra_bo.utils.errors import BudgetError
 from tests.conformance.oracle import OracleSuite, quiet
@@ -82,6 +84,23 @@ def test_noise_depends_on_seed_and_candidate_and_its_level_is_shared() -> None:
     assert shifts.mean(axis=1).std() == pytest.approx(0.02, rel=0.35)
     own = shifts - shifts.mean(axis=1, keepdims=True)
     assert own.std() == pytest.approx(0.005, rel=0.2)
+
+
+def test_intervals_of_test_losses_cover_the_planted_difference() -> None:
+    allocations = [(f, r) for f in ("hqq3", "nf4", "int8") for r in (1, 2, 4, 8)]
+    covered = []
+    for seed in range(10):
+        oracle, exact = SyntheticOracle(SPACE, seed), SyntheticOracle(SPACE, seed, noise=0.0)
+        for a, b in itertools.pairwise(allocations):
+            sides = [[oracle.evaluate(TrialSpec(uniform(6, *side), 24, 24, s, 2e-3, split="test"), quiet)
+                      for s in range(5)] for side in (a, b)]
+            ours, theirs = ([m.sequence_losses for m in side] for side in sides)
+            losses = [[m.loss or 0.0 for m in side] for side in sides]
+            assert losses[0][0] == pytest.approx(sum(x for x, _ in ours[0]) / sum(n for _, n in ours[0]))
+            found, over_text = interval_of(np.subtract(*losses).tolist(), ours, theirs)
+            truth = loss_of(exact, *a) - loss_of(exact, *b)
+            covered.append(over_text and found.low <= truth <= found.high)
+    assert 0.9 <= np.mean(covered) < 1
 
 
 def test_splits_schedules_and_rates_change_the_loss() -> None:
