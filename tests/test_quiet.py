@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from qra_bo.finetune.models.gguf_reading import reading_gguf
+from qra_bo.finetune.models import gguf_reading
 from qra_bo.utils.errors import ModelError
 from tests.export.finished import SETTINGS, finish
 
@@ -43,9 +43,9 @@ def test_loading_exports_and_training_print_nothing(finished: Path, tmp_path: Pa
 
 def test_a_gguf_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
-    monkeypatch.setattr(gguf, "GGUFReader", parsed.append)
+    monkeypatch.setattr(gguf_reading, "QuickReader", parsed.append)
     original = gguf.GGUFReader
-    with suppress(ModelError), reading_gguf():
+    with suppress(ModelError), gguf_reading.reading_gguf():
         gguf.GGUFReader("a.gguf")
         gguf.GGUFReader("a.gguf")
         assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) is gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)

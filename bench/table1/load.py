@@ -11,7 +11,7 @@ from qra_bo.utils.redact import redact
 
 DEFAULTS = ("quantizer.rounding=rtn",  # rows choose their own codes
             "quantizer.tokens=16384",
-           "quantizer.formats.2=[int2-g64]", "quantizer.formats.3=[int3-g64]",  # those of the published table
+            "quantizer.formats.2=[int2-g64]", "quantizer.formats.3=[int3-g64]", "embeddings=16",  # as was published
             "dtype=bfloat16",  # whatever this CPU is fastest in
             "search.length=trial")  # all rows are compared after a trial's steps
 """Overrides of every table, unless one of the same key is given."""

@@ -26,7 +26,7 @@ from tests.conformance.searcher import make_problem
 
 COMMON: dict[str, Any] = {"model": "tiny", "data": "tiny", "oracle": "synthetic", "budget": "uniform:3,16",
                           "display": "none", "device": "cpu", "dtype": "float32", "bits": [2, 3, 4],
-                          "confirm.seeds": 2}
+                          "quantizer.formats.2": ["int2-g64"], "quantizer.formats.3": ["int3-g64"], "confirm.seeds": 2}
 QUICK: dict[str, Any] = {"effort": "quick", "effort.max_full_trials": 9}
 
 

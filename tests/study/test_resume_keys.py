@@ -57,7 +57,7 @@ not do."""
 LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.references", "effort.sequential",
           "effort.stop"}
 """Keys that extend a run: its end is another one."""
-UNCHANGED = {"surrogate.rates", "method.rates", "logger.name",
+UNCHANGED = {"codes", "surrogate.rates", "method.rates", "logger.name",
              "executor.name", "method.model._target_", "quantizer.rounding", "quantizer.formats.1",
              "quantizer.formats.16", "task",
              "allocation", "eval.tasks", "model.source", "gpu", "effort.compare"}

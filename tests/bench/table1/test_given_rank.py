@@ -28,7 +28,8 @@ def test_ranks_are_halved_from_the_largest_with_nf4_and_doubled_from_one_where_t
 
 def test_amq_is_charged_one_profile_for_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    config = load_config(["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=rtn"])
+    config = load_config(["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=rtn",
+                          "quantizer.formats.2=[int2-g64]", "quantizer.formats.3=[int3-g64]"])
     options = load_options(["table1.rank_choices=3", "table1.amq_evaluations=4"])
     with table_session(config, tmp_path / "t", options) as session:
         found = ROWS["amq_lora"].find(session, parse_limit("peak uniform:4,16"))

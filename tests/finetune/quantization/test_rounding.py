@@ -248,7 +248,7 @@ def test_one_trial_may_have_round_to_nearest_codes(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     losses: dict[Any, list[float | None]] = {}
     for rounding, orders in (("gptq", (None, "rtn", None)), ("rtn", (None,))):
-        config = load_config([*OPTIONS, f"quantizer.rounding={rounding}"])
+        config = load_config([*OPTIONS, "quantizer.formats.3=[int3-g64]", f"quantizer.rounding={rounding}"])
         oracle: Any = make_oracle(config.to_dict(), str(tmp_path / rounding))
         n = len(oracle.units)
         for codes in orders:
