@@ -109,18 +109,16 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
                          f"to {where}, or make it a link to the folder that holds the same model now")
     try:
         named = {**node, "trust_remote_code": runs_code}
-        if manifest.stored:
-            model, tokenizer = load_stored(named, getattr(torch, manifest.compute_dtype))
-        else:
+        if not manifest.stored:
             fetch(named)
-            model, tokenizer = load_base(named)
+        loaded = load_stored(named, getattr(torch, manifest.compute_dtype)) if manifest.stored else load_base(named)
     except (KeyError, TypeError) as error:
         raise OutputError(f"the manifest in {folder} describes its base model badly: {error!r} is missing or of the "
                           f"wrong type; {COPY_AGAIN}") from error
-    if found := changed(node.get("base") or {}, facts_of(model, tokenizer)):
+    if found := changed(node.get("base") or {}, facts_of(*loaded)):
         raise ModelError(f"the base model is not as this run found it: {'; '.join(found[:5])}. Restore its "
                          "configuration and its tokenizer")
-    return model, tokenizer
+    return loaded
 
 
 def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device) -> None:
