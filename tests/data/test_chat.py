@@ -103,7 +103,18 @@ def test_answers_end_with_their_mark(template: str | None, contents: tuple[str, 
 @pytest.mark.parametrize(("template", "conversation", "reason"), [
     ("{{ messages | map(attribute='content') | map('upper') | sort | join(' ') }}", talk("b", "a"),
      "the answer of turn 2 can't be told from the rest"),
-    (GEMMA, talk("a", "b", system="c"), r".* template refuses the conversation \(System role not supported\)")])
+    (GEMMA, talk("a", "b", system="c"), r".* template refuses the conversation \(System role not supported\)"),
+    ("{{ 1 / 0 }}", talk("a", "b"), "the model's chat template refuses the conversation"),
+    ("{{ messages[7].content }}", talk("a", "b"), "the model's chat template refuses the conversation"),
+    ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", talk("a", "b"), ".* template refuses the conversation"),
+    *((f"{{% for m in messages %}}<{{{{ m.role }}}}>{body}{{% endfor %}}", talk("Question?", "Answer."),
+       f"the model's chat template leaves out the text of the role '{role}'") for body, role in (
+        ("{% for part in m.content %}{{ part.text }}{% endfor %}", "user"),
+        ("{% for part in m.content %}{{ part['text'] }}{% endfor %}", "user"),
+        ("{% if m.content is not string %}{{ m.content[0].text }}{% endif %}", "user"),
+        ("{% if m.role != 'user' %}{{ m.content }}{% endif %}", "user"),
+        ("{% if m.role != 'assistant' %}{{ m.content }}{% endif %}", "assistant"),
+        ("{{ m.content.text }}", "user")))])
 def test_a_template_that_refuses_a_conversation_names_its_line(template: str, conversation: Conversation,
                                                                reason: str) -> None:
     with pytest.raises(DataError, match=f"line 1: {reason}"):
@@ -213,6 +224,8 @@ def test_nulls_of_json_texts_are_kept() -> None:
     ({"conversations": [{"from": "human"}]}, "a list of objects with the texts 'from' and 'value'"),
     ({"conversations": [{"from": "function_call", "value": "f()"}]}, "value of a function_call must be JSON"),
     ({"conversations": [{"from": "gpt", "value": "x"}], "tools": "[1]"}, "'tools' must be a list of objects"),
+    *(({"conversations": [{"from": "gpt", "value": "x"}], "tools": [{"type": "function", "function": wrong}]},
+       "'tools' must be a list of objects whose 'function' is one") for wrong in ("name", ["name"], 3, True, [])),
     ({"messages": [{"role": "assistant", "content": "\ud800"}]}, "half of a surrogate pair"),
     ({"prompt": [{"role": "user", "content": "x"}], "completion": "y"}, "the field 'prompt' must be text, got list"),
 ])

@@ -47,7 +47,7 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PLACEHOLDER = "\ue000placeholder\ue000"
 _AT_ONCE = 256
 """Conversations tokenised at once: their character offsets take much memory."""
-_REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """Errors of templates, which are programs."""
 Span = tuple[int, int]
 Tools = list[dict[str, Any]] | None
@@ -106,6 +106,11 @@ class ChatTemplate:
         except _REFUSALS as error:
             raise DataError(f"{where}: the model's chat template refuses the conversation ({error}); mend the record "
                             "or leave it out, or take a base model whose template takes it") from error
+        for message in messages:  # of a list of parts, a template may write nothing of a text
+            words = re.findall(r"\w+", message["content"].lower()) if message["role"] in ("user", "assistant") else []
+            if words and not any(word in text.lower() for word in words):
+                raise DataError(f"{where}: the model's chat template leaves out the text of the role "
+                                f"{message['role']!r}; take a base model whose template writes it")
         self._check_tools(conversation, text)
         _check_reasoning(conversation, text)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]

@@ -227,9 +227,10 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
     else:
         tools = without_none(tools)
     tools = tools or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError(f"{where}: 'tools' must be a list of objects, or the JSON text of one; "
-                        f"got {type(tools).__name__}")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) and isinstance(tool.get("function", {}), dict)
+                                              for tool in tools):
+        raise DataError(f"{where}: 'tools' must be a list of objects whose 'function' is one too, or the JSON text of "
+                        f"such a list; got {str(tools)[:80]!r}")
     return [tool if "function" in tool or "type" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
