@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from qra_bo.cli.help import public_options, short_help
 from qra_bo.config.check import Problem
@@ -37,7 +38,15 @@ from qra_bo.config.presets import choices
 from qra_bo.config.rules import ON_A_RUN
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.tasks import run_task
-from qra_bo.utils.errors import ConfigError, QRABOError, WorkerError, from_lack_of_memory, from_system, worst
+from qra_bo.utils.errors import (
+    ConfigError,
+    OutputError,
+    QRABOError,
+    WorkerError,
+    from_lack_of_memory,
+    from_system,
+    worst,
+)
 from qra_bo.utils.redact import printable, redact
 from qra_bo.utils.version import __version__
 
@@ -59,10 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HYDRA_ERRORS as error:
         return _report(ConfigError(hydra_message(error)))
     except OSError as error:  # of Hydra: a sweep's folder, --config-dir
-        known = from_system(error)
-        if known is None:
-            raise
-        return _report(known)
+        return _report(from_system(error) or OutputError(f"{error.filename or 'a file'} can't be used "
+                                                         f"({error.strerror}); give another path"))
     except KeyboardInterrupt as error:
         print(f"qra_bo: {error or 'stopped'}", file=sys.stderr)
         return int(getattr(error, "exit_status", 130))
@@ -162,6 +169,8 @@ def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem
         return run_task(config), ""
     except Exception as error:
         known = error if isinstance(error, QRABOError) else from_system(error) or from_lack_of_memory(error)
+        if isinstance(error, OmegaConfBaseException):
+            known = ConfigError(hydra_message(error))
         if known is not None:
             return _report(known), redact(str(known))
         # a bug, of a part of the user's own too: say where it is, and let the other jobs of a sweep go on
@@ -205,8 +214,11 @@ def record_job(folder: Path, job: Job) -> None:
 def read_jobs(folder: Path) -> list[Job]:
     """Return the last line of every job, by number."""
     path = folder / JOBS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    jobs = {job.number: job for job in (Job(**json.loads(line)) for line in lines)}
+    jobs: dict[int, Job] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError, TypeError):  # a full disk cut it off: that job began and did not end
+            job = Job(**json.loads(line))
+            jobs[job.number] = job
     return [jobs[number] for number in sorted(jobs)]
 
 
@@ -227,7 +239,7 @@ class SweepSummary(Callback):
     Hydra calls it in the launching process alone.
     """
 
-    status: int = 0
+    status: int = BUG  # until the jobs are counted: Hydra only logs what a callback raises
     folder = Path()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

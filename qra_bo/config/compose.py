@@ -7,6 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -25,7 +26,8 @@ from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.formatting import override_value
 
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError)
+"""What Hydra raises for groups and files that it can't read."""
 MAIN = "config"  # in conf/
 
 
@@ -126,7 +128,7 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
 
 def hydra_message(error: Exception) -> str:
     """One line for an error of Hydra's own."""
-    said = " ".join(str(error).split()).rstrip(".")
+    said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return f"Hydra can't compose this configuration: {said}; see python -m qra_bo --help."
 
 

@@ -161,9 +161,9 @@ class TrainConfig(Group):
     """What all candidates of a search share in training."""
 
     name: str
-    batch: Count
-    accumulate: Count
-    length: Annotated[StrictInt, Ge(2)]
+    batch: Annotated[Count, Le(10**6)]
+    accumulate: Annotated[Count, Le(10**6)]
+    length: Annotated[StrictInt, Ge(2), Le(10**6)]
     packing: Literal["joined", "isolated"]
     warmup: Annotated[StrictFloat, Ge(0), Lt(1)]
     lr_floor: Share

@@ -39,6 +39,8 @@ DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
 PACKAGES = ("torch", "bitsandbytes", "hqq", "numba", "peft", "transformers")
 FORMAT_FIELDS = ("name", "backend", "bits", "block", "double_quant")
 PROBE = "probe.safetensors"
+LONGEST_NAME = 500
+"""Characters of the longest name of a module: work grows with their square."""
 N_TOKENS, N_LOGITS = 64, 4096
 
 
@@ -239,6 +241,8 @@ def read_manifest(folder: Path) -> Manifest:
         modules, tables = ({name: ModuleRecord.from_json(record) for name, record in data[kind].items()}
                            for kind in ("modules", "tables"))
         _check_tables(tables)
+        if any(len(name) > LONGEST_NAME for name in (*modules, *tables)):
+            raise ValueError("a name of a module")
         manifest = Manifest(dict(data["model"].items()), data["compute_dtype"], data["packed_on"], modules,
                             data["unquantised_sha256"], data["adapter_sha256"], data["packed"],
                             dict(data["versions"].items()), tables)

@@ -100,8 +100,8 @@ def parse_allocation(data: Mapping[str, Any], path: Path, units: Sequence[str]) 
         problem = (f"gives a unit the rank {min(allocation.ranks)}; every unit is fine-tuned through an adapter, so "
                    "ranks must be at least 1")
     elif data.get("units", list(units)) != list(units) or len(allocation) != len(units):
-        problem = (f"is for {len(allocation)} units; this model has {len(units)} ({units[0]} ... {units[-1]}): use the "
-                   "model and granularity of the file")
+        problem = (f"is for {len(allocation)} units; this model has {len(units)} ({units[0]} ... {units[-1]}), and the "
+                   f"file names {_shown(data.get('units', 'none'))}: use the model and granularity of the file")
     elif lr is not None and (type(lr) not in (int, float) or not 0 < lr <= LARGEST_LR):
         problem = f"must give a learning_rate between 0 and {LARGEST_LR:g}; got {_shown(lr)}"
     else:

@@ -74,6 +74,8 @@ class DecoderSpec:
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt_neox")
 """Families whose spec follows from numbers alone; others need their transformers configuration."""
 
+MOST_LAYERS = 10_000
+"""More are a mistake, and would be listed for hours."""
 OWN_CODE = "comes with code of its own, and that runs only where you say so: model.trust_remote_code=true"
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -102,8 +104,9 @@ def spec_from_numbers(name: str, family: str, *, n_layers: int, hidden_size: int
                          f"{', '.join(FAMILIES)}; any other decoder works with +model=hf model.path=ORG/NAME-or-folder")
     sizes = {"n_layers": n_layers, "hidden_size": hidden_size, "intermediate_size": intermediate_size,
              "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim, "vocab_size": vocab_size}
-    if min(sizes.values()) <= 0 or n_heads % n_kv_heads:
-        raise ModelError(f"model {name!r}: every size must be positive and n_kv_heads must divide n_heads; got {sizes}")
+    if min(sizes.values()) <= 0 or n_heads % n_kv_heads or n_layers > MOST_LAYERS:
+        raise ModelError(f"model {name!r}: every size must be positive, n_layers at most {MOST_LAYERS}, and n_kv_heads "
+                         f"must divide n_heads; got {sizes}")
     prefix = "gpt_neox.layers" if family == "gpt_neox" else "model.layers"
     linears = tuple(Linear(f"{prefix}.{layer}.{path}", out, inn, layer, group, fused_of(path.split(".")[-1]), bias)
                     for layer in range(n_layers)

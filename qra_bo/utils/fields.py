@@ -65,8 +65,8 @@ def refusing(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return check
 
 
-Count = Annotated[StrictInt, Ge(1)]
-Natural = Annotated[StrictInt, Ge(0)]
+Count = Annotated[StrictInt, Ge(1), Le(10**9)]
+Natural = Annotated[StrictInt, Ge(0), Le(2**63 - 1)]
 Positive = Annotated[StrictFloat, Gt(0)]
 NonNegative = Annotated[StrictFloat, Ge(0)]
 Noise = Annotated[StrictFloat, Ge(0), Le(100)]

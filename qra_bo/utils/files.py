@@ -88,6 +88,8 @@ def strict_json(text: str | bytes) -> Any:
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file of unknown origin; raises ``OutputError`` if it can't be read, or is something
     else."""
+    if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
+        raise OutputError(f"{path} must be a file of JSON; it is a folder, a pipe or a device")
     try:
         data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -82,7 +82,12 @@ def prepare() -> None:
         except OSError:
             null = os.open(os.devnull, flags)  # the lowest free descriptor: this one
             os.set_inheritable(null, True)
-    if sys.path[0] == os.getcwd() and not __file__.startswith(os.path.join(sys.path[0], "")):
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        print("qra_bo: the working folder is gone; change to another one", file=sys.stderr)
+        raise SystemExit(2) from None
+    if sys.path[0] == here and not __file__.startswith(os.path.join(sys.path[0], "")):
         sys.path.append(sys.path.pop(0))  # by python -m; the user's own parts are found there, after what is installed
     sys.stdout, sys.stderr = tolerant(sys.stdout), tolerant(sys.stderr)
     os.environ["MPLBACKEND"] = "agg"

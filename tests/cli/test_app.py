@@ -178,3 +178,38 @@ def test_pickled_configurations_are_refused(argument: str, seen: list[RunConfig]
     assert app.main([argument, "model=tiny"]) == 2
     assert "reads a pickle" in capfd.readouterr().err
     assert seen == []
+
+
+@pytest.mark.parametrize("text", [
+    b"a:\t1\n", b"seed: 1\nseed: 2\n", b"\xff\xfes\x00e\x00", b"seed: 1\n---\nseed: 2\n", b"a: &a\n  b: *a\n",
+    b"seed: !!python/object:os.system x\n", b"- 1\n", b"a: [1\n", b"\x00", b"name: ${no.such.key}\n"])
+def test_a_users_group_that_is_no_yaml_is_one_message(text: bytes, elsewhere: Path,
+                                                      capfd: pytest.CaptureFixture[str]) -> None:
+    (elsewhere / "groups" / "model").mkdir(parents=True)
+    (elsewhere / "groups" / "model" / "own.yaml").write_bytes(text)
+    assert app.main(["--config-dir", str(elsewhere / "groups"), "+model=own", "task=memory", "budget=9MB"]) == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", [
+    ["hydra.run.dir=/proc/no/folder"], ["hydra.run.dir=/dev/null/x"], [r"data.path=a$\{b\}"],
+    ["model.n_layers=100000000"], ["model.hidden_size=1000000000000"], ["train.batch=100000000000000000000000"],
+    ["train.length=1000000000"],
+    ["seed=99999999999999999999"], ["bits=[[2,4],8]"], ["fidelity.high=10000000000"],
+    ["allocation=/dev/zero", "task=finetune"]])
+def test_values_beyond_reason_are_one_message(words: list[str], elsewhere: Path,
+                                              capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["model=tiny", "data=tiny", "task=memory", "budget=9MB", *words]) == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["", "{", '{"number": 3', '{"number": 3, "overrides": "", "status": 0', "\xff", "[]"])
+def test_a_list_of_jobs_that_was_cut_off_is_no_success(line: str, elsewhere: Path) -> None:
+    record_job(elsewhere, Job(1, "seed=1", 0, ""))
+    record_job(elsewhere, Job(2, "seed=2", None, ""))
+    with (elsewhere / app.JOBS).open("a", encoding="latin-1") as file:
+        file.write(line)
+    app.SweepSummary.folder = elsewhere
+    app.SweepSummary().on_multirun_end(app.DictConfig({}))
+    assert app.SweepSummary.status == app.BUG
+    assert [job.status for job in read_jobs(elsewhere)] == [0, None]

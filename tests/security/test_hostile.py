@@ -57,6 +57,8 @@ def changed(whole: Path, target: Path, name: str, change: Callable[[dict[str, An
         ({"n_layers": 10**12}, "1000000000000 layers"), ({"hidden_size": 10**9}, "not those of its modules"),
         ({"head_dim": True}, "head_dim=True"), ({"vocab_size": 10**13}, "bytes of memory")]),
     (lambda d: d.update(packed="../../etc/passwd"), OutputError, "packed"),
+    *((lambda d, name=name: d["modules"].update({name: next(iter(d["modules"].values()))}), OutputError, "a name of")
+      for name in ("." * 30_000, "a." * 15_000, "a" * 30_000)),
     (lambda d: d.update(compute_dtype="load"), OutputError, "compute_dtype"),
     (lambda d: d.update(packed_on="/dev/mem"), OutputError, "packed_on"),
     (lambda d: next(iter(d["modules"].values())).update(bits=10**200), UserError, "bits"),

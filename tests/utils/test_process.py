@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from typing import TextIO
 import pytest
 from rich.console import Console
 
-from qra_bo.utils.process import prepare, tolerant
+from qra_bo.utils.process import interpreter, prepare, tolerant
 
 
 @contextmanager
@@ -58,3 +59,9 @@ def test_installed_modules_come_before_those_of_the_working_directory(monkeypatc
     assert sys.path[-1] == str(tmp_path)
     assert tolerant(sys.stdout) is sys.stdout
     assert os.environ["MPLBACKEND"] == "agg"
+
+
+def test_a_working_folder_that_is_gone_is_one_message(tmp_path: Path) -> None:
+    code = f"import os; os.chdir({str(tmp_path)!r}); os.rmdir(os.getcwd()); from qra_bo.__main__ import main; main()"
+    done = subprocess.run(interpreter(code), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "qra_bo: the working folder is gone; change to another one\n")
