@@ -30,7 +30,11 @@ def search(config: RunConfig | Sequence[str] | None = None, *, config_dir: str |
         RunInterrupted: On a signal that stops a run, after a clean journal.
     """
     from qra_bo.pipeline.run import run  # loads matplotlib
-    return run(configure(config, config_dir, **keywords))
+    checked = configure(config, config_dir, **keywords)
+    if checked.task not in ("search", "finetune"):
+        raise ConfigError(f"search() runs task=search or task=finetune; got task={checked.task}, which is a command: "
+                          f"python -m qra_bo task={checked.task}")
+    return run(checked)
 
 
 def allocate(config: RunConfig | Sequence[str] | str | None = None, *, config_dir: str | None = None,

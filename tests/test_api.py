@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
+import qra_bo
 from qra_bo.api import configure
+from qra_bo.utils.errors import ConfigError
 
 
 def test_importing_loads_no_torch() -> None:
@@ -20,3 +24,9 @@ def test_keywords_equal_overrides() -> None:
     assert configure(["model=tiny"], **{"train.length": 64}).train.length == 64
     for name in ("it's", "naïve", "a=1,b=2", 'say "no"'):
         assert configure(model="tiny", out=name).out == name
+
+
+@pytest.mark.parametrize("task", ["memory", "profile", "evaluate", "export", "report"])
+def test_a_search_runs_no_other_task(task: str) -> None:
+    with pytest.raises(ConfigError, match=f"got task={task}"):
+        qra_bo.search(model="tiny", budget="9MB", task=task, out="run")
