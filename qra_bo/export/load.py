@@ -15,6 +15,7 @@ from qra_bo.export.training import make_trainable
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
 from qra_bo.finetune.manifest import (
     ADAPTER,
+    DEVICES,
     Manifest,
     ModuleRecord,
     package_versions,
@@ -37,8 +38,8 @@ from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputErro
 from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
 
 
-def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainable: bool = False, dense: bool = False,
-         trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load(run: str | Path, device: str | torch.device = "cpu", *, adapter: bool = True, trainable: bool = False,
+         dense: bool = False, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Rebuild the model of a run: base, quantisation by ``quant_manifest.json``, adapter; also its tokenizer.
 
     Args:
@@ -64,9 +65,11 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainabl
         raise ConfigError("load(trainable=True) trains the run's adapter; got adapter=False, a quantised base, which "
                           "takes no gradients: attach an adapter of your own to it with peft.get_peft_model")
     try:
-        target = torch.device(resolve_device(device))
+        target = torch.device(resolve_device(str(device)))
+        if target.type not in DEVICES:
+            raise RuntimeError(target.type)
     except RuntimeError as error:
-        raise DeviceError(f"device must be 'cpu', 'cuda' or e.g. 'cuda:1'; got {device!r}") from error
+        raise DeviceError(f"device must be 'cpu', 'cuda' or e.g. 'cuda:1'; got {str(device)!r}") from error
     check_run_folder(folder)
     manifest = read_manifest(folder)
     tensors = read_adapter(folder / ADAPTER, manifest) if adapter else {}

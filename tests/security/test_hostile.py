@@ -26,7 +26,7 @@ from qra_bo.report.html import write_report
 from qra_bo.runs import main as runs
 from qra_bo.study.journal import Journal, checksum, read_journal
 from qra_bo.tasks.evaluate import run as evaluate
-from qra_bo.utils.errors import DataError, JournalError, ModelError, OutputError, UserError
+from qra_bo.utils.errors import DataError, DeviceError, JournalError, ModelError, OutputError, UserError
 from qra_bo.utils.files import check_run_folder
 from tests.report.fixtures import make_events, write_run
 
@@ -211,3 +211,10 @@ def test_hostile_model_folders_are_refused_without_running(tmp_path: Path, confi
 def test_a_gguf_file_lies_in_the_models_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="gguf_file"):
         load_base({**HF, "source": "wheel", "path": "qra_bo", "gguf_file": "../../secret.gguf"})
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "gpu", "", torch.device("mps"), torch.device("meta"), 3])
+def test_devices_that_no_run_has_are_refused(whole: Path, device: Any) -> None:
+    with pytest.raises(DeviceError, match="device must be 'cpu'"):
+        load(whole, device)
+    assert load(whole, torch.device("cpu"))
