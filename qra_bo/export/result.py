@@ -1,5 +1,5 @@
-"""Types of the fields of ``best.json`` and of an adapter's configuration that exports state: both files may be of
-unknown origin, and their values are rendered into programs and pages."""
+"""Types of the fields of ``best.json`` that exports state: the file may be of unknown origin, and its values are
+rendered into programs and pages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -34,15 +34,13 @@ BEST: type[BaseModel] = _object(
                                 steps=Natural) | None,
     objective=_object(steps=Natural, predicted_beyond=_Loss), provenance=dict[str, Any],
     training=_object(trial_steps=Count, steps=Natural, **{key: fields_of(TrainConfig)[key] for key in TRAINING}))
-ADAPTER_CONFIG: type[BaseModel] = _object(rank_pattern=dict[str, Count], alpha_pattern=dict[str, StrictFloat], r=Count,
-                                          lora_alpha=StrictFloat, base_model_name_or_path=Line | None)
 
 
-def problems_of(data: Mapping[str, Any], kind: type[BaseModel]) -> Sequence[str]:
-    """Return a text for every field of ``data`` that is missing, or not of the type that ``kind`` states."""
+def problems_of(best: Mapping[str, Any]) -> Sequence[str]:
+    """Return a text for every field of ``best.json`` that is missing, or of another type."""
     try:
-        kind.model_validate(dict(data))
+        BEST.model_validate(dict(best))
     except ValidationError as error:
-        return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
-    lengths = {len(data[key]) for key in ("units", "bits", "ranks", "formats")} if kind is BEST else {1}
+        return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)][:5]
+    lengths = {len(best[key]) for key in ("units", "bits", "ranks", "formats")}
     return [] if len(lengths) == 1 and 0 not in lengths else ["units, bits, ranks and formats must be of one length"]

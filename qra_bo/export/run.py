@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qra_bo.export.result import ADAPTER_CONFIG, BEST, problems_of
+from qra_bo.export.result import problems_of
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.memory.serving import server_rank
@@ -22,8 +22,6 @@ from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder, read_object, write_json
 from qra_bo.utils.formatting import number, override_value, signed
 
-REQUIRED = {"best.json": BEST, "adapter/adapter_config.json": ADAPTER_CONFIG}
-"""JSON files of a finished run beside its manifest, and the types of the fields that exports need."""
 GGUF_FILES = ("base", "adapter", "merged-f16")
 """Files of the target ``gguf`` unless others are named."""
 MADE_FROM = "export/made_from.json"
@@ -57,16 +55,16 @@ class FinishedRun:
         """
         check_run_folder(folder)
         contents, problems = [], []
-        for name, kind in REQUIRED.items():
+        for name in ("best.json", "adapter/adapter_config.json"):
             try:
                 contents.append(read_object(folder / name))
-                problems += [f"{name}: {problem}" for problem in problems_of(contents[-1], kind)[:5]]
             except OutputError as error:
                 problems.append(str(error))
         try:
             manifest = read_manifest(folder)
         except OutputError as error:
             problems.append(str(error))
+        problems = problems or [f"best.json: {problem}" for problem in problems_of(contents[0])]
         if problems:
             raise OutputError(f"{folder} can't be exported, which needs a finished run with its adapter: "
                               f"{'; '.join(problems)}")

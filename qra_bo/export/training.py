@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from qra_bo.export.result import BEST, problems_of
+from qra_bo.export.result import problems_of
 from qra_bo.export.run import rate_of
 from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.utils.errors import OutputError
@@ -44,8 +44,8 @@ def optimizer_groups(model: Any, run: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(run) / "best.json"
     best = read_object(path)
-    if problems := problems_of(best, BEST):
-        raise OutputError(f"{path} does not state its training: {'; '.join(problems[:5])}; {COPY_AGAIN}")
+    if problems := problems_of(best):
+        raise OutputError(f"{path} does not state its training: {'; '.join(problems)}; {COPY_AGAIN}")
     by_rank: dict[int, list[torch.nn.Parameter]] = {}
     for pair in adapter_parameters(model.get_base_model()).values():
         by_rank.setdefault(len(pair["A"]), []).extend(pair.values())
