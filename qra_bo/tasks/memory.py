@@ -25,6 +25,7 @@ from qra_bo.pipeline.text import TextSize, text_size
 from qra_bo.report.text import rough
 from qra_bo.study import Setting
 from qra_bo.utils.errors import BudgetError, DataError, ModelError
+from qra_bo.utils.process import print_whole
 
 WIDTH = 120
 """Columns of the plan outside a terminal."""
@@ -38,6 +39,7 @@ def run(config: RunConfig) -> int:
             plan has been printed by then.
         DataError: If the user's file is missing or malformed; likewise.
         ModelError: If the model's shapes are not available, or its template renders no conversation; likewise.
+        OutputError: If the JSON can't be written.
     """
     plan = make_plan(config)
     text, unread = None, None
@@ -50,8 +52,8 @@ def run(config: RunConfig) -> int:
         if HydraConfig.initialized() and unread is None else None  # it would end with the same error
     notes = preset_notes(config) if taken is None else [*preset_notes(config), *_text(config, text), taken]
     if config.memory.format == "json":
-        print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
-                                           "next": command}, indent=2))
+        print_whole(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
+                                                 "next": command}, indent=2))
     else:
         if (console := Console()).is_terminal:
             console.print(render(plan, notes))

@@ -9,6 +9,8 @@ from contextlib import suppress
 from multiprocessing import util
 from typing import Any, TextIO, cast
 
+from qra_bo.utils.errors import OutputError
+
 ASKED = (signal.SIGINT, signal.SIGTERM)
 """Of people and schedulers who ask for the end."""
 NOTIFIED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
@@ -57,6 +59,23 @@ class TolerantStream:
 def tolerant(stream: TextIO | None) -> TextIO:
     """Return ``stream`` as a ``TolerantStream``."""
     return stream if isinstance(stream, TolerantStream) else cast(TextIO, TolerantStream(stream))
+
+
+def print_whole(text: str) -> None:
+    """Print what a program reads, all of it, where there is a reader.
+
+    Raises:
+        OutputError: If stdout takes no more, for example of a full disk: half an answer is none.
+    """
+    stream = sys.stdout._stream if isinstance(sys.stdout, TolerantStream) else sys.stdout
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except (BrokenPipeError, io.UnsupportedOperation):  # nobody reads it
+        pass
+    except OSError as error:
+        raise OutputError(f"the answer could not be written to standard output ({error.strerror}); make space, or "
+                          "write it elsewhere, and run the same command again") from error
 
 
 def interpreter(code: str, *arguments: str) -> list[str]:

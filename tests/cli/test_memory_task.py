@@ -1,6 +1,9 @@
 """``task=memory``: what it prints, and that it needs neither weights nor torch; and what a search prints without."""
 
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +18,7 @@ from qra_bo.pipeline.pricing import make_memory, make_plan
 from qra_bo.tasks.memory import plan_lines
 from qra_bo.utils import device as device_module
 from qra_bo.utils.device import planned_device
+from qra_bo.utils.process import tolerant
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -58,6 +62,17 @@ def test_json_stands_alone_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     captured = capfd.readouterr()
     assert json.loads(captured.out)["fits"] is False
     assert captured.err.startswith("qra_bo: a budget of 10 bytes")
+
+
+def test_json_that_a_full_disk_cuts_off_is_an_error(monkeypatch: pytest.MonkeyPatch,
+                                                    capfd: pytest.CaptureFixture[str]) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stdout", tolerant(Full()))
+    assert main(["task=memory", "+model=tiny", "budget=1GB", "memory.format=json", "device=cpu"]) == 2
+    assert "standard output" in capfd.readouterr().err
 
 
 def test_memory_task_loads_no_torch() -> None:
