@@ -17,6 +17,15 @@ from qra_bo.finetune.cache import TensorStore
 MEGABYTE = {"codes": torch.zeros(1 << 20, dtype=torch.uint8)}
 
 
+def aged_stores(folder: Path, count: int) -> list[TensorStore]:
+    """Stores of a megabyte each, the first used longest ago."""
+    stores = [TensorStore(folder / "codes", {"n": n}) for n in range(count)]
+    for n, store in enumerate(stores):
+        store.save("q_proj", MEGABYTE)
+        os.utime(store.folder, (n, n))
+    return stores
+
+
 def test_tensors_are_kept_on_disk(tmp_path: Path) -> None:
     factors = leading(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), 3)
     store = TensorStore(tmp_path, {"weights": "a"})
@@ -94,10 +103,7 @@ def test_a_key_that_another_process_removed_is_kept_for_the_run_again(tmp_path: 
 
 
 def test_keys_and_files_that_go_meanwhile_stop_no_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stores = [TensorStore(tmp_path / "codes", {"n": n}) for n in range(4)]
-    for n, store in enumerate(stores):
-        store.save("q_proj", MEGABYTE)
-        os.utime(store.folder, (n, n))
+    stores = aged_stores(tmp_path, 4)
     list_files = Path.iterdir
 
     def as_another_process_removes(folder: Path) -> Iterator[Path]:
@@ -112,10 +118,7 @@ def test_keys_and_files_that_go_meanwhile_stop_no_removal(tmp_path: Path, monkey
 
 
 def test_bytes_that_could_not_be_removed_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stores = [TensorStore(tmp_path / "codes", {"n": n}) for n in range(3)]
-    for n, store in enumerate(stores):
-        store.save("q_proj", MEGABYTE)
-        os.utime(store.folder, (n, n))
+    stores = aged_stores(tmp_path, 3)
     remove = shutil.rmtree
     monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors: path == stores[0].folder or remove(path))
     monkeypatch.setattr(cache, "LARGEST", 2.5 * (1 << 20))
