@@ -155,10 +155,11 @@ def make_plan(config: RunConfig) -> Plan:
     memory = make_memory(config, spec, device)
     on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
     budgets = {str(budget): budget_bytes(config, budget, memory, space) for budget in config.budget}
+    learned = load_rates(config.surrogate.rates)
 
     def fractional(memory: MemoryModel, size: int) -> Allocation | None:
         problem = Setting(config, space, memory).problem(size, typical_profile(space), 0.0)
-        rates = of_training(load_rates(config.surrogate.rates), problem, problem.high_steps)
+        rates = of_training(learned, problem, problem.high_steps)
         return next(iter(fractional_choices(problem, rates)), None)
 
     return memory_plan(memory, space, budgets, on_card=on_card, fractional=fractional,

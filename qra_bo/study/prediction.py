@@ -50,7 +50,8 @@ def predict(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocat
     config, steps, seen = run.config, run.study.objective_steps, Observations(problem)
     fidelity = Fidelity.HIGH if problem.low_steps is None else Fidelity.LOW
     checked_steps = problem.low_steps or problem.high_steps
-    late, early = (of_training(load_rates(config.surrogate.rates), problem, n) for n in (steps, checked_steps))
+    learned = load_rates(config.surrogate.rates)
+    late, early = (of_training(learned, problem, n) for n in (steps, checked_steps))
     if not run.study.calibrated:
         run.conclude(Calibration(config.adapter.lr * late.lr_scale, config.adapter.lr_rule, source=BY_PRIOR))
     predicted = dict(solved(problem, late.table(problem), [1.0, *SHRUNK]))
