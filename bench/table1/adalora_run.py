@@ -122,8 +122,7 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
                                                     oracle.device, mark)
         progress(TRAINING, step + 1, task.steps)
     ranks = realise(oracle.model, allocator.kept)
-    blocks = (data.test if task.split == "test" else data.validation).take(oracle.settings.eval_blocks)
-    found = held_out(oracle.model, blocks, settings, oracle.device)
+    found = held_out(oracle.model, oracle.held_out_text(task.split), settings, oracle.device)
     result["forward_tokens"] = found.tokens
     if not math.isfinite(found.loss):
         raise DivergedError(f"held-out loss {found.loss} after {task.steps} steps")

@@ -203,8 +203,13 @@ class EvalConfig(Group):
     """Evaluation of trials, and of a finished run by ``task=evaluate``."""
 
     sequences: Count
+    test_times: Count
     tasks: Texts
     limit: Count | None
+
+    def on(self, split: str) -> int:
+        """Return the held-out sequences of a look at ``split``."""
+        return self.sequences * (self.test_times if split == "test" else 1)
 
 
 class CalibrateConfig(Group):

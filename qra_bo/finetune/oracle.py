@@ -13,7 +13,7 @@ import torch
 from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.finetune.cache import TensorStore
-from qra_bo.finetune.data.records import DataSplits, batches
+from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
 from qra_bo.finetune.memory_probe import MemoryProbe, begin_load, release_unused
 from qra_bo.finetune.models.checkpointing import use_checkpointing
@@ -41,7 +41,8 @@ class FinetuneSettings:
     """Settings of the oracle besides model, data and bank.
 
     Args:
-        eval_blocks: Held-out sequences of an evaluation.
+        eval_blocks: Held-out sequences of a look at the validation split.
+        test_blocks: Those of a look at the test split.
         record_at: Steps after which the validation loss is recorded (the last step always is).
         largest_rank: Largest rank of I_r.
         scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``; ``None``: nothing is measured.
@@ -51,6 +52,7 @@ class FinetuneSettings:
     train: TrainSettings
     adapter: AdapterSettings
     eval_blocks: int
+    test_blocks: int
     record_at: tuple[int, ...]
     largest_rank: int
     scope: str | None = "peak"
@@ -139,8 +141,7 @@ class FinetuneOracle:
 
         Lack of memory and divergence are results.
         """
-        return self._run(TrialRun(request, self.stores.checkpoints, self.settings.eval_blocks,
-                                  self.settings.record_at), progress, then)
+        return self._run(TrialRun(request, self.stores.checkpoints, self.settings.record_at), progress, then)
 
     def forget(self, progress: Progress, trainings: Sequence[str] = ()) -> dict[str, Any]:
         """Remove the checkpoints of the last training, where nothing can continue it, and of ``trainings``
@@ -184,7 +185,7 @@ class FinetuneOracle:
 
     def untuned(self, split: str, progress: Progress) -> dict[str, Any]:
         """Return loss and standard error (nats) of the base in 16 bits without adapters, and the tokens of the pass."""
-        blocks = (self.data.test if split == "test" else self.data.validation).take(self.settings.eval_blocks)
+        blocks = self.held_out_text(split)
         self.bank.restore_dense()
         settings = self.settings.train
         if self.bank.streams:  # of a base that crosses to the device with every batch
@@ -200,8 +201,7 @@ class FinetuneOracle:
         there are none, ``state`` is ``"oom"``, and ``message`` is the error.
         """
         request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, 0.0, init=init)
-        batch = min(self.settings.train.batch, self.settings.eval_blocks)
-        measured = self._run(TrialRun(request, None, batch), progress)
+        measured = self._run(TrialRun(request, None, most_blocks=self.settings.train.batch), progress)
         return {"state": measured.state.value, "message": measured.message, "measured_bytes": measured.measured_bytes,
                 "peaks": peaks_to_json(measured.peaks)}
 
@@ -233,7 +233,7 @@ class FinetuneOracle:
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
-        run = TrialRun(request, self.stores.checkpoints, self.settings.eval_blocks, final.validations(total), final)
+        run = TrialRun(request, self.stores.checkpoints, final.validations(total), final)
         measured = self._run(run, progress, save)
         if measured.state is not TrialState.OK:
             raise TrainingError(
@@ -315,8 +315,16 @@ class FinetuneOracle:
                 run.record(self._held_out("validation", run, probe).loss, optimizer)
         run.save(optimizer)
 
+    def held_out_text(self, split: str) -> TokenBlocks:
+        """Return the sequences of a look at ``split``, ``"validation"`` or ``"test"``."""
+        test = split == "test"
+        blocks = self.data.test if test else self.data.validation
+        return blocks.take(self.settings.test_blocks if test else self.settings.eval_blocks)
+
     def _held_out(self, split: str, run: TrialRun, probe: MemoryProbe) -> HeldOut:
-        blocks = (self.data.test if split == "test" else self.data.validation).take(run.eval_blocks)
+        blocks = self.held_out_text(split)
+        if run.most_blocks is not None:
+            blocks = blocks.take(run.most_blocks)
         result = held_out(self.model, blocks, self.settings.train, self.device, probe.evaluation)
         run.at.forward_tokens += result.tokens
         if not math.isfinite(result.loss):

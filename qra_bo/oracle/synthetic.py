@@ -31,7 +31,7 @@ TASK_HALF_RANK = 0.2
 _SPEED = 5.0
 _SPEED_SPREAD = 0.15
 _TEST_OFFSET = 0.03
-_TEST_SEQUENCES, _SEQUENCE_TOKENS = 64, 64
+_SEQUENCES, _SEQUENCE_TOKENS = 64, 64
 _LONGER_SCHEDULE = 0.06
 _LR_CURVATURE = 0.03
 
@@ -128,6 +128,7 @@ class SyntheticOracle:
         high_steps: Optimiser steps of a full trial, the schedule for which losses are planted.
         tokens_per_step: Training tokens of a step.
         eval_tokens: Forward tokens of one look at held-out text.
+        test_times: A look at the test split has so many times 64 sequences, and times these tokens.
         calibration_tokens: Forward tokens of one pass over calibration text.
         record_at: Steps after which the loss is recorded, besides the last.
         checkpoints: Folder of ``StepsDone``; ``None`` remembers within this process.
@@ -136,13 +137,13 @@ class SyntheticOracle:
     kind = "synthetic"
 
     def __init__(self, space: SearchSpace, seed: int, *, learning_rate: float = 2e-3, noise: float = 0.005,
-                 high_steps: int = 24, tokens_per_step: int = 256, eval_tokens: int = 4096,
+                 high_steps: int = 24, tokens_per_step: int = 256, eval_tokens: int = 4096, test_times: int = 1,
                  calibration_tokens: int = 4096, record_at: tuple[int, ...] = (),
                  checkpoints: Path | None = None) -> None:
         self.landscape = Landscape(space, seed)
         self._space, self._seed, self._noise, self._high_steps = space, seed, noise, high_steps
         self._learning_rate = learning_rate
-        self._tokens_per_step, self._eval_tokens = tokens_per_step, eval_tokens
+        self._tokens_per_step, self._eval_tokens, self._test_times = tokens_per_step, eval_tokens, test_times
         self.calibration_tokens, self._record_at = calibration_tokens, record_at
         self._done = StepsDone(checkpoints)
         self.profile_cost: dict[str, float] = {}
@@ -180,14 +181,14 @@ class SyntheticOracle:
                               f"{len(allocation)} units and {steps} steps")
         curve = self._curve(request)
         first = self._done.start(request)
-        text = [self._normal("test", allocation.fingerprint, str(i)) for i in range(_TEST_SEQUENCES)] \
-            if request.split == "test" else []  # the same for every training seed
-        own = [_TEST_OFFSET + self._noise * math.sqrt(len(text)) * x for x in text]
+        times = self._test_times if request.split == "test" else 0
+        text = [self._normal("test", allocation.fingerprint, str(i)) for i in range(_SEQUENCES * times)]
+        own = [_TEST_OFFSET + self._noise * math.sqrt(_SEQUENCES) * x for x in text]  # the same for every training seed
         offset = sum(own) / len(own) if own else 0.0
         shown = [s for s in self._record_at if s < steps]
         losses = [(s, curve(s)) for s in shown] + [(steps, curve(steps) + offset)]
         progress(TRAINING, steps, steps)
-        looks = sum(s > first for s in shown) + 1
+        looks = sum(s > first for s in shown) + max(1, times)
         return TrialResult(TrialState.OK, losses[-1][1], 2.0 * self._noise, tuple(losses), steps - first,
                            (steps - first) * self._tokens_per_step, looks * self._eval_tokens, None,
                            time.monotonic() - start, sequence_losses=tuple(

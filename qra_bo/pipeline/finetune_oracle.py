@@ -156,7 +156,7 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
     # The files of a program that serves the result are not written yet: their bytes are known by arithmetic alone.
     scope = None if cfg.memory.scope == "stored" and cfg.serve != ANY else cfg.memory.scope
     return FinetuneSettings(train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init), cfg.eval.sequences,
-                            (), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds)
+                            cfg.eval.on("test"), (), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds)
 
 
 def caches(cfg: RunConfig, facts: dict[str, Any], text: TokenBlocks, calibration: TokenBlocks,

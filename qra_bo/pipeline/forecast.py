@@ -52,22 +52,22 @@ def parts_of(setting: Setting) -> list[Part]:
     workers = config.executor.workers if setting.memory.shape.device == "cuda" else 1  # on a CPU they share its cores
     costs: dict[str, float] = {}
     if setting.given is None and effort.max_full_trials:
-        longer = each + (confirmation_steps(setting) - config.fidelity.high) * config.train.step_tokens
         references = 2 * each if effort.references and not config.stored else 0.0
         costs = {"search with its profile and baselines": setting.planned_cost + references,
-                 f"confirmation on {seeds} seeds": 3 * seeds * longer}
+                 f"confirmation on {seeds} seeds": 3 * seeds * setting.confirmation_tokens(confirmation_steps(setting))}
     elif setting.given is None:
         compared = 1 + len({UNIFORM, QLORA} & set(effort.compare))
         low = config.fidelity.low or config.fidelity.high
         costs = {"profile": profile_tokens(setting) if config.oracle.trains else 0.0,
-                 "check of the prediction": 3 * (each - (config.fidelity.high - low) * config.train.step_tokens),
-                 "comparison on one seed": compared * each if effort.compare else 0.0}
+                 "check of the prediction": 3 * setting.confirmation_tokens(low),
+                 "comparison on one seed": compared * setting.confirmation_tokens(config.fidelity.high)
+                 if effort.compare else 0.0}
     parts = [Part(what, cost, workers) for what, cost in costs.items() if cost]
     steps = final_steps(config, setting.sequences)
     if config.oracle.trains and steps is not None:
         validations = config.final.validations(steps)
         evaluated = len(validations) * config.eval.sequences * config.train.length * FORWARD_SHARE
-        parts.append(Part(f"final fine-tune of {steps:,} steps", steps * config.train.step_tokens + evaluated))
+        parts.append(Part(f"final fine-tune of {steps:,} steps", setting.confirmation_tokens(steps) + evaluated))
     return parts
 
 

@@ -145,6 +145,11 @@ class Setting:
         c = self.config
         return c.fidelity.high * c.train.step_tokens + c.eval.sequences * c.train.length / 3
 
+    def confirmation_tokens(self, steps: int) -> float:
+        """Return the cost of one training of ``steps`` that is judged on the test split, as ``full_trial_tokens``."""
+        c = self.config
+        return steps * c.train.step_tokens + c.eval.on("test") * c.train.length / 3
+
     @property
     def planned_cost(self) -> float:
         """Training tokens that profile, calibration, uniform baselines and search may spend."""

@@ -206,5 +206,5 @@ def test_a_composed_dictionary_with_holes_is_refused(default: RunConfig) -> None
         config_from(raw)
     assert sorted(caught.value.problems) == [
         "Unknown key 'trian'; nearest: train, ranks, data.",
-        "eval must be a group of the keys eval.sequences, eval.tasks, eval.limit; got 3.",
+        "eval must be a group of the keys eval.sequences, eval.test_times, eval.tasks, eval.limit; got 3.",
         "seed is missing.", "train.batch is missing."]

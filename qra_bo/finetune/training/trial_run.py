@@ -132,9 +132,9 @@ class TrialRun:
     Args:
         request: The trial.
         store: Store of checkpoints, or ``None`` to keep none.
-        eval_blocks: Held-out sequences of an evaluation.
         record_at: Steps after which the validation loss is recorded.
         final: Rules of the final fine-tune; ``None`` in trials.
+        most_blocks: Most held-out sequences of a look; ``None``: as the oracle is set.
         at: Steps, tokens and curve so far, and the seconds of earlier processes that were interrupted.
         start: Time at which this process began with it.
         saved: Time of the last checkpoint.
@@ -142,9 +142,9 @@ class TrialRun:
 
     request: TrialSpec
     store: CheckpointStore | None
-    eval_blocks: int
     record_at: tuple[int, ...] = ()
     final: FinalConfig | None = None
+    most_blocks: int | None = None
     at: Checkpoint = field(init=False)
     start: float = field(init=False, default_factory=time.monotonic)
     saved: float = field(init=False, default_factory=time.monotonic)
