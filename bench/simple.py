@@ -97,7 +97,8 @@ def planted_oracle(setting: Setting, budget: int, seed: int, alike: bool) -> tup
     else the same, and by how much the best mix is better."""
     config, space = setting.config, setting.space
     oracle = SyntheticOracle(space, seed, learning_rate=config.adapter.lr, high_steps=config.fidelity.high,
-                             tokens_per_step=config.train.step_tokens, calibration_tokens=config.train.length)
+                             tokens_per_step=config.train.step_tokens, test_times=config.eval.test_times,
+                             calibration_tokens=config.train.length)
     problem = setting.problem(budget, oracle.profile(quiet), 0.0)
     formats, simple = {f.name: f for f in space.formats}, choices_of(setting, problem)
 
