@@ -2,15 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from bench.table1.adalora import AdaLoraSettings
 from bench.table1.adalora_run import AdaLoraTask, run_adalora
-from qra_bo.finetune.evaluation import score_tasks
+from qra_bo.finetune.evaluation import FILE_ENDINGS, TaskScore, answer_file, check_tasks, score_named, scores_of
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec
+
+
+def score_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int, limit: int | None) -> list[TaskScore]:
+    """Return the scores at the harness' tasks and at files, see ``score_named`` and ``answer_file``."""
+    check_tasks(tasks)
+    scores = score_named(model, tokenizer, [t for t in tasks if not t.endswith(FILE_ENDINGS)], batch=batch, limit=limit)
+    for path in (Path(t) for t in tasks if t.endswith(FILE_ENDINGS)):
+        asked = answer_file(model, tokenizer, path, batch=batch, limit=limit)  # of questions and new answers
+        scores += scores_of(path.stem, [answer for _, answers in asked for answer in answers])
+    return scores
 
 
 def answer_tasks(oracle: FinetuneOracle, allocation: Mapping[str, Any], init: str, initial_rank: int | None, steps: int,

@@ -206,6 +206,7 @@ class EvalConfig(Group):
     test_times: Count
     tasks: Texts
     limit: Count | None
+    against: str | None
 
     def on(self, split: str) -> int:
         """Return the held-out sequences of a look at ``split``."""

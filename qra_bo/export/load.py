@@ -75,15 +75,24 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, adapter: bool =
     tensors = read_adapter(folder / ADAPTER, manifest) if adapter else {}
     model, tokenizer = dense_base(manifest, folder, trust_remote_code)
     quantise(model, manifest, folder, target)
-    for module in model.modules() if dense else ():
-        if isinstance(module, PackedLinear):
-            module.dense = module.unpack()
-        elif isinstance(module, PackedTable):
-            module.dense = module.unpacked()
+    if dense:
+        keep_unpacked(model, whatever=True)
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
         model = _adapted(model, tensors, manifest, target)
     return make_trainable(model) if trainable else model.eval(), tokenizer
+
+
+def keep_unpacked(model: Any, whatever: bool = False) -> None:
+    """Keep every weight unpacked beside its packed form: all where ``whatever``, else as far as half of a card's free
+    memory goes."""
+    for module in model.modules():
+        if not isinstance(module, PackedLinear | PackedTable):
+            continue
+        weight = module.unpack() if isinstance(module, PackedLinear) else module.unpacked()
+        if not whatever and weight.is_cuda and 2 * weight.nbytes > torch.cuda.mem_get_info(weight.device)[0]:
+            return
+        module.dense = weight
 
 
 def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:

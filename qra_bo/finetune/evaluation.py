@@ -1,9 +1,11 @@
 """Task accuracy of a model in memory by lm-evaluation-harness: its tasks by name, and the user's files."""
 
+import hashlib
 import logging
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ MARK = "####"
 _NUMBER = re.compile(r"-?\d+(?:,\d+)*(?:\.\d+)?")
 SPARE_TOKENS = 16
 """Tokens by which an answer may be longer than the longest target."""
+AT_ONCE = 64
+"""Questions of a file between two looks at what is answered."""
 BOOTSTRAPS = 100
 """Samples for standard errors of metrics other than means, which have a formula."""
 STOPS = ("\nQuestion:", "\n\n### ", "\nUser:")
@@ -126,44 +130,114 @@ class TaskScore:
     questions: int
 
 
-def score_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int, limit: int | None = None,
-                chat: bool = False) -> list[TaskScore]:
-    """Score a model in memory; its mode and the global generators of random numbers are restored.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question of a file and what a model answered.
 
-    ``tasks`` are files (``.jsonl``, ``.json``) for ``read_task_file``, to which ``chat`` goes, or names of the harness'
-    own tasks, whose data come from a hub. A forward pass takes ``batch`` sequences; ``limit`` keeps the first questions
-    of every task.
-
-    Raises:
-        MissingExtraError, DataError, ConfigError: See ``check_tasks``; and if the harness knows no task of a name.
+    Args:
+        question: Digest of prompt and target: answers of two models to one question have the same.
+        prompt: As the model read it.
+        target: The right answer.
+        answer: The text that it wrote, or the choice of the largest likelihood.
+        right: 0 or 1 by metric.
     """
-    check_tasks(tasks)
-    from lm_eval.evaluator import simple_evaluate  # an extra
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-    wanted = [_task(task_name(t), read_task_file(Path(t).expanduser(), chat), tokenizer) if t.endswith(FILE_ENDINGS)
-              else t for t in tasks]
-    names = [t for t in wanted if isinstance(t, str)]
-    manager = TaskManager(include_defaults=bool(names))
-    unknown = [t for t in names if t not in manager.all_tasks]
+
+    question: str
+    prompt: str
+    target: str
+    answer: str
+    right: Mapping[str, float]
+
+
+def score_named(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int,
+                limit: int | None = None) -> list[TaskScore]:
+    """Score a model in memory on the harness' own ``tasks``, whose data come from a hub; its mode and the global
+    generators of random numbers are restored. A forward pass takes ``batch`` sequences; ``limit`` keeps the first
+    questions of every task. Raises ``ConfigError`` if the harness knows no task of a name.
+    """
+    if not tasks:
+        return []
+    from lm_eval.tasks import TaskManager  # an extra
+    manager = TaskManager(include_defaults=True)
+    unknown = [t for t in tasks if t not in manager.all_tasks]
     if unknown:
         raise ConfigError([f"eval.tasks: the installed lm-eval knows no task {t!r}; give a name that its list of tasks "
                            "has (lm-eval ls tasks), or a file that ends in .jsonl or .json" for t in unknown])
+    return _scores(_evaluated(model, tokenizer, tasks, manager, batch, limit=limit, log_samples=False))
+
+
+def answer_file(model: Any, tokenizer: Any, path: Path, *, batch: int, limit: int | None = None, chat: bool = False,
+                known: Container[str] = ()) -> Iterator[tuple[list[str], list[Answer]]]:
+    """Ask a model in memory the questions of a file (``read_task_file``, which takes ``chat``), ``AT_ONCE`` at a time.
+
+    Yields the digests of all questions beside the new answers in the file's order, at first without any. Texts are
+    generated greedily, by forward passes of ``batch`` sequences; ``limit`` keeps the first questions; those whose
+    digest is ``known`` are left out.
+    """
+    from lm_eval.tasks import TaskManager  # an extra
+    template, manager = ChatTemplate(tokenizer), TaskManager(include_defaults=False)
+    items = [{**item, "prompt": template.question(item["prompt"])} if isinstance(item["prompt"], Conversation) else item
+             for item in read_task_file(path, chat)[:limit]]
+    digests = [_digest(item) for item in items]
+    yield digests, []
+    missing = [item for item, digest in zip(items, digests, strict=True) if digest not in known]
+    longest = max((len(tokenizer(item["target"])["input_ids"]) for item in items if "target" in item), default=0)
+    for start in range(0, len(missing), AT_ONCE):
+        asked = missing[start:start + AT_ONCE]
+        found = _evaluated(model, tokenizer, [_task(path.stem, asked, longest)], manager, batch, log_samples=True)
+        by_number = {sample["doc_id"]: sample for sample in found["samples"][path.stem]}
+        yield digests, [_answer(item, by_number[i]) for i, item in enumerate(asked)]
+
+
+def scores_of(task: str, answers: Sequence[Answer]) -> list[TaskScore]:
+    """Return the share of right answers by metric, with its standard error."""
+    table = {metric: [a.right[metric] for a in answers] for metric in (answers[0].right if answers else ())}
+    return [TaskScore(task, metric, float(np.mean(right)), float(np.std(right, ddof=1) / np.sqrt(len(right)))
+                      if len(right) > 1 else None, len(right)) for metric, right in table.items()]
+
+
+def _digest(item: Question) -> str:
+    return hashlib.sha256(repr((item["prompt"], _right(item), item.get("choices"))).encode()).hexdigest()[:16]
+
+
+def _right(item: Question) -> str:
+    return str(item["choices"][item["gold"]] if "choices" in item else item["target"])
+
+
+def _answer(item: Question, sample: Mapping[str, Any]) -> Answer:
+    if "choices" in item:
+        likelihoods = [float(response[0][0]) for response in sample["resps"]]
+        written = item["choices"][int(np.argmax(likelihoods))]
+    else:
+        written = str(sample["resps"][0][0])
+    return Answer(_digest(item), item["prompt"], _right(item), written,
+                  {metric: float(sample[metric]) for metric in sample["metrics"]})
+
+
+def _evaluated(model: Any, tokenizer: Any, tasks: Sequence[Any], manager: Any, batch: int,
+               **options: Any) -> Mapping[str, Any]:
+    """Return what the harness finds; the model's mode and the global generators of random numbers are restored."""
+    from lm_eval.evaluator import simple_evaluate  # an extra
+    from lm_eval.models.huggingface import HFLM
+    with _left_as_found(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        wrapped = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch)
+        return dict(simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, bootstrap_iters=BOOTSTRAPS,
+                                    **options) or {})
+
+
+@contextmanager
+def _left_as_found(model: Any) -> Iterator[None]:
     training, state = model.training, (random.getstate(), np.random.get_state())
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns of a model in memory and of data from a callable
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            wrapped = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch)
-            found = simple_evaluate(wrapped, tasks=wanted, task_manager=manager, limit=limit, log_samples=False,
-                                    bootstrap_iters=BOOTSTRAPS)
+        yield
     finally:
         logger.setLevel(level)
         model.train(training)
         random.setstate(state[0])
         np.random.set_state(state[1])
-    return _scores(found)
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
@@ -188,12 +262,10 @@ def check_tasks(tasks: Sequence[str]) -> None:
         raise MissingExtraError("lm-eval", "eval", "eval.tasks") from error
 
 
-def _task(name: str, items: Sequence[Question], tokenizer: Any) -> dict[str, Any]:
-    """Return the harness' description of a file's questions."""
+def _task(name: str, items: Sequence[Question], longest: int) -> dict[str, Any]:
+    """Return the harness' description of some of a file's questions, whose longest target has ``longest`` tokens."""
     from datasets import Dataset  # comes with the extra
-    template = ChatTemplate(tokenizer)
-    docs = Dataset.from_list([{**item, "prompt": template.question(item["prompt"])}
-                              if isinstance(item["prompt"], Conversation) else item for item in items])
+    docs = Dataset.from_list(list(items))
     common = {"task": name, "custom_dataset": lambda **_: {"test": docs}, "test_split": "test", "num_fewshot": 0,
               "doc_to_text": lambda doc: doc["prompt"], "metadata": {"version": 0}}
     if "choices" in items[0]:
@@ -201,7 +273,6 @@ def _task(name: str, items: Sequence[Question], tokenizer: Any) -> dict[str, Any
                 "doc_to_target": lambda doc: doc["gold"],
                 "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True}
                                 for m in ("acc", "acc_norm")]}
-    longest = max(len(tokenizer(item["target"])["input_ids"]) for item in items)
     return {**common, "output_type": "generate_until", "doc_to_target": lambda doc: doc["target"],
             "generation_kwargs": {"until": list(STOPS), "do_sample": False, "max_gen_toks": longest + SPARE_TOKENS},
             "process_results": lambda doc, results: {"exact_match": float(same_answer(results[0], doc["target"]))},

@@ -40,7 +40,7 @@ def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, init: str 
     model = tiny_llama(vocab=512)[0] if base is None else base
     spec = spec_from_model(model, "tiny")
     trainer = TrainSettings(**{"batch": 2, "logits_chunk": 16, **train})  # type: ignore[arg-type]
-    settings = FinetuneSettings(trainer, AdapterSettings(2.0, init), 4, (2, 4), 4,
+    settings = FinetuneSettings(trainer, AdapterSettings(2.0, init), 4, 4, (2, 4), 4,
                                 checkpoint_seconds=checkpoint_seconds)
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from qra_bo.finetune import evaluation
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.finetune.evaluation import TaskScore, same_answer, score_tasks
+from qra_bo.finetune.evaluation import Answer, TaskScore, answer_file, same_answer, scores_of
 from tests.finetune.models import tiny_llama
 
 ANIMALS = ("cat", "horse", "a very large whale", "ox")
@@ -38,7 +39,7 @@ def log_likelihood(model: Any, prompt: list[int], text: list[int]) -> float:
     return sum(float(logits[len(prompt) + i - 1, t]) for i, t in enumerate(text))
 
 
-def test_multiple_choice_scores_are_those_of_log_likelihoods(tmp_path: Path) -> None:
+def test_multiple_choice_scores_are_those_of_log_likelihoods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval", reason="the extra 'eval' (lm-eval) is not installed")
     model, tokenizer = tiny_llama(vocab=VOCABULARY)[0], byte_tokenizer()
     records = [{"question": f"Which is number {i}?", "choices": list(ANIMALS), "answer": i % 4} for i in range(12)]
@@ -50,7 +51,12 @@ def test_multiple_choice_scores_are_those_of_log_likelihoods(tmp_path: Path) -> 
         by_length = [v / len(c) for v, c in zip(found, ANIMALS, strict=True)]
         best["acc_norm"].append(max(range(4), key=by_length.__getitem__) == r["answer"])
     before = torch.get_rng_state()
-    scores = score_tasks(model, tokenizer, [str(write(tmp_path / "animals.jsonl", *records))], batch=3)
+    monkeypatch.setattr(evaluation, "AT_ONCE", 5)
+    asked = list(answer_file(model, tokenizer, write(tmp_path / "animals.jsonl", *records), batch=3))
+    assert [(len(digests), len(answers)) for digests, answers in asked] == [(12, 0), (12, 5), (12, 5), (12, 2)]
+    answers = [a for _, some in asked for a in some]
+    assert [a.target == a.answer for a in answers] == best["acc"]
+    scores = scores_of("animals", answers)
     assert {s.metric: s.value for s in scores} == pytest.approx({k: sum(v) / 12 for k, v in best.items()})
     for s in scores:
         share = s.value
@@ -81,9 +87,15 @@ def test_generated_answers_are_matched(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="the extra 'eval' (lm-eval) is not installed")
     model = says_yes()
     records = [{"question": f"Is {i} a number?", "answer": "no" if i == 2 else "yes"} for i in range(4)]
-    path = str(write(tmp_path / "say.jsonl", *records))
-    [score] = score_tasks(model, byte_tokenizer(), [path], batch=2)
-    assert score == TaskScore("say", "exact_match", .75, score.stderr, 4)
+    path = write(tmp_path / "say.jsonl", *records)
+    [_, (digests, answers)] = answer_file(model, byte_tokenizer(), path, batch=2)
+    [score] = scores_of("say", answers)
+    assert (digests, score) == ([a.question for a in answers], TaskScore("say", "exact_match", .75, score.stderr, 4))
     assert score.stderr == pytest.approx((.75 * .25 / 3) ** .5)
-    [score] = score_tasks(model, byte_tokenizer(), [path], batch=2, limit=1)
-    assert (score.value, score.questions) == (1.0, 1)
+    [_, (_, first)] = answer_file(model, byte_tokenizer(), path, batch=2, limit=1)
+    assert first == answers[:1]
+    [_, (again, others)] = answer_file(model, byte_tokenizer(), path, batch=2, known={a.question for a in first})
+    assert (again, others) == (digests, answers[1:])
+    assert answers[2] == Answer(answers[2].question, "Question: Is 2 a number?\nAnswer:", "no", answers[2].answer,
+                                {"exact_match": 0.0})
+    assert answers[2].answer.strip() == "yes"

@@ -52,9 +52,10 @@ def test_scores_are_printed_where_the_folder_takes_no_file(tmp_path: Path, monke
         raise OSError(errno.EROFS, "Read-only file system")
 
     score = TaskScore("t", "acc", 0.5, None, 2)
+    monkeypatch.setattr("qra_bo.export.load.keep_unpacked", lambda _: None)
     monkeypatch.setattr("qra_bo.finetune.evaluation.check_tasks", lambda _: None)  # lm-eval is an extra
     monkeypatch.setattr("qra_bo.export.load.load", lambda *_, **__: (None, SimpleNamespace(chat_template=None)))
-    monkeypatch.setattr("qra_bo.finetune.evaluation.score_tasks", lambda *_, **__: [score])
+    monkeypatch.setattr("qra_bo.finetune.evaluation.score_named", lambda *_, **__: [score])
     monkeypatch.setattr("qra_bo.tasks.evaluate.metadata.version", lambda _: "0")
     monkeypatch.setattr("qra_bo.tasks.evaluate.write_json", full)
     assert main(["task=evaluate", f"out={tmp_path}", "eval.tasks=[t]"]) == 2

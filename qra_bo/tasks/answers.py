@@ -1,0 +1,132 @@
+"""Answers to the questions of a file, kept in a run's folder as they come, and two models' answers compared."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Protocol
+
+from qra_bo.utils.errors import OutputError
+from qra_bo.utils.files import writing
+
+ANSWERS = "answers"
+LEVEL = 0.95
+
+
+class Right(Protocol):
+    """What is compared of an answer: the question's digest, and 0 or 1 by metric."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def right(self) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two models on the same questions.
+
+    Args:
+        questions: Questions that both answered.
+        value: Share that this model has right; ``other``: that the other one has.
+        mean: Difference of the shares, with its interval at 95 % (``low``, ``high``): Agresti and Min (2005), Wald's
+            with half a question added to each cell.
+        only_this: Questions that this model alone has right; ``only_other``: the other one alone.
+        p: Of McNemar's exact test that both are as good.
+    """
+
+    questions: int
+    value: float
+    other: float
+    mean: float
+    low: float
+    high: float
+    only_this: int
+    only_other: int
+    p: float
+
+
+def interval(share: float, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share of ``n`` questions."""
+    from scipy.stats import binomtest
+    found = binomtest(round(share * n), n).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def paired(these: Sequence[Right], others: Sequence[Right], metric: str) -> Paired:
+    """Compare the answers to questions that both have."""
+    from scipy.stats import binomtest
+    right = {a.question: a.right[metric] for a in others if metric in a.right}
+    pairs = [(a.right[metric], right[a.question]) for a in these if a.question in right]
+    n, only_this, only_other = len(pairs), sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
+    if not n:
+        return Paired(0, math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0, 1.0)
+    b, c, z = only_this + 0.5, only_other + 0.5, NormalDist().inv_cdf(0.5 + LEVEL / 2)
+    centre, half = (b - c) / (n + 2), z * math.sqrt(b + c - (b - c) ** 2 / (n + 2)) / (n + 2)
+    p = binomtest(only_this, only_this + only_other).pvalue if only_this + only_other else 1.0
+    return Paired(n, sum(a for a, _ in pairs) / n, sum(b for _, b in pairs) / n, (only_this - only_other) / n,
+                  max(-1.0, centre - half), min(1.0, centre + half), only_this, only_other, float(p))
+
+
+@dataclass(slots=True)
+class AnswerFile:
+    """A JSONL file of answers: one line says whose they are, every other one is an answer.
+
+    Answers of another adapter than the folder's are set aside, and written over by the next ones.
+    """
+
+    path: Path
+    header: Mapping[str, Any]
+    answers: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def of_run(cls, folder: Path, task: str, variant: str = "") -> "AnswerFile":
+        """Open the answers of the run in ``folder``, or of its ``variant`` (``untuned``)."""
+        from qra_bo.finetune.evaluation import Answer
+        from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS
+        weights = folder / ADAPTER / ADAPTER_WEIGHTS
+        if not weights.is_file():
+            raise OutputError(f"{folder} holds no finished run: {ADAPTER}/{ADAPTER_WEIGHTS} is not there")
+        header = {"task": task, "model": variant or "tuned",
+                  "adapter_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        path = folder / ANSWERS / f"{task}{f'-{variant}' if variant else ''}.jsonl"
+        lines = _whole_lines(path)
+        ours = bool(lines) and lines[0] == header
+        return cls(path, header, [Answer(**line) for line in lines[1:] if _is_answer(line)] if ours else [])
+
+    @property
+    def known(self) -> set[str]:
+        """Digests of the questions that are answered."""
+        return {a.question for a in self.answers}
+
+    def add(self, answers: Sequence[Any]) -> None:
+        """Append answers. Raises ``OutputError`` if the folder can't be written."""
+        new = not self.answers
+        self.answers += answers
+        with writing(self.path, "ask again"):
+            self.path.parent.mkdir(exist_ok=True)
+            with self.path.open("w" if new else "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n"
+                                for line in ([self.header] if new else []) + [asdict(a) for a in answers])
+
+
+def _is_answer(line: Mapping[str, Any]) -> bool:
+    right, texts = line.get("right"), ("question", "prompt", "target", "answer")
+    return (set(line) == {*texts, "right"} and all(isinstance(line[key], str) for key in texts)
+            and isinstance(right, dict) and all(value in (0, 1) for value in right.values()))
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file whose last line may be cut off."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            item = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(item, dict):
+            found.append(item)
+    return found
