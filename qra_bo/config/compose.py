@@ -20,7 +20,7 @@ from qra_bo.config.check import Problem, validated
 from qra_bo.config.environment import Resolved, resolved
 from qra_bo.config.groups import EffortConfig
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
-from qra_bo.config.presets import choices, with_gguf_file, with_learning_rate
+from qra_bo.config.presets import choices, with_gguf_file, with_learning_rate, with_workers
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import ConfigError
@@ -105,7 +105,7 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
         ConfigError: With every problem at once.
     """
     unresolved = raw.unresolved if isinstance(raw, Resolved) else {}
-    raw = with_learning_rate(with_gguf_file(raw))
+    raw = with_workers(with_learning_rate(with_gguf_file(raw)))
     config, mismatches = validated(RunConfig, raw)
     if config is None:  # defaults stand in for broken values, so that the rules between the others are still checked
         config, _ = validated(RunConfig, _mended(raw, [p.key for p in mismatches]))
@@ -135,7 +135,7 @@ def hydra_message(error: Exception) -> str:
 @cache
 def _standard(overrides: tuple[str, ...]) -> Mapping[str, Any]:
     """What options of groups compose to by themselves; kept, as Hydra takes tenths of a second."""
-    return with_learning_rate(compose_plain(overrides))
+    return with_workers(with_learning_rate(compose_plain(overrides)))
 
 
 def _mended(raw: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

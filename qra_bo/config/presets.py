@@ -74,6 +74,19 @@ def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**raw, "adapter": {**adapter, "lr": float(f"{lr:.2g}")}}
 
 
+def with_workers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return plain values in which ``executor.workers`` is a number where it was ``auto``: in a search one a card that
+    torch sees, unless ``device`` names one of them, and 1 in all else."""
+    executor = raw.get("executor")
+    if not isinstance(executor, Mapping) or executor.get("workers") != "auto" or executor.get("name") != "local":
+        return raw
+    workers = 1
+    if raw.get("task") == "search" and ":" not in str(raw.get("device")) and trains(raw) and device_of(raw) == "cuda":
+        import torch  # a simulation and a run on a CPU do without it here
+        workers = max(1, torch.cuda.device_count())
+    return {**raw, "executor": {**executor, "workers": workers}}
+
+
 def _width(model: Mapping[str, Any]) -> int | None:
     """Return the width of a node of ``conf/model``, or else of the model in the folder that its path names."""
     width = model.get("hidden_size")
@@ -116,10 +129,15 @@ def device_of(raw: Mapping[str, Any]) -> str:
 
     A run that trains with ``device=auto`` asks torch where NVIDIA's driver is there: torch may be built without CUDA.
     """
-    device, oracle = str(raw.get("device")), raw.get("oracle")
+    device = str(raw.get("device"))
     planned = planned_device(device)
-    trains = raw.get("task") in TRAINING and isinstance(oracle, Mapping) and oracle.get("name") == FINETUNE
-    return resolve_device(device) if trains and device == "auto" and planned == "cuda" else planned
+    return resolve_device(device) if trains(raw) and device == "auto" and planned == "cuda" else planned
+
+
+def trains(raw: Mapping[str, Any]) -> bool:
+    """Return whether plain values of a configuration are of a run that fine-tunes a model."""
+    oracle = raw.get("oracle")
+    return raw.get("task") in TRAINING and isinstance(oracle, Mapping) and oracle.get("name") == FINETUNE
 
 
 def parameters(model: Any) -> int | None:
@@ -140,9 +158,13 @@ def preset_notes(config: RunConfig) -> list[str]:
     if train.accumulate > 1:
         step += f" ({train.batch} x {train.length} at once)"
     low = "" if config.fidelity.low is None else f", a low-fidelity one {config.fidelity.low}"
+    workers = config.executor.workers
     lines = [f"train={train.name} ({why}): {step}, {train.optimizer}"
              f"{', checkpointing' if train.checkpointing else ''}, learning rate {config.adapter.lr:.2g} at rank 16; a "
              f"trial has {config.fidelity.high} steps{low}"]
+    if workers > 1 and not config.executor.elsewhere and device_of(raw) == "cuda":
+        lines.append(f"executor.workers={workers}: {workers} trials at once, on a card each within the whole budget; "
+                     "the final fine-tune takes one card. Another number of cards gives other proposals")
     if config.gpu is None and not config.executor.elsewhere and device_of(raw) != planned_device(config.device):
         lines.append(f"device=auto: this machine has NVIDIA's driver, but torch {version('torch')} sees no CUDA "
                      "device: the run trains on the CPU. To train on the GPU, install a build of torch for the "

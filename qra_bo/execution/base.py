@@ -87,6 +87,9 @@ class Executor(ABC):
 
     workers = 1
     """Number of trials under way at once."""
+    in_order = False
+    """Whether trials are told in the order in which they were submitted, so that no proposal depends on which of the
+    workers is faster. A cluster's trials are told as they end: one that is slow would hold up all others."""
 
     @abstractmethod
     def describe(self) -> Mapping[str, Any]:

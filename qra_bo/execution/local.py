@@ -133,6 +133,8 @@ class ProcessHandle(WorkerHandle):
 class LocalExecutor(PoolExecutor[ProcessHandle]):
     """Keeps one worker process for every ``OracleSpec`` (at least one; they may differ in the device)."""
 
+    in_order = True
+
     def __init__(self, specs: Sequence[OracleSpec], limits: Limits) -> None:
         super().__init__([ProcessHandle(spec, limits) for spec in specs], limits)
 

@@ -73,6 +73,7 @@ class TrialRunner:
             "effort": e.name, "max_full_trials": e.max_full_trials, "planned_cost": setting.planned_cost,
             "uniform_baselines": e.uniform_baselines, "references": e.references}
         self.under_way: dict[str, PlannedTrial] = {}
+        self._ended: dict[str, tuple[TrialSpec, TrialResult]] = {}  # before their turn
         self.replay: deque[tuple[Trial, int, float]] = deque()
         lines, of_search = journal.content.events, []
         for line in lines:
@@ -236,11 +237,23 @@ class TrialRunner:
         self.executor.submit(planned.spec)
 
     def next_finished(self) -> Trial:
-        """Wait for the next trial that ends, and write it down: the journal has trials in the order of their ends.
-        Raises ``OracleError`` if a trial with a loss counted no tokens."""
+        """Wait for the next trial that ends, and write it down: the journal has trials in the order of their ends, or
+        where the executor is ``in_order`` of their submission. Raises ``OracleError`` if a trial with a loss counted no
+        tokens."""
         self._overhead += time.monotonic() - self._mark
-        spec, result = self.executor.finished(self.progress)
+        first = next(iter(self.under_way))
+        try:
+            while first not in self._ended if self.executor.in_order else not self._ended:
+                spec, result = self.executor.finished(self.progress)
+                self._ended[spec.key] = spec, result
+        except BaseException:  # what ended before its turn is not trained again by the run that goes on
+            for ended in self._ended.values():
+                self._write_down(*ended)
+            raise
         self._mark = time.monotonic()
+        return self._write_down(*self._ended.pop(first if self.executor.in_order else next(iter(self._ended))))
+
+    def _write_down(self, spec: TrialSpec, result: TrialResult) -> Trial:
         planned, a = self.under_way.pop(spec.key), spec.allocation
         trial = Trial(self.study.trials[-1].id + 1 if self.study.trials else 1, a,
                       tuple(parse_format(f).bits for f in a.formats), planned.stage, planned.fidelity, spec,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from qra_bo.config import load_config
+from qra_bo.config.presets import preset_notes
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.pipeline.executors import make_executor, worker_devices
@@ -32,6 +33,23 @@ def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch, device: str, g
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     config = load_config([*TINY[:2], f"device={device}", "executor.workers=3"])
     assert worker_devices(config) == expected
+
+
+@pytest.mark.parametrize(("given", "gpus", "expected"), [
+    ([], 2, ["cuda:0", "cuda:1"]), (["device=cuda:1"], 2, ["cuda:1"]), (["device=cpu"], 2, ["cpu"]), ([], 0, ["auto"]),
+    (["executor.workers=1"], 2, ["auto"]), (["task=profile"], 2, ["auto"])])
+def test_a_search_takes_every_card_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, given: list[str], gpus: int,
+                                                         expected: list[str]) -> None:
+    import torch
+
+    monkeypatch.setattr("qra_bo.config.presets.planned_device", lambda device: device.partition(":")[0].replace(
+        "auto", "cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = load_config([*TINY[:2], *given])
+    assert worker_devices(config) == expected
+    assert any("executor.workers=2" in line for line in preset_notes(config)) == (len(expected) > 1)
+    assert load_config(["+model=tiny", "task=memory"]).executor.workers == 1
 
 
 def test_a_worker_trains_with_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -127,6 +127,23 @@ def test_stopped_anywhere_and_resumed_with_any_number_of_workers(tmp_path: Path,
     assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
 
 
+def test_workers_of_one_machine_give_one_result_whichever_is_faster(tmp_path: Path) -> None:
+    class Ordered(ShuffledExecutor):
+        in_order = True
+
+    outcomes = [run(tmp_path / str(seed), Ordered(2, seed)) for seed in range(3)]
+    assert len({json.dumps(keys(tmp_path / str(seed))) for seed in range(3)}) == 1
+    assert len({json.dumps(comparable(outcome.best), sort_keys=True) for outcome in outcomes}) == 1
+    for _ in itertools.count():  # what ended out of turn is kept, and nothing is evaluated twice
+        try:
+            run(tmp_path / "cut", Ordered(3, 7, ends=3))
+        except KeyboardInterrupt:
+            continue
+        break
+    found = keys(tmp_path / "cut")
+    assert len(found) == len(set(found))
+
+
 def test_a_straggler_holds_nobody(tmp_path: Path) -> None:
     class Straggling(ShuffledExecutor):
         """The first evaluation of the search ends last."""
