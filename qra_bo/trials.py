@@ -1,13 +1,14 @@
 """Records that searchers, engine, oracles and journal exchange: frozen, with a JSON codec."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from pydantic import PlainSerializer, PlainValidator
 
-from qra_bo.space import Allocation
+from qra_bo.space import Allocation, FloatArray
 from qra_bo.utils.errors import JournalError
 
 Stored = Annotated[Allocation, PlainValidator(lambda a: a if isinstance(a, Allocation) else Allocation.from_json(a)),
@@ -17,6 +18,9 @@ SCHEMA_VERSION = 3
 RESERVED = frozenset({"event", "time", "run", "session", "elapsed", "crc"})
 """Fields that the journal itself adds to every line; ``run``, the checksum of the header, to all but the header."""
 T = TypeVar("T")
+SequenceLosses = Sequence[tuple[float, int] | tuple[float, int, int]]
+"""Summed loss (nats) and number of target tokens of every held-out sequence of one training, and the document that it
+is from; a sequence without one is a document of its own."""
 
 
 class Fidelity(StrEnum):
@@ -143,7 +147,8 @@ class TrialResult:
         switch_seconds: The part of it spent on switching the model to the allocation.
         message: Reason for a state other than ``ok``, or empty.
         peaks: Measured memory by phase, whatever the scope; empty where nothing was measured.
-        sequence_losses: Summed loss and number of target tokens of every held-out sequence; empty where not known.
+        sequence_losses: Summed loss, number of target tokens and document of every held-out sequence; empty where not
+            known.
     """
 
     state: TrialState
@@ -158,7 +163,7 @@ class TrialResult:
     switch_seconds: float = 0.0
     message: str = ""
     peaks: tuple[PhasePeak, ...] = ()
-    sequence_losses: tuple[tuple[float, int], ...] = ()
+    sequence_losses: tuple[tuple[float, int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -178,7 +183,25 @@ class TrialResult:
                    float(data["seconds"]), float(data["switch_seconds"]), str(data["message"]),
                    tuple(PhasePeak(str(phase), int(peak["allocated"]), _optional(int, peak["reserved"]))
                          for phase, peak in data["peaks"].items()),
-                   tuple((float(loss), int(n)) for loss, n in data.get("sequence_losses", ())))
+                   read_sequence_losses(data))
+
+
+def read_sequence_losses(data: Mapping[str, Any]) -> tuple[tuple[float, int, int], ...]:
+    """Return the losses of sequences of a stored result, each a document of its own where none is recorded."""
+    return tuple((float(loss), int(n), int(document[0]) if document else i)
+                 for i, (loss, n, *document) in enumerate(data.get("sequence_losses", ())))
+
+
+def by_document(side: Sequence[SequenceLosses]) -> FloatArray:
+    """Return summed losses and target tokens of ``n`` trainings by document, ``n x m x 2``; by sequence where documents
+    are not known, or all are of one."""
+    losses = np.asarray(side, dtype=np.float64)
+    if losses.ndim != 3 or losses.shape[2] == 2:
+        return losses
+    documents = np.unique(losses[0, :, 2])
+    if len(documents) < 2:
+        return losses[..., :2]
+    return np.stack([losses[:, losses[0, :, 2] == d, :2].sum(axis=1) for d in documents], axis=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ def make(state: TrialState = TrialState.OK, loss: float | None = 4.0123456789012
 
 
 LOFTQ = dataclasses.replace(make(), spec=dataclasses.replace(make().spec, init="loftq"))
-SUMS = dataclasses.replace(make(), result=dataclasses.replace(make().result, sequence_losses=((1.5, 3), (0.25, 1))))
+SUMS = dataclasses.replace(make(), result=dataclasses.replace(
+    make().result, sequence_losses=((1.5, 3, 0), (0.25, 1, 4))))
 
 
 @pytest.mark.parametrize("trial", [make(), LOFTQ, SUMS, *(make(s, None) for s in TrialState if s is not TrialState.OK)])

@@ -19,7 +19,8 @@ from bench.report import RESULTS, Target, publish
 from bench.study.plan import load_study
 from bench.study.run import finder, stores_in
 from bench.study.schedule import settle
-from qra_bo.study.intervals import Interval, SequenceLosses, paired_interval, two_way_interval
+from qra_bo.study.intervals import Interval, paired_interval, two_way_interval
+from qra_bo.trials import SequenceLosses
 
 PLAN = Path(__file__).parent / "plans" / "coverage.yaml"
 TRIALS = RESULTS / "coverage"
@@ -36,7 +37,7 @@ def simulate(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLo
     half-widths (nats): of ``two_way_interval``, and of ``paired_interval``, which is over seeds alone.
 
     Args:
-        candidate: For each recorded seed, the summed loss (nats) and the target tokens of every sequence.
+        candidate: For each recorded seed, the losses of every sequence, each taken for a document of its own.
         reference: The same of the other choice.
         sequences: Drawn at a time, with replacement.
         replace: Whether seeds are drawn with replacement.
@@ -44,6 +45,7 @@ def simulate(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLo
         seeds: Drawn at a time.
     """
     sides = [np.asarray(side, dtype=np.float64) for side in (candidate, reference)]
+    sides = [side[..., :2] for side in sides]
     tokens = sides[0][0, :, 1]
     summed = sides[0][..., 0] - sides[1][..., 0]
     truth, draw = summed.sum() / (len(summed) * tokens.sum()), np.random.default_rng(0)

@@ -11,8 +11,8 @@ from bench.table1.recipe import Recipe
 from bench.table1.rows import Found, Row
 from bench.table1.session import Session
 from qra_bo.study.cost import FORWARD_SHARE
-from qra_bo.study.intervals import SequenceLosses
 from qra_bo.study.setting import training_seeds
+from qra_bo.trials import SequenceLosses, read_sequence_losses
 from qra_bo.utils.errors import BudgetError, ConfigError
 
 OWN = Limit("own memory", "peak", None, None, None)
@@ -67,7 +67,7 @@ class CellResult:
     @property
     def sequences(self) -> dict[int, SequenceLosses]:
         """Losses of every test sequence by training seed; none for trials that were made before they were kept."""
-        return {seed: [(float(loss), int(n)) for loss, n in e.get("sequence_losses", ())]
+        return {seed: read_sequence_losses(e)
                 for seed, e in self.trials.items()}
 
     @property

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.study.intervals import LEAST_SEEDS, LEVEL, SequenceLosses, interval_of, paired_interval
+from qra_bo.study.intervals import LEAST_SEEDS, LEVEL, interval_of, paired_interval
+from qra_bo.trials import SequenceLosses
 
 Losses = Mapping[int, float]
 """Test loss by training seed."""

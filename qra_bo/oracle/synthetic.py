@@ -192,7 +192,8 @@ class SyntheticOracle:
         return TrialResult(TrialState.OK, losses[-1][1], 2.0 * self._noise, tuple(losses), steps - first,
                            (steps - first) * self._tokens_per_step, looks * self._eval_tokens, None,
                            time.monotonic() - start, sequence_losses=tuple(
-                               ((curve(steps) + x) * _SEQUENCE_TOKENS, _SEQUENCE_TOKENS) for x in own))
+                               ((curve(steps) + x) * _SEQUENCE_TOKENS, _SEQUENCE_TOKENS, i)
+                               for i, x in enumerate(own)))
 
     def close(self) -> None:
         """Do nothing: no device is held."""

@@ -14,11 +14,11 @@ from qra_bo.searchers.rates.model import Rates, rows_terms
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.simple import blind_order, wider_units
 from qra_bo.study.events import Calibration
-from qra_bo.study.intervals import SequenceLosses, text_error
+from qra_bo.study.intervals import text_error
 from qra_bo.study.setting import BaselineRules, Headroom
 from qra_bo.study.state import is_uniform
 from qra_bo.study.trial_runner import TrialRunner, no_loss
-from qra_bo.trials import Trial
+from qra_bo.trials import SequenceLosses, Trial
 from qra_bo.utils.errors import BudgetError
 
 MOST_RATES = 7

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qra_bo.trials import SequenceLosses, by_document
 from qra_bo.utils.errors import ConfigError
 
 LEVEL = 0.95
@@ -14,10 +15,6 @@ LEAST_SEEDS = 5
 """Fewest training seeds with which a difference may be called better."""
 AGAIN = f"Search again with confirm.seeds={LEAST_SEEDS} and another out=."
 """Action where seeds are missing: a run goes on with its own number of them alone."""
-
-
-SequenceLosses = Sequence[tuple[float, int]]
-"""Summed loss (nats) and number of target tokens of every held-out sequence of one training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +45,17 @@ def paired_interval(differences: Sequence[float], level: float = LEVEL) -> Inter
 
 def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLosses],
                      level: float = LEVEL) -> Interval:
-    """Return the mean difference of two allocations over ``n`` training seeds and ``m`` held-out sequences, with an
-    interval that holds for other seeds and for other text of the same kind.
+    """Return the mean difference of two allocations over ``n`` training seeds and ``m`` held-out documents, with an
+    interval that holds for other seeds and for other documents of the same kind.
 
-    Seeds and sequences are crossed: all seeds were evaluated on the same sequences. The variance of the mean is that
-    over seeds, plus that over sequences (of a ratio: losses are summed, and divided by all target tokens), less that
-    of their interaction, which both of them hold. Degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946),
-    below ``LEAST_SEEDS`` at most those of the seeds.
+    Sequences of one document err alike, so that they are summed (where all are of one, each stands for itself). Seeds
+    and documents are crossed: all seeds were evaluated on the same text. The variance of the mean is that over seeds,
+    plus that over documents (of a ratio: losses are summed, and divided by all target tokens), less that of their
+    interaction, which both of them hold. Degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946), below
+    ``LEAST_SEEDS`` at most those of the seeds.
 
     Args:
-        candidate: For each seed, the summed loss (nats) and the number of target tokens of every sequence.
+        candidate: For each seed, the losses of every sequence.
         reference: The same of the allocation that it is compared with, of the same seeds and sequences in order.
         level: Coverage.
 
@@ -65,7 +63,7 @@ def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[Se
         ConfigError: If there are fewer than two seeds or sequences, or the two sides differ in them.
     """
     from scipy.special import stdtrit  # see paired_interval
-    sides = [np.asarray(side, dtype=np.float64) for side in (candidate, reference)]
+    sides = [by_document(side) for side in (candidate, reference)]
     if sides[0].shape != sides[1].shape or sides[0].ndim != 3 or min(sides[0].shape[:2]) < 2 \
             or not np.array_equal(sides[0][..., 1], sides[1][..., 1]):
         raise ConfigError("an interval over seeds and text needs at least two training seeds and two sequences, the "
@@ -74,7 +72,7 @@ def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[Se
     n, m = summed.shape
     by_seed = summed.sum(axis=1) / tokens.sum()
     mean = float(by_seed.mean())
-    left = (summed - by_seed[:, None] * tokens) * m / tokens.sum()  # what each sequence adds to its seed's mean, n x m
+    left = (summed - by_seed[:, None] * tokens) * m / tokens.sum()  # what each document adds to its seed's mean, n x m
     of_text = left.mean(axis=0)
     seeds, text = float(by_seed.var(ddof=1)) / n, float(of_text.var(ddof=1)) / m
     both = float(np.square(left - of_text).sum()) / ((n - 1) * (m - 1) * n * m)
@@ -100,7 +98,7 @@ def interval_of(differences: Sequence[float], candidate: Sequence[SequenceLosses
 def text_error(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLosses]) -> float:
     """Return the standard error over held-out text of the mean difference of trainings in pairs, in nats a token; 0
     where the losses of fewer than two sequences are known. Arguments are as those of ``two_way_interval``."""
-    sides = [np.asarray(side, dtype=np.float64) for side in (candidate, reference)]
+    sides = [by_document(side) for side in (candidate, reference)]
     if any(side.ndim != 3 or side.shape[1] < 2 for side in sides):
         return 0.0
     summed, tokens = (sides[0] - sides[1])[..., 0].mean(axis=0), sides[0][0, :, 1]

@@ -47,6 +47,17 @@ def test_packing_keeps_every_target_and_pads_only_at_the_end(items: list[Record]
     assert (np.diff(pads.astype(int), axis=1) >= 0).all()
 
 
+def test_rows_know_the_record_that_most_of_them_is_of() -> None:
+    items = [Record("", letter * size) for letter, size in (("a", 20), ("b", 3), ("c", 9), ("d", 5))]
+    blocks = pack(TOKENIZER, [*items, Record("", "e")], 8, seed=1)
+    assert blocks.documents is not None
+    for row, document in zip(blocks.input_ids, blocks.documents, strict=True):
+        letters = [chr(token) for token in row if token < 128]
+        assert letters.count("abcde"[document]) == max(letters.count(x) for x in letters)
+    assert blocks.take(2).documents.tolist() == blocks.documents[:2].tolist()  # type: ignore[union-attr]
+    assert sorted({*blocks.documents.tolist()})[0] == 0
+
+
 def test_a_tokenizer_without_end_and_pad_tokens_works() -> None:
     bare = byte_tokenizer()
     bare.pad_token = bare.eos_token = None

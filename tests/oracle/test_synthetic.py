@@ -96,7 +96,7 @@ def test_intervals_of_test_losses_cover_the_planted_difference() -> None:
                       for s in range(5)] for side in (a, b)]
             ours, theirs = ([m.sequence_losses for m in side] for side in sides)
             losses = [[m.loss or 0.0 for m in side] for side in sides]
-            assert losses[0][0] == pytest.approx(sum(x for x, _ in ours[0]) / sum(n for _, n in ours[0]))
+            assert losses[0][0] == pytest.approx(sum(x for x, _, _ in ours[0]) / sum(n for _, n, _ in ours[0]))
             found, over_text = interval_of(np.subtract(*losses).tolist(), ours, theirs)
             truth = loss_of(exact, *a) - loss_of(exact, *b)
             covered.append(over_text and found.low <= truth <= found.high)

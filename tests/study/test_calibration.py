@@ -65,7 +65,8 @@ class Best(PlantedOracle):
         loss = 3 + self.curvature * math.log(request.learning_rate / self.rate) ** 2
         noise = np.random.default_rng(round(1e7 * request.learning_rate)).normal(size=64)
         noise -= noise.mean()
-        return replace(found, loss=loss, sequence_losses=tuple((10 * (loss + self.spread * x), 10) for x in noise))
+        return replace(found, loss=loss, sequence_losses=tuple(
+            (10 * (loss + self.spread * x), 10, i) for i, x in enumerate(noise)))
 
 
 class Diverging(PlantedOracle):

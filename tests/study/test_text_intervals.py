@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from qra_bo.study.intervals import paired_interval, two_way_interval
+from qra_bo.study.intervals import paired_interval, text_error, two_way_interval
 from qra_bo.utils.errors import ConfigError
 
 Side = list[list[tuple[float, int]]]
@@ -30,6 +30,34 @@ def test_differences_of_sequences_alone_have_their_interval() -> None:
     assert (found.mean, found.high - found.mean) == pytest.approx((of_text.mean(), half))
     few = two_way_interval(*sides(np.tile(of_text, (3, 1)), np.full(5, 64)))  # of so few seeds the t quantile
     assert few.high - few.mean == pytest.approx(half * t.ppf(0.975, 2) / t.ppf(0.975, 4))
+
+
+def test_sequences_of_one_document_count_once() -> None:
+    """An interval over documents is that of their sums, however many sequences each was cut into."""
+    draw = np.random.default_rng(3)
+    documents, tokens = np.array([0, 2, 0, 1, 2, 2, 1, 0]), draw.integers(20, 60, 8)
+    differences = draw.normal(0, 0.02, (5, 8))
+    each, base = sides(differences, tokens)
+    known = [[[(loss, n, int(d)) for (loss, n), d in zip(row, documents, strict=True)] for row in side]
+             for side in (each, base)]
+    joined = [[[(sum(row[i][0] for i in np.flatnonzero(documents == d)), int(tokens[documents == d].sum()))
+                for d in range(3)] for row in side] for side in (each, base)]
+    assert two_way_interval(*known) == two_way_interval(*joined)
+    assert text_error(*known) == pytest.approx(text_error(*joined))
+    one = [[[(loss, n, 7) for loss, n, _ in row] for row in side] for side in known]
+    assert two_way_interval(*one) == two_way_interval(each, base)  # one document tells nothing of others
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+def test_alike_sequences_of_few_documents_need_their_documents(clustered: bool) -> None:
+    draw, held, repeats = np.random.default_rng(11), 0, 1000
+    documents = np.repeat(np.arange(6), 16)
+    for _ in range(repeats):
+        differences = draw.normal(0, 0.02, 6)[documents] + draw.normal(0, 0.03, (5, 96))
+        found = two_way_interval(*([[(*pair, int(d)) for pair, d in zip(row, documents, strict=True)] for row in side]
+                                   if clustered else side for side in sides(differences, np.full(96, 64))))
+        held += found.low <= 0 <= found.high
+    assert (0.93 <= held / repeats <= 0.975) is clustered
 
 
 def test_means_are_weighted_by_target_tokens() -> None:

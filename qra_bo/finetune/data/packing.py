@@ -98,6 +98,7 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
     pad = next((int(t) for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     texts = [r for r in records if isinstance(r, Record)]
     pieces: list[Piece] = []
+    ends = list[int]()  # of the pieces of each record
     sizes, answers = [], 0  # of records that can be cut
     begin = beginning_of(tokenizer)
     for prompt, target in encode_pairs(tokenizer, texts):
@@ -106,6 +107,7 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
         if target[-1:] != end:
             target += end
         pieces += pieces_of(prompt, target, length, begin)
+        ends.append(len(pieces))
         sizes += [len(begin) + len(prompt) + len(target)] if prompt else []
         answers += len(target)
     conversations = [r for r in records if isinstance(r, Conversation)]
@@ -115,6 +117,7 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
         first = begin if template.is_plain else []  # a model's own template writes that token itself
         for ids, trained in template.encode(conversations):
             pieces.append(piece_of_conversation([*first, *ids], [False] * len(first) + trained, length))
+            ends.append(len(pieces))
             sizes.append(len(first) + len(ids))
             answers += sum(trained)
     bins = _best_fit([len(ids) for ids, _ in pieces], length)
@@ -136,8 +139,9 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
     facts = BlockFacts(len(records), sum(size > length for size in sizes), answers, answers - kept,
                        sum(len(ids) for ids, _ in pieces), math.ceil(np.quantile(sizes, 0.95)) if sizes else 0)
     used = np.array([sum(len(pieces[piece][0]) for piece in members) for members in bins], dtype=np.int64)
+    longest = [max(members, key=lambda piece: len(pieces[piece][0])) for members in bins]
     return TokenBlocks(inputs[order], labels[order], None if positions is None else positions[order], facts,
-                       used[order])
+                       used[order], np.searchsorted(ends, longest, side="right")[order])
 
 
 def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:

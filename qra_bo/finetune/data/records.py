@@ -90,6 +90,7 @@ class TokenBlocks:
             attends to those before it.
         facts: What was cut and padded.
         used: Tokens of each row before its padding, ``n``; ``None``: all.
+        documents: Index of the record that has most of each row's tokens, ``n``; ``None``: each row is of its own.
     """
 
     input_ids: IntArray
@@ -97,6 +98,7 @@ class TokenBlocks:
     positions: IntArray | None = None
     facts: BlockFacts = BlockFacts()
     used: IntArray | None = None
+    documents: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -118,7 +120,8 @@ class TokenBlocks:
         rows = slice(start, start + n)
         return TokenBlocks(self.input_ids[rows], self.labels[rows],
                            None if self.positions is None else self.positions[rows],
-                           used=None if self.used is None else self.used[rows])
+                           used=None if self.used is None else self.used[rows],
+                           documents=None if self.documents is None else self.documents[rows])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -15,6 +14,7 @@ from qra_bo.finetune.data.records import NO_LOSS, IntArray, TokenBlocks
 from qra_bo.finetune.training.learning_rate import RATE_RULES, RateRule
 from qra_bo.finetune.training.loss import hidden_states, logits_of, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
+from qra_bo.trials import by_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,24 +116,24 @@ class HeldOut:
     """Held-out loss.
 
     Args:
-        sequences: Summed loss and number of target tokens of every sequence.
+        sequences: Summed loss, number of target tokens and document of every sequence.
         tokens: Tokens that went forward.
     """
 
-    sequences: tuple[tuple[float, int], ...]
+    sequences: tuple[tuple[float, int, int], ...]
     tokens: int
 
     @property
     def loss(self) -> float:
         """Mean over target tokens."""
-        return sum(loss for loss, _ in self.sequences) / sum(n for _, n in self.sequences)
+        return sum(loss for loss, _, _ in self.sequences) / sum(n for _, n, _ in self.sequences)
 
     @property
     def se(self) -> float:
-        """Standard error of the loss, with sequences as independent clusters of tokens."""
-        sums, counts = np.array(self.sequences).T
+        """Standard error of the loss, with documents as independent clusters of tokens."""
+        sums, counts = by_document([self.sequences])[0].T
         k, residual = len(sums), sums - self.loss * counts
-        return math.sqrt(float((residual**2).sum()) * k / max(1, k - 1)) / sum(n for _, n in self.sequences)
+        return math.sqrt(float((residual**2).sum()) * k / max(1, k - 1)) / float(counts.sum())
 
 
 @torch.no_grad()
@@ -145,13 +145,14 @@ def held_out(model: Any, blocks: TokenBlocks, settings: TrainSettings, device: t
     batch runs within a ``watch()`` of its own.
     """
     model.eval()
-    sequences: list[tuple[float, int]] = []
+    documents = list(range(len(blocks))) if blocks.documents is None else blocks.documents.tolist()
+    sequences: list[tuple[float, int, int]] = []
     for start in range(0, len(blocks), settings.batch):
         ids, labels, positions = _tensors(blocks, slice(start, start + settings.batch), device)
         counts = [int(n) for n in (labels[:, 1:] != NO_LOSS).sum(dim=1)]
         with watch():
             losses = _sequence_sums(model, ids, labels, settings.logits_chunk, positions)
-        sequences += zip(losses, counts, strict=True)
+        sequences += zip(losses, counts, documents[start:start + settings.batch], strict=True)
     return HeldOut(tuple(sequences), blocks.input_ids.size)
 
 
