@@ -140,6 +140,20 @@ def length(result: str) -> str:
          fixed(r["rank"], 1), str(r["seeds"]), fixed(r["loss"], 4), *differences(r)] for r in rows]) + source(result)
 
 
+def choices() -> str:
+    """What simple choices and predicted mixes reach within each limit; of draws, the best and the worst one."""
+    def spread(row: Row) -> str:
+        return fixed(row["loss"], 3) + (f" ({fixed(min(row['of_draws']), 3)} to {fixed(max(row['of_draws']), 3)})"
+                                        if row["of_draws"] else "")
+
+    found = read("simple_choices")["rows"]
+    return grid(("text", "stored", "choice", "code bits", "rank", "seeds", "test loss", "less the rule",
+                 "less the mean of the draws"), [
+        [r["text"], r["limit"], r["choice"], fixed(r["bits"]), fixed(r["rank"], 1), str(r["seeds"]), spread(r),
+         *(("" if r[d] is None else between(r[d]["mean"], r[d]["low"], r[d]["high"]))
+           for d in ("less_rule", "less_draws"))] for r in found]) + source("simple_choices")
+
+
 def _small(value: float) -> str:
     return figure(value, 2) if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
@@ -197,4 +211,4 @@ TABLES: Tables = {
     "proposals": partial(columns, "scale", PROPOSALS, lambda row: "pending" in row),
     "memory-traces": partial(columns, "memory", TRACES, _kind("summary")),
     "memory-real": partial(columns, "memory", REAL_STEPS, _kind("real")),
-    "memory-allocator": partial(targets, "memory_allocator")}
+    "choices": choices, "memory-allocator": partial(targets, "memory_allocator")}
