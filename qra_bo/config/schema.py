@@ -48,6 +48,7 @@ class RunConfig(Group):
     max_average_bits: StrictFloat | None
     granularity: Literal["layer", "block", "fused", "module"]
     codes: Literal["chosen", "stored"]
+    profiling: Literal["gradients", "direct"]
     embeddings: Literal["auto", 16, 8, 6]
     serve: Literal["any", "transformers", "vllm", "llamacpp", "mlx"]
     effort: groups.EffortConfig

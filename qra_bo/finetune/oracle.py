@@ -14,6 +14,7 @@ from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
+from qra_bo.finetune.gradient_profile import measure_by_gradients
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
 from qra_bo.finetune.memory_probe import MemoryProbe, begin_load, release_unused
 from qra_bo.finetune.models.checkpointing import use_checkpointing
@@ -47,6 +48,7 @@ class FinetuneSettings:
         largest_rank: Largest rank of I_r.
         scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``; ``None``: nothing is measured.
         checkpoint_seconds: Least time between two checkpoints of one trial.
+        by_gradients: Whether the profile's sensitivities to quantisation come from gradients, not from direct passes.
     """
 
     train: TrainSettings
@@ -57,6 +59,7 @@ class FinetuneSettings:
     largest_rank: int
     scope: str | None = "peak"
     checkpoint_seconds: float = 60.0
+    by_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +121,20 @@ class FinetuneOracle:
             self.bank.build(progress)
             rank, trained = measure_rank_sensitivity(self.bank, self.units, self.text, self.settings.largest_rank,
                                                      progress, store)
-            measured, base, forward, used = measure_quantization_sensitivity(self.bank, self.units, self.formats,
-                                                                             self.text, progress, store)
-            arrays = {"rank": rank, "numbers": np.array([base, used, trained, forward]), **measured._asdict()}
+            measure = measure_by_gradients if self.settings.by_gradients else measure_quantization_sensitivity
+            made = measure(self.bank, self.units, self.formats, self.text, progress, store)
+            arrays = {"rank": rank, "numbers": np.array([made.base_loss, made.sequences, trained, made.forward_tokens,
+                                                         made.drawn_error]),
+                      "direct": np.array([f.name in made.direct for f in self.formats]), **made.measured._asdict()}
             found = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
             if store is not None:
                 store.save("profile", found)
-        base, used, trained, forward = found["numbers"].tolist()
+        base, used, trained, forward, error = found["numbers"].tolist()
         source = f"measured on {used:.0f} training sequences"
+        if self.settings.by_gradients:
+            alone = [f.name for f, direct in zip(self.formats, found["direct"].tolist(), strict=True) if direct]
+            source += f" by gradients of drawn labels (standard error {error:.0%})" + \
+                (f", {', '.join(alone)} by direct passes, from which gradients differ" if alone else "")
         profile = SensitivityProfile(
             tuple(u.name for u in self.units), tuple(f.name for f in self.formats), found["rise"].numpy(),
             found["kl"].numpy(), found["rank"].numpy(), base,

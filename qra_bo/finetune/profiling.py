@@ -124,7 +124,7 @@ class DenseReference:
 
 
 @contextmanager
-def _on_device(device: torch.device, text: CalibrationText) -> Iterator[None]:
+def on_device(device: torch.device, text: CalibrationText) -> Iterator[None]:
     """Turn a lack of memory within the block into a ``DeviceError``: it is not the result of any one allocation."""
     try:
         yield
@@ -137,15 +137,21 @@ def _on_device(device: torch.device, text: CalibrationText) -> Iterator[None]:
 
 class Measurement(NamedTuple):
     """Sensitivities to quantisation, the dense model's loss (nats a token), the tokens that went forward, and the
-    sequences that they were measured on."""
+    sequences that they were measured on.
+
+    Of those from gradients, the relative standard error of divergences from the draws of labels, and the formats that
+    were measured directly all the same.
+    """
 
     measured: Measured
     base_loss: float
     forward_tokens: int
     sequences: int
+    drawn_error: float = 0.0
+    direct: tuple[str, ...] = ()
 
 
-def _kept(store: TensorStore | None, name: str, make: Callable[[], FloatArray]) -> FloatArray:
+def kept_array(store: TensorStore | None, name: str, make: Callable[[], FloatArray]) -> FloatArray:
     """Return the array that ``store`` holds under ``name``; else make it, and save it there."""
     found = None if store is None else store.load(name)
     if found is not None:
@@ -177,18 +183,18 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
     bank.restore_dense()
     found, base, spent, tokens = list[FloatArray](), 0.0, 0.0, 0
     quantised = np.array([not fmt.is_base for fmt in formats], dtype=bool)  # the base is the reference itself
-    with _on_device(bank.device, text), in_float32(bank):
+    with on_device(bank.device, text), in_float32(bank):
         for part, (ids, labels) in enumerate(parts):
             first = sum(map(len, found))
             name = f"quantisation-{first}-{first + len(ids)}"  # another run may take more sequences a pass
 
             def measured(unit: int, make: Callable[[], FloatArray], done: int, part: int = part,
                          name: str = name) -> FloatArray:
-                found = _kept(kept, f"{name}-{unit}", make)
+                found = kept_array(kept, f"{name}-{unit}", make)
                 progress(QUANTIZATION, part * len(units) + done, len(parts) * len(units))
                 return found
 
-            reference, sums, passed = _differences(bank, units, formats, ids, labels, text.logits_chunk, measured)
+            reference, sums, passed = differences(bank, units, formats, ids, labels, text.logits_chunk, measured)
             found.append(sums)
             base, tokens, spent = base + reference.loss(), tokens + reference.tokens, spent + passed
             if settled(np.concatenate(found)[:, :, quantised, 1]):
@@ -200,7 +206,7 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
     return Measurement(Measured(rise, kl, np.sqrt(squares / tokens)), base / tokens, round(spent), len(sequences))
 
 
-def _differences(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat], ids: Tensor, labels: Tensor,
+def differences(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat], ids: Tensor, labels: Tensor,
                  chunk: int, measured: Callable[[int, Callable[[], FloatArray], int], FloatArray]) \
         -> tuple[DenseReference, FloatArray, float]:
     """Compare the model with one unit quantised to the dense one on ``b`` sequences, for every unit and format.
@@ -284,9 +290,9 @@ def measure_rank_sensitivity(bank: LayerBank, units: Sequence[Unit], text: Calib
 
     bank.restore_dense()
     sums = np.zeros((len(units), k))
-    with _on_device(bank.device, text):
+    with on_device(bank.device, text):
         for done, batch in enumerate(batches, start=1):
-            sums += _kept(kept, f"rank-{done}", partial(energies, *batch))
+            sums += kept_array(kept, f"rank-{done}", partial(energies, *batch))
             progress("profile: rank sensitivity", done, len(batches))
     return sums / len(batches), text.ids.numel()
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qra_bo.config import RunConfig, gptq_sequences, make_space, make_spec
-from qra_bo.finetune import profiling
+from qra_bo.finetune import gradient_profile, profiling
 from qra_bo.finetune.adapters import lowrank
 from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import TensorStore
@@ -156,7 +156,8 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
     # The files of a program that serves the result are not written yet: their bytes are known by arithmetic alone.
     scope = None if cfg.memory.scope == "stored" and cfg.serve != ANY else cfg.memory.scope
     return FinetuneSettings(train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init), cfg.eval.sequences,
-                            cfg.eval.on("test"), (), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds)
+                            cfg.eval.on("test"), (), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds,
+                            cfg.profiling == "gradients")
 
 
 def caches(cfg: RunConfig, facts: dict[str, Any], text: TokenBlocks, calibration: TokenBlocks,
@@ -172,6 +173,8 @@ def caches(cfg: RunConfig, facts: dict[str, Any], text: TokenBlocks, calibration
     profile = {"profile": profiling.VERSION, "formats": cfg.format_names, "batch": cfg.train.batch,
                "largest_rank": cfg.ranks[-1], "calibration": fast_hash({
                    "ids": torch.from_numpy(calibration.input_ids), "labels": torch.from_numpy(calibration.labels)})}
+    if cfg.profiling == "gradients":
+        profile["gradients"] = gradient_profile.VERSION
     return (TensorStore(cache_folder("codes"), codes, run),
             TensorStore(cache_folder("factors"), {**codes, "lowrank": lowrank.VERSION}, run),
             TensorStore(cache_folder("profiles"), {**codes, "measured": profile}, run))

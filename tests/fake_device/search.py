@@ -21,6 +21,7 @@ from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, a
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.models.load import use_fast_attention
+from qra_bo.finetune.gradient_profile import measure_by_gradients
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.rounding import Rounding
@@ -120,6 +121,7 @@ def main(inits: list[str]) -> None:
                 measure_rank_sensitivity(bank, units, measured, 4, quiet)
             formats = [*coded, parse_format("fp16")]
             measure_quantization_sensitivity(bank, units[-1:], formats, one_batch, quiet)  # GPTQ comes first
+            measure_by_gradients(bank, units, formats[:1], one_batch, quiet)
             bank.rounding = None
             for case in cases(inits):
                 if case.dtype == dtype:

@@ -224,8 +224,10 @@ def test_8_bit_moments_train_and_continue_bit_for_bit(tmp_path: Path) -> None:
     assert oracle.evaluate(REQUEST, quiet).loss == whole.loss
 
 
-def test_profile_has_both_sensitivities() -> None:
+@pytest.mark.parametrize("by_gradients", [False, True])
+def test_profile_has_both_sensitivities(by_gradients: bool) -> None:
     oracle = make()
+    oracle.settings = replace(oracle.settings, by_gradients=by_gradients)
     profile = oracle.profile(quiet)
     assert profile.quantization_sensitivity.shape == profile.quantization_kl.shape == (2, 3)
     assert (profile.quantization_kl[:, 0] > profile.quantization_kl[:, 2]).all()  # 3 bits distort more than 8

@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "model.head_dim": "model.head_dim=32",
     "budget": "budget=uniform:4,2", "bits": "bits=[3,4,8]", "ranks": "ranks=[1,2,4,8]",
     "max_average_bits": "max_average_bits=5.0", "granularity": "granularity=block", "effort.name": "effort.name=mine",
+    "profiling": "profiling=gradients",
     "effort.uniform_baselines": "effort.uniform_baselines=null",
     "max_hours": "max_hours=2", "device": "device=auto", "dtype": "dtype=bfloat16", "display": "display=plain",
     "memory.scope": "memory.scope=stored", "embeddings": "embeddings=8", "serve": f"serve=mlx\n{GROUPS}",
@@ -60,7 +61,7 @@ LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.referenc
 UNCHANGED = {"codes", "surrogate.rates", "method.rates", "logger.name",
              "executor.name", "method.model._target_", "quantizer.rounding", "quantizer.formats.1",
              "quantizer.formats.16", "task",
-             "allocation", "eval.tasks", "model.source", "gpu", "effort.compare"}
+             "allocation", "eval.tasks", "eval.against", "model.source", "gpu", "effort.compare"}
 """Keys that have no other value in a search of the synthetic oracle without files and extras."""
 
 
