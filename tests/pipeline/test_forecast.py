@@ -68,8 +68,8 @@ def test_the_card_is_the_one_of_the_device(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(("final", "tokens"), [
-    (["final.steps=10"], (10 * 4 + 64 / 3) * 128), (["final.epochs=2"], None),
-    (["final.max_steps=5"], (5 * 4 + 64 / 3) * 128)])
+    (["final.steps=10"], (10 * 4 + (64 + 128) / 3) * 128), (["final.epochs=2"], None),
+    (["final.max_steps=5"], (5 * 4 + (64 + 128) / 3) * 128)])
 def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> None:
     run = replace(setting("+model=tiny", "data=tiny", *final), sequences=40.0)
     search, confirmation, last = parts_of(run)
@@ -78,7 +78,7 @@ def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> No
     assert confirmation.tokens >= 3 * 5 * each
     steps = round(2 * 40.0 / 4)
     validations = len(run.config.final.validations(steps))
-    assert last.tokens == pytest.approx((steps * 4 + validations * 64 / 3) * 128 if tokens is None else tokens)
+    assert last.tokens == pytest.approx((steps * 4 + (validations * 64 + 128) / 3) * 128 if tokens is None else tokens)
 
 
 def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Pat
     run = setting(*words)
     profile, check, beside, _ = parts_of(run)
     assert 1.5 * run.full_trial_tokens <= check.tokens <= 3 * run.full_trial_tokens
-    assert beside == Part("comparison on one seed", 2 * run.full_trial_tokens)
+    assert beside == Part("comparison on one seed", 2 * run.confirmation_tokens(24))
     size = run.config.data.calibration * run.config.train.length
     passes = 1 + sum(f.bits < 16 for f in run.space.formats) * sum(1 - u / 4 for u in range(4))  # from each layer on
     trained, forward = run.tokens_before
