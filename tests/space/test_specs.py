@@ -76,7 +76,9 @@ PUBLISHED = {"smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama2_70
 hub that public repositories quote (Llama of 1 B, 3 B and 70 B; Qwen2.5 of 1.5, 7 and 14 B; Phi; Gemma 3 of 4, 12 and
 27 B, less their vision part)."""
 VARIANTS = {"llama2_7b_chat": "llama2_7b", "llama3_1_8b_instruct": "llama3_1_8b", "llama3_2_3b_instruct": "llama3_2_3b",
-            "qwen2_5_3b_instruct": "qwen2_5_3b", "qwen2_5_7b_instruct": "qwen2_5_7b"}
+            "qwen2_5_3b_instruct": "qwen2_5_3b", "qwen2_5_7b_instruct": "qwen2_5_7b",
+            "qwen2_5_coder_0_5b_instruct": "qwen2_5_0_5b_instruct",
+            "qwen2_5_coder_1_5b_instruct": "qwen2_5_1_5b_instruct", "qwen2_5_coder_7b_instruct": "qwen2_5_7b"}
 """Instruction-tuned models by the base model that they share the architecture with."""
 
 
