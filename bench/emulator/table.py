@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.store import read_lines
-from qra_bo.sensitivity import SensitivityProfile, load_profile
+from qra_bo.sensitivity import SensitivityProfile, profile_from_json
 from qra_bo.space import Allocation, CostTable, PhaseCost
 from qra_bo.trials import TrialState
 from qra_bo.utils.errors import DataError, SpaceError
@@ -171,7 +171,8 @@ def load_table(path: Path) -> Table:
     """
     folder = folder_of(path)
     facts = load_facts(folder)
-    return Table(facts, load_costs(folder), load_profile(folder / PROFILE), load_rows(folder / ROWS, facts),
+    profile = profile_from_json(_object(folder / PROFILE), str(folder / PROFILE))
+    return Table(facts, load_costs(folder), profile, load_rows(folder / ROWS, facts),
                  load_provenance(folder / PROVENANCE))
 
 

@@ -15,16 +15,11 @@ from qra_bo.sensitivity.importance import (
     unknown_measure,
     warm_start,
 )
-from qra_bo.sensitivity.io import (
-    load_profile,
-    profile_from_json,
-    profile_to_json,
-    save_profile,
-)
+from qra_bo.sensitivity.io import profile_from_json, profile_to_json, save_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.repair import Repair
 
 __all__ = ["BELIEVED", "DIVERGENCE", "MEASURES", "RISE", "Repair", "SensitivityProfile",
-           "fidelity_importance", "load_profile", "measured_sensitivity", "min_max",
+           "fidelity_importance", "measured_sensitivity", "min_max",
            "plasticity_importance", "profile_from_json", "profile_to_json", "save_profile",
            "scaled_by_value", "sensitivity_scales", "unknown_measure", "warm_start"]

@@ -1,4 +1,4 @@
-"""Files of sensitivities: the profiles that ``task=profile`` writes."""
+"""Sensitivities as JSON: in the journal, and in the files that ``task=profile`` writes."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.utils.errors import ProfileError
-from qra_bo.utils.files import replace_text, strict_json
+from qra_bo.utils.files import replace_text
 
 _Names = Annotated[list[str], Field(min_length=1)]
 _Matrix = Annotated[list[Annotated[list[float], Field(min_length=1)]], Field(min_length=1)]
@@ -63,18 +63,3 @@ def save_profile(profile: SensitivityProfile, path: Path) -> None:
     """Write ``profile`` as JSON, atomically; numbers survive exactly."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(profile_to_json(profile), allow_nan=False) + "\n")
-
-
-def load_profile(path: Path) -> SensitivityProfile:
-    """Read what ``save_profile`` wrote. Raises ``ProfileError`` if the file can't be read, or a key is missing, unknown
-    or of the wrong type."""
-    try:
-        data = strict_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProfileError(f"the sensitivity file {path} can't be read: {error.strerror}; give the path of one "
-                           "that task=profile wrote") from error
-    except ValueError as error:
-        raise ProfileError(f"the sensitivity file {path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ProfileError(f"{path} must hold a JSON object; got {type(data).__name__}")
-    return profile_from_json(data, str(path))

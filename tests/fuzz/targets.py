@@ -22,7 +22,7 @@ from qra_bo.memory.budget import Simple, Size, format_size, parse_budget, parse_
 from qra_bo.memory.formats import BITS
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.searchers.rates.files import load_rates
-from qra_bo.sensitivity.io import load_profile, profile_from_json, profile_to_json
+from qra_bo.sensitivity.io import profile_from_json, profile_to_json
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.reading import study_of
 from qra_bo.utils.errors import UserError
@@ -154,10 +154,10 @@ def _with_checksum(line: bytes) -> bytes:
 
 
 def profile(data: bytes) -> None:
-    """A file of sensitivities."""
+    """Sensitivities in a line of a journal."""
     try:
-        found = load_profile(SCRATCH.file("profile.json", data))
-    except UserError:
+        found = profile_from_json(dict(strict_json(data)), "here")
+    except (UserError, ValueError, TypeError):  # no JSON, or no object
         return
     n = len(found.units)
     sensitivity = found.quantization_sensitivity

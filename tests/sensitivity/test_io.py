@@ -7,20 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qra_bo.sensitivity.io import (
-    load_profile,
-    profile_from_json,
-    profile_to_json,
-    save_profile,
-)
+from qra_bo.sensitivity.io import profile_from_json, profile_to_json, save_profile
+from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.utils.errors import ProfileError
 from tests.spaces import make_profile, make_space
 
 
-def without(key: str) -> dict[str, object]:
-    data = profile_to_json(make_profile(make_space(2)))
-    del data[key]
-    return data
+def load_profile(path: Path) -> SensitivityProfile:
+    return profile_from_json(json.loads(path.read_text()), str(path))
 
 
 @pytest.mark.parametrize("with_gain", [True, False])
@@ -43,27 +37,12 @@ def test_round_trip_is_exact(tmp_path: Path, with_gain: bool) -> None:
     np.testing.assert_array_equal(load_profile(path).quantization_se, known.quantization_se)
 
 
-def test_unknown_keys_other_schemas_and_broken_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.json"
-    data = profile_to_json(make_profile(make_space(2)))
-    for change, match in (({"Gain": 1}, "'Gain' is unknown"),
-                          ({"schema_version": 2}, "'schema_version' Input should be 1")):
-        path.write_text(json.dumps({**data, **change}))
-        with pytest.raises(ProfileError, match=match):
-            load_profile(path)
-    for text, match in (("{", "not valid JSON"), ("[]", "JSON object"), ('{"base_loss": NaN}', "finite")):
-        path.write_text(text)
-        with pytest.raises(ProfileError, match=match):
-            load_profile(path)
-    with pytest.raises(ProfileError, match="can't be read"):
-        load_profile(tmp_path / "absent.json")
-
-
 @pytest.mark.parametrize(("change", "message"), [
+    ({"Gain": 1}, "'Gain' is unknown"), ({"schema_version": 2}, "'schema_version' Input should be 1"),
     ({"base_loss": float("inf")}, "base_loss must be a finite number"),
     ({"units": ["a", "a"]}, "every unit must be named once; 'a' is named 2 times"),
     ({"base_loss": 10**400}, "'base_loss'")])
-def test_what_is_no_number_or_named_twice_is_refused(change: dict[str, object], message: str) -> None:
+def test_what_is_unknown_no_number_or_named_twice_is_refused(change: dict[str, object], message: str) -> None:
     data = {**profile_to_json(make_profile(make_space(2))), **change}
     with pytest.raises(ProfileError, match=message):
         profile_from_json(data, "here")

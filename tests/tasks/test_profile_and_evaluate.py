@@ -12,7 +12,7 @@ from qra_bo.cli.app import main
 from qra_bo.config import load_config
 from qra_bo.finetune.evaluation import TaskScore
 from qra_bo.pipeline.prepare import make_setting
-from qra_bo.sensitivity.io import load_profile
+from qra_bo.sensitivity.io import profile_from_json
 from qra_bo.tasks.evaluate import asks_in_chats
 
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none"]
@@ -20,7 +20,7 @@ SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none"]
 
 def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SETTINGS, "task=profile", f"out={tmp_path}"]) == 0
-    profile = load_profile(tmp_path / "profile.json")
+    profile = profile_from_json(json.loads((tmp_path / "profile.json").read_text()), "profile.json")
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split("\t") == ["unit", "t2", "t3", "nf4", "int8", "rank sensitivity"]
     assert [line.split("\t")[0] for line in lines[2:7]] == [*profile.units, "sum"]
