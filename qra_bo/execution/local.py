@@ -37,10 +37,10 @@ class ProcessHandle(WorkerHandle):
         self.connection: Connection  # to the process, while there is one
         self._lifeline: int  # it closes with this process
 
-    def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
+    def begin(self, request: Mapping[str, Any]) -> None:
         if self.process is not None and self.process.poll() is not None:
             self.kill()
-        self.done, self._allowed, messages = 0, allowed, [request]
+        self.done, messages = 0, [request]
         if self.process is None:
             self._start()
             messages.insert(0, {"target": self._spec.target, "kwargs": self._spec.kwargs})

@@ -67,13 +67,13 @@ class ActorHandle(WorkerHandle):
         self._said = 0
         self.answer: Any = None
 
-    def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
+    def begin(self, request: Mapping[str, Any]) -> None:
         if self._actor is None:
             options = {"max_restarts": 0, "concurrency_groups": {WORK: 1, TALK: 1}, **self._resources}
             made = self._ray.remote(**options)(RayWorker)
             self._actor = made.remote(self._spec.target, json.dumps(self._spec.kwargs))
         self.answer = self._actor.serve.options(concurrency_group=WORK).remote(json.dumps(request))
-        self._heard_ref, self._said, self.done, self._allowed = None, 0, 0, allowed
+        self._heard_ref, self._said, self.done = None, 0, 0
         self._started(WorkerState.WORKING)
 
     def receive(self, progress: Progress) -> dict[str, Any] | None:

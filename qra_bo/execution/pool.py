@@ -23,7 +23,7 @@ longer where its steps are known to be."""
 POLL_SECONDS = 0.5
 """Longest time between two looks at the workers. Where more has passed, this process was stopped for the rest."""
 PACE = 9
-"""Number of last finished trials whose seconds a step say how long the next may take."""
+"""Number of last finished trials whose seconds a step say how long the next step may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,12 @@ class Limits:
     Args:
         silence: Longest time with neither progress nor an answer, in seconds; then it counts as hung and is killed.
             ``None`` waits for ever.
-        slowdown: A trial may take ``silence`` and this many times the median time of as many steps in trials before it,
-            so that the deadline goes with the fidelity. ``None`` sets no such limit.
         startup: As ``silence``, while the worker builds its oracle.
         retries: How often a trial whose worker died or hung is begun again on another one (from its checkpoint). One
             that ran the machine out of memory is never repeated.
     """
 
     silence: float | None
-    slowdown: float | None = None
     startup: float | None = None
     retries: int = 0
 
@@ -81,26 +78,24 @@ class WorkerHandle(ABC):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._allowed: float | None = None
-        self._silent = self._spent = 0.0
+        self._silent = 0.0
         self.state = WorkerState.ABSENT
         self.done = 0
 
     @abstractmethod
-    def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
+    def begin(self, request: Mapping[str, Any]) -> None:
         """Hand over a request and return at once.
 
         Raises ``WorkerLost`` if the worker dies at that very moment.
 
         Args:
             request: JSON values; ``op`` is ``"describe"``, ``"profile"``, ``"evaluate"`` or ``"call"``.
-            allowed: Seconds that it may take in all, beside the limit on silence; ``None`` for no such limit.
         """
 
     @abstractmethod
     def receive(self, progress: Progress) -> dict[str, Any] | None:
         """Take in one message; return the answer, or ``None`` where it was no answer yet. Raises ``WorkerLost`` if the
-        worker died or is overdue, and the oracle's own ``QRABOError``."""
+        worker died or is silent for too long, and the oracle's own ``QRABOError``."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -115,52 +110,37 @@ class WorkerHandle(ABC):
         """End it now, if it has not ended; it may be called twice."""
 
     def check(self, progress: Progress) -> None:
-        """End the worker and raise ``WorkerLost`` if it counts as hung by now: silent, or overdue with its trial."""
+        """End the worker and raise ``WorkerLost`` if it was silent for so long that it counts as hung."""
         silence = self._silence
         if silence is not None and self._silent >= silence:
-            raise self._hung(f"it was silent for more than {silence:g} s and counts as hung")
-        self._check_overdue()
+            building = self.state is WorkerState.BUILDING
+            self.kill()
+            raise WorkerLost(f"it was silent for more than {silence:g} s and counts as hung", building)
 
     def spend(self, seconds: float) -> None:
         """Count seconds in which this process waited and the worker was running."""
         self._silent += seconds
-        self._spent += seconds
 
     @property
     def left(self) -> float:
         """Seconds after which it counts as hung; infinite for never."""
-        times = [] if self._silence is None else [self._silence - self._silent]
-        if self.state is WorkerState.WORKING and self._allowed is not None:
-            times.append(self._allowed - self._spent)
-        return max(0.0, min(times, default=math.inf))
+        return math.inf if self._silence is None else max(0.0, self._silence - self._silent)
 
     @property
     def _silence(self) -> float | None:
         return self._limits.startup if self.state is WorkerState.BUILDING else self._limits.silence
 
     def _started(self, state: WorkerState) -> None:
-        """Enter ``state`` and start its counts of seconds."""
+        """Enter ``state`` and start its count of seconds."""
         self.state = state
-        self._silent = self._spent = 0.0
+        self._silent = 0.0
 
     def _progressed(self, what: str, done: int, total: int, progress: Progress) -> None:
-        """Pass progress on, unless the worker is overdue."""
+        """Pass progress on."""
         self._silent = 0.0
-        self._check_overdue()
         if what == TRAINING:
             self.done = done
         progress(what, done, total)
-
-    def _check_overdue(self) -> None:
-        if self.state is WorkerState.WORKING and self._allowed is not None and self._spent >= self._allowed:
-            raise self._hung(f"it took more than {self._allowed:.3g} s, far longer than such trials before it, and "
-                             "counts as hung")
-
-    def _hung(self, what: str) -> WorkerLost:
-        """Clean up after a hung worker; return the error to raise."""
-        building = self.state is WorkerState.BUILDING
-        self.kill()
-        return WorkerLost(what, building)
 
 
 @dataclass(slots=True)
@@ -237,7 +217,7 @@ class PoolExecutor(Executor, Generic[Handle]):
     @abstractmethod
     def _wait(self, workers: Sequence[Handle]) -> Sequence[Handle]:
         """Return those of ``workers`` that sent something, after ``POLL_SECONDS`` at most and none earlier than there
-        is one, or one of them is overdue."""
+        is one, or one of them counts as hung."""
 
     def _memory_kills(self) -> int:
         """Return a count of workers that were killed for want of memory, where the machine keeps one."""
@@ -251,12 +231,12 @@ class PoolExecutor(Executor, Generic[Handle]):
             job.begun, job.kills = job.begun or time.monotonic(), self._memory_kills()
             self._running[worker] = job
             try:
-                worker.begin(job.request, None if job.spec is None else self._allowed(job.spec))
+                worker.begin(job.request)
             except WorkerLost as lost:
                 self._lost(worker, lost)
 
     def _work(self, progress: Progress) -> None:
-        """Give out waiting requests, wait until a worker sends something or is overdue, and take it in."""
+        """Give out waiting requests, wait until a worker sends something or counts as hung, and take it in."""
         self._dispatch()
         busy, start = tuple(self._running), time.monotonic()
         ready = self._wait(busy) if busy else ()
@@ -282,13 +262,6 @@ class PoolExecutor(Executor, Generic[Handle]):
         self._done.append((job.spec, result))
         if result.state is TrialState.OK:
             self._step_seconds.append(result.seconds / max(1, result.new_steps))
-
-    def _allowed(self, spec: TrialSpec) -> float | None:
-        """Return the seconds that a trial may take in all; ``None`` where there is no limit, or no pace yet."""
-        silence, slowdown = self._limits.silence, self._limits.slowdown
-        if silence is None or slowdown is None or not self._step_seconds:
-            return None
-        return silence + slowdown * spec.steps * statistics.median(self._step_seconds)
 
     def _lost(self, worker: Handle, lost: WorkerLost) -> None:
         """Begin the request of a lost worker again, before all that wait, or make a failure of its trial. Raises

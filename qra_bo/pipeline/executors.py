@@ -23,8 +23,6 @@ milliseconds, which another process that keeps one of the cores busy turns into 
 threads on two cores: at 1,000, 10,000 and 100,000 turns 10.6, 10.2 and 10.3 s, with one core taken 19.4, 21.4 and
 38 s; choosing codes, with both cores free, 25, 13 and 12.4 s."""
 STARTUP_SECONDS = 1800.0
-SLOWDOWN = 20.0
-"""A trial may take ``worker.deadline_seconds`` and so many times the usual."""
 ORACLE = "qra_bo.pipeline.oracles:make_oracle"
 
 
@@ -68,8 +66,7 @@ def make_executor(config: RunConfig, folder: Path, room: int | None = None) -> E
 
 def limits(config: RunConfig) -> Limits:
     """Return how long a worker may take, and how often a trial whose worker died or hung is begun again."""
-    silence = config.worker.deadline_seconds
-    return Limits(silence, None if silence is None else SLOWDOWN, STARTUP_SECONDS, retries=1)
+    return Limits(config.worker.deadline_seconds, STARTUP_SECONDS, retries=1)
 
 
 def worker_devices(config: RunConfig) -> list[str]:

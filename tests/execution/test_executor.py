@@ -35,12 +35,11 @@ def make_faulty(tmp_path: Path) -> Iterator[Any]:
     made: list[LocalExecutor] = []
     (tmp_path / "faults").mkdir()
 
-    def make(deadline: float | None = 30.0, slowdown: float | None = None, retries: int = 0,
-             pause: float = 0.0, **faults: str) -> LocalExecutor:
+    def make(deadline: float | None = 30.0, retries: int = 0, pause: float = 0.0,
+             **faults: str) -> LocalExecutor:
         kwargs = {"pause": pause, "faults": {k.removeprefix("at"): v for k, v in faults.items()},
                   "folder": str(tmp_path / "faults")}
-        made.append(LocalExecutor([OracleSpec(TARGET, kwargs)],
-                                       Limits(deadline, slowdown, retries=retries)))
+        made.append(LocalExecutor([OracleSpec(TARGET, kwargs)], Limits(deadline, retries=retries)))
         return made[-1]
 
     yield make
@@ -104,18 +103,6 @@ def test_what_ran_out_of_memory_is_not_begun_again(faulty: Any, monkeypatch: pyt
     lost = faulty(retries=1, at0="kill").evaluate(REQUEST, quiet)
     assert lost.state is TrialState.OOM
     assert "the machine ran out of memory" in lost.message
-
-
-def test_a_worker_that_moves_and_never_ends_is_told_by_what_such_evaluations_took(faulty: Any) -> None:
-    executor = faulty(deadline=1.0, slowdown=2.0, at1="crawl")
-    assert executor._allowed(REQUEST) is None  # nothing is known yet
-    first = executor.evaluate(REQUEST, quiet)
-    assert executor._allowed(REQUEST) == pytest.approx(1.0 + 2.0 * first.seconds)
-    assert executor._allowed(replace(REQUEST, steps=4)) == pytest.approx(1.0 + first.seconds)
-    lost = executor.evaluate(REQUEST, quiet)
-    assert lost.state is TrialState.FAILED
-    assert "far longer than such trials" in lost.message
-    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
 
 
 def test_a_worker_at_work_keeps_its_evaluation_when_it_is_closed(faulty: Any, tmp_path: Path) -> None:
