@@ -1,6 +1,6 @@
 """Peers without a model: uniform choices, blind mixes, hill climbing, and bits by sensitivity before ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,22 +8,27 @@ import numpy as np
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher
 from qra_bo.sensitivity import (
-    RISE,
     Repair,
+    SensitivityProfile,
     fidelity_importance,
-    measured_sensitivity,
     plasticity_importance,
+    shrunk_sensitivity,
     warm_start,
 )
 from qra_bo.space import CostTable, FloatArray, IntArray, PhaseCost
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import neighbours_within
 from qra_bo.space.simple import wider_units
-from qra_bo.utils.errors import BudgetError
+from qra_bo.utils.errors import BudgetError, ConfigError
 
 _FURTHEST = 3
 _MOST = 5000
 TRIES = 200
+MEASURES: Mapping[str, Callable[[SensitivityProfile], FloatArray]] = {
+    "rise": lambda profile: profile.quantization_sensitivity, "divergence": lambda profile: profile.quantization_kl,
+    "believed": shrunk_sensitivity}
+"""Measures of quantisation sensitivity: the loss's rise (the published I_q), the divergence from the 16-bit model, and
+qra_bo's estimate from both."""
 
 
 class UniformSearch(ObservingSearcher):
@@ -99,15 +104,18 @@ class SequentialSearch(ObservingSearcher):
     Bits come from an exact knapsack on I_q for each uniform rank. Then, for the bits of the best of these, then of the
     next, ranks come from an exact knapsack on I_r in the rest of the budget.
 
-    ``quantization_sensitivity`` is the measure of I_q, see ``measured_sensitivity``. Raises ``ConfigError`` if there is
+    ``quantization_sensitivity`` is the measure of I_q, one of ``MEASURES``. Raises ``ConfigError`` if there is
     no such measure, and ``ProfileError`` if the profile holds no I_r.
     """
 
     name, stage = "sequential", "global"
 
-    def __init__(self, problem: SearchProblem, quantization_sensitivity: str = RISE) -> None:
+    def __init__(self, problem: SearchProblem, quantization_sensitivity: str = "rise") -> None:
         super().__init__(problem)
-        self._sensitivity = measured_sensitivity(problem.profile, quantization_sensitivity)
+        if quantization_sensitivity not in MEASURES:
+            raise ConfigError(f"quantization_sensitivity must be one of {', '.join(MEASURES)}; got "
+                              f"{quantization_sensitivity!r}")
+        self._sensitivity = MEASURES[quantization_sensitivity](problem.profile)
         gain, ranks = problem.profile.require_rank_sensitivity(), np.array(problem.space.ranks.values)
         self._gain = gain[:, np.minimum(ranks, gain.shape[1]) - 1]
         self._uniform = iter(self._bits_for_uniform_ranks())

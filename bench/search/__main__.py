@@ -19,7 +19,7 @@ from bench.emulator.emulator import FAMILIES
 from bench.emulator.table import ROWS
 from bench.report import RESULTS, publish
 from bench.search.kept import kept_rows, published_rows
-from bench.search.methods import ABLATIONS, COMPARED, EQUIVALENTS, EVERYTHING, TRANSFER, Entry
+from bench.search.methods import ABLATIONS, COMPARED, EQUIVALENTS, EVERYTHING, RETIRED, TRANSFER, Entry
 from bench.search.play import Arena, arenas, play
 from bench.search.summary import paired_rows, search_rows, targets_of
 from bench.store import append_line, read_lines
@@ -98,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--emulators", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--budgets", nargs="+", choices=[b for b, _ in REFERENCE_BUDGETS],
                         default=[b for b, _ in REFERENCE_BUDGETS])
-    parser.add_argument("--methods", nargs="+", choices=list(EVERYTHING), help="those that are compared by default")
+    parser.add_argument("--methods", nargs="+",
+                        choices=[name for name, entry in EVERYTHING.items() if entry not in RETIRED],
+                        help="those that are compared by default")
     parser.add_argument("--ablations", action="store_true",
                         help="also ours with one part taken away at a time, and ours taught by another task")
     parser.add_argument("--seeds", type=int, default=10)

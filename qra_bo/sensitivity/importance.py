@@ -1,40 +1,23 @@
-"""Importance of units: measures of quantisation sensitivity, min-max scaling, and Eq. 6's rounding onto ladders."""
+"""Importance of units: an estimate of quantisation sensitivity, min-max scaling, and Eq. 6's rounding onto ladders."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import FloatArray, IntArray, SearchSpace
-from qra_bo.utils.errors import ConfigError
 
-RISE, DIVERGENCE, BELIEVED = "rise", "divergence", "believed"
 _EXACT = 1e-24
 """Variance (squared nats) below which a rise of the loss counts as exact: rounding is no smaller."""
 _ROUNDS = 10
 
 
-def measured_sensitivity(profile: SensitivityProfile, name: str) -> FloatArray:
-    """Quantisation sensitivity of every unit and format (nats), ``L x F``.
-
-    Measures are ``"rise"`` of the loss, the published I_q; ``"divergence"`` from the 16-bit model; and ``"believed"``,
-    an estimate from both, see ``shrunk_sensitivity``. Raises ``ConfigError`` if there is no such measure.
-    """
-    if name not in MEASURES:
-        raise ConfigError(unknown_measure(name))
-    return MEASURES[name](profile)
-
-
-def sensitivity_scales(profile: SensitivityProfile, measure: str) -> tuple[FloatArray, FloatArray]:
-    """Return ``measured_sensitivity``, at least 0 and falling along the ladder, and its square root, ``L x F``."""
-    level = np.clip(measured_sensitivity(profile, measure), 0.0, None)
+def sensitivity_scales(sensitivity: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return a quantisation sensitivity (nats) made at least 0 and falling along the ladder, and its square root, each
+    ``L x F``."""
+    level = np.clip(sensitivity, 0.0, None)
     monotone = np.maximum.accumulate(level[:, ::-1], axis=1)[:, ::-1]
     return monotone, np.sqrt(monotone)
-
-
-def unknown_measure(name: str) -> str:
-    """Return the message for a name that is not in ``MEASURES``."""
-    return f"quantization_sensitivity must be one of {', '.join(MEASURES)}; got {name!r}"
 
 
 def shrunk_sensitivity(profile: SensitivityProfile) -> FloatArray:
@@ -71,10 +54,6 @@ def _variances(squares: FloatArray, variance: FloatArray, kl_squared: FloatArray
         inflation = 1.0 + beyond
     return inflation, spread
 
-
-MEASURES: Mapping[str, Callable[[SensitivityProfile], FloatArray]] = {
-    RISE: lambda profile: profile.quantization_sensitivity, DIVERGENCE: lambda profile: profile.quantization_kl,
-    BELIEVED: shrunk_sensitivity}
 
 def min_max(values: FloatArray) -> FloatArray:
     """Scaled to [0, 1]; zeros where all values are equal."""

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import Searcher, SearchProblem
+from qra_bo.searchers.structured import StructuredSearch
 from qra_bo.space import Allocation
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 from tests.spaces import corners, make_costs, make_space
@@ -87,6 +89,13 @@ def fresh_process() -> subprocess.Popen[str]:
 
     atexit.register(end)
     return process
+
+
+def unlearned(problem: SearchProblem, n_first: int, **options: Any) -> StructuredSearch:
+    """Return a search without learned rates that makes ``n_first`` proposals before it has a model."""
+    searcher = StructuredSearch(problem, **options)
+    del searcher._prior[n_first:]
+    return searcher
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from qra_bo.space import CostTable, FloatArray, IntArray
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.lagrangian import Region, solve_relaxed
 from surrogates.structured import StructuredModel
-from tests.conformance.searcher import SearcherSuite, evaluate, make_problem, play, proposals_of
+from tests.conformance.searcher import SearcherSuite, evaluate, make_problem, play, proposals_of, unlearned
 
 NAME = "smollm2_135m"
 
@@ -49,7 +49,7 @@ def test_first_proposal_is_the_optimum_of_the_rates_of_the_length_that_is_minimi
 
 def test_second_proposal_depends_on_the_first_loss() -> None:
     problem, oracle = make_problem()
-    known = [e for _, told in play(StructuredSearch(problem, n_prior=3), problem, oracle, 3) for e in told]
+    known = [e for _, told in play(unlearned(problem, 3), problem, oracle, 3) for e in told]
     found = set()
     for gain in (-0.5, 0.5):
         searcher = StructuredSearch(problem, rates=NAME)
@@ -63,7 +63,7 @@ def test_second_proposal_depends_on_the_first_loss() -> None:
 
 def test_chance_of_a_gain_is_a_probability_once_there_is_a_model() -> None:
     problem, oracle = make_problem()
-    searcher = StructuredSearch(problem, n_prior=2)
+    searcher = unlearned(problem, 2)
     assert isinstance(searcher, Forecasting)
     chances = []
     for _ in range(10):
@@ -79,7 +79,7 @@ def test_chance_of_a_gain_is_a_probability_once_there_is_a_model() -> None:
 
 def test_chance_of_a_gain_is_known_where_all_candidates_were_tried() -> None:
     problem, oracle = make_problem(n_units=1)
-    searcher = StructuredSearch(problem, n_prior=2, draws=1)
+    searcher = unlearned(problem, 2, draws=1)
     chances = []
     while proposals_of(play(searcher, problem, oracle, 1, batches=(1,))):
         chances.append(searcher.chance_of_gain)
@@ -92,15 +92,16 @@ def test_chance_of_a_gain_is_known_where_all_candidates_were_tried() -> None:
 def test_chance_of_a_gain_is_over_what_was_evaluated_and_not_over_a_pending_proposal(
         monkeypatch: pytest.MonkeyPatch) -> None:
     problem, oracle = make_problem()
-    known = [e for _, told in play(StructuredSearch(problem, n_prior=3), problem, oracle, 3) for e in told]
+    known = [e for _, told in play(unlearned(problem, 3), problem, oracle, 3) for e in told]
     models: list[tuple[StructuredModel, float]] = []
 
-    def noted(model: StructuredModel, best_f: float) -> Any:
+    def noted(model: StructuredModel, best_f: float, maximize: bool) -> Any:
+        assert not maximize
         models.append((model, best_f))
         return lambda rows: -model.latent(rows[:, 0])[0]
 
-    monkeypatch.setattr("qra_bo.searchers.structured.searcher.ACQUISITIONS", {"logei": noted})
-    searcher = StructuredSearch(problem, n_prior=0)
+    monkeypatch.setattr("qra_bo.searchers.structured.searcher.LogExpectedImprovement", noted)
+    searcher = unlearned(problem, 0)
     searcher.tell([replace(e, result=replace(e.result, loss=4.0 + 0.02 * i)) for i, e in enumerate(known)])
     searcher.ask(1)
     proposal, chance = searcher.ask(1)[0], searcher.chance_of_gain
@@ -116,7 +117,7 @@ def test_chance_of_a_gain_is_over_what_was_evaluated_and_not_over_a_pending_prop
 
 def test_trust_region_is_around_an_evaluated_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, oracle = make_problem()
-    known = [e for _, told in play(StructuredSearch(problem, n_prior=3), problem, oracle, 3) for e in told]
+    known = [e for _, told in play(unlearned(problem, 3), problem, oracle, 3) for e in told]
     centres = []
 
     def noted(values: FloatArray, costs: CostTable, budget: int, region: Region | None) -> IntArray:
@@ -124,7 +125,7 @@ def test_trust_region_is_around_an_evaluated_allocation(monkeypatch: pytest.Monk
             centres.append(problem.space.decode(region.centre))
         return solve_relaxed(values, costs, budget, region)
 
-    searcher = StructuredSearch(problem, n_prior=0, acquisition="mean")
+    searcher = unlearned(problem, 0)
     searcher.tell([replace(e, result=replace(e.result, loss=4.0 + 0.02 * i)) for i, e in enumerate(known)])
     searcher.ask(1)
     model = searcher._conditioned()

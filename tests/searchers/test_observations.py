@@ -9,14 +9,15 @@ from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.structured import StructuredSearch
 from qra_bo.trials import Trial, TrialState
 from surrogates.structured import StructuredModel
+from tests.conformance.searcher import unlearned
 from tests.searchers.landscape import baselines, evaluate, make_landscape
 
 
 def told(n: int) -> tuple[StructuredSearch, list[Trial]]:
     """A small search, and ``n`` evaluations of other random allocations."""
     landscape = make_landscape(0, n_units=6, ranks=(1, 2, 4, 8))
-    search = StructuredSearch(landscape.problem, n_prior=0, draws=1)
-    other = StructuredSearch(dataclasses.replace(landscape.problem, seed=5), n_prior=n, draws=1)
+    search = unlearned(landscape.problem, 0, draws=1)
+    other = unlearned(dataclasses.replace(landscape.problem, seed=5), n, draws=1)
     return search, [*baselines(landscape), *(evaluate(landscape, p, i) for i, p in enumerate(other.ask(n)))]
 
 

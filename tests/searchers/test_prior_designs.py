@@ -20,20 +20,18 @@ def test_a_quarter_of_the_cost_within_bounds(equivalents: float, n: int) -> None
 def test_larger_rates_buy_larger_ranks() -> None:
     problem, _ = make_problem(8, share=0.2)
     ranks = []
-    for table in prior_tables(problem, 8, "believed"):
+    for table in prior_tables(problem, 8):
         row = solve_knapsack(table, problem.costs, problem.budget_bytes)
         ranks.append(float(row[problem.space.n_units:].mean()))
     rates = np.array([0.03, 0.3, 1.0, 0.1, 0.3, 1.0, 3.0, 3.0])
     assert min(np.array(ranks)[rates == 3.0]) > max(np.array(ranks)[rates <= 0.1])
 
 
-def test_number_of_first_proposals_follows_the_effort_or_the_option() -> None:
+def test_number_of_first_proposals_follows_the_effort() -> None:
     problem, _ = make_problem(8, share=0.2)
     designs = {tuple(solve_knapsack(t, problem.costs, problem.budget_bytes).tolist())
-               for t in prior_tables(problem, 8, "believed")}
+               for t in prior_tables(problem, 8)}
     problem = replace(problem, max_full_trials=40.0)
     of_run = StructuredSearch(problem).ask(20)
     asked = [tuple(problem.space.encode(p.allocation).tolist()) for p in of_run]
     assert set(asked[:len(designs)]) == designs
-    of_user = StructuredSearch(problem, n_prior=1).ask(1)
-    assert of_user == of_run[:1]

@@ -1,6 +1,7 @@
 """The model-based searchers: the conformance suite, and whether they find what is planted."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -13,15 +14,14 @@ from qra_bo.searchers.structured import LEAST_CHECKED, StructuredSearch
 from qra_bo.searchers.trust_region import TrustRegionBO
 from qra_bo.space import uniform
 from qra_bo.space.knapsack import solve_knapsack
-from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import distance
 from qra_bo.trials import Fidelity, Proposal
-from tests.conformance.searcher import SearcherSuite
+from tests.conformance.searcher import SearcherSuite, unlearned
 from tests.searchers.landscape import Landscape, baselines, curve, evaluate, make_landscape, run_search
 
 
 class TestStructuredSuite(SearcherSuite):
-    make = staticmethod(lambda problem: StructuredSearch(problem, n_prior=2, draws=2))
+    make = staticmethod(functools.partial(unlearned, n_first=2, draws=2))
     limit = 12
 
 
@@ -138,25 +138,3 @@ def test_surrogate_check_predicts_every_observation() -> None:
     assert {len(check[k]) for k in ("observed", "predicted", "sd")} == {check["n"]} == {len(told)}
     assert 0.0 <= check["coverage_50"] <= check["coverage_90"] <= 1.0
     assert json.loads(json.dumps(check)) == check
-
-
-def settled(**options: object) -> StructuredSearch:
-    """A search with no first designs left, and the uniform baselines observed."""
-    landscape = small(0)
-    searcher = StructuredSearch(landscape.problem, n_prior=0, **options)  # type: ignore[arg-type]
-    searcher.tell(baselines(landscape))
-    return searcher
-
-
-def test_mean_and_thompson_choose_as_they_say() -> None:
-    searcher = settled(acquisition="mean")
-    model = searcher._fitted()
-    assert model is not None
-    candidates = searcher._seen.fresh(searcher._candidates(model))
-    means = model.latent(torch.from_numpy(candidates))[0]
-    chosen = settled(acquisition="mean").ask(1)[0].allocation
-    assert chosen == searcher._problem.space.decode(candidates[int(means.argmin())])
-    sampled = settled(acquisition="thompson", draws=1, temperatures=[1.0])
-    table = model.sample_tables(sampled._problem.rng("structured"), 1)[0].numpy()
-    solution = solve_relaxed(table, sampled._problem.costs, sampled._problem.budget_bytes)
-    assert sampled.ask(1)[0].allocation == sampled._problem.space.decode(solution)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity import DIVERGENCE, sensitivity_scales
+from qra_bo.sensitivity import sensitivity_scales
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import FloatArray
 
@@ -75,7 +75,7 @@ class Rates:
 
 def terms(problem: SearchProblem) -> FloatArray:
     """Return the terms of the model by unit, format and rank, ``L x F x R x 3``: what ``slopes`` multiply."""
-    level, root = sensitivity_scales(problem.profile, DIVERGENCE)
+    level, root = sensitivity_scales(problem.profile.quantization_kl)
     ranks = np.log2(np.array(problem.space.ranks.values, dtype=np.float64))
     parts = (level[:, :, None], root[:, :, None], -problem.space.unit_share[:, None, None] * ranks)
     return np.stack([np.broadcast_to(part, problem.costs.shape) for part in parts], axis=-1)
@@ -106,7 +106,7 @@ def of_training(rates: Rates, problem: SearchProblem, steps: int) -> Rates:
 
 def change(rates: Rates, problem: SearchProblem, before: int, after: int) -> Change:
     """Return what trainings of ``after`` steps change in the losses of those of ``before`` steps, by the rates."""
-    level, root = sensitivity_scales(problem.profile, DIVERGENCE)
+    level, root = sensitivity_scales(problem.profile.quantization_kl)
     early, late = (of_training(rates, problem, steps) for steps in (before, after))
     a, b, c = late.slopes - early.slopes
     return Change(tuple(f.name for f in problem.space.formats), np.asarray(a * level + b * root),

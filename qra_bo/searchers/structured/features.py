@@ -1,33 +1,29 @@
 """Sensitivities of an allocation as features of the structured surrogate, and as objectives of the first proposals."""
 
 import math
-from collections.abc import Collection
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity import BELIEVED, sensitivity_scales
+from qra_bo.sensitivity import sensitivity_scales, shrunk_sensitivity
 from qra_bo.space import FloatArray
-from qra_bo.utils.errors import ConfigError
 from surrogates.structured import Component
 
 _REFERENCE_ROWS = 200
 
 
-def build_components(problem: SearchProblem, without: Collection[str] = (),
-                     quantization_sensitivity: str = BELIEVED) -> list[Component]:
+def build_components(problem: SearchProblem) -> list[Component]:
     """Return the parts of the latent loss, each with unit variance over a reference set of allocations.
 
     Format and rank by share of parameters, quantisation sensitivity (with its square root, and both of the KL
-    divergence), quantisation sensitivity times rank, rank sensitivity; all units share the weights. Raises
-    ``ConfigError`` if there is no such part, or no such measure.
+    divergence), quantisation sensitivity times rank, rank sensitivity; all units share the weights.
     """
     space, profile = problem.space, problem.profile
     n_units, n_formats, n_ranks = problem.costs.shape
     share = space.unit_share[:, None]
-    level, root = sensitivity_scales(problem.profile, quantization_sensitivity)
+    level, root = sensitivity_scales(shrunk_sensitivity(problem.profile))
     log_rank = rank_scale(problem)
     below = np.triu(np.ones((n_formats, n_formats)))[:, :-1]  # below[f, j] = 1 for formats up to j: a step above it
     rank_steps = np.tril(np.ones((n_ranks, n_ranks)))[:, 1:] * np.sqrt(np.diff(log_rank))
@@ -52,12 +48,8 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
         mean = gain.mean(axis=(0, 1))
         gain = (gain / np.where(mean > 0, mean, 1.0))[:, None]
         parts["rank_sensitivity"] = (np.broadcast_to(gain, (n_units, n_formats, n_ranks, 2)), 0.2)
-    unknown = sorted(set(without) - set(parts) - {"rank_sensitivity"})
-    if unknown:
-        raise ConfigError(f"the surrogate has no parts {unknown}; it has {list(parts)}")
     reference = _reference_rows(problem)
-    built = [_normalised(name, phi, scale, reference) for name, (phi, scale) in parts.items()
-             if name not in without and phi.shape[-1]]
+    built = [_normalised(name, phi, scale, reference) for name, (phi, scale) in parts.items() if phi.shape[-1]]
     return [c for c in built if c is not None] or [
         Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64),
                   torch.ones((n_units, 1), dtype=torch.float64))]
@@ -110,10 +102,10 @@ def prior_share(max_full_trials: float) -> int:
     return min(len(_ASSUMPTIONS), max(_LEAST, wanted))
 
 
-def prior_tables(problem: SearchProblem, n: int, quantization_sensitivity: str) -> list[FloatArray]:
+def prior_tables(problem: SearchProblem, n: int) -> list[FloatArray]:
     """Return the first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``.
-    Raises ``ConfigError`` if there is no such measure of quantisation sensitivity (``measured_sensitivity``)."""
-    level, root = sensitivity_scales(problem.profile, quantization_sensitivity)
+    """
+    level, root = sensitivity_scales(shrunk_sensitivity(problem.profile))
     share = problem.space.unit_share[:, None, None]
     n_units, n_formats, _ = problem.costs.shape
     rows = np.array([[f] * n_units + [0] * n_units for f in range(n_formats)], dtype=np.int64)

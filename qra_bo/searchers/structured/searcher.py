@@ -1,32 +1,27 @@
 """The default search: an additive surrogate learned on top of the sensitivities, solved exactly under the budget."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
-from botorch.acquisition.analytic import LogExpectedImprovement, PosteriorMean
+from botorch.acquisition.analytic import LogExpectedImprovement
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher, TrustRegion
 from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import of_training
 from qra_bo.searchers.structured.features import build_components, prior_share, prior_tables
-from qra_bo.sensitivity import BELIEVED, MEASURES, unknown_measure
 from qra_bo.space import Allocation, IntArray
 from qra_bo.space.lagrangian import Region, solve_relaxed
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
 from surrogates.structured import Design, StructuredModel, StructuredSettings
 
-THOMPSON = "thompson"
-ACQUISITIONS: Mapping[str, Callable[[StructuredModel, float], Callable[[torch.Tensor], torch.Tensor]]] = {
-    "logei": lambda model, best_f: LogExpectedImprovement(model, best_f=best_f, maximize=False),
-    "mean": lambda model, best_f: PosteriorMean(model, maximize=False)}
-"""Acquisition functions by name, besides ``"thompson"``: made from the surrogate and the least latent posterior mean of
-the observations, pending ones included; they score ``m x 1 x 2 L`` index rows (float64), and the largest score wins."""
+REL_GAP = 1e-3
+"""Relative gap at which knapsacks may stop."""
 KNOWN = 0.3
 """Scales of the parts about learned rates, as a share of those about nothing."""
 LEAST_CHECKED = 5
@@ -34,25 +29,19 @@ LEAST_CHECKED = 5
 
 
 class StructuredSearch(ObservingSearcher):
-    """Posterior samples of a structured surrogate solved as knapsacks; an acquisition function chooses among them.
+    """Posterior samples of a structured surrogate solved as knapsacks; BoTorch's LogEI chooses among them.
 
     The incumbent is the evaluated allocation with the best posterior mean, so that one lucky trial does not hold the
     search. Uniform baselines train the surrogate like any other allocation. Only high-fidelity trials are asked for and
     learned from. Raises ``ConfigError`` if an option is out of its range.
 
     Args:
-        n_prior: Proposals solved under assumed exchange rates of bits and ranks, before any is learned; ``None``: see
-            ``features.prior_share``. Only without ``rates``.
         draws: Posterior samples solved for every global proposal, besides the posterior mean.
         temperatures: Factors on the deviation of the samples from the posterior mean, in turn.
-        acquisition: BoTorch's ``"logei"``, ``"mean"`` (posterior mean), or ``"thompson"`` (the solution of one
-            posterior sample).
-        rel_gap: Relative gap at which knapsacks may stop (and, but for 0, after many nodes).
         rates: Learned exchange rates, a file or the name of one that comes with the package: at the length of training
             that is minimised they are the surrogate's prior mean, whose optimum is the first proposal; ``None``: the
-            prior mean is constant. They are of the KL divergence, whatever ``quantization_sensitivity`` says.
-        without: Parts of the surrogate to leave out, by their names in ``build_components``.
-        quantization_sensitivity: Its measure, see ``measured_sensitivity``.
+            prior mean is constant, and the first proposals assume rates (``features.prior_tables``).
+        model: Settings of the surrogate.
 
     Attributes:
         chance_of_gain: See ``Forecasting``.
@@ -61,35 +50,21 @@ class StructuredSearch(ObservingSearcher):
 
     name, stage = "structured", "global"
 
-    def __init__(self, problem: SearchProblem, *, n_prior: int | None = None, draws: int = 6,
-                 temperatures: Sequence[float] = (1.0, 0.5), acquisition: str = "logei",
-                 rel_gap: float = 1e-3, rates: str | None = None, without: Collection[str] = (),
-                 quantization_sensitivity: str = BELIEVED, model: StructuredSettings | None = None) -> None:
+    def __init__(self, problem: SearchProblem, *, draws: int = 6, temperatures: Sequence[float] = (1.0, 0.5),
+                 rates: str | None = None, model: StructuredSettings | None = None) -> None:
         problems = []
-        if (n_prior or 0) < 0 or draws < 1:
-            problems.append(f"n_prior must be at least 0 and draws at least 1; got {n_prior} and {draws}")
-        if n_prior is not None and rates is not None:
-            problems.append(f"n_prior is for a search without learned rates; got {n_prior} with rates={rates}: set "
-                            "method.rates=null too")
+        if draws < 1:
+            problems.append(f"draws must be at least 1; got {draws}")
         if not temperatures or min(temperatures) < 0:
             problems.append(f"temperatures must be at least 0, and at least one; got {temperatures}")
-        if quantization_sensitivity not in MEASURES:
-            problems.append(unknown_measure(quantization_sensitivity))
-        if rel_gap < 0:
-            problems.append(f"rel_gap must be at least 0; got {rel_gap}")
-        if acquisition not in (*ACQUISITIONS, THOMPSON):
-            problems.append(f"acquisition must be one of {', '.join((*ACQUISITIONS, THOMPSON))}; got {acquisition!r}")
         if problems:
             raise ConfigError(problems)
         super().__init__(problem)
-        self._acquire = ACQUISITIONS.get(acquisition)
-        self._draws, self._temperatures, self._rel_gap = draws, temperatures, rel_gap
-        self._settings = model
-        parts = build_components(problem, without, quantization_sensitivity)
+        self._draws, self._temperatures, self._settings = draws, temperatures, model
+        parts = build_components(problem)
         if rates is None:
             self._design = Design(parts)
-            n_prior = prior_share(problem.max_full_trials) if n_prior is None else n_prior
-            self._prior = prior_tables(problem, n_prior, quantization_sensitivity)
+            self._prior = prior_tables(problem, prior_share(problem.max_full_trials))
         else:  # what the parts are left to explain is what the learned rates do not
             steps = problem.high_steps if problem.objective_steps is None else problem.objective_steps
             centre = of_training(load_rates(rates), problem, steps).table(problem)
@@ -129,23 +104,21 @@ class StructuredSearch(ObservingSearcher):
     def _next(self) -> IntArray | None:
         self.chance_of_gain = None
         while self._prior:
-            row = self._solve(self._prior.pop(0), self._rel_gap, forbid=False)
+            row = self._solve(self._prior.pop(0), REL_GAP, forbid=False)
             if row is None or len(self._seen.fresh(row[None])):
                 return row
         model = self._conditioned()
         if model is None:
-            return self._solve(self._rng.standard_normal(self._problem.costs.shape), self._rel_gap)
+            return self._solve(self._rng.standard_normal(self._problem.costs.shape), REL_GAP)
         candidates = self._seen.fresh(self._candidates(model))
         if not len(candidates):
-            if (row := self._solve(model.mean_table().numpy(), self._rel_gap)) is None:
+            if (row := self._solve(model.mean_table().numpy(), REL_GAP)) is None:
                 return None
             candidates = row[None]
         means = model.latent(model.rows)[0]
-        chosen, best_f = 0, float(means.min())
-        if self._acquire is not None:
-            with torch.no_grad():
-                acquisition = self._acquire(model, best_f)
-                chosen = int(acquisition(torch.from_numpy(candidates).double()[:, None, :]).argmax())
+        acquisition = LogExpectedImprovement(model, best_f=float(means.min()), maximize=False)
+        with torch.no_grad():
+            chosen = int(acquisition(torch.from_numpy(candidates).double()[:, None, :]).argmax())
         mean, sd = model.latent(torch.from_numpy(candidates[chosen:chosen + 1]))
         incumbent = float(means[:len(means) - len(self._seen.pending)].min())  # a pending gain may not come true
         needed = incumbent - math.sqrt(2.0) * model.scales["noise"] - float(mean)
@@ -155,13 +128,11 @@ class StructuredSearch(ObservingSearcher):
     def _candidates(self, model: StructuredModel) -> IntArray:
         """Solve posterior samples exactly, everywhere and within the trust region around the incumbent, ``m x 2 L``.
 
-        The solution of the posterior mean comes first, unless single samples are proposed.
+        The solution of the posterior mean comes first.
         """
         ranked = self._ranked(model)
         region = Region(ranked[0], self.region.radius) if len(ranked) else None
-        tables: list[tuple[torch.Tensor, Region | None]] = []
-        if self._acquire is not None:
-            tables.append((model.mean_table(), None))
+        tables: list[tuple[torch.Tensor, Region | None]] = [(model.mean_table(), None)]
         for draw in range(self._draws):
             temperature = self._temperatures[draw // 2 % len(self._temperatures)]
             tables.append((model.sample_tables(self._rng, 1, temperature)[0], region if draw % 2 else None))
