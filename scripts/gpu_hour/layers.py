@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.steps import timed
 from qra_bo.finetune.quantization import fused_unpack
-from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, packed
+from qra_bo.finetune.quantization.base import LevelBackend, PackedLinear, State, backend_of, packed
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs, second_moments
 from qra_bo.memory.formats import FORMATS
@@ -88,9 +88,8 @@ def gptq(stage: Stage) -> Iterator[dict[str, Any]]:
         for i, shape in enumerate(linears):
             weight = stage.drawn(*shape, seed=i).to(stage.device)
             for fmt in formats:
-                grid = backend_of(fmt).grid(backend_of(fmt).pack(weight, fmt, stage.device), fmt, shape)
-                if grid is not None:
-                    stack.append((weight, grid))
+                if isinstance(backend := backend_of(fmt), LevelBackend):
+                    stack.append((weight, backend.grid(backend.pack(weight, fmt, stage.device), fmt, shape)))
         factor = seconds(stage.device, lambda moments=moments: Inputs.of(moments), 1)
         inputs = Inputs.of(moments)
         codes = timed(stage.device, lambda stack=stack, inputs=inputs: compensated_codes(stack, inputs))

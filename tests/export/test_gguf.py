@@ -19,6 +19,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, weights_of
 from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.quantization.base import backend_of
+from qra_bo.finetune.quantization.integer import IntegerBackend
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving import gguf_bytes
@@ -69,7 +70,7 @@ def test_extreme_codes_and_zeros_survive() -> None:
     for name in (n for n, fmt in FORMATS.items() if n.endswith("-g32") and form_of(fmt, 64) and is_exact(fmt)):
         linear = linear_of(name, 4, 64)
         codes = torch.arange(4 * 64).view(4, 64) % (1 << linear.format.bits)
-        state = backend_of(linear.format).recoded(linear.state, linear.format, codes)
+        state = IntegerBackend().recoded(linear.state, linear.format, codes)
         if "zero" in state:
             state = {**state, "zero": torch.tensor([[0, (1 << linear.format.bits) - 1]] * 4, dtype=torch.uint8)}
         extreme = replace(linear, state=state)

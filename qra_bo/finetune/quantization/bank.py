@@ -19,6 +19,7 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.host_linear import HostLinear
 from qra_bo.finetune.quantization.base import (
     PackedLinear,
+    RingBackend,
     State,
     backend_of,
     pack_for,
@@ -224,8 +225,8 @@ class LayerBank:
     @property
     def has_own(self) -> bool:
         """Whether some linear has packed tensors that quantising its weight does not give, or gives after minutes."""
-        return any(isinstance(fmt, OwnBase) or self.has_chosen(name, fmt) or backend_of(parse_format(fmt)).by_rings
-                   for name, fmt in self._installed.items())
+        return any(isinstance(fmt, OwnBase) or self.has_chosen(name, fmt)
+                   or isinstance(backend_of(parse_format(fmt)), RingBackend) for name, fmt in self._installed.items())
 
     @contextmanager
     def only_packed(self) -> Iterator[None]:
@@ -338,7 +339,7 @@ def refuse_reproducing_formats(bank: LayerBank, formats: Sequence[StorageFormat]
     names = [linears[i * (len(linears) - 1) // (SAMPLED - 1)].name for i in range(SAMPLED)]
     problems = []
     for fmt in formats:
-        if fmt.bits > 4 or fmt.is_base or backend_of(fmt).by_rings:  # rings have no grid, and take minutes
+        if fmt.bits > 4 or fmt.is_base or isinstance(backend_of(fmt), RingBackend):  # which takes minutes
             continue
         worst = max(relative_error(bank, name, fmt) for name in names)
         if worst < SMALLEST_ERROR:

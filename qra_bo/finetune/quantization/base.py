@@ -185,25 +185,19 @@ def storage_bytes(tensors: Mapping[str, Tensor]) -> int:
 class QuantizerBackend(ABC):
     """Packs weights into one family of storage formats.
 
-    A new backend defines ``pack`` and ``build``, and ``empty_state`` where ``pack`` can't run on the meta device. It is
-    named, with its formats, in ``memory/formats.py``; a class in ``test_conformance.py`` tests it.
+    A new backend defines ``pack`` and ``build``, and ``empty_state`` where ``pack`` can't run on the meta device. GPTQ
+    chooses the codes of a ``LevelBackend`` and of a ``RingBackend``. It is named, with its formats, in
+    ``memory/formats.py``; a class in ``test_conformance.py`` tests it.
     """
 
     name: str
     VERSION: ClassVar[int] = 1
     """Goes up with every change of the packed tensors that ``pack``, ``recoded`` or ``compensated`` give for a weight:
     results on disk are kept by it."""
-    by_rings: ClassVar[bool] = False
-    """Whether codes depend on each other, so that ``compensated`` chooses them and not the levels of ``grid``."""
 
     @abstractmethod
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         """Return the packed tensors, on ``device``, of a weight matrix ``out x in`` of any floating type."""
-
-    def pack_for_inputs(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor) -> State:
-        """Return packed tensors like those of ``pack``, with scales for inputs of which an error of their weights
-        counts by ``importance`` (``in``, positive, on ``device``), where a backend searches for scales."""
-        return self.pack(weight, fmt, device)
 
     @abstractmethod
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
@@ -214,18 +208,31 @@ class QuantizerBackend(ABC):
         """Return meta tensors like those that ``pack`` gives for a matrix of ``shape`` (out, in) and ``dtype``."""
         return self.pack(torch.empty(shape, dtype=dtype, device="meta"), fmt, torch.device("meta"))
 
-    def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid | None:
-        """Return the values that codes can take with the scales of ``state``; ``None`` where no code is free."""
-        return None
 
+class LevelBackend(QuantizerBackend):
+    """A backend in which the code of every weight is free: the index of one of the levels of a grid."""
+
+    def pack_for_inputs(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor) -> State:
+        """Return packed tensors like those of ``pack``, with scales for inputs of which an error of their weights
+        counts by ``importance`` (``in``, positive, on ``device``), where a backend searches for scales."""
+        return self.pack(weight, fmt, device)
+
+    @abstractmethod
+    def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
+        """Return the values that codes can take with the scales of ``state``."""
+
+    @abstractmethod
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
         """Return ``state`` with other codes (``out x in``, indices of the grid's levels) and the same scales."""
-        raise NotImplementedError
 
+
+class RingBackend(QuantizerBackend):
+    """A backend whose codes depend on each other: it chooses those of a whole input of a weight at a time."""
+
+    @abstractmethod
     def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> State:
-        """Return the packed tensors of a weight (``out x in``) with codes chosen by GPTQ, of a backend whose codes are
-        ``by_rings``. ``inputs`` are the second moments of the inputs as such backends rotate them, factored."""
-        raise NotImplementedError
+        """Return the packed tensors of a weight (``out x in``) with codes chosen by GPTQ. ``inputs`` are the second
+        moments of the inputs as such backends rotate them, factored."""
 
 
 def frozen(tensor: Tensor | None) -> nn.Parameter | None:

@@ -19,7 +19,7 @@ import torch
 from bitsandbytes import functional as F
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import Grid, PackedLinear, QuantizerBackend, State, frozen, tile_numel
+from qra_bo.finetune.quantization.base import Grid, LevelBackend, PackedLinear, State, frozen, tile_numel
 from qra_bo.memory.formats import NESTED_BLOCK
 from qra_bo.space.space import StorageFormat
 
@@ -87,7 +87,7 @@ class PackedInt8(PackedLinear, bnb.nn.Linear8bitLt):  # type: ignore[misc]
         return out
 
 
-class BitsAndBytesBackend(QuantizerBackend):
+class BitsAndBytesBackend(LevelBackend):
     """NF4, and row-wise int8 as LLM.int8 stores it."""
 
     name = "bitsandbytes"

@@ -2,7 +2,7 @@
 
 The loss of a layer depends on the error of its outputs, ``tr(E M E^T)`` for errors ``E`` (``out x in``) of the weights
 and second moments ``M`` of inputs (``in x in``). Codes are chosen column by column, and the columns that are still free
-compensate the error of a rounded one. Scales are given, those of ``QuantizerBackend.pack_for_inputs``.
+compensate the error of a rounded one. Scales are given, those of ``LevelBackend.pack_for_inputs``.
 
 Rows do not depend on each other. Rows of all matrices and formats are therefore stacked, and one loop over the columns
 rounds them together: its cost on a GPU is the number of launches, whatever the number of rows.

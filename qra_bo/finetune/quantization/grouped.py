@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, PackedLinear, QuantizerBackend, State, frozen
+from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, LevelBackend, PackedLinear, State, frozen
 from qra_bo.finetune.quantization.planes import empty_planes, in_planes, weight_of, words_of
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
@@ -37,7 +37,7 @@ class GroupedLinear(PackedLinear, nn.Linear):
                          self.compute_dtype, self.target)
 
 
-class GroupedBackend(QuantizerBackend):
+class GroupedBackend(LevelBackend):
     """Storage of groups, runs of weights in row-major order.
 
     Attributes:
@@ -63,11 +63,9 @@ class GroupedBackend(QuantizerBackend):
         """Return how many weights are solved at a time on a device other than a CPU; ``None``: all."""
         return None
 
-    def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
-        return self._packed(weight, fmt, device, None)
-
-    def _packed(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor | None) -> State:
-        """Return the packed tensors of a weight matrix; see ``pack_for_inputs``. On a CPU runs of groups are solved
+    def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device,
+             importance: Tensor | None = None) -> State:
+        """See ``QuantizerBackend.pack``, and ``pack_for_inputs`` for ``importance``. On a CPU runs of groups are solved
         that fit into the cache and are too small for torch to split between threads, so that codes are the same on any
         number of them.
 

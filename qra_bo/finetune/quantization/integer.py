@@ -33,7 +33,7 @@ class IntegerBackend(GroupedBackend):
         return tile_numel(device)
 
     def pack_for_inputs(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor) -> State:
-        return self._packed(weight, fmt, device, importance)
+        return self.pack(weight, fmt, device, importance)
 
     def solve(self, groups: Tensor, fmt: StorageFormat, roots: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return search(groups, fmt.bits, not has_zeros(fmt), roots)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.cache import TensorStore
-from qra_bo.finetune.quantization.base import Grid, PackedLinear, State, backend_of
+from qra_bo.finetune.quantization.base import Grid, LevelBackend, PackedLinear, RingBackend, State, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs, each_moments
 from qra_bo.finetune.quantization.rings import rotated_moments
@@ -110,15 +110,17 @@ class Rounding:
                 raise ModelError(f"codes can't be chosen: inputs of {sharing[0]} are not finite in the 16-bit model; "
                                  "use another dtype, or quantizer.rounding=rtn")
             weights = {name: modules[name].weight.detach().to(self.device) for name in sharing}
-            levels = [fmt for fmt in self.formats if not backend_of(fmt).by_rings]
+            backends = [(fmt, backend_of(fmt)) for fmt in self.formats]
+            levels = [(fmt, backend) for fmt, backend in backends if isinstance(backend, LevelBackend)]
+            rings = [(fmt, backend) for fmt, backend in backends if isinstance(backend, RingBackend)]
             made: dict[str, State] = {name: {} for name in sharing}
 
             def keep(found: Iterator[tuple[str, StorageFormat, State]]) -> None:
                 for name, fmt, state in found:
                     made[name].update({f"{fmt.name}:{key}": tensor.to("cpu") for key, tensor in state.items()})
 
-            if len(levels) < len(self.formats):
-                keep(self._by_rings(weights, Inputs.of(rotated_moments(moments))))
+            if rings:
+                keep(self._by_rings(weights, rings, Inputs.of(rotated_moments(moments))))
             factored = Inputs.of(moments) if levels else None
             del moments  # as large as the factor, and not needed while codes are chosen
             if factored is not None:
@@ -140,32 +142,33 @@ class Rounding:
             raise DeviceError(f"choosing codes takes more than {self.device} holds; use a smaller train.length, or "
                               "quantizer.rounding=rtn") from error
 
-    def _by_levels(self, weights: Mapping[str, Tensor], formats: Sequence[StorageFormat],
+    def _by_levels(self, weights: Mapping[str, Tensor], formats: Sequence[tuple[StorageFormat, LevelBackend]],
                    inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:
         """Yield the packed tensors of all weights in ``formats`` whose codes are levels of a grid."""
-        free = list[tuple[str, StorageFormat, State, Grid]]()
+        free = list[tuple[str, StorageFormat, LevelBackend, State]]()
+        stack = list[tuple[Tensor, Grid]]()
         with one_thread():
             for name, weight in weights.items():
-                for fmt in formats:
-                    state = backend_of(fmt).pack_for_inputs(weight, fmt, self.device, inputs.importance)
-                    grid = backend_of(fmt).grid(state, fmt, (weight.shape[0], weight.shape[1]))
-                    if grid is not None:
-                        free.append((name, fmt, state, grid))
-            codes = compensated_codes([(weights[name], grid) for name, _, _, grid in free], inputs)
-        for (name, fmt, state, _), chosen in zip(free, codes, strict=True):
-            yield name, fmt, backend_of(fmt).recoded(state, fmt, chosen)
+                for fmt, backend in formats:
+                    state = backend.pack_for_inputs(weight, fmt, self.device, inputs.importance)
+                    free.append((name, fmt, backend, state))
+                    stack.append((weight, backend.grid(state, fmt, (weight.shape[0], weight.shape[1]))))
+            codes = compensated_codes(stack, inputs)
+        for (name, fmt, backend, state), chosen in zip(free, codes, strict=True):
+            yield name, fmt, backend.recoded(state, fmt, chosen)
 
-    def _by_rings(self, weights: Mapping[str, Tensor], inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:
-        """Yield the packed tensors, on the host, of all weights in the formats whose codes are chosen by rings.
+    def _by_rings(self, weights: Mapping[str, Tensor], formats: Sequence[tuple[StorageFormat, RingBackend]],
+                  inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:
+        """Yield the packed tensors, on the host, of all weights in ``formats``, whose codes are chosen by rings.
 
         A core codes a matrix, without the interpreter's lock, and no more of them at once than ``RINGS_NUMEL`` allows.
         A GPU would take a dozen launches for each of thousands of weights in turn.
         """
-        jobs = [(name, fmt) for name in weights for fmt in self.formats if backend_of(fmt).by_rings]
+        jobs = [(name, fmt, backend) for name in weights for fmt, backend in formats]
         host = Inputs(inputs.order.cpu(), inputs.factor.cpu())
         largest = max(weight.numel() for weight in weights.values())
         workers = min(torch.get_num_threads(), max(1, RINGS_NUMEL // largest))
         with one_thread(), ThreadPoolExecutor(workers) as pool:
-            for (name, fmt), state in zip(jobs, pool.map(lambda job: backend_of(job[1]).compensated(
+            for (name, fmt, _), state in zip(jobs, pool.map(lambda job: job[2].compensated(
                     weights[job[0]].cpu(), job[1], host), jobs), strict=True):
                 yield name, fmt, state

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import PackedLinear, QuantizerBackend, State, frozen
+from qra_bo.finetune.quantization.base import PackedLinear, RingBackend, State, frozen
 from qra_bo.finetune.quantization.fused_unpack import unpacked
 from qra_bo.finetune.quantization.gptq import BLOCK
 from qra_bo.finetune.quantization.moments import Inputs
@@ -69,11 +69,10 @@ class TrellisLinear(PackedLinear, nn.Linear):
         return blocks.mul_(scale.unsqueeze(2)).view(-1, self.in_features)
 
 
-class TrellisBackend(QuantizerBackend):
+class TrellisBackend(RingBackend):
     """Trellis storage: rotated weights by rings, with a scale for each row or for each of its blocks of inputs."""
 
     name = "trellis"
-    by_rings = True
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         turned = rotated(weight.cpu().float())  # see ``Rounding``: rings are coded on the host
@@ -85,7 +84,7 @@ class TrellisBackend(QuantizerBackend):
         return {"codes": packed.to(device), "scale": scale.to(device), "steps": steps.to(device)}
 
     def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> State:
-        """See ``QuantizerBackend``: a ring can't be coded in part, so that a whole input is coded before its error is
+        """See ``RingBackend``: a ring can't be coded in part, so that a whole input is coded before its error is
         compensated."""
         turned = rotated(weight.float())
         (scale, steps), levels, length = scales_of(turned), table(fmt.bits, weight.device), ring_length(len(weight))

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qra_bo.finetune.quantization import gptq
 from qra_bo.finetune.quantization import moments as moments_module
-from qra_bo.finetune.quantization.base import Grid, backend_of
+from qra_bo.finetune.quantization.base import Grid, LevelBackend, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.memory.formats import parse_format
@@ -124,9 +124,8 @@ def test_stacked_matrices_and_formats_get_the_codes_of_each_alone(rows: int, mon
         weight = make_linear(out, inp, seed=seed).weight
         for fmt in map(parse_format, ("hqq2", "nf4", "int8", "hqq3-g128", "hqq5", "hqq8")):
             backend = backend_of(fmt)
-            grid = backend.grid(backend.pack(weight, fmt, device), fmt, (out, inp))
-            assert grid is not None
-            stack.append((weight, grid))
+            assert isinstance(backend, LevelBackend)
+            stack.append((weight, backend.grid(backend.pack(weight, fmt, device), fmt, (out, inp))))
     inputs = Inputs.of(moments)
     for (weight, grid), codes in zip(stack, compensated_codes(stack, inputs), strict=True):
         assert torch.equal(codes, column_by_column(weight, grid, inputs))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qra_bo.finetune.quantization import integer_scales
 from qra_bo.finetune.quantization.base import backend_of, packed
+from qra_bo.finetune.quantization.integer import IntegerBackend
 from qra_bo.finetune.quantization.integer_scales import candidates, search
 from qra_bo.memory.formats import FORMATS, has_zeros, parse_format
 from qra_bo.utils.errors import ModelError
@@ -105,7 +106,7 @@ def test_scales_for_inputs_err_less_where_inputs_count(bits: int, symmetric: boo
     weight[:, [3, 100, 101]], weight[[7, 40]] = 8 * weight[:, [3, 100, 101]], 8 * weight[[7, 40]]  # planted outliers
     importance = matrix("heavy", (1, 256), 5)[0].square()
     importance[[3, 100, 101]] = 1e-4 * importance.mean()
-    backend, lost = backend_of(fmt), list[Tensor]()
+    backend, lost = IntegerBackend(), list[Tensor]()
     for state in (backend.pack(weight, fmt, CPU), backend.pack_for_inputs(weight, fmt, CPU, importance)):
         error = packed(backend.build(state, fmt, (64, 256), None, torch.float32)).unpack() - weight
         lost.append((error.square() * importance).view(64, -1, 64).sum(dim=2))

@@ -8,7 +8,7 @@ import torch
 
 from bench.memory.trace import stand_in
 from qra_bo.finetune.memory_probe import PeakTracker, module_tensors
-from qra_bo.finetune.quantization.base import backend_of, packed
+from qra_bo.finetune.quantization.base import RingBackend, backend_of, packed
 from qra_bo.memory.formats import FORMATS, parse_format, scratch_bytes
 from tests.conformance.quantizer import make_linear
 
@@ -43,7 +43,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 @EVERY_FORMAT
 def test_stand_ins_have_storages_and_peaks_of_real_layers(name: str) -> None:
     fmt = parse_format(name)
-    for shape in SHAPES[:2] if backend_of(fmt).by_rings else SHAPES:  # rings, slow to pack, are unpacked one by one
+    for shape in SHAPES[:2] if isinstance(backend_of(fmt), RingBackend) else SHAPES:  # rings are slow to pack
         weight, offset = make_linear(*shape).weight, torch.zeros(shape[0]) if shape[0] == 192 else None
         states = {dtype: backend_of(fmt).pack(weight.to(dtype), fmt, CPU) for dtype in DTYPES[:1 + (fmt.bits == 16)]}
         for dtype in DTYPES:
