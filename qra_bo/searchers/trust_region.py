@@ -1,7 +1,6 @@
 """Stage 2 of the published method: Bayesian optimisation in a trust region (Eqs. 8-13)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ class TrustRegionBO(ObservingSearcher):
     Raises ``ConfigError`` if an option is out of its range.
 
     Args:
-        variant: ``"published"`` maximises Eq. 8's utility; ``"loss"`` minimises the loss under the budget.
         alpha: Weight of performance in Eq. 8.
         n_initial: Random feasible allocations evaluated first, less the uniform baselines.
         radius: Edits admitted at the start.
@@ -40,12 +38,9 @@ class TrustRegionBO(ObservingSearcher):
 
     name = stage = "trust_region"
 
-    def __init__(self, problem: SearchProblem, *, variant: Literal["published", "loss"] = "published",
-                 alpha: float = 0.6, n_initial: int = 5, radius: int = 2, largest_radius: int = 4,
-                 tolerance: float = 1e-4, max_candidates: int = 4000) -> None:
+    def __init__(self, problem: SearchProblem, *, alpha: float = 0.6, n_initial: int = 5, radius: int = 2,
+                 largest_radius: int = 4, tolerance: float = 1e-4, max_candidates: int = 4000) -> None:
         problems = []
-        if variant not in ("published", "loss"):
-            problems.append(f"variant must be 'published' or 'loss'; got {variant!r}")
         if not 0 <= alpha <= 1:
             problems.append(f"alpha must lie in [0, 1]; got {alpha}")
         if not 1 <= radius <= largest_radius:
@@ -56,8 +51,8 @@ class TrustRegionBO(ObservingSearcher):
         if problems:
             raise ConfigError(problems)
         super().__init__(problem)
-        self._variant, self._alpha = variant, alpha
-        self._n_initial, self._tolerance, self._max_candidates = n_initial, tolerance, max_candidates
+        self._alpha, self._n_initial = alpha, n_initial
+        self._tolerance, self._max_candidates = tolerance, max_candidates
         self.region = TrustRegion(radius, 1, largest_radius, radius)
         self._importance = unit_importance(problem.profile)
 
@@ -80,9 +75,7 @@ class TrustRegionBO(ObservingSearcher):
         return self._best_neighbour(known, self._objective(known, losses))
 
     def _objective(self, rows: IntArray, losses: FloatArray) -> FloatArray:
-        """Return the objective, which is maximised, ``n``."""
-        if self._variant == "loss":
-            return -losses
+        """Return Eq. 8's utility, which is maximised, ``n``."""
         return published_utility(losses, self._problem.costs.totals(rows), self._alpha)
 
     def _best_neighbour(self, rows: IntArray, objective: FloatArray) -> IntArray | None:

@@ -12,8 +12,7 @@ from qra_bo.config.overrides import options
 
 NOT_IN_YAML = {"problem", "make_model", "name", "warps"}
 """Parameters that are given in code, or that YAML and JSON share no notation for (infinity among ``warps``)."""
-OWN_DEFAULTS = {"structured": {"rates"}, "default": {"rates"},
-                "qr_adaptor": {"variant", "radius", "largest_radius", "low_fidelity"}}
+OWN_DEFAULTS = {"structured": {"rates"}, "default": {"rates"}}
 """By method, parameters that differ from the searcher's defaults."""
 
 

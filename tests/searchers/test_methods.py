@@ -24,8 +24,7 @@ from tests.study.test_pieces import PROFILE
 NAMES = sorted(path.stem for path in METHODS.glob("*.yaml"))
 OPTIONS: dict[str, dict[str, Any]] = {
     "evolution": {"population": 4, "generations": 3, "promote": 2},
-    "autoqra": {"first": {"population": 4, "generations": 2, "promote": 2}, "share": .3},
-    "qr_adaptor": {"first": {"population": 3, "generations": 2}, "share": .4}}
+    "autoqra": {"first": {"population": 4, "generations": 2, "promote": 2}, "share": .3}}
 
 
 def run(folder: Path, method: str, equivalents: int = 14) -> RunOutcome:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.peers.trust_region import LossTrustRegion
 from qra_bo.searchers.base import SelfChecking
 from qra_bo.searchers.structured import LEAST_CHECKED, StructuredSearch
 from qra_bo.searchers.trust_region import TrustRegionBO
@@ -65,8 +66,7 @@ def test_structured_beats_uniform_random_and_the_published_method() -> None:
 
 def test_trust_region_proposes_within_its_radius_and_stops() -> None:
     landscape = small(0, noise=0.0)
-    searcher = TrustRegionBO(landscape.problem, variant="loss", n_initial=4, radius=1, largest_radius=1,
-                             tolerance=2e-3)
+    searcher = LossTrustRegion(landscape.problem, n_initial=4, radius=1, largest_radius=1, tolerance=2e-3)
     known = [e for e in baselines(landscape) if landscape.problem.space.contains(e.allocation)]
     assert len(known) >= 4  # no random proposals come first
     searcher.tell(known)
@@ -92,8 +92,8 @@ def test_published_region_grows_where_utility_rises_and_loss_does_not_fall() -> 
     assert space.contains(middle.allocation)
     told = [dataclasses.replace(e, result=dataclasses.replace(e.result, loss=loss))
             for e, loss in ((low, 5.0), (high, 4.0), (middle, 4.01))]
-    for variant, radius in (("published", 4), ("loss", 2)):
-        searcher = TrustRegionBO(landscape.problem, variant=variant, radius=2, largest_radius=4)
+    for method, radius in ((TrustRegionBO, 4), (LossTrustRegion, 2)):
+        searcher = method(landscape.problem, radius=2, largest_radius=4)
         searcher.tell(told[:2])
         searcher.tell(told[2:])
         assert searcher.region.radius == radius
