@@ -43,7 +43,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
 TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper,$(PROFILE)),$(PAPER_INSTALLED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-pins test-gpu first-gpu-hour gpu-wheels lint types docs audit clean bench bench-memory bench-load bench-engine
+.PHONY: help setup run test test-slow test-pins test-gpu first-gpu-hour gpu-wheels lint types docs audit clean bench bench-memory bench-engine
 .PHONY: reproduce-table1 bench-exports bench-faults bench-fuzz bench-ray bench-scale bench-search
 
 help: ## List the targets
@@ -123,9 +123,6 @@ bench: $(BENCH_INSTALLED) ## Short benchmarks, into build/bench; the other targe
 
 bench-memory: $(INSTALLED) ## Predicted peaks against traced steps from 135 M to 70 B parameters, and against real runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.memory --real
-
-bench-load: $(INSTALLED) ## Host memory of loading, packing, profiling and one trial of a 1.1B model in shards, on a CPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.load --profile $(MORE)
 
 bench-engine: $(INSTALLED) ## Time of one proposal at 32 to 560 units, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
