@@ -1,9 +1,7 @@
 """AdaLoRA: the schedule and masks of PEFT's, ranks that really change, on every backend, within predicted bytes."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,7 +13,7 @@ from bench.table1.adalora import (
     make_triplets,
     realise,
 )
-from bench.table1.adalora_memory import adalora_bytes, fit_adalora
+from bench.table1.adalora_memory import adalora_bytes
 from bench.table1.adalora_run import evaluate_adalora
 from qra_bo.finetune.adapters.lora import AdapterSettings, attach, detach, lora_layers
 from qra_bo.finetune.quantization.bank import LayerBank
@@ -23,8 +21,7 @@ from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
-from qra_bo.space import Ladder, SearchSpace, make_units
-from qra_bo.utils.errors import BudgetError
+from qra_bo.space import Ladder, SearchSpace
 from tests.finetune.models import tiny_llama
 from tests.finetune.test_finetune import make, quiet
 
@@ -142,17 +139,6 @@ def test_ranks_change_and_their_sum_is_the_target() -> None:
     assert evaluate_adalora(oracle, learning_rate=1e27, **task)["state"] == "diverged"  # type: ignore[arg-type]
 
 
-def test_records_are_isolated_in_training_and_in_evaluation() -> None:
-    losses = []
-    for isolated in ((), ("validation",), ("train", "validation")):
-        oracle = make()
-        blocks = {name: getattr(oracle.data, name) for name in isolated}
-        halves = {name: replace(b, positions=np.tile(np.arange(16), (len(b), 2))) for name, b in blocks.items()}
-        oracle.data = replace(oracle.data, **halves)
-        losses.append(evaluate_adalora(oracle, MIXED, 4, 2, 4, 3, "validation", 4.0, False, quiet)["loss"])
-    assert len(set(losses)) == 3
-
-
 @pytest.mark.parametrize("scope", ["peak", "stored"])
 def test_measured_bytes_lie_within_the_predicted(scope: str) -> None:
     oracle = make()
@@ -165,17 +151,3 @@ def test_measured_bytes_lie_within_the_predicted(scope: str) -> None:
     assert found["measured_bytes"] <= predicted * 1.005
     assert predicted <= found["measured_bytes"] * 1.05
     assert adalora_bytes(memory, space, MIXED, 6, 3) <= predicted
-
-
-def test_fit_adalora_finds_the_largest_ranks_that_fit() -> None:
-    _, spec = tiny_llama()
-    units = make_units(spec, "layer")
-    memory = MemoryModel(spec, TrainShape(2, 32, False, 4, logits_chunk=16))
-    space = SearchSpace(units, (parse_format("nf4"),), Ladder("ranks", (1,)))
-    formats = ["nf4"] * len(units)
-    for target in (1, 5):
-        budget = adalora_bytes(memory, space, formats, round(1.5 * target), target)
-        assert fit_adalora(memory, space, formats, budget, 16) == (round(1.5 * target), target)
-        assert fit_adalora(memory, space, formats, budget, 1) == (2, 1)
-    with pytest.raises(BudgetError, match="AdaLoRA with a target of rank 1"):
-        fit_adalora(memory, space, formats, 1000, 16)

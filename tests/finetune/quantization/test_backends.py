@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from qra_bo.finetune.quantization import planes
-from qra_bo.finetune.quantization.base import PLANE_NAMES, backend_of, packed
+from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.hqq_solver import solve
-from qra_bo.memory.formats import PLANES, Plane, parse_format
-from qra_bo.space import StorageFormat
+from qra_bo.memory.formats import PLANES, parse_format
 from tests.conformance.quantizer import make_linear, quantize, relative_error
 
 
@@ -124,23 +123,6 @@ def test_tiles_cover_a_matrix_of_several(name: str, monkeypatch: pytest.MonkeyPa
     whole = packed(layer).unpack()
     monkeypatch.setattr(planes, "tile_numel", lambda device: 7 * 64)
     assert torch.equal(packed(layer).unpack(), whole)
-
-
-def test_codes_of_seven_bits_take_three_planes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PLANES["integer"], 7, (Plane(4, 2, 1), Plane(2, 4, 1), Plane(1, 8, 1)))
-    fmt, draw = StorageFormat("seven", "integer", 7, 64), torch.Generator().manual_seed(1)
-    codes = torch.randint(128, (13, 64), generator=draw, dtype=torch.uint8)  # 13 groups fill no last word
-    state, order = planes.in_planes(codes, fmt), torch.randperm(13, generator=draw)
-    words = planes.words_of(state)
-    assert list(state) == list(PLANE_NAMES)
-    assert sum(word.numel() for word in words) == 16 * 64 * 7 // 8
-    assert torch.equal(planes.codes_of(words, fmt, 13), codes)
-    assert torch.equal(planes.codes_at(words, fmt, order), codes[order])
-    for first, last in ((0, 13), (5, 9)):
-        scale = torch.full((last - first, 1), 0.5)
-        found = planes.weight_of(words, fmt, scale, 64, (last - first, 64), torch.float32, None, first)
-        assert torch.equal(found, 0.5 * (codes[first:last].float() - 64))
-    assert [w.shape for w in planes.empty_planes(fmt, 13).values()] == [word.shape for word in words]
 
 
 def test_16_bits_share_a_half_precision_original() -> None:

@@ -3,16 +3,14 @@
 import pytest
 
 from qra_bo.memory.formats import (
-    BITS,
     FORMATS,
     check_shape,
-    default_format,
     format_from_json,
     metadata_bytes,
     parse_format,
     weight_bytes,
 )
-from qra_bo.utils.errors import ConfigError, SpaceError
+from qra_bo.utils.errors import SpaceError
 
 
 @pytest.mark.parametrize(("name", "shape", "weights", "metadata"), [
@@ -43,30 +41,10 @@ def test_bytes_by_hand(name: str, shape: tuple[int, int], weights: int, metadata
     assert (weight_bytes(fmt, *shape), metadata_bytes(fmt, *shape)) == (weights, metadata)
 
 
-def test_every_width_has_a_default() -> None:
-    assert [default_format(bits).bits for bits in BITS] == list(BITS)
-
-
-def test_bit_widths_that_nobody_offers() -> None:
-    with pytest.raises(ConfigError, match=rf"9 bits.*{', '.join(map(str, BITS))}"):
-        default_format(9)
-
-
-def test_unknown_names_list_the_known_ones_nearest_first() -> None:
-    with pytest.raises(ConfigError, match=r"'hqq9'.*nearest first: hqq\d") as caught:
-        parse_format("hqq9")
-    assert all(name in str(caught.value) for name in FORMATS)
-
-
 def test_names_are_keys_and_json_round_trips() -> None:
     for name, fmt in FORMATS.items():
         assert fmt.name == name
         assert format_from_json(fmt.to_json()) == fmt
-
-
-def test_json_of_other_facts_is_refused() -> None:
-    with pytest.raises(ConfigError, match="nf4"):
-        format_from_json({**parse_format("nf4").to_json(), "block": 32})
 
 
 @pytest.mark.parametrize(("name", "shape", "multiple"), [
