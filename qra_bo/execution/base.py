@@ -121,10 +121,6 @@ class Executor(ABC):
         return self.finished(progress)[1]
 
     @abstractmethod
-    def abandon(self) -> None:
-        """Give up the trials that were submitted and not returned, with those at work kept on disk."""
-
-    @abstractmethod
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
         """Call a method that only some oracles have, or ``"package.module:function"`` with the oracle as its first
         argument; arguments and answer are JSON values. Errors are those of ``profile`` and of the method."""
@@ -166,9 +162,6 @@ class InProcessExecutor(Executor):
             raise
         except Exception as error:
             return spec, failure_of(error, 0, time.monotonic() - start)
-
-    def abandon(self) -> None:
-        self._waiting.clear()
 
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
         return oracle_method(self._oracle, method)(**kwargs, progress=progress)

@@ -199,12 +199,6 @@ class PoolExecutor(Executor, Generic[Handle]):
         answer, self._answer = self._answer, None
         return answer
 
-    def abandon(self) -> None:
-        working, self._running = tuple(self._running), {}
-        self._waiting.clear()
-        self._done.clear()
-        _end(working, self._patience)
-
     def close(self) -> None:
         """End the workers: those at work keep their trials on disk first; one that takes too long is killed."""
         _end(self._workers, self._patience)
