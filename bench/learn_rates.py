@@ -16,7 +16,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from bench.emulator.emulator import FAMILIES, usable
-from bench.rates import LEAST_LOSSES, Study, learn, study_of
+from bench.rates import LEAST_LOSSES, Study, learn, save_rates, study_of
 from bench.search.play import arenas, told_of
 from bench.tasks import DATA, RATES, TASKS
 from qra_bo.config import RunConfig, config_from_dict, make_space, make_spec
@@ -24,7 +24,7 @@ from qra_bo.config.overrides import CONF
 from qra_bo.config.presets import with_learning_rate
 from qra_bo.pipeline.pricing import make_memory
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.rates.files import rates_file, save_rates
+from qra_bo.searchers.rates.files import rates_file
 from qra_bo.study import load_study
 
 SHIPPED = "smollm2_135m"

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
+from qra_bo.searchers.rates.files import SCHEMA_VERSION
 from qra_bo.searchers.rates.model import NAMES, Rates, rows_terms
 from qra_bo.space import FloatArray
 from qra_bo.trials import Trial
+from qra_bo.utils.files import write_json
 
 LEAST_LOSSES = 10
 """Losses below which a study says nothing of the slopes."""
@@ -96,3 +99,11 @@ def _error(study: Study, slopes: FloatArray) -> float:
     good = study.losses <= np.median(study.losses)
     left = (study.losses - study.terms @ slopes)[good]
     return float(np.sqrt(2.0) * left.std(ddof=1))
+
+
+def save_rates(rates: Rates, path: Path) -> None:
+    """Write rates as JSON, atomically; ``qra_bo.searchers.rates.files.load_rates`` reads them."""
+    write_json(path, {
+        "schema_version": SCHEMA_VERSION, "sources": list(rates.sources),
+        "slopes": dict(zip(NAMES, rates.slopes.tolist(), strict=True)), "covariance": rates.covariance.tolist(),
+        "error": rates.error, "tokens": rates.tokens, "lr_scale": rates.lr_scale})

@@ -33,6 +33,12 @@ _CONSTANT_VARIANCE = 25.0
 _JITTER = 1e-8
 _LEAST_VARIANCE = 1e-10
 _CHUNK = 2048
+_SPREAD = 0.7
+"""Standard deviation of the logarithm of a part's scale, and of the noise, under the prior."""
+_NOISE = 0.005
+"""Prior median of the noise, in units of ``y``, near the best observation."""
+_LENGTHSCALE = 0.4
+"""Length-scale of the residual: root mean square distance per column (columns scaled to [0, 1])."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,12 @@ class Component:
         units: ``L x g`` factor of the covariance between units: a column of ones shares the weights, the identity frees
             them, anything between couples neighbours.
         scale: Prior median of the part's scale, in standard deviations of the latent targets.
-        spread: Standard deviation of the logarithm of that scale.
     """
 
     name: str
     features: Tensor
     units: Tensor
     scale: float = 0.5
-    spread: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,12 @@ class StructuredSettings:
     """Settings of ``StructuredModel``.
 
     Args:
-        noise: Prior median of the noise, in units of ``y``, near the best observation.
-        noise_spread: Standard deviation of its logarithm.
         residual: Prior median scale of the Matern residual on ladder codes; 0 leaves it out.
-        lengthscale: Length-scale of the residual: root mean square distance per column (columns scaled to [0, 1]).
         warps: Offsets of the warp to choose from, in multiples of the gap between best and median ``y``; ``None`` (or
             infinity) is no warp.
     """
 
-    noise: float = 0.005
-    noise_spread: float = 0.7
     residual: float = 0.15
-    lengthscale: float = 0.4
     warps: Sequence[float | None] = (0.3, 1.0, 3.0, 10.0, None)
 
 
@@ -299,16 +297,16 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
 
     def _correlation(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the residual's Matern-5/2 correlations, ``... x m x n``."""
-        width = math.sqrt(left.shape[-1]) * self.settings.lengthscale
+        width = math.sqrt(left.shape[-1]) * _LENGTHSCALE
         return matern52(torch.cdist(self.design.codes(left), self.design.codes(right)) / width)
 
     def _fit(self, warp: LogWarp) -> tuple[float, LogWarp, Tensor]:
         """Fit the scales under one warp: ``(log evidence at the mode, warp, log scales)``."""
         z = warp.forward(self.y) - (self.design.centres(self.rows) - self._level) / warp.unit
-        priors = [(c.scale, c.spread) for c in self.design.components]
+        priors = [(c.scale, _SPREAD) for c in self.design.components]
         if self.settings.residual > 0:
             priors.append((self.settings.residual, 1.0))
-        priors.append((max(self.settings.noise / warp.unit, 1e-4), self.settings.noise_spread))
+        priors.append((max(_NOISE / warp.unit, 1e-4), _SPREAD))
         location, spread = (torch.tensor(values, dtype=torch.float64) for values in zip(*priors, strict=True))
         location = location.log()
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.rates import save_rates
 from qra_bo.api import search
 from qra_bo.searchers.observations import Observations
-from qra_bo.searchers.rates.files import load_rates, save_rates
+from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import (
     DEVIATIONS,
     EXPONENTS,

@@ -11,7 +11,7 @@ from pydantic import AllowInfNan, PositiveFloat, PositiveInt, TypeAdapter
 
 from qra_bo.searchers.rates.model import NAMES, Rates
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.files import strict_json, write_json
+from qra_bo.utils.files import strict_json
 
 SCHEMA_VERSION = 5
 
@@ -39,17 +39,9 @@ def rates_sha256(given: str) -> str:
     return hashlib.sha256(_read(given)).hexdigest()
 
 
-def save_rates(rates: Rates, path: Path) -> None:
-    """Write rates as JSON, atomically."""
-    write_json(path, {
-        "schema_version": SCHEMA_VERSION, "sources": list(rates.sources),
-        "slopes": dict(zip(NAMES, rates.slopes.tolist(), strict=True)), "covariance": rates.covariance.tolist(),
-        "error": rates.error, "tokens": rates.tokens, "lr_scale": rates.lr_scale})
-
-
 def load_rates(given: str) -> Rates:
-    """Inverse of ``save_rates``, for a file or the name of one that comes with the package. Raises ``ConfigError`` if
-    the file can't be read or holds no rates."""
+    """Read rates from a file (``bench.rates.save_rates`` writes them), or those that come with the package by name.
+    Raises ``ConfigError`` if the file can't be read or holds no rates."""
     try:
         data = strict_json(_read(given))
         if data["schema_version"] != SCHEMA_VERSION:
