@@ -184,10 +184,10 @@ def test_a_composed_dictionary_with_holes_is_refused(default: RunConfig) -> None
     raw: dict[str, Any] = default.to_dict()
     del raw["seed"], raw["train"]["batch"]
     raw["trian"] = {}
-    raw["eval"] = 3
+    raw["memory"] = 3
     with pytest.raises(ConfigError) as caught:
         config_from(raw)
     assert sorted(caught.value.problems) == [
         "Unknown key 'trian'; nearest: train, ranks, data.",
-        "eval must be a group of the keys eval.sequences, eval.test_times, eval.tasks, eval.limit; got 3.",
+        "memory must be a group of the keys memory.scope, memory.headroom, memory.format; got 3.",
         "seed is missing.", "train.batch is missing."]
