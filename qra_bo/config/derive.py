@@ -7,8 +7,10 @@ from qra_bo.config.schema import RunConfig
 from qra_bo.finetune.models.files import check_unquantised, may_run
 from qra_bo.finetune.models.gguf_header import stored_header, stored_spec
 from qra_bo.finetune.models.hub import small_files
+from qra_bo.finetune.models.packed_folder import folder_spec
+from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.stored import STORED, code_bits
+from qra_bo.memory.stored import code_bits
 from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
 from qra_bo.space.decoder import OWN_CODE, spec_from_hf_config, spec_from_numbers
 from qra_bo.utils.errors import ModelError
@@ -23,7 +25,7 @@ TOKENS_AN_INPUT = 10
 
 def make_spec(config: RunConfig) -> DecoderSpec:
     """Return the shapes of the decoder: from the numbers in ``conf/model``, else from its own configuration; with
-    ``codes=stored`` also the types of its weights, from the header of its file.
+    ``codes=stored`` also the formats of its weights, from the headers of its files.
 
     Raises:
         ModelError: If there are no numbers and no configuration at hand, or the file is damaged or not the model's.
@@ -35,8 +37,9 @@ def make_spec(config: RunConfig) -> DecoderSpec:
         spec = spec_from_hf_config(hf_config(config), config.model_name, trust_remote_code=model["trust_remote_code"])
     if not config.stored:
         return spec
-    from qra_bo.finetune.models.load import gguf_of  # loads torch, which other plans do without
-    return stored_spec(spec, stored_header(gguf_of(model)))
+    from qra_bo.finetune.models.load import gguf_of, packed_folder_of  # loads torch, which other plans do without
+    return folder_spec(spec, packed_folder_of(model)) if model["gguf_file"] is None else \
+        stored_spec(spec, stored_header(gguf_of(model)))
 
 
 def hf_config(config: RunConfig) -> Any:
@@ -69,7 +72,8 @@ def hf_config(config: RunConfig) -> Any:
         else:
             reason = f"{path / 'config.json'} can't be read ({said}); give a folder that transformers saved a model in"
         raise ModelError(reason) from error
-    check_unquantised(path, config.model_name)
+    if not config.stored:
+        check_unquantised(path, config.model_name)
     return text_part(found, str(model["path"]))
 
 

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from qra_bo.memory import parse_format, parse_size
 from qra_bo.memory.budget import headroom_bytes
-from qra_bo.memory.stored import STORED_FORMATS
+from qra_bo.memory.file_formats import STORED_FORMATS
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import (

@@ -17,7 +17,7 @@ from qra_bo.config.schema import RunConfig
 from qra_bo.finetune.models.gguf_header import EMBEDDING, read_header
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.cards import CARDS
-from qra_bo.memory.stored import STORED
+from qra_bo.memory.file_formats import STORED
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.device import planned_device, resolve_device

@@ -87,18 +87,20 @@ def _task(config: RunConfig) -> Iterator[Problem]:
 
 def _codes(config: RunConfig) -> Iterator[Problem]:
     """Keys that need codes made here, or weights in 16 bits, beside the codes of a file."""
-    others = [name for name in config.export.targets or () if name in TARGET_FORMATS and name != "gguf"]
+    folder = config.model["gguf_file"] is None
+    server = ANY if folder else "llamacpp"
+    others = [name for name in config.export.targets or () if name in TARGET_FORMATS and (folder or name != "gguf")]
     reasons = {
-        "model.gguf_file": (config.model["gguf_file"] is None, "it trains on a GGUF file, such as +model=hf "
-                            "model.path=FILE.gguf, or model.path=ORG/NAME model.gguf_file=FILE.gguf"),
+        "model.gguf_file": (folder and config.model["source"] not in ("path", "hub"), "it trains on a GGUF file, such "
+                            "as +model=hf model.path=FILE.gguf, or model.path=ORG/NAME model.gguf_file=FILE.gguf"),
         "bits": (bool(config.bits), "each linear keeps the bits that it has in the file: leave bits out"),
         "max_average_bits": (config.max_average_bits is not None, "the file's bits are as they are: leave it out"),
         "adapter.init": (config.adapter.init == "cloq", "cloq takes the weights in 16 bits, which the file does not "
                          "hold: use adapter.init=kaiming"),
         "effort.compare": ("qlora" in config.effort.compare, "QLoRA's codes are made from weights in 16 bits, which "
                            "the file does not hold: leave qlora out"),
-        "serve": (config.serve not in (ANY, "llamacpp"), "llama.cpp alone loads these codes: use serve=llamacpp"),
-        "export.targets": (bool(others), f"{', '.join(others)} can't hold these codes: use gguf or merged")}
+        "serve": (config.serve not in (ANY, server), f"it loads other codes: use serve={server}"),
+        "export.targets": (bool(others), f"{', '.join(others)} can't hold these codes: leave it out, or use merged")}
     if config.stored:
         yield from (Problem(key, f"{key} beside codes=stored: {why}.")
                     for key, (given, why) in reasons.items() if given)

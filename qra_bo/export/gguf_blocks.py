@@ -22,8 +22,8 @@ from gguf import GGMLQuantizationType as Form
 from torch import Tensor
 
 from qra_bo.export.weights import LinearWeights
+from qra_bo.memory.file_formats import BACKEND
 from qra_bo.memory.serving import gguf_bits
-from qra_bo.memory.stored import BACKEND
 from qra_bo.space import StorageFormat
 
 BLOCK = 32

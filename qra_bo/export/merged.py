@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationConfig
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model
@@ -38,11 +39,17 @@ def merged_model(run: FinishedRun) -> tuple[Any, Any]:
     """Return the merged model, on the CPU in the 16-bit type nearest to the run's compute type, and its tokenizer."""
     half = torch.float16 if run.manifest.compute_dtype == "float16" else torch.bfloat16
     model, tokenizer = dense_base(run.manifest, run.folder, run.trust_remote_code)
-    packed, model = model, load_base(run.manifest.model)[0] if run.manifest.stored else model
+    from_gguf = run.manifest.stored and not run.manifest.in_folder  # whose tables are no dense modules
+    packed, model = model, load_base(run.manifest.model)[0] if from_gguf else model
     with torch.no_grad():
         for module, weights in weights_in(packed, run):
-            if run.manifest.stored:  # which is no dense module
+            if from_gguf:
                 module = model.get_submodule(weights.name)
+            elif run.manifest.stored:
+                module = nn.Linear(*weights.shape[::-1], bias=module.bias is not None, dtype=half)
+                if weights.bias is not None:
+                    module.bias.data = weights.bias
+                model.set_submodule(weights.name, module)
             module.weight.data = weights.merged(half)  # at once: a whole model in fp32 would take twice its memory
     cast_parameters(model, half)
     return model.eval(), tokenizer

@@ -82,6 +82,9 @@ def export_all(run: FinishedRun, targets: Sequence[str] = SMALL) -> list[Path]:
 
 
 def _written(target: Target, run: FinishedRun) -> list[Path]:
+    if run.manifest.in_folder and target.name not in (*SMALL, "merged"):
+        raise ConfigError(f"export.targets=[{target.name}] can't hold the codes of {run.base}, which programs load "
+                          "as it is, with the adapter beside it; leave it out, or export merged")
     if target.small:  # it speaks of the adapter, which the others read
         read_adapter(run.adapter, run.manifest)
     if target.loader is None:  # it holds nothing that an adapter determines

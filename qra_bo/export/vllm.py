@@ -35,9 +35,9 @@ def write(run: FinishedRun) -> list[Path]:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         (folder / name).unlink(missing_ok=True)
     formats, merged_copy = _formats(run), shlex.join(["vllm", "serve", str(run.folder.resolve() / merged.FOLDER)])
-    reason = obstacle(formats)
+    reason = None if run.manifest.in_folder else obstacle(formats)
     text = render(COMMANDS, run, obstacle=reason, widths=sorted({fmt.bits for fmt in formats.values()} - {16}),
-                  export=export_command(run, ["merged"] if reason else ["compressed_tensors", "vllm"]),
+                  export=export_command(run, ["merged"] if reason else _targets(run)),
                   serve=merged_copy if reason else _serve(run))
     (folder / COMMANDS).write_text(text, encoding="utf-8")
     return [folder / COMMANDS, *([] if reason else write_adapter(run, folder))]
@@ -79,17 +79,22 @@ def _formats(run: FinishedRun) -> dict[str, StorageFormat]:
     return {name: record.format for name, record in run.manifest.modules.items()}
 
 
+def _targets(run: FinishedRun) -> list[str]:
+    return ["vllm"] if run.manifest.in_folder else ["compressed_tensors", "vllm"]
+
+
 def _serve(run: FinishedRun) -> str:
     folder = run.folder.resolve()
-    return shlex.join(["vllm", "serve", str(folder / compressed_tensors.FOLDER), "--enable-lora", "--max-lora-rank",
+    base = run.base if run.manifest.in_folder else str(folder / compressed_tensors.FOLDER)
+    return shlex.join(["vllm", "serve", base, "--enable-lora", "--max-lora-rank",
                        str(server_rank(run.best["ranks"])), "--lora-modules", f"qra_bo={folder / FOLDER}"])
 
 
 def start(run: FinishedRun) -> str | None:
     """Return the command that serves the run's own mix; ``None`` where its files are not there."""
-    there = {"compressed_tensors", "vllm"} <= run.current_exports and all(
-        (run.folder / part).is_dir() for part in (compressed_tensors.FOLDER, FOLDER))
-    return _serve(run) if there and obstacle(_formats(run)) is None else None
+    there = {*_targets(run)} <= run.current_exports and all(
+        (run.folder / part).is_dir() for part in (compressed_tensors.FOLDER, FOLDER)[run.manifest.in_folder:])
+    return _serve(run) if there and (run.manifest.in_folder or obstacle(_formats(run)) is None) else None
 
 
 def _views(run: FinishedRun, reference: Reference) -> list[View]:

@@ -24,8 +24,8 @@ from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.quantization.embeddings import embedding_modules, packed_tables
 from qra_bo.memory.embeddings import embedding_format
+from qra_bo.memory.file_formats import BACKEND
 from qra_bo.memory.formats import format_from_json, parse_format
-from qra_bo.memory.stored import BACKEND
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
 from qra_bo.utils.files import COPY_AGAIN, MAY_READ, check_plain, check_readable, strict_json, write_json
@@ -35,7 +35,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "quant_manifest.json"
 PACKED = "packed.safetensors"
 ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"
-DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
+DTYPES, DEVICES, FILE = ("float32", "bfloat16", "float16"), ("cpu", "cuda"), "file"
 PACKAGES = ("torch", "bitsandbytes", "hqq", "numba", "peft", "transformers")
 FORMAT_FIELDS = ("name", "backend", "bits", "block", "double_quant")
 PROBE = "probe.safetensors"
@@ -88,7 +88,7 @@ class Manifest:
         model: Node of ``conf/model`` that ``load_base`` takes: source, path, revision, GGUF file ...; ``text_part``
             states whether the base is the text decoder of a checkpoint with other parts; ``base`` are its ``facts_of``.
         compute_dtype: Name of the compute type, e.g. ``"bfloat16"``.
-        packed_on: Device type that packed the weights.
+        packed_on: Device type that packed the weights; ``"file"``: they are those of the base's file.
         modules: Record of every linear of the decoder by name, in module order.
         unquantised_sha256: Checksum of all other parameters, biases of the linears among them.
         adapter_sha256: Checksum of the adapter's tensors and of its configuration.
@@ -109,8 +109,13 @@ class Manifest:
 
     @property
     def stored(self) -> bool:
-        """Whether the base has the codes of a GGUF file, as they are: the file alone holds them."""
-        return any(record.format.backend == BACKEND for record in self.modules.values())
+        """Whether the base has the codes of its file, as they are: the file alone holds them."""
+        return self.packed_on == FILE
+
+    @property
+    def in_folder(self) -> bool:
+        """Whether that file is a folder of transformers, which other programs load too."""
+        return self.stored and self.model.get("gguf_file") is None
 
     @property
     def packed_weights(self) -> dict[str, ModuleRecord]:
@@ -173,7 +178,7 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     weights are written too on request, and wherever the adapter initialisation or the choice of codes changed the base.
     """
     current = bank.current
-    stored = any(parse_format(fmt).backend == BACKEND for fmt in current.values())
+    stored = bank.stored
     packed = not stored and (packed or bank.has_own)  # these can't be made by quantising the base again
     states = {linear.name: bank.installed_state(linear.name) for linear in bank.spec.linears}
     records = {}
@@ -186,7 +191,7 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
               for name, table in packed_tables(bank.model).items()}
     apart = embedding_modules(bank.model) if tables else ()
     manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."),
-                        "cpu" if stored else bank.device.type,
+                        FILE if stored else bank.device.type,
                         records, unquantised_digest(bank.model, (*records, *apart)),
                         adapter_digest(folder / ADAPTER), PACKED if packed else None,
                         package_versions(), tables)
@@ -247,10 +252,11 @@ def read_manifest(folder: Path) -> Manifest:
                             data["unquantised_sha256"], data["adapter_sha256"], data["packed"],
                             dict(data["versions"].items()), tables)
         whole = data["sha256"]
-        if manifest.compute_dtype not in DTYPES or manifest.packed_on not in DEVICES \
+        if manifest.compute_dtype not in DTYPES or manifest.packed_on not in (*DEVICES, FILE) \
                 or manifest.packed not in (None, PACKED):
             raise ValueError(f"compute_dtype {manifest.compute_dtype!r}, packed_on {manifest.packed_on!r} or packed "
-                             f"{manifest.packed!r}, which must be one of {DTYPES}, of {DEVICES}, and {PACKED} or null")
+                             f"{manifest.packed!r}, which must be one of {DTYPES}, of {(*DEVICES, FILE)}, and "
+                             f"{PACKED} or null")
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, SpaceError) as error:
         raise OutputError(f"{path} is malformed: {error!r} is missing or of the wrong type; {COPY_AGAIN}") from error
     if whole != sealed(data)["sha256"]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qra_bo.memory.file_formats import BACKEND
 from qra_bo.memory.formats import BITS, LEAST_BITS, default_format, parse_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.memory.stored import BACKEND
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.space.simple import mix
 from qra_bo.utils.device import memory_groups

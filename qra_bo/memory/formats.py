@@ -11,7 +11,8 @@
 |              |                                                  | ``int``: one byte of zero a group beside it        |
 | trellis      | bits / 8 bytes a weight, in rings of outputs     | 16-bit scale a row; 4 bits a row and 64 columns    |
 | none         | 2 bytes a weight                                 | none                                               |
-| gguf         | bits / 8 bytes a weight (``memory.stored``)      | the rest of a block                                |
+| ordered      | the same as ``int``                              | that of ``int``; 4 bytes a column                  |
+| gguf         | bits / 8 bytes a weight (``file_formats``)       | the rest of a block                                |
 
 Look-up tables (of NF4, double quantisation: 1,088 bytes; of trellis codes: ``table_bytes``) are shared by all layers
 and not counted to any of them.
@@ -21,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.memory.stored import BACKEND, STORED_FORMATS, TYPES
+from qra_bo.memory.file_formats import BACKEND, ORDERED, STORED_FORMATS, TYPES
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError, SpaceError, nearest_first
 
@@ -76,9 +77,10 @@ BITS = tuple(_DEFAULTS)
 """Bit-widths that a unit may have."""
 LEAST_BITS = min(BITS)
 
+_INTEGER = {bits: width.planes for bits, width in WIDTHS.items() if width.planes}
 PLANES: Mapping[str, Mapping[int, tuple[Plane, ...]]] = {
     "hqq": {**{bits: width.planes for bits, width in WIDTHS.items() if "hqq" in width.kinds}, 3: (Plane(3, 10, 4),)},
-    "integer": {bits: width.planes for bits, width in WIDTHS.items() if width.planes}}
+    "integer": _INTEGER, ORDERED: _INTEGER}
 """Planes of each bit-width of a backend. HQQ's library has a packing of its own for 3 bits, and keeps codes of 5 and of
 6 bits in whole bytes, which saves nothing."""
 
@@ -121,8 +123,8 @@ def padded_groups(planes: tuple[Plane, ...], groups: int) -> int:
 
 
 def has_zeros(fmt: StorageFormat) -> bool:
-    """Whether an ``integer`` format stores a zero for every group; else it is the middle code, ``2^(bits - 1)``."""
-    return fmt.backend == "integer" and fmt.name.startswith("int")
+    """Whether an integer format stores a zero for every group; else it is the middle code, ``2^(bits - 1)``."""
+    return fmt.backend == ORDERED or (fmt.backend == "integer" and fmt.name.startswith("int"))
 
 
 BACKENDS: Mapping[str, str] = {
@@ -130,6 +132,7 @@ BACKENDS: Mapping[str, str] = {
     "hqq": "qra_bo.finetune.quantization.half_quadratic:HQQBackend",
     BACKEND: "qra_bo.finetune.quantization.stored:StoredBackend",
     "integer": "qra_bo.finetune.quantization.integer:IntegerBackend",
+    ORDERED: "qra_bo.finetune.quantization.integer:OrderedBackend",
     "none": "qra_bo.finetune.quantization.unquantised:UnquantisedBackend",
     "trellis": "qra_bo.finetune.quantization.trellis:TrellisBackend"}
 """Class that packs the formats of each backend; it is imported only where weights are packed."""
@@ -182,7 +185,7 @@ def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None
     planes = planes_of(fmt) if fmt.backend == "hqq" and fmt.bits != 3 else ()
     per_word = max((plane.per_word for plane in planes), default=1)
     multiple = 2 if fmt.backend == "bitsandbytes" and fmt.bits == 4 else fmt.block * per_word
-    by_row = fmt.backend in ("bitsandbytes", "integer", "trellis", BACKEND)
+    by_row = fmt.backend in ("bitsandbytes", "integer", "trellis", BACKEND, ORDERED)
     divisor = in_features if by_row else out_features * in_features
     if multiple and divisor % multiple:
         what = "columns" if by_row else "weights"
@@ -217,8 +220,8 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
     if fmt.backend == "trellis":
         return out_features * (2 + -(-in_features // (2 * fmt.block)))
     blocks = -(-out_features * in_features // fmt.block)
-    if fmt.backend == "integer":
-        return (3 if has_zeros(fmt) else 2) * blocks
+    if fmt.backend in ("integer", ORDERED):
+        return (3 if has_zeros(fmt) else 2) * blocks + 4 * in_features * (fmt.backend == ORDERED)
     return blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 if fmt.double_quant else 4 * blocks
 
 
@@ -253,7 +256,8 @@ def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, devic
         tile = min(tile, padded_groups(planes, numel // fmt.block) // planes[-1].per_word * fmt.block)
         # A field is shifted, then masked; those above it are alive meanwhile.
         field = 0 if planes[0].per_word == 1 else (3 if len(planes) > 1 else 2) * tile * planes[0].word_bytes
-        return field + (4 * tile if compute_bytes == 2 else 0) + 4 * tile // fmt.block
+        sorted_copy = compute_bytes * numel if fmt.backend == ORDERED else 0  # the weight before columns are in order
+        return field + (4 * tile if compute_bytes == 2 else 0) + 4 * tile // fmt.block + sorted_copy
     if fmt.backend == "trellis":  # ring by ring, in fp32: values beside what they are made from, then beside weights
         run = ring_length(out_features) * in_features
         return int(max(8.0, 4 + 1.5 * fmt.bits) * run) + run // 8 + (1 << 14)

@@ -301,7 +301,7 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consum
                     text += f" train.accumulate={changed['accumulate']}"
                 add(text, replace(memory, shape=replace(shape, **changed)), space)
     bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
-    if bits[0] > 2 and not memory.spec.tables:
+    if bits[0] > 2 and not memory.spec.linears[0].stored:
         with suppress(UserError):  # where two bits can't be packed into these shapes, they are no lever
             formats = (consumer.default_format(2), *space.formats)
             add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=formats))

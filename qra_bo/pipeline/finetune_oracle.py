@@ -71,7 +71,9 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                          "mend its numbers, or use +model=hf model.path=...")
     linears = [linear.name for linear in spec.linears]
     cast_parameters(model, dtype, linears)
-    weights = fast_hash(model.state_dict())
+    packed_tensors = {f"{name}:{key}": tensor for name in linears if cfg.stored  # a state dict may lack scales
+                      for key, tensor in model.get_submodule(name).packed_state().items()}
+    weights = fast_hash({**model.state_dict(), **packed_tensors})
     kernel = use_fast_attention(model, device, dtype)
     space = make_space(cfg, spec)
     formats = bank_formats(cfg, space)

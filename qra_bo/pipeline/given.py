@@ -13,8 +13,8 @@ from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.advice import NOTHING_BINDS, Advice, advice_on
 from qra_bo.memory.budget import OfAllocation, Simple, simple_choice
 from qra_bo.memory.embeddings import WIDTHS
+from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.model import SCOPES
-from qra_bo.memory.stored import STORED
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.space.simple import BLIND_RULE
 from qra_bo.study.header import BY_RULE, CALIBRATED, Given

@@ -8,7 +8,8 @@ from qra_bo.config import RunConfig, gptq_sequences
 from qra_bo.memory import MemoryModel, format_size, parse_size
 from qra_bo.memory.budget import free_bytes, largest, smallest
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
-from qra_bo.memory.formats import RING_BYTES, RINGS_NUMEL, metadata_bytes, weight_bytes
+from qra_bo.memory.formats import RING_BYTES, RINGS_NUMEL, matrix_bytes, metadata_bytes, weight_bytes
+from qra_bo.memory.stored import own_format
 from qra_bo.pipeline.pricing import bank_formats, make_memory, reference_formats
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.device import BYTES, memory_groups, resolve_dtype
@@ -39,6 +40,8 @@ def packed_bytes(config: RunConfig, spec: DecoderSpec, space: SearchSpace, devic
 
     It keeps no 16 bits, but layers on a CPU that are not the base itself.
     """
+    if config.stored and config.model["gguf_file"] is None:  # most are not mapped, but put in another order
+        return sum(sum(matrix_bytes(own_format(space.widest, m), m.out_features, m.in_features)) for m in spec.linears)
     in_half = BYTES[resolve_dtype(config.dtype, device_type)] == 2 or is_mapped(config)
     keeps_half = device_type == "cpu" and not in_half
     return sum(weight_bytes(fmt, m.out_features, m.in_features) + metadata_bytes(fmt, m.out_features, m.in_features)

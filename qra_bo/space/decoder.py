@@ -19,7 +19,7 @@ class Linear:
         group: ``"attn"`` or ``"mlp"`` (granularity ``block``).
         fused: Projections that share an input: ``"qkv"``, ``"o"``, ``"gateup"``, ``"down"`` (granularity ``fused``).
         bias: Whether it has a bias (kept in 16 bits, never trained).
-        stored: GGML's type of it in a file whose codes are trained on (``memory.stored``); empty elsewhere.
+        stored: Its format in a file whose codes are trained on (``memory.stored``); empty elsewhere.
     """
 
     name: str
@@ -49,7 +49,7 @@ class DecoderSpec:
         vocab_size: Rows of the embedding and of the head.
         tied: Whether the head shares the embedding's weight.
         other_numel: Parameters outside ``linears`` with tied ones counted once: embeddings, head, norms, biases.
-        tables: Types of the embedding and of a head of its own, as ``Linear.stored``; empty elsewhere.
+        tables: GGML's types of the embedding and of a head of its own in a GGUF file; empty elsewhere.
     """
 
     name: str

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.stored import STORED
 from qra_bo.space.simple import BLIND_RULE
 from qra_bo.study.card import Card
 from qra_bo.study.events import End

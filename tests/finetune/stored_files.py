@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as Form
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from qra_bo.finetune.quantization.stored import SCALES
-from qra_bo.memory.stored import TYPES
+from qra_bo.memory.file_formats import TYPES
 from tests.finetune.quantization.test_stored import blocks_of
 
 SPREAD = 0.05

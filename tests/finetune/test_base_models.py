@@ -16,7 +16,7 @@ from qra_bo.config import load_config, make_spec
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
 from qra_bo.finetune.models.host_linear import keep_on_host
-from qra_bo.finetune.models.load import cast_parameters, load_base, load_tokenizer, located, without_dropout
+from qra_bo.finetune.models.load import cast_parameters, load_base, located, without_dropout
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.utils.errors import ModelError
@@ -45,7 +45,7 @@ def test_a_base_that_is_quantised_already_is_refused(tmp_path: Path, marks: dict
     (tmp_path / "model.safetensors").touch()
     config = load_config(["task=memory", "+model=hf", f"model.path={tmp_path}"])
     message = rf"quantised already \({marks['quant_method']}\).*give the model that it was made from, in 16 bits"
-    for use in (lambda: make_spec(config), lambda: load_base(config.model), lambda: load_tokenizer(config.model)):
+    for use in (lambda: make_spec(config), lambda: load_base(config.model)):
         with pytest.raises(ModelError, match=message):
             use()
 

@@ -14,7 +14,7 @@ from qra_bo.export.check import check_exports
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.quantization.stored import StoredLinear
-from qra_bo.memory.stored import TYPES
+from qra_bo.memory.file_formats import TYPES
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
 from qra_bo.utils.errors import ConfigError, ModelError

@@ -61,15 +61,20 @@ def check_unquantised(folder: Path, name: str) -> None:
     Raises:
         ModelError: If its configuration says so.
     """
-    config = _read(folder / CONFIG)
-    parts = (config, config.get("text_config")) if isinstance(config, dict) else ()
-    marks = next((part["quantization_config"] for part in parts
-                  if isinstance(part, dict) and part.get("quantization_config")), None)
+    marks = quantization_marks(folder)
     if marks:
         method = marks.get("quant_method", "unknown") if isinstance(marks, dict) else "unknown"
         raise ModelError(f"the weights of {name!r} in {folder} are quantised already ({str(method)[:40]}), and bits "
                          "are chosen here for the layers of a dense base; give the model that it was made from, in "
-                         "16 bits, or train on the codes of a GGUF file: codes=stored")
+                         "16 bits, or train on its codes as they are: codes=stored")
+
+
+def quantization_marks(folder: Path) -> Any:
+    """Return the ``quantization_config`` of a model's configuration, or of its text part, else ``None``."""
+    config = _read(folder / CONFIG)
+    parts = (config, config.get("text_config")) if isinstance(config, dict) else ()
+    return next((part["quantization_config"] for part in parts
+                 if isinstance(part, dict) and part.get("quantization_config")), None)
 
 
 def _keys(value: Any) -> Iterator[str]:

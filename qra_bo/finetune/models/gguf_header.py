@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from qra_bo.memory.stored import TYPES
+from qra_bo.memory.file_formats import TYPES
 from qra_bo.space.decoder import DecoderSpec
 from qra_bo.utils.errors import ModelError
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from qra_bo.finetune.models.files import CONFIG, INDEX, check_model_files, check_unquantised
+from qra_bo.finetune.models.files import CONFIG, INDEX, check_model_files
 from qra_bo.finetune.models.gguf_header import parts_of
 from qra_bo.memory import format_size
 from qra_bo.utils.errors import ModelError
@@ -90,7 +90,6 @@ def _weights(folder: Path, model: Mapping[str, Any]) -> list[str]:
     if model.get("gguf_file") is not None:
         return parts_of(str(model["gguf_file"]))
     check_model_files(folder, str(model["name"]))
-    check_unquantised(folder, str(model["name"]))
     if not (folder / INDEX).exists():
         return [WEIGHTS]
     return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))

@@ -27,6 +27,7 @@ from qra_bo.finetune.models.files import check_model_files, check_unquantised, m
 from qra_bo.finetune.models.gguf_header import EMBEDDING, HEAD, read_header
 from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
+from qra_bo.finetune.models.packed_folder import PackedFolder, packed_folder
 from qra_bo.finetune.models.text_part import TEXT_NAMES, text_part
 from qra_bo.utils.device import takes_groups
 from qra_bo.utils.errors import ModelError
@@ -83,6 +84,12 @@ def gguf_of(model_cfg: Mapping[str, Any]) -> Path:
     if is_on_hub(model_cfg) and tokenizer_folder(model_cfg) is None:
         fetch(model_cfg)
     return (source_folder(model_cfg) or Path()) / name
+
+
+def packed_folder_of(model_cfg: Mapping[str, Any], framework: str = "np") -> PackedFolder:
+    """Return the ``packed_folder`` of a model, downloaded where it is of the hub. Errors are its errors."""
+    fetch(model_cfg)
+    return packed_folder(source_folder(model_cfg) or Path(), framework)
 
 
 def gguf_config(path: Path) -> Any:
@@ -212,7 +219,7 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
     try:
         with without_bars(), reading_gguf():
             check_model_files(folder, str(cfg["name"]), gguf=gguf is not None)
-            if gguf is None:
+            if gguf is None and weights:
                 check_unquantised(folder, str(cfg["name"]))
             model = None
             if weights:

@@ -28,6 +28,7 @@ from qra_bo.finetune.quantization.base import (
 )
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.quantization.tables import PackedTable
+from qra_bo.memory.file_formats import BACKEND
 from qra_bo.memory.formats import check_shape, parse_format
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import DecoderSpec, StorageFormat
@@ -111,6 +112,11 @@ class LayerBank:
         kinds = {name: layer.fmt.name for name, layer in self._originals.items() if isinstance(layer, PackedLinear)}
         return {name: fmt.fmt if isinstance(fmt, OwnBase) else kinds.get(name, fmt)
                 for name, fmt in self._installed.items()}
+
+    @property
+    def stored(self) -> bool:
+        """Whether the linears came with codes of their file, which they keep."""
+        return any(isinstance(layer, PackedLinear) for layer in self._originals.values())
 
     @property
     def streams(self) -> bool:
@@ -264,7 +270,7 @@ class LayerBank:
 
     def _check(self, name: str, fmt: StorageFormat) -> None:
         original = self._originals[name]
-        if isinstance(original, PackedLinear) and fmt.backend != original.fmt.backend:
+        if isinstance(original, PackedLinear) and fmt != original.fmt and (fmt.backend != BACKEND or fmt.block):
             raise ConfigError(f"{name} has the codes of its file, {original.fmt.name}, and no weights in 16 bits that "
                               f"{fmt.name} could be made from")
         check_shape(fmt, original.out_features, original.in_features)

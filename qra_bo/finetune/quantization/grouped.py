@@ -33,8 +33,10 @@ class GroupedLinear(PackedLinear, nn.Linear):
     def unpack(self) -> Tensor:
         state = self.packed_state()
         zero = state.get("zero", 1 << self.fmt.bits - 1)
-        return weight_of(words_of(state), self.fmt, state["scale"], zero, (self.out_features, self.in_features),
-                         self.compute_dtype, self.target)
+        weight = weight_of(words_of(state), self.fmt, state["scale"], zero, (self.out_features, self.in_features),
+                           self.compute_dtype, self.target)
+        columns = state.get("columns")
+        return weight if columns is None else weight.index_select(1, columns)
 
 
 class GroupedBackend(LevelBackend):

@@ -15,6 +15,7 @@ from torch import Tensor
 from qra_bo.finetune.quantization.base import State, tile_numel
 from qra_bo.finetune.quantization.grouped import GroupedBackend
 from qra_bo.finetune.quantization.integer_scales import search
+from qra_bo.memory.file_formats import ORDERED
 from qra_bo.memory.formats import has_zeros
 from qra_bo.space.space import StorageFormat
 
@@ -37,3 +38,14 @@ class IntegerBackend(GroupedBackend):
 
     def solve(self, groups: Tensor, fmt: StorageFormat, roots: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return search(groups, fmt.bits, not has_zeros(fmt), roots)
+
+
+class OrderedBackend(IntegerBackend):
+    """``int`` storage whose groups are of columns in any order, as in a file: ``columns`` (``in``) is the place of each
+    column among those that lie group by group; what is packed here needs none."""
+
+    name = ORDERED
+
+    def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
+        columns = torch.empty(shape[1], dtype=torch.int32, device="meta")
+        return {**super().empty_state(fmt, shape, dtype), "columns": columns}

@@ -1,7 +1,9 @@
-"""A model of transformers over the tensors of a GGUF file as they are stored: no weight matrix is ever made dense.
+"""A model of transformers over the codes of a GGUF file, or of a folder that a quantiser packed, as they are stored: no
+packed matrix is ever made dense.
 
-Linears, embedding and head are views of the mapped file; norms and biases are dequantised. Llama's files have the rows
-of q and k in another order than transformers: their blocks are copied in transformers' order.
+Linears, embedding and head of a GGUF file are views of the mapped file; norms and biases are dequantised. Llama's files
+have the rows of q and k in another order than transformers: their blocks are copied in transformers' order. Of a folder
+the linears alone are packed.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,43 +13,80 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from qra_bo.finetune.models.gguf_header import Header, stored_header, tensor_of
 from qra_bo.finetune.models.gguf_reading import reading_gguf
-from qra_bo.finetune.models.load import gguf_config, gguf_of, load_tokenizer, without_dropout
-from qra_bo.finetune.quantization.base import State, backend_of
+from qra_bo.finetune.models.load import gguf_config, gguf_of, load_tokenizer, packed_folder_of, without_dropout
+from qra_bo.finetune.models.packed_folder import FLOATS, LEAVES, PackedFolder, format_in
+from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
 from qra_bo.finetune.quantization.embeddings import embedding_modules, put_tables
-from qra_bo.finetune.quantization.stored import StoredLinear, StoredTable, finite
+from qra_bo.finetune.quantization.folder_states import state_in, values
+from qra_bo.finetune.quantization.stored import StoredTable, finite
+from qra_bo.finetune.quantization.tables import PackedTable
+from qra_bo.memory.file_formats import TYPES
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.stored import TYPES
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ModelError
 
 ROPE = "rope_freqs.weight"
 """Divisors of the rotary embedding's frequencies, by which llama.cpp stretches Llama 3.1's context."""
-_PLAIN = ("F32", "F16", "BF16")
-"""Types of norms and biases."""
 
 
 def load_stored(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return the model of a node of ``conf/model`` that names a GGUF file, on the CPU, and its tokenizer. Unpacked
-    weights, norms and biases have the type ``dtype``. Raises ``ModelError`` if the file is damaged or not read here."""
-    path = gguf_of(model_cfg)
+    """Return the model of a node of ``conf/model`` whose codes are stored, on the CPU, and its tokenizer. Unpacked
+    weights, norms and biases have the type ``dtype``, but for what a folder has in its own. Raises ``ModelError`` if a
+    file is damaged or not read here."""
+    if model_cfg.get("gguf_file") is None:
+        folder = packed_folder_of(model_cfg, "pt")
+        path, config = folder.path, AutoConfig.from_pretrained(str(folder.path))
+        del config.quantization_config  # a mark that refuses trainers and saving
+        fill = partial(_fill_from_folder, folder=folder, dtype=dtype)
+    else:
+        path = gguf_of(model_cfg)
+        with reading_gguf():
+            header, config = stored_header(path), gguf_config(path)
+        fill = partial(_fill, header=header, dtype=dtype)
     with reading_gguf():
-        header, config, tokenizer = stored_header(path), gguf_config(path), load_tokenizer(model_cfg)
-    with torch.device("meta"):
+        tokenizer = load_tokenizer(model_cfg)
+    with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config)
-    _fill(model, header, dtype)
+    model.tie_weights()  # each became a tensor of its own
+    fill(model)
     model.name_or_path = config._name_or_path = str(path)
     without_dropout(model.requires_grad_(False).eval())
     return model, tokenizer
 
 
+def _fill_from_folder(model: Any, folder: PackedFolder, dtype: torch.dtype) -> None:
+    """Put every tensor of a folder in its place in a model without weights."""
+    left, tables = set(folder.tensors), embedding_modules(model)
+    for name, parameter in list(model.named_parameters()):
+        place, _, leaf = name.rpartition(".")
+        module, shape = model.get_submodule(place), tuple(parameter.shape)
+        if isinstance(module, nn.Linear) and leaf == "weight" and place not in tables:
+            fmt = parse_format(format_in(folder, place, *shape))
+            state = state_in(folder, place, fmt, shape)
+            model.set_submodule(place, backend_of(fmt).build(state, fmt, shape, module.bias, dtype))
+            left -= {name} if fmt.backend == "none" else {f"{place}.{part}" for part in LEAVES}
+        else:
+            folder.sides(name, FLOATS, *shape)
+            setattr(module, leaf, nn.Parameter(values(folder, name), requires_grad=False))
+            left.discard(name)
+    if model.config.tie_word_embeddings:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    left = {name for name in left if not (name.endswith("rotary_emb.inv_freq")  # some hold it, and biases of zero
+                                          or (name.endswith(".bias") and not values(folder, name).any()))}
+    if left:
+        raise ModelError(f"{folder.path} holds {min(left)}, for which transformers' {model.config.model_type} has no "
+                         "place; choose another model")
+
+
 def _fill(model: Any, header: Header, dtype: torch.dtype) -> None:
-    """Put every tensor of a file in its place in a model on the meta device."""
+    """Put every tensor of a GGUF file in its place in a model without weights."""
     config, left, decoder = model.config, set(header.tensors), model.get_decoder()
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=config.to_dict())
     tables, (embedding, head) = {}, embedding_modules(model)
@@ -64,7 +103,6 @@ def _fill(model: Any, header: Header, dtype: torch.dtype) -> None:
         return taken(tensor, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32),
                      lambda values: torch.isfinite(values).all())
 
-    decoder.rotary_emb = type(decoder.rotary_emb)(config)  # its tables, which the meta device emptied
     frequencies, scaling = decoder.rotary_emb.inv_freq, header.value("rope.scaling.type", "none")
     turned = header.value("rope.dimension_count", 2 * len(frequencies))
     if turned != 2 * len(frequencies) or scaling != "none":
@@ -75,7 +113,7 @@ def _fill(model: Any, header: Header, dtype: torch.dtype) -> None:
     for name, parameter in list(model.named_parameters()):
         place, _, leaf = name.rpartition(".")
         module, shape, packed = model.get_submodule(place), tuple(parameter.shape), parameter.ndim == 2
-        tensor = tensor_of(header, config.num_hidden_layers, name, shape, tuple(TYPES) if packed else _PLAIN)
+        tensor = tensor_of(header, config.num_hidden_layers, name, shape, tuple(TYPES) if packed else FLOATS)
         if not packed:
             setattr(module, leaf, nn.Parameter(dense(tensor).to(dtype), requires_grad=False))
             continue
@@ -92,7 +130,7 @@ def _fill(model: Any, header: Header, dtype: torch.dtype) -> None:
 
 
 def stored_state(model: Any, name: str, fmt: StorageFormat) -> State:
-    """Return the blocks of a stored linear or table of this type; empty where the model has none."""
+    """Return the packed tensors of a stored linear or table of this format; empty where the model has none."""
     module = dict(model.named_modules()).get(name)
     holder = getattr(module, "table", module)
-    return holder.packed_state() if isinstance(holder, StoredLinear | StoredTable) and holder.fmt == fmt else {}
+    return holder.packed_state() if isinstance(holder, PackedLinear | PackedTable) and holder.fmt == fmt else {}

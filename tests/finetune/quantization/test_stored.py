@@ -14,8 +14,8 @@ from qra_bo.finetune.models.gguf_header import read_header
 from qra_bo.finetune.quantization.base import backend_of, packed, state_bytes
 from qra_bo.finetune.quantization.stored import SCALES, StoredTable, finite, unpacked
 from qra_bo.finetune.quantization.tables import PackedHead
+from qra_bo.memory.file_formats import TYPES
 from qra_bo.memory.formats import check_shape, metadata_bytes, parse_format, scratch_bytes, weight_bytes
-from qra_bo.memory.stored import TYPES
 from qra_bo.utils.errors import ConfigError, SpaceError
 
 EVERY_TYPE = pytest.mark.parametrize("name", TYPES)

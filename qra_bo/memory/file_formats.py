@@ -1,0 +1,29 @@
+"""Formats that only files of others have, and that ``codes=stored`` trains on as they are. No torch."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from qra_bo.space.space import StorageFormat
+
+BACKEND, ORDERED, STORED = "gguf", "ordered", "stored"
+
+
+class BlockType(NamedTuple):
+    """Code bits of a weight; weights and bytes of a block, which is a run of a row (``ggml-common.h`` of llama.cpp)."""
+
+    bits: int
+    weights: int
+    size: int
+
+
+TYPES: Mapping[str, BlockType] = {name: BlockType(*numbers) for name, numbers in {
+    "Q4_0": (4, 32, 18), "Q4_1": (4, 32, 20), "Q5_0": (5, 32, 22), "Q5_1": (5, 32, 24), "Q8_0": (8, 32, 34),
+    "Q2_K": (2, 256, 84), "Q3_K": (3, 256, 110), "Q4_K": (4, 256, 144), "Q5_K": (5, 256, 176), "Q6_K": (6, 256, 210),
+    "IQ4_NL": (4, 32, 18), "IQ4_XS": (4, 256, 136), "F16": (16, 1, 2)}.items()}
+"""By GGML's name."""
+STORED_FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
+    *(StorageFormat(name, BACKEND, kind.bits, kind.weights) for name, kind in TYPES.items()),
+    *(StorageFormat(f"gidx{bits}-g{group}", ORDERED, bits, group) for bits in (2, 3, 4, 8) for group in (32, 64, 128)),
+    *(StorageFormat(f"{STORED}{bits}", BACKEND, bits, 0) for bits in range(2, 17)))}
+"""GGML's types, ``int`` formats whose groups are of columns in any order (``g_idx`` of GPTQ), and the formats of units,
+by name. No search may name one."""
