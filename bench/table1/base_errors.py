@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.table1.decompositions import low_rank_first
-from qra_bo.finetune.adapters.inits import full_weight, requantise_in, unpacked
+from bench.table1.starts import requantise_in
+from qra_bo.finetune.adapters.inits import full_weight, unpacked
 from qra_bo.finetune.adapters.lowrank import leading
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.profiling import DenseReference, unit_choice

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.table1.recipe import ALTERNATIONS
-from qra_bo.finetune.adapters.inits import Pair, Requantise
+from bench.table1.starts import Requantise
+from qra_bo.finetune.adapters.inits import Pair
 from qra_bo.finetune.adapters.lowrank import Factors, leading
 from qra_bo.finetune.quantization.base import State
 
@@ -26,13 +27,13 @@ class Decomposition:
 
 
 def loftq(weight: Tensor, requantise: Requantise, rank: int, scale: float) -> tuple[State, Pair]:
-    """Return the packed base, A and B of LoftQ; see ``qra_bo.finetune.adapters.inits.Start``."""
+    """Return the packed base, A and B of LoftQ; see ``bench.table1.starts.Start``."""
     found = quantised_first(weight, requantise, rank, ALTERNATIONS)
     return found.state, balanced(found.factors, scale)
 
 
 def lq_lora(weight: Tensor, requantise: Requantise, rank: int, scale: float) -> tuple[State, Pair]:
-    """Return the packed base, A and B of LQ-LoRA; see ``qra_bo.finetune.adapters.inits.Start``."""
+    """Return the packed base, A and B of LQ-LoRA; see ``bench.table1.starts.Start``."""
     found = low_rank_first(weight, requantise, rank, ALTERNATIONS)
     return found.state, balanced(found.factors, scale)
 

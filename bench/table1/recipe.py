@@ -11,8 +11,8 @@ from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, SearchSpace, average_bits
 from qra_bo.study.setting import BytesPredictor
 
-INITS = {name: f"bench.table1.decompositions:{name}" for name in ("loftq", "lq_lora")}
-"""Names of adapter initialisations for the oracle by their names in recipes."""
+STARTS = {name: f"bench.table1.decompositions:{name}" for name in ("loftq", "lq_lora")}
+"""Initialisations that decompose weights, by their names in recipes, and their functions (``bench.table1.starts``)."""
 ALTERNATIONS = 5
 """Alternations of LoftQ, and the most of LQ-LoRA."""
 
@@ -40,7 +40,7 @@ class Recipe:
 
     Args:
         allocation: Format and rank of every unit; AdaLoRA's ranks are the target, the same everywhere.
-        init: Adapter initialisation (``adapter.init``, or one of ``INITS``); AdaLoRA has its own.
+        init: Adapter initialisation (``adapter.init``, or one of ``STARTS``); AdaLoRA has its own.
         initial_rank: AdaLoRA's initial rank; ``None`` for adapters of fixed rank.
         gptq_tokens: Calibration tokens of GPTQ; ``None`` for round-to-nearest codes.
         embeddings: Bits of the embedding and the head; ``None`` for those of the table.
@@ -57,11 +57,6 @@ class Recipe:
         """Identity of the training: rows with one key share every trial."""
         how = self.init if self.initial_rank is None else f"adalora{self.initial_rank}"
         return f"{self.allocation.fingerprint}-{how}{codes_name(self.gptq_tokens)}{embeddings_name(self.embeddings)}"
-
-    @property
-    def start(self) -> str:
-        """The adapter initialisation by the name that an oracle knows."""
-        return INITS.get(self.init, self.init)
 
     def to_json(self) -> dict[str, Any]:
         return {**self.allocation.to_json(), "init": self.init, "initial_rank": self.initial_rank,

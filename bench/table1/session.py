@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from bench.table1.config import NAME, TableConfig, TableOptions, load_options
 from bench.table1.journal import OWN_FIELDS, TableJournal
 from bench.table1.limits import Limit
-from bench.table1.recipe import Recipe, codes_name, embeddings_name, with_codes
+from bench.table1.recipe import STARTS, Recipe, codes_name, embeddings_name, with_codes
 from qra_bo.config import RunConfig, gptq_tokens
 from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.memory.budget import largest, resolve_budget
@@ -21,7 +21,7 @@ from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import CostTable, Ladder, SearchSpace
 from qra_bo.study.journal import RunLock
 from qra_bo.study.setting import Setting, training_seeds
-from qra_bo.trials import TrialSpec, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import writing
 
@@ -225,8 +225,10 @@ class Session:
             found = self._adalora(recipe, lr_scale, train_seed, split, measure=False)
             return {k: v for k, v in found.items() if k != "measured_bytes"}
         spec = TrialSpec(recipe.allocation, self.steps, self.steps, train_seed, self.rate(lr_scale), split,
-                         recipe.start)
-        m = self._any_executor(None, recipe).evaluate(spec, quiet)
+                         recipe.init)
+        m = TrialResult.from_json(self.call("bench.table1.starts:evaluate_started", {"spec": spec.to_json()}, None,
+                                            recipe)) if recipe.init in STARTS else \
+            self._any_executor(None, recipe).evaluate(spec, quiet)
         return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
                 "average_rank": recipe.average_rank(self.space), "training_tokens": m.training_tokens,
                 "forward_tokens": m.forward_tokens, "seconds": m.seconds}
@@ -250,8 +252,9 @@ class Session:
         if recipe.initial_rank is not None:
             found = self._adalora(recipe, lr_scale, train_seed, "validation", measure=True, scope=scope)
         else:
-            found = self.call("measure_peak", {"allocation": recipe.allocation.to_json(), "train_seed": train_seed,
-                                               "init": recipe.start}, scope, recipe)
+            measure = "bench.table1.starts:measure_started" if recipe.init in STARTS else "measure_peak"
+            found = self.call(measure, {"allocation": recipe.allocation.to_json(), "train_seed": train_seed,
+                                        "init": recipe.init}, scope, recipe)
         result = {"measured_bytes": found["measured_bytes"], "scope": scope}
         if found["state"] != TrialState.OOM.value:
             return result
@@ -269,7 +272,7 @@ class Session:
 
     def _scored(self, recipe: Recipe, lr_scale: float, train_seed: int) -> Event:
         found = self.call("bench.table1.answers:answer_tasks", {
-            "allocation": recipe.allocation.to_json(), "init": recipe.start, "initial_rank": recipe.initial_rank,
+            "allocation": recipe.allocation.to_json(), "init": recipe.init, "initial_rank": recipe.initial_rank,
             "steps": self.steps, "train_seed": train_seed, "learning_rate": self.rate(lr_scale),
             "tasks": list(self.options.tasks), "batch": self.config.train.batch, "limit": self.options.questions},
             recipe=recipe)

@@ -1,4 +1,4 @@
-"""Every adapter initialisation, one from outside the package among them."""
+"""Every adapter initialisation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +8,13 @@ import torch
 
 from qra_bo.export.load import load
 from qra_bo.finetune.adapters import inits
-from qra_bo.finetune.adapters.inits import Initialiser, Pair, Prepared, Requantise
+from qra_bo.finetune.adapters.inits import Initialiser, Prepared
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach, lora_layers
 from qra_bo.finetune.adapters.lowrank import leading
 from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference
 from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.quantization.base import State, packed
+from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec
@@ -22,19 +22,12 @@ from tests.finetune.models import final_options, tiny_llama
 from tests.finetune.test_finetune import make, quiet
 
 CPU = torch.device("cpu")
-OUTSIDE = f"{__name__}:principal"
-INITS = ("kaiming", "cloq", OUTSIDE)
+INITS = ("kaiming", "cloq")
 MODEL, SPEC = tiny_llama(layers=1, vocab=512)
 NAMES = [linear.name for linear in SPEC.linears]
 BANK = LayerBank(MODEL, SPEC, [], torch.float32, CPU)
 TEXT = torch.arange(4 * 32).reshape(4, 32) % 512
 START = CalibrationText(TEXT, TEXT, 2, 16)
-
-
-def principal(weight: torch.Tensor, requantise: Requantise, rank: int, scale: float) -> tuple[State, Pair]:
-    """Adapters hold a weight's leading directions, and the base the rest (PiSSA)."""
-    factors = leading(weight, rank)
-    return requantise(weight - factors.product())[0], factors.as_adapter(scale)
 
 
 def starts_of(init: str, fmt: str, rank: int, text: CalibrationText = START) -> Prepared:
@@ -73,13 +66,6 @@ def test_cloq_errs_less_on_the_inputs(fmt: str) -> None:
     plain = {n: w + leading(BANK.dense_weight(n) - w, 4).product() for n, w in base.items()}
     kaiming, svd, cloq, more = map(on_inputs, (base, plain, effective("cloq", fmt, 4), effective("cloq", fmt, 8)))
     assert all(more[n] < cloq[n] < min(svd[n], kaiming[n]) for n in NAMES)
-
-
-def test_a_function_from_outside_gives_base_and_adapter() -> None:
-    found = effective(OUTSIDE, "hqq3", 4)
-    assert all(float((w - BANK.dense_weight(n)).norm()) < 0.3 * float(BANK.dense_weight(n).norm())
-               for n, w in found.items())
-    assert not starts_of(OUTSIDE, "fp16", 4).pairs  # 16 bits lose nothing
 
 
 def test_padding_starts_no_adapter() -> None:
@@ -139,17 +125,16 @@ def test_a_trial_does_not_depend_on_earlier_trials(init: str) -> None:
         assert first != make().evaluate(REQUEST, quiet).loss
 
 
-@pytest.mark.parametrize("init", ["cloq", OUTSIDE])
-def test_a_loaded_run_has_the_logits_of_the_trained_model(init: str, tmp_path: Path) -> None:
+def test_a_loaded_run_has_the_logits_of_the_trained_model(tmp_path: Path) -> None:
     node = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128,
             "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab_size": 512, "tied": True}
     model, _ = load_base(node)
-    oracle = make(init=init, base=model)
+    oracle = make(init="cloq", base=model)
     oracle.finalise(Allocation(("hqq3", "nf4"), (2, 4)).to_json(), final_options(steps=2), 7, 5e-3, str(tmp_path), node,
                     quiet)
     loaded, _ = load(tmp_path)
     assert probe_difference(loaded, tmp_path / PROBE, CPU) == 0.0
-    assert (tmp_path / PACKED).is_file() == (init == OUTSIDE)
+    assert not (tmp_path / PACKED).is_file()
     measured = oracle.measure_peak(REQUEST.allocation.to_json(), 0, quiet)["measured_bytes"]
     assert measured == make(base=load_base(node)[0]).measure_peak(
         REQUEST.allocation.to_json(), 0, quiet)["measured_bytes"]  # the same bytes, whatever they hold

@@ -1,8 +1,6 @@
-"""Adapter initialisations: random, from quantisation errors, or by a function from outside the package."""
+"""Adapter initialisations: random, or from quantisation errors."""
 
-import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,20 +17,17 @@ from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
+from qra_bo.utils.errors import OracleError
 
 Pair = tuple[Tensor, Tensor]
 """A (``r x in``) and B (``out x r``) in fp32."""
 KEPT_RANK = 32
 """Least rank up to which factors are kept, so that most searches make them once."""
-Requantise = Callable[[Tensor], tuple[State, Tensor]]
-"""Packed tensors of an ``out x in`` fp32 weight, and what they unpack to (``out x in``)."""
-Start = Callable[[Tensor, Requantise, int, float], tuple[State, Pair]]
-"""An initialisation from outside: from a weight (``out x in``, fp32), its quantiser, the rank and alpha / r, the packed
-tensors that replace those of the weight, and A and B."""
 
 
 class Prepared(NamedTuple):
-    """A and B of adapted linears that do not start at random, and linears with quantised weights of their own."""
+    """A and B of adapted linears that do not start at random, and linears with quantised weights of their own: none
+    here, but of starts that decompose a weight (``bench.table1.decompositions``)."""
 
     pairs: Mapping[str, Pair]
     bases: Mapping[str, OwnBase]
@@ -41,17 +36,10 @@ class Prepared(NamedTuple):
 class Initialiser:
     """Initialises the adapters of any allocation; results that allocations share are made once.
 
-    ===================  ========================================================  ================  ===========
-    ``init``             scale B A                                                 base              rank-nested
-    ===================  ========================================================  ================  ===========
-    kaiming              0 (A random)                                              Q(W)              yes
-    cloq                 nearest to W - Q(W) for the linear's inputs               Q(W)              yes
-    "module:function"    as a ``Start`` gives them                                 as it gives it    no
-    ===================  ========================================================  ================  ===========
-
-    Linears in 16 bits lose nothing and start at random. Nothing is drawn from torch's generators. The tokens of the one
-    pass of ``cloq`` count with the profile. (It takes one more for every allocation that brings in new formats or ranks
-    above 32.)
+    ``kaiming`` leaves A to LoRA's own draw, and B at 0. With ``cloq`` the product scale B A is nearest to W - Q(W) for
+    the linear's inputs. Both are rank-nested, and the base is Q(W). Linears in 16 bits lose nothing and start at
+    random. Nothing is drawn from torch's generators. The tokens of the one pass of ``cloq`` count with the profile. (It
+    takes one more for every allocation that brings in new formats or ranks above 32.)
 
     Args:
         bank: The model's quantised linears.
@@ -65,7 +53,6 @@ class Initialiser:
         self.bank, self.settings, self._store = bank, settings, store
         self._weighing: CalibrationText | Rounding = text if bank.rounding is None else bank.rounding
         self._factors: dict[tuple[str, str, bool], Factors] = {}
-        self._own: dict[str, tuple[OwnBase, Pair]] = {}
 
     @property
     def forward_tokens(self) -> int:
@@ -82,17 +69,16 @@ class Initialiser:
             progress: Called after every linear that took a decomposition.
             nearest: Whether the base has the libraries' codes.
             init: Initialisation; ``None``: the configured one.
+
+        Raises:
+            OracleError: If there is no such initialisation.
         """
         init, scale = init or self.settings.init, self.settings.alpha_over_rank
         adapted = {n: r for n, r in ranks.items() if r > 0 and not parse_format(formats[n]).is_base}
         if init == "kaiming" or not adapted:
             return Prepared({}, {})
         if init != "cloq":
-            for done, (name, rank) in enumerate(adapted.items(), start=1):
-                made = self._decompose(name, OwnBase(formats[name], f"{init}-r{rank}", {}), init, rank)
-                if made and progress is not None:
-                    progress("initialise", done, len(adapted))
-            return Prepared({n: self._own[n][1] for n in adapted}, {n: self._own[n][0] for n in adapted})
+            raise OracleError(f"adapters start by kaiming or cloq; got {init!r}")
         missing = {formats[n] for n, r in adapted.items() if self._known(n, formats[n], r, nearest) is None}
         if missing:
             self._weigh(sorted(missing), max(KEPT_RANK, *adapted.values()), nearest, progress)
@@ -153,17 +139,6 @@ class Initialiser:
         if (store := self._on_disk(key)) is not None:
             store.save(f"{name}.{fmt}", {"down": factors.down, "up": factors.up})
 
-    def _decompose(self, name: str, wanted: OwnBase, init: str, rank: int) -> bool:
-        """Let a function from outside initialise a linear, unless the last allocation had the same; return whether it
-        did. Results are kept on the host: a device has no room for them."""
-        if name in self._own and self._own[name][0] == wanted:
-            return False
-        start: Start = pkgutil.resolve_name(init)
-        state, (down, up) = start(full_weight(self.bank, name), requantise_in(self.bank, parse_format(wanted.fmt)),
-                                  rank, self.settings.alpha_over_rank)
-        self._own[name] = replace(wanted, state={k: t.to("cpu") for k, t in state.items()}), (down.cpu(), up.cpu())
-        return True
-
 
 def full_weight(bank: LayerBank, name: str) -> Tensor:
     """Return the original weight of one linear, ``out x in``, on the bank's device in fp32."""
@@ -175,12 +150,3 @@ def unpacked(bank: LayerBank, fmt: StorageFormat, state: State, shape: Sequence[
     layer = backend_of(fmt).build({k: t.to(bank.device) for k, t in state.items()}, fmt, (shape[0], shape[1]), None,
                                   bank.compute_dtype)
     return packed(layer).unpack().float()
-
-
-def requantise_in(bank: LayerBank, fmt: StorageFormat) -> Requantise:
-    """Return a function that quantises any matrix on the bank's device and unpacks it again."""
-    def requantise(matrix: Tensor) -> tuple[State, Tensor]:
-        state = backend_of(fmt).pack(matrix, fmt, bank.device)
-        return state, unpacked(bank, fmt, state, matrix.shape)
-
-    return requantise

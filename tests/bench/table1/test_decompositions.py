@@ -1,12 +1,14 @@
 """LoftQ's and LQ-LoRA's decompositions, and trials that start from them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from bench.table1.decompositions import balanced, loftq, low_rank_first, lq_lora, quantised_first
-from bench.table1.recipe import INITS
-from qra_bo.finetune.adapters.inits import Requantise
+from bench.table1.decompositions import balanced, low_rank_first, quantised_first
+from bench.table1.recipe import STARTS
+from bench.table1.starts import Requantise, evaluate_started
 from qra_bo.finetune.adapters.lowrank import leading
 from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.memory.formats import parse_format
@@ -71,9 +73,8 @@ def test_loftq_equals_pefts_on_cuda() -> None:
     assert ours.errors[-1] == pytest.approx(theirs, rel=0.02)
 
 
-@pytest.mark.parametrize("start", [loftq, lq_lora])
-def test_a_trial_does_not_depend_on_earlier_trials(start: object) -> None:
-    init = INITS[start.__name__]  # type: ignore[attr-defined]
-    oracle = make(init=init)
-    first = oracle.evaluate(REQUEST, quiet).loss
-    assert oracle.evaluate(REQUEST, quiet).loss == first != make().evaluate(REQUEST, quiet).loss
+@pytest.mark.parametrize("init", STARTS)
+def test_a_trial_does_not_depend_on_earlier_trials(init: str) -> None:
+    oracle, trial = make(), replace(REQUEST, init=init)
+    first, again = (evaluate_started(oracle, trial.to_json(), quiet)["loss"] for _ in range(2))
+    assert first == again != oracle.evaluate(REQUEST, quiet).loss
