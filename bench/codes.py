@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.quantization.base import backend_of
+from qra_bo.finetune.quantization.base import LevelBackend, RingBackend, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs, _factored
 from qra_bo.finetune.quantization.rings import STATE_BITS, rotated_moments
@@ -66,13 +66,11 @@ def report(what: str, spent: float, floor: float) -> None:
     print(f"{what}: {spent:.4f} s, floor {floor:.4f} s, ratio {spent / floor:.1f}", flush=True)
 
 
-def by_levels(weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> None:
+def by_levels(backend: LevelBackend, weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> None:
     """Choose the codes of one matrix in a format whose codes are levels of a grid."""
-    backend = backend_of(fmt)
     state = backend.pack_for_inputs(weight, fmt, weight.device, inputs.importance)
     grid = backend.grid(state, fmt, (weight.shape[0], weight.shape[1]))
-    if grid is not None:
-        backend.recoded(state, fmt, compensated_codes([(weight, grid)], inputs)[0])
+    backend.recoded(state, fmt, compensated_codes([(weight, grid)], inputs)[0])
 
 
 def main() -> None:
@@ -94,13 +92,13 @@ def main() -> None:
     plain, turned = Inputs.of(moments), Inputs.of(rotated_moments(moments))
     for fmt in map(parse_format, given.formats):
         floor = rows * n**2 / 2 / rate["float32"]
-        if backend_of(fmt).by_rings:
+        if isinstance(backend := backend_of(fmt), RingBackend):
             around = 1 + 2 * RUN_UP / ring_length(rows)  # rings that do not close take up to twice as much
             floor += rows * n * around * STEPS * (1 << STATE_BITS) / rate["vector"]
-            spent = seconds(partial(backend_of(fmt).compensated, weight, fmt, turned))
-        else:
-            spent = seconds(partial(by_levels, weight, fmt, plain))
-        report(fmt.name, spent, floor)
+            spent = seconds(partial(backend.compensated, weight, fmt, turned))
+            report(fmt.name, spent, floor)
+        elif isinstance(backend, LevelBackend):
+            report(fmt.name, seconds(partial(by_levels, backend, weight, fmt, plain)), floor)
 
 
 if __name__ == "__main__":
