@@ -2,15 +2,14 @@
 
 To second order, the divergence that a change ``dh`` of a unit's output causes is half of ``dh^T F dh``, where ``F`` is
 the Fisher information: the expectation, over labels that the model itself draws, of ``g g^T`` for the gradient ``g`` of
-their log-probability. A pass backward for every draw gives ``g`` at all units; a run of each layer alone on its
-recorded input gives ``dh`` in every format. Products of ``g`` and ``dh`` are squared token by token: products across
-tokens add 4 to 9 % to the expectation (SmolLM2-135M, plays), and most of the variance.
+their log-probability. A pass backward for every draw gives ``g`` at the output of every layer; a run of the layer alone
+on its recorded input, with one unit in one format, gives ``dh``. Products of ``g`` and ``dh`` are squared token by
+token: products across tokens add 4 to 9 % to the expectation (SmolLM2-135M, plays), and most of the variance.
 
 Layers are passed from the last to the first, so that the graph of one layer is there at a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import named_rng
-from qra_bo.finetune.models.activations import layer_inputs, run_layer
+from qra_bo.finetune.models.activations import decoder_layers, run_layer
 from qra_bo.finetune.precision import in_float32
 from qra_bo.finetune.profiling import (
     QUANTIZATION,
@@ -36,7 +35,7 @@ from qra_bo.finetune.profiling import (
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loss import CalibrationText, input_gradient, logits_of, scale_and_cap
 from qra_bo.oracle.protocol import Progress
-from qra_bo.sensitivity.profile import DRAWS
+from qra_bo.sensitivity.profile import DRAWS, gradient_passes
 from qra_bo.space import FloatArray, StorageFormat, Unit
 
 CHECKED = 3
@@ -78,7 +77,7 @@ def measure_by_gradients(bank: LayerBank, units: Sequence[Unit], formats: Sequen
 
             sums = partial(_sums, bank, units, formats, ids, labels, text.logits_chunk, first, passed)
             found.append(kept_array(kept, f"gradients-{name}", sums))
-            spent += ids.numel() * (2 + 2 * (DRAWS + 1) + int(quantised.sum()))
+            spent += ids.numel() * gradient_passes(bank.spec.n_layers, len(units), int(quantised.sum()))
             tokens += int((labels[:, 1:] != -100).sum())
             if number == 0 and quantised.any():
                 kl = found[0][..., :DRAWS].mean(axis=-1).sum(axis=0)
@@ -122,34 +121,27 @@ def _sums(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageForma
     ``first`` is the number of the first sequence. ``passed`` is called with the layers that are done, of how many.
     """
     model, ids, labels = bank.model, ids.to(bank.device), labels.to(bank.device)
-    inputs, final = layer_inputs(model, ids)
-    n_layers, sums = len(inputs), np.zeros((len(ids), len(units), len(formats), DRAWS + 2))
+    n_layers, sums = len(decoder_layers(model)), np.zeros((len(ids), len(units), len(formats), DRAWS + 2))
+    inputs, hidden = list[Tensor](), torch.empty(0, device=bank.device)
+    for layer in range(n_layers):
+        inputs.append(hidden.to("cpu"))
+        hidden, final = run_layer(model, ids, layer, hidden)
     gradients, losses = _at_the_head(model, final, labels, chunk, named_rng("drawn labels", first))
     sums[..., -1] = losses.double().cpu().numpy()[:, None, None]
-    del final
     for layer in reversed(range(n_layers)):
-        mine = [u for u, unit in enumerate(units) if unit.linears[0].layer == layer]
-        names = [linear.name for u in mine for linear in units[u].linears] if len(mine) > 1 else []
-        with torch.enable_grad(), _noted(model, names) as noted:
+        with torch.enable_grad():
             hidden = inputs.pop().to(bank.device).requires_grad_()
-            output, last = run_layer(model, ids, layer, hidden)
+            output, final = run_layer(model, ids, layer, hidden)
         if layer == n_layers - 1:
-            gradients = _back(last, [output], gradients)[0]
-        below, *inside = _back(output, [hidden, *(noted[name][1] for name in names)], gradients)
-        at = {name: (g, *(t.detach() for t in noted[name])) for name, g in zip(names, inside, strict=True)}
-        ends = gradients, output.detach()
-        del output, last, noted, inside
-        for u in mine:
+            gradients = _back(final, output, gradients)
+        below, output = _back(output, hidden, gradients) if layer else gradients, output.detach()
+        for u in (u for u, unit in enumerate(units) if unit.linears[0].layer == layer):
             for f, fmt in enumerate(formats):
                 if fmt.is_base:
                     continue
                 bank.install({linear.name: fmt.name for linear in units[u].linears})
-                if names:  # to first order within the unit
-                    changes = [(at[m.name][0], model.get_submodule(m.name)(at[m.name][1]) - at[m.name][2])
-                               for m in units[u].linears]
-                else:
-                    changes = [(ends[0], run_layer(model, ids, layer, hidden)[0] - ends[1])]
-                by_token = sum((g.float() * dh.float()).sum(-1) for g, dh in changes).reshape(DRAWS + 1, *ids.shape)
+                change = run_layer(model, ids, layer, hidden)[0] - output
+                by_token = (gradients.float() * change.float()).sum(-1)
                 sums[:, u, f, :DRAWS] = by_token[:DRAWS].square().sum(-1).t().cpu().numpy() / 2
                 sums[:, u, f, DRAWS] = -by_token[DRAWS].sum(-1).cpu().numpy()
             bank.restore_dense()
@@ -158,26 +150,9 @@ def _sums(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageForma
     return sums
 
 
-def _back(output: Tensor, inputs: Sequence[Tensor], gradients: Tensor) -> list[Tensor]:
-    """Return the gradients of ``inputs``, ``k x`` their shapes, from ``k`` of ``output``; the graph stays."""
-    found = [torch.autograd.grad(output, inputs, g, retain_graph=True) for g in gradients]
-    return [torch.stack(parts) for parts in zip(*found, strict=True)]
-
-
-@contextmanager
-def _noted(model: Any, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Note the input and the output of the named linears within the block."""
-    noted = dict[str, tuple[Tensor, Tensor]]()
-
-    def hook_of(name: str) -> Callable[..., None]:
-        return lambda _module, args, output: noted.update({name: (args[0], output)})
-
-    handles = [model.get_submodule(name).register_forward_hook(hook_of(name)) for name in names]
-    try:
-        yield noted
-    finally:
-        for handle in handles:
-            handle.remove()
+def _back(output: Tensor, entry: Tensor, gradients: Tensor) -> Tensor:
+    """Return ``k`` gradients with respect to ``entry`` from ``k`` with respect to ``output``; the graph stays."""
+    return torch.stack([torch.autograd.grad(output, entry, g, retain_graph=True)[0] for g in gradients])
 
 
 def _at_the_head(model: Any, final: Tensor, labels: Tensor, chunk: int,

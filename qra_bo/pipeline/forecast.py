@@ -13,7 +13,7 @@ from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
 from qra_bo.memory.cards import CARDS, Card, card_named
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
-from qra_bo.sensitivity.profile import DRAWS
+from qra_bo.sensitivity.profile import gradient_passes
 from qra_bo.study import Event, Setting, cost_of
 from qra_bo.study.cost import FORWARD_SHARE, affordable_steps
 from qra_bo.study.events import FinishedTrial
@@ -80,8 +80,8 @@ def profile_tokens(setting: Setting) -> float:
     quantised = sum(not fmt.is_base for fmt in space.formats)
     above = sum(1 - min(linear.layer for linear in unit.linears) / n_layers for unit in space.units)
     passes = 1 + above * quantised
-    if config.profiling == "gradients":  # a backward pass counts as two
-        passes = 2.0 + 2 * (DRAWS + 1) + quantised
+    if config.profiling == "gradients":
+        passes = gradient_passes(n_layers, space.n_units, quantised)
     return trained + size + FORWARD_SHARE * (forward + size * passes)
 
 

@@ -17,6 +17,12 @@ DRAWS = 4
 """Draws of labels for every sequence of a profile from gradients."""
 
 
+def gradient_passes(n_layers: int, units: int, formats: int) -> float:
+    """Return what a profile from gradients takes, in passes forward: two of these, one backward, which counts as two,
+    for every draw and the text's own labels, and a run of the layer for every unit and format."""
+    return 2.0 + 2 * (DRAWS + 1) + formats * units / n_layers
+
+
 @dataclass(frozen=True)
 class SensitivityProfile:
     """Sensitivities of ``L`` units for ``F`` formats.

@@ -108,41 +108,21 @@ def carried(model: Any, ids: Tensor, first: int, last: int, hidden: Tensor) -> T
     return given[last].taken
 
 
-@torch.no_grad()
-def layer_inputs(model: Any, ids: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return the input of every layer on ``ids`` (``b x length``), in host memory, and the output of the decoder after
-    its final norm; all ``b x length x d``."""
-    found: list[Tensor] = []
-
-    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append((args[0] if args else kwargs["hidden_states"]).to("cpu"))
-
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in decoder_layers(model)]
-    try:
-        final: Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found, final
-
-
 def run_layer(model: Any, ids: Tensor, index: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output of layer ``index`` alone on its input ``hidden``, and what the final norm makes of it, all
-    ``b x length x d``. Gradients pass where they are enabled. ``ids`` (``b x length``) give masks and positions."""
-    layers, taken = decoder_layers(model), list[Tensor]()
-
-    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+    ``b x length x d``. Gradients pass to ``hidden`` where they are enabled, and end at the output of layer 0, which
+    gets the embeddings of ``ids`` (``b x length``)."""
+    outputs = {i: hidden if i == index - 1 else None for i in range(len(decoder_layers(model))) if i != index}
+    taken: list[Tensor] = []
 
     def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        taken.append(output[0] if isinstance(output, tuple) else output)
+        found = output[0] if isinstance(output, tuple) else output
+        taken.append(found.requires_grad_() if torch.is_grad_enabled() else found)
 
-    handles = [layers[index].register_forward_pre_hook(enter, with_kwargs=True),
-               layers[index].register_forward_hook(leave)]
-    try:
-        with _replaced(model, _given(model, {i: None for i in range(len(layers)) if i != index})):
+    with _replaced(model, _given(model, outputs)):
+        handle = decoder_layers(model)[index].register_forward_hook(leave)
+        try:
             final: Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    finally:
-        for handle in handles:
+        finally:
             handle.remove()
     return taken[0], final
