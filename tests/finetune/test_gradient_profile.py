@@ -37,8 +37,8 @@ def measured(granularity: str, dtype: torch.dtype = torch.float32, **given: Any)
 
 
 @pytest.mark.parametrize(("granularity", "dtype", "off"), [
-    ("layer", torch.float32, 1.05), ("layer", torch.bfloat16, 1.2), ("block", torch.float32, 1.2),
-    ("module", torch.float32, 1.3)])
+    ("layer", torch.float32, 1.1), ("layer", torch.bfloat16, 1.2), ("block", torch.float32, 1.2),
+    ("module", torch.float32, 1.4)])
 def test_gradients_give_the_divergences_of_direct_passes(granularity: str, dtype: torch.dtype, off: float,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient_profile, "DRAWS", 64)
