@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.cache import TensorStore
-from qra_bo.finetune.models.activations import carried, decoder_layers, starting_at
+from qra_bo.finetune.models.activations import decoder_layers, run_layer, starting_at
 from qra_bo.finetune.precision import in_float32
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.threads import one_thread
@@ -227,8 +227,8 @@ def differences(bank: LayerBank, units: Sequence[Unit], formats: Sequence[Storag
     def sums_of(u: int) -> FloatArray:
         nonlocal below, at
         first, found = starts[u], np.zeros((len(ids), len(formats), 3))
-        if first > at:
-            below, at = carried(model, ids, at, first, below.to(bank.device)).to("cpu"), first
+        for layer in range(at, first):
+            below, at = run_layer(model, ids, layer, below.to(bank.device))[0].to("cpu"), first
         for f in quantised:
             bank.install({linear.name: formats[f].name for linear in units[u].linears})
             with starting_at(model, first, below.to(bank.device)):

@@ -46,7 +46,7 @@ def test_gradients_give_the_divergences_of_direct_passes(granularity: str, dtype
     ratio = mine.measured.kl[:, :2] / direct.measured.kl[:, :2]
     assert ratio.max() < off
     assert ratio.min() > 1 / off
-    assert np.median(ratio, axis=0) == pytest.approx(1, abs=.06)
+    assert np.median(ratio, axis=0) == pytest.approx(1, abs=.1)
     apart = np.abs(mine.measured.rise - direct.measured.rise)[:, :2] / direct.measured.se[:, :2]
     assert apart[:, 0].max() < 2
     assert apart[:, 1].max() < .2  # the smaller the change, the less is beyond the first order

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, FalconConfig, GPTNeoConfig, MptConfig, PretrainedConfig
 
-from qra_bo.finetune.models.activations import carried, decoder_layers, starting_at
+from qra_bo.finetune.models.activations import decoder_layers, run_layer, starting_at
 from tests.finetune.models import tiny_llama
 
 MODEL, _ = tiny_llama(layers=3)
@@ -21,11 +21,14 @@ def layer_inputs() -> tuple[list[torch.Tensor], torch.Tensor]:
     return inputs, final
 
 
-@pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 2), (1, 2)])
-def test_hidden_states_are_carried_from_layer_to_layer(first: int, last: int) -> None:
+@torch.no_grad()
+def test_layers_run_one_by_one() -> None:
     inputs, final = layer_inputs()
-    below = inputs[first] if first else torch.empty(0)
-    assert torch.equal(carried(MODEL, IDS, first, last, below), inputs[last])
+    hidden, last = torch.empty(0), torch.empty(0)
+    for index, expected in enumerate(inputs):
+        assert index == 0 or torch.equal(hidden, expected)
+        hidden, last = run_layer(MODEL, IDS, index, hidden)
+    assert torch.equal(last, final)
     assert torch.equal(layer_inputs()[1], final)
 
 
@@ -59,6 +62,6 @@ def test_layers_that_return_tuples(config: PretrainedConfig) -> None:
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         final = model(input_ids=IDS, use_cache=False).logits
-        below = carried(model, IDS, 0, 1, torch.empty(0))
+        below, _ = run_layer(model, IDS, 0, torch.empty(0))
         with starting_at(model, 1, below):
             assert torch.equal(model(input_ids=IDS, use_cache=False).logits, final)

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 
 class _Given(nn.Module):
     """Replacement of a decoder layer that returns its known output, or else what it is given; first of a tuple where
-    the layer returns one.
-
-    Attributes:
-        taken: Its input.
-    """
-
-    taken: Tensor
+    the layer returns one."""
 
     def __init__(self, layer: nn.Module, output: Tensor | None, in_tuple: bool) -> None:
         super().__init__()
@@ -30,7 +24,6 @@ class _Given(nn.Module):
             return getattr(self.__dict__["_layer"], name)  # e.g. attention_type, read by the decoder's loop
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-        self.taken = hidden_states
         output = hidden_states if self._output is None else self._output
         return (output, None) if self._in_tuple else output
 
@@ -93,19 +86,6 @@ def starting_at(model: Any, index: int, hidden: Tensor) -> Iterator[None]:
     """
     with _replaced(model, _given(model, {i: hidden if i == index - 1 else None for i in range(index)})):
         yield
-
-
-@torch.no_grad()
-def carried(model: Any, ids: Tensor, first: int, last: int, hidden: Tensor) -> Tensor:
-    """Return the input of layer ``last`` from that of layer ``first``, ``hidden``, both ``b x length x d``.
-
-    Only the layers between the two run. Layer 0 gets the embeddings of ``ids`` (``b x length``).
-    """
-    given = _given(model, {i: hidden if i == first - 1 else None
-                           for i in range(len(decoder_layers(model))) if not first <= i < last})
-    with _replaced(model, given):
-        model.get_decoder()(input_ids=ids, use_cache=False)
-    return given[last].taken
 
 
 def run_layer(model: Any, ids: Tensor, index: int, hidden: Tensor) -> tuple[Tensor, Tensor]:

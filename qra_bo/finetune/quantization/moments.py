@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.models.activations import carried, decoder_layers, starting_at
+from qra_bo.finetune.models.activations import decoder_layers, run_layer, starting_at
 from qra_bo.utils.errors import ModelError, is_out_of_memory
 
 DAMPING = 0.01
@@ -16,6 +16,7 @@ ROWS = 2048
 """Inputs that are widened to fp32 at a time, and tokens that go forward at once."""
 
 
+@torch.no_grad()
 @torch.no_grad()
 def each_moments(model: Any, linears: Sequence[str], ids: Tensor, device: torch.device,
                  use: Callable[[list[str], Tensor], None], is_text: Tensor | None = None) -> None:
@@ -57,12 +58,7 @@ def each_moments(model: Any, linears: Sequence[str], ids: Tensor, device: torch.
                        if (module := model.get_submodule(name)) in own]
             try:
                 for part, tokens in enumerate(parts):
-                    given, hidden = tokens.to(device), below[part].to(device)
-                    if index + 1 < len(layers):
-                        below[part] = carried(model, given, index, index + 1, hidden).to("cpu")
-                    else:
-                        with starting_at(model, index, hidden):
-                            model.get_decoder()(input_ids=given, use_cache=False)
+                    below[part] = run_layer(model, tokens.to(device), index, below[part].to(device))[0].to("cpu")
                     last.clear()
             finally:
                 for handle in handles:
