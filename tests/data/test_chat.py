@@ -84,6 +84,33 @@ def test_a_conversation_begins_with_one_bos(template: str) -> None:
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
+ASKED = {"role": "user", "content": "?"}
+CALL = {"function": {"name": "f", "arguments": {"x": 1}}, "type": "function"}
+
+
+@pytest.mark.parametrize(("turns", "messages"), [
+    ([{"role": "assistant", "content": [{"type": "reasoning", "reasoning": "hm"}, {"type": "text", "text": "b"}]}],
+     [{"role": "assistant", "content": "b", "reasoning_content": "hm"}]),
+    ([{"role": "assistant", "content": [{"type": "thinking", "thinking": "h"}, {"type": "reasoning", "text": "m"}]}],
+     [{"role": "assistant", "content": "", "reasoning_content": "h\nm"}]),
+    ([{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {"x": 1}}]},
+      {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "2"}]}],
+     [{"role": "assistant", "content": "", "tool_calls": [{"id": "1", **CALL}]},
+      {"role": "tool", "content": "2", "tool_call_id": "1"}]),
+    ([{"role": "tool_call", "content": '{"name": "f", "arguments": {"x": 1}}'},
+      {"role": "tool_response", "content": "2"}],
+     [{"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "2"}]),
+    ([{"role": "gpt", "content": [{"type": "output_text", "text": "b"}]}], [{"role": "assistant", "content": "b"}]),
+    ([{"role": "assistant", "content": [{"type": "tool_call", "name": "f", "arguments": '{"x": 1}', "input": None}]}],
+     [{"role": "assistant", "content": "", "tool_calls": [CALL]}]),
+    ([{"role": "assistant", "content": "b"}, {"role": "user", "content": [
+        {"type": "function_call_output", "call_id": "7", "output": "2"}, {"type": "input_text", "text": "and?"}]}],
+     [{"role": "assistant", "content": "b"}, {"role": "tool", "content": "2", "tool_call_id": "7"},
+      {"role": "user", "content": "and?"}])])
+def test_parts_and_roles_of_other_makers_become_what_templates_take(turns: Any, messages: Any) -> None:
+    assert chat({"messages": [ASKED, *turns]}).messages == [ASKED, *messages]
+
+
 FOUR = ("a", "b", "c", "d")
 
 

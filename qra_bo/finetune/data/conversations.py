@@ -18,10 +18,14 @@ Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
             "bot": "assistant", "model": "assistant", "system": "system", "tool": "tool", "observation": "tool",
-            "function_response": "tool", "function_call": "assistant"}
-"""Roles of messages by ShareGPT's ``from``."""
+            "function_response": "tool", "tool_response": "tool", "tool_result": "tool", "function_call": "assistant",
+            "tool_call": "assistant", "tool_use": "assistant"}
+"""Roles of messages by ShareGPT's ``from``, and by names of roles that templates lack."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names of the thoughts of a message, which transformers passes to templates by any of them."""
+TEXTS, THOUGHTS = ("text", "input_text", "output_text"), ("reasoning_text", *REASONING)
+CALLS, RESULTS = ("function_call", "tool_call", "tool_use"), ("tool_result", "tool_response", "function_call_output")
+"""Types of the parts of a message, as OpenAI and Anthropic name them; ``CALLS`` are roles too."""
 _KEPT = ("name", "tool_call_id", *REASONING)
 """Keys of a message beside role, content and tool calls that templates read."""
 _WEIGHTS = ("weight", "loss_weight", "train")
@@ -112,8 +116,8 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
     for turn in turns:
         if turn["from"] not in SHAREGPT:
             raise DataError(f"{where}: 'from' must be one of {', '.join(SHAREGPT)}; got {turn['from']!r}")
-        if turn["from"] == "function_call":
-            calls = _parsed(turn["value"], "the value of a function_call", where)
+        if turn["from"] in CALLS:
+            calls = _parsed(turn["value"], f"the value of a {turn['from']}", where)
             message: Message = {"role": "assistant", "content": "",
                                 "tool_calls": _tool_calls(calls, where, filled=False)}
         else:
@@ -159,7 +163,7 @@ def _messages(turns: Any, name: str, where: str) -> list[Message]:
             isinstance(t, Mapping) and isinstance(t.get("role"), str) for t in turns):
         raise DataError(f"{where}: {name!r} must be a list of objects with 'role' and 'content'")
     out = []
-    for turn in turns:
+    for turn in itertools.chain.from_iterable(_converted(turn, where) for turn in turns):
         if turn["role"] not in ROLES:
             raise DataError(f"{where}: the role of a message must be one of {', '.join(ROLES)}; got {turn['role']!r}")
         message = {"role": turn["role"], "content": _text(turn.get("content"), bool(turn.get("tool_calls")), where)}
@@ -168,6 +172,34 @@ def _messages(turns: Any, name: str, where: str) -> list[Message]:
         message |= {key: turn[key] for key in (*_KEPT, *_WEIGHTS) if turn.get(key) is not None}
         out.append(message)
     return out
+
+
+def _converted(turn: Fields, where: str) -> list[Fields]:
+    """Return a message as templates take it: its role by a name that they have, and its thoughts, tool calls and their
+    results as fields or messages of their own, where it holds them as parts."""
+    role, parts = turn["role"], turn.get("content")
+    named = turn if role in ROLES else {**turn, "role": SHAREGPT.get(role, role)}
+    if role in CALLS and isinstance(parts, str):
+        return [{**named, "content": "", "tool_calls": _parsed(parts, f"the content of a {role}", where)}]
+    if not isinstance(parts, list):
+        return [named]
+    texts, thoughts, calls, results = list[Any](), list[str](), list[Any](), list[Fields]()
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in THOUGHTS and named["role"] == "assistant":
+            thoughts.append(_text([{"type": "text", "text": next(
+                (part[key] for key in ("text", kind, "content") if part.get(key) is not None), None)}], False, where))
+        elif kind in CALLS and named["role"] == "assistant":
+            calls.append({"arguments": part.get("input") or {}, **without_none(part)})
+        elif kind in RESULTS:
+            of = next((part[key] for key in ("tool_use_id", "tool_call_id", "call_id") if part.get(key)), None)
+            results.append({"role": "tool", "content": part.get("content", part.get("output")), "tool_call_id": of})
+        else:
+            texts.append({**part, "type": "text"} if kind in TEXTS else part)
+    if not (thoughts or calls or texts):
+        return results
+    changed = {**named, "content": texts} | ({"tool_calls": [*(turn.get("tool_calls") or []), *calls]} if calls else {})
+    return [*results, changed | ({"reasoning_content": "\n".join(thoughts)} if thoughts else {})]
 
 
 def _text(content: Any, may_be_missing: bool, where: str) -> str:
@@ -186,8 +218,8 @@ def _text(content: Any, may_be_missing: bool, where: str) -> str:
             if isinstance(part, Mapping) else None
         if kind != "text" or text is None:
             raise DataError(f"{where}: the parts of a message must be texts, such as "
-                            f'{{"type": "text", "text": "hello"}}; got a part of the type {kind!r}, which a language '
-                            "model without other inputs can't read. Leave such records out")
+                            f'{{"type": "text", "text": "hello"}}, or thoughts, tool calls and results as OpenAI and '
+                            f"Anthropic write them; got a part of the type {kind!r}")
         texts.append(text)
     return "".join(texts)
 
