@@ -1,6 +1,7 @@
-"""``python -m qra_bo.runs list|show``: the runs in a folder, and the result of one."""
+"""``python -m qra_bo.runs list|show|chat``: the runs in a folder, the result of one, and its model's answers."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ from qra_bo.report.side_by_side import FOUND, SETTING, FoundRun, find_runs
 from qra_bo.report.tables import print_line, print_result, print_table
 from qra_bo.utils.errors import UserError, from_system
 from qra_bo.utils.formatting import DASH
-from qra_bo.utils.process import prepare
+from qra_bo.utils.process import prepare, print_whole
 from qra_bo.utils.redact import printable
 
 LISTED = ("model", "budget", "scope", "oracle", "search loss", "final loss", "versus best simple")
 """Facts of a run that ``list`` prints."""
+ANSWER_TOKENS = 256
+"""Most tokens of an answer in ``chat``."""
 
 
 def list_runs(folder: Path, console: Console) -> None:
@@ -46,15 +49,42 @@ def show_run(folder: Path, console: Console) -> None:
     print_result(console, d, folder, [name for name in shown if (folder / name).exists()])
 
 
+def chat(folder: Path, console: Console) -> None:
+    """Answer every line of stdin by the model of a finished run, greedily; a conversation where it was trained on the
+    tokenizer's template, else each line as a text to go on from.
+
+    Raises:
+        OutputError: If ``folder`` is no run, or has no adapter.
+    """
+    d = load_run(folder)
+    from transformers import TextStreamer  # loads torch, which the other commands do without
+
+    from qra_bo.export.load import load
+    model, tokenizer = load(folder)
+    streamer, turns = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), list[dict[str, str]]()
+    for line in sys.stdin:
+        turns.append({"role": "user", "content": line.rstrip("\n")})
+        inputs = tokenizer(line.rstrip("\n"), return_tensors="pt") \
+            if d.study.provenance.get("data_render") != "chat" else tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        length = inputs["input_ids"].shape[1]
+        new = model.generate(**inputs.to(model.device), max_new_tokens=ANSWER_TOKENS, do_sample=False,
+                             streamer=streamer)[0, length:]
+        turns.append({"role": "assistant", "content": tokenizer.decode(new, skip_special_tokens=True)})
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line; every command stores its function as ``run``, which takes the arguments and a console."""
-    parser = argparse.ArgumentParser(prog="python -m qra_bo.runs", description="List runs, or show one.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show")
+    parser = argparse.ArgumentParser(prog="python -m qra_bo.runs", description="List runs, show one, or ask its model.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|chat")
     listing = commands.add_parser("list", help="one line for every run below FOLDER")
     listing.set_defaults(run=lambda a, console: list_runs(a.folder, console))
     show = commands.add_parser("show", help="the result of one run")
     show.add_argument("folder", type=Path)
     show.set_defaults(run=lambda a, console: show_run(a.folder, console))
+    talk = commands.add_parser("chat", help="answers of a finished run's model to lines of stdin")
+    talk.add_argument("folder", type=Path)
+    talk.set_defaults(run=lambda a, console: chat(a.folder, console))
     listing.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
     return parser
 
@@ -62,8 +92,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 with one message on stderr where the input can't work."""
     args = build_parser().parse_args(arguments)
+    out = io.StringIO()  # of what is printed at once: half an answer on a full disk is none
     try:
-        args.run(args, Console())
+        args.run(args, Console() if args.command == "chat" or sys.stdout.isatty() else Console(file=out))
+        if text := out.getvalue():
+            print_whole(text.rstrip("\n"))
     except (UserError, OSError) as error:
         known = error if isinstance(error, UserError) else from_system(error)
         if known is None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from qra_bo.utils.formatting import override_value
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError)
 """What Hydra raises for groups and files that it can't read."""
 MAIN = "config"  # in conf/
+MOST_VALUES = 100_000
+"""Values of a user's file of a group, aliases written out."""
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> RunConfig:
@@ -42,7 +44,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         composed = with_choices(with_default_model(good), partial(compose_plain, config_dir=config_dir))
     except HYDRA_ERRORS as error:
         raise ConfigError([*(p.message for p in problems), hydra_message(error)]) from error
-    return config_from(composed, problems)
+    return config_from(composed, problems).composed_from(good, config_dir)
 
 
 def named_efforts() -> dict[str, EffortConfig]:
@@ -64,6 +66,9 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
     if config_dir is not None and not os.access(config_dir, os.R_OK | os.X_OK):
         raise ConfigError("--config-dir must name a folder that can be read; change the permissions of "
                           f"{config_dir!r}.")
+    for pattern in () if config_dir is None else ("*.yaml", "*/*.yaml"):
+        for file in Path(str(config_dir)).glob(pattern):
+            check_size(file)
     outer = get_gh_backup()
     GlobalHydra.instance().clear()  # a Hydra application may call this from its own job
     try:
@@ -73,6 +78,24 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
             yield app
     finally:
         restore_gh_from_backup(outer)
+
+
+def check_size(file: Path) -> None:
+    """Refuse a YAML file whose aliases make it larger than ``MOST_VALUES``, before they are written out. Raises
+    ``ConfigError``; a file that can't be read is left to Hydra."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:  # a node that several aliases name is looked at once
+        if id(node) not in sizes:
+            sizes[id(node)] = 1  # of a loop, which Hydra refuses
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            sizes[id(node)] = 1 + sum(size(part) for pair in inner for part in (pair if isinstance(pair, tuple) else
+                                                                                (pair,)))
+        return sizes[id(node)]
+
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        if size(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)) > MOST_VALUES:
+            raise ConfigError(f"{file} comes to more than {MOST_VALUES:,} values by its aliases; write a smaller one")
 
 
 def search_path(config_dir: str | None) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, nodes
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qra_bo.finetune.data.conversations import REASONING, Conversation, Message
@@ -44,6 +44,7 @@ TODAY = date(2024, 7, 26)
 """
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_RANGE = re.compile(r"\brange\s*\(")
 _PLACEHOLDER = "\ue000placeholder\ue000"
 _AT_ONCE = 256
 """Conversations tokenised at once: their character offsets take much memory."""
@@ -128,6 +129,8 @@ class ChatTemplate:
               marks: bool = False) -> tuple[str, list[Span]]:
         """Render ``messages``; ``begin`` adds the beginning of an answer, ``marks`` returns the generation's marks."""
         source = _CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), self.source(tools))
+        if len(_RANGE.findall(source)) > 1 and _nests_ranges(source):
+            raise TemplateError("it counts within a count: ranges in ranges may never end")
         texts, spans = render_jinja_template(
             conversations=[list(messages)], tools=tools, chat_template=source, add_generation_prompt=begin,
             return_assistant_tokens_mask=marks, **self.tokenizer.special_tokens_map)
@@ -144,8 +147,7 @@ class ChatTemplate:
                 missing = calls if self._text(bare, conversation.tools)[0] == text else []
         if missing:
             raise DataError(f"{conversation.where}: the model's chat template writes no tools or no tool calls (it "
-                            f"leaves out {missing[0]!r}); leave such records out, or take a model whose template "
-                            "writes them")
+                            f"leaves out {missing[0]!r}); take a model whose template writes them")
 
     def _span(self, messages: list[Message], tools: Tools, turn: int, text: str, where: str) -> Span:
         """Return the characters of one turn of the assistant in the whole ``text``."""
@@ -179,6 +181,14 @@ class ChatTemplate:
                 begun = self._text(talk[:1], None, begin=True)[0]
                 self._around[source] = before[len(begun):] if before.startswith(begun) else "", after
         return self._around[source]
+
+
+def _nests_ranges(source: str) -> bool:
+    """Whether a loop over a range stands in another one: jinja bounds each of them alone."""
+    text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)  # a tag of transformers
+    loops = [loop for loop in Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text).find_all(nodes.For)
+             if "range" in {name.name for name in loop.iter.find_all(nodes.Name)}]
+    return any(inner in loops for loop in loops for part in loop.body for inner in (part, *part.find_all(nodes.For)))
 
 
 def _check_reasoning(conversation: Conversation, text: str) -> None:

@@ -21,6 +21,8 @@ _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a r
            "the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n")
 _UNREAD = ("system", "history")
 """Fields for which the text of an instruction, a question or a prompt has no place."""
+MOST_CHARACTERS = 10**7
+"""Characters of a record, a hundred novels or so: a tokenizer takes some 200 bytes for each."""
 FALSE_LABEL, EMPTY_TARGET = "their label is false", "their target text is empty"
 """Reasons for which records are left out."""
 
@@ -59,6 +61,9 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
             left_out[FALSE_LABEL] += 1
             continue
         record = to_record(fields, where)
+        if record.characters > MOST_CHARACTERS:
+            raise DataError(f"{where}: a record of {record.characters:,} characters; more than {MOST_CHARACTERS:,} "
+                            "take too much memory to tokenise at once: cut it into several records")
         if last_turns and isinstance(record, Conversation):
             record = record.last_turn()
         if record.is_empty:

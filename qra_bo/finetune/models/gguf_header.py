@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 
 from qra_bo.memory.file_formats import TYPES
-from qra_bo.space.decoder import DecoderSpec
+from qra_bo.space.decoder import MOST_LAYERS, DecoderSpec
 from qra_bo.utils.errors import ModelError
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -94,6 +94,8 @@ def stored_header(path: Path) -> Header:
 def _read(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     reader = QuickReader(str(path))
     values = {name: field.contents() for name, field in reader.fields.items() if len(field.data) == 1}
+    if any(n > MOST_LAYERS for name, n in values.items() if name.endswith(".block_count")):  # each would be listed
+        raise ValueError(f"it states more than {MOST_LAYERS} layers")
     return values, {tensor.name: tensor for tensor in reader.tensors}
 
 

@@ -1,0 +1,100 @@
+"""Input that grows without bound is refused before work starts, with one message."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qra_bo.runs
+from qra_bo.config.compose import MOST_VALUES, check_size
+from qra_bo.finetune.data.chat_template import ChatTemplate
+from qra_bo.finetune.data.jsonl import MOST_CHARACTERS, records_of
+from qra_bo.finetune.models.gguf_header import read_header
+from qra_bo.space.decoder import MOST_LAYERS
+from qra_bo.utils.errors import ConfigError, DataError, ModelError
+from tests.data.chat_templates import TEMPLATES, chat_tokenizer
+from tests.data.test_chat import talk
+
+
+def doubled(depth: int, width: int = 9) -> str:
+    """YAML whose aliases come to ``width ** depth`` values."""
+    lines = ["a0: &a0 [1, 2]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, depth)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(("text", "refused"), [
+    (doubled(6), True), (doubled(30), True), (doubled(18, 2), True), (doubled(3), False), ("name: mine\n", False),
+    ("a: &a {b: 1}\nc: {<<: *a, d: *a}\n", False), ("a: &a [*a]\n", False), ("\t: [", False), ("", False),
+    ("a: [" + "1, " * (MOST_VALUES + 5) + "1]\n", True)])
+def test_yaml_that_its_aliases_multiply_is_refused(text: str, refused: bool, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    if refused:
+        with pytest.raises(ConfigError, match="values by its aliases"):
+            check_size(file)
+    else:
+        check_size(file)
+
+
+COUNT = "{% for i in range(99999) %}"
+END = "{% endfor %}"
+
+
+@pytest.mark.parametrize(("added", "refused"), [
+    (f"{COUNT}{COUNT}x{END}{END}", True), (f"{COUNT}{{% if 1 %}}{COUNT}x{END}{{% endif %}}{END}", True),
+    (f"{COUNT}{COUNT}{COUNT}x{END}{END}{END}", True),
+    ("{% for m in range(9) | list %}{% for i in range(m) %}{% endfor %}{% endfor %}", True),
+    ("{% for i in range(3) %}x{% endfor %}{% for i in range(3) %}y{% endfor %}", False),
+    ("{% for m in messages %}{% for i in range(3) %}x{% endfor %}{% endfor %}", False)])
+def test_templates_that_count_within_a_count_are_refused(added: str, refused: bool) -> None:
+    template = ChatTemplate(chat_tokenizer(TEMPLATES["chatml"] + added))
+    if refused:
+        with pytest.raises(DataError, match="ranges in ranges"):
+            template.render(talk("a", "b"))
+    else:
+        assert template.render(talk("a", "b")).spans
+
+
+@pytest.mark.parametrize("fields", [
+    {"text": "x" * (MOST_CHARACTERS + 1)}, {"prompt": "?", "completion": "x" * (MOST_CHARACTERS + 1)},
+    {"messages": [{"role": "user", "content": "x" * MOST_CHARACTERS}, {"role": "assistant", "content": "yes"}]}])
+def test_a_record_that_no_tokenizer_takes_at_once_is_refused(fields: Any) -> None:
+    with pytest.raises(DataError, match=r"f, line 1: a record of 10,000,00\d characters"):
+        records_of([("f, line 1", fields)], None, "f")
+
+
+@pytest.mark.parametrize("n", [2**31, MOST_LAYERS + 1])
+def test_a_gguf_file_of_too_many_layers_is_refused(n: int, tmp_path: Path) -> None:
+    import gguf
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+    writer.add_block_count(n)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=f"more than {MOST_LAYERS} layers"):
+        read_header(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("command", ["list", "show"])
+def test_a_list_that_a_full_disk_cuts_off_is_an_error(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.report.fixtures import make_events, write_run
+    write_run(tmp_path / "a", make_events())
+
+    class Full:
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def flush(self) -> None:
+            """Nothing is held back."""
+
+        def isatty(self) -> bool:
+            return False
+
+    monkeypatch.setattr("sys.stdout", Full())
+    assert qra_bo.runs.main([command, str(tmp_path / "a")]) == 2
+    assert "could not be written" in capsys.readouterr().err
