@@ -21,6 +21,8 @@ from qra_bo.utils.formatting import override_value
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """The package's configuration, found by its place: a folder ``conf`` of the working directory is another one."""
 DEFAULT_MODEL = "smollm2_135m"
+NEAREST = 6
+"""Names of a long list that a message gives."""
 ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
                 "data": " A text of your own: data=jsonl data.path=FILE.",
                 "method": " Peers, in a checkout of the project: --config-dir bench/conf method=sequential; your own: "
@@ -141,7 +143,9 @@ def _problem(text: str, override: Override, sweep: bool, known: dict[str, tuple[
                 return Problem(key, f"Unknown model {value!r}; a model of the hub or in a folder is given as +model=hf "
                                     f"model.path={value}.")
             ordered = nearest_first(str(value), known[key])
-            return Problem(key, f"Unknown {key} {value!r}; known, nearest first: {', '.join(ordered)}."
+            more = f" and {len(ordered) - NEAREST} more (--help all)" if len(ordered) > 2 * NEAREST else ""
+            listed = ordered[:NEAREST] if more else ordered
+            return Problem(key, f"Unknown {key} {value!r}; known, nearest first: {', '.join(listed)}{more}."
                                 f"{ALTERNATIVES.get(key, '')}")
     return None
 

@@ -222,6 +222,8 @@ def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_co
     except ValueError as error:
         if "trust_remote_code" in str(error):
             raise ModelError(f"{name or config.model_type!r} {OWN_CODE}") from error
-        raise ModelError(f"no causal language model can be built of a {config.model_type!r} configuration: "
-                         f"{error}") from error
+        reason = "transformers has none" if "Unrecognized configuration class" in str(error) else str(error)[:200]
+        raise ModelError(f"no causal language model can be built of a {config.model_type!r} configuration ({reason}): "
+                         "it is not trained here; give a decoder of text alone such as Llama, Qwen or Mistral"
+                         ) from error
     return spec_from_model(model, name)

@@ -64,9 +64,10 @@ def check_unquantised(folder: Path, name: str) -> None:
     marks = quantization_marks(folder)
     if marks:
         method = marks.get("quant_method", "unknown") if isinstance(marks, dict) else "unknown"
-        raise ModelError(f"the weights of {name!r} in {folder} are quantised already ({str(method)[:40]}), and bits "
-                         "are chosen here for the layers of a dense base; give the model that it was made from, in "
-                         "16 bits, or train on its codes as they are: codes=stored")
+        other = "its mixture of experts is trained in no format here; choose a model of another family" \
+            if method == "mxfp4" else "bits are chosen here for the layers of a dense base; give the model that it " \
+            "was made from, in 16 bits, or train on its codes as they are: codes=stored"
+        raise ModelError(f"the weights of {name!r} in {folder} are quantised already ({str(method)[:40]}), and {other}")
 
 
 def quantization_marks(folder: Path) -> Any:
