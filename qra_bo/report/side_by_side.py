@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qra_bo.report import story
 from qra_bo.report.data import ReportData, load_run
-from qra_bo.report.text import size
+from qra_bo.report.text import duration, size
 from qra_bo.study.card import SEVERITY
 from qra_bo.study.journal import JOURNAL_NAME, is_locked
 from qra_bo.study.results import checks
@@ -95,6 +95,16 @@ FOUND: tuple[tuple[str, Reader], ...] = (
     ("checks", lambda d: ", ".join(f"{n} {status}" for status, n in sorted(Counter(
         c.status for c in checks(d.study)).items(), key=lambda pair: SEVERITY.index(pair[0])))),
     ("cost (full-trial equivalents)", lambda d: number(d.equivalents, 1)), ("bits and ranks", story.allocation_line))
+
+SWEPT: tuple[tuple[str, Reader], ...] = (
+    ("budget", lambda d: size(d.header.budget_bytes)),
+    ("bits", lambda d: DASH if d.winner is None else f"{d.average_bits(d.winner):.2f}"),
+    ("rank", lambda d: DASH if d.winner is None else f"{sum(d.winner.ranks) / len(d.winner):.1f}"),
+    ("untuned", lambda d: DASH if d.study.untuned is None else number(d.study.untuned.loss)),
+    ("loss", lambda d: number(d.search_loss if d.final_loss is None else d.final_loss)),
+    ("simple choice", lambda d: DASH if d.verdict.reference is None else d.study.name(d.verdict.reference)),
+    ("versus it", story.versus), ("time", lambda d: duration(d.wall_seconds)))
+"""Columns of a sweep's table."""
 
 
 def facts(runs: Sequence[NamedRun]) -> list[tuple[str, ...]]:

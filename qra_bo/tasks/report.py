@@ -7,10 +7,24 @@ from rich.console import Console
 from qra_bo.config import RunConfig
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_page, write_report
-from qra_bo.report.side_by_side import NamedRun, find_runs
-from qra_bo.report.tables import print_line, print_result, print_side_by_side
+from qra_bo.report.side_by_side import SWEPT, NamedRun, find_runs
+from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.utils.errors import JournalError
+from qra_bo.utils.redact import printable
+
+
+def show_sweep(folder: Path) -> None:
+    """Print one line for every run in folders below, and write the page that opens their reports; nothing where there
+    are none. Raises ``OutputError`` if the page can't be written."""
+    named = [NamedRun(run.folder.relative_to(folder).as_posix(), run.data) for run in find_runs(folder)
+             if run.data is not None and run.folder != folder] if folder.is_dir() else []
+    if named:
+        console = Console()
+        print_table(console, ("run", *(title for title, _ in SWEPT)),
+                    [(printable(run.name), *(read(run.data) for _, read in SWEPT)) for run in named])
+        write_page(folder / "report.html", named)
+        print_line(console, f"Page of all runs: {folder / 'report.html'}")
 
 
 def run(config: RunConfig) -> int:
