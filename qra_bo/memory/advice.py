@@ -95,7 +95,7 @@ def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: 
         fails = "just fails to fit" if four.bits == further.bits else "does not fit"
         limit = f"{_named(four)} {fails}: with rank 1 it needs {over:.1f} % more than the budget"
     return Advice(MIXING_PAYS, f"{limit[0].upper()}{limit[1:]}. {_named(best).capitalize()} fits with rank {rank}. "
-                   "This is where mixing pays.")
+                   "Mixing can pay here; a run says whether it does.")
 
 
 def with_embeddings(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None,

@@ -1,13 +1,14 @@
 """What a run takes: its parts in training tokens, their rough time beforehand and that of the first trial, and the
 command that follows a plan of the memory."""
 
-import shlex
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from qra_bo.config import RunConfig
+from qra_bo.config import RunConfig, named_efforts
+from qra_bo.finetune.training.final import LEAST_APART
 from qra_bo.memory import Plan
 from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
 from qra_bo.memory.cards import CARDS, Card, card_named
@@ -20,8 +21,8 @@ from qra_bo.study.events import FinishedTrial
 from qra_bo.study.setting import FINAL
 from qra_bo.study.state import QLORA, UNIFORM
 from qra_bo.trials import TrialState
+from qra_bo.utils.command import OF_A_SEARCH, command
 from qra_bo.utils.device import cores, multiplies_bf16, resolve_dtype
-from qra_bo.utils.redact import redact
 
 CORE_FLOPS, SLOW_BF16_FLOPS = 1.2e11, 6e10
 """Rough floating-point operations a second of a core in training, and of one that multiplies bf16 slower than fp32: an
@@ -31,19 +32,34 @@ CARD_SHARE = 0.5
 LAYER_SECONDS = 224 * 6e-6
 """Least seconds of a decoder layer's training step on a GPU: the operations that it dispatches (counted on a CPU, under
 LoRA), at an assumed host time each; it bounds small models and batches."""
+START_SECONDS, CODE_SECONDS = 10.0, 6.5e-7
+"""Seconds of imports, model, text and exports of the smallest model, and core seconds of choosing a trellis code of a
+weight: measured on a CPU."""
+FINAL_PART = "final fine-tune"
+FEW, MOST_EPOCHS = LEAST_APART, 10
+"""Steps of a final fine-tune below which it is called too short, and most epochs that are advised."""
 OF_A_PLAN = ("task", "gpu", "memory.format", "out", "resume")
 """Keys that a run after a plan does without."""
-OF_A_SEARCH = ("budget", "effort", "oracle")
-"""Values and groups that task=finetune does without, or refuses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a run: its cost in training tokens, and the workers that share it."""
+    """One part of a run: its cost in training tokens, the workers that share it, and seconds that no token takes."""
 
     what: str
     tokens: float
     workers: int = 1
+    seconds: float = 0.0
+
+
+def beginning(setting: Setting) -> list[Part]:
+    """Return what a run that trains does before its first training, on a CPU; of a GPU it is not known."""
+    config, space = setting.config, setting.space
+    if not config.oracle.trains or setting.memory.shape.device != "cpu":
+        return []
+    coded = sum(fmt.backend == "trellis" for fmt in space.formats) * setting.memory.spec.linear_numel
+    return [Part("start", 0.0, seconds=START_SECONDS)] + \
+        [Part("choosing codes", 0.0, seconds=coded * CODE_SECONDS / cores())] * (coded > 0)
 
 
 def parts_of(setting: Setting) -> list[Part]:
@@ -68,7 +84,7 @@ def parts_of(setting: Setting) -> list[Part]:
     if config.oracle.trains and steps is not None:
         validations = config.final.validations(steps)
         evaluated = len(validations) * config.eval.sequences * config.train.length * FORWARD_SHARE
-        parts.append(Part(f"final fine-tune of {steps:,} steps", setting.confirmation_tokens(steps) + evaluated))
+        parts.append(Part(f"{FINAL_PART} of {steps:,} steps", setting.confirmation_tokens(steps) + evaluated))
     return parts
 
 
@@ -93,6 +109,40 @@ def confirmation_steps(setting: Setting) -> int:
         return trial
     return affordable_steps(setting.planned_cost, config.confirm.seeds, config.train.step_tokens, trial,
                             final_steps(config, setting.sequences))
+
+
+def worthwhile(setting: Setting) -> tuple[str | None, str]:
+    """Return the longest effort that costs no more before the final fine-tune than that does, ``None`` where none does,
+    and a sentence; both are empty where nothing is trained or its length is not known. A longer training gains less
+    by a mix, and a shorter one is not worth a search of many times its cost."""
+    ratios = {}
+    for name, effort in sorted(named_efforts().items(), key=lambda item: item[1].max_full_trials):
+        parts = parts_of(replace(setting, config=setting.config.with_changes(effort=effort)))
+        if setting.config.oracle.trains and parts and parts[-1].what.startswith(FINAL_PART):
+            ratios[name] = sum(part.tokens for part in parts[:-1]) / parts[-1].tokens
+    best = next((name for name in reversed(ratios) if ratios[name] <= 1), None)
+    if best is None:
+        return None, "" if not ratios else f"Recommended: no search. Even effort={next(iter(ratios))} costs " \
+            f"{min(ratios.values()):.2g} times the final fine-tune; the best simple choice is trained at once."
+    return best, f"Recommended: effort={best}, whose search costs {ratios[best]:.2g} times the final fine-tune."
+
+
+def more_epochs(setting: Setting) -> tuple[int | None, str]:
+    """Return the epochs that make a final fine-tune of few steps longer, and a sentence; ``None`` where it needs none.
+    """
+    final, steps = setting.config.final, final_steps(setting.config, setting.sequences)
+    if not setting.sequences or final.steps is not None or steps is None or steps >= min(FEW, final.max_steps or FEW):
+        return None, ""
+    epochs = min(MOST_EPOCHS, math.ceil(FEW * setting.config.train.step_sequences / setting.sequences))
+    return epochs, f"A final fine-tune of {steps} steps is too short to learn from: more text is best, and " \
+        f"final.epochs={epochs} repeats this one."
+
+
+def recommendations(setting: Setting, region: str | None) -> list[str]:
+    """Return what is advised on the length of the final fine-tune, and on a search where the budget's ``region`` is one
+    in which mixing can pay."""
+    said = (more_epochs(setting)[1], worthwhile(setting)[1] if region == MIXING_PAYS else "")
+    return [sentence for sentence in said if sentence]
 
 
 def final_steps(config: RunConfig, sequences: float | None) -> int | None:
@@ -134,7 +184,7 @@ def times(parts: Sequence[Part], each: float | None) -> str:
     if each is None:
         return "; ".join(f"{part.what}: {part.tokens:,.0f} tokens" for part in parts) + \
             "; times are known after the first trial, and gpu=NAME estimates them for a card"
-    seconds = {part.what: each * part.tokens / part.workers for part in parts}
+    seconds = {part.what: part.seconds + each * part.tokens / part.workers for part in parts}
     return "; ".join([*(f"{what}: about {rough(s)}" for what, s in seconds.items()),
                       f"in all about {rough(sum(seconds.values()))}"])
 
@@ -156,27 +206,28 @@ class FirstTrial:
                                       f"{times(self._parts, seconds / tokens)}")
 
 
-def next_command(plan: Plan, overrides: Sequence[str], config_dir: str | None = None) -> str | None:
-    """Return the command after a plan of one budget: the search where mixing pays, else the training of the best
-    uniform choice; ``None`` after several budgets, and where no uniform choice fits.
+def next_command(plan: Plan, words: Sequence[str], setting: Setting) -> str | None:
+    """Return the command after a plan of one budget: a search where mixing can pay and one is worth its cost, else the
+    training of the best simple choice; ``None`` after several budgets, and where no uniform choice fits.
 
     Args:
         plan: The plan.
-        overrides: Of the command that made it.
-        config_dir: Of that command: the user's own folder of groups.
+        words: Flags and overrides of the command that made it.
+        setting: Of the run that was planned.
     """
     answer = plan.budgets[0]
     if len(plan.budgets) > 1 or answer.best is None or answer.advice.region == NOTHING_FITS:
         return None
-    given = {text.lstrip("+").partition("=")[0]: text.lstrip("+").replace("'", "") for text in overrides}
-    kept = {key: f"+{text}" if key == "model" else text for key, text in given.items() if key not in OF_A_PLAN}
-    if plan.card is not None:
-        kept = {"budget": "budget=auto", "device": "device=cuda"} | kept
-    if answer.advice.region != MIXING_PAYS:
-        kept = {key: text for key, text in kept.items() if key.partition(".")[0] not in OF_A_SEARCH}
-        kept |= {"task": "task=finetune", "allocation": f"allocation=uniform:{answer.best.bits},{answer.best.rank}"}
-        if answer.best.embeddings != 16:  # what the allocation alone would not say
-            kept |= {"embeddings": f"embeddings={answer.best.embeddings}"}
-    words = sorted(kept.values(), key=lambda text: not text.startswith("+model"))
-    flags = [] if config_dir is None else [f"--config-dir={config_dir}"]
-    return redact(shlex.join(["python", "-m", "qra_bo", *flags, *words]))
+    on_card = {} if plan.card is None else {"budget": "auto", "device": "cuda"}
+    named = {text.lstrip("+").partition("=")[0] for text in words}
+    changes: dict[str, str | None] = dict.fromkeys(OF_A_PLAN) | {k: v for k, v in on_card.items() if k not in named}
+    epochs, effort = more_epochs(setting)[0], worthwhile(setting)[0]
+    changes |= {} if epochs is None or "final.epochs" in named else {"final.epochs": str(epochs)}
+    if answer.advice.region == MIXING_PAYS and (effort is not None or not setting.config.oracle.trains):
+        return command(words, changes | ({} if effort is None or "effort" in named else {"effort": effort}))
+    mixed = answer.fractional if answer.advice.region == MIXING_PAYS else None
+    simple = f"uniform:{answer.best.bits},{answer.best.rank}" if mixed is None else mixed.what
+    changes |= {"task": "finetune", "allocation": simple}
+    if mixed is None and answer.best.embeddings != 16:  # what the allocation alone would not say
+        changes["embeddings"] = str(answer.best.embeddings)
+    return command(words, changes, OF_A_SEARCH)

@@ -17,7 +17,7 @@ from qra_bo.config import RunConfig
 from qra_bo.config.presets import preset_notes
 from qra_bo.memory.advice import Advice, embeddings_note
 from qra_bo.memory.serving import CONSUMERS, serving_note
-from qra_bo.pipeline.forecast import FirstTrial, card_of, parts_of, times, token_seconds
+from qra_bo.pipeline.forecast import FirstTrial, beginning, card_of, parts_of, recommendations, times, token_seconds
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.tables import print_line
@@ -42,10 +42,11 @@ def announced(setting: Setting, budget: int, advice: Advice | None, console: Con
         print_line(console, f"Advice: {advice.sentence} {advice.offer}".rstrip())
     of_serving = serving_note(CONSUMERS[config.serve], setting.memory, setting.space)
     packed = embeddings_note(setting.memory, setting.space, budget, config.max_average_bits)
-    for note in filter(None, (packed, of_serving, *preset_notes(config))):
+    for note in filter(None, (packed, of_serving, *preset_notes(config),
+                               *recommendations(setting, None if advice is None else advice.region))):
         print_line(console, note)
     parts = parts_of(setting)
-    rough = times(parts, token_seconds(setting, card_of(setting)))
+    rough = times([*beginning(setting), *parts], token_seconds(setting, card_of(setting)))
     print_line(console, f"{config.model_name} within {size(budget)}, effort={config.effort.name}; estimated from the "
                         f"number of operations: {rough}")
     return FirstTrial(parts, console)

@@ -34,6 +34,8 @@ from qra_bo.utils.process import tolerant
 
 QUIET_SECONDS = 20.0
 """Least time between two plain progress lines of one activity."""
+RATE_SECONDS = 5.0
+"""Least time by which the rate of an activity is judged."""
 
 
 class RunState:
@@ -137,6 +139,7 @@ class LiveView:
         self._born = (born or datetime.now().astimezone()) - timedelta(milliseconds=1)  # as a journal rounds times
         self._replayed = 0
         self._last_progress: tuple[str, float] = ("", float("-inf"))
+        self._activity: tuple[str, float, int] = ("", 0.0, 0)  # its name, its beginning, and how far it was by then
 
     def __call__(self, event: Event) -> None:
         line = self.state.feed(event)
@@ -152,11 +155,17 @@ class LiveView:
             self._print(line + left)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` parts of ``what`` are done, at most every 20 s."""
-        now = self._clock()
+        """Show that ``done`` of ``total`` parts of ``what`` are done, at most every 20 s, and by the rate since its
+        beginning how long the others take."""
+        now, name = self._clock(), what.partition(" (")[0]
+        if name != self._activity[0] or done < self._activity[2]:
+            self._activity = (name, now, done)
+        _, since, before = self._activity
         if what != self._last_progress[0] or now - self._last_progress[1] >= QUIET_SECONDS:
             self._last_progress = (what, now)
-            self._print(f"{what}: {done} of {total}")
+            known = done > before and done < total and now - since >= RATE_SECONDS
+            left = f", about {rough((total - done) * (now - since) / (done - before))} left" if known else ""
+            self._print(f"{what}: {done} of {total}{left}")
 
     def _print(self, line: str) -> None:
         self.console.print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", markup=False, highlight=False, soft_wrap=True)

@@ -5,8 +5,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from hydra.conf import HydraConf
-from hydra.core.hydra_config import HydraConfig
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -19,7 +17,7 @@ from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
 from qra_bo.memory.serving import ANY, gguf_bytes
-from qra_bo.pipeline.forecast import next_command, parts_of, times, token_seconds
+from qra_bo.pipeline.forecast import beginning, next_command, parts_of, recommendations, times, token_seconds
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.text import TextSize, text_size
 from qra_bo.report.text import rough
@@ -47,10 +45,13 @@ def run(config: RunConfig) -> int:
         text = text_size(config) if config.oracle.trains else None
     except (DataError, ModelError) as error:  # the plan of the memory stands without the text
         unread = error
-    taken = None if unread is not None or not config.oracle.trains else _time(config, plan, text)
-    command = next_command(plan, HydraConfig.get().overrides.task, _config_dir(HydraConfig.get())) \
-        if HydraConfig.initialized() and unread is None else None  # it would end with the same error
-    notes = preset_notes(config) if taken is None else [*preset_notes(config), *_text(config, text), taken]
+    setting = Setting(config, make_space(config, plan.memory.spec), plan.memory,
+                      sequences=None if text is None else text.sequences)
+    command = None if unread is not None else next_command(plan, config.words, setting)  # it would end with that error
+    notes = preset_notes(config)
+    if unread is None and config.oracle.trains:
+        region = plan.budgets[0].advice.region if len(plan.budgets) == 1 else None
+        notes += [*_text(config, text), _time(setting, plan), *recommendations(setting, region)]
     if config.memory.format == "json":
         print_whole(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
                                                  "next": command}, indent=2))
@@ -74,11 +75,6 @@ def run(config: RunConfig) -> int:
     if problems:
         raise BudgetError("; ".join(dict.fromkeys(problems)))
     return 0
-
-
-def _config_dir(composed: HydraConf) -> str | None:
-    """Return the folder of groups that the command names by ``--config-dir``."""
-    return next((s.path for s in composed.runtime.config_sources if s.provider.startswith("hydra.searchpath")), None)
 
 
 def plan_lines(plan: Plan, notes: Sequence[str] = ()) -> list[str]:
@@ -198,16 +194,16 @@ def _text(config: RunConfig, text: TextSize | None) -> list[str]:
     return lines
 
 
-def _time(config: RunConfig, plan: Plan, text: TextSize | None) -> str:
+def _time(setting: Setting, plan: Plan) -> str:
     """Rough time of a run with the configured effort by its parts, and with the others in all."""
-    setting = Setting(config, make_space(config, plan.memory.spec), plan.memory,
-                      sequences=None if text is None else text.sequences)
+    config = setting.config
     where = "" if plan.card is None else f" for a {plan.card.title}, not measured on a GPU"
     said = (f"Time with effort={config.effort.name}, estimated from the number of operations{where}: "
-            f"{times(parts_of(setting), each := token_seconds(setting, plan.card))}")
+            f"{times([*beginning(setting), *parts_of(setting)], each := token_seconds(setting, plan.card))}")
+    before = sum(part.seconds for part in beginning(setting))
     others = {name: parts_of(replace(setting, config=config.with_changes(effort=effort)))
               for name, effort in named_efforts().items() if name != config.effort.name}
-    listed = [f"{name} about {rough(each * sum(part.tokens / part.workers for part in parts))}"
+    listed = [f"{name} about {rough(each * sum(part.tokens / part.workers for part in parts) + before)}"
               for name, parts in others.items() if each is not None]
     return f"{said}. Other efforts in all: {', '.join(listed)}" if listed else said
 

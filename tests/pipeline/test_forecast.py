@@ -16,8 +16,10 @@ from qra_bo.pipeline.forecast import (
     FirstTrial,
     Part,
     card_of,
+    more_epochs,
     parts_of,
     token_seconds,
+    worthwhile,
 )
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import uniform
@@ -82,7 +84,7 @@ def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> No
 
 
 def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Path) -> None:
-    words = ["+model=tiny", "data=tiny", "effort=instant", "effort.compare=[uniform,untuned]", "final.steps=3"]
+    words = ["+model=tiny", "data=tiny", "effort=instant", "effort.compare=uniform", "final.steps=3"]
     run = setting(*words)
     profile, check, beside, _ = parts_of(run)
     assert 1.5 * run.full_trial_tokens <= check.tokens <= 3 * run.full_trial_tokens
@@ -113,3 +115,21 @@ def test_the_first_timed_trial_gives_the_times(workers: int, search: str, whole:
     first(trial(TrialState.OK, 50, 2))
     assert out.getvalue() == (f"By the first trial (100 tokens a second): search: about {search}; final: about 8 min; "
                               f"in all about {whole}\n")
+
+
+@pytest.mark.parametrize(("words", "sequences", "effort"), [
+    (["final.steps=1000"], 4000.0, "quick"), (["final.steps=3000"], 4000.0, "normal"), (["final.steps=8"], 40.0, None),
+    (["final.steps=24"], 4000.0, None), (["final.steps=100000"], 4000.0, "thorough"),
+    (["oracle=synthetic"], 40.0, None)])
+def test_a_search_is_recommended_where_it_costs_no_more_than_the_training(words: list[str], sequences: float,
+                                                                         effort: str | None) -> None:
+    run = replace(setting("+model=smollm2_135m", "device=cpu", *words), sequences=sequences)
+    assert worthwhile(run)[0] == effort
+
+
+@pytest.mark.parametrize(("words", "sequences", "epochs"), [
+    ([], 10.0, 10), ([], 50.0, 2), ([], 4000.0, None), (["final.steps=3"], 10.0, None),
+    (["final.max_steps=2"], 90.0, None), (["final.epochs=5"], 20.0, None), ([], None, None)])
+def test_a_final_fine_tune_of_few_steps_gets_more_epochs(words: list[str], sequences: float | None,
+                                                         epochs: int | None) -> None:
+    assert more_epochs(replace(setting("+model=tiny", "data=tiny", *words), sequences=sequences))[0] == epochs

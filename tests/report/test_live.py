@@ -1,10 +1,13 @@
 """The live view shows cost, time left and the incumbent."""
 
+import io
+import re
 
 import pytest
+from rich.console import Console
 
 from qra_bo.report.data import parse_events
-from qra_bo.report.live import RunState
+from qra_bo.report.live import LiveView, RunState
 from qra_bo.study.lines import decode
 from qra_bo.study.verdict import verdict_card
 from tests.report.fixtures import L, make_events
@@ -46,3 +49,16 @@ def test_a_comparison_has_the_line_of_the_verdict_s_card():
     found = next(e for e in make_events() if e["event"] == "confirmation")
     state, _ = fed(make_events()[:-8])
     assert state.feed(decode(found)) == verdict_card(state.study).finding
+
+
+def test_an_activity_says_how_long_the_rest_takes_by_its_own_rate() -> None:
+    out, now = io.StringIO(), [0.0]
+    view = LiveView(Console(file=out, width=300), clock=lambda: now[0])
+    told = []
+    for what, seconds, done in (("choose codes (a)", 0, 1), ("choose codes (a)", 21, 2), ("choose codes (a)", 63, 4),
+                                ("train", 70, 10), ("train (loss 3)", 91, 20), ("train", 100, 1), ("train", 103, 2)):
+        now[0] = seconds
+        out.truncate(0)
+        view.progress(what, done, 100)
+        told.append(re.findall("about (.*) left", out.getvalue()))
+    assert told == [[], ["34 min"], ["34 min"], [], ["3 min"], [], []]

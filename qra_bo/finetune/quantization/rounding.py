@@ -19,7 +19,7 @@ from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError, is_out_of_memory
 
-CHOOSE = "choose codes"
+CHOOSE = "choose codes (how each weight is rounded)"
 
 
 class Rounding:
