@@ -35,7 +35,7 @@ CPU_LR, CPU_WIDTH = 2e-3, 576
 
 def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     """Return further overrides for what the given ones leave open: the trainer, the budget, which a given allocation
-    or a named card brings, and no bits beside stored codes.
+    or a named card brings, the user's data where ``data.path`` is a file, and no bits beside stored codes.
 
     What a profile chooses stays: a trainer or a budget other than the default of ``conf/config.yaml``.
 
@@ -50,6 +50,9 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
         chosen.append(f"train={suits}")
     if raw.get("codes") == STORED and "bits" not in given:
         chosen.append("bits=[]")
+    path = data.get("path") if isinstance(data := raw.get("data"), Mapping) else None
+    if "data.path" in given and "data" not in given and isinstance(path, str) and Path(path).expanduser().is_file():
+        chosen.append("data=jsonl")
     budget = OF_ALLOCATION if raw.get("task") == "finetune" else None if raw.get("gpu") is None else "auto"
     if budget is not None and "budget" not in given and raw.get("budget") == _default_budget():
         chosen.append(f"budget={budget}")
@@ -120,8 +123,7 @@ def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:
         return "gpu", "a CUDA device" if device == "auto" else f"device={device}"
     if count is not None and count > CPU_PARAMETERS:
         return "gpu", f"{count / 1e9:.1f} B parameters; train=cpu is for at most {CPU_PARAMETERS / 1e9:.0f} B on a CPU"
-    size = "a model of unknown size" if count is None else f"{count / 1e6:,.0f} M parameters"
-    return "cpu", f"{size} on a CPU"
+    return "cpu", "a CPU" if count is None else f"{count / 1e6:,.0f} M parameters on a CPU"
 
 
 def device_of(raw: Mapping[str, Any]) -> str:

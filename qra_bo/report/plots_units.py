@@ -50,7 +50,8 @@ def _name_units(ax: Axes, names: Sequence[str]) -> None:
 
 
 def sensitivity(d: ReportData) -> Figure | None:
-    """Rise of the loss when each unit alone is quantised, by format, and the gain of adapter capacity there."""
+    """Divergence from the 16-bit model when each unit alone is quantised, by format, and the gain of adapter capacity.
+    """
     if d.study.profile is None:
         return None
     p = d.study.profile.profile
@@ -59,12 +60,11 @@ def sensitivity(d: ReportData) -> Figure | None:
     above, *below = fig.subplots(1 + (rank is not None), 1, sharex=True, squeeze=False)[:, 0]
     x = np.arange(len(p.units))
     for j, name in enumerate(p.formats):
-        spread = None if p.quantization_se is None else 1.96 * p.quantization_se[:, j]
         colour, mark = style.look(j)
-        above.errorbar(x, p.quantization_sensitivity[:, j], yerr=spread, marker=mark, markersize=5, linewidth=1.3,
-                       elinewidth=0.8, color=colour, label=literal(name))
-    _symlog(above, p.quantization_sensitivity)
-    dress(above, y="loss increase (nats)", title="Quantisation: only this unit quantised")
+        above.plot(x, p.quantization_kl[:, j], marker=mark, markersize=5, linewidth=1.3, color=colour,
+                   label=literal(name))
+    _symlog(above, p.quantization_kl)
+    dress(above, y="divergence (nats)", title="Quantisation: only this unit quantised")
     legend(fig, above)
     if rank is not None:
         below[0].bar(x, rank[:, -1], color=style.BLUE, width=0.78)

@@ -51,7 +51,7 @@ def _surrogate(study: Study) -> Part:
     if good is None or check.fails:
         return FAIL, found, "Measured losses choose the winner instead; more trials (a larger effort) may mend it."
     half = sum(value <= float(np.median(observed)) for value in observed)
-    ranked = good > CHANCE / math.sqrt(max(half - 1, 1))
+    ranked = good > CHANCE / math.sqrt(max(half - 1, 1)) and (check.spearman or 0.0) > CHANCE / math.sqrt(max(n - 1, 1))
     if ranked and float(bdtr(round(covered * n), n, 0.9)) >= CHANCE_SHARE:
         return PASS, found, ""
     return WARN, found, "This can't be told from chance: rely on the comparison on unseen seeds, or give the search " \
