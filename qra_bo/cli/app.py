@@ -162,8 +162,10 @@ def _job(composed: DictConfig, problems: Sequence[Problem] = ()) -> int:
 def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem] = ()) -> tuple[int, str]:
     """Return the exit status of a job and, where that is not 0, the reason; ``subdir`` names its folder in a sweep."""
     try:
-        given = HydraConfig.get().overrides.task
-        config = config_from(with_choices(given, _composed, resolved(composed)), problems)
+        settings = HydraConfig.get()
+        given, sources = settings.overrides.task, settings.runtime.config_sources
+        config = config_from(with_choices(given, _composed, resolved(composed)), problems).composed_from(
+            given, next((s.path for s in sources if s.provider.startswith("hydra.searchpath")), None))
         if subdir is not None and config.task not in ON_A_RUN:  # a folder of its own, below out where that is given
             config = config.with_changes(out=str(Path(config.out or HydraConfig.get().sweep.dir) / subdir))
         return run_task(config), ""
@@ -247,9 +249,11 @@ class SweepSummary(Callback):
         SweepSummary.folder = Path(str(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the summary."""
+        """Print the summary, and what the runs found."""
+        from qra_bo.tasks.report import show_sweep  # loads matplotlib, which one run may do without
         jobs = read_jobs(SweepSummary.folder)
         print(summary(jobs, SweepSummary.folder))
+        show_sweep(Path(str(config.out or SweepSummary.folder)))
         SweepSummary.status = worst([BUG if job.status is None else job.status for job in jobs])
 
     @classmethod

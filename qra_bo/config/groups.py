@@ -103,7 +103,7 @@ class EffortConfig(Group):
     uniform_baselines: Count | None
     calibration_baselines: Count
     references: StrictBool
-    compare: Annotated[tuple[Literal["untuned", "uniform", "qlora"], ...], ONE_IS_A_LIST]
+    compare: Annotated[tuple[Literal["uniform", "qlora"], ...], ONE_IS_A_LIST]
     sequential: StrictBool
     stop: Share | None
 

@@ -72,15 +72,12 @@ def _task(config: RunConfig) -> Iterator[Problem]:
                                 "oracle out.")
     if task in TRAINING and len(config.budget) > 1:
         listed = ",".join(map(str, config.budget))
-        yield Problem("budget", f"task={task} takes one budget; got {len(config.budget)}. For one run each: "
-                                f"python -m qra_bo --multirun \"budget={listed}\" ... A list is for task=memory.")
+        yield Problem("budget", f"task={task} takes one budget; got {len(config.budget)}. For one run each, "
+                                f"the same command with --multirun and \"budget={listed}\". A list is for task=memory.")
     if config.effort.compare and config.effort.max_full_trials:
         yield Problem("effort.compare", "effort.compare is for effort=instant, which trains nothing else to compare "
                                         f"with; got effort={config.effort.name}, a search with its own baselines: "
                                         "leave it out.")
-    if "untuned" in config.effort.compare and not config.oracle.trains:
-        yield Problem("effort.compare", f"effort.compare=untuned evaluates a model, and oracle={config.oracle.name} "
-                                        "has none; leave it out.")
     if task != "finetune" and any(isinstance(budget, OfAllocation) for budget in config.budget):
         yield Problem("budget", f"budget={OF_ALLOCATION} is for task=finetune; got task={task}: name a size, e.g. 8GB.")
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, PrivateAttr, StrictBool, StrictFloat, StrictInt
@@ -80,6 +80,7 @@ class RunConfig(Group):
     logger: groups.Target
     worker: groups.WorkerConfig
     _unresolved: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _words: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def model_name(self) -> str:
@@ -108,6 +109,17 @@ class RunConfig(Group):
         """Return a copy that writes these ``interpolations``, by dotted key, instead of their values."""
         changed = self.model_copy()
         changed._unresolved = dict(interpolations)
+        return changed
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Flags and overrides of the command that it was composed from; empty where it was not."""
+        return self._words
+
+    def composed_from(self, overrides: Sequence[str], config_dir: str | None) -> Self:
+        """Return a copy that states the command line it was composed from."""
+        changed = self.model_copy()
+        changed._words = (*(() if config_dir is None else (f"--config-dir={config_dir}",)), *overrides)
         return changed
 
     def to_journal(self) -> dict[str, Any]:

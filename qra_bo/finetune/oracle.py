@@ -25,6 +25,7 @@ from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_step, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from qra_bo.finetune.training.sample import NEW_TOKENS, continuation, prompt_of
 from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -32,6 +33,7 @@ from qra_bo.space import Allocation, StorageFormat, Unit
 from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
 from qra_bo.utils.errors import OracleError, TrainingError, is_out_of_memory
 from qra_bo.utils.files import follow_umask, writing
+from qra_bo.utils.redact import printable
 
 STREAMED_SEQUENCES = 4
 """Least sequences of a batch through a dense base that crosses to the device with every batch."""
@@ -193,14 +195,35 @@ class FinetuneOracle:
             release_unused(self.device)
 
     def untuned(self, split: str, progress: Progress) -> dict[str, Any]:
-        """Return loss and standard error (nats) of the base in 16 bits without adapters, and the tokens of the pass."""
+        """Evaluate the base without adapters, its weights as they came: loss and standard error (nats), summed loss and
+        targets of every sequence, how it goes on from a held-out prompt, and the tokens that went forward.
+
+        Raises:
+            TrainingError: If the loss is not finite: no training could begin from there.
+        """
         blocks = self.held_out_text(split)
         self.bank.restore_dense()
         settings = self.settings.train
         if self.bank.streams:  # of a base that crosses to the device with every batch
             settings = replace(settings, batch=max(settings.batch, STREAMED_SEQUENCES))
         found = held_out(self.model, blocks, settings, self.device)
-        return {"loss": found.loss, "loss_se": found.se, "forward_tokens": found.tokens}
+        if not math.isfinite(found.loss):
+            raise TrainingError(f"the model's loss before any training is {found.loss}; give dtype=float32, or a model "
+                                "whose weights are whole")
+        prompt, new = self._continued()
+        passed = sum(len(prompt) + i for i in range(min(len(new) + 1, NEW_TOKENS)))
+        return {"loss": found.loss, "loss_se": found.se, "sequences": found.sequences,
+                "forward_tokens": found.tokens + passed, "prompt": self._text(prompt), "text": self._text(new)}
+
+    def _continued(self) -> tuple[list[int], list[int]]:
+        """Return a held-out prompt and how the model goes on from it; both are empty without a tokenizer."""
+        if self.tokenizer is None:
+            return [], []
+        prompt = prompt_of(self.data.test)
+        return prompt, continuation(self.model, prompt, self.tokenizer.eos_token_id, self.device)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return printable(self.tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
 
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
                      init: str | None = None) -> dict[str, Any]:
@@ -220,7 +243,8 @@ class FinetuneOracle:
 
         ``allocation`` is the winner's JSON, ``options`` are the fields of ``FinalConfig``. ``model_cfg`` goes into
         the manifest. Returns the steps planned and done, the step whose adapter is delivered, the validation loss by
-        step, the test loss of what is delivered with its standard error, and the tokens.
+        step, the test loss of what is delivered with its standard error and those of every sequence, the ``text`` with
+        which it goes on from the prompt of ``untuned``, and the tokens.
 
         Raises:
             TrainingError: If the training did not end well.
@@ -231,7 +255,10 @@ class FinetuneOracle:
         total = final.length(len(self.data.train), self.settings.train.step_sequences)
         request = TrialSpec(chosen, total, total, train_seed, learning_rate, "test")
 
+        texts = [""]
+
         def save() -> None:
+            texts[0] = self._text(self._continued()[1])
             ranks = unit_choice(self.units, chosen.ranks)
             node = {**located(model_cfg), "revision": model_cfg.get("revision") or commit_of(self.model),
                     "text_part": getattr(self.model, "is_text_part", False), "base": self._provenance.get("base")}
@@ -254,7 +281,7 @@ class FinetuneOracle:
         curve = run.at.curve
         return {"steps": curve[-1][0], "planned_steps": total, "kept_step": final.kept(curve),
                 "curve": [list(point) for point in curve], "loss": measured.loss, "loss_se": measured.loss_se,
-                "training_tokens": measured.training_tokens}
+                "sequences": measured.sequence_losses, "text": texts[0], "training_tokens": measured.training_tokens}
 
     def close(self) -> None:
         if self.device.type == "cpu":  # elsewhere the whole base would be copied to a device that is given back

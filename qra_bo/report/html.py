@@ -22,7 +22,6 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.study.cost import cost_of
 from qra_bo.study.lines import encode
 from qra_bo.study.results import checks
-from qra_bo.study.verdict import beside_prediction
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 from qra_bo.utils.formatting import number, signed
 
@@ -45,13 +44,14 @@ def _render(name: str, figures: Mapping[str, Figure | None], **values: Any) -> s
     return environment.get_template(name).render(values, figures=elements)
 
 
-def render_html(d: ReportData, figures: Mapping[str, Figure | None]) -> str:
-    """The report with these of its figures as one HTML document; everything that comes from the journal is escaped."""
+def render_html(d: ReportData, figures: Mapping[str, Figure | None], folder: str = "RUN") -> str:
+    """The report with these of its figures as one HTML document, whose commands name ``folder``; everything that comes
+    from the journal is escaped."""
     planned = d.study.planned_cost
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
     return _render("report.html.jinja", figures, d=d, delivered=story.delivered(d), answer=story.answer(d),
-                   rows=story.comparison(d), columns=story.COLUMNS[2:], tested=_tested(d), lines=story.lines(d),
-                   share=share, units=_unit_rows(d), steps=next_steps(d))
+                   rows=story.comparison(d), columns=story.COLUMNS[2:], tested=story.tested(d), lines=story.lines(d),
+                   share=share, units=_unit_rows(d), steps=next_steps(d, folder), sample=story.sample(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:
@@ -87,7 +87,7 @@ def write_report(folder: Path) -> list[Path]:
     d = load_run(folder)
     page, data, figures = folder / "report.html", folder / "report.json", drawn(d)
     with writing(folder, f"write the report again: task=report out={folder}"):
-        replace_text(page, render_html(d, figures))
+        replace_text(page, render_html(d, figures, str(folder)))
         replace_text(data, json.dumps(report_json(d), indent=1, sort_keys=True) + "\n")
         return [page, data, *write_plots(figures, folder / "plots")]
 
@@ -99,20 +99,10 @@ def write_page(page: Path, runs: Sequence[NamedRun]) -> None:
 
 
 def most_sensitive(p: SensitivityProfile) -> list[tuple[str, str, float]]:
-    """Format, unit and rise of the loss (nats) where each format raises it most."""
+    """Format, unit and divergence from 16 bits (nats) where each format diverges most."""
     names = short_names(p.units)
     return [(fmt, names[int(np.argmax(column))], float(column.max()))
-            for fmt, column in zip(p.formats, p.quantization_sensitivity.T, strict=True)]
-
-
-def _tested(d: ReportData) -> str:
-    """Say which trainings the test losses of the comparison are of."""
-    if beside_prediction(d.study) is not None:
-        return f"one training seed, after {d.header.high_steps} steps"
-    if d.study.untried:
-        return "after the final fine-tune"
-    steps = d.study.confirmation_steps if d.study.confirmation is None else d.study.confirmation.steps
-    return f"mean over unseen training seeds, after {steps} steps"
+            for fmt, column in zip(p.formats, p.quantization_kl.T, strict=True)]
 
 
 def _unit_rows(d: ReportData) -> list[tuple[str, str, int, int]]:

@@ -1,16 +1,34 @@
-"""Uses of a finished run; RUN in their commands stands for its folder."""
+"""Uses of a finished run, as commands and code that can be pasted."""
+
+import shlex
+from collections.abc import Sequence
 
 from qra_bo.report.data import ReportData
-
-STEPS = (
-    ("From Python: the model, with the logits of the run's end",
-     'import qra_bo\nmodel, tokenizer = qra_bo.load("RUN")'),
-    ("For other trainers and servers", "python -m qra_bo task=export out=RUN export.check=true"),
-    ("Your own questions to it", 'python -m qra_bo task=evaluate out=RUN "eval.tasks=[questions.jsonl]"'),
-    ("The same bits and ranks on other data",
-     "python -m qra_bo ... task=finetune allocation=RUN data=jsonl data.path=FILE"))
+from qra_bo.utils.command import OF_A_SEARCH, command
+from qra_bo.utils.formatting import override_value
+from qra_bo.utils.redact import printable
 
 
-def next_steps(d: ReportData) -> tuple[tuple[str, str], ...]:
-    """Purpose and code of every use of a run that delivered an adapter; empty before that."""
-    return () if d.final_loss is None else STEPS
+def next_steps(d: ReportData, folder: str) -> list[tuple[str, str]]:
+    """Return purpose and code of every use of the run in ``folder``."""
+    words = d.study.provenance.get("command")
+    words = [str(word) for word in words] if isinstance(words, Sequence) else ["+model=MODEL"]  # composed in a program
+    run = override_value(printable(folder))
+
+    def again(**changes: str | None) -> str:  # the command of this run, of which nothing but ``changes`` differs
+        return command(words, {"resume": None, "task": None, "allocation": None} | changes)
+
+    on_other_data = {"out": None, "resume": None, "task": "finetune", "allocation": run, "data": "jsonl",
+                     "data.path": "FILE.jsonl"}
+    steps = [] if d.final_loss is None else [
+        ("Chat with it", f"python -m qra_bo.runs chat {shlex.quote(printable(folder))}"),
+        ("From Python: the model, with the logits of the run's end",
+         f"import qra_bo\nmodel, tokenizer = qra_bo.load({printable(folder)!r})"),
+        ("For other trainers and servers", command((), {"task": "export", "out": run, "export.check": "true"})),
+        ("Your own questions to it", command((), {"task": "evaluate", "out": run, "eval.tasks": "[questions.jsonl]"})),
+        ("The same bits and ranks on other data", command(words, on_other_data, (*OF_A_SEARCH, "data")))]
+    if d.study.prediction is not None:
+        steps.append(("Compare it with a search on unseen seeds", again(effort="quick", out=run)))
+    if not d.ended:
+        steps.append(("Continue", command(words, {"out": run})))
+    return steps

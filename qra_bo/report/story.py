@@ -1,6 +1,5 @@
 """Answer and comparison of a run in plain sentences: the text that terminal, page and ``report.json`` share."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ from qra_bo.report.data import ReportData
 from qra_bo.report.text import ITSELF, describe_allocation, duration, size
 from qra_bo.space import Allocation
 from qra_bo.study import VerdictKind, metadata_bits
+from qra_bo.study.gain import GainKind, gain_of, told_gain
 from qra_bo.study.state import QLORA, UNIFORM
 from qra_bo.study.verdict import beside_prediction
 from qra_bo.trials import Trial
@@ -17,6 +17,8 @@ from qra_bo.utils.formatting import DASH, number
 
 COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predicted", "measured", "fits")
 """Headings of the comparison, in the order of ``Row.cells``."""
+SHOWN = 300
+"""Most characters of a prompt that are shown: its end."""
 SETTLED = (VerdictKind.UNRESOLVED, VerdictKind.SIMPLE_WINS)
 """Verdicts by which a simple choice is as good, as far as is known."""
 
@@ -25,7 +27,8 @@ SETTLED = (VerdictKind.UNRESOLVED, VerdictKind.SIMPLE_WINS)
 class Answer:
     """The result in one sentence, its one number with the unit, and the interval and evidence behind it.
 
-    ``tone`` is ``"better"``, ``"equal"`` (not resolved, or the simple choice wins) or ``"open"`` (not confirmed).
+    ``tone`` is ``"better"``, ``"equal"`` (not resolved, or the simple choice wins), ``"open"`` (not confirmed) or
+    ``"worse"`` (than the untuned model).
     """
 
     sentence: str
@@ -70,22 +73,29 @@ def answer(d: ReportData) -> Answer:
     """State the verdict, with its interval where there is one."""
     words, kind = d.told, d.verdict.kind
     where = f"{d.header.model} within {size(d.header.budget_bytes)} ({d.header.scope} memory)"
-    tone = "better" if kind is VerdictKind.BETTER else "equal" if kind in SETTLED else "open"
+    tone, gain = "better" if kind is VerdictKind.BETTER else "equal" if kind in SETTLED else "open", gain_of(d.study)
+    tone = "worse" if gain is not None and gain.kind is GainKind.WORSE else tone
     return Answer(f"{where}: {words.sentence}", words.figure, words.evidence, tone)
 
 
 def delivered(d: ReportData) -> str:
-    """State the delivered adapter's own loss; empty before the final fine-tune."""
-    final = d.study.final
-    return "" if final is None else (
-        f"Delivered adapter: test loss {number(final.loss)} nats per token (perplexity "
-        f"{math.exp(min(final.loss, 700)):.4g}) after {final.kept_step:,} steps of its final fine-tune.")
+    """State what the delivered adapter gained on the untuned model; empty before the final fine-tune."""
+    return told_gain(d.study)
+
+
+def sample(d: ReportData) -> list[tuple[str, str]]:
+    """Return a held-out prompt and how the model goes on from it before and after training, with their names."""
+    untuned, final = d.study.untuned, d.study.final
+    if untuned is None or final is None or not untuned.prompt:
+        return []
+    prompt = untuned.prompt if len(untuned.prompt) <= SHOWN else f"... {untuned.prompt[-SHOWN:]}"
+    return [("Prompt", prompt), ("Untuned", untuned.text), ("Tuned", final.text)]
 
 
 def versus(d: ReportData) -> str:
     """Difference to the best simple choice in a few words, with its interval where it was confirmed."""
     if d.verdict.delivers_reference:
-        return f"{ITSELF}, as expected" if d.verdict.kind is VerdictKind.PREDICTED else ITSELF
+        return ITSELF
     return d.told.short or d.verdict.kind.value
 
 
@@ -121,6 +131,16 @@ def comparison(d: ReportData) -> list[Row]:
         roles[allocation, codes] = role if known is None else f"{known} = {role}"
     return [_row(d, role, allocation, codes, None if codes else tests.get(allocation))
             for (allocation, codes), role in roles.items()]
+
+
+def tested(d: ReportData) -> str:
+    """Say which trainings the test losses of the comparison are of."""
+    if beside_prediction(d.study) is not None:
+        return f"one training seed, after {d.header.high_steps} steps"
+    if d.study.untried:
+        return "after the final fine-tune"
+    steps = d.study.confirmation_steps if d.study.confirmation is None else d.study.confirmation.steps
+    return f"mean over unseen training seeds, after {steps} steps"
 
 
 def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, test_loss: float | None,

@@ -1,8 +1,5 @@
 """Terminal text of a result, and of tables. Plain lines where there is no terminal."""
 
-import json
-import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +15,9 @@ from qra_bo.report.next_steps import next_steps
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.results import checks
-from qra_bo.utils.formatting import override_value
 from qra_bo.utils.redact import printable
 
-TONES = {"better": "green", "equal": "yellow", "open": "cyan"}
+TONES = {"better": "green", "equal": "yellow", "open": "cyan", "worse": "red"}
 STATUS_STYLE = {PASS: "green", WARN: "yellow", FAIL: "bold red", UNKNOWN: "dim"}
 AVERAGES = ("bits", "rank")
 """Columns of the comparison that a narrow terminal leaves out."""
@@ -30,8 +26,8 @@ WIDE = 100
 
 
 def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[str] = ()) -> None:
-    """Print the delivered loss, answer, comparison, bits and ranks by unit, cost, health cards, warnings, ``files`` of
-    the folder and next steps."""
+    """Print what training gained, answer, comparison, a text before and after, bits and ranks by unit, cost, health
+    cards, warnings, ``files`` of the folder and next steps."""
     head, rows, own = story.answer(d), story.comparison(d), story.delivered(d)
     if console.is_terminal:
         text = f"{escape(head.sentence)}\n[bold]{head.figure}[/bold]  {head.interval}".rstrip()
@@ -42,7 +38,7 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
         wide = console.width >= WIDE
         kept = [i for i, column in enumerate(story.COLUMNS) if wide or column not in AVERAGES]
         names = [story.COLUMNS[i] if wide else story.COLUMNS[i].replace(" ", "\n") for i in kept]
-        console.print(_table("Compared (loss in nats per token, lower is better)", names,
+        console.print(_table(f"Compared (loss in nats per token; test loss: {story.tested(d)})", names,
                              [[r.cells[i] for i in kept] for r in rows], bold=rows[0].role if rows else "", left=2))
     else:
         if d.proxy_label:
@@ -51,9 +47,12 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
             print_line(console, own)
         figures = f"{head.figure} ({head.interval})" if head.interval else head.figure
         print_line(console, f"Result: {head.sentence} {figures}".rstrip())
+        print_line(console, f"Compared (loss in nats per token; test loss: {story.tested(d)}):")
         for r in rows:
             named = zip(story.COLUMNS, r.cells, strict=True)
             print_line(console, "  " + ", ".join(f"{k} {v}" if k else v for k, v in named))
+    for what, said in story.sample(d):
+        print_line(console, f"{what}: {' '.join(said.split()) or '(nothing)'}")
     if d.winner is not None:
         print_line(console, f"Bits and ranks: {story.allocation_line(d)}")
     for line in story.lines(d):
@@ -64,13 +63,8 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
         print_line(console, f"Warning: {warning}")
     if files:
         print_line(console, f"Files in {folder}: " + ", ".join(files))
-    run = printable(str(folder))
-    quoted = {'"RUN"': json.dumps(run), "RUN": shlex.quote(override_value(run))}
-    steps = [(what, code.splitlines()[-1]) for what, code in next_steps(d)]
-    if not d.ended:
-        steps.append(("Continue", "the same command again, with out=RUN"))
-    for what, code in steps:
-        code = re.sub('"RUN"|RUN', lambda m: quoted[m[0]], code)  # in a line of Python, or of a shell
+    for what, code in next_steps(d, str(folder)):
+        code = code.splitlines()[-1]
         if console.is_terminal:
             console.print(f"Next: {what}:\n    [bold cyan]{escape(code)}[/bold cyan]", highlight=False, soft_wrap=True)
         else:

@@ -78,5 +78,6 @@ def allocation_text(best: Mapping[str, Any]) -> str:
             difference += (f", {signed(known['mean'])} nats against the best {what} choice (95 % CI "
                            f"{signed(known['low'])} to {signed(known['high'])})")
     loss = "no loss measured" if best["loss"] is None else f"loss {best['loss']:.4f}"
-    return (f"{best['winner_kind']} allocation of {best['model']}: {loss}{difference}; "
+    before = "" if best["untuned"] is None else f" (untuned {best['untuned']['loss']:.4f})"
+    return (f"{best['winner_kind']} allocation of {best['model']}: {loss}{before}{difference}; "
             f"{size(memory['predicted_bytes'])} of {size(memory['budget_bytes'])} ({memory['scope']})")

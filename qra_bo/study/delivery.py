@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qra_bo.space import Allocation
-from qra_bo.study.events import Final, Measured
+from qra_bo.study.events import Final, Measured, Untuned
+from qra_bo.study.state import UNTUNED
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import TrialState
 from qra_bo.utils.errors import OracleError, OutputError
@@ -13,6 +14,16 @@ MEASURED_CANDIDATES = 5
 """How many allocations may be measured at the end, from the winner down, before the run gives up."""
 FINAL_FILES = ("adapter/adapter_model.safetensors", "quant_manifest.json")
 """What the final fine-tune leaves in the run's folder; it is trained again where one of these is gone."""
+MEASURED = ("steps", "planned_steps", "kept_step", "curve", "loss", "loss_se", "sequences", "text")
+"""What a final fine-tune returns of itself."""
+
+
+def evaluate_untuned(run: TrialRunner) -> None:
+    """Evaluate the model before any training on the test split, once a run: what a result is compared with first."""
+    if run.study.untuned is None:
+        with run.stage(UNTUNED):
+            run.record(Untuned(**run.executor.call("untuned", {"split": "test"}, run.progress)))
+            run.reset_stopwatch()
 
 
 def deliver(run: TrialRunner, winner: Allocation) -> Allocation:
@@ -70,5 +81,4 @@ def fine_tune(run: TrialRunner, allocation: Allocation, winner: Allocation, fold
         "train_seed": run.setting.train_seed, "learning_rate": run.study.learning_rate,
         "out": str(folder.absolute()),  # a worker of a cluster has another working directory
         "model_cfg": run.config.model}, run.progress)
-    return Final(final["steps"], final["planned_steps"], final["kept_step"], final["curve"], final["loss"],
-                 final["loss_se"], winner.fingerprint, allocation.fingerprint)
+    return Final(**{key: final[key] for key in MEASURED}, winner=winner.fingerprint, delivered=allocation.fingerprint)

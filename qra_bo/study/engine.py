@@ -22,7 +22,7 @@ from qra_bo.study.baselines import (
     uniform_choices,
 )
 from qra_bo.study.confirmation import confirm, settle_length
-from qra_bo.study.delivery import deliver
+from qra_bo.study.delivery import deliver, evaluate_untuned
 from qra_bo.study.events import Calibration, End
 from qra_bo.study.journal import Journal, session_seconds
 from qra_bo.study.results import write_best
@@ -81,6 +81,8 @@ class Engine:
             QRABOError: If the worker could not be started, or a searcher or oracle broke its contract.
         """
         with self._session() as run:
+            if self.fine_tunes:
+                evaluate_untuned(run)
             if (given := self.setting.given) is not None:
                 run.conclude(Calibration(given.learning_rate, self.config.adapter.lr_rule, source=given.rate_source))
                 for note in given.notes:

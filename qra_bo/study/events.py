@@ -88,11 +88,15 @@ class Calibration:
 
 @checked(frozen=True, slots=True)
 class Untuned:
-    """Test loss of the model in 16 bits without adapters (nats)."""
+    """The model before any training, its weights as they came and without adapters: test loss (nats), losses of every
+    test sequence (``SequenceLosses``), and the ``text`` with which it goes on from the held-out ``prompt``."""
 
     loss: float
     loss_se: float | None
+    sequences: tuple[tuple[float, int] | tuple[float, int, int], ...]
     forward_tokens: int
+    prompt: str
+    text: str
 
 
 @checked(frozen=True, slots=True)
@@ -120,7 +124,8 @@ class Prediction(Expected):
 
     ``allocations`` are that one, then those to deliver in turn where it measures over the budget; ``mean`` is its loss
     after ``steps`` less that of ``reference``, the best uniform choice (nats), with the bounds of a 95 % interval;
-    ``versus_simple`` the same of ``simple``, the best simple choice; ``sources`` say what the rates were learned from.
+    ``versus_simple`` the same of ``simple``, the best simple choice; ``mixed`` that of the best mixed allocation to
+    ``simple``, where that one is delivered; ``sources`` say what the rates were learned from.
     """
 
     allocations: tuple[Stored, ...]
@@ -130,6 +135,7 @@ class Prediction(Expected):
     simple: Stored | None
     versus_simple: Expected
     checked_steps: int
+    mixed: Expected | None
 
 
 @checked(frozen=True, slots=True)
@@ -251,8 +257,8 @@ class Measured:
 class Final:
     """The final fine-tune, with the test loss (nats) of the adapter of ``kept_step``, which is delivered.
 
-    ``curve`` is ``(step, validation loss)``. ``winner`` is the fingerprint of the allocation that won, ``delivered``
-    that of the first that measured within the budget.
+    ``curve`` is ``(step, validation loss)``; ``sequences`` and ``text`` are as those of ``Untuned``. ``winner`` is the
+    fingerprint of the allocation that won, ``delivered`` that of the first that measured within the budget.
     """
 
     steps: int
@@ -261,6 +267,8 @@ class Final:
     curve: tuple[tuple[int, float], ...]
     loss: float
     loss_se: float | None
+    sequences: tuple[tuple[float, int] | tuple[float, int, int], ...]
+    text: str
     winner: str
     delivered: str
 

@@ -95,6 +95,18 @@ def interval_of(differences: Sequence[float], candidate: Sequence[SequenceLosses
     return paired_interval(differences, level), False
 
 
+def text_interval(candidate: SequenceLosses, reference: SequenceLosses, level: float = LEVEL) -> Interval | None:
+    """Return the difference of two models' mean losses on the same held-out sequences (nats a token), with an interval
+    for other documents of the same kind; ``None`` of fewer than two sequences."""
+    from scipy.special import stdtrit  # see paired_interval
+    sides = [by_document([side]) for side in (candidate, reference)]
+    if len(candidate) < 2 or sides[0].shape != sides[1].shape:
+        return None
+    mean = float((sides[0] - sides[1])[0, :, 0].sum() / sides[1][0, :, 1].sum())
+    half = float(stdtrit(sides[0].shape[1] - 1, (1 + level) / 2)) * text_error([candidate], [reference])
+    return Interval(mean, mean - half, mean + half)
+
+
 def text_error(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLosses]) -> float:
     """Return the standard error over held-out text of the mean difference of trainings in pairs, in nats a token; 0
     where the losses of fewer than two sequences are known. Arguments are as those of ``two_way_interval``."""

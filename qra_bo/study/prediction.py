@@ -1,8 +1,8 @@
 """The allocation of ``effort=instant``: the exact optimum under learned exchange rates, predicted and not searched, or
 a simple choice that is expected to be better after trainings at low fidelity.
 
-It may be trained beside the best uniform choice, QLoRA and the untuned model, on one training seed. One seed decides
-nothing: there is no interval and no verdict. All losses are of the test split, after a trial's steps.
+It may be trained beside the best uniform choice and QLoRA, on one training seed. One seed decides nothing: there is no
+interval and no verdict. All losses are of the test split, after a trial's steps.
 """
 
 import math
@@ -18,9 +18,9 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import of_training
 from qra_bo.space import Allocation, FloatArray, with_allowance
 from qra_bo.space.knapsack import solve_knapsack
-from qra_bo.study.events import Calibration, Expected, Prediction, Untuned
+from qra_bo.study.events import Calibration, Expected, Prediction
 from qra_bo.study.intervals import LEVEL
-from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, UNTUNED, qlora_of
+from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, qlora_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Fidelity
 from qra_bo.utils.errors import BudgetError
@@ -38,7 +38,8 @@ it: 0.005 among the better half of the plays' table, 0.021 of GSM8K's; 0.15 of l
 def predict(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocation],
             fractional: Sequence[Allocation]) -> None:
     """Record what is delivered: of the allocation that the learned rates call best, the first of the ``fractional`` and
-    the first of the ``uniforms``, the one with the least expected loss.
+    the first of the ``uniforms``, the one with the least expected loss; the better simple choice where the interval of
+    the first one's difference to it holds 0.
 
     The three are trained at low fidelity first, on one seed, and their measured differences enter what is expected. A
     prediction in the journal stays: another machine or solver may find another optimum within ``REL_GAP``. It has no
@@ -70,14 +71,17 @@ def predict(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocat
         before, after = (rates.difference(problem, rows[0], rows[1])[0] for rates in (early, late))
         return updated(before, after, late.error, losses[a] - losses[b])
 
-    first, *others = sorted(losses, key=lambda a: expected(a, next(iter(losses))).mean)
-    simple = next((a for a in (first, *others) if a in (*fractional[:1], uniform)), None)
+    ranked = sorted(losses, key=lambda a: expected(a, next(iter(losses))).mean)
+    simple = next((a for a in ranked if a in (*fractional[:1], uniform)), None)
+    mixed = next((a for a in ranked if a not in (*fractional[:1], uniform)), None)
+    first = simple if simple is not None and mixed is not None and expected(mixed, simple).high >= 0 else ranked[0]
     reference = uniform if uniform in losses else None
     versus = asdict(expected(first, reference))
-    order = dict.fromkeys([first, *predicted, *others])
+    order = dict.fromkeys([first, *predicted, *ranked])
     run.conclude(Prediction(**versus, allocations=tuple(order), reference=reference, steps=steps,
                             sources=tuple(late.sources), simple=simple, versus_simple=expected(first, simple),
-                            checked_steps=checked_steps))
+                            checked_steps=checked_steps,
+                            mixed=None if mixed is None or first == mixed else expected(mixed, simple)))
 
 
 def updated(early: float, late: float, error: float, measured: float) -> Expected:
@@ -119,16 +123,13 @@ def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -
 
 
 def compare(run: TrialRunner) -> None:
-    """Train the predicted allocation and evaluate before it what ``effort.compare`` names but for QLoRA.
+    """Train the predicted allocation and before it what ``effort.compare`` names but for QLoRA.
 
     The predicted allocation comes last: a final fine-tune of that length continues its training at its end.
     """
     wanted, prediction = run.config.effort.compare, run.study.prediction
     assert prediction is not None
     with run.stage(COMPARISON):
-        if UNTUNED in wanted and run.study.untuned is None:
-            found = run.executor.call("untuned", {"split": "test"}, run.progress)
-            run.record(Untuned(found["loss"], found["loss_se"], found["forward_tokens"]))
         first, reference = prediction.allocations[0], prediction.reference
         beside = [reference] if UNIFORM in wanted and reference is not None and reference != first else []
         run.evaluate_all([run.plan(a, COMPARISON, split="test") for a in (*beside, first)])

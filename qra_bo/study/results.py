@@ -13,10 +13,11 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.space.simple import BLIND_RULE
 from qra_bo.study.card import Card
 from qra_bo.study.events import End
+from qra_bo.study.gain import gain_of
 from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import health
 from qra_bo.study.reading import load_study
-from qra_bo.study.state import FRACTIONAL, QLORA, UNIFORM, UNTUNED, Study, is_uniform
+from qra_bo.study.state import FRACTIONAL, QLORA, UNIFORM, Study, is_uniform
 from qra_bo.study.verdict import beside_prediction, one_seed_difference, verdict_card, verdict_of
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError
@@ -75,6 +76,7 @@ def build_best(study: Study) -> dict[str, Any]:
     bits = [parse_format(f).bits for f in winner.formats]
     return {"schema_version": SCHEMA_VERSION, "model": header.model, "delivered": final and {
                 "metric": "test_loss", **{k: getattr(final, k) for k in ("loss", "loss_se", "steps", "kept_step")}},
+            "untuned": _untuned(study),
             "granularity": header.granularity, "units": list(header.units), "unit_numel": list(header.unit_numel),
             "bits": bits, "ranks": list(winner.ranks),
             "average_bits": header.average_bits(bits), "stored": header.stored,
@@ -117,6 +119,15 @@ def metadata_bits(end: End, unit_numel: Sequence[int]) -> float:
     return 8 * end.breakdown.get("quant_metadata", 0) / sum(unit_numel)
 
 
+def _untuned(study: Study) -> dict[str, Any] | None:
+    """Return the model before any training: its test loss, what the final fine-tune changed (nats), and how both go on
+    from a held-out prompt."""
+    untuned, final, gain = study.untuned, study.final, gain_of(study)
+    return None if untuned is None else {"metric": "test_loss", "loss": untuned.loss, "loss_se": untuned.loss_se,
+                        "verdict": gain and gain.kind.value, "versus": gain and gain.versus and asdict(gain.versus),
+                        "sample": {"prompt": untuned.prompt, "before": untuned.text, "after": final and final.text}}
+
+
 def _loss(study: Study, point: Trial | None) -> dict[str, Any]:
     """Return the reported loss: the mean test loss over unseen seeds, where the winner was confirmed; that of the final
     fine-tune, where nothing was searched; ``None`` where nothing was trained either."""
@@ -143,7 +154,8 @@ def _prediction(study: Study) -> dict[str, Any] | None:
     versus = asdict(p.versus_simple) if p.simple is not None and study.winner == p.allocations[0] else None
     return {"label": PREDICTED, **{k: getattr(p, k) if known else None for k in ("mean", "low", "high")},
             "steps": p.steps, "sources": list(p.sources), "reference": p.reference and p.reference.to_json(),
-            "simple": p.simple and p.simple.to_json(), "versus_simple": versus, "checked_steps": p.checked_steps}
+            "simple": p.simple and p.simple.to_json(), "versus_simple": versus,
+            "mixed": p.mixed and asdict(p.mixed), "checked_steps": p.checked_steps}
 
 
 def _one_seed(study: Study) -> dict[str, Any] | None:
@@ -152,7 +164,7 @@ def _one_seed(study: Study) -> dict[str, Any] | None:
     if beside is None:
         return None
     spec = next((trial.spec for trial in beside.values()), None)
-    return {"difference": one_seed_difference(beside), UNTUNED: study.untuned and study.untuned.loss,
+    return {"difference": one_seed_difference(beside),
             **{role: beside[role].loss if role in beside else None for role in ("predicted", UNIFORM, QLORA)},
             "train_seeds": 1, "train_seed": spec and spec.train_seed, "steps": spec and spec.steps,
             "metric": "test_loss"}

@@ -18,8 +18,10 @@ from qra_bo.utils.errors import JournalError
 
 COMPARISON = "comparison"
 """Stage of trials beside a predicted allocation (``study.prediction``)."""
-UNTUNED, UNIFORM, QLORA = "untuned", "uniform", "qlora"
+UNIFORM, QLORA = "uniform", "qlora"
 """What a predicted allocation can be compared with (``effort.compare``)."""
+UNTUNED = "untuned"
+"""Stage in which the model is evaluated before any training."""
 QLORA_RANK = 16
 FRACTIONAL = "fractional"
 UNSEARCHED_STAGES = frozenset({"reference", "confirmation", COMPARISON})

@@ -141,7 +141,7 @@ class TrialRunner:
         ``JournalError`` if results before and after would not compare."""
         if self._described:
             return
-        facts = json.loads(canonical(collect(self.executor.describe())))
+        facts = json.loads(canonical({"command": list(self.config.words), **collect(self.executor.describe())}))
         before = self.study.provenance
         changed = changes(before, facts) if before else []
         self._described = True

@@ -26,6 +26,7 @@ class VerdictKind(StrEnum):
     UNCONFIRMED = "not confirmed"
     ONE_SEED = "one seed"
     PREDICTED = "predicted"
+    NO_BENEFIT = "no benefit expected"
     GIVEN = "given"
     NOTHING_TRAINED = "nothing trained"
 
@@ -115,7 +116,8 @@ def _of_prediction(study: Study, p: Prediction) -> Verdict:
         steps = study.header.high_steps
         uniform = Difference(Evidence.ONE_SEED, one, None, None, 1, steps, one, steps)
     same = p.simple == p.reference
-    return Verdict(VerdictKind.PREDICTED if one is None else VerdictKind.ONE_SEED, first, p.simple, winner,
+    kind = VerdictKind.NO_BENEFIT if first == p.simple else VerdictKind.PREDICTED
+    return Verdict(kind if one is None else VerdictKind.ONE_SEED, first, p.simple, winner,
                    uniform if same else simple, uniform=p.reference, versus_uniform=None if same else uniform)
 
 
@@ -156,10 +158,10 @@ def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
 _COMPARE = "Run the same command with effort=quick and the same out=, which compares on more seeds."
 TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
     VerdictKind.BETTER: (
-        PASS, "Mixed bits and ranks are better than the best simple choice, {reference}: {gain} nats lower loss, "
+        PASS, "{mixed} are better than the best simple choice, {reference}: {gain} nats lower loss, "
         "{perplexity} % lower perplexity.", ""),
     VerdictKind.AHEAD: (
-        WARN, "Mixed bits and ranks are ahead of the best simple choice, {reference}, by {gain} nats on {seeds} "
+        WARN, "{mixed} are ahead of the best simple choice, {reference}, by {gain} nats on {seeds} "
         f"unseen training seeds; {LEAST_SEEDS} are needed to call that better.", "{more_seeds}"),
     VerdictKind.UNRESOLVED: (
         WARN, "The best simple choice is taken, {reference}: the advantage of the best mixed allocation is not "
@@ -178,9 +180,10 @@ TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
         UNKNOWN, "The best allocation so far is {candidate}, the best simple choice {reference}; nothing was "
         "compared on unseen training seeds.", "{go_on}"),
     VerdictKind.ONE_SEED: (
-        UNKNOWN, "Predicted, not searched: {delivered}. On one training seed its test loss is {below} that of the best "
+        UNKNOWN, "{expected} On one training seed the test loss of {delivered} is {below} that of the best "
         "uniform choice, {uniform}; one seed decides nothing: effort=normal compares on five unseen ones.", _COMPARE),
-    VerdictKind.PREDICTED: (UNKNOWN, "Predicted, not searched: {delivered}. {known}.", _COMPARE),
+    VerdictKind.PREDICTED: (UNKNOWN, "{expected}", _COMPARE),
+    VerdictKind.NO_BENEFIT: (UNKNOWN, "{expected}", _COMPARE),
     VerdictKind.GIVEN: (
         UNKNOWN, "{delivered} {trained}. Nothing was searched: {reason}.",
         "Search within the same budget{forced} to compare it with other allocations."),
@@ -231,9 +234,9 @@ def _fields(study: Study, v: Verdict) -> dict[str, object]:
     found: dict[str, object] = {
         **names, "role": roles.get(v.delivered, ", the next best that fits"),
         "lost": "failed" if v.failed else "was not better",
-        "known": "No uniform choice is on the ladders to compare with" if v.reference is None else
-        "It is the best simple choice: no mixed allocation is expected to be better" if v.delivers_reference else
-        f"The best simple choice is {names['reference']}",
+        "expected": _expected(study, v, names), "mixed": "Mixed bits and ranks" if v.candidate is None or
+        len(set(v.candidate.formats)) > 1 < len(set(v.candidate.ranks)) else
+        "Mixed bits" if len(set(v.candidate.formats)) > 1 else "Mixed ranks",
         "reason": "" if study.header.given is None else study.header.given.reason,
         "trained": "has not been fine-tuned yet" if study.final is None else "was fine-tuned",
         "forced": " with search.force=true and another out=" if config.get("task") == "search" else "",
@@ -244,6 +247,20 @@ def _fields(study: Study, v: Verdict) -> dict[str, object]:
         found |= {"gain": f"{abs(d.mean):.4f}", "perplexity": f"{100 * -math.expm1(d.mean):.1f}", "seeds": d.seeds,
                   "below": "below" if (v.versus_uniform or d).mean < 0 else "not below"}
     return found
+
+
+def _expected(study: Study, v: Verdict, names: Mapping[str, str]) -> str:
+    """Return what a prediction expects of the best mixed allocation; empty without one."""
+    if (p := study.prediction) is None:
+        return ""
+    if not v.delivers_reference:
+        return f"Predicted, not searched: {names['delivered']}. " + (
+            "No uniform choice is on the ladders to compare with." if v.reference is None else
+            f"The best simple choice is {names['reference']}.")
+    found = "" if p.mixed is None else f": {signed(p.mixed.mean)} nats predicted for the best mixed allocation (95 % " \
+        f"interval {signed(p.mixed.low)} to {signed(p.mixed.high)})"
+    return f"No benefit expected from mixing bits and ranks{found}. The best simple choice is delivered, " \
+        f"{names['reference']}."
 
 
 def _number(v: Verdict) -> tuple[str, str, str]:
@@ -281,11 +298,11 @@ def _worded(v: Verdict, d: Difference) -> tuple[str, str, str]:
 def beside_prediction(study: Study) -> dict[str, Trial] | None:
     """Return the trials of one seed that gave a loss beside a predicted allocation, by role: ``"predicted"``,
     ``UNIFORM`` (where that is another one) and ``QLORA``, which need not fit. ``None`` where nothing was predicted, or
-    nothing trained for the comparison, the untuned model included."""
+    nothing trained for the comparison."""
     prediction = study.prediction
     trials = {(e.allocation, e.spec.codes): e for e in reversed(study.trials)
               if e.stage == COMPARISON and e.ok and e.spec.split == "test"}
-    if prediction is None or not (trials or study.untuned):
+    if prediction is None or not trials:
         return None
     first, reference = prediction.allocations[0], prediction.reference
     roles = {"predicted": (first, None), UNIFORM: (None if reference == first else reference, None),

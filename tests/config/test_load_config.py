@@ -81,8 +81,8 @@ def test_names_that_look_like_numbers_stay_as_they_are(text: str) -> None:
 
 
 def test_one_name_stands_for_a_list() -> None:
-    config = load_config(["effort=instant", "effort.compare=untuned", "export.gguf=base"])
-    assert (config.effort.compare, config.export.gguf) == (("untuned",), ("base",))
+    config = load_config(["effort=instant", "effort.compare=uniform", "export.gguf=base"])
+    assert (config.effort.compare, config.export.gguf) == (("uniform",), ("base",))
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:

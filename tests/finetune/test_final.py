@@ -50,7 +50,7 @@ def finalise(out: Path, oracle: Any = None, progress: Callable[..., None] = quie
 
     def rising(split: str, run: Any, probe: Any) -> Any:
         found = held_out(split, run, probe)
-        return found if split == "test" else HeldOut(((5 + abs(run.at.step - 6) / 10, 1),), found.tokens)
+        return found if split == "test" else HeldOut(((5 + abs(run.at.step - 6) / 10, 1, 0),), found.tokens)
 
     oracle._held_out = rising
     found: dict[str, Any] = oracle.finalise(

@@ -48,10 +48,10 @@ def test_a_compared_prediction_is_reported_before_the_final_training(monkeypatch
     for module in (qra_bo.pipeline.run, qra_bo.pipeline.listeners):
         monkeypatch.setattr(module, "write_report", write)
     given = [*REAL, "effort=instant", "effort.max_full_trials=0", "budget=uniform:4,4",
-             "effort.compare=[untuned,uniform,qlora]", f"out={tmp_path}"]
+             "effort.compare=[uniform,qlora]", f"out={tmp_path}"]
     one = qra_bo.search(given).best["one_seed"]
     assert [stage[-1] for stage in stages] == ["comparison", "reference"]
-    assert all(one[name] > 0 for name in ("untuned", "predicted", "uniform", "qlora"))
+    assert all(one[name] > 0 for name in ("predicted", "uniform", "qlora"))
     qra_bo.search(given)
     assert len(stages) == 3  # at its end alone
 

@@ -108,6 +108,8 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
     s.add("provenance", {"version": "0.1.0", "git": "f99649c", "packages": {"torch": "2.13.0", "peft": "0.21.2"},
                          "device": "cpu", "dtype": "float32", "threads": 2, "data_sha256": "ab" * 32,
                          "python": "3.12.3"})
+    s.add("untuned", {"loss": 4.401, "loss_se": .006, "sequences": [[438.0, 100], [442.2, 100]], "forward_tokens": 256,
+                      "prompt": "The first thing that he did was to", "text": " the the the"})
     s.add("stage", {"stage": "profile", "state": "start"})
     s.add("profile", profile_fields(s.rng), 31.0)
     s.add("stage", {"stage": "profile", "state": "end"})
@@ -181,7 +183,8 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
                        "measured_bytes": predicted(chosen) - 1_100_000, "scope": "peak", "fits": True, "peaks": {}})
     s.add("final", {"steps": 320, "planned_steps": 400, "kept_step": 240, "curve": [
         [40, 4.12], [80, 4.02], [120, 3.95], [160, 3.91], [200, 3.89], [240, 3.874], [280, 3.877], [320, 3.882]],
-                    "loss": 3.871, "loss_se": .004, "winner": (best if wins else reference).fingerprint,
+                    "loss": 3.871, "loss_se": .004, "sequences": [[385.0, 100], [389.2, 100]],
+                    "text": " asked the question.", "winner": (best if wins else reference).fingerprint,
                     "delivered": (best if wins else reference).fingerprint}, 170.0)
     s.add("end", {"status": "done", "best": chosen.fingerprint, "wall_seconds": 300.0, "overhead_seconds": 9.0,
                   "predicted_bytes": predicted(chosen),

@@ -21,7 +21,7 @@ def test_cost_counts_everything_once_and_forward_tokens_a_third(events):
     d = parse_events(events)
     evaluations = [e for e in events if e["event"] == "trial"]
     steps = sum(e["new_steps"] for e in evaluations)
-    assert d.study.cost.tokens == pytest.approx(2_048 + 60_000 / 3 + steps * TOKENS_A_STEP + len(evaluations) * 2_000)
+    assert d.study.cost.tokens == pytest.approx(2_048 + 60_256 / 3 + steps * TOKENS_A_STEP + len(evaluations) * 2_000)
     assert d.equivalents == pytest.approx(d.study.cost.tokens / (HIGH * TOKENS_A_STEP + 2_000))
 
 

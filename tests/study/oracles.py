@@ -78,13 +78,18 @@ class PlantedOracle:
         """One byte, so that everything fits."""
         return {"state": "ok", "message": "", "measured_bytes": 1, "peaks": {}}
 
+    def untuned(self, split: str, progress: Progress) -> dict[str, Any]:
+        """Two test sequences."""
+        return {"loss": 4.5, "loss_se": .1, "sequences": [[44.0, 10], [46.0, 10]], "forward_tokens": 20,
+                "prompt": "What is", "text": " what"}
+
     def finalise(self, allocation: Mapping[str, Any], out: str, progress: Progress, **settings: Any) -> dict[str, Any]:
         """A final fine-tune that takes no time and leaves its files."""
         (Path(out) / "adapter").mkdir(exist_ok=True)
         for name in ("adapter/adapter_model.safetensors", "quant_manifest.json"):
             (Path(out) / name).write_text(json.dumps(allocation))
         return {"steps": 100, "planned_steps": 100, "kept_step": 50, "curve": [[50, 3.6], [100, 3.7]], "loss": 3.5,
-                "loss_se": .01}
+                "loss_se": .01, "sequences": [[34.0, 10], [36.0, 10]], "text": " it?"}
 
     def forget(self, progress: Progress, trainings: Sequence[str]) -> dict[str, Any]:
         """Nothing: it keeps no checkpoint."""

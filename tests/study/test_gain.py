@@ -1,0 +1,67 @@
+"""What is said of a fine-tune beside the untuned model."""
+
+from typing import Any
+
+import pytest
+from scipy.stats import t as student
+
+from qra_bo.report.data import parse_events
+from qra_bo.report.story import answer
+from qra_bo.study.gain import GainKind, gain_of
+from qra_bo.study.results import build_best
+from tests.report.test_golden import events
+
+BEFORE = [[400.0, 100], [410.0, 100], [396.0, 100], [402.0, 100]]
+
+
+def of(after: list[float], before: Any = BEFORE) -> Any:
+    """The journal of a run whose test sequences had these losses before and after training."""
+    def loss(sequences: Any) -> float:
+        return float(sum(s for s, *_ in sequences) / sum(n for _, n, *_ in sequences))
+
+    pairs = [[a, *of] for a, (_, *of) in zip(after, before, strict=True)]
+    changed = {"untuned": {"sequences": before, "loss": loss(before)},
+               "final": {"sequences": pairs, "loss": loss(pairs)}}
+    return parse_events([{**e, **changed.get(e["event"], {})} for e in events()])
+
+
+@pytest.mark.parametrize(("after", "kind"), [
+    ([390.0, 401.0, 385.0, 391.0], GainKind.BETTER), ([410.0, 421.0, 405.0, 411.0], GainKind.WORSE),
+    ([624.0] * 4, GainKind.WORSE), ([400.0, 410.0, 396.0, 402.0], GainKind.UNRESOLVED),
+    ([380.0, 430.0, 390.0, 404.0], GainKind.UNRESOLVED), ([399.9, 409.9, 395.9, 401.9], GainKind.BETTER)])
+def test_training_that_did_not_help_is_said_first(after: list[float], kind: GainKind) -> None:
+    d = of(after)
+    gain = gain_of(d.study)
+    assert gain is not None
+    assert gain.kind is kind
+    assert (answer(d).tone == "worse") == (kind is GainKind.WORSE)
+    stated = build_best(d.study)["untuned"]
+    assert (stated["verdict"], stated["loss"]) == (kind.value, gain.before)
+    assert stated["versus"]["mean"] == pytest.approx(gain.after - gain.before)
+
+
+def test_the_interval_is_that_of_paired_sequences() -> None:
+    after = [390.0, 405.0, 385.0, 391.0]
+    differences = [a / 100 - s / 100 for a, (s, _) in zip(after, BEFORE, strict=True)]
+    mean = sum(differences) / 4
+    sd = (sum((d - mean)**2 for d in differences) / 3)**.5
+    gain = gain_of(of(after).study)
+    assert gain is not None
+    assert gain.versus is not None
+    assert gain.versus.high - gain.versus.low == pytest.approx(2 * student.ppf(.975, 3) * sd / 2)
+
+
+def test_one_sequence_has_no_interval_and_decides_nothing() -> None:
+    gain = gain_of(of([300.0], BEFORE[:1]).study)
+    assert gain is not None
+    assert (gain.kind, gain.versus) == (GainKind.UNRESOLVED, None)
+
+
+def test_sequences_of_one_document_count_as_one() -> None:
+    before = [[400.0, 100, 0], [404.0, 100, 0], [396.0, 100, 1], [402.0, 100, 1]]
+    gain = gain_of(of([390.0, 401.0, 385.0, 391.0], before).study)
+    assert gain is not None
+    assert gain.versus is not None
+    differences = [(-10 - 3) / 200, (-11 - 11) / 200]
+    half = student.ppf(.975, 1) * abs(differences[0] - differences[1]) / 2
+    assert (gain.versus.mean, gain.versus.high) == pytest.approx((sum(differences) / 2, sum(differences) / 2 + half))
