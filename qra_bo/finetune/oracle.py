@@ -135,7 +135,7 @@ class FinetuneOracle:
         source = f"measured on {used:.0f} training sequences"
         if self.settings.by_gradients:
             alone = [f.name for f, direct in zip(self.formats, found["direct"].tolist(), strict=True) if direct]
-            source += f" by gradients of drawn labels (standard error {error:.0%})" + \
+            source += " by gradients of drawn labels" + (f" (standard error {error:.0%})" if error else "") + \
                 (f", {', '.join(alone)} by direct passes, from which gradients differ" if alone else "")
         profile = SensitivityProfile(
             tuple(u.name for u in self.units), tuple(f.name for f in self.formats), found["rise"].numpy(),
