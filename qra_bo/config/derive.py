@@ -12,20 +12,23 @@ from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.stored import code_bits
 from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.decoder import OWN_CODE, spec_from_hf_config, spec_from_numbers
+from qra_bo.space.decoder import OWN_CODE, check_mixture, spec_from_hf_config, spec_from_numbers, with_adapters
 from qra_bo.utils.errors import ModelError
 
 NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "tied",
-           "attention_bias")
+           "attention_bias", "n_experts", "experts_per_token")
 """Keys of ``conf/model`` that ``spec_from_numbers`` takes, beside the family."""
 
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Names of the number of experts in configurations of transformers."""
 TOKENS_AN_INPUT = 10
 """Tokens for each input of a linear from which GPTQ chooses codes as good for new text as for its own."""
 
 
 def make_spec(config: RunConfig) -> DecoderSpec:
     """Return the shapes of the decoder: from the numbers in ``conf/model``, else from its own configuration; with
-    ``codes=stored`` also the formats of its weights, from the headers of its files.
+    ``codes=stored`` also the formats of its weights, from the headers of its files. ``adapter.experts`` decides whether
+    experts take adapters.
 
     Raises:
         ModelError: If there are no numbers and no configuration at hand, or the file is damaged or not the model's.
@@ -35,8 +38,12 @@ def make_spec(config: RunConfig) -> DecoderSpec:
         spec = spec_from_numbers(config.model_name, model["family"], **{key: model[key] for key in NUMBERS})
     else:
         spec = spec_from_hf_config(hf_config(config), config.model_name, trust_remote_code=model["trust_remote_code"])
+    spec = with_adapters(spec, config.adapter.experts)
     if not config.stored:
         return spec
+    if spec.n_experts:
+        raise ModelError(f"codes=stored does not read the experts of a file, and {config.model_name!r} has "
+                         f"{spec.n_experts} a layer: leave codes=stored out, and give its weights in 16 bits or a GGUF")
     from qra_bo.finetune.models.load import gguf_of, packed_folder_of  # loads torch, which other plans do without
     return folder_spec(spec, packed_folder_of(model)) if model["gguf_file"] is None else \
         stored_spec(spec, stored_header(gguf_of(model)))
@@ -72,6 +79,9 @@ def hf_config(config: RunConfig) -> Any:
         else:
             reason = f"{path / 'config.json'} can't be read ({said}); give a folder that transformers saved a model in"
         raise ModelError(reason) from error
+    text = found.get_text_config()
+    if any(getattr(text, key, None) for key in EXPERT_COUNTS):  # before advice on weights that are quantised
+        check_mixture(text.model_type)
     if not config.stored:
         check_unquantised(path, config.model_name)
     return text_part(found, str(model["path"]))

@@ -92,6 +92,8 @@ class ModelConfig(TypedDict):
     vocab_size: Count | None
     tied: StrictBool | None
     attention_bias: StrictBool | None
+    n_experts: Natural | None
+    experts_per_token: Natural | None
     trust_remote_code: StrictBool
 
 
@@ -149,12 +151,14 @@ class QuantizerConfig(Group):
 
 
 class AdapterConfig(Group):
-    """How adapters are initialised and how fast they learn; ``lr: auto`` is replaced in composition."""
+    """Where adapters are, how they are initialised and how fast they learn; ``lr: auto`` is replaced in
+    composition."""
 
     init: Literal["kaiming", "cloq"]
     alpha_over_rank: Positive
     lr: Positive
     lr_rule: Literal["constant", "inverse_sqrt", "inverse", "by_length"]
+    experts: Literal["none", "each"]
 
 
 class TrainConfig(Group):

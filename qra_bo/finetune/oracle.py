@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from qra_bo.finetune.adapters.inits import Initialiser
-from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
+from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach, rank_choice
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
 from qra_bo.finetune.gradient_profile import measure_by_gradients
@@ -259,7 +259,7 @@ class FinetuneOracle:
 
         def save() -> None:
             texts[0] = self._text(self._continued()[1])
-            ranks = unit_choice(self.units, chosen.ranks)
+            ranks = rank_choice(self.units, chosen.ranks)
             node = {**located(model_cfg), "revision": model_cfg.get("revision") or commit_of(self.model),
                     "text_part": getattr(self.model, "is_text_part", False), "base": self._provenance.get("base")}
             with writing(folder, "run the same command again"):
@@ -297,7 +297,7 @@ class FinetuneOracle:
         if len(allocation) != len(self.units):
             raise OracleError(f"the model has {len(self.units)} units; the allocation has {len(allocation)}")
         formats = unit_choice(self.units, allocation.formats)
-        ranks = unit_choice(self.units, allocation.ranks)
+        ranks = rank_choice(self.units, allocation.ranks)
         self.bank.choose_codes(progress)
         prepared = self.inits.prepare(formats, ranks, progress, codes == "rtn", init)
         nearest = self.bank.nearest_bases(formats) if codes == "rtn" else {}

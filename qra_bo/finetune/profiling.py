@@ -277,7 +277,7 @@ def measure_rank_sensitivity(bank: LayerBank, units: Sequence[Unit], text: Calib
         DeviceError: If memory runs out.
         ModelError: If a gradient is not finite.
     """
-    names, batches = [linear.name for unit in units for linear in unit.linears], text.parts(text.batch)
+    names, batches = [linear.name for unit in units for linear in unit.adapted], text.parts(text.batch)
 
     def energies(ids: Tensor, labels: Tensor) -> FloatArray:
         found: dict[str, FloatArray] = {}
@@ -286,7 +286,8 @@ def measure_rank_sensitivity(bank: LayerBank, units: Sequence[Unit], text: Calib
             found[name] = leading_energy(gradient, x, k)
 
         each_gradient(bank.model, names, ids.to(bank.device), labels.to(bank.device), text.logits_chunk, add)
-        return np.stack([sum((found[m.name] for m in unit.linears), np.zeros(k)) for unit in units])
+        # An expert that no token of the batch reaches has no gradient.
+        return np.stack([sum((found[m.name] for m in unit.adapted if m.name in found), np.zeros(k)) for unit in units])
 
     bank.restore_dense()
     sums = np.zeros((len(units), k))
@@ -340,5 +341,5 @@ def _exact(device: torch.device) -> torch.dtype:
 
 
 def unit_choice(units: Sequence[Unit], values: Sequence[Value]) -> Mapping[str, Value]:
-    """Return the value (format or rank) of every linear from that of every unit."""
+    """Return the value (a format) of every linear from that of every unit."""
     return {linear.name: value for unit, value in zip(units, values, strict=True) for linear in unit.linears}

@@ -91,6 +91,7 @@ class Family:
         partial_rotary: Rotated heads are assembled anew, in a layout that makes attention's output be copied.
         fused: One projection each for q, k, v and for gate and up; parts are views that keep the whole.
         fp32_norm_weight: The norm's weight is applied in fp32.
+        fp32_routing: Outputs of experts are weighed in fp32.
     """
 
     extra_norms: int = 0
@@ -101,13 +102,16 @@ class Family:
     partial_rotary: bool = False
     fused: bool = False
     fp32_norm_weight: bool = False
+    fp32_routing: bool = False
 
 
 _FAMILIES = {"llama": Family(), "mistral": Family(), "qwen2": Family(), "qwen3": Family(head_norms=True),
              "phi3": Family(partial_rotary=True, fused=True), "gemma": Family(fp32_norm_weight=True),
              "gemma2": Family(extra_norms=2, fp32_norm_weight=True),
              "gemma3_text": Family(extra_norms=2, head_norms=True, fp32_norm_weight=True),
-             "gpt_neox": Family(gated=False, layer_norm=True, parallel=True, partial_rotary=True, fused=True)}
+             "gpt_neox": Family(gated=False, layer_norm=True, parallel=True, partial_rotary=True, fused=True),
+             "mixtral": Family(fp32_routing=True), "qwen3_moe": Family(head_norms=True),
+             "olmoe": Family(head_norms=True)}
 _CAUTIOUS = Family(extra_norms=2, head_norms=True, partial_rotary=True, fused=True, fp32_norm_weight=True)
 """Stands in for families that are not listed: the most demanding combination."""
 
@@ -207,9 +211,20 @@ class LayerModel:
         return total
 
     @property
+    def routed(self) -> int:
+        """Saved tensors of a layer's experts: of every token and expert chosen for it the gate and up projection, the
+        activation, the output with its place and weight, and with adapters the linears' inputs; of the router the
+        probabilities and the choice."""
+        s, n, adapted = self.spec, self.shape.tokens, any(m.expert and m.adapted for m in self.spec.linears)
+        chosen = (4 if adapted else 3) * self.mlp + (2 if adapted else 1) * self.stream + 20 * n
+        return s.experts_per_token * (chosen + 12 * n) + 4 * n * s.n_experts
+
+    @property
     def saved(self) -> int:
         """All saved tensors of one layer, adapters' own activations not counted."""
         family = self.family
+        if self.spec.n_experts:  # which keep the tokens' places in the residual stream, and not the stream
+            return 2 * self.norm_saved + self.stream + self.attention_saved + self.routed
         return ((2 + family.extra_norms) * self.norm_saved + (1 if family.parallel else 2) * self.stream
                 + self.attention_saved + (4 if family.gated else 2) * self.mlp)
 
@@ -232,6 +247,8 @@ class LayerModel:
     def moments(self) -> tuple[Moment, ...]:
         """Candidates for the peak within a layer's backward pass, in order; the residual's gradient is always there.
 
+        Of a mixture the worst case counts: all tokens reach the same experts.
+
         A checkpointed layer is recomputed when its last gradient is needed: the gradient is there twice (as it is and
         scaled), and the residual stream where the norm has an fp32 copy of it.
         """
@@ -240,12 +257,20 @@ class LayerModel:
         c, cast = shape.compute_dtype_bytes, shape.fp32_attention
         q, kv = self.heads(s.n_heads, c), self.heads(s.n_kv_heads, c)
         inner = (4 if family.gated else 2) * i  # of the MLP, all released when its input gradient is complete
-        gone = inner + d + self.norm_saved + (q if cast or family.partial_rotary else 0)
+        gone = self.norm_saved + (q if cast or family.partial_rotary else 0) \
+            + (self.routed if s.n_experts else inner + d)
         attention = self.heads(2 * s.n_heads + 2 * self.kernel_kv_heads, 4 if cast else c)
-        out = [Moment("down", 1, d, i), Moment("", 1, d + (2 if family.gated else 1) * i),
-               Moment("gateup", 2, 2 * d - (i if family.gated else 0), d),
-               Moment("gateup", 2, 3 * d - inner + i, d),
-               Moment("", 2, d - inner + self.norm_spike), Moment("o", 3, d + q - gone, q),
+        if s.n_experts:  # the first expert's, then a next one's of few tokens, when others' tensors are gone
+            e = d + 8 * shape.tokens * s.n_experts if shape.checkpointing else 0  # output and choice, made again
+            weighing = 4 * d + (0 if self._norm_keeps_input else e) + (2 * d if c == 2 and family.fp32_routing else 0)
+            mlp = [Moment("", 0, weighing), Moment("down", 1, d + e, i), Moment("", 1, 3 * i + e),
+                   Moment("gateup", 2, 2 * e - i, d), Moment("gateup", 2, 2 * d + e),
+                   Moment("", 2, 2 * d - self.routed + self.norm_spike)]
+        else:
+            mlp = [Moment("down", 1, d, i), Moment("", 1, d + (2 if family.gated else 1) * i),
+                   Moment("gateup", 2, 2 * d - (i if family.gated else 0), d),
+                   Moment("gateup", 2, 3 * d - inner + i, d), Moment("", 2, d - inner + self.norm_spike)]
+        out = [*mlp, Moment("o", 3, d + q - gone, q),
                Moment("", 3, d + attention - gone),
                Moment("qkv", 4, 3 * d + q + 2 * kv - gone - attention, d)]
         if family.extra_norms:
@@ -288,9 +313,11 @@ _GRANULE = {"cpu": 64, "cuda": 512}
 """Allocators hand out multiples of this many bytes."""
 _STORAGES_PER_LAYER = 64
 """Alive at a peak and of odd sizes; most of a layer's storages are whole granules."""
+_STORAGES_PER_EXPERT = 12
+"""Packed tensors of its two linears, and saved tensors of the tokens that reach it."""
 
 
 def rounding_bytes(spec: DecoderSpec, shape: TrainShape) -> int:
     """Bytes lost to the allocator's granules: half a granule a storage."""
-    return spec.n_layers * _STORAGES_PER_LAYER * _GRANULE[shape.device] // 2
+    return spec.n_layers * (_STORAGES_PER_LAYER + _STORAGES_PER_EXPERT * spec.n_experts) * _GRANULE[shape.device] // 2
 

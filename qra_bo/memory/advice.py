@@ -161,7 +161,7 @@ def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, bu
         return uniform_bytes(memory, space, fmt, rank) <= budget
 
     last = space.ranks.values[-1] if most is None else most
-    sides = {side for unit in space.units for m in unit.linears for side in (m.out_features, m.in_features)}
+    sides = {side for unit in space.units for m in unit.adapted for side in (m.out_features, m.in_features)}
     for first in reversed([1, *shrinking_ranks(memory.shape.optimizer, sides)]):
         if first <= last:
             if fits(first):
@@ -171,8 +171,8 @@ def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, bu
 
 
 def smallest_side(space: SearchSpace) -> int:
-    """Return the largest rank that every matrix allows."""
-    return min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
+    """Return the largest rank that every matrix with an adapter allows."""
+    return min(min(m.out_features, m.in_features) for u in space.units for m in u.adapted)
 
 
 def _most(fits: Callable[[int], bool], most: int, least: int = 0) -> int:

@@ -125,7 +125,8 @@ class MemoryModel:
         earlier = gradients if self.shape.accumulates else np.zeros_like(gradients)  # of the step's batches before
         tables = np.array([table_bytes(f) for f in space.formats], dtype=np.int64)[None, :, None]
         spike = self._spikes(space, saved, gradients)
-        largest = np.array([max(max(m.in_features, m.out_features) for m in u.linears) for u in space.units])
+        largest = np.array([max((max(m.in_features, m.out_features) for m in u.adapted), default=0)
+                            for u in space.units])
         unit_gradients = (2 * parts.numel[:, None] * ranks) if c == 2 else np.zeros_like(parts.update)
         converting = unit_gradients + (2 * largest[:, None] * ranks if c == 2 else 0)
         step = np.maximum(converting, unit_gradients + parts.update)
@@ -145,14 +146,15 @@ class MemoryModel:
     def _parts(self, space: SearchSpace) -> _Parts:
         ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
         sizes_of = self.matrix_bytes if self.scope == "stored" else matrix_bytes
-        by_shape: dict[tuple[tuple[int, int, str], ...], tuple[IntArray, ...]] = {}
-        shapes = [tuple((m.out_features, m.in_features, m.stored) for m in unit.linears) for unit in space.units]
+        by_shape: dict[tuple[tuple[int, int, str, bool], ...], tuple[IntArray, ...]] = {}
+        shapes = [tuple((m.out_features, m.in_features, m.stored, m.adapted) for m in unit.linears)
+                  for unit in space.units]
         for shape, unit in dict(zip(shapes, space.units, strict=True)).items():
-            sides = np.array([m[:2] for m in shape], dtype=np.int64).reshape(-1, 1)
+            sides = np.array([m[:2] for m in shape if m[3]], dtype=np.int64).reshape(-1, 1)
             sizes = np.array([[sizes_of(own_format(f, m), m.out_features, m.in_features) for m in unit.linears]
                               for f in space.formats])
             by_shape[shape] = (*sizes.sum(axis=1).T, sides.sum(), state_bytes(kind, sides * ranks).sum(axis=0),
-                               update_bytes(kind, sides * ranks, device).max(axis=0))
+                               update_bytes(kind, sides * ranks, device).max(axis=0, initial=0))
         return _Parts(*(np.array(part, dtype=np.int64)
                         for part in zip(*(by_shape[shape] for shape in shapes), strict=True)))
 
@@ -164,8 +166,13 @@ class MemoryModel:
         share = np.ceil(whole * parts.numel / total).astype(np.int64)
         if self.shape.checkpointing:
             return np.repeat(share[:, None], len(ranks), axis=1)
-        per_rank = np.array([len(u.linears) * self.layer.rank_saved for u in space.units], dtype=np.int64)
-        return np.asarray(share[:, None] + per_rank[:, None] * ranks)
+        per_rank = np.array([sum(map(self._rank_saved, u.adapted)) for u in space.units])
+        return np.asarray(share[:, None] + np.ceil(per_rank[:, None] * ranks).astype(np.int64))
+
+    def _rank_saved(self, linear: Linear) -> float:
+        """Bytes that a rank of a linear's adapter adds; an expert's linear counts with its share of the tokens."""
+        spec = self.spec
+        return self.layer.rank_saved * (spec.experts_per_token / spec.n_experts if linear.expert else 1)
 
     def _spikes(self, space: SearchSpace, saved: IntArray, gradients: IntArray) -> IntArray:
         """Largest instant of each unit's layer beyond what the backward phase adds up, ``L x F x R``."""
@@ -173,11 +180,12 @@ class MemoryModel:
         for linear in self.spec.linears:
             members.setdefault(linear.layer, []).append(linear)
         ranks = np.array(space.ranks.values, dtype=np.int64)
-        by_key: dict[tuple[tuple[int, int, str, str], ...], IntArray] = {}
+        by_key: dict[tuple[tuple[int, int, str, str, bool], ...], IntArray] = {}
         rows = []
         for unit in space.units:
-            others = [m for m in members[unit.linears[0].layer] if m not in unit.linears]
-            key = tuple((m.out_features, m.in_features, m.fused, m.stored) for m in (*unit.linears, *others))
+            own = set(unit.linears)
+            others = [m for m in members[unit.linears[0].layer] if m not in own]
+            key = tuple((m.out_features, m.in_features, m.fused, m.stored, m.adapted) for m in (*unit.linears, *others))
             if key not in by_key:
                 by_key[key] = self._unit_spike(unit.linears, others, space.formats, ranks)
             rows.append(by_key[key])
@@ -191,7 +199,8 @@ class MemoryModel:
                     ranks: IntArray) -> IntArray:
         """Spike of one unit, ``F x R``; the other linears of its layer have the rank that demands most."""
         layer = self.layer
-        total = sum(m.in_features + m.out_features for m in (*own, *others))
+        adapted, beside = [m for m in own if m.adapted], [m for m in others if m.adapted]
+        total = sum(m.in_features + m.out_features for m in (*adapted, *beside))
         best: IntArray = np.zeros((len(formats), len(ranks)), dtype=np.int64)
         for moment in layer.moments:
             active = [m for m in own if group_of(m) == moment.group]
@@ -201,8 +210,8 @@ class MemoryModel:
             # With a product comes the gradient of the low-rank activation that joins it.
             held = moment.extra + (layer.recomputed if self.shape.checkpointing else 0) \
                 + (layer.rank_saved * ranks if active else np.zeros_like(ranks))
-            held = held + sum(self._held(m, group_of(m) in done, total, ranks) for m in own)
-            held = held + sum(self._held(m, group_of(m) in done, total, ranks).max() for m in others)
+            held = held + sum(self._held(m, group_of(m) in done, total, ranks) for m in adapted)
+            held = held + sum(self._held(m, group_of(m) in done, total, ranks).max() for m in beside)
             work = np.array([max((workspace_bytes(own_format(f, m), m, self.shape, moment.result) for m in active),
                                  default=0) for f in formats], dtype=np.int64)
             best = np.maximum(best, work[:, None] + held[None, :])
@@ -216,11 +225,11 @@ class MemoryModel:
         accumulate the phase counts activations alone here: earlier gradients are always there, and those of this batch
         are new beside them until they are added.
         """
-        checkpointing, low_rank = self.shape.checkpointing, self.layer.rank_saved * ranks
+        checkpointing, low_rank = self.shape.checkpointing, np.ceil(self._rank_saved(linear) * ranks).astype(np.int64)
         sides = linear.in_features + linear.out_features
         gradient = self.shape.compute_dtype_bytes * sides * ranks
         kept = (self.layer.stream if checkpointing else self.layer.saved) * sides // total
-        counted = kept + (0 if checkpointing else low_rank)
+        counted = np.asarray(kept + (0 if checkpointing else low_rank))
         if not self.shape.accumulates:
             counted = np.maximum(counted, gradient)
         return np.asarray(kept + (np.maximum(low_rank, gradient) if done else low_rank) - counted)

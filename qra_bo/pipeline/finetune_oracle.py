@@ -39,7 +39,7 @@ from qra_bo.pipeline.exports import refuse_base
 from qra_bo.pipeline.host_memory import keeps_dense, packed_bytes, spills
 from qra_bo.pipeline.pricing import bank_formats, card_capability
 from qra_bo.space import DecoderSpec, SearchSpace
-from qra_bo.space.decoder import spec_from_model
+from qra_bo.space.decoder import spec_from_model, with_adapters
 from qra_bo.utils.device import resolve_device, resolve_dtype
 from qra_bo.utils.errors import DeviceError, ModelError
 from qra_bo.utils.files import cache_folder
@@ -65,7 +65,8 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     base = facts_of(model, tokenizer)
     if cfg.task in ("search", "finetune"):
         refuse_base(cfg, model, tokenizer)
-    spec = make_spec(cfg) if cfg.stored else spec_from_model(model, cfg.model_name)
+    spec = make_spec(cfg) if cfg.stored else \
+        with_adapters(spec_from_model(model, cfg.model_name), cfg.adapter.experts)
     if not cfg.stored and spec.linears != make_spec(cfg).linears:
         raise ModelError(f"the shapes of {cfg.model_name!r} in conf/model differ from those of the model itself; "
                          "mend its numbers, or use +model=hf model.path=...")

@@ -172,7 +172,7 @@ def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
     if not setting.config.oracle.trains or (shape.device != "cpu" and card is None):
         return None
     # Frozen linears: forward, once more under checkpointing, and backward to inputs alone; the head thrice.
-    operations = (6 if shape.checkpointing else 4) * spec.linear_numel + 6 * spec.vocab_size * spec.hidden_size
+    operations = (6 if shape.checkpointing else 4) * spec.active_numel + 6 * spec.vocab_size * spec.hidden_size
     if card is not None:
         return max(operations / (CARD_SHARE * card.tflops * 1e12), spec.n_layers * LAYER_SECONDS / shape.tokens)
     slow = resolve_dtype(setting.config.dtype, "cpu") == "bfloat16" and not multiplies_bf16()

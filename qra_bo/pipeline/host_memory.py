@@ -88,8 +88,11 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
         choosing = max(choosing, RING_BYTES * at_once + 3 * 4 * width**2 + item * rows * d)
     training = _training(config, make_memory(config, spec, "cpu"), space, budget, spilled) if on_cpu else 0
     cast = unpacked_numel(spec, config.embedding_bits) if config.stored else spec.other_numel if item == 4 else 0
-    # what no quantiser packs is cast to the compute type; norms of a GGUF file are dequantised
-    return {"dense weights": item * (cast if is_mapped(config) else spec.linear_numel + spec.other_numel),
+    # what no quantiser packs is cast to the compute type; norms of a GGUF file are dequantised; experts of a file are
+    # copied into a stack
+    stacks = 2 * sum(m.numel for m in spec.linears if m.expert)
+    return {"dense weights": item * cast + stacks if is_mapped(config)
+            else item * (spec.linear_numel + spec.other_numel),
             "packed formats": 0 if spilled else packed_bytes(config, spec, space, device_type),
             "packed embeddings": packed_tables_bytes(spec, config.embedding_bits) if on_cpu else 0,
             "unpacked copies": item * (spec.linear_numel * quantised + tables)

@@ -67,6 +67,10 @@ def uniform(n_units: int, fmt: str, rank: int) -> Allocation:
     return Allocation((fmt,) * n_units, (rank,) * n_units)
 
 
+_EXPERT = re.compile(r"\\\.experts\\\.\d+\\\.")
+"""An expert of a stack in an escaped path."""
+
+
 class PeftPatterns(TypedDict):
     """Keyword arguments of ``peft.LoraConfig``; pattern keys are regular expressions that match one module each."""
 
@@ -86,6 +90,7 @@ def peft_patterns(ranks_by_module: Mapping[str, int], alpha_over_rank: float) ->
 
     PEFT matches ``(.*\\.)?(key)$`` and the first match wins, so names are escaped and one name may not be the
     tail of another. Both patterns name every adapted module, since a rank without its alpha is scaled wrongly.
+    Experts of one stack share a pattern: of one each, PEFT's search would take hours.
     The default ``r`` is the largest rank: servers size their buffers by it, and with a constant alpha / r the
     scaling they derive from it is right for every module. Rank 0 leaves a module out of ``target_modules``.
 
@@ -106,9 +111,12 @@ def peft_patterns(ranks_by_module: Mapping[str, int], alpha_over_rank: float) ->
                 raise SpaceError(f"PEFT can't distinguish the module {tail!r} from {name!r}: it matches names by their "
                                  "tail; give full module paths")
     largest = max(ranks.values())
+    keys = {name: _EXPERT.sub(lambda _: r"\.experts\.\d+\.", re.escape(name)) for name in ranks}
+    by_key = {keys[name]: rank for name, rank in ranks.items()}
+    if any(by_key[keys[name]] != rank for name, rank in ranks.items()):
+        raise SpaceError("experts of one stack have one rank")
     return PeftPatterns(
-        rank_pattern={re.escape(name): rank for name, rank in ranks.items()},
-        alpha_pattern={re.escape(name): _plain(rank * alpha_over_rank) for name, rank in ranks.items()},
+        rank_pattern=by_key, alpha_pattern={key: _plain(rank * alpha_over_rank) for key, rank in by_key.items()},
         target_modules=list(ranks), r=largest, lora_alpha=_plain(largest * alpha_over_rank))
 
 

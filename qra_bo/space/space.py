@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qra_bo.space.allocation import Allocation
-from qra_bo.space.decoder import DecoderSpec, Linear
+from qra_bo.space.decoder import DecoderSpec, Linear, stack_of
 from qra_bo.utils.errors import SpaceError
 
 
@@ -88,6 +88,11 @@ class Unit:
     def numel(self) -> int:
         return sum(linear.numel for linear in self.linears)
 
+    @property
+    def adapted(self) -> tuple[Linear, ...]:
+        """Linears with an adapter of the unit's rank; the experts of a mixture may have none."""
+        return tuple(linear for linear in self.linears if linear.adapted)
+
 
 @dataclass(frozen=True, repr=False)
 class SearchSpace:
@@ -110,7 +115,7 @@ class SearchSpace:
 
     Raises:
         SpaceError: If there is no unit or format, a format repeats, bits decrease along the ladder, or the
-            largest rank exceeds the smallest side of some matrix.
+            largest rank exceeds the smallest side of some matrix with an adapter.
     """
 
     units: tuple[Unit, ...]
@@ -128,7 +133,10 @@ class SearchSpace:
                              f"and the formats {names}")
         if any(a.bits > b.bits for a, b in zip(self.formats, self.formats[1:], strict=False)):
             raise SpaceError(f"formats must be ordered by bits; got {names}")
-        smallest = min((min(m.out_features, m.in_features), m.name) for u in self.units for m in u.linears)
+        sides = [(min(m.out_features, m.in_features), m.name) for u in self.units for m in u.adapted]
+        if not sides:
+            raise SpaceError("no unit has a linear with an adapter; give adapter.experts=each")
+        smallest = min(sides)
         if self.ranks.values[-1] > smallest[0]:
             raise SpaceError(f"rank {self.ranks.values[-1]} is larger than {smallest[1]} allows "
                              f"(its smaller side is {smallest[0]}); use no rank above {smallest[0]}")
@@ -189,14 +197,14 @@ def average_bits(bits: Sequence[int], numel: IntArray) -> float:
 
 
 def make_units(spec: DecoderSpec, granularity: str) -> tuple[Unit, ...]:
-    """Group the linears of ``spec`` into units, in module order. Raises ``SpaceError`` if ``granularity`` is not one of
-    ``layer``, ``block``, ``fused``, ``module``."""
+    """Group the linears of ``spec`` into units, in module order; the experts of a layer are never apart. Raises
+    ``SpaceError`` if ``granularity`` is not one of ``layer``, ``block``, ``fused``, ``module``."""
     if granularity not in GRANULARITIES:
         raise SpaceError(f"granularity must be one of {list(GRANULARITIES)}; got {granularity!r}")
     members: dict[str, list[Linear]] = {}
     for linear in spec.linears:
         prefix = linear.name.partition(f".{linear.layer}.")[0] + f".{linear.layer}"
         suffix = {"layer": "", "block": f".{linear.group}", "fused": f".{linear.fused}"}
-        key = linear.name if granularity == "module" else prefix + suffix[granularity]
+        key = stack_of(linear.name) if granularity == "module" else prefix + suffix[granularity]
         members.setdefault(key, []).append(linear)
     return tuple(Unit(name, tuple(linears)) for name, linears in members.items())

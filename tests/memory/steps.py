@@ -11,6 +11,7 @@ from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, a
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.checkpointing import use_checkpointing
+from qra_bo.finetune.models.experts import Experts, unfuse
 from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.training.loop import TrainSettings, held_out
@@ -20,7 +21,7 @@ from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.decoder import spec_from_model
+from qra_bo.space.decoder import spec_from_model, with_adapters
 from tests.conformance.quantizer import quantize
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -52,8 +53,9 @@ class Step:
 
 
 def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tuple[int, ...],
-             granularity: str = "layer") -> Step:
-    """Two optimiser steps of a real model under an allocation; the second is followed."""
+             granularity: str = "layer", experts: str = "each", *, even: bool = False) -> Step:
+    """Two optimiser steps of a real model under an allocation; the second is followed. Of a mixture all tokens go to
+    the same experts, the worst case, unless they are routed ``even``ly."""
     dtype = DTYPES[shape.compute_dtype_bytes]
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(0)
@@ -61,8 +63,12 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
         ids = torch.randint(1, config.vocab_size, (shape.batch, shape.length))
     positions = torch.arange(shape.length).remainder(7).expand(shape.batch, -1).clone() if shape.isolated else None
     model.requires_grad_(False)
+    unfuse(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Experts) and not even:
+            model.get_submodule(f"{name.removesuffix('.experts')}.gate").weight.zero_()
     use_fast_attention(model, torch.device("cpu"), dtype)
-    spec = spec_from_model(model)
+    spec = with_adapters(spec_from_model(model), experts)
     pack_embeddings(model, shape.embeddings, dtype, torch.device("cpu"))
     units = make_units(spec, granularity)
     ladder = sorted({f: parse_format(f) for f in formats}.values(), key=lambda f: (f.bits, f.name))
@@ -75,10 +81,11 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
             setattr(model.get_submodule(parent), child, quantize(dense, fmt, dtype))
     if shape.checkpointing:
         use_checkpointing(model)
-    attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.linears}, AdapterSettings(), 0,
+    attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.adapted}, AdapterSettings(), 0,
            dtype)
     pairs = adapter_parameters(model)
-    groups = [({f"{m.name}.{k}": p for m in u.linears for k, p in pairs[m.name].items()}, 1e-3) for u in units]
+    groups = [({f"{m.name}.{k}": p for m in u.adapted for k, p in pairs[m.name].items()}, 1e-3)
+              for u in units if u.adapted]
     optimizer = UnitwiseAdamW(groups, AdamWSettings(kind=shape.optimizer))
     model.train()
 

@@ -35,6 +35,22 @@ def test_families(family: str, checkpointing: bool, compute: int) -> None:
     check(run_step(config_of(family, **extra), shape, formats, ranks), shape, formats, ranks)
 
 
+@pytest.mark.parametrize(("family", "checkpointing", "compute", "tokens", "fmt", "experts", "even"), [
+    ("qwen3_moe", False, 2, (4, 64), "sym3-g32", "none", False), ("qwen3_moe", True, 4, (4, 64), "fp16", "none", False),
+    ("qwen3_moe", True, 2, (2, 24), "sym3-g32", "each", True), ("qwen3_moe", False, 4, (2, 24), "nf4", "each", False),
+    ("mixtral", True, 2, (4, 64), "sym3-g32", "none", False), ("mixtral", True, 4, (2, 24), "nf4", "none", True),
+    ("mixtral", False, 2, (2, 24), "fp16", "each", True), ("olmoe", True, 2, (2, 24), "sym3-g32", "none", True),
+    ("olmoe", False, 4, (4, 64), "sym3-g32", "none", False), ("olmoe", True, 2, (4, 64), "nf4", "each", False)])
+def test_mixtures_of_experts(family: str, checkpointing: bool, compute: int, tokens: tuple[int, int], fmt: str,
+                             experts: str, even: bool) -> None:
+    count = "num_local_experts" if family == "mixtral" else "num_experts"
+    sizes: dict[str, Any] = {count: 8, "num_experts_per_tok": 2, "eos_token_id": None, "intermediate_size": 96}
+    sizes |= {"moe_intermediate_size": 96} if family == "qwen3_moe" else {}
+    shape, formats, ranks = shape_of(*tokens, checkpointing, compute), (fmt,) * 3, (4,) * 3
+    check(run_step(config_of(family, **sizes), shape, formats, ranks, "layer", experts, even=even), shape, formats,
+          ranks, over=0.03)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_both_types_of_16_bits(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DTYPES, 2, torch.float16)

@@ -9,12 +9,20 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qra_bo.config import load_config
 from qra_bo.config.overrides import options
 from qra_bo.space import make_units
-from qra_bo.space.decoder import FAMILIES, spec_from_hf_config, spec_from_model, spec_from_numbers
+from qra_bo.space.decoder import (
+    FAMILIES,
+    MIXTURES,
+    spec_from_hf_config,
+    spec_from_model,
+    spec_from_numbers,
+    with_adapters,
+)
 from qra_bo.utils.errors import ModelError
 
 SMALL: dict[str, Any] = dict(n_layers=2, hidden_size=64, intermediate_size=160, n_heads=4, n_kv_heads=2, head_dim=16,
-                             vocab_size=512, tied=True, attention_bias=False)
+                             vocab_size=512, tied=True, attention_bias=False, n_experts=0, experts_per_token=0)
 NUMBERS = tuple(SMALL)
+EXPERTS = {"n_experts": 6, "experts_per_token": 2}
 
 
 def config_of(family: str, n: dict[str, Any]) -> Any:
@@ -22,8 +30,13 @@ def config_of(family: str, n: dict[str, Any]) -> Any:
                   intermediate_size=n["intermediate_size"], num_attention_heads=n["n_heads"],
                   num_key_value_heads=n["n_kv_heads"], head_dim=n["head_dim"], vocab_size=n["vocab_size"],
                   tie_word_embeddings=n["tied"], pad_token_id=0, attention_bias=n["attention_bias"])
-    if family in ("mistral", "qwen2"):
+    if family in ("mistral", "qwen2", "mixtral"):
         values.pop("attention_bias")
+    if family in MIXTURES:
+        values |= {"num_local_experts" if family == "mixtral" else "num_experts": n["n_experts"],
+                   "num_experts_per_tok": n["experts_per_token"]}
+    if family == "qwen3_moe":
+        values["moe_intermediate_size"] = n["intermediate_size"]
     return AutoConfig.for_model(family, **values)
 
 
@@ -38,7 +51,8 @@ def read(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_numbers_equal_the_meta_model(family: str, tied: bool) -> None:
-    n = {**SMALL, "tied": tied, "attention_bias": family in ("qwen2", "gpt_neox")}
+    n = {**SMALL, "tied": tied, "attention_bias": family in ("qwen2", "gpt_neox"),
+         **(EXPERTS if family in MIXTURES else {})}
     if family == "gpt_neox":
         n["n_kv_heads"] = n["n_heads"]
     assert spec_from_numbers("x", family, **n) == spec_from_hf_config(config_of(family, n), "x")
@@ -58,7 +72,8 @@ def test_model_files_match_their_architectures(name: str) -> None:
     # All layers are alike: two of them prove the shapes, and the arithmetic of the rest is exact.
     two = {**n, "n_layers": 2}
     assert spec_from_numbers("x", data["family"], **two) == spec_from_hf_config(config_of(data["family"], two), "x")
-    assert len(spec.linears) == (4 if data["family"] == "phi3" else 7) * n["n_layers"]
+    layer = 4 + 2 * n["n_experts"] if n["n_experts"] else 4 if data["family"] == "phi3" else 7
+    assert len(spec.linears) == layer * n["n_layers"]
     assert data["name"] == name
 
 
@@ -71,10 +86,12 @@ PUBLISHED = {"smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama2_70
              "qwen3_8b": 8_190_735_360, "qwen3_14b": 14_768_307_200, "qwen3_32b": 32_762_123_264,
              "mistral_7b_instruct": 7_248_023_552, "gemma3_1b_instruct": 999_885_952,
              "gemma3_4b_instruct": 3_880_263_168, "gemma3_12b_instruct": 11_766_034_176,
-             "gemma3_27b_instruct": 27_009_346_304, "phi4": 14_659_507_200, "phi3_5_mini": 3_821_079_552}
+             "gemma3_27b_instruct": 27_009_346_304, "phi4": 14_659_507_200, "phi3_5_mini": 3_821_079_552,
+             "qwen3_30b_a3b": 30_532_122_624, "mixtral_8x7b_instruct": 46_702_792_704,
+             "olmoe_1b_7b_instruct": 6_919_161_856}
 """Parameters, those of tied heads counted once: the wheel's GGUF, KerasHub's presets, and totals of safetensors on the
 hub that public repositories quote (Llama of 1 B, 3 B and 70 B; Qwen2.5 of 1.5, 7 and 14 B; Phi; Gemma 3 of 4, 12 and
-27 B, less their vision part)."""
+27 B, less their vision part; mixtures)."""
 VARIANTS = {"llama2_7b_chat": "llama2_7b", "llama3_1_8b_instruct": "llama3_1_8b", "llama3_2_3b_instruct": "llama3_2_3b",
             "qwen2_5_3b_instruct": "qwen2_5_3b", "qwen2_5_7b_instruct": "qwen2_5_7b",
             "qwen2_5_coder_0_5b_instruct": "qwen2_5_0_5b_instruct",
@@ -115,14 +132,24 @@ def test_other_decoders_are_walked_too() -> None:
     assert all(linear.bias for linear in spec.linears)
 
 
-@pytest.mark.parametrize(("family", "changes"), [
-    ("mixtral", {"num_local_experts": 2}), ("qwen3_moe", {"num_experts": 2, "moe_intermediate_size": 32}),
-    ("qwen2_moe", {"num_experts": 2, "moe_intermediate_size": 32}), ("gpt_oss", {"num_local_experts": 2})])
-def test_mixtures_of_experts_are_refused(family: str, changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(("family", "changes", "reason"), [
+    ("qwen2_moe", {"num_experts": 2, "moe_intermediate_size": 32}, "not trained here; take a mixture"),
+    ("gpt_oss", {"num_local_experts": 2}, "not trained here; take a mixture"),
+    ("qwen3_moe", {"num_experts": 2, "moe_intermediate_size": 32, "mlp_only_layers": [0]}, "in 1 of its layers alone")])
+def test_other_mixtures_of_experts_are_refused(family: str, changes: dict[str, Any], reason: str) -> None:
     small = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
                  num_hidden_layers=2, vocab_size=64, pad_token_id=0)
-    with pytest.raises(ModelError, match=f"{family!r} has layers of experts .*expected a dense decoder"):
+    with pytest.raises(ModelError, match=f"{family!r} has .*{reason}"):
         spec_from_hf_config(AutoConfig.for_model(family, **small, **changes))
+
+
+@pytest.mark.parametrize("experts", ["none", "each"])
+def test_experts_are_units_of_their_layer(experts: str) -> None:
+    spec = with_adapters(spec_from_numbers("x", "qwen3_moe", **{**SMALL, **EXPERTS}), experts)
+    assert [len(make_units(spec, g)) for g in ("layer", "block", "fused", "module")] == [2, 4, 8, 12]
+    attention, rest = make_units(spec, "block")[:2]
+    assert (len(attention.adapted), len(rest.adapted)) == (4, 12 if experts == "each" else 0)
+    assert spec.active_numel == spec.linear_numel - sum(m.numel for m in spec.linears if m.expert) * 2 // 3
 
 
 def test_a_vision_part_beside_the_decoder_is_refused() -> None:
@@ -152,6 +179,8 @@ def test_decoders_that_name_their_width_otherwise(family: str, changes: dict[str
 def test_bad_numbers_and_models_are_refused() -> None:
     with pytest.raises(ModelError, match="known: llama"):
         spec_from_numbers("x", "mamba", **SMALL)
+    with pytest.raises(ModelError, match="belong to the families mixtral"):
+        spec_from_numbers("x", "llama", **{**SMALL, **EXPERTS})
     with pytest.raises(ModelError, match="divide"):
         spec_from_numbers("x", "llama", **{**SMALL, "n_kv_heads": 3})
     with pytest.raises(ModelError, match="positive"):

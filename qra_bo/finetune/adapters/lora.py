@@ -1,7 +1,7 @@
 """LoRA adapters by PEFT with a rank for every module: attached, checked, run as one autograd node, and detached."""
 
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 from qra_bo.finetune.quantization.base import PackedLinear
+from qra_bo.space import Unit
 from qra_bo.space.allocation import peft_patterns
 from qra_bo.utils.errors import OracleError
 
@@ -159,6 +160,12 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
     check_realised(model, ranks, settings)
     fuse(model)
     return wrapped
+
+
+def rank_choice(units: Sequence[Unit], ranks: Sequence[int]) -> Mapping[str, int]:
+    """Return the rank of every linear from that of every unit; 0 where it takes no adapter."""
+    return {linear.name: rank * linear.adapted
+            for unit, rank in zip(units, ranks, strict=True) for linear in unit.linears}
 
 
 def lora_layers(model: Any) -> dict[str, LoraLayer]:

@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
+from qra_bo.finetune.models.experts import unfuse
 from qra_bo.finetune.models.files import check_model_files, check_unquantised, may_run
 from qra_bo.finetune.models.gguf_header import EMBEDDING, HEAD, read_header
 from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
@@ -45,6 +46,7 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     folder = source_folder(model_cfg)
     model, tokenizer = _random(model_cfg) if folder is None else _pretrained(model_cfg, folder)
     model.requires_grad_(False)
+    unfuse(model)
     _untie_own_head(model)
     without_dropout(model)
     return model, tokenizer
@@ -158,8 +160,8 @@ def without_dropout(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+        for name, value in vars(module).items():  # jitter: of a router's inputs
+            if ("dropout" in name or "jitter" in name) and isinstance(value, float):
                 setattr(module, name, 0.0)
     config = model.config.get_text_config()
     for name, value in vars(config).items():

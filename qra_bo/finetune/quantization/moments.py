@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qra_bo.finetune.models.activations import decoder_layers, run_layer, starting_at
+from qra_bo.finetune.models.experts import Experts, pooled
+from qra_bo.space.decoder import expert_of
 from qra_bo.utils.errors import ModelError, is_out_of_memory
 
 DAMPING = 0.01
@@ -26,27 +28,38 @@ def each_moments(model: Any, linears: Sequence[str], ids: Tensor, device: torch.
     ``ROWS`` tokens, and at least one sequence, are on ``device`` at once; inputs of the next layer wait on the host,
     and the moments of one layer are alive at a time. ``use`` is called with the names of the linears that share an
     input and its moments (``in x in`` in fp32) over the tokens where ``is_text`` holds (``n x length``; ``None``:
-    everywhere), in the order in which the model calls them. The model's mode is restored.
+    everywhere), in the order in which the model calls them. The moments of an expert that fewer tokens reach than it
+    has inputs are completed by those of all experts of its layer (``pooled``). The model's mode is restored.
     """
     size, training, layers = max(1, ROWS // ids.shape[1]), model.training, decoder_layers(model)
     parts = torch.split(ids, size)
     counted = [slice(None)] * len(parts) if is_text is None or bool(is_text.all()) else \
         [part.flatten().to(device) for part in torch.split(is_text, size)]
     below = [torch.empty(0)] * len(parts)  # the first layer gets the embeddings
-    part, last, first = 0, list[Tensor](), ""
+    part, last, first, chosen = 0, list[Tensor](), "", torch.empty(0)
+    seen: dict[str, int] = {}  # tokens that reached each expert's linear
     shared: dict[str, list[str]] = {}
     moments: dict[str, Tensor] = {}
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        expert = expert_of(name)
+
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             nonlocal first
             if not last or last[0] is not args[0]:
-                last[:], first = [args[0]], name
-                rows = args[0].reshape(-1, args[0].shape[-1])[counted[part]]
+                last[:], first, taken = [args[0]], name, counted[part]
+                if expert is not None and not isinstance(taken, slice):
+                    taken = taken[torch.where(chosen == expert)[0]]
+                rows = args[0].reshape(-1, args[0].shape[-1])[taken]
                 moments[name] = second_moments(rows, moments.get(name))
-            if part == 0:
+                seen[name] = seen.get(name, 0) + len(rows)
+            if part == 0 and expert is None:
                 shared.setdefault(first, []).append(name)
         return hook
+
+    def route(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal chosen
+        chosen = args[1]
 
     model.eval()
     try:
@@ -56,6 +69,7 @@ def each_moments(model: Any, linears: Sequence[str], ids: Tensor, device: torch.
             own = set(layer.modules())
             handles = [module.register_forward_pre_hook(hook_of(name)) for name in linears
                        if (module := model.get_submodule(name)) in own]
+            handles += [module.register_forward_pre_hook(route) for module in own if isinstance(module, Experts)]
             try:
                 for part, tokens in enumerate(parts):
                     below[part] = run_layer(model, tokens.to(device), index, below[part].to(device))[0].to("cpu")
@@ -65,6 +79,9 @@ def each_moments(model: Any, linears: Sequence[str], ids: Tensor, device: torch.
                     handle.remove()
             for name in list(shared):
                 use(shared.pop(name), moments.pop(name))
+            experts = [name for name in linears if expert_of(name) is not None and model.get_submodule(name) in own]
+            for name, total in pooled(experts, moments, seen):
+                use([name], total)
     finally:
         model.train(training)
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from qra_bo.space.decoder import expert_of
+
 _MAPS = ("qmap1", "qmap2")
 """Tables that bitsandbytes keeps in every state; they are the same for all and are never saved."""
 
@@ -86,10 +88,11 @@ class UnitwiseAdamW:
         if self.settings.clip and norm > self.settings.clip:
             scale *= self.settings.clip / norm
         for weights, lr, optimizer in self.groups:
-            for _, working, master in weights:
-                if working.grad is None:
+            for name, working, master in weights:
+                if working.grad is None and expert_of(name) is None:
                     raise ValueError("an adapter took no gradient: it is not part of the model that was trained")
-                gradient = working.grad.float().mul_(scale)
+                # No token of the step may have reached an expert.
+                gradient = torch.zeros_like(master) if working.grad is None else working.grad.float().mul_(scale)
                 working.grad = None
                 master.grad = gradient
             optimizer.param_groups[0]["lr"] = lr * lr_factor
