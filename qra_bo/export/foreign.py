@@ -80,7 +80,8 @@ def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> N
     defaults = LoraConfig().to_dict()
     wrong = [*(key for key, value in wanted.items() if not _same(config.get(key), value)),
              *(key for key, value in config.items()
-               if key not in _FREE | {"target_modules", *wanted} and value != defaults.get(key))]
+               if key not in _FREE | {"target_modules", *wanted} and value != defaults.get(key)
+               and (key, value) != ("target_parameters", []))]  # which PEFT writes for a mixture of experts
     if not _targets(config.get("target_modules"), ranks):
         wrong.append("target_modules")
     if wrong:

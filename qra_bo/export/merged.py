@@ -11,6 +11,7 @@ from qra_bo.export.comparison import Loader, Reference, View, plain_model
 from qra_bo.export.load import dense_base
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import save_generation, weights_in
+from qra_bo.finetune.models.experts import fuse
 from qra_bo.finetune.models.load import cast_parameters, load_base
 from qra_bo.utils.files import follow_umask
 
@@ -26,6 +27,7 @@ def write(run: FinishedRun) -> list[Path]:
     """
     target = run.folder / FOLDER
     model, tokenizer = merged_model(run)
+    fuse(model)
     settings, model.generation_config = model.generation_config, GenerationConfig()
     model.save_pretrained(str(target), safe_serialization=True)
     save_generation(settings, target)

@@ -10,6 +10,8 @@ from qra_bo.export.comparison import Loader
 from qra_bo.export.foreign import read_adapter
 from qra_bo.export.run import FinishedRun, export_command, render
 from qra_bo.finetune.models.load import without_bars
+from qra_bo.memory.serving import experts_problems
+from qra_bo.space.decoder import expert_of
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import writing
 
@@ -77,6 +79,8 @@ def export_all(run: FinishedRun, targets: Sequence[str] = SMALL) -> list[Path]:
         ConfigError: If the run has something that a target has no form for.
         OutputError: If a file of the run is malformed, or its folder can't be written.
     """
+    if any(expert_of(name) is not None for name in run.manifest.modules) and (problems := experts_problems(targets)):
+        raise ConfigError(problems)
     with writing(run.folder, f"export again: {export_command(run, targets)}"), without_bars():
         return [path for name in dict.fromkeys(targets) for path in _written(TARGETS[name], run)]
 

@@ -17,6 +17,7 @@ from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.memory.serving import server_rank
 from qra_bo.report.text import allocation_rows, size
+from qra_bo.space.decoder import expert_of
 from qra_bo.study.results import check_best
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder, read_object, write_json
@@ -81,6 +82,11 @@ class FinishedRun:
     def text_part(self) -> bool:
         """Whether the base is the text decoder of a checkpoint with other parts, which other programs load whole."""
         return self.manifest.model.get("text_part") is True
+
+    @property
+    def adapts_experts(self) -> bool:
+        """Whether experts of a mixture have adapters, which PEFT alone can't place."""
+        return any(record.rank and expert_of(name) is not None for name, record in self.manifest.modules.items())
 
     @property
     def plain(self) -> bool:

@@ -19,7 +19,7 @@ from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qra_bo.memory.serving import CONSUMERS, server_rank
 from qra_bo.space import StorageFormat
-from qra_bo.space.decoder import fused_of
+from qra_bo.space.decoder import expert_of, fused_of
 
 FOLDER, COMMANDS = "export/vllm", "serve.txt"
 
@@ -64,6 +64,8 @@ def write_adapter(run: FinishedRun, folder: Path) -> list[Path]:
 
 def obstacle(formats: Mapping[str, StorageFormat]) -> str | None:
     """Return why vLLM does not load a mix of formats by module; ``None`` where it does."""
+    if any(expert_of(module) is not None for module in formats):
+        return "there is no export of a mixture of experts in its own bits"
     others = sorted({fmt.name for fmt in formats.values() if not CONSUMERS["vllm"].loads(fmt)})
     if others:
         return f"vLLM has no {', '.join(others)}"

@@ -30,6 +30,8 @@ from qra_bo.space import Allocation, SearchSpace
 from qra_bo.space.space import GRANULARITIES, StorageFormat
 
 ANY = "any"
+WITHOUT_EXPERTS = ("compressed_tensors", "gguf", "mlx")
+"""Exports that have no form for a mixture of experts."""
 _SYMMETRIC, _ZEROS = "sym", "int"
 MLX_BITS = (2, 3, 4, 5, 6, 8)
 """Bit-widths that MLX has kernels for."""
@@ -198,7 +200,7 @@ def gguf_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) 
     for unit, name, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
         for m in unit.linears:
             base += sum(llamacpp.matrix_bytes(own_format(formats[name], m), m.out_features, m.in_features))
-            adapter += 4 * rank * (m.in_features + m.out_features)
+            adapter += 4 * rank * (m.in_features + m.out_features) * m.adapted
             half += 2 * m.numel
             byte += 2 * m.numel if m.in_features % 32 else _q8_0(m.numel)
     served = {} if spec.tables else {"base": base}  # else it is the user's own file
@@ -208,6 +210,13 @@ def gguf_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) 
 def _q8_0(numel: int) -> int:
     """Return the bytes of whole blocks of 32 codes of 8 bits with a scale of 16."""
     return numel * 34 // 32
+
+
+def experts_problems(targets: Sequence[str], serve: str = ANY) -> list[str]:
+    """Return why a mixture of experts can't be exported to some of ``targets``, or to what ``serve`` loads."""
+    lost = [target for target in (*targets, *CONSUMERS[serve].exports) if target in WITHOUT_EXPERTS]
+    return [f"export.targets and serve: {', '.join(dict.fromkeys(lost))} have no form for a mixture of experts; export "
+            "merged, a copy in 16 bits, or load the run by qra_bo.load (serve=any)"] if lost else []
 
 
 def server_rank(ranks: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory import MemoryModel
 from qra_bo.memory.advice import with_embeddings
 from qra_bo.memory.budget import Auto, Simple, check_budget
+from qra_bo.memory.serving import experts_problems
 from qra_bo.pipeline.given import check_given
 from qra_bo.pipeline.host_memory import check_ram
 from qra_bo.pipeline.pricing import budget_bytes, check_card, make_memory, training_device, with_dtype
@@ -17,6 +18,7 @@ from qra_bo.study.baselines import check_uniform
 from qra_bo.study.header import Given
 from qra_bo.study.reading import begun_study
 from qra_bo.trials import embeddings_of
+from qra_bo.utils.errors import ConfigError
 
 
 def make_setting(config: RunConfig, folder: Path | None = None, text: RunText | None = None,
@@ -29,10 +31,13 @@ def make_setting(config: RunConfig, folder: Path | None = None, text: RunText | 
     Raises:
         DeviceError: If fine-tuning needs more RAM than is available, or a CUDA device that is not there.
         DataError: If the data is missing or malformed.
+        ConfigError: If the model is a mixture of experts, and an export that is asked for holds none.
         UserError: If the model's shapes are not available.
     """
     device = training_device(config)
     spec, trained = make_spec(config), with_dtype(config, folder)
+    if spec.n_experts and (problems := experts_problems(config.export.targets or (), config.serve)):
+        raise ConfigError(problems)
     space = make_space(config, spec)
     memory = make_memory(trained, spec, device)
     if config.embeddings == "auto":
