@@ -133,8 +133,8 @@ def test_other_decoders_are_walked_too() -> None:
 
 
 @pytest.mark.parametrize(("family", "changes", "reason"), [
-    ("qwen2_moe", {"num_experts": 2, "moe_intermediate_size": 32}, "not trained here; take a mixture"),
-    ("gpt_oss", {"num_local_experts": 2}, "not trained here; take a mixture"),
+    ("qwen2_moe", {"num_experts": 2, "moe_intermediate_size": 32}, "layers of experts that are not trained here"),
+    ("gpt_oss", {"num_local_experts": 2}, "layers of experts that are not trained here"),
     ("qwen3_moe", {"num_experts": 2, "moe_intermediate_size": 32, "mlp_only_layers": [0]}, "in 1 of its layers alone")])
 def test_other_mixtures_of_experts_are_refused(family: str, changes: dict[str, Any], reason: str) -> None:
     small = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
