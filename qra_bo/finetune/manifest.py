@@ -178,7 +178,7 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     weights are written too on request, and wherever the adapter initialisation or the choice of codes changed the base.
     """
     current = bank.current
-    stored = bank.stored
+    stored = any(fmt.backend == BACKEND for fmt in bank.formats)
     packed = not stored and (packed or bank.has_own)  # these can't be made by quantising the base again
     states = {linear.name: bank.installed_state(linear.name) for linear in bank.spec.linears}
     records = {}

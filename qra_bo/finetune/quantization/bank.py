@@ -110,13 +110,7 @@ class LayerBank:
     def current(self) -> Mapping[str, str]:
         """Format of every quantised linear."""
         kinds = {name: layer.fmt.name for name, layer in self._originals.items() if isinstance(layer, PackedLinear)}
-        return {name: fmt.fmt if isinstance(fmt, OwnBase) else kinds.get(name, fmt)
-                for name, fmt in self._installed.items()}
-
-    @property
-    def stored(self) -> bool:
-        """Whether the linears came with codes of their file, which they keep."""
-        return any(isinstance(layer, PackedLinear) for layer in self._originals.values())
+        return {n: own.fmt if isinstance(own, OwnBase) else kinds.get(n, own) for n, own in self._installed.items()}
 
     @property
     def streams(self) -> bool:
