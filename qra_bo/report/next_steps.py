@@ -1,5 +1,6 @@
 """Uses of a finished run, as commands and code that can be pasted."""
 
+import json
 import shlex
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ def next_steps(d: ReportData, folder: str) -> list[tuple[str, str]]:
     steps = [] if d.final_loss is None else [
         ("Chat with it", f"python -m qra_bo.runs chat {shlex.quote(printable(folder))}"),
         ("From Python: the model, with the logits of the run's end",
-         f"import qra_bo\nmodel, tokenizer = qra_bo.load({printable(folder)!r})"),
+         f"import qra_bo\nmodel, tokenizer = qra_bo.load({json.dumps(printable(folder))})"),
         ("For other trainers and servers", command((), {"task": "export", "out": run, "export.check": "true"})),
         ("Your own questions to it", command((), {"task": "evaluate", "out": run, "eval.tasks": "[questions.jsonl]"})),
         ("The same bits and ranks on other data", command(words, on_other_data, (*OF_A_SEARCH, "data")))]
