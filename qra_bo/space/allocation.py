@@ -90,7 +90,7 @@ def peft_patterns(ranks_by_module: Mapping[str, int], alpha_over_rank: float) ->
 
     PEFT matches ``(.*\\.)?(key)$`` and the first match wins, so names are escaped and one name may not be the
     tail of another. Both patterns name every adapted module, since a rank without its alpha is scaled wrongly.
-    Experts of one stack share a pattern: of one each, PEFT's search would take hours.
+    Experts of one stack share a pattern: PEFT's search is quadratic in their number.
     The default ``r`` is the largest rank: servers size their buffers by it, and with a constant alpha / r the
     scaling they derive from it is right for every module. Rank 0 leaves a module out of ``target_modules``.
 
