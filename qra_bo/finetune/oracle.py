@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from qra_bo.finetune.adapters.inits import Initialiser
-from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach, rank_choice
-from qra_bo.finetune.cache import TensorStore
+from qra_bo.finetune.adapters.lora import adapter_parameters, attach, detach, rank_choice
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
 from qra_bo.finetune.gradient_profile import measure_by_gradients
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
@@ -21,12 +20,13 @@ from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import commit_of, located
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.settings import FinetuneSettings, Stores
 from qra_bo.finetune.training.final import FinalConfig
-from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_step, unit_groups
+from qra_bo.finetune.training.loop import DivergedError, HeldOut, held_out, train_step, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.finetune.training.sample import NEW_TOKENS, continuation, prompt_of
-from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
+from qra_bo.finetune.training.trial_run import TrialRun
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
@@ -37,46 +37,6 @@ from qra_bo.utils.redact import printable
 
 STREAMED_SEQUENCES = 4
 """Least sequences of a batch through a dense base that crosses to the device with every batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneSettings:
-    """Settings of the oracle besides model, data and bank.
-
-    Args:
-        eval_blocks: Held-out sequences of a look at the validation split.
-        test_blocks: Those of a look at the test split.
-        record_at: Steps after which the validation loss is recorded (the last step always is).
-        largest_rank: Largest rank of I_r.
-        scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``; ``None``: nothing is measured.
-        checkpoint_seconds: Least time between two checkpoints of one trial.
-        by_gradients: Whether the profile's sensitivities to quantisation come from gradients, not from direct passes.
-    """
-
-    train: TrainSettings
-    adapter: AdapterSettings
-    eval_blocks: int
-    test_blocks: int
-    record_at: tuple[int, ...]
-    largest_rank: int
-    scope: str | None = "peak"
-    checkpoint_seconds: float = 60.0
-    by_gradients: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """What the oracle keeps on disk; ``None`` keeps none.
-
-    Args:
-        checkpoints: Checkpoints of trials.
-        profiles: The sensitivity profile and its finished parts across runs.
-        factors: Decompositions of adapter initialisations across runs.
-    """
-
-    checkpoints: CheckpointStore | None = None
-    profiles: TensorStore | None = None
-    factors: TensorStore | None = None
 
 
 class FinetuneOracle:

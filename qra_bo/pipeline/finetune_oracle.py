@@ -20,13 +20,14 @@ from qra_bo.finetune.models.facts import facts_of
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, commit_of, load_base, use_fast_attention
-from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings, Stores
+from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.quantization import gptq
 from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats
 from qra_bo.finetune.quantization.base import backend_of, storage_bytes
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.quantization.stored_model import load_stored
+from qra_bo.finetune.settings import FinetuneSettings, Stores
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.loss import check_isolation

@@ -15,8 +15,9 @@ from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.load import byte_tokenizer, load_data
 from qra_bo.finetune.data.options import TinyData
-from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings, Stores
+from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.settings import FinetuneSettings, Stores
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.finetune.training.trial_run import Checkpoint, CheckpointStore
