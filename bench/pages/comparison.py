@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 
-from bench.headline import LIMITS, OURS, UNIFORM
 from bench.pages.blocks import Row, grid, read
 from bench.table1.markdown import gap_text, render, versus_text
 from qra_bo.report.text import size
 from qra_bo.utils.formatting import MINUS, number
 
 TABLE = "table1/table1"
+LIMITS = ("stored 54MB", "stored uniform:4,16", "peak uniform:4,4", "peak uniform:4,16")
+OURS, UNIFORM = ("qra_bo_finer_gptq", "qra_bo_gptq"), ("best_uniform_finer_gptq", "best_uniform_gptq")
+"""Rows by preference: those with 5 and 6 bits on the ladder are not in every table."""
 METHODS = (("LoftQ", ("loftq",)), ("LQ-LoRA", ("lq_lora",)), ("AMQ, then LoRA", ("amq_lora",)),
            ("AutoQRA as published", ("autoqra",)), ("best uniform choice", UNIFORM), ("**qra_bo**", OURS))
 
