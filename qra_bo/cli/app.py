@@ -17,7 +17,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qra_bo.cli.help import public_options, short_help
@@ -152,11 +152,17 @@ def _job(composed: DictConfig, problems: Sequence[Problem] = ()) -> int:
     if settings.mode != RunMode.MULTIRUN:
         return _status(composed, None, problems)[0]
     folder = Path(settings.sweep.dir)
-    job = Job(int(settings.job.num), redact(" ".join(settings.overrides.task)), None, "")
+    job = Job(int(settings.job.num), redact(" ".join(as_given(settings.overrides.task))), None, "")
     record_job(folder, job)
     status, message = _status(composed, settings.sweep.subdir)
     record_job(folder, replace(job, status=status, message=message))
     return status
+
+
+def as_given(overrides: Sequence[str]) -> list[str]:
+    """Return Hydra's overrides with their interpolations, whose values may be secrets."""
+    raw = OmegaConf.to_container(overrides, resolve=False) if isinstance(overrides, ListConfig) else overrides
+    return list(map(str, raw or ()))
 
 
 def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem] = ()) -> tuple[int, str]:
@@ -164,8 +170,9 @@ def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem
     try:
         settings = HydraConfig.get()
         given, sources = settings.overrides.task, settings.runtime.config_sources
+        folder = next((s.path for s in sources if s.provider.startswith("hydra.searchpath")), None)
         config = config_from(with_choices(given, _composed, resolved(composed)), problems).composed_from(
-            given, next((s.path for s in sources if s.provider.startswith("hydra.searchpath")), None))
+            as_given(given), folder)
         if subdir is not None and config.task not in ON_A_RUN:  # a folder of its own, below out where that is given
             config = config.with_changes(out=str(Path(config.out or HydraConfig.get().sweep.dir) / subdir))
         return run_task(config), ""
