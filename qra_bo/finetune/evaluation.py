@@ -15,7 +15,7 @@ import torch
 
 from qra_bo.finetune.data.chat_template import ChatTemplate
 from qra_bo.finetune.data.conversations import Conversation
-from qra_bo.finetune.data.jsonl import json_objects, question_prompt, read_text, to_record
+from qra_bo.finetune.data.jsonl import check_characters, json_objects, question_prompt, read_text, to_record
 from qra_bo.finetune.data.records import Record
 from qra_bo.utils.errors import ConfigError, DataError, MissingExtraError
 
@@ -23,6 +23,8 @@ FILE_ENDINGS = (".jsonl", ".json")
 MARK = "####"
 """Mark before the short answer in a worked one, as in GSM8K."""
 _NUMBER = re.compile(r"-?\d+(?:,\d+)*(?:\.\d+)?")
+MOST_TOKENS = 1024
+"""Tokens of the longest answer that is waited for."""
 SPARE_TOKENS = 16
 """Tokens by which an answer may be longer than the longest target."""
 AT_ONCE = 64
@@ -88,7 +90,9 @@ def _choice(fields: Mapping[str, Any], where: str) -> Question:
         answer = choices.index(answer)
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise DataError(f"{where}: 'answer' must be the index of the right choice, 0 to {len(choices) - 1}, or its "
-                        f"text; got {answer!r}")
+                        f"text; got {repr(answer)[:80]}")
+    for text in (question, *choices):
+        check_characters(text, where)
     return {"prompt": question_prompt(question), "choices": choices, "gold": answer}
 
 
@@ -274,7 +278,8 @@ def _task(name: str, items: Sequence[Question], longest: int) -> dict[str, Any]:
                 "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True}
                                 for m in ("acc", "acc_norm")]}
     return {**common, "output_type": "generate_until", "doc_to_target": lambda doc: doc["target"],
-            "generation_kwargs": {"until": list(STOPS), "do_sample": False, "max_gen_toks": longest + SPARE_TOKENS},
+            "generation_kwargs": {"until": list(STOPS), "do_sample": False,
+                                  "max_gen_toks": min(longest + SPARE_TOKENS, MOST_TOKENS)},
             "process_results": lambda doc, results: {"exact_match": float(same_answer(results[0], doc["target"]))},
             "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]}
 

@@ -10,10 +10,12 @@ from statistics import NormalDist
 from typing import Any, Protocol
 
 from qra_bo.utils.errors import OutputError
-from qra_bo.utils.files import writing
+from qra_bo.utils.files import strict_json, writing
 
 ANSWERS = "answers"
 LEVEL = 0.95
+METRICS = ({"exact_match"}, {"acc", "acc_norm"})
+"""Of written answers, and of multiple choice."""
 
 
 class Right(Protocol):
@@ -73,7 +75,8 @@ def paired(these: Sequence[Right], others: Sequence[Right], metric: str) -> Pair
 
 @dataclass(slots=True)
 class AnswerFile:
-    """A JSONL file of answers: one line says whose they are, every other one is an answer.
+    """A JSONL file of answers: one line says whose they are, every other one is an answer. ``cut`` says that it holds
+    other lines, such as the half one of a killed writer: the next answers write it anew.
 
     Answers of another adapter than the folder's are set aside, and written over by the next ones.
     """
@@ -81,6 +84,7 @@ class AnswerFile:
     path: Path
     header: Mapping[str, Any]
     answers: list[Any] = field(default_factory=list)
+    cut: bool = False
 
     @classmethod
     def of_run(cls, folder: Path, task: str, variant: str = "") -> "AnswerFile":
@@ -92,10 +96,11 @@ class AnswerFile:
             raise OutputError(f"{folder} holds no finished run: {ADAPTER}/{ADAPTER_WEIGHTS} is not there")
         header = {"task": task, "model": variant or "tuned",
                   "adapter_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
-        path = folder / ANSWERS / f"{task}{f'-{variant}' if variant else ''}.jsonl"
+        path = folder / ANSWERS / variant / f"{task}.jsonl"
         lines = _whole_lines(path)
         ours = bool(lines) and lines[0] == header
-        return cls(path, header, [Answer(**line) for line in lines[1:] if _is_answer(line)] if ours else [])
+        good = [Answer(**line) for line in lines[1:] if _is_answer(line)] if ours else []
+        return cls(path, header, good, cut=len(good) + 1 < len(lines))
 
     @property
     def known(self) -> set[str]:
@@ -107,26 +112,27 @@ class AnswerFile:
         new = not self.answers
         self.answers += answers
         with writing(self.path, "ask again"):
-            self.path.parent.mkdir(exist_ok=True)
-            with self.path.open("w" if new else "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n"
-                                for line in ([self.header] if new else []) + [asdict(a) for a in answers])
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [self.header, *map(asdict, self.answers)] if new or self.cut else map(asdict, answers)
+            with self.path.open("w" if new or self.cut else "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            self.cut = False
 
 
 def _is_answer(line: Mapping[str, Any]) -> bool:
     right, texts = line.get("right"), ("question", "prompt", "target", "answer")
     return (set(line) == {*texts, "right"} and all(isinstance(line[key], str) for key in texts)
-            and isinstance(right, dict) and all(value in (0, 1) for value in right.values()))
+            and isinstance(right, dict) and set(right) in METRICS and all(value in (0, 1) for value in right.values()))
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file whose last line may be cut off."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    """Return a file's lines; an empty object for each that is none, or has no end."""
+    found = list[dict[str, Any]]()
+    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    for line in lines:
         try:
-            item = json.loads(line)
+            item = strict_json(line)
         except ValueError:
-            continue
-        if isinstance(item, dict):
-            found.append(item)
-    return found
+            item = None
+        found.append(item if isinstance(item, dict) else {})
+    return found + [{}] * bool(rest)

@@ -12,7 +12,7 @@ from qra_bo.config import RunConfig
 from qra_bo.tasks.answers import ANSWERS, AnswerFile, interval, paired
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.files import read_object, write_json, writing
+from qra_bo.utils.files import check_run_folder, read_object, write_json, writing
 
 SCORES_NAME = "scores.json"
 UNTUNED = "untuned"
@@ -54,8 +54,11 @@ def run(config: RunConfig) -> int:
             low, high = interval(score.value, score.questions)
             row: dict[str, Any] = {**asdict(score), "low": low, "high": high}
             if path in others:
-                row["against"] = {"run": str(against),
-                                  **asdict(paired(answers, others[path].answers, score.metric))}
+                pair = paired(answers, others[path].answers, score.metric)
+                if not pair.questions:
+                    raise ConfigError(f"eval.against={against} answered none of the questions of {path.name}; ask it "
+                                      f"first: python -m qra_bo task=evaluate out={against} with the same eval.tasks")
+                row["against"] = {"run": str(against), **asdict(pair)}
             rows.append(row)
     for row in rows:
         print(_line(row))
@@ -69,6 +72,8 @@ def run(config: RunConfig) -> int:
 
 def _others(files: Sequence[Path], run: Path | None) -> dict[Path, AnswerFile]:
     """Return the answers of another run; raises ``ConfigError`` where it lacks some."""
+    if run is not None:
+        check_run_folder(run)
     found = {} if run is None else {path: AnswerFile.of_run(run, path.stem) for path in files}
     missing = [path.name for path, answers in found.items() if not answers.answers]
     if missing:
@@ -116,4 +121,6 @@ def asks_in_chats(folder: Path, tokenizer: Any) -> bool:
     path = folder / "best.json"
     provenance = read_object(path).get("provenance") if path.is_file() else None
     trained = provenance.get("data_render") if isinstance(provenance, dict) else None
+    if isinstance(provenance, dict) and provenance.get("data_chats"):
+        return True
     return trained == "chat" if trained else bool(tokenizer.chat_template)

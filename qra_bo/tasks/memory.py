@@ -47,7 +47,8 @@ def run(config: RunConfig) -> int:
         unread = error
     setting = Setting(config, make_space(config, plan.memory.spec), plan.memory,
                       sequences=None if text is None else text.sequences)
-    command = None if unread is not None else next_command(plan, config.words, setting)  # it would end with that error
+    refused = unread is not None or _cuts_too_much(config, text)  # a run would end with that message
+    command = None if refused else next_command(plan, config.words, setting)
     notes = preset_notes(config)
     if unread is None and config.oracle.trains:
         region = plan.budgets[0].advice.region if len(plan.budgets) == 1 else None
@@ -180,6 +181,10 @@ def _breakdown(plan: Plan) -> Table:
     return table
 
 
+def _cuts_too_much(config: RunConfig, text: TextSize | None) -> bool:
+    return isinstance(config.data, UserData) and text is not None and (text.cut_share or 0.0) > config.data.max_cut
+
+
 def _text(config: RunConfig, text: TextSize | None) -> list[str]:
     """What a run reads, and whether it would refuse that."""
     if text is None:
@@ -188,7 +193,7 @@ def _text(config: RunConfig, text: TextSize | None) -> list[str]:
     repeats = f" (left out as repeats: {text.repeated:,})" if text.repeated else ""
     lines = [f"Text: {text.source}: {text.records:,} records{repeats}, {text.training_records:,} of them for training; "
              f"{size} training tokens ({text.basis}), in about {text.sequences:,.0f} sequences"]
-    if isinstance(config.data, UserData) and (text.cut_share or 0.0) > config.data.max_cut:
+    if _cuts_too_much(config, text):
         lines.append(f"  {text.cut_share:.0%} of its answer tokens lie beyond train.length: a run ends with a message; "
                      "raise train.length, or accept it by data.max_cut")
     return lines

@@ -13,7 +13,8 @@ from qra_bo.utils.errors import OutputError
 
 
 def answers(right: list[int], metric: str = "acc") -> list[Answer]:
-    return [Answer(f"q{i}", "p", "t", "a", {metric: float(r)}) for i, r in enumerate(right)]
+    metrics = (metric, "acc_norm") if metric == "acc" else (metric,)
+    return [Answer(f"q{i}", "p", "t", "a", dict.fromkeys(metrics, float(r))) for i, r in enumerate(right)]
 
 
 def make_run(folder: Path, weights: bytes = b"1") -> Path:
@@ -52,10 +53,28 @@ def test_answers_are_read_again_and_a_cut_line_is_asked_again(tmp_path: Path) ->
         file.write('{"question": "q3", "pro')
     again = AnswerFile.of_run(tmp_path, "q")
     assert (again.answers, again.known) == (answers([1, 0, 1]), {"q0", "q1", "q2"})
+    again.add(answers([0, 0, 0, 1])[3:])  # the half line is gone, nothing is lost
+    assert AnswerFile.of_run(tmp_path, "q").answers == answers([1, 0, 1, 1])
     assert AnswerFile.of_run(tmp_path, "q", "untuned").answers == []
+    assert AnswerFile.of_run(tmp_path, "q", "untuned").path != AnswerFile.of_run(tmp_path, "q-untuned").path
 
 
-@pytest.mark.parametrize("change", [{"right": "yes"}, {"right": {"acc": "yes"}}, {"answer": 3}, {"more": 1}])
+def test_line_ends_of_other_scripts_are_text(tmp_path: Path) -> None:
+    odd = [Answer("q", "a\u2028b", "t", "c\x85d", {"exact_match": 1.0})]
+    AnswerFile.of_run(make_run(tmp_path), "q").add(odd)
+    assert AnswerFile.of_run(tmp_path, "q").answers == odd
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"\xff", b"3", b'{"question": 1e999}'])
+def test_hostile_lines_are_passed_over(line: bytes, tmp_path: Path) -> None:
+    kept = AnswerFile.of_run(make_run(tmp_path), "q")
+    kept.add(answers([1]))
+    kept.path.write_bytes(kept.path.read_bytes() + line + b"\n")
+    assert AnswerFile.of_run(tmp_path, "q").answers == answers([1])
+
+
+@pytest.mark.parametrize("change", [{"right": "yes"}, {"right": {"acc": "yes"}}, {"right": {}}, {"right": {"foo": 1}},
+                                    {"answer": 3}, {"more": 1}])
 def test_lines_that_no_run_writes_are_passed_over(change: dict[str, Any], tmp_path: Path) -> None:
     kept = AnswerFile.of_run(make_run(tmp_path), "q")
     kept.add(answers([1]))

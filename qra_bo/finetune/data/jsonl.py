@@ -79,6 +79,8 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
 
 def read_text(file: Path) -> str:
     """Return the text of a file. Raises ``DataError`` if it can't be read as UTF-8; the message names the line."""
+    if file.exists() and not file.is_file():  # a pipe would wait for ever, a device never end
+        raise DataError(f"{file} must be a file; it is a folder, a pipe or a device")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -128,9 +130,14 @@ def to_record(fields: Any, where: str) -> Record | Conversation:
     record = min(known, key=lambda found: found[0])[1](fields, where)
     text = record.messages_json + record.tools_json if isinstance(record, Conversation) \
         else record.prompt + record.target
+    check_characters(text, where)
+    return record
+
+
+def check_characters(text: str, where: str) -> None:
+    """Refuse a text that no file can hold. Raises ``DataError``."""
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise DataError(f"{where}: the text holds half of a surrogate pair, which is not a character")
-    return record
 
 
 def _text(fields: Fields, name: str, where: str) -> str:
