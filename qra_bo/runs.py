@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 from qra_bo.report.data import load_run
 from qra_bo.report.side_by_side import FOUND, SETTING, FoundRun, find_runs
 from qra_bo.report.tables import print_line, print_result, print_table
+from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import UserError, from_system
 from qra_bo.utils.formatting import DASH
 from qra_bo.utils.process import prepare, print_whole
@@ -50,8 +52,8 @@ def show_run(folder: Path, console: Console) -> None:
 
 
 def chat(folder: Path, console: Console) -> None:
-    """Answer every line of stdin by the model of a finished run, greedily; a conversation where it was trained on the
-    tokenizer's template, else each line as a text to go on from.
+    """Answer every line of stdin by the model of a finished run, greedily and on a card where there is one; a
+    conversation where it was trained on some, by the same template, else each line as a text to go on from.
 
     Raises:
         OutputError: If ``folder`` is no run, or has no adapter.
@@ -59,14 +61,21 @@ def chat(folder: Path, console: Console) -> None:
     d = load_run(folder)
     from transformers import TextStreamer  # loads torch, which the other commands do without
 
-    from qra_bo.export.load import load
-    model, tokenizer = load(folder)
+    from qra_bo.export.load import keep_unpacked, load
+    from qra_bo.finetune.data.chat_template import ChatTemplate
+    from qra_bo.finetune.data.conversations import Conversation
+    model, tokenizer = load(folder, resolve_device("auto"))
+    keep_unpacked(model)  # else every token unpacks every layer
+    template, chats = ChatTemplate(tokenizer), bool(d.study.provenance.get("data_chats"))
+    if sys.stdin.isatty():
+        print_line(console, "A line is a question; Ctrl-D ends." if chats else
+                   "A line is a text that the model goes on from; Ctrl-D ends.")
     streamer, turns = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), list[dict[str, str]]()
-    for line in sys.stdin:
+    for line in filter(str.strip, sys.stdin):
         turns.append({"role": "user", "content": line.rstrip("\n")})
-        inputs = tokenizer(line.rstrip("\n"), return_tensors="pt") \
-            if d.study.provenance.get("data_render") != "chat" else tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        text = template.question(Conversation(json.dumps([*turns, {"role": "assistant", "content": ""}]),
+                                              (len(turns),))) if chats else line.rstrip("\n")
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=template.is_plain or not chats)
         length = inputs["input_ids"].shape[1]
         new = model.generate(**inputs.to(model.device), max_new_tokens=ANSWER_TOKENS, do_sample=False,
                              streamer=streamer)[0, length:]

@@ -116,7 +116,8 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
                           Stores(CheckpointStore(out / "checkpoints"), profiles, factors),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
-                           "data_render": data.render, "data_facts": asdict(data.train.facts),
+                           "data_render": data.render, "data_chats": data.chats,
+                           "data_facts": asdict(data.train.facts),
                            "notes": [*data_notes(cfg.data, data), *overlap],
                            "model_sha256": weights, "base": base, "model_revision": commit_of(model),
                            "base_origin": getattr(model, "base_origin", None),  # of random weights none

@@ -155,14 +155,14 @@ def parse_events(lines: Sequence[Mapping[str, Any]], warnings: Sequence[str] = (
     return data
 
 
-def load_run(folder: Path) -> ReportData:
+def load_run(folder: Path | str) -> ReportData:
     """Read the journal in a run's folder.
 
     Raises:
         OutputError: If the folder holds no journal, or one that is no plain file.
         JournalError: If the journal can't be read.
     """
-    path = folder / JOURNAL_NAME
+    path = Path(folder) / JOURNAL_NAME
     if not path.is_file():
         raise OutputError(f"{folder} is no run's folder: it holds no {JOURNAL_NAME}; give the out= folder of a run")
     content = read_journal(path)

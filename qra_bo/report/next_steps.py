@@ -26,7 +26,8 @@ def next_steps(d: ReportData, folder: str) -> list[tuple[str, str]]:
         ("From Python: the model, with the logits of the run's end",
          f"import qra_bo\nmodel, tokenizer = qra_bo.load({json.dumps(printable(folder))})"),
         ("For other trainers and servers", command((), {"task": "export", "out": run, "export.check": "true"})),
-        ("Your own questions to it", command((), {"task": "evaluate", "out": run, "eval.tasks": "[questions.jsonl]"})),
+        ("Your own questions to it and to the untuned model", command((), {
+            "task": "evaluate", "out": run, "eval.tasks": "[questions.jsonl]", "eval.against": "untuned"})),
         ("The same bits and ranks on other data", command(words, on_other_data, (*OF_A_SEARCH, "data")))]
     if d.study.prediction is not None:
         steps.append(("Compare it with a search on unseen seeds", again(effort="quick", out=run)))

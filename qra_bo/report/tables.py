@@ -64,7 +64,7 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
     if files:
         print_line(console, f"Files in {folder}: " + ", ".join(files))
     for what, code in next_steps(d, str(folder)):
-        code = code.splitlines()[-1]
+        code = "; ".join(code.splitlines())
         if console.is_terminal:
             console.print(f"Next: {what}:\n    [bold cyan]{escape(code)}[/bold cyan]", highlight=False, soft_wrap=True)
         else:

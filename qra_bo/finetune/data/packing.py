@@ -177,10 +177,10 @@ def assemble(tokenizer: Any, splits: Sequence[Sequence[Record | Conversation]], 
     sources, plain, begin = "", False, "".join(map(str, beginning_of(tokenizer)))
     if any(isinstance(record, Record) for split in splits for record in split):
         sources = begin
-    if any(isinstance(record, Conversation) for split in splits for record in split):
+    if chats := any(isinstance(record, Conversation) for split in splits for record in split):
         from qra_bo.finetune.data.chat_template import ChatTemplate  # see pack
         template = ChatTemplate(tokenizer)
         plain = template.is_plain
         sources += template.source() + begin * plain
     return DataSplits(train, validation, test, train.take(calibration), texts_sha256(splits, sources), source,
-                      plain_template=plain)
+                      chats=chats, plain_template=plain)
