@@ -220,6 +220,8 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
     if fmt.backend == "trellis":
         return out_features * (2 + -(-in_features // (2 * fmt.block)))
     blocks = -(-out_features * in_features // fmt.block)
+    if fmt.backend not in ("integer", ORDERED, "hqq", "bitsandbytes"):
+        raise SpaceError(f"memory/formats.py states no bytes of scales of the backend {fmt.backend!r}; add them")
     if fmt.backend in ("integer", ORDERED):
         return (3 if has_zeros(fmt) else 2) * blocks + 4 * in_features * (fmt.backend == ORDERED)
     return blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 if fmt.double_quant else 4 * blocks

@@ -210,6 +210,6 @@ def test_a_list_of_jobs_that_was_cut_off_is_no_success(line: str, elsewhere: Pat
     with (elsewhere / app.JOBS).open("a", encoding="latin-1") as file:
         file.write(line)
     app.SweepSummary.folder = elsewhere
-    app.SweepSummary().on_multirun_end(app.DictConfig({}))
+    app.SweepSummary().on_multirun_end(app.DictConfig({"out": None}))
     assert app.SweepSummary.status == app.BUG
     assert [job.status for job in read_jobs(elsewhere)] == [0, None]

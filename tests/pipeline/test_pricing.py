@@ -68,7 +68,7 @@ def test_a_budget_above_what_the_card_has_is_refused(changes: list[str], fits: b
         checked_budget(made, tmp_path)
 
 
-@pytest.mark.parametrize(("changes", "size"), [([], 20), (["executor.workers=2"], 8), (["device=cuda:1"], 8)])
+@pytest.mark.parametrize(("changes", "size"), [([], 8), (["executor.workers=1"], 20), (["device=cuda:1"], 8)])
 def test_auto_is_what_the_gpus_of_all_workers_have_free(changes: list[str], size: int,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

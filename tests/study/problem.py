@@ -59,7 +59,7 @@ class HandSized:
 
     scope = "stored"
     shape = SimpleNamespace(device="cpu")
-    spec = SimpleNamespace(tables=())
+    spec = SimpleNamespace(tables=(), linears=(SimpleNamespace(stored=""),))
 
     def table(self, space: SearchSpace) -> CostTable:
         return make_costs(space)

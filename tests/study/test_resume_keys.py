@@ -27,7 +27,7 @@ OTHER: dict[str, Any] = {
     "model.head_dim": "model.head_dim=32",
     "budget": "budget=uniform:4,2", "bits": "bits=[3,4,8]", "ranks": "ranks=[1,2,4,8]",
     "max_average_bits": "max_average_bits=5.0", "granularity": "granularity=block", "effort.name": "effort.name=mine",
-    "profiling": "profiling=gradients",
+    "profiling": "profiling=gradients", "adapter.experts": "adapter.experts=each",
     "effort.uniform_baselines": "effort.uniform_baselines=null",
     "max_hours": "max_hours=2", "device": "device=auto", "dtype": "dtype=bfloat16", "display": "display=plain",
     "memory.scope": "memory.scope=stored", "embeddings": "embeddings=8", "serve": f"serve=mlx\n{GROUPS}",

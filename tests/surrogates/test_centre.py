@@ -14,7 +14,7 @@ STRAIGHT = StructuredSettings(residual=0.0, warps=[None])
 
 def centred(n: int = 12, scale: float = 0.5, shift: float = 0.0) -> StructuredModel:
     rows = random_rows(n, 3)
-    plan = Design([Component(c.name, c.features, c.units, scale, 1e-3) for c in design().components], CENTRE)
+    plan = Design([Component(c.name, c.features, c.units, scale) for c in design().components], CENTRE)
     y = 4.0 + additive(CENTRE, rows) + shift * additive(design().components[0].features[..., 0], rows)
     return StructuredModel(plan, rows, y, settings=STRAIGHT)
 
