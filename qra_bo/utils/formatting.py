@@ -1,4 +1,4 @@
-"""Text forms of values: numbers with a true minus, overrides in Hydra's grammar."""
+"""Text forms of values: numbers with a true minus, long texts cut, overrides in Hydra's grammar."""
 
 import re
 
@@ -14,6 +14,11 @@ def signed(value: float, digits: int = 4) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """A number, or an en dash where there is none."""
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def cut(text: str, most: int = 80) -> str:
+    """Return a text of the user's for a message: at most ``most`` characters of it."""
+    return text if len(text) <= most else f"{text[:most - 3]}..."
 
 
 def override_value(text: str) -> str:

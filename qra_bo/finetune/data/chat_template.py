@@ -22,6 +22,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from qra_bo.finetune.data.conversations import REASONING, Conversation, Message
 from qra_bo.utils.errors import DataError
+from qra_bo.utils.formatting import cut
 
 PLAIN = """\
 {%- if tools %}{{ 'Tools: ' + tools | tojson + '\\n' }}{% endif %}
@@ -105,8 +106,8 @@ class ChatTemplate:
         try:
             text, marked = self._text(messages, tools, marks=bool(_GENERATION.search(self.source(tools))))
         except _REFUSALS as error:
-            raise DataError(f"{where}: the model's chat template refuses the conversation ({error}); mend the record "
-                            "or leave it out, or take a base model whose template takes it") from error
+            raise DataError(f"{where}: the model's chat template refuses the conversation ({cut(str(error), 200)}); "
+                            "mend the record or leave it out, or take a base model whose template takes it") from error
         for message in messages:  # of a list of parts, a template may write nothing of a text
             words = re.findall(r"\w+", message["content"].lower()) if message["role"] in ("user", "assistant") else []
             if words and not any(word in text.lower() for word in words):
@@ -147,7 +148,7 @@ class ChatTemplate:
                 missing = calls if self._text(bare, conversation.tools)[0] == text else []
         if missing:
             raise DataError(f"{conversation.where}: the model's chat template writes no tools or no tool calls (it "
-                            f"leaves out {missing[0]!r}); take a model whose template writes them")
+                            f"leaves out {cut(repr(missing[0]))}); take a model whose template writes them")
 
     def _span(self, messages: list[Message], tools: Tools, turn: int, text: str, where: str) -> Span:
         """Return the characters of one turn of the assistant in the whole ``text``."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from qra_bo.utils.errors import DataError
 from qra_bo.utils.files import strict_json
+from qra_bo.utils.formatting import cut
 
 Fields = Mapping[str, Any]
 Message = dict[str, Any]
@@ -115,7 +116,7 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
     messages: list[Message] = []
     for turn in turns:
         if turn["from"] not in SHAREGPT:
-            raise DataError(f"{where}: 'from' must be one of {', '.join(SHAREGPT)}; got {turn['from']!r}")
+            raise DataError(f"{where}: 'from' must be one of {', '.join(SHAREGPT)}; got {cut(repr(turn['from']))}")
         if turn["from"] in CALLS:
             calls = _parsed(turn["value"], f"the value of a {turn['from']}", where)
             message: Message = {"role": "assistant", "content": "",
@@ -165,7 +166,8 @@ def _messages(turns: Any, name: str, where: str) -> list[Message]:
     out = []
     for turn in itertools.chain.from_iterable(_converted(turn, where) for turn in turns):
         if turn["role"] not in ROLES:
-            raise DataError(f"{where}: the role of a message must be one of {', '.join(ROLES)}; got {turn['role']!r}")
+            raise DataError(f"{where}: the role of a message must be one of {', '.join(ROLES)}; "
+                            f"got {cut(repr(turn['role']))}")
         message = {"role": turn["role"], "content": _text(turn.get("content"), bool(turn.get("tool_calls")), where)}
         if turn.get("tool_calls"):
             message["tool_calls"] = _tool_calls(turn["tool_calls"], where)
@@ -196,9 +198,9 @@ def _converted(turn: Fields, where: str) -> list[Fields]:
             results.append({"role": "tool", "content": part.get("content", part.get("output")), "tool_call_id": of})
         else:
             texts.append({**part, "type": "text"} if kind in TEXTS else part)
-    if not (thoughts or calls or texts):
+    if results and not (thoughts or calls or texts):
         return results
-    changed = {**named, "content": texts} | ({"tool_calls": [*(turn.get("tool_calls") or []), *calls]} if calls else {})
+    changed = {**named, "content": texts, "tool_calls": [*_listed(turn.get("tool_calls") or []), *calls]}
     return [*results, changed | ({"reasoning_content": "\n".join(thoughts)} if thoughts else {})]
 
 
@@ -219,7 +221,7 @@ def _text(content: Any, may_be_missing: bool, where: str) -> str:
         if kind != "text" or text is None:
             raise DataError(f"{where}: the parts of a message must be texts, such as "
                             f'{{"type": "text", "text": "hello"}}, or thoughts, tool calls and results as OpenAI and '
-                            f"Anthropic write them; got a part of the type {kind!r}")
+                            f"Anthropic write them; got a part of the type {cut(repr(kind))}")
         texts.append(text)
     return "".join(texts)
 
@@ -228,7 +230,8 @@ def _is_trained(message: Message, where: str) -> bool:
     for key in _WEIGHTS:
         if key in message:
             if message[key] not in (0, 1):  # also false, true, 0.0 and 1.0
-                raise DataError(f"{where}: {key!r} of a message must be 0 (no loss) or 1; got {message[key]!r}")
+                raise DataError(f"{where}: {key!r} of a message must be 0 (no loss) or 1; "
+                                f"got {cut(repr(message[key]))}")
             return bool(message[key])
     return True
 
@@ -236,11 +239,11 @@ def _is_trained(message: Message, where: str) -> bool:
 def _tool_calls(calls: Any, where: str, *, filled: bool = True) -> list[dict[str, Any]]:
     """Return tool calls as chat templates take them; ``filled``: they may hold ``None`` for missing keys."""
     out = []
-    for call in calls if isinstance(calls, list) else [calls]:
+    for call in _listed(calls):
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise DataError(f"{where}: a tool call must be an object with 'name' and 'arguments', or with such an "
-                            f"object as its 'function'; got {str(call)[:80]!r}")
+                            f"object as its 'function'; got {cut(repr(call))}")
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):  # OpenAI's form; chat templates write objects as JSON themselves
             arguments = _parsed(arguments, "the arguments of a tool call", where)
@@ -250,6 +253,10 @@ def _tool_calls(calls: Any, where: str, *, filled: bool = True) -> list[dict[str
         out.append({"type": "function", **extra,
                     "function": {"name": function["name"], "arguments": arguments}})
     return out
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
@@ -262,7 +269,7 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) and isinstance(tool.get("function", {}), dict)
                                               for tool in tools):
         raise DataError(f"{where}: 'tools' must be a list of objects whose 'function' is one too, or the JSON text of "
-                        f"such a list; got {str(tools)[:80]!r}")
+                        f"such a list; got {cut(repr(tools))}")
     return [tool if "function" in tool or "type" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
@@ -280,4 +287,4 @@ def _parsed(text: str, name: str, where: str) -> Any:
     try:
         return strict_json(text)
     except ValueError as error:
-        raise DataError(f"{where}: {name} must be JSON; got {text[:80]!r} ({error})") from error
+        raise DataError(f"{where}: {name} must be JSON; got {cut(repr(text))} ({error})") from error

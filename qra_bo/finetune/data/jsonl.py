@@ -15,6 +15,7 @@ from qra_bo.finetune.data.conversations import (
 from qra_bo.finetune.data.records import Record
 from qra_bo.utils.errors import DataError
 from qra_bo.utils.files import strict_json
+from qra_bo.utils.formatting import cut
 
 Fields = Mapping[str, Any]
 _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a response that appropriately completes "
@@ -125,7 +126,8 @@ def to_record(fields: Any, where: str) -> Record | Conversation:
     known = [(any(fields[name] is None for name in names), convert) for names, convert in _CONVERTERS
              if all(name in fields for name in names)]
     if not known:
-        raise DataError(f"{where}: expected {KINDS}; got the fields {', '.join(map(repr, fields)) or 'none'}")
+        names = cut(", ".join(map(repr, fields)), 400) or "none"
+        raise DataError(f"{where}: expected {KINDS}; got the fields {names}")
     # Tables of the hub have all columns in every row: those of a row's own kind are not None.
     record = min(known, key=lambda found: found[0])[1](fields, where)
     text = record.messages_json + record.tools_json if isinstance(record, Conversation) \
