@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from qra_bo.config.schema import RunConfig
-from qra_bo.finetune.models.files import check_unquantised, may_run
+from qra_bo.finetune.models.files import check_layers, check_unquantised, may_run
 from qra_bo.finetune.models.gguf_header import stored_header, stored_spec
 from qra_bo.finetune.models.hub import small_files
 from qra_bo.finetune.models.packed_folder import folder_spec
@@ -67,6 +67,7 @@ def hf_config(config: RunConfig) -> Any:
 
     from qra_bo.finetune.models.text_part import text_part
     path = small_files(model)
+    check_layers(path)
     try:
         found = AutoConfig.from_pretrained(str(path), trust_remote_code=may_run(model))
     except Exception as error:  # of a malformed file transformers raises anything

@@ -92,6 +92,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_tex
 
 MOST_LAYERS = 10_000
 """More are a mistake, and would be listed for hours."""
+MOST_SIZE = 2**20
+"""Of widths, heads and rows in a configuration: products of three are bytes that torch can count."""
 OWN_CODE = "comes with code of its own, and that runs only where you say so: model.trust_remote_code=true"
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -101,7 +103,8 @@ _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "qkv_proj": "qkv", 
           "gate_proj": "gateup", "up_proj": "gateup", "gate_up_proj": "gateup", "dense_h_to_4h": "gateup",
           "fc1": "gateup", "c_fc": "gateup", "gate_up": "gateup",
           "down": "down", "down_proj": "down", "dense_4h_to_h": "down", "fc2": "down"}
-_SIZES = {"head_dim", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"}
+_SIZES = {"head_dim", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+          "num_hidden_layers", "vocab_size"}
 
 
 def fused_of(leaf: str) -> str:
@@ -286,6 +289,18 @@ def _check_dense(model: Any) -> None:
                          "model for their text_config. Give a model of text alone")
 
 
+def check_sizes(config: Any) -> None:
+    """Raise ``ModelError`` if a size in a transformers configuration is not positive, or beyond what can be built."""
+    text = config.get_text_config()
+    unlike = getattr(text, "per_layer_attributes", None) or ()  # which ``_check_dense`` refuses
+    sizes = {name: getattr(text, name, None) for name in _SIZES.difference(unlike)}
+    most = {"num_hidden_layers": MOST_LAYERS}
+    if wrong := sorted(f"{name}={str(size)[:40]}" for name, size in sizes.items()
+                       if isinstance(size, int) and not 0 < size <= most.get(name, MOST_SIZE)):
+        raise ModelError(f"the configuration of this {config.model_type!r} has {', '.join(wrong)}: sizes must be above "
+                         f"0 and at most {MOST_SIZE:,}, and layers at most {MOST_LAYERS:,}; copy the model again")
+
+
 def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_code: bool = False) -> DecoderSpec:
     """Return the decoder that a transformers configuration describes; the model is built on the meta device.
 
@@ -295,6 +310,7 @@ def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_co
     """
     import torch  # planning memory does without torch
     from transformers import AutoModelForCausalLM
+    check_sizes(config)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

@@ -1,6 +1,7 @@
 """Folders that other quantisers packed: models over their codes against dense ones; damaged folders."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,15 @@ def scaled(tensor: torch.Tensor) -> torch.Tensor:
     return tensor * float("inf")
 
 
+def saying(offset: str) -> Any:
+    """Change the offset of scales in nf4's JSON."""
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        facts = json.loads(tensor.numpy().tobytes())
+        text = json.dumps({**facts, "nested_offset": "HERE"}).replace('"HERE"', offset)
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    return change
+
+
 def cut(tensor: torch.Tensor) -> torch.Tensor:
     return tensor[:-1]
 
@@ -141,6 +151,8 @@ def test_other_folders_are_refused_in_one_sentence(tmp_path: Path, made: tuple[A
     ({}, {"mlp.up_proj.weight.nested_quant_map": lambda t: t / 2}, "nested_quant_map"),
     ({}, {"mlp.up_proj.weight.absmax": cut}, "absmax"), ({}, {"mlp.up_proj.weight.nested_absmax": scaled}, "finite"),
     ({}, {"mlp.up_proj.weight.quant_state.bitsandbytes__nf4": cut}, "quant_state"),
+    *(({}, {"mlp.up_proj.weight.quant_state.bitsandbytes__nf4": saying(offset)}, said) for offset, said in (
+        ("[" * 100_000, "quant_state"), ("1" + "0" * 400, "quant_state"), ("1e300", "nested_offset"))),
     ({}, {"mlp.up_proj.weight": lambda t: t.float()}, "up_proj")])
 def test_other_nf4_is_refused_in_one_sentence(tmp_path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any],
                                               said: str) -> None:
@@ -160,6 +172,26 @@ def test_tensors_without_a_place_are_refused(tmp_path: Path) -> None:
     save_file(found | {"model.layers.0.mlp.up_proj.act_scales": torch.ones(2)}, tmp_path / "m" / "model.safetensors")
     with pytest.raises(ModelError, match="act_scales"):
         load_stored(node(tmp_path / "m"), torch.float32)
+
+
+def test_other_files_replace_no_tensors(tmp_path: Path) -> None:
+    write(tmp_path / "m", *gptq())
+    stray = tmp_path / "m" / "zz_old.safetensors"
+    stray.write_bytes((tmp_path / "m" / "model.safetensors").read_bytes())
+    readers = {id(tensor.reader) for tensor in packed_folder(tmp_path / "m").tensors.values()}
+    assert len(readers) == 1
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "a.safetensors")
+    with pytest.raises(ModelError, match="another file"):
+        packed_folder(tmp_path / "m")
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "a.safetensors"}}))
+    assert packed_folder(tmp_path / "m").tensors
+    for name in (stray, index):
+        name.unlink()
+        os.mkfifo(name)
+        with pytest.raises(ModelError, match="a pipe"):
+            packed_folder(tmp_path / "m")
+        name.unlink()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.999])

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 import qra_bo.runs
+from qra_bo.config import load_config
 from qra_bo.config.compose import MOST_VALUES, check_size
+from qra_bo.config.derive import make_spec
 from qra_bo.finetune.data.chat_template import ChatTemplate
 from qra_bo.finetune.data.jsonl import MOST_CHARACTERS, records_of
 from qra_bo.finetune.models.gguf_header import read_header
 from qra_bo.space.decoder import MOST_LAYERS
 from qra_bo.utils.errors import ConfigError, DataError, ModelError
 from tests.data.chat_templates import TEMPLATES, chat_tokenizer
-from tests.data.test_chat import talk
+from tests.data.test_chat import chat, talk
 
 
 def doubled(depth: int, width: int = 9) -> str:
@@ -77,6 +79,28 @@ def test_a_gguf_file_of_too_many_layers_is_refused(n: int, tmp_path: Path) -> No
     writer.close()
     with pytest.raises(ModelError, match=f"more than {MOST_LAYERS} layers"):
         read_header(tmp_path / "m.gguf")
+
+
+def test_a_configuration_of_too_many_layers_is_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2", "num_hidden_layers": 1000000000}')
+    with pytest.raises(ModelError, match=f"more than {MOST_LAYERS} layers"):
+        make_spec(load_config(["+model=hf", f"model.path={tmp_path}", "task=memory"]))
+
+
+LONG = "x" * 25_000
+
+
+@pytest.mark.parametrize("fields", [
+    {"messages": [{"role": LONG, "content": "a"}]}, {"conversations": [{"from": LONG, "value": "a"}]}, {LONG: 1},
+    {"messages": [{"role": "user", "content": [{"type": LONG}]}]},
+    {"messages": [{"role": "assistant", "content": "a", "weight": LONG}]},
+    {"messages": [{"role": "assistant", "tool_calls": [LONG]}]}, {"messages": [{"role": "assistant", "content": "a"}],
+                                                                   "tools": [LONG]},
+    {"messages": [{"role": "assistant", "tool_calls": [{"name": LONG}]}]}])
+def test_messages_about_long_values_are_short(fields: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        ChatTemplate(chat_tokenizer(TEMPLATES["chatml"])).render(chat(fields))
+    assert len(str(caught.value)) < 900
 
 
 @pytest.mark.parametrize("command", ["list", "show"])

@@ -143,6 +143,16 @@ def test_other_mixtures_of_experts_are_refused(family: str, changes: dict[str, A
         spec_from_hf_config(AutoConfig.for_model(family, **small, **changes))
 
 
+@pytest.mark.parametrize("changes", [
+    {"hidden_size": -64}, {"hidden_size": 0}, {"hidden_size": 10**30}, {"num_key_value_heads": 0}, {"head_dim": 0},
+    {"intermediate_size": 0}, {"vocab_size": 0}, {"num_hidden_layers": 100_000}, {"num_hidden_layers": 0}])
+def test_sizes_of_no_model_are_refused(changes: dict[str, int]) -> None:
+    small = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2, vocab_size=64,
+                 bos_token_id=None, eos_token_id=None)
+    with pytest.raises(ModelError, match="=".join(map(str, *changes.items()))):
+        spec_from_hf_config(AutoConfig.for_model("llama", **{**small, **changes}))
+
+
 @pytest.mark.parametrize("experts", ["none", "each"])
 def test_experts_are_units_of_their_layer(experts: str) -> None:
     spec = with_adapters(spec_from_numbers("x", "qwen3_moe", **{**SMALL, **EXPERTS}), experts)

@@ -7,9 +7,11 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from qra_bo.space.decoder import MOST_LAYERS
 from qra_bo.utils.errors import ModelError
 
-CONFIG, INDEX, ADAPTER = "config.json", "model.safetensors.index.json", "adapter_config.json"
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 REDIRECTS = ("transformers_weights", "configuration_files")
 """Keys of a configuration that make transformers read files that are not checked here."""
 log = logging.getLogger(__name__)
@@ -39,7 +41,12 @@ def check_model_files(folder: Path, name: str, *, gguf: bool = False) -> None:
                          "done here; take that key out")
     if gguf:
         return
-    if not any(folder.glob("*.safetensors")):
+    check_layers(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        if file.exists() and not file.is_file():  # a pipe would wait for ever
+            raise ModelError(f"{file} is a folder, a pipe or a device; take it out of the folder of {name!r}")
+    if not files:
         pickles = sorted(p.name for s in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(s))
         if pickles:
             raise ModelError(f"the weights of {name!r} in {folder} are {', '.join(pickles[:3])}: pickles, which can "
@@ -47,7 +54,7 @@ def check_model_files(folder: Path, name: str, *, gguf: bool = False) -> None:
                              "*.safetensors, or convert them on a machine that you can lose: AutoModelForCausalLM."
                              "from_pretrained(folder).save_pretrained(folder, safe_serialization=True)")
     index = _read(folder / INDEX)
-    shards = index.get("weight_map", {}) if isinstance(index, dict) else {}
+    shards = {} if index is None else index.get("weight_map") if isinstance(index, dict) else None
     for shard in shards.values() if isinstance(shards, dict) else [shards]:
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or PurePosixPath(shard).name != shard:
             raise ModelError(f"{INDEX} of {folder} names {str(shard)[:100]!r} as a part of the weights of {name!r}; "
@@ -70,12 +77,32 @@ def check_unquantised(folder: Path, name: str) -> None:
         raise ModelError(f"the weights of {name!r} in {folder} are quantised already ({str(method)[:40]}), and {other}")
 
 
+def check_layers(folder: Path) -> None:
+    """Raise ``ModelError`` if a model's configuration states more than ``MOST_LAYERS``: transformers lists each."""
+    for part in _parts(folder):
+        if isinstance(n := part.get("num_hidden_layers"), int | float) and n > MOST_LAYERS:
+            raise ModelError(f"{folder / CONFIG} states more than {MOST_LAYERS} layers; copy the model again")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold a model's weights, which transformers takes too: one, or the parts that an index
+    names; without either all. ``check_model_files`` goes before."""
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    index = _read(folder / INDEX)
+    return [folder / part for part in sorted(set(index["weight_map"].values()))] if index else \
+        sorted(folder.glob("*.safetensors"))
+
+
 def quantization_marks(folder: Path) -> Any:
     """Return the ``quantization_config`` of a model's configuration, or of its text part, else ``None``."""
+    return next((part["quantization_config"] for part in _parts(folder) if part.get("quantization_config")), None)
+
+
+def _parts(folder: Path) -> list[dict[str, Any]]:
     config = _read(folder / CONFIG)
     parts = (config, config.get("text_config")) if isinstance(config, dict) else ()
-    return next((part["quantization_config"] for part in parts
-                 if isinstance(part, dict) and part.get("quantization_config")), None)
+    return [part for part in parts if isinstance(part, dict)]
 
 
 def _keys(value: Any) -> Iterator[str]:
@@ -90,6 +117,8 @@ def _read(path: Path) -> Any:
     if not path.exists():
         return None  # transformers itself reports a required file
     try:
+        if not path.is_file():
+            raise OSError("it is a folder, a pipe or a device")
         return json.loads(path.read_text(encoding="utf-8"))  # as transformers reads it: some hold NaN
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} can't be read ({str(error)[:200]}); copy the model again") from error

@@ -12,12 +12,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from qra_bo.finetune.models.files import CONFIG, INDEX, check_model_files
+from qra_bo.finetune.models.files import CONFIG, INDEX, WEIGHTS, check_model_files
 from qra_bo.finetune.models.gguf_header import parts_of
 from qra_bo.memory import format_size
 from qra_bo.utils.errors import ModelError
 
-WEIGHTS = "model.safetensors"
 SMALL = (CONFIG, "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """Configuration, tokenizer and index files, which are read before any weights are asked for."""
 FOLDERS = "*/*"

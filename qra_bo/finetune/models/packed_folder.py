@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from qra_bo.finetune.models.files import CONFIG, check_model_files, quantization_marks
+from qra_bo.finetune.models.files import CONFIG, check_model_files, quantization_marks, weight_files
 from qra_bo.memory.file_formats import STORED_FORMATS
 from qra_bo.memory.formats import FORMATS, NESTED_BLOCK
 from qra_bo.space.decoder import DecoderSpec
@@ -80,13 +80,17 @@ def packed_folder(folder: Path, framework: str = "np") -> PackedFolder:
         _check(folder, "config_groups", group)
         _check(folder, "weights", group.get("weights"))
     tensors: dict[str, Stored] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         try:
             reader: Any = safe_open(str(file), framework)
-            tensors |= {name: Stored(reader, part.get_dtype(), tuple(part.get_shape()))
-                        for name in sorted(reader.keys()) for part in [reader.get_slice(name)]}
+            found = {name: Stored(reader, part.get_dtype(), tuple(part.get_shape()))
+                     for name in sorted(reader.keys()) for part in [reader.get_slice(name)]}
         except Exception as error:  # of a damaged header the library raises anything
             raise ModelError(f"{file} can't be read as safetensors ({error}); copy or download it again") from error
+        if twice := tensors.keys() & found.keys():
+            raise ModelError(f"{file} holds {min(twice)}, which another file of the folder holds too; take one of them "
+                             "out of it")
+        tensors |= found
     return PackedFolder(folder, method, marks, tensors)
 
 

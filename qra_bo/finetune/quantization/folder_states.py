@@ -4,8 +4,6 @@ nf4 is mapped as it is. Integers, whose lowest bits come first, are put in anoth
 inputs of an output, AWQ along the outputs of an input, compressed-tensors like GPTQ with words by rows.
 """
 
-import json
-import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +17,7 @@ from qra_bo.memory.file_formats import ORDERED
 from qra_bo.memory.formats import NESTED_BLOCK, has_zeros
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ModelError
+from qra_bo.utils.files import strict_json
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Place of an output's code among the eight of a word."""
@@ -90,9 +89,10 @@ def _nf4(part: Callable[[str], Tensor], fmt: StorageFormat, shape: tuple[int, in
          check: Callable[[bool, str], None]) -> State:
     """Beside the tensors bitsandbytes keeps a JSON object with sizes and the offset of scales."""
     try:
-        facts = json.loads(part(QUANT_STATE).numpy().tobytes())
+        facts = strict_json(part(QUANT_STATE).numpy().tobytes())
         sizes = [facts["blocksize"], facts["quant_type"], facts["shape"]]
-        nested, offset = (facts["nested_blocksize"], float(facts["nested_offset"])) if fmt.double_quant else (0, 0.0)
+        nested, given = (facts["nested_blocksize"], facts["nested_offset"]) if fmt.double_quant else (0, 0)
+        offset = torch.tensor(float(given))  # fp32, of which a number that JSON holds may be infinite
     except (ValueError, KeyError, TypeError):
         sizes = []
     check(sizes == [NF4_BLOCK, "nf4", list(shape)], QUANT_STATE)
@@ -100,6 +100,6 @@ def _nf4(part: Callable[[str], Tensor], fmt: StorageFormat, shape: tuple[int, in
     state = {"codes": part("weight"), "absmax": part("weight.absmax")}
     if not fmt.double_quant:
         return state
-    check(nested == NESTED_BLOCK and math.isfinite(offset), "nested_blocksize or nested_offset")
+    check(nested == NESTED_BLOCK and bool(torch.isfinite(offset)), "nested_blocksize or nested_offset")
     check(torch.equal(part("weight.nested_quant_map"), F.create_dynamic_map()), "nested_quant_map")
-    return {**state, "nested_absmax": part("weight.nested_absmax"), "offset": torch.tensor(offset)}
+    return {**state, "nested_absmax": part("weight.nested_absmax"), "offset": offset}

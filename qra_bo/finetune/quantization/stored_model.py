@@ -30,6 +30,7 @@ from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.memory.file_formats import TYPES
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import StorageFormat
+from qra_bo.space.decoder import check_sizes
 from qra_bo.utils.errors import ModelError
 
 ROPE = "rope_freqs.weight"
@@ -52,6 +53,7 @@ def load_stored(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, 
         fill = partial(_fill, header=header, dtype=dtype)
     with reading_gguf():
         tokenizer = load_tokenizer(model_cfg)
+    check_sizes(config)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()  # each became a tensor of its own
