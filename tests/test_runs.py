@@ -9,7 +9,7 @@ from qra_bo.report import html
 from qra_bo.runs import main
 from qra_bo.study.journal import RunLock
 from qra_bo.utils.formatting import DASH
-from tests.report.fixtures import make_events, write_run
+from tests.report.fixtures import L, make_events, write_run
 
 ODD = [*make_events()[:-1], {**make_events()[-1], "best": "0" * 64}]
 """A run whose winner is in no line."""
@@ -50,6 +50,21 @@ def test_list_has_a_line_a_run_and_keeps_unreadable_ones(made, capsys):
                       "odd": "unreadable"}
     for name, reason in (("broken", "header"), ("odd", "neither evaluated nor given")):
         assert any(line.startswith(f"{made / name}: ") and reason in line for line in lines)
+
+
+@pytest.mark.parametrize("change", [
+    {"config": {"confirm": "a text"}}, {"config": {"confirm": {"seeds": "5"}}}, {"config": {"quantizer": []}},
+    {"formats": [{"name": "x", "backend": "hqq", "bits": 10**30, "block": 64}]}, {"ranks": ["x" * 3000]},
+    {"unit_numel": [10**30] * L}, {"full_trial_tokens": 0}, {"unit_numel": [1]}, {"units": ["a"]}])
+def test_odd_values_of_one_run_are_one_short_reason(change, tmp_path, capsys):
+    events = make_events()
+    write_run(tmp_path / "done", events)
+    write_run(tmp_path / "bad", [{**events[0], **change}, *events[1:]])
+    assert main(["list", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert [f"{name}\t{state}" in out for name, state in (("done", "done"), ("bad", "unreadable"))] == [True, True]
+    assert main(["show", str(tmp_path / "bad")]) == 2
+    assert len(capsys.readouterr().err) < 400
 
 
 def test_a_locked_run_is_active(outputs, capsys):

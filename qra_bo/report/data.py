@@ -12,10 +12,10 @@ from qra_bo.space import Allocation
 from qra_bo.study import JOURNAL_NAME, Study, Verdict, read_journal, session_seconds, verdict_of
 from qra_bo.study.events import End
 from qra_bo.study.header import Header
-from qra_bo.study.lines import decode
+from qra_bo.study.lines import MOST_SHOWN, decode
 from qra_bo.study.verdict import Told, told
 from qra_bo.trials import Trial, rounding_of
-from qra_bo.utils.errors import OutputError
+from qra_bo.utils.errors import JournalError, OutputError
 
 BREAKDOWN = {
     "weights": "quantised weights", "quant_metadata": "scales and zeros", "unquantised": "unquantised weights",
@@ -143,15 +143,22 @@ def parse_events(lines: Sequence[Mapping[str, Any]], warnings: Sequence[str] = (
     """Check a journal's lines and fold them; ``warnings`` are messages of the journal's reader.
 
     Raises:
-        JournalError: If there is no header, an event is malformed, or the delivered allocation is in none.
+        JournalError: If there is no header, an event is malformed, the delivered allocation is in none, or values do
+            not go together.
     """
     study, ended_at = Study(), None
-    for event in map(decode, lines):
-        study.add(event)
-        if isinstance(event.record, End):
-            ended_at = event.time
-    data = ReportData(study, tuple(dict.fromkeys([*warnings, *study.warnings])), session_seconds(lines), ended_at)
-    _ = data.header, data.winner  # raise JournalError where there is none, or none like the end's
+    try:  # a checksum does not say who wrote a line
+        for event in map(decode, lines):
+            study.add(event)
+            if isinstance(event.record, End):
+                ended_at = event.time
+        data = ReportData(study, tuple(dict.fromkeys([*warnings, *study.warnings])), session_seconds(lines), ended_at)
+        _ = data.header, data.winner, data.told, data.equivalents  # what every view needs
+        if {len(study.header.unit_numel), *(len(e.allocation) for e in study.trials)} != {len(study.header.units)}:
+            raise ValueError("an allocation or the sizes have another number of units")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise JournalError("the journal holds values that do not go together and can't be read "
+                           f"({repr(error)[:MOST_SHOWN]}); it was not written by this program") from error
     return data
 
 

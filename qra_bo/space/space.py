@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge, Le
 
 from qra_bo.space.allocation import Allocation
 from qra_bo.space.decoder import DecoderSpec, Linear, stack_of
@@ -28,7 +29,7 @@ class StorageFormat:
 
     name: str
     backend: str
-    bits: int
+    bits: Annotated[int, Ge(2), Le(16)]
     block: int
     double_quant: bool = False
 

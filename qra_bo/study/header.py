@@ -1,10 +1,13 @@
 """What a run is of: the records that its journal begins with."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Gt, Le
+from pydantic import AfterValidator, StrictInt, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
+from typing_extensions import TypedDict
 
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space import StorageFormat, average_bits
@@ -13,6 +16,38 @@ from qra_bo.trials import Stored
 CALIBRATED = "calibrated in the search that found the allocation"
 BY_RULE = "adapter.lr by its rule, not calibrated"
 """Sources of a given allocation's learning rate. A file may state another (``learning_rate_source``)."""
+
+
+class _Train(TypedDict, total=False):
+    batch: StrictInt
+    accumulate: StrictInt
+    length: StrictInt
+
+
+class _Confirm(TypedDict, total=False):
+    seeds: StrictInt
+
+
+class _Quantizer(TypedDict, total=False):
+    rounding: str
+    tokens: StrictInt | Literal["auto"]
+
+
+class _Read(TypedDict, total=False):
+    """Values of a recorded configuration by which a run is read; others are only shown."""
+
+    train: _Train
+    confirm: _Confirm
+    quantizer: _Quantizer
+    embeddings: StrictInt | Literal["auto"]
+
+
+_READ = TypeAdapter(_Read)
+
+
+def _checked(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    _READ.validate_python(config)
+    return config
 
 
 @checked(frozen=True, slots=True)
@@ -65,7 +100,7 @@ class Header(Effort):
     """
 
     schema_version: int
-    config: Mapping[str, Any]
+    config: Annotated[Mapping[str, Any], AfterValidator(_checked)]
     config_sha256: str
     version: str
     seed: int
@@ -75,7 +110,7 @@ class Header(Effort):
     units: tuple[str, ...]
     formats: tuple[StorageFormat, ...]
     ranks: tuple[int, ...]
-    unit_numel: tuple[int, ...]
+    unit_numel: tuple[Annotated[int, Gt(0), Le(2**40)], ...]
     budget_bytes: int
     budget_text: str
     max_average_bits: float | None
@@ -83,7 +118,7 @@ class Header(Effort):
     oracle: str
     high_steps: int
     low_steps: int | None
-    full_trial_tokens: float
+    full_trial_tokens: Annotated[float, Gt(0)]
     alpha_over_rank: float
     init: str
     method: str

@@ -22,6 +22,8 @@ KINDS: dict[str, type[Any]] = {
     "choice": ev.Choice, "confirmation": ev.Confirmation, "measured": ev.Measured, "final": ev.Final, "end": ev.End}
 """Names of the kinds in the journal; ``Study`` has the last record of each under its name."""
 NAMES: dict[type[Any], str] = {record: name for name, record in KINDS.items()}
+MOST_SHOWN = 200
+"""Characters of a malformed value that a message shows."""
 _adapter: Any = functools.cache(TypeAdapter)
 
 
@@ -49,4 +51,5 @@ def decode(line: Mapping[str, Any]) -> ev.Event:
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, SpaceError, ProfileError) as error:
         why = repr(error)
-    raise JournalError(f"the {name} event in the journal is malformed: {why}; it was not written by this program")
+    raise JournalError(f"the {str(name)[:MOST_SHOWN]} event in the journal is malformed: {why[:MOST_SHOWN]}; it was "
+                       "not written by this program")
