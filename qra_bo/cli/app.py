@@ -47,6 +47,7 @@ from qra_bo.utils.errors import (
     from_system,
     worst,
 )
+from qra_bo.utils.files import strict_json
 from qra_bo.utils.redact import printable, redact
 from qra_bo.utils.version import __version__
 
@@ -213,6 +214,12 @@ class Job:
     status: int | None
     message: str
 
+    def __post_init__(self) -> None:
+        """Raise ``TypeError`` for fields of another type: the file may be someone else's."""
+        if [*map(type, (self.number, self.overrides, self.message))] != [int, str, str] or \
+                self.status not in (None, *range(256)):
+            raise TypeError(f"a job has a number, texts and an exit status; got {self}")
+
 
 def record_job(folder: Path, job: Job) -> None:
     """Append the job's line, in one write, so that jobs may run side by side."""
@@ -226,7 +233,7 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs: dict[int, Job] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with suppress(ValueError, TypeError):  # a full disk cut it off: that job began and did not end
-            job = Job(**json.loads(line))
+            job = Job(**strict_json(line))
             jobs[job.number] = job
     return [jobs[number] for number in sorted(jobs)]
 
@@ -239,7 +246,7 @@ def summary(jobs: Sequence[Job], folder: Path) -> str:
         state = "done" if job.status == 0 else "died" if job.status is None else f"status {job.status}"
         lines.append(f"  {job.number:>3}  {state:<9} {job.overrides}")
         lines += [f"       {job.message}"] if job.message else []
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 class SweepSummary(Callback):

@@ -1,5 +1,6 @@
 """The command line in process: exit statuses, one paragraph of errors, sweeps."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -203,7 +204,10 @@ def test_values_beyond_reason_are_one_message(words: list[str], elsewhere: Path,
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["", "{", '{"number": 3', '{"number": 3, "overrides": "", "status": 0', "\xff", "[]"])
+@pytest.mark.parametrize("line", [
+    "", "{", '{"number": 3', '{"number": 3, "overrides": "", "status": 0', "\xff", "[]", "[" * 10**5,
+    *(json.dumps({"number": 3, "overrides": "", "status": 0, "message": ""} | odd) for odd in (
+        {"number": "1"}, {"number": None}, {"overrides": 1}, {"status": "0"}, {"status": 10**9}, {"message": []}))])
 def test_a_list_of_jobs_that_was_cut_off_is_no_success(line: str, elsewhere: Path) -> None:
     record_job(elsewhere, Job(1, "seed=1", 0, ""))
     record_job(elsewhere, Job(2, "seed=2", None, ""))
@@ -213,3 +217,7 @@ def test_a_list_of_jobs_that_was_cut_off_is_no_success(line: str, elsewhere: Pat
     app.SweepSummary().on_multirun_end(app.DictConfig({"out": None}))
     assert app.SweepSummary.status == app.BUG
     assert [job.status for job in read_jobs(elsewhere)] == [0, None]
+
+
+def test_a_summary_commands_no_terminal(elsewhere: Path) -> None:
+    assert "\x1b" not in app.summary([Job(0, "seed=\x1b[2J", 2, "\x1b]0;x\x07")], elsewhere)
