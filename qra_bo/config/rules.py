@@ -1,11 +1,15 @@
 """Rules between the fields of a configuration: every problem at once, before anything is loaded."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from qra_bo.config.check import Problem
 from qra_bo.config.derive import NUMBERS, make_space, make_spec
+from qra_bo.config.overrides import CONF, options
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION, OfAllocation
 from qra_bo.memory.embeddings import embedding_format
@@ -185,6 +189,24 @@ def _method(config: RunConfig) -> Iterator[Problem]:
     if not config.method.target:
         yield Problem("method", "method must hold _target_, the dotted path of a searcher's class, e.g. "
                                 "my_package.MySearcher; got none.")
+    elif (known := _targets(_shipped("method", config.method.name))) and _targets(config.method.target) != known:
+        yield Problem("method", f"method.name={config.method.name} is the name of {', '.join(known)}; got _target_="
+                                f"{', '.join(_targets(config.method.target))}: give method.name=NAME too.")
+
+
+@cache
+def _shipped(group: str, name: str) -> Mapping[str, Any]:
+    """Return the values of an option of this package by its name; empty for a name that it does not have."""
+    if name not in options()[group]:
+        return {}
+    node: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=False)
+    return {**_shipped(group, node["defaults"][0]), **node} if "defaults" in node else node
+
+
+def _targets(node: Mapping[str, Any]) -> list[str]:
+    """Return the dotted paths of a node and of its parts."""
+    parts = (target for value in node.values() if isinstance(value, Mapping) for target in _targets(value))
+    return [str(node["_target_"]), *parts] if "_target_" in node else [*parts]
 
 
 def _finetunes(config: RunConfig) -> bool:
@@ -193,6 +215,10 @@ def _finetunes(config: RunConfig) -> bool:
 
 
 def _files(config: RunConfig) -> Iterator[Problem]:
+    own = _shipped("data", config.data.name).get("path")
+    if own is not None and getattr(config.data, "path", own) != own:
+        yield Problem("data.path", f"data.path is a key of data=jsonl and data=hub alone; data={config.data.name} "
+                                   f"reads {own}: leave data.path out, or choose one of those.")
     if config.data.kind == "jsonl" and _finetunes(config):
         yield from _file("data.path", config.data.path, "a JSON or JSONL file, one object a line")
     if config.data.kind == "hub" and config.data.path is None and _finetunes(config):

@@ -123,6 +123,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["effort.compare=[unifrm]"], r"effort\.compare must be a list of the names uniform, .*; got \['unifrm'\]"),
     (["export.check=yes"], r"^export\.check must be one of true, false, auto; got 'yes'\.$"),
     (["data=jsonl", "data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
+    (["task=memory", "data=alpaca", "data.path=x.jsonl"], "data.path is a key of data=jsonl and data=hub alone"),
     (["export.targets=[gguf]"], "the export gguf has no form for t2, t3, nf4, int8, .* use serve=llamacpp"),
     (["oracle.table=bench/data/plays"], "'oracle.table' was removed: --config-dir bench/conf oracle=emu"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),

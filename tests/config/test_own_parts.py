@@ -39,6 +39,15 @@ def test_own_oracle_can_not_have_the_name_of_another(name: str) -> None:
     assert (config.oracle.name, config.oracle.trains) == ("mine", False)
 
 
+@pytest.mark.parametrize("given", [
+    ["method=random", "method._target_=mine.Swap"], ["method._target_=mine.Swap"], ["method=random",
+    "method.name=structured"], ["method=autoqra", "method.first._target_=mine.Swap"]])
+def test_own_method_can_not_have_the_name_of_another(given: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^method\.name=.*give method\.name=NAME too"):
+        load_config(["+model=tiny", *given])
+    assert load_config(["+model=tiny", *given, "method.name=mine"]).method.name == "mine"
+
+
 def test_stored_configuration_imports_no_target() -> None:
     stored = load_config(["+model=tiny"]).to_dict()
     for group in ("oracle", "method", "logger"):

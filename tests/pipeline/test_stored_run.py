@@ -17,7 +17,7 @@ from qra_bo.finetune.quantization.stored import StoredLinear
 from qra_bo.memory.file_formats import TYPES
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
-from qra_bo.utils.errors import ConfigError, ModelError
+from qra_bo.utils.errors import ConfigError, ModelError, SpaceError
 from tests.finetune.stored_files import MIXED, write_file
 
 SMALL = ("codes=stored", "data=tiny", "device=cpu", "dtype=float32", "train.batch=2", "train.length=32",
@@ -95,6 +95,8 @@ def test_plan_reads_the_header_alone(tmp_path: Path) -> None:
     assert set(answer.ranks) == {"stored4"}
     assert answer.ranks["stored4"] >= 2
     assert json.loads(json.dumps(plan.to_json()))["stored"]["tables"] == ["Q8_0"]
+    with pytest.raises(SpaceError, match="uniform:4,2"):
+        make_plan(load_config(overrides(file, "task=memory", "budget=mix:3.5,2")))
 
 
 def test_ranks_are_searched_within_the_budget(tmp_path: Path) -> None:
