@@ -17,6 +17,8 @@ class GainKind(StrEnum):
     WORSE = "worse than untuned"
 
 
+SHOWN_CUT = 0.05
+"""Least share of the answers' tokens beyond train.length that the result names."""
 LEADS = {GainKind.BETTER: "Training helped", GainKind.UNRESOLVED: "It is not shown that training helped",
          GainKind.WORSE: "WORSE THAN UNTUNED: training made the model worse; lower adapter.lr, or look at the data"}
 
@@ -51,6 +53,11 @@ def told_gain(study: Study) -> str:
     interval = "one test sequence, no interval" if gain.versus is None else \
         f"95 % interval over text {signed(gain.versus.low)} to {signed(gain.versus.high)}"
     before, after = (f"{math.exp(min(loss, 700)):.4g}" for loss in (gain.before, gain.after))
+    facts = study.provenance.get("data_facts") or {}
+    cut = facts.get("cut_tokens", 0) / max(1, facts.get("answer_tokens", 0))
+    records = {(*s, i)[2] for i, s in enumerate(final.sequences)}
+    basis = f"{sum(s[1] for s in final.sequences):,} test tokens of {len(records):,} records"
+    lost = f" Of the training answers {cut:.0%} was cut off." if cut >= SHOWN_CUT else ""
     return (f"{LEADS[gain.kind]}: untuned -> tuned test loss {number(gain.before)} -> {number(gain.after)} nats per "
             f"token ({signed(gain.after - gain.before)}; {interval}), perplexity {before} -> {after}, after "
-            f"{final.kept_step:,} steps of the final fine-tune.")
+            f"{final.kept_step:,} steps of the final fine-tune, on {basis}.{lost}")
