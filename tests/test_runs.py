@@ -1,5 +1,6 @@
 """``python -m qra_bo.runs``: lists and shows; several runs on one page."""
 
+import json
 import shutil
 
 import pytest
@@ -55,11 +56,13 @@ def test_list_has_a_line_a_run_and_keeps_unreadable_ones(made, capsys):
 @pytest.mark.parametrize("change", [
     {"config": {"confirm": "a text"}}, {"config": {"confirm": {"seeds": "5"}}}, {"config": {"quantizer": []}},
     {"formats": [{"name": "x", "backend": "hqq", "bits": 10**30, "block": 64}]}, {"ranks": ["x" * 3000]},
-    {"unit_numel": [10**30] * L}, {"full_trial_tokens": 0}, {"unit_numel": [1]}, {"units": ["a"]}])
+    {"unit_numel": [10**30] * L}, {"full_trial_tokens": 0}, {"unit_numel": [1]}, {"units": ["a"]},
+    {"method": "no format"}])
 def test_odd_values_of_one_run_are_one_short_reason(change, tmp_path, capsys):
     events = make_events()
+    lines = json.loads(json.dumps(events[1:-1]).replace('"nf4"', '"nf7"')) if "method" in change else events[1:]
     write_run(tmp_path / "done", events)
-    write_run(tmp_path / "bad", [{**events[0], **change}, *events[1:]])
+    write_run(tmp_path / "bad", [{**events[0], **change}, *lines])
     assert main(["list", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert [f"{name}\t{state}" in out for name, state in (("done", "done"), ("bad", "unreadable"))] == [True, True]

@@ -15,7 +15,7 @@ from qra_bo.study.header import Header
 from qra_bo.study.lines import MOST_SHOWN, decode
 from qra_bo.study.verdict import Told, told
 from qra_bo.trials import Trial, rounding_of
-from qra_bo.utils.errors import JournalError, OutputError
+from qra_bo.utils.errors import JournalError, OutputError, UserError
 
 BREAKDOWN = {
     "weights": "quantised weights", "quant_metadata": "scales and zeros", "unquantised": "unquantised weights",
@@ -156,7 +156,9 @@ def parse_events(lines: Sequence[Mapping[str, Any]], warnings: Sequence[str] = (
         _ = data.header, data.winner, data.told, data.equivalents  # what every view needs
         if {len(study.header.unit_numel), *(len(e.allocation) for e in study.trials)} != {len(study.header.units)}:
             raise ValueError("an allocation or the sizes have another number of units")
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except JournalError:
+        raise
+    except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise JournalError("the journal holds values that do not go together and can't be read "
                            f"({repr(error)[:MOST_SHOWN]}); it was not written by this program") from error
     return data
