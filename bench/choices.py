@@ -131,6 +131,8 @@ def main() -> None:
 
 
 def _text(d: Mapping[str, Any] | None) -> str | None:
+    if d is not None and d["mean"] == d["low"] == d["high"] == 0:
+        return "the same mix"
     return None if d is None else f"{signed(d['mean'])} ({signed(d['low'])} to {signed(d['high'])})"
 
 
