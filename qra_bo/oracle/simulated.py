@@ -49,7 +49,7 @@ class StepsDone:
         if self._folder is not None:
             temporary = self._folder / f".{name}.{os.getpid()}"
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                self._folder.mkdir(exist_ok=True)  # never its parent: a run whose folder vanished must notice
                 temporary.write_text(f"{first} {target}", encoding="ascii")
                 temporary.replace(self._folder / name)
             except OSError as error:
