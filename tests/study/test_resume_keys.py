@@ -21,6 +21,8 @@ SHORT = ["model=tiny", "oracle=synthetic", "data=tiny", "display=none", "effort=
          "calibrate.lr_scales=[1.0]", "confirm.seeds=2", "device=cpu", "dtype=float32"]
 GROUPS = "\n".join(f"quantizer.formats.{bits}=[sym{bits}-g32]" for bits in (2, 3, 4, 8))
 """Formats whose groups divide the columns of ``tiny``, which those that serve=mlx sets do not."""
+EXPERTS = "model.family=mixtral\n+model.n_experts=4\n+model.experts_per_token=2"
+"""One is nothing without the others."""
 OTHER: dict[str, Any] = {
     "model.name": "+model.name=other", "model.path": "+model.path=elsewhere", "model.revision": "+model.revision=main",
     "model.gguf_file": "+model.gguf_file=a.gguf", "model.family": "model.family=qwen2",
@@ -28,6 +30,7 @@ OTHER: dict[str, Any] = {
     "budget": "budget=uniform:4,2", "bits": "bits=[3,4,8]", "ranks": "ranks=[1,2,4,8]",
     "max_average_bits": "max_average_bits=5.0", "granularity": "granularity=block", "effort.name": "effort.name=mine",
     "profiling": "profiling=gradients", "adapter.experts": "adapter.experts=each",
+    "model.n_experts": EXPERTS, "model.experts_per_token": EXPERTS,
     "effort.uniform_baselines": "effort.uniform_baselines=null",
     "max_hours": "max_hours=2", "device": "device=auto", "dtype": "dtype=bfloat16", "display": "display=plain",
     "memory.scope": "memory.scope=stored", "embeddings": "embeddings=8", "serve": f"serve=mlx\n{GROUPS}",
