@@ -90,7 +90,8 @@ def _ask(model: Any, tokenizer: Any, path: Path, config: RunConfig, chat: bool, 
                                        chat=chat, known=asked.known):
         if answers:
             asked.add(answers)
-        print(f"{asked.path.stem}: {sum(q in asked.known for q in wanted):,} of {len(wanted):,} questions answered",
+        known = asked.known
+        print(f"{asked.path.stem}: {sum(q in known for q in wanted):,} of {len(wanted):,} questions answered",
               file=sys.stderr)
     by_question = {a.question: a for a in asked.answers}
     return [by_question[question] for question in wanted]
