@@ -7,7 +7,6 @@ and the predicted mix, trained on the same unseen seeds and read on the same tex
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,10 +18,10 @@ from bench.report import RESULTS, publish
 from bench.study.plan import load_study
 from bench.study.run import finder, stores_in
 from bench.study.schedule import Settled, settle
+from bench.study.summary import interval_row
 from qra_bo.memory.budget import parse_size
 from qra_bo.memory.formats import parse_format
 from qra_bo.report.style import BLUE, GREEN, MB, MUTED, SKY, VERMILLION, axes, dress, legend, png_bytes
-from qra_bo.study.intervals import interval_of
 from qra_bo.trials import SequenceLosses
 from qra_bo.utils.formatting import DASH, signed
 
@@ -51,9 +50,7 @@ def difference(one: Mapping[int, SequenceLosses], other: Mapping[int, SequenceLo
     if len(seeds) < 2:
         return None
     mine, theirs = ([side[seed] for seed in seeds] for side in (one, other))
-    each = [loss_of(a) - loss_of(b) for a, b in zip(mine, theirs, strict=True)]
-    interval, over_text = interval_of(each, mine, theirs)
-    return {**asdict(interval), "seeds": len(seeds), "over_text": over_text}
+    return interval_row([loss_of(a) - loss_of(b) for a, b in zip(mine, theirs, strict=True)], mine, theirs)
 
 
 def loss_of(sequences: SequenceLosses) -> float:

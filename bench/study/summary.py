@@ -1,7 +1,7 @@
 """Results of a study: a row for every choice and length, with paired differences to its opponents."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +14,7 @@ from bench.study.run import finder
 from bench.study.schedule import Settled, settle
 from qra_bo.memory.formats import parse_format
 from qra_bo.study.intervals import interval_of
+from qra_bo.trials import SequenceLosses
 
 COLUMNS = ("text", "label", "steps", "name", "bits", "rank", "learning_rate", "seeds", "loss", "difference")
 Row = dict[str, Any]
@@ -29,8 +30,14 @@ def difference(one: Settled, other: Settled) -> Row | None:
     if len(seeds) < 2:
         return None
     mine, theirs = ([s.tested[seed].sequence_losses for seed in seeds] for s in (one, other))
-    interval, over_text = interval_of([one.losses[seed] - other.losses[seed] for seed in seeds], mine, theirs)
-    return {**asdict(interval), "seeds": len(seeds), "over_text": over_text}
+    return interval_row([one.losses[seed] - other.losses[seed] for seed in seeds], mine, theirs)
+
+
+def interval_row(differences: Sequence[float], mine: Sequence[SequenceLosses],
+                 theirs: Sequence[SequenceLosses]) -> Row:
+    """Return ``interval_of`` as a row, with the number of seeds."""
+    interval, over_text = interval_of(differences, mine, theirs)
+    return {**asdict(interval), "seeds": len(differences), "over_text": over_text}
 
 
 def rows_of(study: Study, stores: list[TrialStore]) -> list[Row]:

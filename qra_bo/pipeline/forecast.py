@@ -70,21 +70,22 @@ def parts_of(setting: Setting) -> list[Part]:
     costs: dict[str, float] = {}
     if setting.given is None and effort.max_full_trials:
         references = 2 * each if effort.references and not config.stored else 0.0
+        confirmation = setting.trial_tokens(confirmation_steps(setting), "test")
         costs = {"search with its profile and baselines": setting.planned_cost + references,
-                 f"confirmation on {seeds} seeds": 3 * seeds * setting.confirmation_tokens(confirmation_steps(setting))}
+                 f"confirmation on {seeds} seeds": 3 * seeds * confirmation}
     elif setting.given is None:
         compared = 1 + len({UNIFORM, QLORA} & set(effort.compare))
         low = config.fidelity.low or config.fidelity.high
         costs = {"profile": profile_tokens(setting) if config.oracle.trains else 0.0,
-                 "check of the prediction": 3 * setting.confirmation_tokens(low),
-                 "comparison on one seed": compared * setting.confirmation_tokens(config.fidelity.high)
+                 "check of the prediction": 3 * setting.trial_tokens(low, "test"),
+                 "comparison on one seed": compared * setting.trial_tokens(config.fidelity.high, "test")
                  if effort.compare else 0.0}
     parts = [Part(what, cost, workers) for what, cost in costs.items() if cost]
     steps = final_steps(config, setting.sequences)
     if config.oracle.trains and steps is not None:
         validations = config.final.validations(steps)
         evaluated = len(validations) * config.eval.sequences * config.train.length * FORWARD_SHARE
-        parts.append(Part(f"{FINAL_PART} of {steps:,} steps", setting.confirmation_tokens(steps) + evaluated))
+        parts.append(Part(f"{FINAL_PART} of {steps:,} steps", setting.trial_tokens(steps, "test") + evaluated))
     return parts
 
 

@@ -142,13 +142,12 @@ class Setting:
     @property
     def full_trial_tokens(self) -> float:
         """Cost of one full-fidelity trial: training tokens, and one third of the evaluated ones."""
-        c = self.config
-        return c.fidelity.high * c.train.step_tokens + c.eval.sequences * c.train.length / 3
+        return self.trial_tokens(self.config.fidelity.high, "validation")
 
-    def confirmation_tokens(self, steps: int) -> float:
-        """Return the cost of one training of ``steps`` that is judged on the test split, as ``full_trial_tokens``."""
+    def trial_tokens(self, steps: int, split: str) -> float:
+        """Return the cost of a training of ``steps`` that is judged on ``split``, likewise."""
         c = self.config
-        return steps * c.train.step_tokens + c.eval.on("test") * c.train.length / 3
+        return steps * c.train.step_tokens + c.eval.on(split) * c.train.length / 3
 
     @property
     def planned_cost(self) -> float:

@@ -88,7 +88,7 @@ def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Pat
     run = setting(*words)
     profile, check, beside, _ = parts_of(run)
     assert 1.5 * run.full_trial_tokens <= check.tokens <= 3 * run.full_trial_tokens
-    assert beside == Part("comparison on one seed", 2 * run.confirmation_tokens(24))
+    assert beside == Part("comparison on one seed", 2 * run.trial_tokens(24, "test"))
     size = run.config.data.calibration * run.config.train.length
     passes = 1 + sum(f.bits < 16 for f in run.space.formats) * sum(1 - u / 4 for u in range(4))  # from each layer on
     trained, forward = run.tokens_before
