@@ -7,8 +7,8 @@ YAML of ``conf/method``. The searchers load when they are first used: some need 
 from qra_bo.searchers.base import Recommending, Searcher, SearchProblem, SelfChecking, make_searcher
 from qra_bo.utils.lazy import lazy_names
 
-_HOMES = {"EvolutionarySearch": "evolution", "RandomSearch": "baselines",
-          "StructuredSearch": "structured", "TrustRegionBO": "trust_region", "TwoStages": "two_stages"}
+_HOMES = {"EvolutionarySearch": "evolution.searcher", "RandomSearch": "baselines",
+          "StructuredSearch": "structured.searcher", "TrustRegionBO": "trust_region", "TwoStages": "two_stages"}
 
 __all__ = ["Recommending", "SearchProblem", "Searcher", "SelfChecking", "make_searcher", *_HOMES]
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -15,7 +15,7 @@ import pytest
 
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import Searcher, SearchProblem
-from qra_bo.searchers.structured import StructuredSearch
+from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.space import Allocation
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 from tests.spaces import corners, make_costs, make_space

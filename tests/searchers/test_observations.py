@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qra_bo.searchers.observations import Observations
-from qra_bo.searchers.structured import StructuredSearch
+from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.trials import Trial, TrialState
 from surrogates.structured import StructuredModel
 from tests.conformance.searcher import unlearned

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_bo.searchers.structured import StructuredSearch
 from qra_bo.searchers.structured.features import prior_share, prior_tables
+from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.space.knapsack import solve_knapsack
 from tests.conformance.searcher import make_problem
 

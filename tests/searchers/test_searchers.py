@@ -11,7 +11,7 @@ import torch
 
 from bench.peers.trust_region import LossTrustRegion
 from qra_bo.searchers.base import SelfChecking
-from qra_bo.searchers.structured import LEAST_CHECKED, StructuredSearch
+from qra_bo.searchers.structured.searcher import LEAST_CHECKED, StructuredSearch
 from qra_bo.searchers.trust_region import TrustRegionBO
 from qra_bo.space import uniform
 from qra_bo.space.knapsack import solve_knapsack

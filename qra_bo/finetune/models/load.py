@@ -38,7 +38,7 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the model and the tokenizer of a node of ``conf/model``.
 
     The model is on the CPU, in the types of its file; safetensors are mapped into memory, not copied. A model of the
-    hub is read from the hub's cache, into which ``qra_bo.finetune.models.fetch`` downloads it.
+    hub is read from the hub's cache, into which ``hub.fetch`` downloads it.
 
     Raises:
         ModelError: If the weights are missing or can't be read.

@@ -1,5 +1,1 @@
 """Stage 1 of the published method alone: multi-fidelity NSGA-II (Eqs. 6 and 7), with its operators and archive."""
-
-from qra_bo.searchers.evolution.searcher import EvolutionarySearch
-
-__all__ = ["EvolutionarySearch"]
