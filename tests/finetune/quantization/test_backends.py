@@ -8,8 +8,7 @@ from torch import nn
 
 from qra_bo.finetune.quantization import planes
 from qra_bo.finetune.quantization.base import backend_of, packed
-from qra_bo.finetune.quantization.hqq_solver import solve
-from qra_bo.memory.formats import PLANES, parse_format
+from qra_bo.memory.formats import parse_format
 from tests.conformance.quantizer import make_linear, quantize, relative_error
 
 
@@ -88,17 +87,6 @@ def test_hqq_equals_the_librarys_dequantisation(name: str) -> None:
     exact = Quantizer.dequantize(state["codes"], meta)
     assert torch.equal(layer.unpack(), exact)
     assert torch.equal(packed(build(name, make_linear(96, 256))).unpack(), exact.to(torch.bfloat16))
-
-
-@pytest.mark.parametrize("bits", PLANES["hqq"])
-@pytest.mark.parametrize("size", [0.02, 1.0, 1e-6, 5.0])
-def test_hqq_solver_gives_the_bits_of_the_librarys(bits: int, size: float) -> None:
-    from hqq.core.quantize import Quantizer
-    groups = size * torch.randn(200, 64, generator=torch.Generator().manual_seed(bits))
-    groups[7], groups[8, 3:] = 0.25, 0.0
-    codes, meta = Quantizer.quantize(groups, nbits=bits, group_size=64, axis=1, bitpack=False, device="cpu")
-    for ours, theirs in zip(solve(groups, bits), (codes, meta["scale"], meta["zero"]), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["hqq5", "hqq6", "hqq5-g128"])
