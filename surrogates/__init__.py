@@ -7,7 +7,7 @@ from surrogates.diagnostics import Diagnostics, HeldOut, spearman
 from surrogates.errors import SurrogateError, SurrogateFitError
 from surrogates.fidelity import FidelityModel
 from surrogates.gp import condition_on_pending, fit_gp, gp_predict
-from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
+from surrogates.structured import Component, Design, StructuredModel
 
-__all__ = ["Component", "Design", "Diagnostics", "FidelityModel", "HeldOut", "StructuredModel", "StructuredSettings",
+__all__ = ["Component", "Design", "Diagnostics", "FidelityModel", "HeldOut", "StructuredModel",
            "SurrogateError", "SurrogateFitError", "condition_on_pending", "fit_gp", "gp_predict", "spearman"]

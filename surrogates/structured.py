@@ -58,20 +58,6 @@ class Component:
     scale: float = 0.5
 
 
-@dataclass(frozen=True)
-class StructuredSettings:
-    """Settings of ``StructuredModel``.
-
-    Args:
-        residual: Prior median scale of the Matern residual on ladder codes; 0 leaves it out.
-        warps: Offsets of the warp to choose from, in multiples of the gap between best and median ``y``; ``None`` (or
-            infinity) is no warp.
-    """
-
-    residual: float = 0.15
-    warps: Sequence[float | None] = (0.3, 1.0, 3.0, 10.0, None)
-
-
 class Design:
     """The linear map from index rows to weights: common to all fits over one space.
 
@@ -143,9 +129,11 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         rows: ``n x 2 L`` observed rows, distinct (pool repeats and count them).
         y: ``n`` values, float64, to be minimised.
         counts: ``n`` repeats pooled in every value: its noise variance is divided by that; ones where ``None``.
-        settings: See ``StructuredSettings``.
-        like: A model over the same design and settings whose scales, warp and level of ``centre`` are taken over;
+        like: A model over the same design whose scales, warp, residual and level of ``centre`` are taken over;
             ``None``: they are fitted, which costs ``O(n^3)`` about a hundred times.
+        residual: Prior median scale of the Matern residual on ladder codes; 0 leaves it out.
+        warps: Offsets of the warp to choose from, in multiples of the gap between best and median ``y``; ``None`` is no
+            warp.
 
     Raises:
         SurrogateError: If shapes disagree, there are fewer than 2 rows, or a value is not finite.
@@ -153,23 +141,24 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
     """
 
     def __init__(self, design: Design, rows: Tensor, y: Tensor, counts: Tensor | None = None,
-                 settings: StructuredSettings | None = None, like: "StructuredModel | None" = None) -> None:
+                 like: "StructuredModel | None" = None, *, residual: float = 0.15,
+                 warps: Sequence[float | None] = (0.3, 1.0, 3.0, 10.0, None)) -> None:
         super().__init__()
         n = rows.shape[0]
         check_shape("y", y, (n,))
         if n < 2 or not torch.isfinite(y).all():
             raise SurrogateError(f"the structured model needs at least 2 finite observations; got {n}")
         self.design, self.rows, self.y = design, rows, y
-        self.settings = settings or StructuredSettings()
+        self.residual = residual if like is None else like.residual
         self._counts = torch.ones(n, dtype=torch.float64) if counts is None else counts.double()
         self._level: float = float(design.centres(rows).mean()) if like is None else like._level
         self._blocks = design.blocks(rows)
         grams = [b @ b.T for b in self._blocks]
-        if self.settings.residual > 0:
+        if self.residual > 0:
             grams.append(self._correlation(rows, rows))
         self._grams = torch.stack([*grams, torch.diag(1.0 / self._counts)])
         if like is None:
-            evidence, self.warp, log_scales = max((self._fit(warp) for warp in candidate_warps(y, self.settings.warps)),
+            evidence, self.warp, log_scales = max((self._fit(warp) for warp in candidate_warps(y, warps)),
                                                   key=lambda fit: fit[0])
             if not math.isfinite(evidence):
                 raise SurrogateFitError(f"no warp gave a finite likelihood for {n} observations")
@@ -190,7 +179,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
     @property
     def scales(self) -> dict[str, float]:
         """Fitted scale of every part, ``residual`` and ``noise`` included, in latent standard deviations."""
-        names = [c.name for c in self.design.components] + ["residual"] * (self.settings.residual > 0) + ["noise"]
+        names = [c.name for c in self.design.components] + ["residual"] * (self.residual > 0) + ["noise"]
         return dict(zip(names, self._scales.tolist(), strict=True))
 
     @property
@@ -226,7 +215,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
             prior = torch.full((len(chunk),), _CONSTANT_VARIANCE, dtype=torch.float64)
             for block, scale in zip(blocks, self._scales, strict=False):
                 prior += scale**2 * block.square().sum(dim=1)
-            if self.settings.residual > 0:
+            if self.residual > 0:
                 prior += self._residual_variance
             means.append(cross @ self._alpha + self._centres(chunk))
             solved = torch.linalg.solve_triangular(self._chol, cross.T, upper=False)
@@ -243,7 +232,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         predicted = self.warp.inverse(self.latent(rows)[0])
         counts = torch.cat([self._counts, torch.ones(len(rows), dtype=torch.float64)])
         return StructuredModel(self.design, torch.cat([self.rows, rows]), torch.cat([self.y, predicted]), counts,
-                               self.settings, self)
+                               self)
 
     def mean_table(self) -> Tensor:
         """Return the posterior mean of the additive latent tables, ``L x F x R``."""
@@ -291,7 +280,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         covariance = torch.full((*left.shape[:-1], right.shape[-2]), _CONSTANT_VARIANCE, dtype=torch.float64)
         for block, other, scale in zip(left_blocks, right_blocks, self._scales, strict=False):
             covariance += scale**2 * (block @ other.mT)
-        if self.settings.residual > 0:
+        if self.residual > 0:
             covariance += self._residual_variance * self._correlation(left, right)
         return covariance
 
@@ -304,8 +293,8 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         """Fit the scales under one warp: ``(log evidence at the mode, warp, log scales)``."""
         z = warp.forward(self.y) - (self.design.centres(self.rows) - self._level) / warp.unit
         priors = [(c.scale, _SPREAD) for c in self.design.components]
-        if self.settings.residual > 0:
-            priors.append((self.settings.residual, 1.0))
+        if self.residual > 0:
+            priors.append((self.residual, 1.0))
         priors.append((max(_NOISE / warp.unit, 1e-4), _SPREAD))
         location, spread = (torch.tensor(values, dtype=torch.float64) for values in zip(*priors, strict=True))
         location = location.log()

@@ -77,13 +77,13 @@ COMPARED = (
 OTHER_TABLE = "the other table"
 """Value of an option that names a file of learned priors: the one of the table that is not searched on."""
 ABLATIONS = (
-    Entry("qra_bo without the warp", OURS, "ablation", {"model": {"warps": [math.inf]}}),
-    Entry("qra_bo without the residual", OURS, "ablation", {"model": {"residual": 0.0}}),
     Entry("qra_bo with one draw", OURS, "ablation", {"draws": 1}),
     Entry("qra_bo by the least loss seen", OURS, "ablation", recommended=False),
     Entry("qra_bo by the posterior mean", OURS, "ablation", {"temperatures": [0.0]}),
 )
 RETIRED = (
+    Entry("qra_bo without the warp", OURS, "ablation", {"model": {"warps": [math.inf]}}),
+    Entry("qra_bo without the residual", OURS, "ablation", {"model": {"residual": 0.0}}),
     Entry("qra_bo without prior designs", OURS, "ablation", {"n_prior": 0}),
     Entry("qra_bo without sensitivities", OURS, "ablation", {"without": SENSITIVE, "n_prior": 0}),
     Entry("qra_bo by the loss's rise", OURS, "ablation", {"quantization_sensitivity": "rise"}),

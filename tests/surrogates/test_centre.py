@@ -5,18 +5,17 @@ import pytest
 import torch
 
 from surrogates.errors import SurrogateError
-from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
+from surrogates.structured import Component, Design, StructuredModel
 from tests.surrogates.test_structured import F, L, R, additive, design, random_rows
 
 CENTRE = 0.02 * torch.randn(L, F, R, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-STRAIGHT = StructuredSettings(residual=0.0, warps=[None])
 
 
 def centred(n: int = 12, scale: float = 0.5, shift: float = 0.0) -> StructuredModel:
     rows = random_rows(n, 3)
     plan = Design([Component(c.name, c.features, c.units, scale) for c in design().components], CENTRE)
     y = 4.0 + additive(CENTRE, rows) + shift * additive(design().components[0].features[..., 0], rows)
-    return StructuredModel(plan, rows, y, settings=STRAIGHT)
+    return StructuredModel(plan, rows, y, residual=0.0, warps=[None])
 
 
 def test_losses_that_follow_the_prior_mean_are_predicted_everywhere() -> None:
@@ -65,7 +64,7 @@ def test_leaving_out_with_a_prior_mean_equals_refitting() -> None:
     model = centred(shift=0.01)
     mean, sd = model.leave_one_out()
     kept = torch.arange(len(model.y)) != 2
-    without = StructuredModel(model.design, model.rows[kept], model.y[kept], settings=STRAIGHT, like=model)
+    without = StructuredModel(model.design, model.rows[kept], model.y[kept], like=model)
     found, spread = without.latent(model.rows[2:3])
     torch.testing.assert_close(mean[2:3], found)
     noise = model.scales["noise"]

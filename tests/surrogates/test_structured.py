@@ -14,7 +14,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from surrogates.errors import SurrogateError
-from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
+from surrogates.structured import Component, Design, StructuredModel
 from surrogates.warp import LogWarp, candidate_warps
 
 L, F, R = 4, 3, 3
@@ -39,7 +39,7 @@ def additive(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def fitted(n: int = 15, residual: float = 0.2) -> StructuredModel:
     rows = random_rows(n)
     y = 4.0 + 0.1 * torch.from_numpy(np.random.default_rng(1).random(n))
-    return StructuredModel(design(), rows, y, settings=StructuredSettings(residual=residual))
+    return StructuredModel(design(), rows, y, residual=residual)
 
 
 def test_feature_map_by_hand() -> None:
@@ -166,11 +166,11 @@ def test_warp_inverse_jacobian_and_moments() -> None:
 
 def test_scales_that_are_taken_over_condition_as_fitted_ones() -> None:
     model, probes = fitted(), random_rows(6, seed=3)
-    again = StructuredModel(model.design, model.rows, model.y, settings=model.settings, like=model)
+    again = StructuredModel(model.design, model.rows, model.y, like=model)
     assert again.scales == model.scales
     for given, wanted in zip(again.latent(probes), model.latent(probes), strict=True):
         torch.testing.assert_close(given, wanted)
-    fewer = StructuredModel(model.design, model.rows[:9], model.y[:9], settings=model.settings, like=model)
+    fewer = StructuredModel(model.design, model.rows[:9], model.y[:9], like=model)
     assert fewer.scales == model.scales
     assert bool((fewer.latent(probes)[1] >= model.latent(probes)[1] - 1e-9).all())  # less is known
 
@@ -200,7 +200,7 @@ def test_posterior_equals_the_closed_form() -> None:
     noisy = model.posterior(rows, observation_noise=True).distribution.covariance_matrix
     torch.testing.assert_close(noisy - joint, model.scales["noise"]**2 * torch.eye(7, dtype=torch.float64))
     more = StructuredModel(model.design, torch.cat([model.rows, rows[:1]]), torch.cat([model.y, model.y[:1]]),
-                           settings=model.settings, like=model)
+                           like=model)
     # The model's jitter is in its observations too.
     kept = joint[1:, 1:] - torch.outer(joint[1:, 0], joint[0, 1:]) / (noisy[0, 0] + 1e-8)
     torch.testing.assert_close(more.posterior(rows[1:]).distribution.covariance_matrix, kept, rtol=1e-5, atol=1e-8)

@@ -18,7 +18,7 @@ from qra_bo.space import Allocation, IntArray
 from qra_bo.space.lagrangian import Region, solve_relaxed
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
-from surrogates.structured import Design, StructuredModel, StructuredSettings
+from surrogates.structured import Design, StructuredModel
 
 REL_GAP = 1e-3
 """Relative gap at which knapsacks may stop."""
@@ -41,7 +41,6 @@ class StructuredSearch(ObservingSearcher):
         rates: Learned exchange rates, a file or the name of one that comes with the package: at the length of training
             that is minimised they are the surrogate's prior mean, whose optimum is the first proposal; ``None``: the
             prior mean is constant, and the first proposals assume rates (``features.prior_tables``).
-        model: Settings of the surrogate.
 
     Attributes:
         chance_of_gain: See ``Forecasting``.
@@ -51,7 +50,7 @@ class StructuredSearch(ObservingSearcher):
     name, stage = "structured", "global"
 
     def __init__(self, problem: SearchProblem, *, draws: int = 6, temperatures: Sequence[float] = (1.0, 0.5),
-                 rates: str | None = None, model: StructuredSettings | None = None) -> None:
+                 rates: str | None = None) -> None:
         problems = []
         if draws < 1:
             problems.append(f"draws must be at least 1; got {draws}")
@@ -60,7 +59,7 @@ class StructuredSearch(ObservingSearcher):
         if problems:
             raise ConfigError(problems)
         super().__init__(problem)
-        self._draws, self._temperatures, self._settings = draws, temperatures, model
+        self._draws, self._temperatures = draws, temperatures
         parts = build_components(problem)
         if rates is None:
             self._design = Design(parts)
@@ -150,7 +149,7 @@ class StructuredSearch(ObservingSearcher):
         """Return the surrogate of what is known; ``None`` before 2 losses."""
         rows, losses, counts = map(torch.from_numpy, self._seen.arrays())
         if self._model is None and len(rows) >= 2:
-            self._model = StructuredModel(self._design, rows, losses, counts, self._settings)
+            self._model = StructuredModel(self._design, rows, losses, counts)
         return self._model
 
     def _ranked(self, model: StructuredModel) -> IntArray:
