@@ -6,7 +6,7 @@ from qra_bo.export.comparison import Reference, Row, View
 from qra_bo.export.load import load
 from qra_bo.export.registry import TARGETS, stale_exports
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.manifest import PROBE, probe_difference, read_manifest, read_probe
+from qra_bo.finetune.manifest import PROBE, probe_difference, read_probe
 
 _STALE = "failed: it is unfinished, or of an earlier result of this run; export it again"
 
@@ -17,8 +17,8 @@ def check_exports(run: FinishedRun) -> list[Row]:
     An export that can't be loaded has a row with the reason. Errors: those of ``load``.
     """
     model, _ = load(run.folder, trust_remote_code=run.trust_remote_code)
-    manifest = read_manifest(run.folder)  # the export of packed weights names them in it
-    packed = "the base quantised again" if manifest.packed is None else f"from {manifest.packed}"
+    manifest = run.manifest
+    packed = "the base as it is" if manifest.packed is None else f"from {manifest.packed}"
     then = "" if manifest.packed_on == "cpu" else f", which were computed on {manifest.packed_on} and here on a CPU"
     rows = [Row("manifest and adapter", "qra_bo.load", f"{packed}, every checksum held; against the logits kept at the "
                 f"end of the run{then}", probe_difference(model, run.folder / PROBE, torch.device("cpu")))]

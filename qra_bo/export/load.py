@@ -18,7 +18,6 @@ from qra_bo.finetune.manifest import (
     DEVICES,
     Manifest,
     ModuleRecord,
-    package_versions,
     read_manifest,
     tensors_digest,
     unflatten,
@@ -32,7 +31,6 @@ from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, p
 from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings, packed_tables
 from qra_bo.finetune.quantization.stored_model import load_stored, stored_state
 from qra_bo.finetune.quantization.tables import PackedTable
-from qra_bo.memory.formats import check_shape
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
@@ -154,13 +152,12 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
 
 def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tuple[str, State]]:
     """Cast the parameters of the dense ``model`` as the run did; then iterate over the packed tensors of its quantised
-    linears, and after them of its embedding and head where the run packed them, by name. They come from the run's file,
-    or are packed again; each is checked against its checksum.
+    linears, and after them of its embedding and head where the run packed them, by name. They come from the run's file
+    or, in 16 bits, from the base; each is checked against its checksum.
 
     Raises:
-        ModelError: If the base model is not the one that the run quantised, or comes out differently here.
+        ModelError: If the base model is not the one that the run quantised.
         OutputError: If the file of packed weights is missing or damaged.
-        DeviceError: If the run packed its weights on CUDA, kept none, and there is no CUDA here.
     """
     dtype, records = getattr(torch, manifest.compute_dtype), manifest.packed_weights
     tables = embedding_modules(model) if manifest.tables else ()
@@ -174,15 +171,16 @@ def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tupl
                          f"differ; expected {dict(manifest.model)}")
     stored = stored_states(manifest, folder)
     for name, record in records.items():
+        of_base = manifest.stored or record.format.is_base
         if manifest.stored:
             state = stored_state(model, name, record.format)
-        elif stored is None:
-            check_shape(record.format, *record.shape)
-            state = pack_for(dense[name].weight.detach(), record.format, dtype, torch.device(manifest.packed_on))
+        elif of_base:
+            state = pack_for(dense[name].weight.detach(), record.format, dtype, torch.device("cpu"))
         else:
             state = stored.get(name, {})
         if tensors_digest(state) != record.sha256:
-            raise _mismatch(name, manifest) if stored is None else OutputError(
+            raise ModelError(f"the weights of {name} in the base model are not those that this run trained on; give "
+                             f"the base that it used, {manifest.model.get('path')!r}") if of_base else OutputError(
                 f"the packed weights of {name} do not have the checksum of the manifest in {folder}: the file of "
                 "packed weights is damaged or belongs to another run")
         yield name, state
@@ -199,19 +197,11 @@ def _dense(model: nn.Module, name: str, record: ModuleRecord) -> Any:
     return module
 
 
-def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
-    """Read the packed tensors that a run kept, by module; ``None`` where it kept none.
-
-    Raises:
-        OutputError: If their file is missing or damaged.
-        DeviceError: If the run kept none and packed its weights where they can't be packed again here.
-    """
+def stored_states(manifest: Manifest, folder: Path) -> dict[str, State]:
+    """Return the packed tensors that a run kept, by module; raises ``OutputError`` if their file is missing or
+    damaged."""
     if manifest.packed is None:
-        if manifest.packed_on == "cuda" and not torch.cuda.is_available():
-            raise DeviceError("this run packed its weights on CUDA, which rounds some of them differently from a CPU, "
-                              "and kept no packed.safetensors: load it on a machine with CUDA, or export it there with "
-                              "export.targets=[packed]")
-        return None
+        return {}
     path = folder / manifest.packed
     if not path.is_file():
         raise OutputError(f"{path}, which the manifest names, is missing")
@@ -220,15 +210,6 @@ def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
         return unflatten(load_file(path))
     except (SafetensorError, OSError) as error:
         raise OutputError(f"{path} is damaged or no safetensors file ({error}); {COPY_AGAIN}") from error
-
-
-def _mismatch(name: str, manifest: Manifest) -> ModelError:
-    here = package_versions()
-    other = [f"{k} {v} then, {here.get(k, 'none')} now" for k, v in manifest.versions.items() if here.get(k) != v]
-    reason = ("other releases are installed: " + ", ".join(other)) if other else \
-        "the same releases are installed, so the base model's weights differ"
-    return ModelError(f"{name} quantised here differs from what this run trained on ({reason}); use what the run used, "
-                      "or export the run with its packed weights")
 
 
 def _adapted(model: Any, tensors: Mapping[str, Tensor], manifest: Manifest, device: torch.device) -> Any:

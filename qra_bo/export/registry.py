@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.export import compressed_tensors, gguf, merged, mlx, packed, vllm
+from qra_bo.export import compressed_tensors, gguf, merged, mlx, vllm
 from qra_bo.export.comparison import Loader
 from qra_bo.export.foreign import read_adapter
 from qra_bo.export.run import FinishedRun, export_command, render
@@ -56,7 +56,6 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
     text_target("card", "adapter/README.md"),
     text_target("trl", "export/train_trl.py"),
     Target("vllm", vllm.FOLDER, vllm.write, small=True, loader=vllm.LOADER, start=vllm.start),
-    Target("packed", "packed.safetensors", packed.write),
     Target("compressed_tensors", compressed_tensors.FOLDER, compressed_tensors.write, loader=compressed_tensors.LOADER,
            refuse_base=compressed_tensors.refuse_base),
     Target("gguf", gguf.FOLDER, gguf.write, loader=gguf.LOADER, start=gguf.start, refuse_base=gguf.refuse_base),

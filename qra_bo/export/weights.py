@@ -155,7 +155,6 @@ def weights_of(run: FinishedRun) -> RunWeights:
     Raises:
         OutputError: If a file of the run is missing, damaged or of another run.
         ModelError: If the base model is not at hand, is not the one that the run quantised, or needs code to run.
-        DeviceError: If the run packed its weights on CUDA, kept none, and there is no CUDA here.
     """
     manifest, dtype = run.manifest, getattr(torch, run.manifest.compute_dtype)
     model, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)

@@ -1,8 +1,8 @@
 """``quant_manifest.json``: the description by which a run's quantised base model is rebuilt and verified.
 
 ``save_pretrained`` of a model that mixes 4-bit and 8-bit layers does not load again, so a run keeps this file beside
-its adapter, the packed weights on request, and a few logits. Another release of a library, or another device, may round
-a weight differently; checksums and logits detect it.
+its adapter, the packed weights, which another release or device may round differently, and a few logits. Formats of 16
+bits are a cast of the base and are made again. Checksums and logits detect a base that has changed.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ class Manifest:
         modules: Record of every linear of the decoder by name, in module order.
         unquantised_sha256: Checksum of all other parameters, biases of the linears among them.
         adapter_sha256: Checksum of the adapter's tensors and of its configuration.
-        packed: File of packed tensors beside the manifest, or ``None``.
+        packed: File of packed tensors beside the manifest; ``None`` where all have 16 bits or are of a file.
         versions: Releases of the packages that determine the numbers.
         tables: Record of the packed embedding and, where it shares no weights with it, head by name; none in 16 bits.
     """
@@ -171,41 +171,36 @@ def package_versions() -> dict[str, str]:
 
 
 def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alpha_over_rank: float,
-                   model: Mapping[str, Any], *, packed: bool = False) -> Manifest:
+                   model: Mapping[str, Any]) -> Manifest:
     """Describe the layers that ``bank`` has installed and the adapter in ``folder`` in ``folder/quant_manifest.json``.
 
-    ``ranks`` are those of the linears (0 or missing: no adapter); ``model`` is the node of ``conf/model``. The packed
-    weights are written too on request, and wherever the adapter initialisation or the choice of codes changed the base.
+    ``ranks`` are those of the linears (0 or missing: no adapter); ``model`` is the node of ``conf/model``. Packed
+    weights are written beside it, but for those of 16 bits and those of a file.
     """
     current = bank.current
     stored = any(fmt.backend == BACKEND for fmt in bank.formats)
-    packed = not stored and (packed or bank.has_own)  # these can't be made by quantising the base again
     states = {linear.name: bank.installed_state(linear.name) for linear in bank.spec.linears}
     records = {}
     for linear in bank.spec.linears:
         name, rank = linear.name, ranks.get(linear.name, 0)
         records[name] = ModuleRecord(parse_format(current[name]), (linear.out_features, linear.in_features), rank,
                                      rank * alpha_over_rank, tensors_digest(states[name]))
-    table_tensors = table_states(bank.model)
+    packed = packed_tables(bank.model)
+    table_tensors = {name: {key: tensor.cpu() for key, tensor in table.packed_state().items()}
+                     for name, table in packed.items()}
     tables = {name: ModuleRecord(table.fmt, table.shape, 0, 0.0, tensors_digest(table_tensors[name]))
-              for name, table in packed_tables(bank.model).items()}
+              for name, table in packed.items()}
+    kept = {} if stored else {n: s for n, s in states.items() if not records[n].format.is_base} | table_tensors
     apart = embedding_modules(bank.model) if tables else ()
     manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."),
                         FILE if stored else bank.device.type,
                         records, unquantised_digest(bank.model, (*records, *apart)),
-                        adapter_digest(folder / ADAPTER), PACKED if packed else None,
+                        adapter_digest(folder / ADAPTER), PACKED if kept else None,
                         package_versions(), tables)
-    if packed:
-        states |= table_tensors
-        save_tensors(folder / PACKED, flatten(states))
+    if kept:
+        save_tensors(folder / PACKED, flatten(kept))
     write_json(folder / MANIFEST, manifest.to_json())
     return manifest
-
-
-def table_states(model: nn.Module) -> dict[str, State]:
-    """Return the packed tensors of a model's packed tables, on the host, by module; empty in 16 bits."""
-    return {name: {key: tensor.cpu() for key, tensor in table.packed_state().items()}
-            for name, table in packed_tables(model).items()}
 
 
 def flatten(states: Mapping[str, State]) -> State:

@@ -225,8 +225,7 @@ class FinetuneOracle:
             with writing(folder, "run the same command again"):
                 self.peft.save_pretrained(str(folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)
                 follow_umask(folder / ADAPTER / ADAPTER_WEIGHTS)
-                write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, node,
-                               packed=self.device.type == "cuda")
+                write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, node)
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
         run = TrialRun(request, self.stores.checkpoints, final.validations(total), final)

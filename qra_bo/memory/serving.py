@@ -147,11 +147,12 @@ CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
              families=_FAMILIES, exports=("mlx",)))}
 """By the value of ``serve``."""
 
-EXPORT_TARGETS = ("card", "trl", "vllm", "packed", "compressed_tensors", "gguf", "mlx", "merged")
+EXPORT_TARGETS = ("card", "trl", "vllm", "compressed_tensors", "gguf", "mlx", "merged")
 """Names of the exporters, whose package loads torch."""
 REMOVED_TARGETS: Mapping[str, str] = dict.fromkeys(
     ("axolotl", "llamafactory"), "that trainer quantises every layer alike, and so trains another base than the run's; "
     "export.targets=[trl] writes a script that goes on with the run's own") | {
+    "packed": "every run keeps packed.safetensors beside its manifest",
     "uniform_rank": "export.targets=[vllm] writes the adapter with one rank",
     "bitsandbytes": "serve=transformers searches 4 and 16 bits in formats that export.targets=[compressed_tensors] "
                     "holds, for transformers and vLLM alike; export.targets=[merged] writes a copy in 16 bits"}

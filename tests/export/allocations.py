@@ -123,7 +123,7 @@ def build_on(node: dict[str, Any], case: Case, folder: Path) -> FinishedRun:
     for pair in adapter_parameters(model).values():
         pair["B"].data = (0.05 * torch.randn(pair["B"].shape, generator=draw)).to(dtype)
     wrapped.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)
-    write_manifest(folder, bank, ranks, scale, node, packed=case.number % 2 == 0)
+    write_manifest(folder, bank, ranks, scale, node)
     best = best_json(units=list(formats), bits=[FORMATS[f].bits for f in formats.values()], ranks=list(ranks.values()),
                      formats=[FORMATS[f].to_json() for f in formats.values()], alpha_over_rank=scale)
     (folder / "best.json").write_text(json.dumps(best))

@@ -27,7 +27,7 @@ def test_packed_tensors_are_those_of_the_run(first: int, tmp_path: Path) -> None
 @pytest.mark.parametrize("fmt", [name for name, f in FORMATS.items() if f.backend == "trellis"])
 def test_damaged_rings_are_refused(fmt: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
-    case = next(c for c in map(make_case, range(0, 10**6, 2)) if fmt in c.formats)  # even ones keep packed weights
+    case = next(c for c in map(make_case, range(10**6)) if fmt in c.formats)
     run = build(case, tmp_path)
     tensors = load_file(tmp_path / PACKED)
     name = next(n for n, record in run.manifest.modules.items() if record.format.name == fmt)

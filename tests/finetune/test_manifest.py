@@ -40,7 +40,7 @@ def logits(model: Any) -> torch.Tensor:
     return out
 
 
-def make_run(folder: Path, *, packed: bool = False) -> torch.Tensor:
+def make_run(folder: Path) -> torch.Tensor:
     """A run's folder with adapter and manifest; returns the logits at the end of its 'training'."""
     dtype = torch.bfloat16
     model, _ = load_base(MODEL)
@@ -54,7 +54,7 @@ def make_run(folder: Path, *, packed: bool = False) -> torch.Tensor:
     for pair in adapter_parameters(model).values():
         pair["B"].data.copy_(torch.randn(pair["B"].shape, generator=draw) * 0.1)
     wrapped.save_pretrained(folder / "adapter")
-    write_manifest(folder, bank, ranks, 2.0, MODEL, packed=packed)
+    write_manifest(folder, bank, ranks, 2.0, MODEL)
     from qra_bo.finetune.models.load import use_fast_attention
     use_fast_attention(model, torch.device("cpu"), dtype)
     return logits(model.eval())
@@ -112,7 +112,7 @@ def test_plain_peft_takes_the_adapter(run: tuple[Path, torch.Tensor]) -> None:
 
 
 def test_packed_weights_load_without_quantising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = make_run(tmp_path, packed=True)
+    expected = make_run(tmp_path)
     from qra_bo.finetune.quantization.bnb import BitsAndBytesBackend
 
     def fail(*args: Any) -> None:
@@ -156,9 +156,8 @@ def wrong_checksum(data: dict[str, Any]) -> None:
     data["modules"]["model.layers.1.mlp.up_proj"]["sha256"] = "0" * 64
 
 
-def older_release(data: dict[str, Any]) -> None:
-    wrong_checksum(data)
-    data["versions"]["hqq"] = "0.1"
+def other_base(data: dict[str, Any]) -> None:
+    data["modules"]["model.layers.0.self_attn.o_proj"]["sha256"] = "0" * 64
 
 
 def other_format(data: dict[str, Any]) -> None:
@@ -166,8 +165,8 @@ def other_format(data: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (wrong_checksum, r"layers\.1\.mlp\.up_proj quantised here differs.*base model's weights differ"),
-    (older_release, r"hqq 0\.1 then"),
+    (wrong_checksum, r"packed weights of model\.layers\.1\.mlp\.up_proj do not have the checksum"),
+    (other_base, r"layers\.0\.self_attn\.o_proj in the base model are not those"),
     (lambda d: d.update(unquantised_sha256="0"), "embeddings, norms or biases differ"),
     (lambda d: d.update(schema_version=2), "schema version 2"),
     (lambda d: d.pop("modules"), "modules"),
@@ -185,7 +184,7 @@ def test_what_does_not_fit_is_refused(run: tuple[Path, torch.Tensor], tmp_path: 
 
 
 def test_damaged_packed_weights_are_refused(tmp_path: Path) -> None:
-    make_run(tmp_path, packed=True)
+    make_run(tmp_path)
     path = tmp_path / PACKED
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1

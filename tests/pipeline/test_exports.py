@@ -19,7 +19,7 @@ from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.fixtures import write_finished
 
 RUN = ["+model=tiny", "data=tiny"]
-CONFIG = load_config([*RUN, "export.targets=[merged,packed]"])
+CONFIG = load_config([*RUN, "bits=[16]", "export.targets=[merged,mlx]"])
 
 
 @pytest.mark.parametrize("error", [OutputError("no"), MemoryError("no"), torch.OutOfMemoryError("no"),
@@ -29,12 +29,12 @@ def test_an_export_that_fails_leaves_the_others_and_is_told_without_a_display(
     def export_all(run: FinishedRun, targets: Sequence[str]) -> list[Path]:
         if "merged" in targets:
             raise error
-        return [run.folder / target for target in targets if target == "packed"]
+        return [run.folder / target for target in targets if target == "mlx"]
 
     monkeypatch.setattr("qra_bo.export.registry.export_all", export_all)
     monkeypatch.setattr(exports, "checked", lambda config, run, console: [run.folder / "checks"])
     run = write_finished(tmp_path / "run")
-    assert write_exports(CONFIG, run, None) == [run / "packed", run / "checks"]
+    assert write_exports(CONFIG, run, None) == [run / "mlx", run / "checks"]
     [said] = caplog.messages
     assert said.startswith("the export merged was not written, and the run's other files are complete: ")
     assert "no" in said.partition("complete: ")[2]

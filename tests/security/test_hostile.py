@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from qra_bo.config import load_config
-from qra_bo.export import merged, packed
+from qra_bo.export import merged
 from qra_bo.export.check import check_exports
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
@@ -70,8 +70,7 @@ def test_hostile_manifests_are_refused(whole: Path, tmp_path: Path, change: Any,
         load(changed(whole, tmp_path / "run", MANIFEST, change))
 
 
-WRITERS: dict[str, Callable[[FinishedRun], Any]] = {"packed": packed.write, "merged": merged.write,
-                                                    "check": check_exports}
+WRITERS: dict[str, Callable[[FinishedRun], Any]] = {"merged": merged.write, "check": check_exports}
 
 
 @pytest.mark.parametrize("name", WRITERS)

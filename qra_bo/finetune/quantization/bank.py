@@ -222,12 +222,6 @@ class LayerBank:
         installed = self._installed[name]
         return installed.state if isinstance(installed, OwnBase) else self.state(name, installed)
 
-    @property
-    def has_own(self) -> bool:
-        """Whether some linear has packed tensors that quantising its weight does not give, or gives after minutes."""
-        return any(isinstance(fmt, OwnBase) or self.has_chosen(name, fmt)
-                   or isinstance(backend_of(parse_format(fmt)), RingBackend) for name, fmt in self._installed.items())
-
     @contextmanager
     def only_packed(self) -> Iterator[None]:
         """Ignore kept unpacked weights within the block, so that the memory of packed layers is measured."""

@@ -79,10 +79,6 @@ def test_gptq_reduces_output_errors_in_the_same_bytes() -> None:
             assert lost[1] < lost[0], (fmt.name, name)
         choice = dict.fromkeys(NAMES, fmt.name)
         assert plain.stored_bytes(choice) == chosen.stored_bytes(choice)
-    assert not chosen.has_own
-    chosen.install(dict.fromkeys(NAMES, "nf4"))
-    assert chosen.has_own
-    chosen.restore_dense()
 
 
 def test_moments_are_gone_while_codes_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
