@@ -105,7 +105,6 @@ class EffortConfig(Group):
     uniform_baselines: Count | None
     calibration_baselines: Count
     references: StrictBool
-    compare: Annotated[tuple[Literal["uniform", "qlora"], ...], ONE_IS_A_LIST]
     sequential: StrictBool
     stop: Share | None
 

@@ -33,6 +33,8 @@ _TABLE = "--config-dir bench/conf oracle=emulator oracle.table=FOLDER searches a
 _LENGTH = "the confirmation trains as long as the final fine-tune, where the effort affords it (search.length=final)"
 REMOVED: Mapping[str, str] = {
     "confirm.ranking_factor": _LENGTH, "effort.ranking_top": _LENGTH,
+    "effort.compare": "the best uniform choice is trained beside a predicted allocation in any case, and "
+                      "effort.references=true trains QLoRA too",
     "effort.rate_factors": "task=finetune with adapter.lr=RATE trains at another rate, and python -m bench.study PLAN "
                            "compares allocations at several, in a checkout of the project",
     "adapter.iterations": "LoftQ and LQ-LoRA are rows of python -m bench.table1, in a checkout of the project",

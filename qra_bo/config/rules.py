@@ -78,10 +78,6 @@ def _task(config: RunConfig) -> Iterator[Problem]:
         listed = ",".join(map(str, config.budget))
         yield Problem("budget", f"task={task} takes one budget; got {len(config.budget)}. For one run each, "
                                 f"the same command with --multirun and \"budget={listed}\". A list is for task=memory.")
-    if config.effort.compare and config.effort.max_full_trials:
-        yield Problem("effort.compare", "effort.compare is for effort=instant, which trains nothing else to compare "
-                                        f"with; got effort={config.effort.name}, a search with its own baselines: "
-                                        "leave it out.")
     if task != "finetune" and any(isinstance(budget, OfAllocation) for budget in config.budget):
         yield Problem("budget", f"budget={OF_ALLOCATION} is for task=finetune; got task={task}: name a size, e.g. 8GB.")
 
@@ -98,8 +94,6 @@ def _codes(config: RunConfig) -> Iterator[Problem]:
         "max_average_bits": (config.max_average_bits is not None, "the file's bits are as they are: leave it out"),
         "adapter.init": (config.adapter.init == "cloq", "cloq takes the weights in 16 bits, which the file does not "
                          "hold: use adapter.init=kaiming"),
-        "effort.compare": ("qlora" in config.effort.compare, "QLoRA's codes are made from weights in 16 bits, which "
-                           "the file does not hold: leave qlora out"),
         "serve": (config.serve not in (ANY, server), f"it loads other codes: use serve={server}"),
         "export.targets": (bool(others), f"{', '.join(others)} can't hold these codes: leave it out, or use merged")}
     if config.stored:

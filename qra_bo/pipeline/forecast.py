@@ -19,7 +19,6 @@ from qra_bo.study import Event, Setting, cost_of
 from qra_bo.study.cost import FORWARD_SHARE, affordable_steps
 from qra_bo.study.events import FinishedTrial
 from qra_bo.study.setting import FINAL
-from qra_bo.study.state import QLORA, UNIFORM
 from qra_bo.trials import TrialState
 from qra_bo.utils.command import OF_A_SEARCH, command
 from qra_bo.utils.device import cores, multiplies_bf16, resolve_dtype
@@ -74,12 +73,10 @@ def parts_of(setting: Setting) -> list[Part]:
         costs = {"search with its profile and baselines": setting.planned_cost + references,
                  f"confirmation on {seeds} seeds": 3 * seeds * confirmation}
     elif setting.given is None:
-        compared = 1 + len({UNIFORM, QLORA} & set(effort.compare))
         low = config.fidelity.low or config.fidelity.high
         costs = {"profile": profile_tokens(setting) if config.oracle.trains else 0.0,
                  "check of the prediction": 3 * setting.trial_tokens(low, "test"),
-                 "comparison on one seed": compared * setting.trial_tokens(config.fidelity.high, "test")
-                 if effort.compare else 0.0}
+                 "QLoRA": setting.trial_tokens(config.fidelity.high, "test") if effort.references else 0.0}
     parts = [Part(what, cost, workers) for what, cost in costs.items() if cost]
     steps = final_steps(config, setting.sequences)
     if config.oracle.trains and steps is not None:

@@ -23,15 +23,12 @@ from qra_bo.report.live import LiveView
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import size
 from qra_bo.study import Event, Listener, Setting
-from qra_bo.study.events import Stage
+from qra_bo.study.events import Prediction, Stage
 from qra_bo.study.lines import as_line
-from qra_bo.study.state import COMPARISON
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.process import tolerant
 
 log = logging.getLogger(__name__)
-COMPARING = (COMPARISON, "confirmation")
-"""Stages after which a report can be read."""
 
 
 def announced(setting: Setting, budget: int, advice: Advice | None, console: Console) -> Listener:
@@ -118,7 +115,7 @@ def _report_early(folder: Path, since: datetime, event: Event) -> None:
 
     Events before ``since`` are those of earlier sessions.
     """
-    if event.record in [Stage(name, "end") for name in COMPARING] and event.time >= since:
+    if event.time >= since and (isinstance(event.record, Prediction) or event.record == Stage("confirmation", "end")):
         write_report(folder)
 
 

@@ -14,7 +14,6 @@ from qra_bo.space import Allocation, DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.study.baselines import fractional_choices
 from qra_bo.study.reading import begun_study
 from qra_bo.study.setting import Setting
-from qra_bo.study.state import QLORA
 from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype, takes_groups
 from qra_bo.utils.errors import BudgetError, DeviceError
 
@@ -95,12 +94,9 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str) -> MemoryMo
 def reference_formats(cfg: RunConfig) -> tuple[StorageFormat, ...]:
     """Return the formats of the references that a run trains: 16 bits and NF4 beside a search, QLoRA's NF4 beside a
     predicted allocation, none in other tasks."""
-    effort, bits = cfg.effort, tuple[int, ...]()
-    if cfg.task == "search" and effort.max_full_trials:  # beside stored codes there are none
-        bits = (16, 4) if effort.references else ()
-    elif cfg.task == "search":
-        bits = (4,) if QLORA in effort.compare else ()
-    return tuple(map(default_format, bits))
+    if cfg.task != "search" or not cfg.effort.references:  # beside stored codes there are none
+        return ()
+    return tuple(map(default_format, (16, 4) if cfg.effort.max_full_trials else (4,)))
 
 
 def bank_formats(cfg: RunConfig, space: SearchSpace) -> tuple[StorageFormat, ...]:

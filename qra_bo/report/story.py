@@ -1,6 +1,5 @@
 """Answer and comparison of a run in plain sentences: the text that terminal, page and ``report.json`` share."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +9,7 @@ from qra_bo.report.text import ITSELF, describe_allocation, duration, size
 from qra_bo.space import Allocation
 from qra_bo.study import VerdictKind, metadata_bits
 from qra_bo.study.gain import GainKind, gain_of, told_gain
-from qra_bo.study.state import QLORA, UNIFORM
-from qra_bo.study.verdict import beside_prediction
+from qra_bo.study.state import COMPARISON
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import DASH, number
 
@@ -102,13 +100,9 @@ def versus(d: ReportData) -> str:
 def comparison(d: ReportData) -> list[Row]:
     """Return winner, best mixed, best simple and uniform choice and references (QLoRA, 16-bit LoRA), in this order.
 
-    An allocation of several roles is one line, e.g. ``"winner = best uniform"``. Where a predicted allocation was
-    compared on one seed, the lines are what was trained for that, and the untuned model.
+    An allocation of several roles is one line, e.g. ``"winner = best uniform"``.
     """
-    study, v = d.study, d.verdict
-    beside = beside_prediction(study)
-    if beside is not None:
-        return _one_seed_rows(d, beside)
+    study, v, beside = d.study, d.verdict, _beside_prediction(d)
     c = study.confirmation
     tests: dict[Allocation, float] = {}
     if c is not None:
@@ -129,16 +123,23 @@ def comparison(d: ReportData) -> list[Row]:
     for role, allocation, codes in chosen:
         known = roles.get((allocation, codes))
         roles[allocation, codes] = role if known is None else f"{known} = {role}"
-    return [_row(d, role, allocation, codes, None if codes else tests.get(allocation))
+    rows = [_row(d, role, allocation, codes, None if codes else tests.get(allocation))
             for (allocation, codes), role in roles.items()]
+    return rows if beside is None else [*rows, replace(
+        _row(d, "QLoRA", beside.allocation, beside.spec.codes, beside.loss, beside), search_loss=None)]
+
+
+def _beside_prediction(d: ReportData) -> Trial | None:
+    """Return the trial of QLoRA beside a predicted allocation."""
+    return None if d.study.prediction is None else next(
+        (e for e in d.study.trials if e.stage == COMPARISON and e.spec.split == "test" and e.ok), None)
 
 
 def tested(d: ReportData) -> str:
     """Say which trainings the test losses of the comparison are of."""
-    if beside_prediction(d.study) is not None:
-        return f"one training seed, after {d.header.high_steps} steps"
     if d.study.untried:
-        return "after the final fine-tune"
+        also = "" if _beside_prediction(d) is None else f", of QLoRA after {d.header.high_steps} steps"
+        return f"after the final fine-tune{also}"
     steps = d.study.confirmation_steps if d.study.confirmation is None else d.study.confirmation.steps
     return f"mean over unseen training seeds, after {steps} steps"
 
@@ -154,16 +155,6 @@ def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, te
         and (m is None or m.fits) and d.study.admits(d.bits(allocation))
     return Row(role, d.study.name(allocation, codes), d.average_bits(allocation), float(np.average(allocation.ranks)),
                e.loss if e else None, test_loss, predicted, measured, fits)
-
-
-def _one_seed_rows(d: ReportData, beside: Mapping[str, Trial]) -> list[Row]:
-    """Return what was trained beside a predicted allocation, with test losses in place of search losses."""
-    names = {"predicted": "predicted", UNIFORM: "best uniform", QLORA: "QLoRA"}
-    rows = [replace(_row(d, names[role], e.allocation, e.spec.codes, e.loss, e), search_loss=None)
-            for role, e in beside.items()]
-    if d.study.untuned is not None:
-        rows.append(Row("untuned", "16-bit, no adapter", 16.0, 0.0, None, d.study.untuned.loss, None, None, None))
-    return rows
 
 
 def lines(d: ReportData) -> list[str]:

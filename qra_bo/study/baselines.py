@@ -16,8 +16,8 @@ from qra_bo.space.simple import blind_order, wider_units
 from qra_bo.study.events import Calibration
 from qra_bo.study.intervals import text_error
 from qra_bo.study.setting import BaselineRules, Headroom
-from qra_bo.study.state import is_uniform
-from qra_bo.study.trial_runner import TrialRunner, no_loss
+from qra_bo.study.state import COMPARISON, is_uniform
+from qra_bo.study.trial_runner import PlannedTrial, TrialRunner, no_loss
 from qra_bo.trials import SequenceLosses, Trial
 from qra_bo.utils.errors import BudgetError
 
@@ -173,14 +173,28 @@ def evaluate_references(run: TrialRunner, headroom: Headroom) -> list[Trial]:
     A reference that is feasible in the search space counts as a baseline and is returned; the others are never
     incumbent. QLoRA keeps its round-to-nearest codes where the search's are others.
     """
-    n, rules = run.setting.space.n_units, headroom.rules
-    lora, qlora = uniform(n, "fp16", 16), uniform(n, default_format(4).name, 16)
-    other_codes = run.config.quantizer.rounding != "rtn"
-    given = [lora] if other_codes else [lora, qlora]
+    rules, lora, qlora = headroom.rules, uniform(run.setting.space.n_units, "fp16", 16), _qlora(run, "reference")
+    given = [lora] if qlora.spec.codes else [lora, qlora.spec.allocation]
     feasible = [set(a.formats) <= set(rules.formats) and max(a.ranks) <= rules.max_rank and rules.fits(a)
                 for a in given]
     planned = [run.plan(a, "baseline" if ok else "reference") for a, ok in zip(given, feasible, strict=True)]
-    if other_codes:
-        planned.append(run.plan(qlora, "reference", codes="rtn"))
-    found = run.evaluate_all(planned)
+    found = run.evaluate_all([*planned, qlora] if qlora.spec.codes else planned)
     return [replace(e, stage="baseline") for e, ok in zip(found, feasible, strict=False) if ok]
+
+
+def train_qlora(run: TrialRunner) -> None:
+    """Train QLoRA beside a predicted allocation, on one training seed and for its loss on the test split: after the
+    final fine-tune, for which nobody should wait longer."""
+    with run.stage("reference"):
+        run.reset_stopwatch()  # the final fine-tune is no time of the search
+        planned = _qlora(run, COMPARISON, "test")
+        is_new = planned.spec.key not in run.study.by_key
+        run.evaluate_all([planned])
+        if is_new and run.study.final is not None:
+            run.forget_checkpoints()
+
+
+def _qlora(run: TrialRunner, stage: str, split: str = "validation") -> PlannedTrial:
+    """Return QLoRA's trial: its codes are round-to-nearest whatever the run's are."""
+    return run.plan(uniform(run.setting.space.n_units, default_format(4).name, 16), stage, split=split,
+                    codes=None if run.config.quantizer.rounding == "rtn" else "rtn")

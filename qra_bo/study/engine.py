@@ -19,6 +19,7 @@ from qra_bo.study.baselines import (
     evaluate_references,
     fractional_choices,
     in_turn,
+    train_qlora,
     uniform_choices,
 )
 from qra_bo.study.confirmation import confirm, settle_length
@@ -101,10 +102,8 @@ class Engine:
             baselines = in_turn(uniforms, fractional)
             searched = run.study.end is not None or any(e.stage not in ENGINE_STAGES for e in run.study.trials)
             if begun is None or not (effort.max_full_trials or searched):  # what stopped before its first proposal
-                from qra_bo.study.prediction import compare, predict  # load torch, which planning does without
+                from qra_bo.study.prediction import predict  # loads torch, which planning does without
                 predict(run, problem, uniforms, fractional)
-                if effort.compare:
-                    compare(run)
                 return self._finish(run, ())
             limit, begun_with_references = begun.uniform_baselines, begun.references
             with run.stage("calibration"):
@@ -176,9 +175,8 @@ class Engine:
         if winner is None or (found is None and not study.untried):
             raise no_loss("no trial within the budget gave a loss", study.trials)
         delivered = deliver(run, winner) if self.fine_tunes else winner
-        if study.prediction is not None:
-            from qra_bo.study.prediction import compare_qlora  # loads torch, which planning does without
-            compare_qlora(run)
+        if study.prediction is not None and self.config.effort.references:
+            train_qlora(run)
         if study.end is None:
             wall = session_seconds(run.journal.content.events) + run.journal.elapsed
             run.record(End(

@@ -1,8 +1,5 @@
 """The allocation of ``effort=instant``: the exact optimum under learned exchange rates, predicted and not searched, or
 a simple choice that is expected to be better after trainings at low fidelity.
-
-It may be trained beside the best uniform choice and QLoRA, on one training seed. One seed decides nothing: there is no
-interval and no verdict. All losses are of the test split, after a trial's steps.
 """
 
 import math
@@ -20,7 +17,7 @@ from qra_bo.space import Allocation, FloatArray, with_allowance
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.study.events import Calibration, Expected, Prediction
 from qra_bo.study.intervals import LEVEL
-from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, qlora_of
+from qra_bo.study.state import COMPARISON
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Fidelity
 from qra_bo.utils.errors import BudgetError
@@ -120,29 +117,3 @@ def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -
             continue
         found.append((problem.space.decode(row), np.asarray(row, dtype=np.float64)))
     return found
-
-
-def compare(run: TrialRunner) -> None:
-    """Train the predicted allocation and before it what ``effort.compare`` names but for QLoRA.
-
-    The predicted allocation comes last: a final fine-tune of that length continues its training at its end.
-    """
-    wanted, prediction = run.config.effort.compare, run.study.prediction
-    assert prediction is not None
-    with run.stage(COMPARISON):
-        first, reference = prediction.allocations[0], prediction.reference
-        beside = [reference] if UNIFORM in wanted and reference is not None and reference != first else []
-        run.evaluate_all([run.plan(a, COMPARISON, split="test") for a in (*beside, first)])
-
-
-def compare_qlora(run: TrialRunner) -> None:
-    """Train QLoRA where ``effort.compare`` names it: after the final fine-tune, for which nobody should wait longer."""
-    if QLORA in run.config.effort.compare and run.study.prediction is not None:
-        with run.stage("reference"):
-            run.reset_stopwatch()  # the final fine-tune is no time of the search
-            allocation, codes = qlora_of(run.study)
-            planned = run.plan(allocation, COMPARISON, split="test", codes=codes)
-            is_new = planned.spec.key not in run.study.by_key
-            run.evaluate_all([planned])
-            if is_new and run.study.final is not None:
-                run.forget_checkpoints()

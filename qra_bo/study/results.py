@@ -17,8 +17,8 @@ from qra_bo.study.gain import gain_of
 from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import health
 from qra_bo.study.reading import load_study
-from qra_bo.study.state import FRACTIONAL, QLORA, UNIFORM, Study, is_uniform
-from qra_bo.study.verdict import beside_prediction, one_seed_difference, verdict_card, verdict_of
+from qra_bo.study.state import FRACTIONAL, Study, is_uniform
+from qra_bo.study.verdict import verdict_card, verdict_of
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.files import write_json, writing
@@ -86,7 +86,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "embeddings": embeddings_of(header.config), "oracle": header.oracle, "method": header.method,
             "base_origin": study.provenance.get("base_origin"),
             "effort": header.effort if study.effort is None else study.effort.effort,
-            "searched": not study.untried, "prediction": _prediction(study), "one_seed": _one_seed(study),
+            "searched": not study.untried, "prediction": _prediction(study),
             "winner_kind": study.kind_of(winner), "rule": BLIND_RULE if study.kind_of(winner) == FRACTIONAL else None,
             "learning_rate": calibration.learning_rate, "lr_rule": calibration.rule,
             "learning_rate_source": None if calibration.trials else calibration.source or BY_RULE,
@@ -156,18 +156,6 @@ def _prediction(study: Study) -> dict[str, Any] | None:
             "steps": p.steps, "sources": list(p.sources), "reference": p.reference and p.reference.to_json(),
             "simple": p.simple and p.simple.to_json(), "versus_simple": versus,
             "mixed": p.mixed and asdict(p.mixed), "checked_steps": p.checked_steps}
-
-
-def _one_seed(study: Study) -> dict[str, Any] | None:
-    """Return the losses of what was trained beside a predicted allocation, on one training seed (nats)."""
-    beside = beside_prediction(study)
-    if beside is None:
-        return None
-    spec = next((trial.spec for trial in beside.values()), None)
-    return {"difference": one_seed_difference(beside),
-            **{role: beside[role].loss if role in beside else None for role in ("predicted", UNIFORM, QLORA)},
-            "train_seeds": 1, "train_seed": spec and spec.train_seed, "steps": spec and spec.steps,
-            "metric": "test_loss"}
 
 
 def _versus(study: Study, side: str) -> dict[str, Any] | None:

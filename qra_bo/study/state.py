@@ -8,22 +8,20 @@ from typing import Any
 import numpy as np
 
 from qra_bo.execution.base import ProfileResult
-from qra_bo.memory.formats import default_format, parse_format
-from qra_bo.space import Allocation, average_bits, uniform
+from qra_bo.memory.formats import parse_format
+from qra_bo.space import Allocation, average_bits
 from qra_bo.study import events as ev
 from qra_bo.study.cost import Cost, affordable_steps, cost_of
 from qra_bo.study.header import Effort, Header
-from qra_bo.trials import Fidelity, Trial, TrialState, rounding_of
+from qra_bo.trials import Fidelity, Trial, TrialState
 from qra_bo.utils.errors import JournalError
 
 COMPARISON = "comparison"
 """Stage of trials beside a predicted allocation (``study.prediction``)."""
-UNIFORM, QLORA = "uniform", "qlora"
-"""What a predicted allocation can be compared with (``effort.compare``)."""
 UNTUNED = "untuned"
 """Stage in which the model is evaluated before any training."""
-QLORA_RANK = 16
-FRACTIONAL = "fractional"
+UNIFORM, FRACTIONAL = "uniform", "fractional"
+"""Kinds of simple choices."""
 UNSEARCHED_STAGES = frozenset({"reference", "confirmation", COMPARISON})
 """Stages that count in a run's cost and not against its effort."""
 ENGINE_STAGES = frozenset({"calibration", "baseline", *UNSEARCHED_STAGES})
@@ -324,9 +322,3 @@ class Study:
         else:
             name = f"mixed-{allocation.fingerprint[:6]}"
         return name if codes is None else f"{name}-{codes}"
-
-
-def qlora_of(study: Study) -> tuple[Allocation, str | None]:
-    """Return QLoRA's allocation and codes, which are round-to-nearest whatever the run's are."""
-    codes = None if rounding_of(study.header.config) == "rtn" else "rtn"
-    return uniform(len(study.header.units), default_format(4).name, QLORA_RANK), codes

@@ -9,7 +9,7 @@ from qra_bo.space import Allocation
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.events import Compared, Confirmation, Prediction
 from qra_bo.study.intervals import AGAIN, LEAST_SEEDS
-from qra_bo.study.state import COMPARISON, QLORA, UNIFORM, Study, loss_of, qlora_of
+from qra_bo.study.state import Study, loss_of
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import DASH, signed
 
@@ -24,7 +24,6 @@ class VerdictKind(StrEnum):
     NO_MIXED_LOSS = "no mixed loss"
     REPLACED = "over the budget, another delivered"
     UNCONFIRMED = "not confirmed"
-    ONE_SEED = "one seed"
     PREDICTED = "predicted"
     NO_BENEFIT = "no benefit expected"
     GIVEN = "given"
@@ -35,7 +34,6 @@ class Evidence(StrEnum):
     """What a difference was measured on."""
 
     UNSEEN_SEEDS = "unseen seeds"
-    ONE_SEED = "one seed"
     SEARCH = "search"
     PREDICTION = "prediction"
 
@@ -46,7 +44,7 @@ class Difference:
 
     Args:
         mean: Over ``seeds`` training seeds after ``steps`` optimiser steps.
-        low: Lower end of the 95 % interval, ``high`` is the upper one; ``None`` for one seed.
+        low: Lower end of the 95 % interval, ``high`` is the upper one; ``None`` before a confirmation.
         over_text: Whether the interval holds for other held-out text too.
         expected: The same after ``objective_steps``, the length that the run minimises, by learned rates.
     """
@@ -109,15 +107,10 @@ def _of_prediction(study: Study, p: Prediction) -> Verdict:
     if winner != first:
         return Verdict(VerdictKind.REPLACED, first, p.simple, winner, uniform=p.reference)
     simple, uniform = (None if other in (None, first) else Difference(
-        Evidence.PREDICTION, found.mean, found.low, found.high, int(p.checked_steps > 0), p.checked_steps or p.steps,
-        found.mean, p.steps) for other, found in ((p.simple, p.versus_simple), (p.reference, p)))
-    one = one_seed_difference(beside_prediction(study) or {})
-    if one is not None:
-        steps = study.header.high_steps
-        uniform = Difference(Evidence.ONE_SEED, one, None, None, 1, steps, one, steps)
+        Evidence.PREDICTION, found.mean, found.low, found.high, 1, p.checked_steps, found.mean, p.steps)
+        for other, found in ((p.simple, p.versus_simple), (p.reference, p)))
     same = p.simple == p.reference
-    kind = VerdictKind.NO_BENEFIT if first == p.simple else VerdictKind.PREDICTED
-    return Verdict(kind if one is None else VerdictKind.ONE_SEED, first, p.simple, winner,
+    return Verdict(VerdictKind.NO_BENEFIT if first == p.simple else VerdictKind.PREDICTED, first, p.simple, winner,
                    uniform if same else simple, uniform=p.reference, versus_uniform=None if same else uniform)
 
 
@@ -179,9 +172,6 @@ TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
     VerdictKind.UNCONFIRMED: (
         UNKNOWN, "The best allocation so far is {candidate}, the best simple choice {reference}; nothing was "
         "compared on unseen training seeds.", "{go_on}"),
-    VerdictKind.ONE_SEED: (
-        UNKNOWN, "{expected} On one training seed the test loss of {delivered} is {below} that of the best "
-        "uniform choice, {uniform}; one seed decides nothing: effort=normal compares on five unseen ones.", _COMPARE),
     VerdictKind.PREDICTED: (UNKNOWN, "{expected}", _COMPARE),
     VerdictKind.NO_BENEFIT: (UNKNOWN, "{expected}", _COMPARE),
     VerdictKind.GIVEN: (
@@ -226,8 +216,7 @@ def _fields(study: Study, v: Verdict) -> dict[str, object]:
     """Return what the texts name."""
     d, config = v.versus_simple or v.versus_uniform, study.header.config
     names = {key: DASH if a is None else study.name(a) for key, a in (
-        ("candidate", v.candidate), ("reference", v.reference), ("delivered", v.delivered), ("chosen", study.chosen),
-        ("uniform", v.uniform))}
+        ("candidate", v.candidate), ("reference", v.reference), ("delivered", v.delivered), ("chosen", study.chosen))}
     most = config.get("confirm", {}).get("seeds", LEAST_SEEDS)
     roles = {v.candidate: ", the mixed allocation that was compared", v.uniform: ", the best uniform choice",
              v.reference: ", the best simple choice"}
@@ -244,8 +233,7 @@ def _fields(study: Study, v: Verdict) -> dict[str, object]:
         "more_seeds": AGAIN if most < LEAST_SEEDS else "Run the same command with effort=normal and the same out=, "
         f"which compares on {LEAST_SEEDS} seeds or more."}
     if d is not None:
-        found |= {"gain": f"{abs(d.mean):.4f}", "perplexity": f"{100 * -math.expm1(d.mean):.1f}", "seeds": d.seeds,
-                  "below": "below" if (v.versus_uniform or d).mean < 0 else "not below"}
+        found |= {"gain": f"{abs(d.mean):.4f}", "perplexity": f"{100 * -math.expm1(d.mean):.1f}", "seeds": d.seeds}
     return found
 
 
@@ -286,31 +274,7 @@ def _worded(v: Verdict, d: Difference) -> tuple[str, str, str]:
         return figure, f"95 % interval {interval}{over}; {d.seeds} unseen training seeds, {d.steps} steps, test " \
             f"split, paired{beyond}", f"{short} {'simple' if v.delivers_reference else 'mixed'}"
     if d.evidence is Evidence.PREDICTION:
-        checked = f", checked by trainings of {d.steps} steps on one seed" if d.seeds else ""
         return f"{figure} predicted", f"95 % interval of the prediction {interval}; for {d.objective_steps} steps of " \
-            f"training{checked}", f"{short} predicted, not searched"
-    if d.evidence is Evidence.ONE_SEED:
-        return f"{figure} on one seed", f"test split, {d.steps} steps, paired, no interval", f"{mean} on one seed"
+            f"training, checked by trainings of {d.steps} steps on one seed", f"{short} predicted, not searched"
     return figure, f"validation loss, one training seed{beyond}; not confirmed on unseen training seeds", \
         f"{mean} not confirmed"
-
-
-def beside_prediction(study: Study) -> dict[str, Trial] | None:
-    """Return the trials of one seed that gave a loss beside a predicted allocation, by role: ``"predicted"``,
-    ``UNIFORM`` (where that is another one) and ``QLORA``, which need not fit. ``None`` where nothing was predicted, or
-    nothing trained for the comparison."""
-    prediction = study.prediction
-    trials = {(e.allocation, e.spec.codes): e for e in reversed(study.trials)
-              if e.stage == COMPARISON and e.ok and e.spec.split == "test"}
-    if prediction is None or not trials:
-        return None
-    first, reference = prediction.allocations[0], prediction.reference
-    roles = {"predicted": (first, None), UNIFORM: (None if reference == first else reference, None),
-             QLORA: qlora_of(study)}
-    return {role: trials[of] for role, of in roles.items() if of in trials}
-
-
-def one_seed_difference(beside: Mapping[str, Trial]) -> float | None:
-    """Return the loss of the predicted allocation less that of the uniform baseline beside it (nats), if both have one.
-    """
-    return loss_of(beside["predicted"]) - loss_of(beside[UNIFORM]) if {"predicted", UNIFORM} <= beside.keys() else None

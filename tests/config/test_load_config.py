@@ -81,8 +81,8 @@ def test_names_that_look_like_numbers_stay_as_they_are(text: str) -> None:
 
 
 def test_one_name_stands_for_a_list() -> None:
-    config = load_config(["effort=instant", "effort.compare=uniform", "export.gguf=base"])
-    assert (config.effort.compare, config.export.gguf) == (("uniform",), ("base",))
+    config = load_config(["eval.tasks=a.jsonl", "task=evaluate", "out=run", "export.gguf=base"])
+    assert (config.eval.tasks, config.export.gguf) == (("a.jsonl",), ("base",))
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["quantizer.formats.4=[int8]"], r"of 4 bits must be distinct and store 4 bits; got \['int8'\], of \[8\] bits"),
     (["resume=maybe"], "resume must be true or false; got 'maybe'"),
     (["confirm.seeds=1"], r"confirm\.seeds must be 0 \(no confirmation\) or at least 2; got 1"),
-    (["effort.compare=[unifrm]"], r"effort\.compare must be a list of the names uniform, .*; got \['unifrm'\]"),
+    (["export.gguf=[bse]"], r"export\.gguf must be a list of the names base, .*; got \['bse'\]"),
     (["export.check=yes"], r"^export\.check must be one of true, false, auto; got 'yes'\.$"),
     (["data=jsonl", "data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     (["task=memory", "data=alpaca", "data.path=x.jsonl"], "data.path is a key of data=jsonl and data=hub alone"),

@@ -84,11 +84,11 @@ def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> No
 
 
 def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Path) -> None:
-    words = ["+model=tiny", "data=tiny", "effort=instant", "effort.compare=uniform", "final.steps=3"]
+    words = ["+model=tiny", "data=tiny", "effort=instant", "effort.references=true", "final.steps=3"]
     run = setting(*words)
     profile, check, beside, _ = parts_of(run)
     assert 1.5 * run.full_trial_tokens <= check.tokens <= 3 * run.full_trial_tokens
-    assert beside == Part("comparison on one seed", 2 * run.trial_tokens(24, "test"))
+    assert beside == Part("QLoRA", run.trial_tokens(24, "test"))
     size = run.config.data.calibration * run.config.train.length
     passes = 1 + sum(f.bits < 16 for f in run.space.formats) * sum(1 - u / 4 for u in range(4))  # from each layer on
     trained, forward = run.tokens_before

@@ -21,7 +21,7 @@ from qra_bo.study.prediction import solved, updated
 from qra_bo.study.results import build_best
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import Fidelity, Trial
-from qra_bo.utils.errors import ConfigError, JournalError
+from qra_bo.utils.errors import JournalError
 from tests.conformance.searcher import make_problem
 
 COMMON: dict[str, Any] = {"model": "tiny", "data": "tiny", "oracle": "synthetic", "budget": "uniform:3,16",
@@ -126,14 +126,13 @@ def test_a_promise_gives_way_to_what_was_measured(promised: float, measured: flo
 @pytest.mark.parametrize("cut", [b'"event":"prediction"', b'"event":"end"'])
 def test_a_run_goes_on_with_the_prediction_in_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                           cut: bytes) -> None:
-    more = {"effort.compare": ["uniform"]}
-    best = instant(tmp_path, **more).best
+    best = instant(tmp_path).best
     lines = (tmp_path / "trials.jsonl").read_bytes().splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if cut in line)
     (tmp_path / "trials.jsonl").write_bytes(b"".join(lines[:first + 1]))
     monkeypatch.setattr(prediction, "solved", lambda problem, table, shares: solved(problem, -table, shares))
-    again = instant(tmp_path, **more).best
-    assert (again["bits"], again["ranks"], again["one_seed"]) == (best["bits"], best["ranks"], best["one_seed"])
+    again = instant(tmp_path).best
+    assert (again["bits"], again["ranks"], again["prediction"]) == (best["bits"], best["ranks"], best["prediction"])
     assert [e["event"] for e in read_journal(tmp_path / "trials.jsonl").events].count("prediction") == 1
 
 
@@ -204,32 +203,24 @@ def test_other_rates_are_refused_in_a_folder_that_predicted(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("sure")
-def test_comparison_on_one_seed_has_losses_and_no_verdict(tmp_path: Path) -> None:
-    best = instant(tmp_path, **{"effort.compare": ["uniform", "qlora"]}).best
-    study, d, one = load_study(tmp_path), load_run(tmp_path), best["one_seed"]
-    trials = [e for e in study.trials if e.fidelity is Fidelity.HIGH]
-    assert [e.stage for e in trials] == ["comparison"] * 3
-    assert {(e.spec.split, e.spec.steps, e.spec.train_seed) for e in trials} == {("test", one["steps"],
-                                                                                  one["train_seed"])}
-    assert [one[name] for name in ("uniform", "predicted", "qlora")] == [e.loss for e in trials]
-    assert one["difference"] == pytest.approx(one["predicted"] - one["uniform"])
-    assert (one["train_seeds"], best["untuned"], best["versus_best_uniform"]) == (1, None, None)
-    assert trials[1].allocation == study.winner
-    assert set(trials[2].allocation.formats) == {"nf4"}
-    assert (study.points, best["searched"]) == ([], False)
-    assert (d.verdict.kind, answer(d).tone) == (VerdictKind.ONE_SEED, "open")
-    measured = d.verdict.versus_uniform or d.verdict.versus_simple
-    assert measured is not None
-    assert (measured.mean, measured.low) == (one["difference"], None)
-    assert versus(d).endswith("on one seed")
-    assert [row.role for row in comparison(d)] == ["predicted", "best uniform", "QLoRA"]
-    assert [row.test_loss for row in comparison(d)] == [one[name] for name in ("predicted", "uniform", "qlora")]
+def test_qlora_stands_beside_a_prediction_without_a_verdict(tmp_path: Path) -> None:
+    asked = {"effort.references": True}
+    best = instant(tmp_path, **asked).best
+    study, d = load_study(tmp_path), load_run(tmp_path)
+    (trial,) = (e for e in study.trials if e.fidelity is Fidelity.HIGH)
+    assert (trial.stage, trial.spec.split, set(trial.allocation.formats)) == ("comparison", "test", {"nf4"})
+    assert (study.points, best["searched"], best["versus_best_uniform"]) == ([], False, None)
+    assert (d.verdict.kind, answer(d).tone) == (VerdictKind.PREDICTED, "open")
+    row = comparison(d)[-1]
+    assert (row.role, row.test_loss, row.search_loss) == ("QLoRA", trial.loss, None)
+    assert instant(tmp_path, **asked).best == best
+    assert len(load_study(tmp_path).trials) == len(study.trials)
+    assert quick(tmp_path).best["searched"]
 
 
 @pytest.mark.usefixtures("sure")
-@pytest.mark.parametrize("compared", [[], ["uniform"]])
-def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path: Path, compared: list[str]) -> None:
-    instant(tmp_path, **{"effort.compare": compared})
+def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path: Path) -> None:
+    instant(tmp_path)
     events = read_journal(tmp_path / "trials.jsonl").events
     d = load_run(tmp_path)
     assert d.study.prediction is not None
@@ -247,27 +238,11 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
         assert said.sentence.index(d.study.name(first)) < said.sentence.index(d.study.name(delivered))
         own = build_best(d.study)["prediction"]
         assert (own["label"], own["mean"], own["low"], own["high"]) == ("predicted, not searched", None, None, None)
-    if not compared:
-        assert [row.role for row in comparison(d)] == ["winner = best uniform"]
+    assert [row.role for row in comparison(d)] == ["winner = best uniform"]
 
 
 def test_the_final_fine_tune_is_no_time_of_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[str] = []
     monkeypatch.setattr(TrialRunner, "reset_stopwatch", lambda run: stages.append(run.status.stage))
-    instant(tmp_path, **{"effort.compare": ["qlora"]})
+    instant(tmp_path, **{"effort.references": True})
     assert stages == ["profile", "reference"]
-
-
-@pytest.mark.usefixtures("sure")
-def test_comparison_is_made_once_and_ends_with_a_search(tmp_path: Path) -> None:
-    compared = {"effort.compare": ["uniform"]}
-    first = instant(tmp_path, **compared).best
-    assert instant(tmp_path, **compared).best["one_seed"] == first["one_seed"]
-    assert len([e for e in load_study(tmp_path).trials if e.spec.split == "test"]) == 2
-    searched = quick(tmp_path).best
-    assert (searched["one_seed"], searched["searched"]) == (None, True)
-
-
-def test_comparison_that_can_not_be_made_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"effort\.compare is for effort=instant"):
-        qra_bo.search(**COMMON, **{"effort": "quick", "effort.compare": ["uniform"]}, out=str(tmp_path))

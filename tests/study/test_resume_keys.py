@@ -62,7 +62,7 @@ LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.referenc
 UNCHANGED = {"codes", "surrogate.rates", "method.rates", "logger.name",
              "executor.name", "method.model._target_", "quantizer.rounding", "quantizer.formats.1",
              "quantizer.formats.16", "task",
-             "allocation", "eval.tasks", "eval.against", "model.source", "gpu", "effort.compare"}
+             "allocation", "eval.tasks", "eval.against", "model.source", "gpu"}
 """Keys that have no other value in a search of the synthetic oracle without files and extras."""
 
 
