@@ -10,35 +10,23 @@ from pathlib import Path
 from rich.console import Console
 
 from qra_bo.report.data import load_run
-from qra_bo.report.side_by_side import FOUND, SETTING, FoundRun, find_runs
-from qra_bo.report.tables import print_line, print_result, print_table
+from qra_bo.report.side_by_side import FoundRun, find_runs
+from qra_bo.report.tables import print_line, print_result, print_runs
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import UserError, from_system
-from qra_bo.utils.formatting import DASH
 from qra_bo.utils.process import prepare, print_whole
 from qra_bo.utils.redact import printable
 
-LISTED = ("model", "budget", "scope", "oracle", "search loss", "final loss", "versus best simple")
-"""Facts of a run that ``list`` prints."""
 ANSWER_TOKENS = 256
 """Most tokens of an answer in ``chat``."""
 
 
 def list_runs(folder: Path, console: Console) -> None:
-    """Print one line for every run: state, model, budget, loss, difference to the best uniform baseline."""
-    runs = find_runs(folder)
-    if not runs:
+    """Print one line for every run: state, model, budget, losses, difference to the best simple choice."""
+    if runs := find_runs(folder):
+        print_runs(runs, console)
+    else:
         print_line(console, f"no runs in {folder}")
-        return
-    readers = {title: read for title, read in (*SETTING, *FOUND) if title in LISTED}
-    rows = []
-    for run in runs:
-        name = printable(str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name)
-        rows.append((name, run.state, *(DASH if run.data is None else read(run.data) for read in readers.values())))
-    print_table(console, ("run", "state", *readers), rows)
-    for run in runs:
-        if run.problem:
-            print_line(console, f"{run.folder}: {run.problem}")
 
 
 def show_run(folder: Path, console: Console) -> None:
@@ -46,7 +34,7 @@ def show_run(folder: Path, console: Console) -> None:
     be read."""
     d = load_run(folder)
     if not d.ended:
-        print_line(console, f"State: {FoundRun(folder, d).state} in the stage {d.stage}")
+        print_line(console, f"State: {FoundRun(folder.name, folder, d).state} in the stage {d.stage}")
     shown = ("best.json", "report.html", "adapter", "quant_manifest.json")
     print_result(console, d, folder, [name for name in shown if (folder / name).exists()])
 

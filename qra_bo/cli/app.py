@@ -264,10 +264,10 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the summary, and what the runs found."""
-        from qra_bo.tasks.report import show_sweep  # loads matplotlib, which one run may do without
+        from qra_bo.tasks.report import show_runs  # loads matplotlib, which one run may do without
         jobs = read_jobs(SweepSummary.folder)
         print(summary(jobs, SweepSummary.folder))
-        show_sweep(Path(str(config.out or SweepSummary.folder)))
+        show_runs(Path(str(config.out or SweepSummary.folder)))
         SweepSummary.status = worst([BUG if job.status is None else job.status for job in jobs])
 
     @classmethod

@@ -15,7 +15,7 @@ from qra_bo.report.data import BREAKDOWN, ReportData, load_run
 from qra_bo.report.next_steps import next_steps
 from qra_bo.report.notes import notes
 from qra_bo.report.plots import PLOTS, write_plots
-from qra_bo.report.side_by_side import NamedRun, caveats, facts
+from qra_bo.report.side_by_side import COLUMNS, FoundRun, caveats
 from qra_bo.report.style import svg_element
 from qra_bo.report.text import duration, short_names, size
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -54,12 +54,6 @@ def render_html(d: ReportData, figures: Mapping[str, Figure | None], folder: str
                    share=share, units=_unit_rows(d), steps=next_steps(d, folder), sample=story.sample(d))
 
 
-def render_runs(runs: Sequence[NamedRun]) -> str:
-    """Several runs side by side as one HTML document."""
-    return _render("runs.html.jinja", {}, title=f"{len(runs)} runs side by side", runs=runs,
-                   answers=[story.answer(run.data) for run in runs], rows=facts(runs), caveats=caveats(runs))
-
-
 def report_json(d: ReportData) -> dict[str, Any]:
     """The same data for scripts: answer, comparison, health cards, units, cost and trials."""
     return {
@@ -92,10 +86,11 @@ def write_report(folder: Path) -> list[Path]:
         return [page, data, *write_plots(figures, folder / "plots")]
 
 
-def write_page(page: Path, runs: Sequence[NamedRun]) -> None:
-    """Write several runs side by side as one file; raises ``OutputError`` if it can't be written."""
+def write_page(page: Path, runs: Sequence[FoundRun]) -> None:
+    """Write several readable runs side by side as one HTML document; raises ``OutputError`` if it can't be written."""
+    answers = [(run, story.answer(run.data)) for run in runs if run.data is not None]
     with writing(page, "write it again"):
-        replace_text(page, render_runs(runs))
+        replace_text(page, _render("runs.html.jinja", {}, answers=answers, columns=COLUMNS, caveats=caveats(runs)))
 
 
 def most_sensitive(p: SensitivityProfile) -> list[tuple[str, str, float]]:

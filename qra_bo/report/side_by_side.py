@@ -1,7 +1,6 @@
-"""Several runs: finding them, the findings of each, and the settings that keep their losses from being compared."""
+"""Several runs: finding them, one line each, and the settings that keep their losses from being compared."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ from pathlib import Path
 from qra_bo.report import story
 from qra_bo.report.data import ReportData, load_run
 from qra_bo.report.text import duration, size
-from qra_bo.study.card import SEVERITY
 from qra_bo.study.journal import JOURNAL_NAME, is_locked
-from qra_bo.study.results import checks
 from qra_bo.study.status import read_state
 from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.formatting import DASH, number
+from qra_bo.utils.redact import printable
 
 STOPPED = ("interrupted", "failed", "died")
 """States of a run that ended early: by a signal, by an error, or killed."""
@@ -22,8 +20,10 @@ STOPPED = ("interrupted", "failed", "died")
 
 @dataclass(frozen=True, slots=True)
 class FoundRun:
-    """A run's folder: its report data, or the reason why its journal can't be read."""
+    """A run's folder: its report data, or the reason why its journal can't be read. ``name`` is its path from the
+    folder of all runs, by which their page links its own report."""
 
+    name: str
     folder: Path
     data: ReportData | None
     problem: str = ""
@@ -42,14 +42,10 @@ class FoundRun:
         return state if state in STOPPED else self.data.state
 
     @property
-    def stopped(self) -> bool:
-        """Whether it ended early and nothing works on it."""
-        return self.state in (*STOPPED, "unfinished")
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has a result."""
-        return self.data is not None and self.data.ended
+    def cells(self) -> tuple[str, ...]:
+        """The run as text, in the order of ``COLUMNS``."""
+        return (printable(self.name), self.state,
+                *(DASH if self.data is None else read(self.data) for read in FACTS.values()))
 
 
 def find_runs(folder: Path) -> list[FoundRun]:
@@ -59,25 +55,22 @@ def find_runs(folder: Path) -> list[FoundRun]:
         raise OutputError(f"{folder} is not a folder; give the folder that holds your runs, e.g. outputs")
     closed: list[OSError] = []
     found = [Path(root) for root, _, names in os.walk(folder, onerror=closed.append) if JOURNAL_NAME in names]
-    runs = [FoundRun(Path(error.filename), None, _problem(error)) for error in closed]
+    runs = [_unreadable(folder, Path(error.filename), error) for error in closed]
     for run in found:
         try:
-            runs.append(FoundRun(run, load_run(run)))
+            runs.append(FoundRun(_name(folder, run), run, load_run(run)))
         except (JournalError, OutputError, OSError) as error:  # of the system: its files can't be reached
-            runs.append(FoundRun(run, None, _problem(error)))
+            runs.append(_unreadable(folder, run, error))
     return sorted(runs, key=lambda run: run.folder)
 
 
-def _problem(error: Exception) -> str:
-    return f"it can't be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+def _name(folder: Path, run: Path) -> str:
+    return run.name if run == folder else run.relative_to(folder).as_posix()
 
 
-@dataclass(frozen=True, slots=True)
-class NamedRun:
-    """A run with its path from the folder of all: its own report is linked by it from their page."""
-
-    name: str
-    data: ReportData
+def _unreadable(folder: Path, run: Path, error: Exception) -> FoundRun:
+    why = f"it can't be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+    return FoundRun(_name(folder, run), run, None, why)
 
 
 Reader = Callable[[ReportData], str]
@@ -87,33 +80,21 @@ SETTING: tuple[tuple[str, Reader], ...] = (
     ("data", lambda d: str(d.study.provenance.get("data_sha256", DASH))[:12]),
     ("steps", lambda d: str(d.header.high_steps)))
 """Settings that two runs must share for their losses to be comparable."""
-FOUND: tuple[tuple[str, Reader], ...] = (
-    ("method", lambda d: d.header.method), ("search seed", lambda d: str(d.header.seed)),
-    ("search loss", lambda d: number(d.search_loss)), ("final loss", lambda d: number(d.final_loss)),
-    ("versus best simple", story.versus),
-    ("state", lambda d: d.state),
-    ("checks", lambda d: ", ".join(f"{n} {status}" for status, n in sorted(Counter(
-        c.status for c in checks(d.study)).items(), key=lambda pair: SEVERITY.index(pair[0])))),
-    ("cost (full-trial equivalents)", lambda d: number(d.equivalents, 1)), ("bits and ranks", story.allocation_line))
-
-SWEPT: tuple[tuple[str, Reader], ...] = (
-    ("budget", lambda d: size(d.header.budget_bytes)),
-    ("bits", lambda d: DASH if d.winner is None else f"{d.average_bits(d.winner):.2f}"),
-    ("rank", lambda d: DASH if d.winner is None else f"{sum(d.winner.ranks) / len(d.winner):.1f}"),
-    ("untuned", lambda d: DASH if d.study.untuned is None else number(d.study.untuned.loss)),
-    ("loss", lambda d: number(d.search_loss if d.final_loss is None else d.final_loss)),
-    ("simple choice", lambda d: DASH if d.verdict.reference is None else d.study.name(d.verdict.reference)),
-    ("versus it", story.versus), ("time", lambda d: duration(d.wall_seconds)))
-"""Columns of a sweep's table."""
+FACTS: dict[str, Reader] = {
+    **dict(SETTING[:2]),
+    "bits": lambda d: DASH if d.winner is None else f"{d.average_bits(d.winner):.2f}",
+    "rank": lambda d: DASH if d.winner is None else f"{sum(d.winner.ranks) / len(d.winner):.1f}",
+    "untuned": lambda d: DASH if d.study.untuned is None else number(d.study.untuned.loss),
+    "search loss": lambda d: number(d.search_loss), "final loss": lambda d: number(d.final_loss),
+    "simple choice": lambda d: DASH if d.verdict.reference is None else d.study.name(d.verdict.reference),
+    "versus it": story.versus, "time": lambda d: duration(d.wall_seconds)}
+COLUMNS = ("run", "state", *FACTS)
+"""Headings of a table of runs, in the order of ``FoundRun.cells``."""
 
 
-def facts(runs: Sequence[NamedRun]) -> list[tuple[str, ...]]:
-    """One row for every fact: its title, then its value in each run."""
-    return [(title, *(read(run.data) for run in runs)) for title, read in (*SETTING, *FOUND)]
-
-
-def caveats(runs: Sequence[NamedRun]) -> list[str]:
+def caveats(runs: Sequence[FoundRun]) -> list[str]:
     """One sentence for each setting in which the runs differ and for each run that trained no model."""
-    differ = [title for title, read in SETTING if len({read(run.data) for run in runs}) > 1]
+    read = {run.name: run.data for run in runs if run.data is not None}
+    differ = [title for title, reader in SETTING if len(set(map(reader, read.values()))) > 1]
     return [*(f"The runs differ in {title}: their losses are not directly comparable." for title in differ),
-            *(f"{run.name}: {run.data.proxy_label}." for run in runs if run.data.proxy_label)]
+            *(f"{name}: {data.proxy_label}." for name, data in read.items() if data.proxy_label)]

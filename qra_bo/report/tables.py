@@ -12,7 +12,7 @@ from rich.table import Table
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.next_steps import next_steps
-from qra_bo.report.side_by_side import NamedRun, caveats, facts
+from qra_bo.report.side_by_side import COLUMNS, FoundRun, caveats
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.results import checks
 from qra_bo.utils.redact import printable
@@ -108,10 +108,10 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
     console.print(table)
 
 
-def print_side_by_side(runs: Sequence[NamedRun], console: Console) -> None:
-    """Print a column for every run, then the caveats."""
-    print_table(console, ("", *(printable(run.name) for run in runs)), facts(runs))
-    for line in caveats(runs):
+def print_runs(runs: Sequence[FoundRun], console: Console) -> None:
+    """Print a line for every run, then the reasons of those that can't be read, and the caveats."""
+    print_table(console, COLUMNS, [run.cells for run in runs])
+    for line in (*(f"{run.folder}: {run.problem}" for run in runs if run.problem), *caveats(runs)):
         print_line(console, line)
 
 
