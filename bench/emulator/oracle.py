@@ -12,7 +12,7 @@ from bench.emulator.emulator import Emulator
 from bench.emulator.table import PROFILE_BATCH, ROWS, Table, folder_of, load_facts, load_table
 from qra_bo.config import RunConfig
 from qra_bo.oracle.protocol import TRAINING, Progress
-from qra_bo.oracle.simulated import StepsDone, named_normal
+from qra_bo.oracle.synthetic import StepsDone, named_normal
 from qra_bo.sensitivity import SensitivityProfile
 from qra_bo.space import Allocation, FloatArray, SearchSpace
 from qra_bo.trials import TrialResult, TrialSpec, TrialState

@@ -20,8 +20,9 @@ from qra_bo.report.style import svg_element
 from qra_bo.report.text import duration, short_names, size
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.study.cost import cost_of
+from qra_bo.study.gain import told_gain
+from qra_bo.study.health import health
 from qra_bo.study.lines import encode
-from qra_bo.study.results import checks
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 from qra_bo.utils.formatting import number, signed
 
@@ -38,7 +39,7 @@ def _render(name: str, figures: Mapping[str, Figure | None], **values: Any) -> s
                               keep_trailing_newline=True)
     environment.filters |= {"size": size, "duration": duration, "number": number, "signed": signed,
                             "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True)}
-    environment.globals |= {"checks": checks, "notes": notes, "versus": story.versus,
+    environment.globals |= {"notes": notes, "versus": story.versus,
                             "allocation_line": story.allocation_line, "most_sensitive": most_sensitive,
                             "BREAKDOWN": BREAKDOWN}
     return environment.get_template(name).render(values, figures=elements)
@@ -49,9 +50,10 @@ def render_html(d: ReportData, figures: Mapping[str, Figure | None], folder: str
     from the journal is escaped."""
     planned = d.study.planned_cost
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
-    return _render("report.html.jinja", figures, d=d, delivered=story.delivered(d), answer=story.answer(d),
-                   rows=story.comparison(d), columns=story.COLUMNS[2:], tested=story.tested(d), lines=story.lines(d),
-                   share=share, units=_unit_rows(d), steps=next_steps(d, folder), sample=story.sample(d))
+    return _render("report.html.jinja", figures, d=d, delivered=told_gain(d.study), answer=story.answer(d),
+                   checks=health(d.study), rows=story.comparison(d), columns=story.COLUMNS[2:], tested=story.tested(d),
+                   lines=story.lines(d), share=share, units=_unit_rows(d), steps=next_steps(d, folder),
+                   sample=story.sample(d))
 
 
 def report_json(d: ReportData) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def report_json(d: ReportData) -> dict[str, Any]:
         "schema_version": 3, "model": d.header.model, "state": d.state, "oracle": d.header.oracle,
         "proxy_label": d.proxy_label, "budget_bytes": d.header.budget_bytes, "scope": d.header.scope,
         "answer": asdict(story.answer(d)), "comparison": [asdict(r) for r in story.comparison(d)],
-        "checks": [asdict(c) for c in checks(d.study)],
+        "checks": [asdict(c) for c in health(d.study)],
         "notes": dict(notes(d)), "warnings": list(d.warnings),
         "surrogate_check": d.study.surrogate_check and encode(d.study.surrogate_check),
         "verdict": asdict(d.verdict),

@@ -28,7 +28,7 @@ from qra_bo.study.events import (
 )
 from qra_bo.study.header import Effort, Header
 from qra_bo.study.state import Study
-from qra_bo.study.verdict import verdict_card
+from qra_bo.study.verdict import answered
 from qra_bo.trials import Trial
 from qra_bo.utils.process import tolerant
 
@@ -95,7 +95,7 @@ def _describe(record: object, study: Study) -> str | None:
             p = r.profile
             return f"profile of {len(p.units)} units and {len(p.formats)} formats in {duration(r.seconds)}"
         case Confirmation() | Prediction():
-            return verdict_card(study).finding
+            return answered(study)[1]
         case Untuned() as u:
             return f"untuned model: test loss {u.loss:.4f}"
         case Calibration() as c:

@@ -8,7 +8,7 @@ from qra_bo.report.data import ReportData
 from qra_bo.report.text import ITSELF, describe_allocation, duration, size
 from qra_bo.space import Allocation
 from qra_bo.study import VerdictKind, metadata_bits
-from qra_bo.study.gain import GainKind, gain_of, told_gain
+from qra_bo.study.gain import GainKind, gain_of
 from qra_bo.study.state import COMPARISON
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import DASH, number
@@ -74,11 +74,6 @@ def answer(d: ReportData) -> Answer:
     tone, gain = "better" if kind is VerdictKind.BETTER else "equal" if kind in SETTLED else "open", gain_of(d.study)
     tone = "worse" if gain is not None and gain.kind is GainKind.WORSE else tone
     return Answer(f"{where}: {words.sentence}", words.figure, words.evidence, tone)
-
-
-def delivered(d: ReportData) -> str:
-    """State what the delivered adapter gained on the untuned model; empty before the final fine-tune."""
-    return told_gain(d.study)
 
 
 def sample(d: ReportData) -> list[tuple[str, str]]:

@@ -13,8 +13,9 @@ from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.next_steps import next_steps
 from qra_bo.report.side_by_side import COLUMNS, FoundRun, caveats
-from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
-from qra_bo.study.results import checks
+from qra_bo.study.gain import told_gain
+from qra_bo.study.health import Card, health
+from qra_bo.study.verdict import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.utils.redact import printable
 
 TONES = {"better": "green", "equal": "yellow", "open": "cyan", "worse": "red"}
@@ -28,7 +29,7 @@ WIDE = 100
 def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[str] = ()) -> None:
     """Print what training gained, answer, comparison, a text before and after, bits and ranks by unit, cost, health
     cards, warnings, ``files`` of the folder and next steps."""
-    head, rows, own = story.answer(d), story.comparison(d), story.delivered(d)
+    head, rows, own = story.answer(d), story.comparison(d), told_gain(d.study)
     if console.is_terminal:
         text = f"{escape(head.sentence)}\n[bold]{head.figure}[/bold]  {head.interval}".rstrip()
         text = f"[bold]{own}[/bold]\n{text}" if own else text
@@ -58,7 +59,7 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
     for line in story.lines(d):
         print_line(console, line)
     if d.ended:
-        print_health(console, checks(d.study))
+        print_health(console, health(d.study))
     for warning in d.warnings:  # lines that a damaged journal lacks change the numbers above
         print_line(console, f"Warning: {warning}")
     if files:

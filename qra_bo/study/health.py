@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from qra_bo.memory.budget import format_size
-from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.state import Study
+from qra_bo.study.verdict import FAIL, PASS, UNKNOWN, WARN, Answered, answered
 from qra_bo.utils.formatting import number, signed
 
 CHANCE = 1.645
@@ -21,20 +22,33 @@ LAST = 0.2
 """Last part of a final fine-tune in which its loss should have settled: its learning rate is at its lowest."""
 FALLING = 0.01
 """Fall of the loss in that part (nats) that shows an unfinished training: 1 % of the perplexity."""
-Part = tuple[str, str, str]
-"""Status, finding and action of an answer."""
 
 
-def _graded(good: bool, fair: bool, found: str, action: str) -> Part:
-    return (PASS, found, "") if good else (WARN if fair else FAIL, found, action)
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One question about a run's result.
+
+    Args:
+        name: Key for scripts.
+        question: A few words for people.
+        status: ``PASS``, ``WARN``, ``FAIL`` or ``UNKNOWN``.
+        finding: One sentence with the numbers.
+        action: What to do about it; empty where nothing is to be done.
+    """
+
+    name: str
+    question: str
+    status: str
+    finding: str
+    action: str
 
 
 def health(study: Study) -> list[Card]:
-    """Return the cards that the numbers of a run answer; before its end most are not measured."""
+    """Return the cards of a run, its verdict first; before its end most are not measured."""
     return [Card(name, question, *answer(study)) for name, question, answer in QUESTIONS]
 
 
-def _surrogate(study: Study) -> Part:
+def _surrogate(study: Study) -> Answered:
     """Judge the ranking of the better half, where a search decides, and the intervals."""
     check = study.surrogate_check
     if study.untried:
@@ -58,7 +72,7 @@ def _surrogate(study: Study) -> Part:
         "more trials (a larger effort)."
 
 
-def _memory(study: Study) -> Part:
+def _memory(study: Study) -> Answered:
     winner, limit = study.winner, study.header.budget_bytes
     point = None if winner is None else study.point(winner)
     last = None if winner is None else study.measurement(winner)
@@ -82,10 +96,11 @@ def _memory(study: Study) -> Part:
     others = sum(not fitted for fitted in latest.values())
     fault = f"; {others} better allocations measured over it" if others else ": more than was promised" \
         if over < LEAST_OVER else ": part of the budget is unused" if over > MOST_OVER else ""
-    return _graded(not fault, True, f"{found}{fault}.", "Search with a slightly smaller budget where it has to hold.")
+    return (WARN, f"{found}{fault}.", "Search with a slightly smaller budget where it has to hold.") if fault else \
+        (PASS, f"{found}.", "")
 
 
-def _length(study: Study) -> Part:
+def _length(study: Study) -> Answered:
     """Judge whether the loss of the final fine-tune still fell at its end."""
     final = study.final
     if final is None:
@@ -98,10 +113,11 @@ def _length(study: Study) -> Part:
     before = [loss for step, loss in curve if step <= (1 - LAST) * steps] or [curve[0][1]]
     fall = before[-1] - curve[-1][1]
     found = f"The final fine-tune's loss fell by {number(max(fall, 0.0))} nats in about its last fifth."
-    return _graded(fall <= FALLING, True, found, "Train longer: final.epochs, final.max_steps or final.steps.")
+    return (PASS, found, "") if fall <= FALLING else \
+        (WARN, found, "Train longer: final.epochs, final.max_steps or final.steps.")
 
 
-QUESTIONS: tuple[tuple[str, str, Callable[[Study], Part]], ...] = (
-    ("surrogate", "Surrogate predictive?", _surrogate),
+QUESTIONS: tuple[tuple[str, str, Callable[[Study], Answered]], ...] = (
+    ("beats_simple", "Better than a simple choice?", answered), ("surrogate", "Surrogate predictive?", _surrogate),
     ("memory", "Memory as predicted?", _memory), ("length", "Trained long enough?", _length))
 """Name, question and function of every card."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from qra_bo.oracle.simulated import StepsDone
+from qra_bo.oracle.synthetic import StepsDone
 from qra_bo.space import uniform
 from qra_bo.trials import TrialSpec
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, RunState
 from qra_bo.study.lines import decode
-from qra_bo.study.verdict import verdict_card
+from qra_bo.study.verdict import answered
 from tests.report.fixtures import L, make_events
 
 
@@ -48,7 +48,7 @@ def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
 def test_a_comparison_has_the_line_of_the_verdict_s_card():
     found = next(e for e in make_events() if e["event"] == "confirmation")
     state, _ = fed(make_events()[:-8])
-    assert state.feed(decode(found)) == verdict_card(state.study).finding
+    assert state.feed(decode(found)) == answered(state.study)[1]
 
 
 def test_an_activity_says_how_long_the_rest_takes_by_its_own_rate() -> None:

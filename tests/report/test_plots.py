@@ -6,8 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from qra_bo.report.data import parse_events
-from qra_bo.report.plots import PLOTS, write_plots
-from qra_bo.report.plots_search import front
+from qra_bo.report.plots import PLOTS, front, write_plots
 from qra_bo.report.style import VARIABLES, svg_element
 from tests.report.fixtures import L, failed_alone, make_events, without_mixed
 

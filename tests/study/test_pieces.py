@@ -21,8 +21,8 @@ from qra_bo.study.confirmation import confirmation
 from qra_bo.study.cost import Cost, cost_of
 from qra_bo.study.intervals import paired_interval
 from qra_bo.study.journal import read_journal
+from qra_bo.study.lines import study_of
 from qra_bo.study.provenance import changes, collect, git_commit
-from qra_bo.study.reading import study_of
 from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.status import StatusFile

@@ -12,7 +12,7 @@ from bench.emulator.features import Reach, Warp
 from bench.emulator.levels import Noise, level_of, levelled
 from bench.emulator.oracle import EmulatorOracle
 from bench.emulator.table import Table, TableRow, load_costs, load_rows, load_table
-from qra_bo.oracle.simulated import named_normal
+from qra_bo.oracle.synthetic import named_normal
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError
