@@ -36,8 +36,6 @@ class EmulatorOracle:
         ConfigError: If the run is of other units, formats or ranks than the table.
     """
 
-    kind = "emulator"
-
     def __init__(self, emulator: Emulator, space: SearchSpace, sha256: str, *, noise: float | None = None,
                  checkpoints: Path | None = None) -> None:
         self.emulator, self.table = emulator, emulator.table

@@ -21,8 +21,6 @@ class TableOracle:
         record_at: Steps after which the held-out loss is recorded, besides the last.
     """
 
-    kind = "finetune"
-
     def __init__(self, inner: FinetuneOracle, record_at: Sequence[int]) -> None:
         inner.settings = replace(inner.settings, record_at=tuple(record_at))
         self.inner = inner

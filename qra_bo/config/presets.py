@@ -177,10 +177,7 @@ def preset_notes(config: RunConfig) -> list[str]:
         lines.append(f"gpu={config.gpu}: {card.title}, {card.total_bytes / 1e9:.1f} GB, {card.dtype} on CUDA; nothing "
                      "here was measured on it")
     if config.oracle.trains and config.data.kind in ("hub", "plays"):
-        lines.append(f"data={config.data.name}: {_text_of(config)}; your own text: data=jsonl data.path=FILE")
+        text = f"{config.data.path} from the hub" if config.data.kind == "hub" else \
+            "the embedded plays of Shakespeare, for a first try"
+        lines.append(f"data={config.data.name}: {text}; your own text: data=jsonl data.path=FILE")
     return lines
-
-
-def _text_of(config: RunConfig) -> str:
-    data = config.data
-    return f"{data.path} from the hub" if data.kind == "hub" else "the embedded plays of Shakespeare, for a first try"

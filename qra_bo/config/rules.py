@@ -30,7 +30,7 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found = list(_model(config))
     if found:  # without a model the other rules can't be applied
         return found
-    for rule in (_task, _codes, _formats, target_problems, serve_problems, _rounding, _numbers, _method, _files,
+    for rule in (_task, _codes, _formats, target_problems, serve_problems, _numbers, _method, _files,
                  _device):
         found += rule(config)
     if config.stored and not found:
@@ -162,16 +162,12 @@ def serve_problems(config: RunConfig) -> Iterator[Problem]:
                       f"{'; '.join(wrong)}: {'; '.join(ways)}; or use serve=any.")
 
 
-def _rounding(config: RunConfig) -> Iterator[Problem]:
-    rounding = config.quantizer.rounding
+def _numbers(config: RunConfig) -> Iterator[Problem]:
+    limit, bits, rounding = config.max_average_bits, config.bits, config.quantizer.rounding
+    low, high = config.fidelity.low, config.fidelity.high
     if rounding != "rtn" and not config.oracle.trains:
         yield Problem("quantizer.rounding", f"quantizer.rounding={rounding} needs calibration text, which oracle="
                                             f"{config.oracle.name} does not have: use quantizer.rounding=rtn.")
-
-
-def _numbers(config: RunConfig) -> Iterator[Problem]:
-    limit, bits = config.max_average_bits, config.bits
-    low, high = config.fidelity.low, config.fidelity.high
     if limit is not None and bits and limit < bits[0]:
         yield Problem("max_average_bits",
                       f"max_average_bits must be at least the lowest of bits={list(bits)}, or null; got {limit}.")

@@ -51,8 +51,6 @@ class FinetuneOracle:
         tokenizer: The model's, for evaluation tasks; ``None`` where there are none.
     """
 
-    kind = "finetune"
-
     def __init__(self, data: DataSplits, units: Sequence[Unit], formats: Sequence[StorageFormat], bank: LayerBank,
                  settings: FinetuneSettings, stores: Stores, provenance: Mapping[str, Any],
                  tokenizer: Any = None) -> None:

@@ -9,7 +9,7 @@ from qra_bo.trials import TrialResult, TrialSpec
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``: called now and then, for the display."""
 FINETUNE = "finetune"
-"""``kind`` of the oracle that really fine-tunes; all others are simulated."""
+"""Name of the oracle that really fine-tunes; all others are simulated."""
 TRAINING = "train"
 """``what`` of optimiser steps: they alone measure how far a trial got."""
 
@@ -28,10 +28,6 @@ class StopRequested(BaseException):
 @runtime_checkable
 class Oracle(Protocol):
     """Evaluator of allocations. The same request gives the same loss on the same CPU; on CUDA, to about rounding."""
-
-    @property
-    def kind(self) -> str:
-        """``"finetune"``, ``"synthetic"`` or the name of an oracle of the user's own; stored with every result."""
 
     def describe(self) -> Mapping[str, Any]:
         """Return provenance: device, dtype, threads, data_sha256, package versions; JSON values only."""

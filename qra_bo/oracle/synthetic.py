@@ -184,8 +184,6 @@ class SyntheticOracle:
         checkpoints: Folder of ``StepsDone``; ``None`` remembers within this process.
     """
 
-    kind = "synthetic"
-
     def __init__(self, space: SearchSpace, seed: int, *, learning_rate: float = 2e-3, noise: float = 0.005,
                  high_steps: int = 24, tokens_per_step: int = 256, eval_tokens: int = 4096, test_times: int = 1,
                  calibration_tokens: int = 4096, record_at: tuple[int, ...] = (),

@@ -22,6 +22,7 @@ from qra_bo.study.results import BEST_NAME, check_best
 from qra_bo.study.setting import Setting
 from qra_bo.utils.errors import BudgetError, ConfigError, OutputError, SpaceError
 from qra_bo.utils.files import read_object
+from qra_bo.utils.formatting import cut
 
 LARGEST_LR = 10.0
 """Learning rates above this are refused as a mistake in the file."""
@@ -59,7 +60,7 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         data = _read(path, config, space)
         allocation, lr = parse_allocation(data, path, [u.name for u in space.units])
         rate = (config.adapter.lr, BY_RULE) if lr is None else \
-            (lr, _shown(data.get("learning_rate_source") or CALIBRATED))
+            (lr, cut(data.get("learning_rate_source") or CALIBRATED))
         budget, scope = _budget(data, config.memory.scope)
         if config.embeddings == "auto" and data.get("embeddings") in WIDTHS:
             config = config.with_changes(embeddings=data["embeddings"])
@@ -101,9 +102,9 @@ def parse_allocation(data: Mapping[str, Any], path: Path, units: Sequence[str]) 
                    "ranks must be at least 1")
     elif data.get("units", list(units)) != list(units) or len(allocation) != len(units):
         problem = (f"is for {len(allocation)} units; this model has {len(units)} ({units[0]} ... {units[-1]}), and the "
-                   f"file names {_shown(data.get('units', 'none'))}: use the model and granularity of the file")
+                   f"file names {cut(data.get('units', 'none'))}: use the model and granularity of the file")
     elif lr is not None and (type(lr) not in (int, float) or not 0 < lr <= LARGEST_LR):
-        problem = f"must give a learning_rate between 0 and {LARGEST_LR:g}; got {_shown(lr)}"
+        problem = f"must give a learning_rate between 0 and {LARGEST_LR:g}; got {cut(lr)}"
     else:
         return allocation, None if lr is None else float(lr)
     raise ConfigError(f"allocation: {path} {problem}")
@@ -126,10 +127,10 @@ def _read(path: Path, config: RunConfig, space: SearchSpace) -> dict[str, Any]:
                           f"folder of a run; {error}") from error
     model, granularity, numel = (data.get(key) for key in ("model", "granularity", "unit_numel"))
     if granularity not in (None, config.granularity):
-        raise ConfigError(f"allocation: {path} was found with granularity={_shown(granularity)}, and this run has "
-                          f"granularity={config.granularity}; give granularity={_shown(granularity)}")
+        raise ConfigError(f"allocation: {path} was found with granularity={cut(granularity)}, and this run has "
+                          f"granularity={config.granularity}; give granularity={cut(granularity)}")
     if numel not in (None, [int(n) for n in space.unit_numel]):
-        raise ConfigError(f"allocation: {path} was found for {_shown(model)}, whose units have other shapes than "
+        raise ConfigError(f"allocation: {path} was found for {cut(model)}, whose units have other shapes than "
                           f"those of {config.model_name}; give the model it was found for, or search for this one")
     return data
 
@@ -138,17 +139,13 @@ def _notes(data: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Return a sentence for another model of the same shapes, and for every setting unlike that of the search."""
     used = {name: attrgetter(key)(config) for name, key in AS_FOUND.items()}
     used |= {"codes": STORED} if config.stored else {}
-    notes = [f"the allocation was found with {key}={_shown(data[name])} and is trained with {used[name]}; give "
-             f"{key}={_shown(data[name])} to train it as it was found"
+    notes = [f"the allocation was found with {key}={cut(data[name])} and is trained with {used[name]}; give "
+             f"{key}={cut(data[name])} to train it as it was found"
              for name, key in AS_FOUND.items() if name in data and data[name] != used[name]]
     if data.get("model") not in (None, config.model_name):
-        notes.insert(0, f"the allocation was found for {_shown(data['model'])}, a model of the same shapes, and is "
+        notes.insert(0, f"the allocation was found for {cut(data['model'])}, a model of the same shapes, and is "
                         f"trained on {config.model_name}; its sensitivities may differ")
     return notes
-
-
-def _shown(value: object) -> str:
-    return str(value)[:60]
 
 
 def _with_trials_of(data: Mapping[str, Any], config: RunConfig) -> RunConfig:

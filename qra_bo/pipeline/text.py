@@ -15,7 +15,7 @@ from qra_bo.finetune.data.options import HubData, PlaysData, UserData
 from qra_bo.finetune.data.packing import pack
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.finetune.data.records import Record, split_records
-from qra_bo.report.example import print_data
+from qra_bo.report.tables import print_data
 from qra_bo.study import JOURNAL_NAME
 from qra_bo.utils.process import tolerant
 

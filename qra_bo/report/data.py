@@ -126,8 +126,7 @@ class ReportData:
 
     def bits(self, allocation: Allocation) -> tuple[int, ...]:
         """Code bits of every unit, also of formats off the ladder."""
-        known = {f.name: f.bits for f in self.header.formats}
-        return tuple(known[f] if f in known else parse_format(f).bits for f in allocation.formats)
+        return tuple(parse_format(f).bits for f in allocation.formats)
 
     def average_bits(self, allocation: Allocation) -> float:
         """Code bits weighted by parameters."""

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
-from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.text import duration, rough, size
 from qra_bo.space import Allocation
 from qra_bo.study.events import (
@@ -38,59 +37,18 @@ RATE_SECONDS = 5.0
 """Least time by which the rate of an activity is judged."""
 
 
-class RunState:
-    """State of a run after the events so far, fed one at a time; it has no clock of its own."""
-
-    def __init__(self) -> None:
-        self.study = Study()
-        self.stage = "start"
-        self.title = ""
-
-    def feed(self, event: Event) -> str | None:
-        """Take one journal event; returns the line that describes it, or ``None`` if it needs none."""
-        before = self.study.incumbent
-        self.study.add(event)
-        match event.record:
-            case Header() as h:
-                real = "" if h.oracle == FINETUNE else f" [{h.oracle} results: no model is trained]"
-                how = f"effort {h.effort}, {h.method}{real}" if h.given is None else \
-                    f"without a search: {h.given.reason}"
-                self.title = f"{h.model} within {size(h.budget_bytes)} ({h.scope}), {how}"
-                return self.title
-            case Effort() as e:
-                return f"effort is now {e.effort}"
-            case Stage(stage, state):
-                if state != "start":
-                    return None
-                self.stage = stage
-                return f"stage {stage}"
-            case FinishedTrial():
-                return self._trial(before)
-        return _describe(event.record, self.study)
-
-    def eta_seconds(self) -> float | None:
-        """Time for the rest of the planned search at the measured seconds a training token; ``None`` where it is not
-        known yet, or nothing is searched."""
-        planned, pace = self.study.planned_cost, self.study.pace
-        return max(0.0, planned - self.study.search_cost.tokens) * pace if planned and pace is not None else None
-
-    def share(self) -> str:
-        """Share of the planned search that is spent; empty where nothing is searched."""
-        planned, spent = self.study.planned_cost, self.study.search_cost.tokens
-        return f"{min(100, 100 * spent / planned):.0f} % of the planned search" if planned else ""
-
-    def _trial(self, before: Trial | None) -> str:
-        e, m, best = self.study.trials[-1], self.study.trials[-1].result, self.study.incumbent
-        if not e.ok or e.loss is None:
-            return f"{e.stage}: {_of(e.allocation, self.study)} {m.state.value} ({m.message or 'no loss'})"
-        mark = "  <- best so far" if best is not None and best is not before and best.id == e.id else ""
-        return (f"{e.stage}: {_of(e.allocation, self.study)} loss {e.loss:.4f} after {e.spec.steps} steps, "
-                f"{size(e.predicted_bytes)}, {m.seconds:.1f} s{mark}")
-
-
-def _describe(record: object, study: Study) -> str | None:
-    """The line of a record that changes nothing in ``RunState`` but its study."""
+def line_of(record: object, study: Study, before: Trial | None) -> str | None:
+    """Return the line that describes an event whose record ``study`` holds already, ``None`` if it needs none;
+    ``before`` was the incumbent until then."""
     match record:
+        case Header():
+            return title(record)
+        case Effort() as e:
+            return f"effort is now {e.effort}"
+        case Stage(stage, "start"):
+            return f"stage {stage}"
+        case FinishedTrial(trial):
+            return _of_trial(trial, study, before)
         case ProfileResult() as r:
             p = r.profile
             return f"profile of {len(p.units)} units and {len(p.formats)} formats in {duration(r.seconds)}"
@@ -116,6 +74,22 @@ def _describe(record: object, study: Study) -> str | None:
     return None
 
 
+def title(h: Header) -> str:
+    """Return model, budget and effort of a run."""
+    real = "" if h.trains else f" [{h.oracle} results: no model is trained]"
+    how = f"effort {h.effort}, {h.method}{real}" if h.given is None else f"without a search: {h.given.reason}"
+    return f"{h.model} within {size(h.budget_bytes)} ({h.scope}), {how}"
+
+
+def _of_trial(e: Trial, study: Study, before: Trial | None) -> str:
+    m, best = e.result, study.incumbent
+    if e.loss is None:
+        return f"{e.stage}: {_of(e.allocation, study)} {m.state.value} ({m.message or 'no loss'})"
+    mark = "  <- best so far" if best is not None and best is not before and best.id == e.id else ""
+    return (f"{e.stage}: {_of(e.allocation, study)} loss {e.loss:.4f} after {e.spec.steps} steps, "
+            f"{size(e.predicted_bytes)}, {m.seconds:.1f} s{mark}")
+
+
 def _of(allocation: Allocation, study: Study) -> str:
     """``4-bit r16`` for a uniform allocation, else the average bits and rank."""
     bits, ranks = [parse_format(f).bits for f in allocation.formats], allocation.ranks
@@ -134,7 +108,7 @@ class LiveView:
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic,
                  born: datetime | None = None) -> None:
         self.console = Console(file=tolerant(sys.stderr)) if console is None else console
-        self.state = RunState()
+        self.study = Study()
         self._clock = clock
         self._born = (born or datetime.now().astimezone()) - timedelta(milliseconds=1)  # as a journal rounds times
         self._replayed = 0
@@ -142,16 +116,19 @@ class LiveView:
         self._activity: tuple[str, float, int] = ("", 0.0, 0)  # its name, its beginning, and how far it was by then
 
     def __call__(self, event: Event) -> None:
-        line = self.state.feed(event)
+        study, before = self.study, self.study.incumbent
+        study.add(event)
         if event.time < self._born:  # a resumed run replays its journal: one line for all
             self._replayed += 1
             return
         if self._replayed:
-            self._print(f"resumed after {self._replayed} events of earlier sessions: {self.state.title}")
+            self._print(f"resumed after {self._replayed} events of earlier sessions: {title(study.header)}")
             self._replayed = 0
-        if line is not None:
-            eta = self.state.eta_seconds() if isinstance(event.record, FinishedTrial) else None
-            left = "" if eta is None else f"  [{self.state.share()}, about {rough(eta)} left]"
+        if (line := line_of(event.record, study, before)) is not None:
+            eta, left = study.eta_seconds if isinstance(event.record, FinishedTrial) else None, ""
+            if eta is not None:
+                share = min(100, 100 * study.search_cost.tokens / study.planned_cost)
+                left = f"  [{share:.0f} % of the planned search, about {rough(eta)} left]"
             self._print(line + left)
 
     def progress(self, what: str, done: int, total: int) -> None:

@@ -3,7 +3,6 @@
 from qra_bo.finetune.training.learning_rate import RATE_RULES, REFERENCE_RANK
 from qra_bo.report.data import ReportData
 from qra_bo.space.simple import BLIND_RULE
-from qra_bo.study.events import Calibration
 from qra_bo.study.header import CALIBRATED
 from qra_bo.study.state import FRACTIONAL
 from qra_bo.trials import TrialState
@@ -15,7 +14,7 @@ def notes(d: ReportData) -> list[tuple[str, str]]:
     """Return (title, sentences) in the order of a run; they need no more than the header and the trials."""
     found = [("Predicted", _prediction(d)), ("Baselines", _baselines(d)), ("Codes", _codes(d)),
              ("Learning rate", _learning_rate(d)), ("Early stop", _stopped(d)), ("Choice of the winner", _choice(d)),
-             ("Comparison", _comparison(d)), ("Failures", _failures(d)),
+             ("Failures", _failures(d)),
              ("Seed", "" if d.study.untried else f"One search was run, with seed {d.header.seed}; another seed may "
               "find another allocation of about the same loss.")]
     return [(title, text) for title, text in found if text]
@@ -35,16 +34,12 @@ def _baselines(d: ReportData) -> str:
     best = d.study.best_uniform
     if best is None:
         return "None that fits was trained yet."
+    found = next((e for e in d.study.ranked if d.study.kind_of(e.allocation) == FRACTIONAL), None)
+    also = "" if found is None else f", the best fractional one {d.study.name(found.allocation)}"
     tried = {e.allocation for e in d.points if e.stage == "baseline" and e.within(d.header.budget_bytes)}
     return (f"{len(tried)} simple choices that fit were trained, at the same length and with the same rule for the "
-            f"learning rate. The best uniform one is {d.study.name(best.allocation)}"
-            f"{_fractional(d)}. A rule that measures nothing decides which units of a fractional choice are wider: "
-            f"{BLIND_RULE}.")
-
-
-def _fractional(d: ReportData) -> str:
-    found = next((e for e in d.study.ranked if d.study.kind_of(e.allocation) == FRACTIONAL), None)
-    return "" if found is None else f", the best fractional one {d.study.name(found.allocation)}"
+            f"learning rate. The best uniform one is {d.study.name(best.allocation)}{also}. A rule that "
+            f"measures nothing decides which units of a fractional choice are wider: {BLIND_RULE}.")
 
 
 def _codes(d: ReportData) -> str:
@@ -60,8 +55,9 @@ def _learning_rate(d: ReportData) -> str:
     found = d.study.calibration
     if found is None:
         return "It is not calibrated yet."
-    rate = (f"{found.learning_rate:.2g} at rank {REFERENCE_RANK} in trials (rule {found.rule})"
-            f"{_in_final(d, found)}")
+    factor = RATE_RULES[found.rule].factor(REFERENCE_RANK, d.study.final_steps / d.header.high_steps)
+    in_final = "" if factor == 1.0 else f", {factor * found.learning_rate:.2g} in the final fine-tune"
+    rate = f"{found.learning_rate:.2g} at rank {REFERENCE_RANK} in trials (rule {found.rule}){in_final}"
     if found.source is not None:
         return f"{rate}: {found.source}." + (
             "" if found.source == CALIBRATED else " Another one may suit these ranks better.")
@@ -69,13 +65,6 @@ def _learning_rate(d: ReportData) -> str:
         return f"{rate}, not calibrated in this run."
     return (f"{rate}, calibrated on uniform baselines over {len(found.tried)} rates, and the same for every "
             "allocation.")
-
-
-def _in_final(d: ReportData, calibration: Calibration) -> str:
-    """Say what the rule makes of the rate in the final fine-tune, where that is longer than a trial."""
-    ratio = d.study.final_steps / d.header.high_steps
-    factor = RATE_RULES[calibration.rule].factor(REFERENCE_RANK, ratio)
-    return "" if factor == 1.0 else f", {factor * calibration.learning_rate:.2g} in the final fine-tune"
 
 
 def _stopped(d: ReportData) -> str:
@@ -96,15 +85,6 @@ def _choice(d: ReportData) -> str:
         return ("The allocation that the surrogate expects to be best was taken, not the one with the least measured "
                 "loss.")
     return "The surrogate failed its own check: the least measured loss decided."
-
-
-def _comparison(d: ReportData) -> str:
-    c = d.study.confirmation
-    if c is None or not c.train_seeds:
-        return ""
-    return (f"The best mixed allocation and the best simple choice were each trained on {len(c.train_seeds)} seeds "
-            f"that the search never used ({', '.join(map(str, c.train_seeds))}) for {c.steps} steps, and "
-            f"compared in pairs on the {c.split} split.")
 
 
 def _failures(d: ReportData) -> str:

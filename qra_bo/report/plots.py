@@ -112,7 +112,7 @@ def confirmation(d: ReportData) -> Figure | None:
     ax.set_yticks([0.0, 1.0], ["mean, 95 %", "each seed"])
     ax.set_ylim(-0.6, 1.5)
     ax.margins(x=0.08)
-    dress(ax, f"difference in {c.split} loss (nats)")
+    dress(ax, "difference in test loss (nats)")
     return fig
 
 

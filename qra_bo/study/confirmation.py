@@ -2,13 +2,12 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import change, change_of_difference
-from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
 from qra_bo.study.events import Choice, Compared, Confirmation, Objective
 from qra_bo.study.intervals import LEVEL, interval_of
@@ -33,11 +32,7 @@ def settle_length(run: TrialRunner, problem: SearchProblem) -> None:
         return
     steps = config.final.length(sequences, config.train.step_sequences)
     if steps > before:
-        run.record(Objective(steps, before, _change(run, problem, before, steps)))
-
-
-def _change(run: TrialRunner, problem: SearchProblem, before: int, after: int) -> Change:
-    return change(load_rates(run.config.surrogate.rates), problem, before, after)
+        run.record(Objective(steps, before, change(load_rates(config.surrogate.rates), problem, before, steps)))
 
 
 def choose(run: TrialRunner, recommended: Sequence[Allocation]) -> Trial | None:
@@ -150,7 +145,7 @@ def confirmation(losses: Mapping[Allocation, Sequence[Trial]], mixed: Allocation
     kind = "mixed" if won else UNIFORM if reference == uniform else FRACTIONAL
     return Confirmation(
         **{f.name: getattr(found, f.name) for f in fields(Compared)}, candidate=candidate, reference=reference,
-        uniform=uniform, winner_kind=kind, candidate_failed=failed, split="test", steps=steps, ahead=0.0, ahead_sd=0.0,
+        uniform=uniform, winner_kind=kind, candidate_failed=failed, steps=steps, ahead=0.0, ahead_sd=0.0,
         versus_uniform=versus)
 
 
@@ -161,8 +156,9 @@ def _compared(losses: Mapping[Allocation, Sequence[Trial]], candidate: Allocatio
     both = [] if candidate == reference else list(zip(losses[candidate], losses[reference], strict=True))
     failed, pairs = any(r.ok and not c.ok for c, r in both), [(c, r) for c, r in both if c.ok and r.ok]
     if len(pairs) < 2:
-        return Compared((), (), (), 0.0, 0.0, 0.0, False), failed
+        return Compared(0.0, 0.0, 0.0, (), (), (), False), failed
     ours, theirs = ([e.result.sequence_losses for e in side] for side in zip(*pairs, strict=True))
     interval, over_text = interval_of([loss_of(c) - loss_of(r) for c, r in pairs], ours, theirs, level)
-    return Compared(tuple(c.spec.train_seed for c, _ in pairs), tuple(loss_of(c) for c, _ in pairs),
-                    tuple(loss_of(r) for _, r in pairs), interval.mean, interval.low, interval.high, over_text), failed
+    return Compared(**asdict(interval), train_seeds=tuple(c.spec.train_seed for c, _ in pairs), over_text=over_text,
+                    candidate_losses=tuple(loss_of(c) for c, _ in pairs),
+                    reference_losses=tuple(loss_of(r) for _, r in pairs)), failed

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
+from qra_bo.study.intervals import Interval
 from qra_bo.trials import RESERVED, Stored, Trial
 
 StoredChange = Annotated[Change, PlainValidator(lambda c: c if isinstance(c, Change) else Change.from_json(c)),
@@ -110,16 +111,7 @@ class Objective:
 
 
 @checked(frozen=True, slots=True)
-class Expected:
-    """An expected difference of two losses (nats), with the bounds of its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@checked(frozen=True, slots=True)
-class Prediction(Expected):
+class Prediction(Interval):
     """What ``effort=instant`` delivers, by learned rates and trainings of ``checked_steps`` steps on one seed.
 
     ``allocations`` are that one, then those to deliver in turn where it measures over the budget; ``mean`` is its loss
@@ -133,9 +125,9 @@ class Prediction(Expected):
     steps: int
     sources: tuple[str, ...]
     simple: Stored | None
-    versus_simple: Expected
+    versus_simple: Interval
     checked_steps: int
-    mixed: Expected | None
+    mixed: Interval | None
 
 
 @checked(frozen=True, slots=True)
@@ -179,28 +171,19 @@ class Choice:
 
 
 @checked(frozen=True, slots=True)
-class Compared:
-    """Test losses of two allocations on unseen training seeds that gave both (nats), with the mean of candidate -
-    reference and the bounds of its 95 % confidence interval: over other held-out text of the kind too, or seeds alone.
-    """
+class Compared(Interval):
+    """Test losses of two allocations on unseen training seeds that gave both (nats), with the interval of candidate -
+    reference: over other held-out text of the kind too, or seeds alone."""
 
     train_seeds: tuple[int, ...]
     candidate_losses: Losses
     reference_losses: Losses
-    mean: float
-    low: float
-    high: float
     over_text: bool
 
     @property
     def differences(self) -> Losses:
         """Candidate - reference by seed (nats)."""
         return tuple(c - r for c, r in zip(self.candidate_losses, self.reference_losses, strict=True))
-
-    @property
-    def includes_zero(self) -> bool:
-        """Whether the interval leaves the sign of the difference open."""
-        return self.low <= 0 <= self.high
 
 
 @checked(frozen=True, slots=True)
@@ -219,7 +202,6 @@ class Confirmation(Compared):
     uniform: Stored
     winner_kind: str
     candidate_failed: bool
-    split: str
     steps: int
     ahead: float
     ahead_sd: float

@@ -27,6 +27,7 @@ class Interval:
 
     @property
     def includes_zero(self) -> bool:
+        """Whether it leaves the sign of the difference open."""
         return self.low <= 0 <= self.high
 
 

@@ -15,8 +15,8 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import of_training
 from qra_bo.space import Allocation, FloatArray, with_allowance
 from qra_bo.space.knapsack import solve_knapsack
-from qra_bo.study.events import Calibration, Expected, Prediction
-from qra_bo.study.intervals import LEVEL
+from qra_bo.study.events import Calibration, Prediction
+from qra_bo.study.intervals import LEVEL, Interval
 from qra_bo.study.state import COMPARISON
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Fidelity
@@ -61,10 +61,10 @@ def predict(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocat
     if not losses:
         raise no_loss("no training that checks the prediction gave a loss", done)
 
-    def expected(a: Allocation, b: Allocation | None) -> Expected:  # both were trained
+    def expected(a: Allocation, b: Allocation | None) -> Interval:  # both were trained
         rows = seen.position(a), None if b is None else seen.position(b)
         if b in (None, a) or rows[0] is None or rows[1] is None:
-            return Expected(0.0, 0.0, 0.0)
+            return Interval(0.0, 0.0, 0.0)
         before, after = (rates.difference(problem, rows[0], rows[1])[0] for rates in (early, late))
         return updated(before, after, late.error, losses[a] - losses[b])
 
@@ -81,7 +81,7 @@ def predict(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocat
                             mixed=None if mixed is None or first == mixed else expected(mixed, simple)))
 
 
-def updated(early: float, late: float, error: float, measured: float) -> Expected:
+def updated(early: float, late: float, error: float, measured: float) -> Interval:
     """Return what is expected of a difference of two losses (nats) after a ``measured`` one at lower fidelity.
 
     Of a model that nobody learned from, the promised differences may be off by about their own size: the truth is taken
@@ -100,7 +100,7 @@ def updated(early: float, late: float, error: float, measured: float) -> Expecte
     gain = shared / (early**2 + unexplained + noise)
     mean, variance = late + gain * (measured - early), late**2 + unexplained - gain * shared
     half = float(ndtri((1 + LEVEL) / 2)) * math.sqrt(variance)
-    return Expected(mean, mean - half, mean + half)
+    return Interval(mean, mean - half, mean + half)
 
 
 def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -> list[tuple[Allocation, FloatArray]]:

@@ -158,6 +158,13 @@ class Study:
         return self.evaluation_seconds / (self._trial_tokens * self.workers) if self._trial_tokens else None
 
     @property
+    def eta_seconds(self) -> float | None:
+        """Time for the rest of the planned search at ``pace``; ``None`` where it is not known yet, or nothing is
+        searched."""
+        planned, pace = self.planned_cost, self.pace
+        return max(0.0, planned - self.search_cost.tokens) * pace if planned and pace is not None else None
+
+    @property
     def planned_cost(self) -> float:
         """Training tokens that the run may spend up to the end of its search, by the effort that it was last started
         with."""

@@ -189,12 +189,10 @@ class TrialRunner:
     def _facts(self) -> dict[str, Any]:
         """Return what ``status.json`` says of the study."""
         study = self.study
-        rest = max(0.0, study.planned_cost - study.search_cost.tokens)
-        pace = study.pace if self.status.stage in SEARCHING else None
         return {"trials": study.states, "cost": study.cost.tokens, "search_cost": study.search_cost.tokens,
                 "planned_cost": study.planned_cost,
                 "best_loss": None if study.incumbent is None else study.incumbent.loss,
-                "eta_seconds": None if pace is None else rest * pace}  # of the search
+                "eta_seconds": study.eta_seconds if self.status.stage in SEARCHING else None}  # of the search
 
     @property
     def search_seconds(self) -> float:

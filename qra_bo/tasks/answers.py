@@ -7,24 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import strict_json, writing
+
+if TYPE_CHECKING:
+    from qra_bo.finetune.evaluation import Answer
 
 ANSWERS = "answers"
 LEVEL = 0.95
 METRICS = ({"exact_match"}, {"acc", "acc_norm"})
 """Of written answers, and of multiple choice."""
-
-
-class Right(Protocol):
-    """What is compared of an answer: the question's digest, and 0 or 1 by metric."""
-
-    @property
-    def question(self) -> str: ...
-    @property
-    def right(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +52,7 @@ def interval(share: float, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def paired(these: Sequence[Right], others: Sequence[Right], metric: str) -> Paired:
+def paired(these: Sequence["Answer"], others: Sequence["Answer"], metric: str) -> Paired:
     """Compare the answers to questions that both have."""
     from scipy.stats import binomtest
     right = {a.question: a.right[metric] for a in others if metric in a.right}
@@ -83,7 +77,7 @@ class AnswerFile:
 
     path: Path
     header: Mapping[str, Any]
-    answers: list[Any] = field(default_factory=list)
+    answers: "list[Answer]" = field(default_factory=list)
     cut: bool = False
 
     @classmethod
@@ -107,7 +101,7 @@ class AnswerFile:
         """Digests of the questions that are answered."""
         return {a.question for a in self.answers}
 
-    def add(self, answers: Sequence[Any]) -> None:
+    def add(self, answers: Sequence["Answer"]) -> None:
         """Append answers. Raises ``OutputError`` if the folder can't be written."""
         new = not self.answers
         self.answers += answers

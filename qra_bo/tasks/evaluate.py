@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -48,7 +48,7 @@ def run(config: RunConfig) -> int:
         answers = _ask(model, tokenizer, path, config, chat, asked)
         if against == UNTUNED:
             others[path] = AnswerFile.of_run(folder, path.stem, UNTUNED)
-            with _without_adapter(model):
+            with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
                 _ask(model, tokenizer, path, config, chat, others[path])
         for score in scores_of(path.stem, answers):
             low, high = interval(score.value, score.questions)
@@ -95,10 +95,6 @@ def _ask(model: Any, tokenizer: Any, path: Path, config: RunConfig, chat: bool, 
               file=sys.stderr)
     by_question = {a.question: a for a in asked.answers}
     return [by_question[question] for question in wanted]
-
-
-def _without_adapter(model: Any) -> AbstractContextManager[Any]:
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
 
 
 def _line(row: Mapping[str, Any]) -> str:

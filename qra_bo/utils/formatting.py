@@ -16,8 +16,9 @@ def number(value: float | None, digits: int = 4) -> str:
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
-def cut(text: str, most: int = 80) -> str:
-    """Return a text of the user's for a message: at most ``most`` characters of it."""
+def cut(value: object, most: int = 80) -> str:
+    """Return a value of the user's as text for a message: at most ``most`` characters of it."""
+    text = str(value)
     return text if len(text) <= most else f"{text[:most - 3]}..."
 
 

@@ -30,7 +30,6 @@ class OracleSuite:
     def test_it_is_an_oracle_with_json_provenance(self) -> None:
         oracle = self.make()
         assert isinstance(oracle, Oracle)
-        assert oracle.kind
         described = dict(oracle.describe())
         assert json.loads(json.dumps(described, allow_nan=False)) == described
         assert {"device", "dtype", "threads", "data_sha256"} <= set(described)

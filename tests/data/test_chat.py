@@ -16,7 +16,7 @@ from qra_bo.finetune.data.jsonl import to_record
 from qra_bo.finetune.data.load import load_data
 from qra_bo.finetune.data.packing import assemble, pack, piece_of_conversation
 from qra_bo.finetune.data.records import NO_LOSS, split_records
-from qra_bo.report.example import print_data
+from qra_bo.report.tables import print_data
 from qra_bo.utils.errors import DataError
 from tests.data.chat_templates import GEMMA, LLAMA3, MISTRAL, PHI, TEMPLATES, THINKING, TOOLS, chat_tokenizer, marked
 from tests.data.test_sources import config, write

@@ -16,7 +16,7 @@ from qra_bo.finetune.data.jsonl import read_rows, records_of
 from qra_bo.finetune.data.load import byte_tokenizer, check_tokens, data_notes, load_data, read_data
 from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
 from qra_bo.finetune.data.records import Record
-from qra_bo.report.example import print_data
+from qra_bo.report.tables import print_data
 from qra_bo.utils.errors import DataError
 
 

@@ -91,7 +91,6 @@ REFERENCES = ["+model=llama2_7b", "data=tiny", "quantizer.rounding=rtn", "train.
 
 @pytest.mark.parametrize(("words", "names"), [
     (["effort=normal"], {"nf4", "fp16"}), (["effort=quick"], set()),
-    (["effort=instant", "effort.references=true"], set()),
     (["effort=instant", "effort.references=true"], {"nf4"}), (["effort=instant"], set()),
     (["task=profile"], set()), (["task=finetune", "allocation=uniform:3,8"], set())])
 def test_formats_of_references_are_prepared_where_they_are_trained(words: list[str], names: set[str]) -> None:

@@ -176,7 +176,7 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
         "candidate_losses": candidate, "reference_losses": [r for _, r in pairs],
         "mean": float(differences.mean()),
         "low": float(differences.mean() - half), "high": float(differences.mean() + half),
-        "winner_kind": "mixed" if wins else "uniform", "split": "test", "candidate_failed": False, "steps": 64,
+        "winner_kind": "mixed" if wins else "uniform", "candidate_failed": False, "steps": 64,
         "ahead": 0.0, "ahead_sd": 0.0, "over_text": False})
     chosen = best if wins else reference
     s.add("measured", {"allocation": chosen.to_json(), "predicted_bytes": predicted(chosen),

@@ -7,24 +7,29 @@ import pytest
 from rich.console import Console
 
 from qra_bo.report.data import parse_events
-from qra_bo.report.live import LiveView, RunState
+from qra_bo.report.live import LiveView, line_of
 from qra_bo.study.lines import decode
+from qra_bo.study.state import Study
 from qra_bo.study.verdict import answered
 from tests.report.fixtures import L, make_events
 
 
 def fed(events):
-    """The state after ``events``, and the line of each."""
-    state = RunState()
-    return state, [state.feed(decode(e)) for e in events]
+    """The run after ``events``, and the line of each."""
+    study, lines = Study(), []
+    for event in map(decode, events):
+        before = study.incumbent
+        study.add(event)
+        lines.append(line_of(event.record, study, before))
+    return study, lines
 
 
 def test_every_event_has_a_line_or_silence_as_the_report_of_the_same_journal_has_it():
     events = make_events()
     events[0]["unit_numel"] = [100, *[1] * (L - 1)]
-    state, lines = fed(events)
+    study, lines = fed(events)
     d = parse_events(events)
-    assert (state.study.incumbent, state.study.best_uniform) == (d.study.incumbent, d.study.best_uniform)
+    assert (study.incumbent, study.best_uniform) == (d.study.incumbent, d.study.best_uniform)
     of_trials = [line for e, line in zip(events, lines, strict=True) if e["event"] == "trial"]
     mixed = [(e, line) for e, line in zip(d.study.trials, of_trials, strict=True) if e.ok and len(set(e.bits)) > 1]
     assert len(mixed) > 10
@@ -35,20 +40,20 @@ def test_every_event_has_a_line_or_silence_as_the_report_of_the_same_journal_has
 
 def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
     first = [e for e in make_events() if e["event"] in ("header", "trial")][:3]
-    state, _ = fed(first)
+    study, _ = fed(first)
     tokens = sum(e["training_tokens"] + e["forward_tokens"] / 3 for e in first[1:])
     seconds = sum(e["seconds"] for e in first[1:])
-    assert state.eta_seconds() == pytest.approx((first[0]["planned_cost"] - tokens) * seconds / tokens)
+    assert study.eta_seconds == pytest.approx((first[0]["planned_cost"] - tokens) * seconds / tokens)
     several, _ = fed({**e, "workers": 4} for e in first)
-    assert several.eta_seconds() == pytest.approx(state.eta_seconds() / 4)
+    assert several.eta_seconds == pytest.approx(study.eta_seconds / 4)
     unsearched, _ = fed([{**first[0], "planned_cost": 0.0}, *first[1:]])
-    assert (unsearched.eta_seconds(), unsearched.share(), RunState().eta_seconds()) == (None, "", None)
+    assert (unsearched.eta_seconds, Study().eta_seconds) == (None, None)
 
 
 def test_a_comparison_has_the_line_of_the_verdict_s_card():
     found = next(e for e in make_events() if e["event"] == "confirmation")
-    state, _ = fed(make_events()[:-8])
-    assert state.feed(decode(found)) == answered(state.study)[1]
+    study, lines = fed([*make_events()[:-8], found])
+    assert lines[-1] == answered(study)[1]
 
 
 def test_an_activity_says_how_long_the_rest_takes_by_its_own_rate() -> None:

@@ -34,8 +34,6 @@ class PlantedOracle:
     ``faults`` maps the number of an evaluation (counted over processes through files in ``folder``) to what goes wrong.
     """
 
-    kind = "synthetic"
-
     def __init__(self, pause: float = 0.0, faults: Mapping[str, str] | None = None, folder: str | None = None,
                  data: str = "d0") -> None:
         self.pause, self.faults, self.data = pause, dict(faults or {}), data

@@ -89,7 +89,7 @@ def test_a_length_whose_line_was_damaged_decides_the_incumbent_again(tmp_path: P
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """A doubling of ranks is worth so much that the least loss of a trial is not the incumbent's."""
     worth = Change(FORMATS, np.zeros((4, 3)), np.full(4, -1.0))
-    monkeypatch.setattr(confirming, "_change", lambda *_: worth)
+    monkeypatch.setattr(confirming, "change", lambda *_: worth)
     whole = long_run(tmp_path).study
     assert whole.incumbent is whole.ranked[0] is not min(whole.points, key=lambda e: e.loss or 0.0)
     path = tmp_path / "trials.jsonl"

@@ -77,7 +77,7 @@ def test_report_runs_and_load_take_it(trained: Path, capsys: pytest.CaptureFixtu
     assert "Nothing was searched: task=finetune was given" in page
     assert "calibrated in the search that found the allocation" in page
     assert runs(["list", str(trained)]) == 0
-    assert f"{best_of(trained)['loss']:.4f}\tgiven" in capsys.readouterr().out
+    assert {f"{best_of(trained)['loss']:.4f}", "given"} <= set(capsys.readouterr().out.split("\t"))
     assert main(["task=export", f"out={trained}"]) == 0
     assert "nothing was searched" in (trained / "adapter" / "README.md").read_text()
     model, _ = qra_bo.load(trained)
