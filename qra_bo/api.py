@@ -1,10 +1,11 @@
 """The Python interface: search, fine-tune and plan, with the keys of the configuration as keyword arguments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qra_bo.config import RunConfig
 from qra_bo.config.compose import load_config
+from qra_bo.config.resume import flatten
 from qra_bo.memory.plan import Plan
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.formatting import override_value
@@ -109,18 +110,8 @@ def configure(config: RunConfig | Sequence[str] | None = None, config_dir: str |
             raise ConfigError(f"a RunConfig is complete, and {', '.join(sorted(keywords))} can't be set beside it; "
                               "give overrides, or config.with_changes(...)")
         return config
-    return load_config([*(config or ()), *_overrides(keywords)], config_dir)
-
-
-def _overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Command-line overrides of nested values."""
-    out = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            out += _overrides(value, f"{prefix}{key}.")
-        else:
-            out.append(f"{prefix}{key}={_text(value)}")
-    return out
+    return load_config([*(config or ()), *(f"{key}={_text(value)}" for key, value in flatten(keywords).items())],
+                       config_dir)
 
 
 def _text(value: Any) -> str:

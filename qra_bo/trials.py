@@ -1,12 +1,12 @@
 """Records that searchers, engine, oracles and journal exchange: frozen, with a JSON codec."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator, TypeAdapter
 
 from qra_bo.space import Allocation, FloatArray
 from qra_bo.utils.errors import JournalError
@@ -17,7 +17,6 @@ Stored = Annotated[Allocation, PlainValidator(lambda a: a if isinstance(a, Alloc
 SCHEMA_VERSION = 3
 RESERVED = frozenset({"event", "time", "run", "session", "elapsed", "crc"})
 """Fields that the journal itself adds to every line; ``run``, the checksum of the header, to all but the header."""
-T = TypeVar("T")
 SequenceLosses = Sequence[tuple[float, int] | tuple[float, int, int]]
 """Summed loss (nats) and number of target tokens of every held-out sequence of one training, and the document that it
 is from; a sequence without one is a document of its own."""
@@ -106,9 +105,7 @@ class TrialSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {**self.allocation.to_json(), "steps": self.steps, "schedule_steps": self.schedule_steps,
-                "train_seed": self.train_seed, "learning_rate": self.learning_rate, "split": self.split,
-                "init": self.init, "codes": self.codes}
+        return {**self.allocation.to_json(), **{field.name: getattr(self, field.name) for field in fields(self)[1:]}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TrialSpec":
@@ -130,6 +127,12 @@ class PhasePeak:
 def peaks_to_json(peaks: Iterable[PhasePeak]) -> dict[str, dict[str, int | None]]:
     """Return the peaks as JSON values, by phase."""
     return {p.phase: {"allocated": p.allocated, "reserved": p.reserved} for p in peaks}
+
+
+def read_sequence_losses(stored: Sequence[Sequence[float]]) -> tuple[tuple[float, int, int], ...]:
+    """Return stored losses of sequences, each a document of its own where none is recorded."""
+    return tuple((float(loss), int(n), int(document[0]) if document else i)
+                 for i, (loss, n, *document) in enumerate(stored))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,34 +165,22 @@ class TrialResult:
     seconds: float
     switch_seconds: float = 0.0
     message: str = ""
-    peaks: tuple[PhasePeak, ...] = ()
-    sequence_losses: tuple[tuple[float, int, int], ...] = ()
+    peaks: Annotated[tuple[PhasePeak, ...], PlainSerializer(peaks_to_json), BeforeValidator(
+        lambda by_phase: [{"phase": phase, **peak} for phase, peak in by_phase.items()])] = ()
+    sequence_losses: Annotated[tuple[tuple[float, int, int], ...], BeforeValidator(read_sequence_losses)] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)} | {
-            "state": self.state.value, "curve": [list(p) for p in self.curve], "peaks": peaks_to_json(self.peaks),
-            "sequence_losses": [list(p) for p in self.sequence_losses]}
-        if not self.sequence_losses:
-            del plain["sequence_losses"]
-        return plain
+        unknown = set[str]() if self.sequence_losses else {"sequence_losses"}
+        return dict(_RESULT.dump_python(self, mode="json", exclude=unknown))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TrialResult":
-        """Inverse of ``to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
-        return cls(TrialState(data["state"]), _optional(float, data["loss"]), _optional(float, data["loss_se"]),
-                   tuple((int(s), float(v)) for s, v in data["curve"]), int(data["new_steps"]),
-                   int(data["training_tokens"]), int(data["forward_tokens"]), _optional(int, data["measured_bytes"]),
-                   float(data["seconds"]), float(data["switch_seconds"]), str(data["message"]),
-                   tuple(PhasePeak(str(phase), int(peak["allocated"]), _optional(int, peak["reserved"]))
-                         for phase, peak in data["peaks"].items()),
-                   read_sequence_losses(data))
+        """Inverse of ``to_json``; raises ``TypeError`` or ``ValueError`` for anything else."""
+        return _RESULT.validate_python(dict(data))
 
 
-def read_sequence_losses(data: Mapping[str, Any]) -> tuple[tuple[float, int, int], ...]:
-    """Return the losses of sequences of a stored result, each a document of its own where none is recorded."""
-    return tuple((float(loss), int(n), int(document[0]) if document else i)
-                 for i, (loss, n, *document) in enumerate(data.get("sequence_losses", ())))
+_RESULT = TypeAdapter(TrialResult)
 
 
 def by_document(side: Sequence[SequenceLosses]) -> FloatArray:
@@ -254,7 +245,3 @@ class Trial:
                        int(data["predicted_bytes"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise JournalError(f"a trial in the journal is malformed: {error!r}") from error
-
-
-def _optional(kind: Callable[[Any], T], value: Any) -> T | None:
-    return None if value is None else kind(value)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bench.pages.blocks import Row, grid, read
 from bench.table1.markdown import gap_text, render, versus_text
-from qra_bo.report.text import size
+from qra_bo.memory.budget import format_size
 from qra_bo.utils.formatting import MINUS, number
 
 TABLE = "table1/table1"
@@ -34,7 +34,7 @@ def where(table: Row, name: str) -> str:
     """Return a limit in words: ``54.0 MB stored``."""
     limit = next(found for found in table["limits"] if found["name"] == name)
     cap = "" if limit["max_average_bits"] is None else f", {limit['max_average_bits']:g} bits on average"
-    return f"{size(limit['budget_bytes'])} {'at the peak' if limit['scope'] == 'peak' else 'stored'}{cap}"
+    return f"{format_size(limit['budget_bytes'])} {'at the peak' if limit['scope'] == 'peak' else 'stored'}{cap}"
 
 
 def cell(row: Row | None) -> str:

@@ -17,7 +17,7 @@ from bench.pages.blocks import (
     source,
     targets,
 )
-from qra_bo.report.text import size
+from qra_bo.memory.budget import format_size
 from qra_bo.utils.formatting import DASH
 
 Cells = Mapping[str, str | Callable[[Row], str]]
@@ -173,10 +173,10 @@ def _seconds(milliseconds: float) -> str:
 EXPORTS: Cells = {
     "program": "consumer", "version": "version", "logits": "variant", "tokens": "tokens",
     "largest difference": of("largest", _small), "mean": of("mean", _small), "KL divergence": of("kl", _small),
-    "file": of("file_bytes", size), "load, s": of("load_seconds", fixed, 1)}
+    "file": of("file_bytes", format_size), "load, s": of("load_seconds", fixed, 1)}
 DRIVER: Cells = {
     "what": "what", "trials": "evaluations", "CPU s": "cpu_seconds", "trials a CPU s": "evaluations_per_second",
-    "journal": of("journal_bytes", size), "memory": of("memory_bytes", size),
+    "journal": of("journal_bytes", format_size), "memory": of("memory_bytes", format_size),
     "workers busy": of("utilisation", percent), "simulated hours": "simulated_hours"}
 PROPOSALS: Cells = {"trials known": "evaluations", "pending": "pending", "median s": of("proposal_ms", _seconds),
                     "longest s": of("longest_ms", _seconds)}
@@ -189,7 +189,7 @@ REAL_STEPS: Cells = {"run": "what", "measured bytes": "measured_bytes", "predict
 ABLATED: Cells = {"variant": "what", "test loss": of("test_loss", fixed, 4),
                   "less the best uniform choice": interval("minus_uniform"),
                   "its own best less the full method's": interval("proposed_minus_full")}
-LOAD: Cells = {"run": "label", "phase": "phase", "peak of host memory": of("peak_bytes", size),
+LOAD: Cells = {"run": "label", "phase": "phase", "peak of host memory": of("peak_bytes", format_size),
                "over packed weights, largest shard and trial": of("share", fixed)}
 SPEED: Cells = {"what": "what", "unit": of("unit", lambda unit: str(unit).replace("_", " ")),
                 "median (low to high)": _range}

@@ -67,7 +67,7 @@ class CellResult:
     @property
     def sequences(self) -> dict[int, SequenceLosses]:
         """Losses of every test sequence by training seed; none for trials that were made before they were kept."""
-        return {seed: read_sequence_losses(e)
+        return {seed: read_sequence_losses(e.get("sequence_losses", ()))
                 for seed, e in self.trials.items()}
 
     @property

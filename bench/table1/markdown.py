@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.table1.cells import OWN
 from bench.table1.results import proxy_label, qra_bo_among
-from qra_bo.report.text import size
+from qra_bo.memory.budget import format_size
 from qra_bo.study.intervals import LEAST_SEEDS, LEVEL
 from qra_bo.utils.formatting import DASH, MINUS, number, signed
 
@@ -54,7 +54,7 @@ def _title(name: str, table: Mapping[str, Any]) -> str:
     if limit["budget_bytes"] is None:
         return "Search without a limit"
     bits = limit["max_average_bits"]
-    return (f"Within {size(limit['budget_bytes'])} ({limit['scope']} memory, {name.split()[1]})"
+    return (f"Within {format_size(limit['budget_bytes'])} ({limit['scope']} memory, {name.split()[1]})"
             f"{'' if bits is None else f' and {bits:g} bits on average'}")
 
 
@@ -70,8 +70,8 @@ def _markdown(rows: list[Row]) -> list[str]:
 def _cells(r: Row) -> list[str]:
     figures = r["reported"]
     return [r["title"], number(r["mean"]), number(r["se"]), str(r["seeds"]), number(r["avg_bits"], 2),
-            number(r["metadata_bits"], 2), number(r["avg_rank"], 2), size(r["predicted_bytes"]),
-            DASH if r["measured_bytes"] is None else size(r["measured_bytes"]), f"{r['search_steps']:,}",
+            number(r["metadata_bits"], 2), number(r["avg_rank"], 2), format_size(r["predicted_bytes"]),
+            DASH if r["measured_bytes"] is None else format_size(r["measured_bytes"]), f"{r['search_steps']:,}",
             str(r["train_steps"]), gap_text(r), versus_text(r["qra_bo_minus_row"]),
             versus_text(r["same_codes_minus_row"]),
             DASH if r["accuracy"] is None else f"{100 * r['accuracy']:.2f}",

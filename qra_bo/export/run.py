@@ -15,8 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from qra_bo.export.result import problems_of
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.training.learning_rate import RATE_RULES
+from qra_bo.memory.budget import format_size
 from qra_bo.memory.serving import server_rank
-from qra_bo.report.text import allocation_rows, size
+from qra_bo.report.text import allocation_rows
 from qra_bo.space.decoder import expert_of
 from qra_bo.study.results import check_best
 from qra_bo.utils.errors import OutputError
@@ -150,7 +151,7 @@ def render(file: str, run: FinishedRun, **more: Any) -> str:
     environment = Environment(loader=PackageLoader("qra_bo.export"), undefined=StrictUndefined, trim_blocks=True,
                               keep_trailing_newline=True, autoescape=False,
                               finalize=repr if file.endswith(".py") else None)
-    environment.filters |= {"size": size, "number": number, "signed": signed, "json": _quoted,
+    environment.filters |= {"size": format_size, "number": number, "signed": signed, "json": _quoted,
                             "rows": allocation_rows, "quote": shlex.quote, "server_rank": server_rank,
                             "inline": lambda text: _quoted(str(text))[1:-1]}
     return environment.get_template(f"{file}.jinja").render(run=run, best=run.best, **more)

@@ -12,6 +12,8 @@ from qra_bo.finetune.training.final import LEAST_APART
 from qra_bo.memory import Plan
 from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
 from qra_bo.memory.cards import CARDS, Card, card_named
+from qra_bo.pipeline.pricing import worker_cards
+from qra_bo.report.next_steps import OF_A_SEARCH, command
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
 from qra_bo.sensitivity.profile import gradient_passes
@@ -20,7 +22,6 @@ from qra_bo.study.cost import FORWARD_SHARE, affordable_steps
 from qra_bo.study.events import FinishedTrial
 from qra_bo.study.setting import FINAL
 from qra_bo.trials import TrialState
-from qra_bo.utils.command import OF_A_SEARCH, command
 from qra_bo.utils.device import cores, multiplies_bf16, resolve_dtype
 
 CORE_FLOPS, SLOW_BF16_FLOPS = 1.2e11, 6e10
@@ -159,8 +160,8 @@ def card_of(setting: Setting) -> Card | None:
     if setting.config.gpu is not None:
         return CARDS[setting.config.gpu]
     import torch  # a plan for a CPU does without it
-    index = int(setting.config.device.partition(":")[2] or 0)
-    return card_named(torch.cuda.get_device_name(index)) if index < torch.cuda.device_count() else None
+    cards = worker_cards(setting.config)
+    return card_named(torch.cuda.get_device_name(cards[0])) if cards else None
 
 
 def token_seconds(setting: Setting, card: Card | None = None) -> float | None:

@@ -16,12 +16,12 @@ from rich.console import Console
 from qra_bo.config import RunConfig
 from qra_bo.config.presets import preset_notes
 from qra_bo.memory.advice import Advice, embeddings_note
+from qra_bo.memory.budget import format_size
 from qra_bo.memory.serving import CONSUMERS, serving_note
 from qra_bo.pipeline.forecast import FirstTrial, beginning, card_of, parts_of, recommendations, times, token_seconds
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.tables import print_line
-from qra_bo.report.text import size
 from qra_bo.study import Event, Listener, Setting
 from qra_bo.study.events import Prediction, Stage
 from qra_bo.study.lines import as_line
@@ -44,8 +44,8 @@ def announced(setting: Setting, budget: int, advice: Advice | None, console: Con
         print_line(console, note)
     parts = parts_of(setting)
     rough = times([*beginning(setting), *parts], token_seconds(setting, card_of(setting)))
-    print_line(console, f"{config.model_name} within {size(budget)}, effort={config.effort.name}; estimated from the "
-                        f"number of operations: {rough}")
+    print_line(console, f"{config.model_name} within {format_size(budget)}, effort={config.effort.name}; "
+                        f"estimated from the number of operations: {rough}")
     return FirstTrial(parts, console)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from qra_bo.memory.budget import format_size
 from qra_bo.report import story
 from qra_bo.report.data import BREAKDOWN, ReportData, load_run
 from qra_bo.report.next_steps import next_steps
@@ -17,7 +18,7 @@ from qra_bo.report.notes import notes
 from qra_bo.report.plots import PLOTS, write_plots
 from qra_bo.report.side_by_side import COLUMNS, FoundRun, caveats
 from qra_bo.report.style import svg_element
-from qra_bo.report.text import duration, short_names, size
+from qra_bo.report.text import duration, short_names
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.study.cost import cost_of
 from qra_bo.study.gain import told_gain
@@ -37,7 +38,7 @@ def _render(name: str, figures: Mapping[str, Figure | None], **values: Any) -> s
     elements = {name: fig and svg_element(fig, name) for name, fig in figures.items()}
     environment = Environment(loader=PackageLoader("qra_bo.report"), autoescape=True, undefined=StrictUndefined,
                               keep_trailing_newline=True)
-    environment.filters |= {"size": size, "duration": duration, "number": number, "signed": signed,
+    environment.filters |= {"size": format_size, "duration": duration, "number": number, "signed": signed,
                             "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True)}
     environment.globals |= {"notes": notes, "versus": story.versus,
                             "allocation_line": story.allocation_line, "most_sensitive": most_sensitive,

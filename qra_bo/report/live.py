@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 from rich.console import Console
 
 from qra_bo.execution.base import ProfileResult
+from qra_bo.memory.budget import format_size
 from qra_bo.memory.formats import parse_format
-from qra_bo.report.text import duration, rough, size
+from qra_bo.report.text import duration, rough
 from qra_bo.space import Allocation
 from qra_bo.study.events import (
     Calibration,
@@ -62,8 +63,9 @@ def line_of(record: object, study: Study, before: Trial | None) -> str | None:
             return (f"the loss after {o.steps:,} steps, as in the final fine-tune, is minimised: losses of trials, "
                     f"after {o.before}, are carried to it by learned rates")
         case Measured() as m:
-            measured = "not measured" if m.measured_bytes is None else f"{size(m.measured_bytes)} measured"
-            return f"memory: {size(m.predicted_bytes)} predicted, {measured}, {'fits' if m.fits else 'does NOT fit'}"
+            measured = "not measured" if m.measured_bytes is None else f"{format_size(m.measured_bytes)} measured"
+            fits = "fits" if m.fits else "does NOT fit"
+            return f"memory: {format_size(m.predicted_bytes)} predicted, {measured}, {fits}"
         case Final() as f:
             early = "" if f.steps == f.planned_steps else f" of {f.planned_steps}, ended early"
             return f"final fine-tune: test loss {f.loss:.4f} of step {f.kept_step}, {f.steps} steps{early}"
@@ -78,7 +80,7 @@ def title(h: Header) -> str:
     """Return model, budget and effort of a run."""
     real = "" if h.trains else f" [{h.oracle} results: no model is trained]"
     how = f"effort {h.effort}, {h.method}{real}" if h.given is None else f"without a search: {h.given.reason}"
-    return f"{h.model} within {size(h.budget_bytes)} ({h.scope}), {how}"
+    return f"{h.model} within {format_size(h.budget_bytes)} ({h.scope}), {how}"
 
 
 def _of_trial(e: Trial, study: Study, before: Trial | None) -> str:
@@ -87,7 +89,7 @@ def _of_trial(e: Trial, study: Study, before: Trial | None) -> str:
         return f"{e.stage}: {_of(e.allocation, study)} {m.state.value} ({m.message or 'no loss'})"
     mark = "  <- best so far" if best is not None and best is not before and best.id == e.id else ""
     return (f"{e.stage}: {_of(e.allocation, study)} loss {e.loss:.4f} after {e.spec.steps} steps, "
-            f"{size(e.predicted_bytes)}, {m.seconds:.1f} s{mark}")
+            f"{format_size(e.predicted_bytes)}, {m.seconds:.1f} s{mark}")
 
 
 def _of(allocation: Allocation, study: Study) -> str:

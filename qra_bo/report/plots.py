@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from qra_bo.memory.budget import format_size
 from qra_bo.report import style
 from qra_bo.report.data import BREAKDOWN, ReportData
 from qra_bo.report.style import axes, dress, figure, legend, literal, png_bytes
-from qra_bo.report.text import short_names, size
+from qra_bo.report.text import short_names
 from qra_bo.study import loss_of
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import MINUS, signed
@@ -57,7 +58,7 @@ def pareto(d: ReportData) -> Figure | None:
     ax.plot([e.predicted_bytes / style.MB for e in steps], [loss_of(e) for e in steps], color=style.GREEN,
             linewidth=1.4, drawstyle="steps-post", label="Pareto front", zorder=2)
     ax.axvline(d.header.budget_bytes / style.MB, color=style.INK, linestyle="--", linewidth=1.2,
-               label=f"budget {size(d.header.budget_bytes)}")
+               label=f"budget {format_size(d.header.budget_bytes)}")
     winner = d.winner_point
     if winner is not None:
         ax.scatter([winner.predicted_bytes / style.MB], [min(loss_of(winner), top)], marker="*", s=220,
@@ -203,11 +204,11 @@ def memory(d: ReportData) -> Figure | None:
     limit = d.header.budget_bytes
     for y, (_, start, n, colour) in enumerate(reversed(bars)):
         ax.barh(y, n / style.MB, left=start / style.MB, color=colour, height=0.7)
-        ax.annotate(size(n), (1, y), xycoords=("axes fraction", "data"), textcoords="offset points", xytext=(6, 0),
-                    va="center", fontsize=8.5, color=style.INK)
+        ax.annotate(format_size(n), (1, y), xycoords=("axes fraction", "data"), textcoords="offset points",
+                    xytext=(6, 0), va="center", fontsize=8.5, color=style.INK)
     ax.axvline(limit / style.MB, color=style.INK, linestyle="--", linewidth=1.2)
     ax.set_yticks(range(len(bars)), [label for label, *_ in reversed(bars)])
-    dress(ax, f"{d.header.scope} memory (MB)", title=f"dashed: the budget, {size(limit)}")
+    dress(ax, f"{d.header.scope} memory (MB)", title=f"dashed: the budget, {format_size(limit)}")
     ax.grid(False, axis="y")
     return fig
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qra_bo.memory.budget import format_size
 from qra_bo.report import story
 from qra_bo.report.data import ReportData, load_run
-from qra_bo.report.text import duration, size
+from qra_bo.report.text import duration
 from qra_bo.study.journal import JOURNAL_NAME, is_locked
 from qra_bo.study.status import read_state
 from qra_bo.utils.errors import JournalError, OutputError
@@ -75,7 +76,7 @@ def _unreadable(folder: Path, run: Path, error: Exception) -> FoundRun:
 
 Reader = Callable[[ReportData], str]
 SETTING: tuple[tuple[str, Reader], ...] = (
-    ("model", lambda d: d.header.model), ("budget", lambda d: size(d.header.budget_bytes)),
+    ("model", lambda d: d.header.model), ("budget", lambda d: format_size(d.header.budget_bytes)),
     ("scope", lambda d: d.header.scope), ("oracle", lambda d: d.header.oracle), ("codes", lambda d: d.rounding),
     ("data", lambda d: str(d.study.provenance.get("data_sha256", DASH))[:12]),
     ("steps", lambda d: str(d.header.high_steps)))

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qra_bo.memory.budget import format_size
 from qra_bo.report.data import ReportData
-from qra_bo.report.text import ITSELF, describe_allocation, duration, size
+from qra_bo.report.text import ITSELF, describe_allocation, duration
 from qra_bo.space import Allocation
 from qra_bo.study import VerdictKind, metadata_bits
 from qra_bo.study.gain import GainKind, gain_of
@@ -62,7 +63,7 @@ class Row:
     @property
     def cells(self) -> tuple[str, ...]:
         """The line as text, in the order of ``COLUMNS``."""
-        sizes = (DASH if n is None else size(n) for n in (self.predicted_bytes, self.measured_bytes))
+        sizes = (DASH if n is None else format_size(n) for n in (self.predicted_bytes, self.measured_bytes))
         return (self.role, self.name, f"{self.average_bits:.2f}", f"{self.average_rank:.2f}", number(self.search_loss),
                 number(self.test_loss), *sizes, {None: DASH, True: "yes", False: "no"}[self.fits])
 
@@ -70,7 +71,7 @@ class Row:
 def answer(d: ReportData) -> Answer:
     """State the verdict, with its interval where there is one."""
     words, kind = d.told, d.verdict.kind
-    where = f"{d.header.model} within {size(d.header.budget_bytes)} ({d.header.scope} memory)"
+    where = f"{d.header.model} within {format_size(d.header.budget_bytes)} ({d.header.scope} memory)"
     tone, gain = "better" if kind is VerdictKind.BETTER else "equal" if kind in SETTLED else "open", gain_of(d.study)
     tone = "worse" if gain is not None and gain.kind is GainKind.WORSE else tone
     return Answer(f"{where}: {words.sentence}", words.figure, words.evidence, tone)

@@ -4,20 +4,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from qra_bo.memory.budget import format_size
 from qra_bo.utils.formatting import DASH, signed
 
 T = TypeVar("T")
 ITSELF = "the best simple choice itself"
 """Instead of a difference to the best simple choice, where that is what was delivered."""
-
-
-def size(n: float) -> str:
-    """Decimal bytes with three or four digits: ``5.57 GB``, ``74.3 MB``."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(n) >= scale:
-            digits = 2 if abs(n) < 9.995 * scale else 1 if abs(n) < 1000 * scale else 0
-            return f"{n / scale:,.{digits}f} {unit}"
-    return f"{n:.0f} B"
 
 
 def duration(seconds: float) -> str:
@@ -80,4 +72,4 @@ def allocation_text(best: Mapping[str, Any]) -> str:
     loss = "no loss measured" if best["loss"] is None else f"loss {best['loss']:.4f}"
     before = "" if best["untuned"] is None else f" (untuned {best['untuned']['loss']:.4f})"
     return (f"{best['winner_kind']} allocation of {best['model']}: {loss}{before}{difference}; "
-            f"{size(memory['predicted_bytes'])} of {size(memory['budget_bytes'])} ({memory['scope']})")
+            f"{format_size(memory['predicted_bytes'])} of {format_size(memory['budget_bytes'])} ({memory['scope']})")

@@ -10,7 +10,7 @@ from qra_bo.report import story
 from qra_bo.report.data import parse_events
 from qra_bo.report.notes import notes
 from qra_bo.report.tables import print_result
-from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
+from qra_bo.report.text import describe_allocation, duration, rough, short_names
 from qra_bo.space import uniform
 from qra_bo.utils.formatting import signed
 from tests.report.fixtures import L, event, make_events
@@ -81,13 +81,6 @@ def test_names_with_brackets_are_text_not_markup():
     for terminal in (True, False):
         assert "[bold]x[/bold]" in printed(print_result, parse_events(make_events(model="[bold]x[/bold]")), RUN,
                                            terminal=terminal)
-
-
-@pytest.mark.parametrize(("value", "text"), [(999, "999 B"), (1_500, "1.50 kB"), (9_999_000, "10.0 MB"),
-                                             (74_300_000, "74.3 MB"), (10_000_000_000, "10.0 GB"),
-                                             (137_900_000_000_000, "137,900 GB")])
-def test_sizes_are_decimal(value, text):
-    assert size(value) == text
 
 
 def test_texts():
