@@ -129,14 +129,6 @@ def test_every_job_of_a_sweep_gets_its_own_choice(monkeypatch: pytest.MonkeyPatc
         ("llama2_7b", "gpu", "auto")]
 
 
-def test_own_trainer_of_a_config_dir(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    cpu = (app.CONF / "train" / "cpu.yaml").read_text().replace("name: cpu", "name: mine")
-    (tmp_path / "train" / "mine.yaml").write_text(cpu.replace("batch: 4", "batch: 2"))
-    config = load_config(["+model=llama2_7b", "train=mine"], str(tmp_path))
-    assert (config.train.name, config.train.batch) == ("mine", 2)
-
-
 def test_own_profile_keeps_its_budget_and_gets_the_trainer_that_suits(tmp_path: Path) -> None:
     (tmp_path / "profile").mkdir()
     site = "# @package _global_\nbudget: 20GB\ntrain:\n  length: 512\n"

@@ -37,7 +37,6 @@ class Own:
 
 def test_own_listener_gets_every_event_and_is_closed(tmp_path: Path) -> None:
     listener = own_listener({"_target_": f"{HERE}.Own", "suffix": "_x"}, tmp_path)
-    assert listener is not None
     for event in make_events():
         listener(decode(event))
     listener.close()

@@ -108,13 +108,6 @@ def test_auto_keeps_what_it_came_to_when_the_run_began(tmp_path: Path, profiles:
     assert first.best["memory"]["budget_bytes"] == 8_000_000
 
 
-def test_a_run_whose_first_line_was_not_written_begins_again(tmp_path: Path, profiles: list[Any],
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qra_bo.pipeline.pricing, "free_bytes", lambda device: 520_000_000)
-    (tmp_path / "trials.jsonl").touch()  # all that a full disk left of it
-    assert qra_bo.search([*PLANTED, "budget=auto", "device=cpu", f"out={tmp_path}"]).best
-
-
 def test_a_stop_while_the_report_is_written_names_the_folder(tmp_path: Path, profiles: list[Any],
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(folder: Path) -> list[Path]:

@@ -28,7 +28,6 @@ def words(file: Path, *more: str) -> list[str]:
 def test_a_text_is_counted_by_the_models_tokenizer(file: Path) -> None:
     config = load_config(words(file))
     size, prepared = text_size(config), load_data(config.data, byte_tokenizer(), 32)
-    assert size is not None
     assert (size.records, size.training_records, size.basis, size.source) == (
         10, 8, "counted by the model's tokenizer", str(file))
     assert size.training_tokens == prepared.train.facts.used_tokens
@@ -38,7 +37,6 @@ def test_a_text_is_counted_by_the_models_tokenizer(file: Path) -> None:
 def test_a_large_text_is_counted_by_a_sample(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "SAMPLE", 4)
     size = text_size(load_config(words(file)))
-    assert size is not None
     assert size.basis == "estimated from 4 of them that the model's tokenizer counted"
     assert size.training_tokens == pytest.approx(8 * 65, abs=2 * 32)  # the short record counts twice or not at all
     assert size.sequences == pytest.approx(size.training_tokens / 32, rel=0.5)

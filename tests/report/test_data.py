@@ -7,9 +7,8 @@ from qra_bo.report.data import parse_events
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.lines import study_of
 from qra_bo.study.results import _versus
-from qra_bo.trials import Fidelity
 from qra_bo.utils.errors import JournalError
-from tests.report.fixtures import HIGH, LOW, TOKENS_A_STEP, L, failed_alone, make_events
+from tests.report.fixtures import HIGH, TOKENS_A_STEP, L, failed_alone, make_events
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +22,6 @@ def test_cost_counts_everything_once_and_forward_tokens_a_third(events):
     steps = sum(e["new_steps"] for e in evaluations)
     assert d.study.cost.tokens == pytest.approx(2_048 + 60_256 / 3 + steps * TOKENS_A_STEP + len(evaluations) * 2_000)
     assert d.equivalents == pytest.approx(d.study.cost.tokens / (HIGH * TOKENS_A_STEP + 2_000))
-
-
-def test_a_promoted_candidate_pays_the_additional_steps_alone(events):
-    d = parse_events(events)
-    promoted = [e for e in d.study.trials if e.stage == "evolution" and e.fidelity is Fidelity.HIGH and e.ok]
-    assert {e.result.new_steps for e in promoted} == {HIGH - LOW}
 
 
 def test_references_and_what_does_not_fit_are_never_incumbent(events):
@@ -52,19 +45,6 @@ def test_wall_time_is_the_sum_of_sessions(events):
         e["elapsed"] -= before
         e["session"] = 2
     assert parse_events(twice).wall_seconds == pytest.approx(events[-1]["elapsed"])
-
-
-@pytest.mark.parametrize(("wins", "kind"), [(True, "mixed"), (False, "uniform")])
-def test_the_winner_is_what_the_confirmation_decided(wins, kind):
-    d = parse_events(make_events(wins=wins))
-    assert d.study.confirmation.winner_kind == kind
-    assert d.winner == (d.study.confirmation.candidate if wins else d.study.confirmation.reference)
-
-
-def test_end_event_overrules_confirmation(events):
-    d = parse_events(events)
-    end = {**events[-1], "best": d.study.confirmation.reference.fingerprint}
-    assert parse_events([*events[:-1], end]).winner == d.study.confirmation.reference
 
 
 def test_names_tell_uniform_fractional_and_mixed_apart(events):

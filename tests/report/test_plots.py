@@ -41,20 +41,6 @@ def test_the_front_is_the_non_dominated_set_by_brute_force(data):
     assert {e.id for e in front(points)} == expected
 
 
-def test_confirmation_shows_every_difference_and_zero(data, drawn):
-    ax = drawn["confirmation"].axes[0]
-    assert sorted(ax.collections[0].get_offsets()[:, 0]) == pytest.approx(sorted(data.study.confirmation.differences))
-    low, high = ax.get_xlim()
-    assert low < min(data.study.confirmation.differences)
-    assert 0 < high < -.2 * low
-
-
-def test_bars_are_the_winner_s_bits_and_ranks(data, drawn):
-    above, below = drawn["allocation"].axes
-    assert [bar.get_height() for bar in above.patches] == list(data.bits(data.winner))
-    assert [bar.get_height() for bar in below.patches] == list(data.winner.ranks)
-
-
 def test_no_legend_lies_outside(drawn):
     for name, fig in drawn.items():
         fig.draw_without_rendering()

@@ -9,7 +9,7 @@ from qra_bo.execution import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
 from qra_bo.study.baselines import calibration_choices, next_rate
-from qra_bo.trials import TrialResult, TrialSpec, TrialState
+from qra_bo.trials import TrialResult, TrialSpec
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import run
 
@@ -67,28 +67,3 @@ class Best(PlantedOracle):
         noise -= noise.mean()
         return replace(found, loss=loss, sequence_losses=tuple(
             (10 * (loss + self.spread * x), 10, i) for i, x in enumerate(noise)))
-
-
-class Diverging(PlantedOracle):
-    """The least loss is at a factor of 2; factors above ``limit`` diverge."""
-
-    def __init__(self, limit: float) -> None:
-        super().__init__()
-        self.limit = limit
-
-    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        found = super().evaluate(request, progress)
-        diverges = request.learning_rate > self.limit * 1e-3
-        return replace(found, state=TrialState.DIVERGED, loss=None) if diverges else found
-
-
-@pytest.mark.parametrize(("scales", "limit", "tried"), [
-    ([.25, .5, 1.0, 8.0], 1.0, [.25, .5, 1.0, 8.0]), ([.25, .5, 1.0], 1.0, [.25, .5, 1.0, 2.0]),
-    ([.03, .25, .5, 1.0], .5, [.03, .25, .5, 1.0])])
-def test_a_rate_that_diverged_bounds_the_best_one(tmp_path: Path, scales: list[float], limit: float,
-                                                  tried: list[float]) -> None:
-    study = run(tmp_path, InProcessExecutor(Diverging(limit)), fine_tunes=False, calibrate__lr_scales=scales,
-                effort__max_full_trials=4, confirm__seeds=0).study
-    assert study.calibration.tried == pytest.approx([1e-3 * s for s in tried])
-    assert study.learning_rate == limit * 1e-3
-    assert not any("at the end" in message for message in study.warnings)

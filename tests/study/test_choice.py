@@ -8,7 +8,6 @@ import pytest
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.study import VerdictKind, verdict_of
-from qra_bo.study.events import SurrogateCheck
 from tests.study.problem import run
 from tests.study.test_recommended import Contrary
 
@@ -27,17 +26,9 @@ def checked(agreement: float | None) -> type[Contrary]:
 @pytest.mark.parametrize(("agreement", "by"), [(GOOD, "surrogate"), (BAD, "loss"), (None, "loss")])
 def test_failed_surrogate_leaves_the_choice_to_losses(tmp_path: Path, agreement: float | None, by: str) -> None:
     study = run(tmp_path, searcher=checked(agreement)).study
-    assert study.choice is not None
-    assert study.best_mixed is not None
-    assert study.confirmation is not None
     assert study.choice.by == by
     assert (study.choice.candidate == study.best_mixed.allocation) == (by == "loss")
     assert study.confirmation.candidate == study.choice.candidate
-
-
-@pytest.mark.parametrize(("agreement", "fails"), [(None, True), (-0.2, True), (0.0, True), (0.1, False)])
-def test_a_check_without_agreement_fails(agreement: float | None, fails: bool) -> None:
-    assert SurrogateCheck((), (), (), 6, 0.1, agreement, 0.0, 0.5, 0.9).fails == fails
 
 
 class NothingMixed(Contrary):
@@ -51,7 +42,6 @@ class NothingMixed(Contrary):
 def test_uniform_choice_is_not_confirmed_with_itself(tmp_path: Path) -> None:
     study = run(tmp_path, searcher=NothingMixed, effort__uniform_baselines=1).study
     c = study.confirmation
-    assert c is not None
     assert c.candidate == c.reference
     assert (c.train_seeds, c.winner_kind) == ((), "uniform")
     assert verdict_of(study).kind is VerdictKind.NO_MIXED_LOSS

@@ -173,18 +173,6 @@ def test_cut_anywhere_and_resumed_it_ends_the_same(whole: tuple[Path, RunOutcome
     assert {m.split("(")[0] for m in warnings_of(tmp_path)} <= {"the last line of trials.jsonl was cut off "}
 
 
-def test_a_damaged_line_is_done_again_and_named(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
-    lines = (whole[0] / "trials.jsonl").read_bytes().split(b"\n")
-    number = next(i for i, line in enumerate(lines) if b'"evolution"' in line and b'"high"' in line)
-    lines[number] = lines[number].replace(b'"state":"ok"', b'"state":"xx"')
-    (tmp_path / "trials.jsonl").write_bytes(b"\n".join(lines))
-    resumed = run(tmp_path)
-    assert sorted(keys(tmp_path)) == sorted(keys(whole[0]))
-    assert resumed.winner == whole[1].winner
-    assert any(f"line {number + 1} of trials.jsonl is damaged" in m for m in warnings_of(tmp_path))
-    assert load_study(tmp_path).end.best == resumed.winner.fingerprint
-
-
 def test_whatever_line_is_damaged_is_done_again_though_the_effort_was_spent(tmp_path: Path) -> None:
     """The last evaluation goes beyond the effort, by more than some of the others cost."""
     short: dict[str, Any] = {"effort__max_full_trials": 22, "effort__references": False, "confirm__seeds": 0}
@@ -406,18 +394,6 @@ def test_a_program_that_asks_otherwise_is_refused(whole: tuple[Path, RunOutcome]
         run(tmp_path, searcher=Other)
 
 
-def test_max_hours_ends_the_search_and_says_so_and_more_goes_on(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
-    short = run(tmp_path, max_hours=1e-9)
-    assert not [e for e in short.study.trials if e.stage == "evolution"]
-    assert any("max_hours=1e-09" in m for m in warnings_of(tmp_path))
-    raw = (tmp_path / "trials.jsonl").read_bytes()
-    run(tmp_path, max_hours=1e-9)
-    assert (tmp_path / "trials.jsonl").read_bytes() == raw
-    longer = run(tmp_path, max_hours=1.0)
-    assert longer.winner == whole[1].winner
-    assert set(keys(tmp_path)) >= set(keys(whole[0]))
-
-
 def test_more_hours_go_on_however_long_confirmation_and_final_took(tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
@@ -503,13 +479,6 @@ def test_what_an_oracle_notes_is_a_warning_once_a_run(tmp_path: Path, monkeypatc
     assert warnings_of(tmp_path).count("7 training records are cut") == 1
     run(tmp_path)
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
-
-
-def test_without_confirmation_the_search_loss_is_reported(tmp_path: Path) -> None:
-    outcome = run(tmp_path, fine_tunes=False, confirm__seeds=0, effort__references=False)
-    assert outcome.best["metric"] == "validation_loss"
-    assert outcome.best["loss"] == outcome.best["search_loss"]
-    assert outcome.best["versus_best_uniform"] is None
 
 
 def test_listeners_hear_every_event_once_those_of_earlier_sessions_first(whole: tuple[Path, RunOutcome],

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from qra_bo.study.health import QUESTIONS, Card, health
@@ -64,13 +63,6 @@ def test_surrogate_is_compared_with_chance(good: float | None, covered: float, s
     """The better half are 8 of 15: 1.645 / sqrt(7) = 0.62; of 15 intervals of 90 % 11 or more hold in 95 % of cases."""
     events = changed("surrogate_check", spearman_good=good, coverage_90=covered)
     assert only("surrogate", events).status == status
-
-
-def test_chance_seldom_passes_as_a_ranking() -> None:
-    rng = np.random.default_rng(0)
-    ranks = np.arange(8)
-    rho = [np.corrcoef(ranks, rng.permutation(8))[0, 1] for _ in range(4000)]
-    assert .03 < np.mean(np.array(rho) > 1.645 / np.sqrt(7)) < .07
 
 
 @pytest.mark.parametrize(("measured", "status"), [

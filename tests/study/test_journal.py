@@ -2,22 +2,18 @@
 
 import errno
 import fcntl
-import json
 import os
 import signal
 import zlib
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_bo.study.journal import LOCK_NAME, Journal, RunLock, checksum, is_locked, read_journal, session_seconds
-from qra_bo.study.provenance import check_same_run
 from qra_bo.utils.errors import JournalError, OracleError, OutputError
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -30,17 +26,6 @@ def write(folder: Path, n: int = 3) -> Path:
         for i in range(n):
             journal.append("warning", {"message": f"number {i} é"})
     return folder / "trials.jsonl"
-
-
-def test_lines_are_json_with_checksum_over_canonical_text(tmp_path: Path) -> None:
-    lines = write(tmp_path).read_text().splitlines()
-    assert [json.loads(line)["event"] for line in lines] == ["header", "warning", "warning", "warning"]
-    for line in lines:
-        data = json.loads(line)
-        assert len(data["crc"]) == 8
-        assert data["crc"] == checksum(data)
-        assert data["time"][4] == "-"
-        assert data["session"] == 1
 
 
 def test_checksum_is_crc32_of_sorted_text_without_the_crc() -> None:
@@ -125,18 +110,6 @@ def test_another_schema_is_refused_whatever_its_checksum(tmp_path: Path) -> None
     (tmp_path / "trials.jsonl").write_text('{"event":"header","schema_version":99}\n')
     with pytest.raises(JournalError, match=r"schema 99.*reads schema 3"):
         read_journal(tmp_path / "trials.jsonl")
-
-
-def header(config: dict[str, Any], sha256: str) -> Any:
-    return SimpleNamespace(config=config, config_sha256=sha256, given=None, rates_sha256=None)
-
-
-def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
-    stored = {"model": {"name": "tiny"}, "effort": {"name": "quick"}, "bits": [2, 4]}
-    with pytest.raises(JournalError, match=r"bits was \[2, 4\] and is \[2, 8\]; model.name was 'tiny' and is 'big'\."):
-        check_same_run(tmp_path, header(stored, "x"), header({
-            "model": {"name": "big"}, "effort": {"name": "normal"}, "bits": [2, 8]}, "y"))
-    check_same_run(tmp_path, header(stored, "x"), header({}, "x"))
 
 
 def in_a_child(act: Callable[[], object]) -> None:
@@ -234,18 +207,6 @@ def test_a_journal_that_is_no_longer_in_its_place_is_noticed(tmp_path: Path, how
             journal.append("warning", {"message": "nowhere"})
 
 
-def test_a_disk_that_refuses_to_keep_a_line_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Journal(tmp_path) as journal:
-        journal.append("header", HEADER)
-
-        def full(fd: int) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OutputError, match="No space left"):
-            journal.append("warning", {"message": "lost"})
-
-
 def test_a_file_system_that_is_read_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(*args: object) -> int:
         raise OSError(30, "Read-only file system")
@@ -273,15 +234,3 @@ def test_a_clock_that_jumps_changes_no_duration(tmp_path: Path, monkeypatch: pyt
     assert [e["time"][:4] for e in events] == ["2030", "1999", "2050"]
     assert [e["elapsed"] for e in events] == [1.5, 3.0, 4.5]
     assert session_seconds(events) == 4.5
-
-
-def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="can't be written"), Journal(tmp_path / "file"):
-        pass
-
-
-def test_session_seconds_adds_the_last_of_each_session() -> None:
-    events = [{"session": 1, "elapsed": 1.0}, {"session": 1, "elapsed": 5.0}, {"session": 2, "elapsed": 9.0},
-              {"session": 3, "elapsed": 0.5}]
-    assert session_seconds(events) == 14.5

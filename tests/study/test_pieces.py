@@ -1,7 +1,6 @@
 """Anchors by hand, intervals against scipy, state folded from evaluations, names explained."""
 
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +17,11 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.baselines import fractional_choices, in_turn, largest_rank, uniform_choices
 from qra_bo.study.confirmation import confirmation
-from qra_bo.study.cost import Cost, cost_of
+from qra_bo.study.cost import cost_of
 from qra_bo.study.intervals import paired_interval
 from qra_bo.study.journal import read_journal
 from qra_bo.study.lines import study_of
-from qra_bo.study.provenance import changes, collect, git_commit
 from qra_bo.study.setting import BaselineRules, training_seeds
-from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.status import StatusFile
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
@@ -34,12 +31,6 @@ from tests.study.problem import BUDGET, EQUIVALENT, compared, make_problem, pred
 
 RULES = BaselineRules(4, FORMATS, 32, BUDGET, predict_bytes)
 PROFILE = SensitivityProfile(UNITS, FORMATS, DAMAGE, DAMAGE, None, 4.0, "planted")
-
-
-def test_largest_rank_by_hand() -> None:
-    # 315 bytes: 100 fixed; 2-bit leaves 135 = 4 * 3 * 11.25; 4-bit 55 = 4 * 3 * 4.58; 8-bit does not fit at all.
-    assert [largest_rank(RULES, f) for f in FORMATS] == [11, 4, 0]
-    assert largest_rank(replace(RULES, max_rank=9), "hqq2") == 9
 
 
 @given(st.integers(100, 2000), st.sampled_from(FORMATS), st.integers(1, 40), st.integers(1, 40))
@@ -118,17 +109,11 @@ def test_the_reference_is_the_better_simple_choice_on_these_seeds(ours: float, s
     other = min(simple, 1.2) + .0125 / 2
     assert data.mean == pytest.approx(ours + .005 - other, abs=.001)
     if simple < 1.2:
-        assert data.versus_uniform is not None
         assert data.versus_uniform.mean == pytest.approx(min(ours, simple) - 1.2, abs=.002)
         assert np.mean(data.losses_of(data.winner)) == pytest.approx(min(ours, simple) + .0055, abs=.001)
     else:
         assert data.versus_uniform is None
     assert confirmation(losses, None, FRACTION, UNIFORM, 24).winner == (FRACTION if simple < 1.2 else UNIFORM)
-
-
-def test_cost_counts_a_forward_token_a_third() -> None:
-    assert Cost(10, 9).tokens == 13
-    assert Cost(1, 2, 3, 4) + Cost(10, 20, 30, 40) == Cost(11, 22, 33, 44)
 
 
 def test_training_seeds_differ_and_follow_from_the_seed() -> None:
@@ -146,22 +131,6 @@ def test_malformed_events_are_named() -> None:
     for workers in (0, -1, True, "4", 2.5):
         with pytest.raises(JournalError, match="workers"):
             study_of([{"event": "trial", "id": 1, "workers": workers}])
-
-
-def test_provenance_changes_are_told_or_refused() -> None:
-    before = {"data_sha256": "a", "dtype": "float32", "version": "1", "packages": {"torch": "2.8", "peft": "1"}}
-    assert changes(before, before) == []
-    assert changes(before, {**before, "version": "2", "packages": {"torch": "2.9", "numpy": "2"}}) == [
-        "version 1 -> 2", "numpy None -> 2", "peft 1 -> None", "torch 2.8 -> 2.9"]
-    with pytest.raises(JournalError, match="data_sha256 was 'a' and is 'b'"):
-        changes(before, {**before, "data_sha256": "b"})
-
-
-def test_provenance_of_this_checkout(tmp_path: Path) -> None:
-    fields = collect({"device": "cpu"})
-    assert fields["device"] == "cpu"
-    assert fields["packages"]["numpy"] == np.__version__
-    assert git_commit(tmp_path) is None
 
 
 def test_status_is_replaced_whole_and_a_full_disk_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -203,9 +172,3 @@ def test_time_left_is_of_the_search_and_shared_by_the_workers(tmp_path: Path, st
     rate = 6.0 * len(study.trials) / sum(cost_of(e).tokens for e in study.trials)
     expected = rate * (study.planned_cost - study.search_cost.tokens) / workers
     assert eta == (pytest.approx(expected) if left else None)
-
-
-def test_a_stop_says_with_which_folder_the_run_goes_on() -> None:
-    stop = RunInterrupted(signal.SIGTERM, Path("outputs/a"))
-    assert str(stop) == "stopped by SIGTERM; run the same command again with out=outputs/a to go on"
-    assert (stop.exit_status, RunInterrupted(signal.SIGINT).exit_status) == (143, 130)

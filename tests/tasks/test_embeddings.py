@@ -78,12 +78,6 @@ def test_the_run_loads_with_the_logits_of_its_end(run: tuple[Path, Mapping[str, 
         assert {m.dense is not None for m in packed} == {dense}
 
 
-def copied(folder: Path, target: Path) -> Path:
-    import shutil
-    shutil.copytree(folder, target)
-    return target
-
-
 def test_a_run_keeps_the_embedding_that_its_budget_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = [word for word in SEARCH if not word.startswith(("embeddings", "budget", "bits"))]
     words = [*chosen, "oracle=synthetic", "bits=[2,3,4]", "budget=1410KB", f"out={tmp_path / 'run'}"]

@@ -18,7 +18,6 @@ from qra_bo.pipeline.given import read_allocation
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.report.data import load_run
 from qra_bo.runs import main as runs
-from qra_bo.space import uniform
 from qra_bo.study.header import BY_RULE, CALIBRATED
 from qra_bo.study.journal import read_journal
 from qra_bo.utils.errors import ConfigError, ModelError
@@ -146,7 +145,6 @@ def test_where_nothing_binds_the_search_trains_that_choice(tmp_path: Path) -> No
     best = result.best
     assert (result.exit_status, best["bits"], best["ranks"], best["searched"]) == (0, [8] * 4, [4] * 4, False)
     given = load_run(tmp_path).study.header.given
-    assert given is not None
     assert given.reason == \
         "uniform 8 bits with rank 4, the most that bits and ranks allow, fits the budget"
     assert qra_bo.search(words).best == best
@@ -200,14 +198,6 @@ def test_the_files_rate_stays_that_of_its_own_trials(tmp_path: Path, steps: int)
     assert read_allocation(config, make_setting(config).space)[1].fidelity == config.fidelity  # the run's own rate
 
 
-def test_a_longer_trial_does_not_change_the_rates_of_a_found_allocation(searched: Path, trained: Path,
-                                                                        tmp_path: Path) -> None:
-    assert main([*REAL, "fidelity.high=3", "task=finetune", f"allocation={searched}", f"out={tmp_path / 'run'}"]) == 0
-    assert best_of(searched)["lr_rule"] == "by_length"
-    assert best_of(tmp_path / "run")["training"] == best_of(searched)["training"]
-    assert event(tmp_path / "run", "final")["loss"] == event(trained, "final")["loss"]
-
-
 def test_the_files_own_budget_bounds_what_it_did_in_the_search(tmp_path: Path) -> None:
     file = file_of(tmp_path, memory={"scope": "stored", "budget_bytes": 500_000})
     for more, scope, size in (([], "stored", 500_000), (["budget=8MB"], "peak", 8_000_000)):
@@ -215,13 +205,6 @@ def test_the_files_own_budget_bounds_what_it_did_in_the_search(tmp_path: Path) -
         given, narrowed = read_allocation(config, make_space(config, make_spec(config)))
         assert narrowed.memory.scope == scope
         assert checked_budget(replace(make_setting(narrowed), given=given), tmp_path / "run") == size
-
-
-def test_uniform_choices_bring_their_own_budget() -> None:
-    config = load_config([*REAL, "task=finetune", "allocation=uniform:4,7"])
-    given, narrowed = read_allocation(config, make_space(config, make_spec(config)))
-    assert given.allocations == (uniform(4, "nf4", 7),)
-    assert narrowed.budget[0].text == "uniform:4,7"
 
 
 def test_a_mix_is_expanded_trained_and_named_with_its_rule(tmp_path: Path) -> None:
