@@ -28,7 +28,7 @@ from qra_bo.report.text import allocation_text
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.profile import typical_profile
 from qra_bo.study import Engine, MakeSearcher, RunInterrupted, RunOutcome
-from qra_bo.study.lines import begun_study
+from qra_bo.study.reading import begun_study
 from qra_bo.utils.process import tolerant
 
 

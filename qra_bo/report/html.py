@@ -22,8 +22,8 @@ from qra_bo.report.text import duration, short_names
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.study.cost import cost_of
 from qra_bo.study.gain import told_gain
-from qra_bo.study.health import health
 from qra_bo.study.lines import encode
+from qra_bo.study.results import checks
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 from qra_bo.utils.formatting import number, signed
 
@@ -52,7 +52,7 @@ def render_html(d: ReportData, figures: Mapping[str, Figure | None], folder: str
     planned = d.study.planned_cost
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
     return _render("report.html.jinja", figures, d=d, delivered=told_gain(d.study), answer=story.answer(d),
-                   checks=health(d.study), rows=story.comparison(d), columns=story.COLUMNS[2:], tested=story.tested(d),
+                   checks=checks(d.study), rows=story.comparison(d), columns=story.COLUMNS[2:], tested=story.tested(d),
                    lines=story.lines(d), share=share, units=_unit_rows(d), steps=next_steps(d, folder),
                    sample=story.sample(d))
 
@@ -63,7 +63,7 @@ def report_json(d: ReportData) -> dict[str, Any]:
         "schema_version": 3, "model": d.header.model, "state": d.state, "oracle": d.header.oracle,
         "proxy_label": d.proxy_label, "budget_bytes": d.header.budget_bytes, "scope": d.header.scope,
         "answer": asdict(story.answer(d)), "comparison": [asdict(r) for r in story.comparison(d)],
-        "checks": [asdict(c) for c in health(d.study)],
+        "checks": [asdict(c) for c in checks(d.study)],
         "notes": dict(notes(d)), "warnings": list(d.warnings),
         "surrogate_check": d.study.surrogate_check and encode(d.study.surrogate_check),
         "verdict": asdict(d.verdict),

@@ -28,7 +28,7 @@ from qra_bo.study.events import (
 )
 from qra_bo.study.header import Effort, Header
 from qra_bo.study.state import Study
-from qra_bo.study.verdict import answered
+from qra_bo.study.verdict import verdict_card
 from qra_bo.trials import Trial
 from qra_bo.utils.process import tolerant
 
@@ -54,7 +54,7 @@ def line_of(record: object, study: Study, before: Trial | None) -> str | None:
             p = r.profile
             return f"profile of {len(p.units)} units and {len(p.formats)} formats in {duration(r.seconds)}"
         case Confirmation() | Prediction():
-            return answered(study)[1]
+            return verdict_card(study).finding
         case Untuned() as u:
             return f"untuned model: test loss {u.loss:.4f}"
         case Calibration() as c:

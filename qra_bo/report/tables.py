@@ -15,9 +15,9 @@ from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.next_steps import next_steps
 from qra_bo.report.side_by_side import COLUMNS, FoundRun, caveats
+from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.gain import told_gain
-from qra_bo.study.health import Card, health
-from qra_bo.study.verdict import FAIL, PASS, UNKNOWN, WARN
+from qra_bo.study.results import checks
 from qra_bo.utils.redact import printable
 
 TONES = {"better": "green", "equal": "yellow", "open": "cyan", "worse": "red"}
@@ -65,7 +65,7 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
     for line in story.lines(d):
         print_line(console, line)
     if d.ended:
-        print_health(console, health(d.study))
+        print_health(console, checks(d.study))
     for warning in d.warnings:  # lines that a damaged journal lacks change the numbers above
         print_line(console, f"Warning: {warning}")
     if files:

@@ -9,7 +9,7 @@ from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.events import Event
 from qra_bo.study.intervals import LEAST_SEEDS
 from qra_bo.study.journal import JOURNAL_NAME, Journal, read_journal, session_seconds
-from qra_bo.study.lines import load_study
+from qra_bo.study.reading import load_study
 from qra_bo.study.results import metadata_bits
 from qra_bo.study.search_loop import MakeSearcher
 from qra_bo.study.setting import BytesPredictor, Setting

@@ -10,7 +10,6 @@ from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
-from qra_bo.study.intervals import Interval
 from qra_bo.trials import RESERVED, Stored, Trial
 
 StoredChange = Annotated[Change, PlainValidator(lambda c: c if isinstance(c, Change) else Change.from_json(c)),
@@ -108,6 +107,20 @@ class Objective:
     steps: int
     before: int
     change: StoredChange
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Mean of differences of losses (nats), with the bounds of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def includes_zero(self) -> bool:
+        """Whether it leaves the sign of the difference open."""
+        return self.low <= 0 <= self.high
 
 
 @checked(frozen=True, slots=True)

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from qra_bo.study.intervals import Interval, text_interval
+from qra_bo.study.events import Interval
+from qra_bo.study.intervals import text_interval
 from qra_bo.study.state import Study
 from qra_bo.utils.formatting import number, signed
 

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from qra_bo.memory.budget import format_size
+from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.state import Study
-from qra_bo.study.verdict import FAIL, PASS, UNKNOWN, WARN, Answered, answered
 from qra_bo.utils.formatting import number, signed
 
 CHANCE = 1.645
@@ -22,29 +21,12 @@ LAST = 0.2
 """Last part of a final fine-tune in which its loss should have settled: its learning rate is at its lowest."""
 FALLING = 0.01
 """Fall of the loss in that part (nats) that shows an unfinished training: 1 % of the perplexity."""
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One question about a run's result.
-
-    Args:
-        name: Key for scripts.
-        question: A few words for people.
-        status: ``PASS``, ``WARN``, ``FAIL`` or ``UNKNOWN``.
-        finding: One sentence with the numbers.
-        action: What to do about it; empty where nothing is to be done.
-    """
-
-    name: str
-    question: str
-    status: str
-    finding: str
-    action: str
+Answered = tuple[str, str, str]
+"""Status, finding and action of an answer."""
 
 
 def health(study: Study) -> list[Card]:
-    """Return the cards of a run, its verdict first; before its end most are not measured."""
+    """Return the cards that the numbers of a run answer; before its end most are not measured."""
     return [Card(name, question, *answer(study)) for name, question, answer in QUESTIONS]
 
 
@@ -118,6 +100,6 @@ def _length(study: Study) -> Answered:
 
 
 QUESTIONS: tuple[tuple[str, str, Callable[[Study], Answered]], ...] = (
-    ("beats_simple", "Better than a simple choice?", answered), ("surrogate", "Surrogate predictive?", _surrogate),
+    ("surrogate", "Surrogate predictive?", _surrogate),
     ("memory", "Memory as predicted?", _memory), ("length", "Trained long enough?", _length))
 """Name, question and function of every card."""

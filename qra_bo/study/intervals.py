@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from qra_bo.study.events import Interval
 from qra_bo.trials import SequenceLosses, by_document
 from qra_bo.utils.errors import ConfigError
 
@@ -15,20 +15,6 @@ LEAST_SEEDS = 5
 """Fewest training seeds with which a difference may be called better."""
 AGAIN = f"Search again with confirm.seeds={LEAST_SEEDS} and another out=."
 """Action where seeds are missing: a run goes on with its own number of them alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Mean of paired differences with the bounds of its 95 % Student-t interval, in the unit of the differences."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def includes_zero(self) -> bool:
-        """Whether it leaves the sign of the difference open."""
-        return self.low <= 0 <= self.high
 
 
 def paired_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:

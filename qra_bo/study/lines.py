@@ -1,9 +1,8 @@
-"""Lines of a journal to events and back, and to the state of a run."""
+"""Lines of a journal to events and back."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -11,8 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 from qra_bo.execution.base import ProfileResult
 from qra_bo.study import events as ev
 from qra_bo.study.header import Effort, Header
-from qra_bo.study.journal import JOURNAL_NAME, read_journal
-from qra_bo.study.state import Study
 from qra_bo.utils.errors import JournalError, ProfileError, SpaceError
 
 OwnCodec = ev.Provenance | ev.FinishedTrial | ProfileResult
@@ -56,28 +53,3 @@ def decode(line: Mapping[str, Any]) -> ev.Event:
         why = repr(error)
     raise JournalError(f"the {str(name)[:MOST_SHOWN]} event in the journal is malformed: {why[:MOST_SHOWN]}; it was "
                        "not written by this program")
-
-
-def study_of(lines: Iterable[Mapping[str, Any]]) -> Study:
-    """Return the run of a journal's lines in their order, of which the first is the header. Raises ``JournalError`` if
-    one is malformed."""
-    study = Study()
-    for line in lines:
-        study.add(decode(line))
-    return study
-
-
-def begun_study(folder: Path) -> Study | None:
-    """Return the run in ``folder``, or ``None`` where none has begun: where its first line could not be written, an
-    empty journal is left. Raises ``JournalError`` if a journal can't be read."""
-    path = folder / JOURNAL_NAME
-    lines = read_journal(path).events if path.exists() else ()
-    return study_of(lines) if lines else None
-
-
-def load_study(folder: Path) -> Study:
-    """Return the run in ``folder``; raises ``JournalError`` if none has begun or its journal can't be read."""
-    study = begun_study(folder)
-    if study is None:
-        raise JournalError(f"{folder} holds no journal, or an empty one; the run did not begin")
-    return study

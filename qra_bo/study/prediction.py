@@ -15,8 +15,8 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import of_training
 from qra_bo.space import Allocation, FloatArray, with_allowance
 from qra_bo.space.knapsack import solve_knapsack
-from qra_bo.study.events import Calibration, Prediction
-from qra_bo.study.intervals import LEVEL, Interval
+from qra_bo.study.events import Calibration, Interval, Prediction
+from qra_bo.study.intervals import LEVEL
 from qra_bo.study.state import COMPARISON
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Fidelity

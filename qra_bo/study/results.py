@@ -11,13 +11,14 @@ import numpy as np
 from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.formats import parse_format
 from qra_bo.space.simple import BLIND_RULE
+from qra_bo.study.card import Card
 from qra_bo.study.events import End
 from qra_bo.study.gain import gain_of
 from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import health
-from qra_bo.study.lines import load_study
+from qra_bo.study.reading import load_study
 from qra_bo.study.state import FRACTIONAL, Study, is_uniform
-from qra_bo.study.verdict import verdict_of
+from qra_bo.study.verdict import verdict_card, verdict_of
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.files import write_json, writing
@@ -28,6 +29,11 @@ TRAINING = ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "w
             "optimizer", "checkpointing")
 """Keys of ``train`` that the result states."""
 _PROVENANCE = ("version", "git", "data_sha256", "data_render", "packages", "device", "dtype", "threads")
+
+
+def checks(study: Study) -> list[Card]:
+    """Return the health cards of a run, its verdict first."""
+    return [verdict_card(study), *health(study)]
 
 
 def write_best(folder: Path, study: Study | None = None) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "provenance": {**{k: study.provenance.get(k) for k in _PROVENANCE}, "seed": header.seed,
                            "train_seeds": list(dict.fromkeys(e.spec.train_seed for e in study.trials)),
                            "config_sha256": header.config_sha256},
-            "checks": [asdict(card) for card in health(study)]}
+            "checks": [asdict(card) for card in checks(study)]}
 
 
 def metadata_bits(end: End, unit_numel: Sequence[int]) -> float:

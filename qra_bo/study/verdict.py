@@ -4,21 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
 
 from qra_bo.space import Allocation
+from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.events import Compared, Confirmation, Prediction
 from qra_bo.study.intervals import AGAIN, LEAST_SEEDS
 from qra_bo.study.state import Study, loss_of
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import DASH, signed
-
-PASS: Final = "pass"
-WARN: Final = "warn"
-FAIL: Final = "fail"
-UNKNOWN: Final = "not measured"
-Answered = tuple[str, str, str]
-"""Status (one of these), finding and action of a question about a run's result (``study.health``)."""
 
 
 class VerdictKind(StrEnum):
@@ -212,11 +205,11 @@ def told(study: Study, v: Verdict) -> Told:
     return Told(status, sentence.format_map(fields), *_number(v), action.format_map(fields))
 
 
-def answered(study: Study) -> Answered:
-    """Return the verdict in words as a health card has them."""
+def verdict_card(study: Study) -> Card:
+    """Return the verdict as the first of a run's health cards."""
     words = told(study, verdict_of(study))
     numbers = f" {words.figure} ({words.evidence})." if words.figure else ""
-    return words.status, words.sentence + numbers, words.action
+    return Card("beats_simple", "Better than a simple choice?", words.status, words.sentence + numbers, words.action)
 
 
 def _fields(study: Study, v: Verdict) -> dict[str, object]:

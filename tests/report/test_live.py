@@ -10,7 +10,7 @@ from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, line_of
 from qra_bo.study.lines import decode
 from qra_bo.study.state import Study
-from qra_bo.study.verdict import answered
+from qra_bo.study.verdict import verdict_card
 from tests.report.fixtures import L, make_events
 
 
@@ -53,7 +53,7 @@ def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
 def test_a_comparison_has_the_line_of_the_verdict_s_card():
     found = next(e for e in make_events() if e["event"] == "confirmation")
     study, lines = fed([*make_events()[:-8], found])
-    assert lines[-1] == answered(study)[1]
+    assert lines[-1] == verdict_card(study).finding
 
 
 def test_an_activity_says_how_long_the_rest_takes_by_its_own_rate() -> None:

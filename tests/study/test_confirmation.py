@@ -11,7 +11,7 @@ from qra_bo.execution import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
 from qra_bo.study import RunOutcome, VerdictKind, verdict_of
-from qra_bo.study.lines import load_study
+from qra_bo.study.reading import load_study
 from qra_bo.study.state import Study
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle

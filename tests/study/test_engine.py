@@ -19,7 +19,8 @@ from qra_bo.study import trial_runner
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.events import Event
 from qra_bo.study.journal import Journal, checksum, read_journal, session_seconds
-from qra_bo.study.lines import as_line, load_study
+from qra_bo.study.lines import as_line
+from qra_bo.study.reading import load_study
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import SearcherError
 from qra_bo.study.signals import RunInterrupted

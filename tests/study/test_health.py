@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from qra_bo.study.health import QUESTIONS, Card, health
-from qra_bo.study.lines import study_of
-from qra_bo.study.results import build_best
-from qra_bo.study.verdict import FAIL, PASS, UNKNOWN, WARN
+from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
+from qra_bo.study.health import QUESTIONS
+from qra_bo.study.reading import study_of
+from qra_bo.study.results import build_best, checks
 from tests.report.fixtures import make_events
 
 Events = list[dict[str, Any]]
@@ -29,11 +29,11 @@ def compared(differences: Sequence[float]) -> Events:
 
 
 def only(name: str, events: Events) -> Card:
-    return next(c for c in health(study_of(events)) if c.name == name)
+    return next(c for c in checks(study_of(events)) if c.name == name)
 
 
 def test_a_run_that_has_begun_measures_nothing() -> None:
-    assert {c.status for c in health(study_of(make_events()[:2]))} == {UNKNOWN}
+    assert {c.status for c in checks(study_of(make_events()[:2]))} == {UNKNOWN}
 
 
 def test_best_json_holds_every_card_and_the_delivered_loss() -> None:
@@ -41,7 +41,7 @@ def test_best_json_holds_every_card_and_the_delivered_loss() -> None:
         ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
          "optimizer", "checkpointing"), 1)})
     best = build_best(study_of(events))
-    assert [c["name"] for c in best["checks"]] == [name for name, *_ in QUESTIONS]
+    assert [c["name"] for c in best["checks"]] == ["beats_simple", *(name for name, *_ in QUESTIONS)]
     assert best["delivered"] == {"loss": 3.871, "loss_se": .004, "steps": 320, "kept_step": 240, "metric": "test_loss"}
 
 
@@ -51,8 +51,8 @@ def test_failures_and_warnings_say_what_to_do() -> None:
             changed("final", curve=[[40, 4.0], [80, 3.5]], steps=80, kept_step=80),
             changed("provenance", changed("header", config={"train": {"length": 9}}), data_facts={
                 "records": 9, "cut_records": 5, "answer_tokens": 90, "cut_tokens": 40, "usual_length": 80})]
-    cards = [c for events in runs for c in health(study_of(events)) if c.status in (WARN, FAIL)]
-    assert {c.name for c in cards} == {name for name, *_ in QUESTIONS}
+    cards = [c for events in runs for c in checks(study_of(events)) if c.status in (WARN, FAIL)]
+    assert {c.name for c in cards} == {"beats_simple", *(name for name, *_ in QUESTIONS)}
     assert all(c.action.endswith(".") for c in cards)
 
 

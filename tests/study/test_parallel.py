@@ -13,7 +13,7 @@ from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor,
 from qra_bo.oracle.protocol import Progress
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import read_journal
-from qra_bo.study.lines import load_study
+from qra_bo.study.reading import load_study
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import Fidelity, TrialResult, TrialSpec
 from tests.study import problem
