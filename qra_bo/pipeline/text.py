@@ -14,7 +14,7 @@ from qra_bo.finetune.data.load import load_data, read_data, render
 from qra_bo.finetune.data.options import HubData, PlaysData, UserData
 from qra_bo.finetune.data.packing import pack
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
-from qra_bo.finetune.data.records import Record, split_records
+from qra_bo.finetune.data.records import BlockFacts, Record, split_records
 from qra_bo.report.tables import print_data
 from qra_bo.study import JOURNAL_NAME
 from qra_bo.utils.process import tolerant
@@ -30,8 +30,8 @@ class TextSize:
     """Size of a run's text before anything is trained: its name, records of all splits without ``repeated`` ones, those
     of the training split, its tokens without padding, and the sequences of ``train.length`` that it is packed into.
 
-    ``cut_share`` is that of its answer tokens beyond ``train.length``, ``None`` where no tokenizer counted them;
-    ``basis`` says what the number of tokens stands on.
+    ``facts`` are those of the records that a tokenizer counted, ``None`` without one; ``basis`` says what the number of
+    tokens stands on.
     """
 
     source: str
@@ -40,7 +40,7 @@ class TextSize:
     training_records: int
     training_tokens: int
     sequences: float
-    cut_share: float | None
+    facts: BlockFacts | None
     basis: str
 
 
@@ -118,7 +118,7 @@ def text_size(config: RunConfig) -> TextSize | None:
     # To a model of bytes every one is a token.
     per_token, basis = (1.0, "estimated at a token a byte") if config.model["source"] == "random" else \
         (CHARACTERS_PER_TOKEN, f"estimated at {CHARACTERS_PER_TOKEN} characters a token, as the embedded text has")
-    tokens, cut = sum(record.characters for record in train) / per_token, None
+    tokens, facts = sum(record.characters for record in train) / per_token, None
     sequences = tokens / length
     if isinstance(cfg, UserData):
         from qra_bo.finetune.models.load import tokenizer_at_hand  # loads transformers, which other plans do without
@@ -129,8 +129,8 @@ def text_size(config: RunConfig) -> TextSize | None:
             sample = train[:SAMPLE]  # they are shuffled
             blocks = pack(tokenizer, render(sample, cfg.render, tokenizer), length, 0, config.train.isolated)
             times = len(train) / len(sample)
-            tokens, sequences = times * blocks.facts.used_tokens, times * len(blocks)
-            cut = blocks.facts.cut_share
+            facts, sequences = blocks.facts, times * len(blocks)
+            tokens = times * facts.used_tokens
             basis = "counted by the model's tokenizer" if times == 1 else \
                 f"estimated from {len(sample):,} of them that the model's tokenizer counted"
-    return TextSize(source, records, read - records, len(train), round(tokens), sequences, cut, basis)
+    return TextSize(source, records, read - records, len(train), round(tokens), sequences, facts, basis)

@@ -134,8 +134,7 @@ def print_data(console: Console, data: DataSplits) -> None:
     print_line(console, f"Data: {data.source}: {facts.records:,} training records in {len(train):,} sequences of "
                         f"{train.input_ids.shape[1]:,} tokens; {1 - facts.used_tokens / tokens:.1%} of the tokens are "
                         f"padding, and a loss is taken on {train.n_targets / tokens:.1%}")
-    print_line(console, f"  cut by train.length: {facts.cut_records / max(1, facts.records):.1%} of the records, "
-                        f"{facts.cut_share:.1%} of the answer tokens")
+    print_line(console, f"  {facts.told_cut(train.input_ids.shape[1]) or 'no record is cut'}")
     for reason, n in data.left_out.items():
         print_line(console, f"  left out, because {reason}: {n:,}")
     if data.repeated:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qra_bo.finetune.data.records import BlockFacts
 from qra_bo.study.events import Interval
 from qra_bo.study.intervals import text_interval
 from qra_bo.study.state import Study
@@ -18,8 +19,6 @@ class GainKind(StrEnum):
     WORSE = "worse than untuned"
 
 
-SHOWN_CUT = 0.05
-"""Least share of the answers' tokens beyond train.length that the result names."""
 LEADS = {GainKind.BETTER: "Training helped", GainKind.UNRESOLVED: "It is not shown that training helped",
          GainKind.WORSE: "WORSE THAN UNTUNED: training made the model worse; lower adapter.lr, or look at the data"}
 
@@ -54,11 +53,13 @@ def told_gain(study: Study) -> str:
     interval = "one test sequence, no interval" if gain.versus is None else \
         f"95 % interval over text {signed(gain.versus.low)} to {signed(gain.versus.high)}"
     before, after = (f"{math.exp(min(loss, 700)):.4g}" for loss in (gain.before, gain.after))
-    facts = study.provenance.get("data_facts") or {}
-    cut = facts.get("cut_tokens", 0) / max(1, facts.get("answer_tokens", 0))
     records = {(*s, i)[2] for i, s in enumerate(final.sequences)}
-    basis = f"{sum(s[1] for s in final.sequences):,} test tokens of {len(records):,} records"
-    lost = f" Of the training answers {cut:.0%} was cut off." if cut >= SHOWN_CUT else ""
+    tested = f"tested on {sum(s[1] for s in final.sequences):,} tokens of {len(records):,} records"
+    trained = cut = ""
+    if found := study.provenance.get("data_facts"):
+        facts = BlockFacts(**found)
+        trained = f" on {facts.records:,} records ({facts.used_tokens:,} tokens)"
+        cut = facts.told_cut(study.header.config["train"]["length"])
     return (f"{LEADS[gain.kind]}: untuned -> tuned test loss {number(gain.before)} -> {number(gain.after)} nats per "
             f"token ({signed(gain.after - gain.before)}; {interval}), perplexity {before} -> {after}, after "
-            f"{final.kept_step:,} steps of the final fine-tune, on {basis}.{lost}")
+            f"{final.kept_step:,} steps{trained}, {tested}.{cut and f' {cut[0].upper()}{cut[1:]}.'}")

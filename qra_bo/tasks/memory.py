@@ -22,8 +22,8 @@ from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.text import TextSize, text_size
 from qra_bo.report.text import rough
 from qra_bo.study import Setting
+from qra_bo.utils.command import command
 from qra_bo.utils.errors import BudgetError, DataError, ModelError
-from qra_bo.utils.process import print_whole
 
 WIDTH = 120
 """Columns of the plan outside a terminal."""
@@ -37,7 +37,6 @@ def run(config: RunConfig) -> int:
             plan has been printed by then.
         DataError: If the user's file is missing or malformed; likewise.
         ModelError: If the model's shapes are not available, or its template renders no conversation; likewise.
-        OutputError: If the JSON can't be written.
     """
     plan = make_plan(config)
     text, unread = None, None
@@ -47,22 +46,23 @@ def run(config: RunConfig) -> int:
         unread = error
     setting = Setting(config, make_space(config, plan.memory.spec), plan.memory,
                       sequences=None if text is None else text.sequences)
-    refused = unread is not None or _cuts_too_much(config, text)  # a run would end with that message
-    command = None if refused else next_command(plan, config.words, setting)
+    next_line = None if unread is not None else next_command(plan, config.words, setting)
+    if text is not None and text.facts is not None and _cuts_too_much(config, text):  # a run would end with a message
+        next_line = command(config.words, {"train.length": str(text.facts.whole_length)})
     notes = preset_notes(config)
     if unread is None and config.oracle.trains:
         region = plan.budgets[0].advice.region if len(plan.budgets) == 1 else None
         notes += [*_text(config, text), _time(setting, plan), *recommendations(setting, region)]
     if config.memory.format == "json":
-        print_whole(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
-                                                 "next": command}, indent=2))
+        print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
+                                                 "next": next_line}, indent=2))
     else:
         if (console := Console()).is_terminal:
             console.print(render(plan, notes))
         else:
             print("\n".join(plan_lines(plan, notes)))
-        if command is not None:
-            print(f"Next: {command}")
+        if next_line is not None:
+            print(f"Next: {next_line}")
     space, problems = make_space(config, plan.memory.spec), []
     for answer in plan.budgets:
         try:
@@ -182,7 +182,8 @@ def _breakdown(plan: Plan) -> Table:
 
 
 def _cuts_too_much(config: RunConfig, text: TextSize | None) -> bool:
-    return isinstance(config.data, UserData) and text is not None and (text.cut_share or 0.0) > config.data.max_cut
+    return isinstance(config.data, UserData) and text is not None and text.facts is not None \
+        and text.facts.cut_share > config.data.max_cut
 
 
 def _text(config: RunConfig, text: TextSize | None) -> list[str]:
@@ -193,9 +194,9 @@ def _text(config: RunConfig, text: TextSize | None) -> list[str]:
     repeats = f" (left out as repeats: {text.repeated:,})" if text.repeated else ""
     lines = [f"Text: {text.source}: {text.records:,} records{repeats}, {text.training_records:,} of them for training; "
              f"{size} training tokens ({text.basis}), in about {text.sequences:,.0f} sequences"]
-    if _cuts_too_much(config, text):
-        lines.append(f"  {text.cut_share:.0%} of its answer tokens lie beyond train.length: a run ends with a message; "
-                     "raise train.length, or accept it by data.max_cut")
+    if text.facts is not None and (cut := text.facts.told_cut(config.train.length)):
+        refused = ": a run refuses that until train.length or data.max_cut is raised"
+        lines.append(f"  {cut}{refused if _cuts_too_much(config, text) else ''}")
     return lines
 
 

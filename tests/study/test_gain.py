@@ -7,7 +7,7 @@ from scipy.stats import t as student
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.story import answer
-from qra_bo.study.gain import GainKind, gain_of
+from qra_bo.study.gain import GainKind, gain_of, told_gain
 from qra_bo.study.results import build_best
 from tests.report.test_golden import events
 
@@ -59,3 +59,13 @@ def test_sequences_of_one_document_count_as_one() -> None:
     differences = [(-10 - 3) / 200, (-11 - 11) / 200]
     half = student.ppf(.975, 1) * abs(differences[0] - differences[1]) / 2
     assert (gain.versus.mean, gain.versus.high) == pytest.approx((sum(differences) / 2, sum(differences) / 2 + half))
+
+
+@pytest.mark.parametrize(("cut", "said"), [(40, ("9", "70", "44%", "train.length=128")), (0, ("9", "70"))])
+def test_text_and_the_length_that_keeps_it_stand_beside_the_result(cut: int, said: tuple[str, ...]) -> None:
+    facts = {"records": 9, "cut_records": min(cut, 5), "answer_tokens": 90, "cut_tokens": cut, "used_tokens": 70,
+             "usual_length": 80}
+    changed = {"provenance": {"data_facts": facts}, "header": {"config": {"train": {"length": 32}}}}
+    told = told_gain(parse_events([{**e, **changed.get(e["event"], {})} for e in events()]).study)
+    assert all(part in told for part in said)
+    assert ("train.length" in told) == (cut > 0)

@@ -48,9 +48,7 @@ def test_best_json_holds_every_card_and_the_delivered_loss() -> None:
 def test_failures_and_warnings_say_what_to_do() -> None:
     runs = [make_events(wins=False), changed("surrogate_check", spearman_good=-.2),
             changed("measured", measured_bytes=10**9),
-            changed("final", curve=[[40, 4.0], [80, 3.5]], steps=80, kept_step=80),
-            changed("provenance", changed("header", config={"train": {"length": 9}}), data_facts={
-                "records": 9, "cut_records": 5, "answer_tokens": 90, "cut_tokens": 40, "usual_length": 80})]
+            changed("final", curve=[[40, 4.0], [80, 3.5]], steps=80, kept_step=80)]
     cards = [c for events in runs for c in checks(study_of(events)) if c.status in (WARN, FAIL)]
     assert {c.name for c in cards} == {"beats_simple", *(name for name, *_ in QUESTIONS)}
     assert all(c.action.endswith(".") for c in cards)

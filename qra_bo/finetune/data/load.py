@@ -122,13 +122,9 @@ def _check_cut(cfg: UserData, facts: BlockFacts, length: int, source: str) -> No
     if facts.cut_share <= cfg.max_cut:
         return
     accepted = math.ceil(100 * facts.cut_share) / 100
-    way = f"Raise train.length ({facts.usual_length} tokens keep 95% of the records whole, and take more memory)" \
-        if facts.usual_length > length else \
-        "At most 5% of the records are longer: split or drop these, raise train.length, which takes more memory"
     raise DataError(
-        f"data.max_cut accepts that {cfg.max_cut:.0%} of the answer tokens are cut off, and train.length={length} cuts "
-        f"{facts.cut_share:.1%} of those in the training records of {source}. {way}, or accept it "
-        f"with data.max_cut={accepted:g}")
+        f"data.max_cut accepts {cfg.max_cut:.0%} of cut answer tokens; of {source} {facts.told_cut(length)}. Raise "
+        f"train.length, which takes more memory, split the long records, or accept it with data.max_cut={accepted:g}")
 
 
 def data_notes(data_cfg: DataConfig, data: DataSplits) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -77,6 +78,18 @@ class BlockFacts:
     def cut_share(self) -> float:
         """Share of the answer tokens that were cut off."""
         return self.cut_tokens / max(1, self.answer_tokens)
+
+    @property
+    def whole_length(self) -> int:
+        """Length that keeps 95 % of the records whole, a multiple of 64."""
+        return 64 * math.ceil(self.usual_length / 64)
+
+    def told_cut(self, length: int) -> str:
+        """Say what rows of ``length`` tokens cut off, and which length keeps most records whole; empty for nothing."""
+        keeps = f"; train.length={self.whole_length} keeps 95 % of the records whole"
+        return "" if not self.cut_records else (
+            f"train.length={length} cuts {self.cut_records / self.records:.0%} of the training records and "
+            f"{self.cut_share:.0%} of the answer tokens{keeps if self.usual_length > length else ''}")
 
 
 @dataclass(frozen=True)
