@@ -1,7 +1,6 @@
 """``python -m qra_bo.runs list|show|chat``: the runs in a folder, the result of one, and its model's answers."""
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from qra_bo.report.side_by_side import FoundRun, find_runs
 from qra_bo.report.tables import print_line, print_result, print_runs
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import UserError, from_system
-from qra_bo.utils.process import prepare, print_whole
+from qra_bo.utils.process import check_printed, prepare
 from qra_bo.utils.redact import printable
 
 ANSWER_TOKENS = 256
@@ -89,11 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 with one message on stderr where the input can't work."""
     args = build_parser().parse_args(arguments)
-    out = io.StringIO()  # of what is printed at once: half an answer on a full disk is none
     try:
-        args.run(args, Console() if args.command == "chat" or sys.stdout.isatty() else Console(file=out))
-        if text := out.getvalue():
-            print_whole(text.rstrip("\n"))
+        args.run(args, Console())
+        check_printed()
     except (UserError, OSError) as error:
         known = error if isinstance(error, UserError) else from_system(error)
         if known is None:

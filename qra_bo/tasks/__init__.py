@@ -10,6 +10,7 @@ from contextlib import suppress
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.config.presets import preset_notes
 from qra_bo.utils.errors import DataError, DeviceError, ModelError, UserError
+from qra_bo.utils.process import check_printed
 
 
 def run_task(config: RunConfig) -> int:
@@ -23,7 +24,9 @@ def run_task(config: RunConfig) -> int:
         if config.task in ("search", "finetune"):
             from qra_bo.pipeline.run import run  # loads matplotlib
             return run(config).exit_status
-        return int(importlib.import_module(f"qra_bo.tasks.{config.task}").run(config))
+        status = int(importlib.import_module(f"qra_bo.tasks.{config.task}").run(config))
+        check_printed()  # the answer of these; that of a run is in its folder
+        return status
     except (DeviceError, ModelError, DataError) as error:
         missing = config.data.kind == "hub" or not isinstance(error, DataError)
         if missing and config.task in ("search", "finetune", "profile"):

@@ -5,7 +5,8 @@ import io
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import util
 from typing import Any, TextIO, cast
 
@@ -30,10 +31,20 @@ class TolerantStream:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = io.TextIOBase() if stream is None else stream  # whose writing is refused
+        self.lost: OSError | None = None  # why text that somebody may read was dropped
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except (BrokenPipeError, ValueError):  # nobody reads it; a closed file is a ValueError
+            pass
+        except OSError as error:
+            self.lost = error
 
     def write(self, text: str) -> int:
         """Write what can be written; return the length of ``text``."""
-        with suppress(OSError, ValueError):  # a closed file is a ValueError
+        with self._dropping():
             try:
                 self._stream.write(text)
             except UnicodeEncodeError:
@@ -43,7 +54,7 @@ class TolerantStream:
 
     def flush(self) -> None:
         """Flush the stream, if it still can be."""
-        with suppress(OSError, ValueError):
+        with self._dropping():
             self._stream.flush()
 
     def isatty(self) -> bool:
@@ -61,21 +72,12 @@ def tolerant(stream: TextIO | None) -> TextIO:
     return stream if isinstance(stream, TolerantStream) else cast(TextIO, TolerantStream(stream))
 
 
-def print_whole(text: str) -> None:
-    """Print what a program reads, all of it, where there is a reader.
-
-    Raises:
-        OutputError: If stdout takes no more, for example of a full disk: half an answer is none.
-    """
-    stream = sys.stdout._stream if isinstance(sys.stdout, TolerantStream) else sys.stdout
-    try:
-        stream.write(text + "\n")
-        stream.flush()
-    except (BrokenPipeError, io.UnsupportedOperation):  # nobody reads it
-        pass
-    except OSError as error:
+def check_printed() -> None:
+    """Raise ``OutputError`` if stdout did not take all that was printed, as on a full disk: half an answer is none."""
+    sys.stdout.flush()
+    if isinstance(sys.stdout, TolerantStream) and (error := sys.stdout.lost) is not None:
         raise OutputError(f"the answer could not be written to standard output ({error.strerror}); make space, or "
-                          "write it elsewhere, and run the same command again") from error
+                          "write it elsewhere, and run the same command again")
 
 
 def interpreter(code: str, *arguments: str) -> list[str]:

@@ -1,24 +1,25 @@
 """``task=memory``: what it prints, and that it needs neither weights nor torch; and what a search prints without."""
 
-import errno
-import io
 import json
-import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from qra_bo import runs
 from qra_bo.cli.app import main
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.pricing import make_memory, make_plan
+from qra_bo.report import html
 from qra_bo.tasks.memory import plan_lines
 from qra_bo.utils import device as device_module
 from qra_bo.utils.device import planned_device
 from qra_bo.utils.process import tolerant
+from tests.report.fixtures import make_events, write_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -64,15 +65,19 @@ def test_json_stands_alone_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     assert captured.err.startswith("qra_bo: a budget of 10 bytes")
 
 
-def test_json_that_a_full_disk_cuts_off_is_an_error(monkeypatch: pytest.MonkeyPatch,
-                                                    capfd: pytest.CaptureFixture[str]) -> None:
-    class Full(io.StringIO):
-        def write(self, text: str) -> int:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(sys, "stdout", tolerant(Full()))
-    assert main(["task=memory", "+model=tiny", "budget=1GB", "memory.format=json", "device=cpu"]) == 2
-    assert "standard output" in capfd.readouterr().err
+@pytest.mark.parametrize("words", [
+    ["task=memory", "+model=tiny", "budget=1GB", "memory.format=json"], ["task=memory", "+model=tiny", "budget=1GB"],
+    ["task=report", "out={run}"], ["list", "{run}"], ["show", "{run}"]])
+def test_an_answer_that_a_full_disk_cuts_off_is_an_error(
+        words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", make_events())
+    monkeypatch.setattr(html, "drawn", lambda d: {})
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", tolerant(full))
+        assert (runs.main if "=" not in words[0] else main)([word.format(run=run) for word in words]) == 2
+        with suppress(OSError):
+            full.close()
+    assert capfd.readouterr().err.count("standard output") == 1
 
 
 def test_memory_task_loads_no_torch() -> None:
