@@ -12,15 +12,19 @@ from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.stored import code_bits
 from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.decoder import OWN_CODE, check_mixture, spec_from_hf_config, spec_from_numbers, with_adapters
+from qra_bo.space.decoder import (
+    EXPERT_COUNTS,
+    OWN_CODE,
+    check_mixture,
+    spec_from_hf_config,
+    spec_from_numbers,
+    with_adapters,
+)
 from qra_bo.utils.errors import ModelError
 
 NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "tied",
            "attention_bias", "n_experts", "experts_per_token")
 """Keys of ``conf/model`` that ``spec_from_numbers`` takes, beside the family."""
-
-EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
-"""Names of the number of experts in configurations of transformers."""
 TOKENS_AN_INPUT = 10
 """Tokens for each input of a linear from which GPTQ chooses codes as good for new text as for its own."""
 

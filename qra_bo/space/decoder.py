@@ -89,8 +89,9 @@ MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
 Each expert is two linears: ``gate_up``, which PEFT's own rules for experts do not rename, and ``down``."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt_neox", *MIXTURES)
 """Families whose spec follows from numbers alone; others need their transformers configuration."""
-
-MOST_LAYERS = 10_000
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Names of the number of experts in configurations of transformers."""
+MOST_LAYERS, MOST_EXPERTS = 10_000, 1024
 """More are a mistake, and would be listed for hours."""
 MOST_SIZE = 2**20
 """Of widths, heads and rows in a configuration: products of three are bytes that torch can count."""
@@ -145,9 +146,9 @@ def spec_from_numbers(name: str, family: str, *, n_layers: int, hidden_size: int
             or bool(n_experts) != bool(experts_per_token):
         raise ModelError(f"model {name!r}: n_experts and experts_per_token, at most as many, belong to the families "
                          f"{', '.join(MIXTURES)} alone; got {n_experts} and {experts_per_token} of family {family!r}")
-    if min(sizes.values()) <= 0 or n_heads % n_kv_heads or n_layers > MOST_LAYERS:
-        raise ModelError(f"model {name!r}: every size must be positive, n_layers at most {MOST_LAYERS}, and n_kv_heads "
-                         f"must divide n_heads; got {sizes}")
+    if min(sizes.values()) <= 0 or n_heads % n_kv_heads or n_layers > MOST_LAYERS or n_experts > MOST_EXPERTS:
+        raise ModelError(f"model {name!r}: every size must be positive, n_layers at most {MOST_LAYERS}, n_experts at "
+                         f"most {MOST_EXPERTS}, and n_kv_heads must divide n_heads; got {sizes}")
     prefix = "gpt_neox.layers" if family == "gpt_neox" else "model.layers"
     linears = tuple(_linear(f"{prefix}.{layer}.{path}", out, inn, bias) for layer in range(n_layers)
                     for path, out, inn, bias in _shapes(family, hidden_size, intermediate_size, n_heads, n_kv_heads,
@@ -294,11 +295,13 @@ def check_sizes(config: Any) -> None:
     text = config.get_text_config()
     unlike = getattr(text, "per_layer_attributes", None) or ()  # which ``_check_dense`` refuses
     sizes = {name: getattr(text, name, None) for name in _SIZES.difference(unlike)}
-    most = {"num_hidden_layers": MOST_LAYERS}
+    sizes |= {name: getattr(text, name, None) or 1 for name in EXPERT_COUNTS}  # 0 without
+    most = {"num_hidden_layers": MOST_LAYERS} | dict.fromkeys(EXPERT_COUNTS, MOST_EXPERTS)
     if wrong := sorted(f"{name}={str(size)[:40]}" for name, size in sizes.items()
                        if isinstance(size, int) and not 0 < size <= most.get(name, MOST_SIZE)):
         raise ModelError(f"the configuration of this {config.model_type!r} has {', '.join(wrong)}: sizes must be above "
-                         f"0 and at most {MOST_SIZE:,}, and layers at most {MOST_LAYERS:,}; copy the model again")
+                         f"0 and at most {MOST_SIZE:,}, layers at most {MOST_LAYERS:,} and experts at most "
+                         f"{MOST_EXPERTS:,}; copy the model again")
 
 
 def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_code: bool = False) -> DecoderSpec:

@@ -10,6 +10,7 @@ A token is trained where it overlaps such characters, as in transformers' mask o
 turn is trained too, with a line break after it, as in the templates with marks that TRL ships.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from jinja2 import Environment, TemplateError, nodes
+from jinja2 import Environment, TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qra_bo.finetune.data.conversations import REASONING, Conversation, Message
@@ -45,8 +46,11 @@ TODAY = date(2024, 7, 26)
 """
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_RANGE = re.compile(r"\brange\s*\(")
 _PLACEHOLDER = "\ue000placeholder\ue000"
+COUNTER = "{% set qra_bo = namespace(passes=0) %}\n"
+COUNT = "{% set qra_bo.passes = qra_bo.passes + 1 %}{% if qra_bo.passes > 200000 %}" \
+    "{{ raise_exception('it takes over 200,000 passes of loops and macros and may never end') }}{% endif %}"
+"""What counts the passes in one text, far more than a conversation has; a line break ends the tags as it did before."""
 _AT_ONCE = 256
 """Conversations tokenised at once: their character offsets take much memory."""
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -130,10 +134,8 @@ class ChatTemplate:
               marks: bool = False) -> tuple[str, list[Span]]:
         """Render ``messages``; ``begin`` adds the beginning of an answer, ``marks`` returns the generation's marks."""
         source = _CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), self.source(tools))
-        if len(_RANGE.findall(source)) > 1 and _nests_ranges(source):
-            raise TemplateError("it counts within a count: ranges in ranges may never end")
         texts, spans = render_jinja_template(
-            conversations=[list(messages)], tools=tools, chat_template=source, add_generation_prompt=begin,
+            conversations=[list(messages)], tools=tools, chat_template=_counted(source), add_generation_prompt=begin,
             return_assistant_tokens_mask=marks, **self.tokenizer.special_tokens_map)
         return texts[0], spans[0] if marks else []
 
@@ -184,12 +186,20 @@ class ChatTemplate:
         return self._around[source]
 
 
-def _nests_ranges(source: str) -> bool:
-    """Whether a loop over a range stands in another one: jinja bounds each of them alone."""
-    text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)  # a tag of transformers
-    loops = [loop for loop in Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text).find_all(nodes.For)
-             if "range" in {name.name for name in loop.iter.find_all(nodes.Name)}]
-    return any(inner in loops for loop in loops for part in loop.body for inner in (part, *part.find_all(nodes.For)))
+@functools.cache
+def _counted(source: str) -> str:
+    """Return the template with ``COUNT`` at the start of every loop and macro: jinja bounds each range alone."""
+    parts, opened, before = [COUNTER], "", ""
+    for _, kind, text in Environment(trim_blocks=True, lstrip_blocks=True).lex(source):  # as transformers reads it
+        parts.append(text)
+        if kind == "operator" and text == "**" and before not in ("(", ","):  # behind these it unpacks
+            raise TemplateError("it has powers of numbers, which may never end")
+        if kind == "block_end" and opened in ("for", "macro"):
+            parts.append(COUNT + "\n" * text.endswith("\n"))
+        opened = text if before == "" else opened
+        if kind != "whitespace":
+            before = "" if kind == "block_begin" else text
+    return "".join(parts)
 
 
 def _check_reasoning(conversation: Conversation, text: str) -> None:

@@ -92,6 +92,8 @@ def stored_header(path: Path) -> Header:
 
 @cache
 def _read(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not path.is_file():  # a pipe would wait for ever
+        raise ValueError("it is a folder, a pipe or a device")
     reader = QuickReader(str(path))
     values = {name: field.contents() for name, field in reader.fields.items() if len(field.data) == 1}
     if any(n > MOST_LAYERS for name, n in values.items() if name.endswith(".block_count")):  # each would be listed
