@@ -35,7 +35,8 @@ CPU_LR, CPU_WIDTH = 2e-3, 576
 
 def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     """Return further overrides for what the given ones leave open: the trainer, the budget, which a given allocation
-    or a named card brings, the user's data where ``data.path`` is a file, and no bits beside stored codes.
+    or a named card brings, the user's data where ``data.path`` is a file, no bits beside stored codes, and no options
+    of the default method beside a class of the user's own.
 
     What a profile chooses stays: a trainer or a budget other than the default of ``conf/config.yaml``.
 
@@ -53,6 +54,8 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     path = data.get("path") if isinstance(data := raw.get("data"), Mapping) else None
     if "data.path" in given and "data" not in given and isinstance(path, str) and Path(path).expanduser().is_file():
         chosen.append("data=jsonl")
+    if "method._target_" in given and "method" not in given:
+        chosen.append("method=_own")
     budget = OF_ALLOCATION if raw.get("task") == "finetune" else None if raw.get("gpu") is None else "auto"
     if budget is not None and "budget" not in given and raw.get("budget") == _default_budget():
         chosen.append(f"budget={budget}")

@@ -1,6 +1,7 @@
 """An oracle of the user's own package: one YAML in a --config-dir and nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,12 +41,19 @@ def test_own_oracle_can_not_have_the_name_of_another(name: str) -> None:
 
 
 @pytest.mark.parametrize("given", [
-    ["method=random", "method._target_=mine.Swap"], ["method._target_=mine.Swap"], ["method=random",
-    "method.name=structured"], ["method=autoqra", "method.first._target_=mine.Swap"]])
+    ["method=random", "method._target_=mine.Swap"], ["method=random", "method.name=structured"],
+    ["method=autoqra", "method.first._target_=mine.Swap"]])
 def test_own_method_can_not_have_the_name_of_another(given: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"^method\.name=.*give method\.name=NAME too"):
         load_config(["+model=tiny", *given])
     assert load_config(["+model=tiny", *given, "method.name=mine"]).method.name == "mine"
+
+
+@pytest.mark.parametrize("more", [{}, {"changes": 3}, {"rates": None, "changes": 1.5}])
+def test_own_class_alone_takes_no_options_of_the_default(more: dict[str, Any]) -> None:
+    given = [f"method.{key}={'null' if value is None else value}" for key, value in more.items()]
+    method = load_config(["+model=tiny", "method._target_=mine.Swap", *given]).method
+    assert (method.name, method.target) == ("own", {"_target_": "mine.Swap", **more})
 
 
 def test_stored_configuration_imports_no_target() -> None:
