@@ -1,7 +1,9 @@
 """The executor contract, what all executors share, and the executor that calls its oracle in this process."""
 
 import pkgutil
+import sysconfig
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -71,11 +73,14 @@ def failure(state: TrialState, message: str, new_steps: int, seconds: float) -> 
 def failure_of(error: BaseException, new_steps: int, seconds: float) -> TrialResult:
     """Return the result that an exception of ``evaluate`` stands for: ``oom`` if memory ran out, else ``failed``.
 
-    Its message is the exception's type and the first line of its text.
+    Its message is the exception's type, the first line of its text, and where it was raised, outside of libraries.
     """
     state = TrialState.OOM if is_out_of_memory(error) else TrialState.FAILED
     first = (str(error).splitlines() or [""])[0]
-    return failure(state, f"{type(error).__name__}: {first}", new_steps, seconds)
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return failure(state, f"{type(error).__name__}: {first}{place}", new_steps, seconds)
 
 
 class Executor(ABC):

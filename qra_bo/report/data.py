@@ -83,6 +83,11 @@ class ReportData:
         kind = self.header.oracle
         return None if kind == "finetune" else labels.get(kind, f"PROXY: results of the oracle {kind!r}")
 
+    @property
+    def loss_text(self) -> str:
+        """Name of the loss in figures and tables, with its unit where that is known."""
+        return "loss in nats per token" if self.header.unit else "loss of the oracle"
+
     @cached_property
     def points(self) -> tuple[Trial, ...]:
         """Points of the search and references, in journal order."""

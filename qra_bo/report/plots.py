@@ -64,7 +64,7 @@ def pareto(d: ReportData) -> Figure | None:
         ax.scatter([winner.predicted_bytes / style.MB], [min(loss_of(winner), top)], marker="*", s=220,
                    color=style.VERMILLION, edgecolors=style.PAPER, label="winner", zorder=6)
     ax.margins(x=0.12, y=0.1)
-    dress(ax, f"predicted {d.header.scope} memory (MB)", "validation loss (nats per token)")
+    dress(ax, f"predicted {d.header.scope} memory (MB)", f"validation {d.loss_text}")
     legend(fig, ax)
     return fig
 
@@ -113,7 +113,7 @@ def confirmation(d: ReportData) -> Figure | None:
     ax.set_yticks([0.0, 1.0], ["mean, 95 %", "each seed"])
     ax.set_ylim(-0.6, 1.5)
     ax.margins(x=0.08)
-    dress(ax, "difference in test loss (nats)")
+    dress(ax, f"difference in test loss{d.header.unit and ' (nats)'}")
     return fig
 
 

@@ -45,7 +45,7 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
         wide = console.width >= WIDE
         kept = [i for i, column in enumerate(story.COLUMNS) if wide or column not in AVERAGES]
         names = [story.COLUMNS[i] if wide else story.COLUMNS[i].replace(" ", "\n") for i in kept]
-        console.print(_table(f"Compared (loss in nats per token; test loss: {story.tested(d)})", names,
+        console.print(_table(f"Compared ({d.loss_text}; test loss: {story.tested(d)})", names,
                              [[r.cells[i] for i in kept] for r in rows], bold=rows[0].role if rows else "", left=2))
     else:
         if d.proxy_label:
@@ -54,7 +54,7 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
             print_line(console, own)
         figures = f"{head.figure} ({head.interval})" if head.interval else head.figure
         print_line(console, f"Result: {head.sentence} {figures}".rstrip())
-        print_line(console, f"Compared (loss in nats per token; test loss: {story.tested(d)}):")
+        print_line(console, f"Compared ({d.loss_text}; test loss: {story.tested(d)}):")
         for r in rows:
             named = zip(story.COLUMNS, r.cells, strict=True)
             print_line(console, "  " + ", ".join(f"{k} {v}" if k else v for k, v in named))

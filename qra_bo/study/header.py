@@ -9,7 +9,7 @@ from pydantic import AfterValidator, StrictInt, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 from typing_extensions import TypedDict
 
-from qra_bo.oracle.protocol import FINETUNE
+from qra_bo.oracle.protocol import FINETUNE, SYNTHETIC
 from qra_bo.space import StorageFormat, average_bits
 from qra_bo.trials import Stored
 
@@ -131,6 +131,11 @@ class Header(Effort):
         rounded, as of stored codes, the file's own."""
         return average_bits(bits, np.array(self.unit_numel)) if self.stored is None else \
             float(self.stored["average_bits"])
+
+    @property
+    def unit(self) -> str:
+        """Unit of losses, behind a number; empty for an oracle of the user's own, whose objective may be anything."""
+        return " nats" if self.oracle in (FINETUNE, SYNTHETIC) else ""
 
     @property
     def trains(self) -> bool:

@@ -151,10 +151,10 @@ def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
 _COMPARE = "Run the same command with effort=quick and the same out=, which compares on more seeds."
 TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
     VerdictKind.BETTER: (
-        PASS, "{mixed} are better than the best simple choice, {reference}: {gain} nats lower loss, "
-        "{perplexity} % lower perplexity.", ""),
+        PASS, "{mixed} are better than the best simple choice, {reference}: {gain} lower loss"
+        "{perplexity}.", ""),
     VerdictKind.AHEAD: (
-        WARN, "{mixed} are ahead of the best simple choice, {reference}, by {gain} nats on {seeds} "
+        WARN, "{mixed} are ahead of the best simple choice, {reference}, by {gain} on {seeds} "
         f"unseen training seeds; {LEAST_SEEDS} are needed to call that better.", "{more_seeds}"),
     VerdictKind.UNRESOLVED: (
         WARN, "The best simple choice is taken, {reference}: the advantage of the best mixed allocation is not "
@@ -202,7 +202,7 @@ def told(study: Study, v: Verdict) -> Told:
         sentence = "So far nothing beats the best simple choice, {reference}." if v.reference else \
             "There is no simple choice to compare with yet."
     fields = _fields(study, v)
-    return Told(status, sentence.format_map(fields), *_number(v), action.format_map(fields))
+    return Told(status, sentence.format_map(fields), *_number(v, study.header.unit), action.format_map(fields))
 
 
 def verdict_card(study: Study) -> Card:
@@ -214,7 +214,7 @@ def verdict_card(study: Study) -> Card:
 
 def _fields(study: Study, v: Verdict) -> dict[str, object]:
     """Return what the texts name."""
-    d, config = v.versus_simple or v.versus_uniform, study.header.config
+    d, config, unit = v.versus_simple or v.versus_uniform, study.header.config, study.header.unit
     names = {key: DASH if a is None else study.name(a) for key, a in (
         ("candidate", v.candidate), ("reference", v.reference), ("delivered", v.delivered), ("chosen", study.chosen))}
     most = config.get("confirm", {}).get("seeds", LEAST_SEEDS)
@@ -233,7 +233,8 @@ def _fields(study: Study, v: Verdict) -> dict[str, object]:
         "more_seeds": AGAIN if most < LEAST_SEEDS else "Run the same command with effort=normal and the same out=, "
         f"which compares on {LEAST_SEEDS} seeds or more."}
     if d is not None:
-        found |= {"gain": f"{abs(d.mean):.4f}", "perplexity": f"{100 * -math.expm1(d.mean):.1f}", "seeds": d.seeds}
+        found |= {"gain": f"{abs(d.mean):.4f}{unit}", "seeds": d.seeds,
+                  "perplexity": f", {100 * -math.expm1(d.mean):.1f} % lower perplexity" if unit else ""}
     return found
 
 
@@ -245,30 +246,30 @@ def _expected(study: Study, v: Verdict, names: Mapping[str, str]) -> str:
         return f"Predicted, not searched: {names['delivered']}. " + (
             "No uniform choice is on the ladders to compare with." if v.reference is None else
             f"The best simple choice is {names['reference']}.")
-    found = "" if p.mixed is None else f": {signed(p.mixed.mean)} nats predicted for the best mixed allocation (95 % " \
-        f"interval {signed(p.mixed.low)} to {signed(p.mixed.high)})"
+    found = "" if p.mixed is None else f": {signed(p.mixed.mean)}{study.header.unit} predicted for the best mixed " \
+        f"allocation (95 % interval {signed(p.mixed.low)} to {signed(p.mixed.high)})"
     return f"No benefit expected from mixing bits and ranks{found}. The best simple choice is delivered, " \
         f"{names['reference']}."
 
 
-def _number(v: Verdict) -> tuple[str, str, str]:
+def _number(v: Verdict, unit: str) -> tuple[str, str, str]:
     """Return figure, evidence and short form of the difference to the best simple choice, and in the evidence that to
     the best uniform one where it is another; empty without any."""
     d, further = v.versus_simple or v.versus_uniform, v.versus_uniform
     if d is None:
         return "", "", ""
-    figure, evidence, short = _worded(v, d)
+    figure, evidence, short = _worded(v, d, unit)
     if further is d:
         return figure, f"against the best uniform choice; {evidence}", short
     return figure, evidence if further is None else \
-        f"{evidence}; against the best uniform choice {_worded(v, further)[2]}", short
+        f"{evidence}; against the best uniform choice {_worded(v, further, unit)[2]}", short
 
 
-def _worded(v: Verdict, d: Difference) -> tuple[str, str, str]:
+def _worded(v: Verdict, d: Difference, unit: str) -> tuple[str, str, str]:
     """Return figure, evidence and short form of one difference."""
     beyond = "" if d.expected == d.mean else f"; {signed(d.expected)} predicted for {d.objective_steps} steps"
     mean, interval = signed(d.mean), f"{signed(d.low or 0.0)} to {signed(d.high or 0.0)}"
-    figure, short = f"{mean} nats", f"{mean} [{interval.replace(' to ', ', ')}]"
+    figure, short = f"{mean}{unit}", f"{mean} [{interval.replace(' to ', ', ')}]"
     if d.evidence is Evidence.UNSEEN_SEEDS:
         over = " over seeds and text" if d.over_text else ""
         return figure, f"95 % interval {interval}{over}; {d.seeds} unseen training seeds, {d.steps} steps, test " \

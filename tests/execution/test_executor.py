@@ -70,10 +70,11 @@ FAULTS = (("kill", TrialState.FAILED, "killed by SIGKILL"), ("exit", TrialState.
 
 def test_a_fault_is_a_result_and_the_next_request_is_served(faulty: Any) -> None:
     executor = faulty(deadline=1.5, **{f"at{i}": fault for i, (fault, *_) in enumerate(FAULTS)}, at8="bug")
-    for _, state, message in FAULTS:
+    for fault, state, message in FAULTS:
         found = executor.evaluate(REQUEST, quiet)
         assert (found.state, found.loss) == (state, None)
         assert message in found.message
+        assert (".py, line " in found.message) == (fault in ("raise", "memory", "allocator", "device")), found.message
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
     with pytest.raises(OracleError, match=r"(?s)realised rank differs.*Traceback"):
         executor.evaluate(REQUEST, quiet)
