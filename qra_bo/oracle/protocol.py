@@ -9,7 +9,7 @@ from qra_bo.trials import TrialResult, TrialSpec
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``: called now and then, for the display."""
 FINETUNE, SYNTHETIC = "finetune", "synthetic"
-"""Names of the oracle that really fine-tunes, and of the planted landscape in its unit; others are of the user's own."""
+"""Names of the oracle that really fine-tunes, and of the planted landscape in its unit; others are the user's own."""
 TRAINING = "train"
 """``what`` of optimiser steps: they alone measure how far a trial got."""
 

@@ -1,12 +1,18 @@
 """Tables of README and pages are those of the committed results, and what they name exists."""
 
 import re
+from dataclasses import fields
 from itertools import product
 
 from bench.choices import markdown
 from bench.pages.blocks import DOCS, read, refreshed
 from bench.pages.tables import TABLES
+from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import BITS, FORMATS
+from qra_bo.study.events import FinishedTrial, Provenance
+from qra_bo.study.lines import KINDS, decode, encode
+from qra_bo.trials import RESERVED
+from tests.report.test_golden import best, events
 
 PAGES = sorted(DOCS.rglob("*.md"))
 
@@ -29,3 +35,17 @@ def test_storage_formats_are_those_that_the_pages_name() -> None:
     *fewer, most = map(str, BITS)
     page = DOCS / "reference" / "configuration.md"
     assert f"of {', '.join(fewer)} and {most} |" in page.read_text(encoding="utf-8")
+
+
+def test_journal_and_result_have_the_fields_that_their_page_names() -> None:
+    first, second = (DOCS / "reference" / "journal.md").read_text(encoding="utf-8").split("## best.json")
+    rows = {kind: set(re.findall(r"`(\w+)`", named))
+            for kind, named in re.findall(r"^\| `(\w+)` \|.*?\|(.*)", first, re.M)}
+    rows["header"] = rows["header"] - {"extension"} | rows["extension"]
+    rows["trial"] -= {"workers", "sequence_losses"}
+    written = {event.kind: set(encode(event.record)) - RESERVED - {"schema_version"} for event in map(decode, events())
+               if isinstance(event.record, ProfileResult | FinishedTrial)}
+    assert rows.pop("provenance")
+    assert rows == written | {kind: {field.name for field in fields(record)} for kind, record in KINDS.items()
+                              if record not in (ProfileResult, FinishedTrial, Provenance)}
+    assert set(re.findall(r"`(\w+)`", second)) == set(best())

@@ -1,6 +1,7 @@
 """Every command and snippet of README and docs: run at a small effort, or composed where it is long or takes a GPU."""
 
 import importlib.util
+import itertools
 import pydoc
 import re
 import shlex
@@ -62,7 +63,9 @@ def make_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my.jsonl").write_text("".join(f'{{"question": "a", "answer": "b{i}"}}\n' for i in range(10)))
     (tmp_path / "questions.jsonl").write_text('{"question": "a", "choices": ["b", "c"], "answer": "b"}\n')
     (tmp_path / "outputs").mkdir()
-    (tmp_path / "bench").symlink_to(ROOT / "bench")
+    for name in ("bench", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     for module in (qra_bo.pipeline.run, qra_bo.pipeline.listeners):  # drawing has tests of its own
@@ -72,7 +75,7 @@ def make_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def smaller(overrides: list[str]) -> list[str]:
     """With the least effort in every key that is not given."""
-    keys = {o.lstrip("+").split("=")[0] for o in overrides}
+    keys = {o.lstrip("+").split("=")[0].removesuffix("._target_") for o in overrides}
     if "task=memory" in overrides or "task=report" in overrides:
         return overrides
     return [*overrides, *(f"{key}={value}" for key, value in SMALL.items() if key not in keys)]
@@ -98,6 +101,7 @@ def run_or_compose(overrides: list[str], there: Path) -> None:
 
 
 def check(words: list[str], there: Path) -> None:
+    words = list(itertools.dropwhile(lambda word: re.match(r"[A-Z]+=", word), words))
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert all(w in targets for w in words[1:] if "=" not in w), words
