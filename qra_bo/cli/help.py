@@ -33,9 +33,10 @@ Tasks
   task=report         the report of a finished run
 
 Examples
-  python -m qra_bo task=memory +model=llama3_1_8b_instruct gpu=rtx4090
-  python -m qra_bo +model=qwen2_5_7b_instruct budget=8GB data=jsonl data.path=chat.jsonl
-  python -m qra_bo task=finetune +model=NAME allocation=outputs/RUN/best.json data=jsonl data.path=newer.jsonl
+  python -m qra_bo task=memory +model=qwen2_5_7b_instruct gpu=rtx4090 data=jsonl data.path=chat.jsonl
+  python -m qra_bo task=finetune +model=qwen2_5_7b_instruct allocation=uniform:4,16 data=jsonl data.path=chat.jsonl
+  python -m qra_bo +model=qwen2_5_7b_instruct budget=6GB effort=quick data=jsonl data.path=chat.jsonl
+  python -m qra_bo.runs chat outputs/RUN      the trained model answers; also: list, show
 
 --help all lists every key, --cfg job prints the configuration, --multirun starts a sweep. Documentation: docs/
 """

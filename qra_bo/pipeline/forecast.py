@@ -82,7 +82,8 @@ def parts_of(setting: Setting) -> list[Part]:
     if config.oracle.trains and steps is not None:
         validations = config.final.validations(steps)
         evaluated = len(validations) * config.eval.sequences * config.train.length * FORWARD_SHARE
-        parts.append(Part(f"{FINAL_PART} of {steps:,} steps", setting.trial_tokens(steps, "test") + evaluated))
+        alone = ", all that task=finetune does" if setting.given is None else ""
+        parts.append(Part(f"{FINAL_PART} of {steps:,} steps{alone}", setting.trial_tokens(steps, "test") + evaluated))
     return parts
 
 
