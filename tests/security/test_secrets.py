@@ -91,9 +91,9 @@ def test_no_shape_of_a_secret_reaches_the_files_of_a_run(monkeypatch: pytest.Mon
            *(f"++logger.{key}={text}" for key, text in SHAPES.items())]
     assert app.main(job) == 0
     written = {path.name: path.read_text(errors="replace") for path in out.iterdir() if path.is_file()}
-    assert written.keys() >= {"trials.jsonl", "report.html", "status.json", "best.json"}
+    assert written.keys() >= {"trials.jsonl", "report.json", "report.html", "status.json", "best.json"}
     assert {name: found for name, text in written.items() if (found := re.findall(r"Zq[0-9A].{9}", text))} == {}
-    config = json.loads(written["trials.jsonl"].split("\n")[0])["config"]["logger"]
+    config = json.loads(written["report.json"])["config"]["logger"]
     assert config["passphrase"] == "${oc.env:PHRASE}"
     assert config["of_a_list"] == ["a", "${oc.env:PHRASE}"]
     assert config["of_another_key"] == "${logger.passphrase}"
