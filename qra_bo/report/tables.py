@@ -65,7 +65,7 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
     for line in story.lines(d):
         print_line(console, line)
     if d.ended:
-        print_health(console, checks(d.study))
+        print_health(console, [card for card in checks(d.study) if card.action or card.status != UNKNOWN])
     for warning in d.warnings:  # lines that a damaged journal lacks change the numbers above
         print_line(console, f"Warning: {warning}")
     if files:

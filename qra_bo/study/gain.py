@@ -62,4 +62,4 @@ def told_gain(study: Study) -> str:
         cut = facts.told_cut(study.header.config["train"]["length"])
     return (f"{LEADS[gain.kind]}: untuned -> tuned test loss {number(gain.before)} -> {number(gain.after)} nats per "
             f"token ({signed(gain.after - gain.before)}; {interval}), perplexity {before} -> {after}, after "
-            f"{final.kept_step:,} steps{trained}, {tested}.{cut and f' {cut[0].upper()}{cut[1:]}.'}")
+            f"{final.kept_step:,} steps{trained}, {tested}.{cut and f' In training, {cut}.'}")

@@ -23,6 +23,7 @@ FALLING = 0.01
 """Fall of the loss in that part (nats) that shows an unfinished training: 1 % of the perplexity."""
 Answered = tuple[str, str, str]
 """Status, finding and action of an answer."""
+LONGER = "Train longer: final.epochs, final.max_steps or final.steps."
 
 
 def health(study: Study) -> list[Card]:
@@ -78,8 +79,9 @@ def _memory(study: Study) -> Answered:
     others = sum(not fitted for fitted in latest.values())
     fault = f"; {others} better allocations measured over it" if others else ": more than was promised" \
         if over < LEAST_OVER else ": part of the budget is unused" if over > MOST_OVER else ""
-    return (WARN, f"{found}{fault}.", "Search with a slightly smaller budget where it has to hold.") if fault else \
-        (PASS, f"{found}.", "")
+    action = "A slightly larger budget uses it." if over > MOST_OVER and not others else \
+        "Search with a slightly smaller budget where it has to hold."
+    return (WARN, f"{found}{fault}.", action) if fault else (PASS, f"{found}.", "")
 
 
 def _length(study: Study) -> Answered:
@@ -88,15 +90,14 @@ def _length(study: Study) -> Answered:
     if final is None:
         return UNKNOWN, "No final fine-tune was run.", ""
     if len(final.curve) < 2:
-        return UNKNOWN, "The final fine-tune was too short for two validations.", ""
+        return UNKNOWN, "The final fine-tune was too short for two validations.", LONGER
     curve, steps, kept = final.curve, final.steps, final.kept_step
     if kept < steps:
         return PASS, f"The final fine-tune's loss was least after {kept} of {steps} steps.", ""
     before = [loss for step, loss in curve if step <= (1 - LAST) * steps] or [curve[0][1]]
     fall = before[-1] - curve[-1][1]
     found = f"The final fine-tune's loss fell by {number(max(fall, 0.0))} nats in about its last fifth."
-    return (PASS, found, "") if fall <= FALLING else \
-        (WARN, found, "Train longer: final.epochs, final.max_steps or final.steps.")
+    return (PASS, found, "") if fall <= FALLING else (WARN, found, LONGER)
 
 
 QUESTIONS: tuple[tuple[str, str, Callable[[Study], Answered]], ...] = (

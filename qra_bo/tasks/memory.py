@@ -20,9 +20,9 @@ from qra_bo.memory.serving import ANY, gguf_bytes
 from qra_bo.pipeline.forecast import beginning, next_command, parts_of, recommendations, times, token_seconds
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.text import TextSize, text_size
+from qra_bo.report.next_steps import command
 from qra_bo.report.text import rough
 from qra_bo.study import Setting
-from qra_bo.utils.command import command
 from qra_bo.utils.errors import BudgetError, DataError, ModelError
 
 WIDTH = 120

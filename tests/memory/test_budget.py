@@ -114,8 +114,10 @@ def test_a_mix_is_priced_as_its_allocation_and_whole_bits_as_the_uniform_choice(
     assert resolve_budget(choice, MODEL, space) == allocation_bytes(MODEL, space, found)
     for bits in BITS:
         assert resolve_budget(f"mix:{bits}.0,3", MODEL, space) == resolve_budget(f"uniform:{bits},3", MODEL, space)
-    assert resolve_budget("mix:7,3", MODEL, space) == allocation_bytes(
-        MODEL, space, Allocation(("int8", "int8", "nf4", "int8"), (3,) * 4))  # the widths of the space around 7 bits
+    wide, absent = space_of(formats=("nf4", "fp16")), next(bits for bits in range(5, 16) if bits not in BITS)
+    found = simple_choice(parse_budget(f"mix:{absent},3"), wide)
+    assert set(found.formats) == {"nf4", "fp16"}  # the widths of the space around one that no format has
+    assert resolve_budget(f"mix:{absent},3", MODEL, wide) == allocation_bytes(MODEL, wide, found)
     with pytest.raises(SpaceError, match="between no two"):
         resolve_budget("mix:8.5,3", MODEL, space)
 
