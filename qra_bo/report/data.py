@@ -11,6 +11,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation
 from qra_bo.study import JOURNAL_NAME, Study, Verdict, read_journal, session_seconds, verdict_of
 from qra_bo.study.events import End
+from qra_bo.study.gain import told_gain
 from qra_bo.study.header import Header
 from qra_bo.study.lines import MOST_SHOWN, decode
 from qra_bo.study.verdict import Told, told
@@ -157,7 +158,7 @@ def parse_events(lines: Sequence[Mapping[str, Any]], warnings: Sequence[str] = (
             if isinstance(event.record, End):
                 ended_at = event.time
         data = ReportData(study, tuple(dict.fromkeys([*warnings, *study.warnings])), session_seconds(lines), ended_at)
-        _ = data.header, data.winner, data.told, data.equivalents  # what every view needs
+        _ = data.header, data.winner, data.told, data.equivalents, told_gain(study)  # what every view needs
         if {len(study.header.unit_numel), *(len(e.allocation) for e in study.trials)} != {len(study.header.units)}:
             raise ValueError("an allocation or the sizes have another number of units")
     except JournalError:

@@ -48,7 +48,7 @@ def run(config: RunConfig) -> int:
                       sequences=None if text is None else text.sequences)
     next_line = None if unread is not None else next_command(plan, config.words, setting)
     if text is not None and text.facts is not None and _cuts_too_much(config, text):  # a run would end with a message
-        next_line = command(config.words, {"train.length": str(text.facts.whole_length)})
+        next_line = command(config.words, {"train.length": str(text.facts.usual_length)})
     notes = preset_notes(config)
     if unread is None and config.oracle.trains:
         region = plan.budgets[0].advice.region if len(plan.budgets) == 1 else None

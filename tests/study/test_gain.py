@@ -9,6 +9,7 @@ from qra_bo.report.data import parse_events
 from qra_bo.report.story import answer
 from qra_bo.study.gain import GainKind, gain_of, told_gain
 from qra_bo.study.results import build_best
+from qra_bo.utils.errors import JournalError
 from tests.report.test_golden import events
 
 BEFORE = [[400.0, 100], [410.0, 100], [396.0, 100], [402.0, 100]]
@@ -64,8 +65,14 @@ def test_sequences_of_one_document_count_as_one() -> None:
 @pytest.mark.parametrize(("cut", "said"), [(40, ("9", "70", "44%", "train.length=128")), (0, ("9", "70"))])
 def test_text_and_the_length_that_keeps_it_stand_beside_the_result(cut: int, said: tuple[str, ...]) -> None:
     facts = {"records": 9, "cut_records": min(cut, 5), "answer_tokens": 90, "cut_tokens": cut, "used_tokens": 70,
-             "usual_length": 80}
+             "usual_length": 128}
     changed = {"provenance": {"data_facts": facts}, "header": {"config": {"train": {"length": 32}}}}
     told = told_gain(parse_events([{**e, **changed.get(e["event"], {})} for e in events()]).study)
     assert all(part in told for part in said)
     assert ("train.length" in told) == (cut > 0)
+
+
+@pytest.mark.parametrize("facts", [{"evil": 1}, [1], {"records": "x"}, {"records": 0, "cut_records": 1}])
+def test_odd_facts_of_a_foreign_journal_are_one_message(facts: Any) -> None:
+    with pytest.raises(JournalError):
+        parse_events([{**e, **({"data_facts": facts} if e["event"] == "provenance" else {})} for e in events()])

@@ -12,7 +12,7 @@ from qra_bo.finetune.data.jsonl import read_rows, records_of
 from qra_bo.finetune.data.options import DataConfig, HubData, PlaysData, TinyData, UserData
 from qra_bo.finetune.data.packing import assemble, pack
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
-from qra_bo.finetune.data.records import NO_LOSS, BlockFacts, DataSplits, Record, named_rng, split_records
+from qra_bo.finetune.data.records import NO_LOSS, DataSplits, Record, named_rng, split_records
 from qra_bo.utils.errors import DataError
 
 
@@ -76,7 +76,11 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, 
         return assemble(tokenizer, splits, length, data_cfg.calibration, seed, source, isolate)
     rendered = [render(split, data_cfg.render, tokenizer) for split in splits]
     data = assemble(tokenizer, rendered, length, data_cfg.calibration, seed, source, isolate)
-    _check_cut(data_cfg, data.train.facts, length, source)
+    if (share := data.train.facts.cut_share) > data_cfg.max_cut:
+        raise DataError(
+            f"data.max_cut accepts {data_cfg.max_cut:.0%} of cut answer tokens; of {source} "
+            f"{data.train.facts.told_cut(length)}. Raise train.length, which takes more memory, split long records, "
+            f"or accept it with data.max_cut={math.ceil(100 * share) / 100:g}")
     before, after = (sum(isinstance(r, Record) and bool(r.asked) for part in parts for r in part)
                      for parts in (splits, rendered))
     how = "chat" if after < before else "plain" if before else ""
@@ -116,15 +120,6 @@ def _example(tokenizer: Any, record: Record | Conversation, length: int) -> tupl
         zip(blocks.input_ids[0][:blocks.facts.used_tokens], blocks.labels[0], strict=False)
     return tuple((tokenizer.decode([int(token) for token, _ in group]), trained)
                  for trained, group in itertools.groupby(tokens, lambda pair: bool(pair[1] != NO_LOSS)))
-
-
-def _check_cut(cfg: UserData, facts: BlockFacts, length: int, source: str) -> None:
-    if facts.cut_share <= cfg.max_cut:
-        return
-    accepted = math.ceil(100 * facts.cut_share) / 100
-    raise DataError(
-        f"data.max_cut accepts {cfg.max_cut:.0%} of cut answer tokens; of {source} {facts.told_cut(length)}. Raise "
-        f"train.length, which takes more memory, split the long records, or accept it with data.max_cut={accepted:g}")
 
 
 def data_notes(data_cfg: DataConfig, data: DataSplits) -> list[str]:

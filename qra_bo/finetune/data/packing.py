@@ -136,8 +136,9 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
             at += len(ids)
     order = named_rng("pack", seed).permutation(len(bins))
     kept = sum(label != NO_LOSS for _, goal in pieces for label in goal)
+    usual = 64 * math.ceil(np.quantile(sizes, 0.95) / 64) if sizes else 0
     facts = BlockFacts(len(records), sum(size > length for size in sizes), answers, answers - kept,
-                       sum(len(ids) for ids, _ in pieces), math.ceil(np.quantile(sizes, 0.95)) if sizes else 0)
+                       sum(len(ids) for ids, _ in pieces), usual)
     used = np.array([sum(len(pieces[piece][0]) for piece in members) for members in bins], dtype=np.int64)
     longest = [max(members, key=lambda piece: len(pieces[piece][0])) for members in bins]
     return TokenBlocks(inputs[order], labels[order], None if positions is None else positions[order], facts,

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -64,7 +63,7 @@ class BlockFacts:
         answer_tokens: Tokens on which a loss could be taken.
         cut_tokens: Those of them that were cut off.
         used_tokens: Tokens in the rows that are no padding.
-        usual_length: Tokens that 95 % of the records do not exceed; 0 for plain texts.
+        usual_length: Multiple of 64 tokens that 95 % of the records do not exceed; 0 for plain texts.
     """
 
     records: int = 0
@@ -79,14 +78,9 @@ class BlockFacts:
         """Share of the answer tokens that were cut off."""
         return self.cut_tokens / max(1, self.answer_tokens)
 
-    @property
-    def whole_length(self) -> int:
-        """Length that keeps 95 % of the records whole, a multiple of 64."""
-        return 64 * math.ceil(self.usual_length / 64)
-
     def told_cut(self, length: int) -> str:
         """Say what rows of ``length`` tokens cut off, and which length keeps most records whole; empty for nothing."""
-        keeps = f"; train.length={self.whole_length} keeps 95 % of the records whole"
+        keeps = f"; train.length={self.usual_length} keeps 95 % of the records whole"
         return "" if not self.cut_records else (
             f"train.length={length} cuts {self.cut_records / self.records:.0%} of the training records and "
             f"{self.cut_share:.0%} of the answer tokens{keeps if self.usual_length > length else ''}")
