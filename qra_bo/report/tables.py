@@ -36,7 +36,8 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
     figures = f"{head.figure} ({head.interval})" if head.interval else head.figure
     parts = (d.proxy_label, told_gain(d.study), f"Result: {head.sentence} {figures}".rstrip())
     answer = Text(printable("\n".join(filter(None, parts))))
-    console.print(Panel(answer, border_style=TONES[head.tone]) if console.is_terminal else answer, soft_wrap=True)
+    console.print(Panel(answer, border_style=TONES[head.tone]) if console.is_terminal else answer,
+                  soft_wrap=not console.is_terminal)
     print_line(console, f"Compared ({d.loss_text}; test loss: {story.tested(d)}):")
     if console.is_terminal and console.width >= WIDE:
         print_table(console, story.COLUMNS, [r.cells for r in rows])

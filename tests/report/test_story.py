@@ -1,6 +1,7 @@
 """Sentences about results state no more than the evidence supports."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from qra_bo.report.notes import notes
 from qra_bo.report.tables import print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names
 from qra_bo.space import uniform
+from qra_bo.study.gain import told_gain
 from qra_bo.utils.formatting import signed
 from tests.report.fixtures import L, event, make_events
 
@@ -81,6 +83,12 @@ def test_names_with_brackets_are_text_not_markup():
     for terminal in (True, False):
         assert "[bold]x[/bold]" in printed(print_result, parse_events(make_events(model="[bold]x[/bold]")), RUN,
                                            terminal=terminal)
+
+
+def test_no_word_of_the_answer_is_cropped_on_a_terminal():
+    d = parse_events(make_events())
+    shown = re.sub(r"\x1b\[[\d;]*m", "", printed(print_result, d, RUN, terminal=True)).split()
+    assert set(f"{told_gain(d.study)} {story.answer(d).sentence}".split()) <= set(shown)
 
 
 def test_texts():
