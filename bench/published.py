@@ -55,4 +55,4 @@ def scaled_qr_adaptor(config: RunConfig) -> Mapping[str, Any]:
 
 def published_changes(config: RunConfig, ranks: tuple[int, ...]) -> dict[str, Any]:
     """Return the configuration changes of the published searches: their ladder of ranks, and plain LoRA."""
-    return {"ranks": ranks, "adapter": config.adapter.with_changes(init="kaiming")}
+    return {"ranks": ranks}

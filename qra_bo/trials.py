@@ -73,7 +73,6 @@ class TrialSpec:
         learning_rate: Peak learning rate at the reference rank and a trial's length; the trainer's rule gives those of
             other ranks and lengths.
         split: ``"validation"`` (all that a search sees) or ``"test"``.
-        init: Initialisation of the adapters; ``None``: as configured.
         codes: ``"rtn"``: round to nearest, as the formats' libraries do; ``None``: as configured.
     """
 
@@ -83,25 +82,24 @@ class TrialSpec:
     train_seed: int
     learning_rate: float
     split: str = "validation"
-    init: str | None = None
     codes: str | None = None
 
     @property
     def key(self) -> str:
         """Name of this trial: specs of one key have one result."""
         return (f"{self.allocation.fingerprint}-{self.steps}of{self.schedule_steps}-t{self.train_seed}"
-                f"-{self.split}-lr{self.learning_rate:g}{self.how}")
+                f"-{self.split}-lr{self.learning_rate:g}{self._how}")
 
     @property
     def training(self) -> str:
         """Name of the training, whatever it is evaluated on: trials of all fidelities of an allocation share one."""
         return (f"{self.allocation.fingerprint}-{self.schedule_steps}-t{self.train_seed}-lr{self.learning_rate:g}"
-                f"{self.how}")
+                f"{self._how}")
 
     @property
-    def how(self) -> str:
-        """Suffix for names: initialisation and codes where they are not as configured."""
-        return "".join(f"-{part}" for part in (self.init, self.codes) if part is not None)
+    def _how(self) -> str:
+        """Suffix for names: codes where they are not as configured."""
+        return "" if self.codes is None else f"-{self.codes}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -111,7 +109,7 @@ class TrialSpec:
     def from_json(cls, data: Mapping[str, Any]) -> "TrialSpec":
         """Inverse of ``to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
         return cls(Allocation.from_json(data), int(data["steps"]), int(data["schedule_steps"]), int(data["train_seed"]),
-                   float(data["learning_rate"]), str(data["split"]), data["init"], data["codes"])
+                   float(data["learning_rate"]), str(data["split"]), data["codes"])
 
 
 @dataclass(frozen=True, slots=True)

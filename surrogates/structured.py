@@ -149,7 +149,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         if n < 2 or not torch.isfinite(y).all():
             raise SurrogateError(f"the structured model needs at least 2 finite observations; got {n}")
         self.design, self.rows, self.y = design, rows, y
-        self.residual = residual if like is None else like.residual
+        self.residual: float = residual if like is None else like.residual
         self._counts = torch.ones(n, dtype=torch.float64) if counts is None else counts.double()
         self._level: float = float(design.centres(rows).mean()) if like is None else like._level
         self._blocks = design.blocks(rows)

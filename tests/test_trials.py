@@ -23,12 +23,13 @@ def make(state: TrialState = TrialState.OK, loss: float | None = 4.0123456789012
     return Trial(7, request.allocation, (4, 4, 4), "evolution", Fidelity.LOW, request, 0, measurement, 456)
 
 
-LOFTQ = dataclasses.replace(make(), spec=dataclasses.replace(make().spec, init="loftq"))
+NEAREST = dataclasses.replace(make(), spec=dataclasses.replace(make().spec, codes="rtn"))
 SUMS = dataclasses.replace(make(), result=dataclasses.replace(
     make().result, sequence_losses=((1.5, 3, 0), (0.25, 1, 4))))
+FAILED = [make(s, None) for s in TrialState if s is not TrialState.OK]
 
 
-@pytest.mark.parametrize("trial", [make(), LOFTQ, SUMS, *(make(s, None) for s in TrialState if s is not TrialState.OK)])
+@pytest.mark.parametrize("trial", [make(), NEAREST, SUMS, *FAILED])
 def test_json_round_trip_is_exact(trial: Trial) -> None:
     line = json.dumps(trial.to_json(), allow_nan=False)
     assert Trial.from_json(json.loads(line)) == trial
@@ -46,7 +47,7 @@ def test_a_mistyped_field_is_refused(key: str, value: Any) -> None:
 def test_specs_that_differ_have_different_keys() -> None:
     base = TrialSpec(uniform(3, "nf4", 4), 6, 24, 0, 2e-3)
     changes: list[dict[str, Any]] = [{}, {"allocation": uniform(3, "nf4", 8)}, {"steps": 12}, {"schedule_steps": 48},
-                                     {"train_seed": 1}, {"split": "test"}, {"learning_rate": 4e-3}, {"init": "loftq"}]
+                                     {"train_seed": 1}, {"split": "test"}, {"learning_rate": 4e-3}, {"codes": "rtn"}]
     keys = [dataclasses.replace(base, **c).key for c in changes]
     assert len(set(keys)) == len(changes)
     assert keys[0] == f"{base.allocation.fingerprint}-6of24-t0-validation-lr0.002"

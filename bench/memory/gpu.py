@@ -94,7 +94,7 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
 def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape: TrainShape, device: Any) -> Any:
     """Peaks by phase (``PhasePeak``) of three real training steps and one batch of an evaluation on ``device``."""
     from bench.memory.trace import DTYPES
-    from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+    from qra_bo.finetune.adapters.lora import adapter_parameters, attach
     from qra_bo.finetune.data.records import TokenBlocks
     from qra_bo.finetune.memory_probe import MemoryProbe, begin_load
     from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step, unit_groups
@@ -104,7 +104,7 @@ def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape
     model = random_model(spec, space, allocation, shape, device)
     ranks = dict(zip((u.name for u in space.units), allocation.ranks, strict=True))
     unit_of = {m.name: u.name for u in space.units for m in u.linears}
-    attach(model, {m: ranks[u] for m, u in unit_of.items()}, AdapterSettings(), 0, DTYPES[shape.compute_dtype_bytes])
+    attach(model, {m: ranks[u] for m, u in unit_of.items()}, 2.0, 0, DTYPES[shape.compute_dtype_bytes])
     settings = TrainSettings(shape.batch, shape.accumulate, logits_chunk=shape.logits_chunk,
                              checkpointing=shape.checkpointing, optimizer=AdamWSettings(kind=shape.optimizer))
     groups = unit_groups(adapter_parameters(model), unit_of, ranks, settings, 2e-3)

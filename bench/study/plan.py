@@ -44,7 +44,6 @@ class Choice(_Strict):
             ``mix:BITS,RANK@N`` (in an order of their own, the ``N``-th that is drawn), a file like ``best.json`` or the
             folder of a run (relative to the plan), or the lists ``formats`` and ``ranks``.
         learning_rate: Peak rate (``adapter.lr``), or one by number of steps; ``None``: calibrated.
-        init: Initialisation of the adapters; ``None``: as configured.
         codes: ``"rtn"``: round to nearest; ``None``: as configured.
         overrides: Of the configuration, for this choice alone: it is trained in a worker process of its own.
         facts: Numbers that its rows of the results repeat, such as what a search spent on it.
@@ -52,7 +51,6 @@ class Choice(_Strict):
 
     allocation: str | dict[str, Any]
     learning_rate: float | dict[int, float] | None = None
-    init: str | None = None
     codes: str | None = None
     overrides: tuple[str, ...] = ()
     facts: dict[str, float] = {}

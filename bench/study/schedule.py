@@ -52,7 +52,7 @@ def settle(arm: Arm, find: Find) -> Settled:
 
     def result(seed: int, rate: float, split: str) -> TrialResult | None:
         spec = TrialSpec(arm.allocation, arm.steps, arm.steps, train_seed=seed, learning_rate=rate, split=split,
-                         init=arm.choice.init, codes=arm.choice.codes)
+                         codes=arm.choice.codes)
         found = find(arm.setting, spec)
         if found is None:
             settled.missing.append(Planned(arm, spec))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.table1.adalora import AdaLoraOptimizer, AdaLoraSettings, RankAllocator, make_triplets, realise
-from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
+from qra_bo.finetune.adapters.lora import adapter_parameters, attach, detach
 from qra_bo.finetune.data.records import batches
 from qra_bo.finetune.memory_probe import MemoryProbe
 from qra_bo.finetune.oracle import FinetuneOracle
@@ -107,7 +107,7 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
     names = [linear.name for unit in oracle.units for linear in unit.linears]
     initial = task.settings.initial_rank
     attach(oracle.model, dict.fromkeys(names, initial),
-           AdapterSettings(oracle.settings.adapter.alpha_over_rank), task.train_seed, oracle.bank.compute_dtype)
+           oracle.settings.alpha_over_rank, task.train_seed, oracle.bank.compute_dtype)
     parameters = make_triplets(oracle.model, task.train_seed)
     unit_of = {linear.name: unit.name for unit in oracle.units for linear in unit.linears}
     groups = unit_groups(parameters, unit_of, {u.name: initial for u in oracle.units}, settings, task.learning_rate,

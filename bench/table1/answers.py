@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.table1.adalora import AdaLoraSettings
 from bench.table1.adalora_run import AdaLoraTask, run_adalora
+from bench.table1.recipe import start_of
 from bench.table1.starts import starting_by
 from qra_bo.finetune.evaluation import FILE_ENDINGS, TaskScore, answer_file, check_tasks, score_named, scores_of
 from qra_bo.finetune.oracle import FinetuneOracle
@@ -63,6 +64,6 @@ def answer_tasks(oracle: FinetuneOracle, allocation: Mapping[str, Any], init: st
         found = run_adalora(oracle, task, progress, score)
         return {"state": found["state"], "message": found["message"], "scores": scores}
     with starting_by(oracle, init):
-        measured = oracle.evaluate(TrialSpec(chosen, steps, steps, train_seed, learning_rate, init=init), progress,
-                                   score)
+        spec = TrialSpec(chosen, steps, steps, train_seed, learning_rate, codes=start_of(init))
+        measured = oracle.evaluate(spec, progress, score)
     return {"state": measured.state.value, "message": measured.message, "scores": scores}

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.table1.decompositions import low_rank_first
-from bench.table1.starts import requantise_in
-from qra_bo.finetune.adapters.inits import full_weight, unpacked
-from qra_bo.finetune.adapters.lowrank import leading
+from bench.table1.lowrank import leading
+from bench.table1.starts import full_weight, requantise_in, unpacked
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.profiling import DenseReference, unit_choice
 from qra_bo.memory.formats import parse_format

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.table1.lowrank import Factors, leading
 from bench.table1.recipe import ALTERNATIONS
-from bench.table1.starts import Requantise
-from qra_bo.finetune.adapters.inits import Pair
-from qra_bo.finetune.adapters.lowrank import Factors, leading
+from bench.table1.starts import Pair, Requantise
 from qra_bo.finetune.quantization.base import State
 
 

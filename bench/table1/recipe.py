@@ -13,8 +13,15 @@ from qra_bo.study.setting import BytesPredictor
 
 STARTS = {name: f"bench.table1.decompositions:{name}" for name in ("loftq", "lq_lora")}
 """Initialisations that decompose weights, by their names in recipes, and their functions (``bench.table1.starts``)."""
+OWN = "kaiming"
+"""LoRA's own initialisation: A at random, B at 0."""
 ALTERNATIONS = 5
 """Alternations of LoftQ, and the most of LQ-LoRA."""
+
+
+def start_of(init: str) -> str | None:
+    """Return the codes of a trial (``TrialSpec``) with an initialisation, ``None`` for LoRA's own."""
+    return None if init == OWN else init
 
 
 def codes_name(gptq_tokens: int | None) -> str:
@@ -40,7 +47,7 @@ class Recipe:
 
     Args:
         allocation: Format and rank of every unit; AdaLoRA's ranks are the target, the same everywhere.
-        init: Adapter initialisation (``adapter.init``, or one of ``STARTS``); AdaLoRA has its own.
+        init: Adapter initialisation (``OWN``, or one of ``STARTS``); AdaLoRA has its own.
         initial_rank: AdaLoRA's initial rank; ``None`` for adapters of fixed rank.
         gptq_tokens: Calibration tokens of GPTQ; ``None`` for round-to-nearest codes.
         embeddings: Bits of the embedding and the head; ``None`` for those of the table.

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.published import calibration_and_baselines, published_changes, scaled_autoqra, scaled_qr_adaptor
 from bench.table1.limits import Limit
-from bench.table1.recipe import Recipe, codes_name, with_codes
+from bench.table1.recipe import OWN, Recipe, codes_name, with_codes
 from bench.table1.rows import Found, Row, WithCodes
 from bench.table1.search import UNIFORM, search
 from bench.table1.session import Session
@@ -45,13 +45,13 @@ class Searched(WithCodes):
     def searched(self, session: Session, limit: Limit, note: str, method: str,
                  options: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None,
                  init: str | None = None) -> Found:
-        """Run or resume a search, see ``search``; ``init`` replaces the configured adapter initialisation."""
+        """Run or resume a search, see ``search``; ``init`` replaces LoRA's own adapter initialisation."""
         tokens = self.tokens(session)
         changes = {"quantizer": with_codes(session.config, tokens).quantizer, **(changes or {})}
         if self.finer:
             changes["bits"] = session.options.finer_bits
         outcome = search(session, self.name, limit, method, options, changes)
-        recipe = Recipe(outcome.found.allocation, init or session.config.adapter.init, gptq_tokens=tokens)
+        recipe = Recipe(outcome.found.allocation, init or OWN, gptq_tokens=tokens)
         notes = (note, stages_note(outcome.study.trials))
         return Found(recipe, outcome.study.search_cost.tokens, "; ".join(filter(None, notes)))
 

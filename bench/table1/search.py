@@ -83,6 +83,6 @@ def search(session: Session, name: str, limit: Limit, method: str, options: Mapp
     tokens = gptq_tokens(config, setting.memory.spec) if config.quantizer.rounding == "gptq" else None
     effort = f"{config.effort.max_full_trials}eq{codes_name(tokens)}"
     folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
-    oracle = session.executor(config.adapter.init, limit.scope, tokens, config.bits, folder=folder)
+    oracle = session.executor(limit.scope, tokens, config.bits, folder=folder)
     return Engine(folder, setting, session.budget_bytes(limit), oracle, searcher_factory(config),
                   fine_tunes=False).run()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from bench.table1.config import NAME, TableConfig, TableOptions, load_options
 from bench.table1.journal import OWN_FIELDS, TableJournal
 from bench.table1.limits import Limit
-from bench.table1.recipe import STARTS, Recipe, codes_name, embeddings_name, with_codes
+from bench.table1.recipe import OWN, STARTS, Recipe, codes_name, embeddings_name, start_of, with_codes
 from qra_bo.config import RunConfig, gptq_tokens
 from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.memory.budget import largest, resolve_budget
@@ -32,7 +32,6 @@ Event = Mapping[str, Any]
 class _Kind(NamedTuple):
     """Settings in which the oracles of a table differ."""
 
-    init: str
     scope: str
     gptq_tokens: int | None
     bits: tuple[int, ...]
@@ -155,29 +154,27 @@ class Session:
         own = self.config.bits
         return own if set(bits) <= {*own, UNQUANTISED} else tuple(sorted({*own, *self.options.finer_bits}))
 
-    def executor(self, init: str, scope: str, gptq_tokens: int | None = None, bits: Iterable[int] = (),
+    def executor(self, scope: str, gptq_tokens: int | None = None, bits: Iterable[int] = (),
                  embeddings: int | None = None, folder: Path | None = None) -> Executor:
         """Return the open oracle of these settings; another one is closed first.
 
         Args:
-            init: Adapter initialisation.
             scope: Memory scope of its measurements.
             gptq_tokens: Choice of codes, as in ``Recipe``.
             bits: Bit-widths that it must serve.
             embeddings: Bits of the embedding, as in ``Recipe``.
             folder: Of a search, for its checkpoints; ``None`` for those of the table.
         """
-        kind = _Kind(init, scope, gptq_tokens, self.ladder(bits), embeddings, folder)
+        kind = _Kind(scope, gptq_tokens, self.ladder(bits), embeddings, folder)
         if self._open is not None and self._open[0] != kind:
             self.close()
         if self._open is None:
             config = with_codes(self.config, gptq_tokens).with_changes(
-                adapter=self.config.adapter.with_changes(init=init), bits=kind.bits,
-                memory=self.config.memory.with_changes(scope=scope),
+                bits=kind.bits, memory=self.config.memory.with_changes(scope=scope),
                 embeddings=self.config.embedding_bits if embeddings is None else embeddings)
-            # Checkpoints of different initialisations, codes or embeddings must not share a folder.
+            # Checkpoints of different codes or embeddings must not share a folder.
             folder = folder or self.folder / "oracles" / "".join(
-                [init, codes_name(gptq_tokens), embeddings_name(embeddings)])
+                [OWN, codes_name(gptq_tokens), embeddings_name(embeddings)])
             folder.mkdir(parents=True, exist_ok=True)
             self._open = kind, make_executor(config, folder)
             self.results.describe(self._open[1].describe())
@@ -193,7 +190,7 @@ class Session:
             same = (kind.gptq_tokens, kind.embeddings) == (tokens, embeddings)
             if scope in (None, kind.scope) and same and set(self.ladder(bits)) <= set(kind.bits):
                 return executor
-        return self.executor(self.config.adapter.init, scope or "peak", tokens, bits, embeddings)
+        return self.executor(scope or "peak", tokens, bits, embeddings)
 
     def close(self) -> None:
         """Close the open oracle."""
@@ -225,7 +222,7 @@ class Session:
             found = self._adalora(recipe, lr_scale, train_seed, split, measure=False)
             return {k: v for k, v in found.items() if k != "measured_bytes"}
         spec = TrialSpec(recipe.allocation, self.steps, self.steps, train_seed, self.rate(lr_scale), split,
-                         recipe.init)
+                         start_of(recipe.init))
         m = TrialResult.from_json(self.call("bench.table1.starts:evaluate_started", {"spec": spec.to_json()}, None,
                                             recipe)) if recipe.init in STARTS else \
             self._any_executor(None, recipe).evaluate(spec, quiet)
@@ -253,8 +250,9 @@ class Session:
             found = self._adalora(recipe, lr_scale, train_seed, "validation", measure=True, scope=scope)
         else:
             measure = "bench.table1.starts:measure_started" if recipe.init in STARTS else "measure_peak"
-            found = self.call(measure, {"allocation": recipe.allocation.to_json(), "train_seed": train_seed,
-                                        "init": recipe.init}, scope, recipe)
+            named = {"init": recipe.init} if recipe.init in STARTS else {}
+            found = self.call(measure, {"allocation": recipe.allocation.to_json(), "train_seed": train_seed, **named},
+                              scope, recipe)
         result = {"measured_bytes": found["measured_bytes"], "scope": scope}
         if found["state"] != TrialState.OOM.value:
             return result

@@ -150,10 +150,8 @@ class QuantizerConfig(Group):
 
 
 class AdapterConfig(Group):
-    """Where adapters are, how they are initialised and how fast they learn; ``lr: auto`` is replaced in
-    composition."""
+    """Where adapters are, and how fast they learn; ``lr: auto`` is replaced in composition."""
 
-    init: Literal["kaiming", "cloq"]
     alpha_over_rank: Positive
     lr: Positive
     lr_rule: Literal["constant", "inverse_sqrt", "inverse", "by_length"]

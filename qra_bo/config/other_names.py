@@ -37,6 +37,7 @@ REMOVED: Mapping[str, str] = {
                       "effort.references=true trains QLoRA too",
     "effort.rate_factors": "task=finetune with adapter.lr=RATE trains at another rate, and python -m bench.study PLAN "
                            "compares allocations at several, in a checkout of the project",
+    "adapter.init": "adapters start at zero, A by Kaiming's draw",
     "adapter.iterations": "LoftQ and LQ-LoRA are rows of python -m bench.table1, in a checkout of the project",
     "export.merged_base": "export.targets=[merged] merges into the base that the adapter was trained on, and "
                           "merge_and_unload of PEFT into the original",

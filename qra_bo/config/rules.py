@@ -92,8 +92,6 @@ def _codes(config: RunConfig) -> Iterator[Problem]:
                             "as +model=hf model.path=FILE.gguf, or model.path=ORG/NAME model.gguf_file=FILE.gguf"),
         "bits": (bool(config.bits), "each linear keeps the bits that it has in the file: leave bits out"),
         "max_average_bits": (config.max_average_bits is not None, "the file's bits are as they are: leave it out"),
-        "adapter.init": (config.adapter.init == "cloq", "cloq takes the weights in 16 bits, which the file does not "
-                         "hold: use adapter.init=kaiming"),
         "serve": (config.serve not in (ANY, server), f"it loads other codes: use serve={server}"),
         "export.targets": (bool(others), f"{', '.join(others)} can't hold these codes: leave it out, or use merged")}
     if config.stored:

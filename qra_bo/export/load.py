@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qra_bo.config.resume import changed
 from qra_bo.export.foreign import check_random_base, read_adapter
 from qra_bo.export.training import make_trainable
-from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+from qra_bo.finetune.adapters.lora import adapter_parameters, attach
 from qra_bo.finetune.manifest import (
     ADAPTER,
     DEVICES,
@@ -218,7 +218,7 @@ def _adapted(model: Any, tensors: Mapping[str, Tensor], manifest: Manifest, devi
     if len(kinds) != 1:
         raise OutputError(f"the weights of the adapter are of several types: {sorted(map(str, kinds))}")
     ranks = {name: record.rank for name, record in manifest.modules.items()}
-    wrapped = attach(model, ranks, AdapterSettings(manifest.alpha_over_rank), 0, kinds.pop())
+    wrapped = attach(model, ranks, manifest.alpha_over_rank, 0, kinds.pop())
     for name, pair in adapter_parameters(model).items():
         for matrix, parameter in pair.items():
             parameter.data = tensors[f"base_model.model.{name}.lora_{matrix}.weight"].to(device)

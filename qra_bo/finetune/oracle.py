@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach, detach, rank_choice
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
 from qra_bo.finetune.gradient_profile import measure_by_gradients
@@ -60,7 +59,6 @@ class FinetuneOracle:
         self.text = CalibrationText(
             torch.from_numpy(data.calibration.input_ids), torch.from_numpy(data.calibration.labels),
             settings.train.batch, settings.train.logits_chunk, torch.from_numpy(data.calibration.is_text))
-        self.inits = Initialiser(bank, settings.adapter, self.text, stores.factors)
         self.peft: Any = None  # the wrapped model of the trial under way
         self._over: set[str] = set()  # checkpoints that no later trial continues
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
@@ -99,10 +97,10 @@ class FinetuneOracle:
             tuple(u.name for u in self.units), tuple(f.name for f in self.formats), found["rise"].numpy(),
             found["kl"].numpy(), found["rank"].numpy(), base,
             source if self.bank.rounding is None else f"{source}, codes by GPTQ", found["se"].numpy())
-        # Adapter initialisations and the choice of codes take passes of their own, which all trials share.
+        # The choice of codes takes a pass of its own, which all trials share.
         rounding = 0 if self.bank.rounding is None else self.bank.rounding.forward_tokens
         self.profile_cost = {"training_tokens": int(trained),
-                             "forward_tokens": int(forward) + self.inits.forward_tokens + rounding}
+                             "forward_tokens": int(forward) + rounding}
         return profile
 
     def evaluate(self, request: TrialSpec, progress: Progress, then: Callable[[], None] | None = None) -> TrialResult:
@@ -183,14 +181,13 @@ class FinetuneOracle:
     def _text(self, tokens: Sequence[int]) -> str:
         return printable(self.tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
 
-    def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
-                     init: str | None = None) -> dict[str, Any]:
+    def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress) -> dict[str, Any]:
         """Measure an allocation's memory with two training steps and a batch of the evaluation; nothing is kept.
 
         Returns ``measured_bytes`` in the configured scope and ``peaks`` by phase. Where the device ran out of memory
         there are none, ``state`` is ``"oom"``, and ``message`` is the error.
         """
-        request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, 0.0, init=init)
+        request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, 0.0)
         measured = self._run(TrialRun(request, None, most_blocks=self.settings.train.batch), progress)
         return {"state": measured.state.value, "message": measured.message, "measured_bytes": measured.measured_bytes,
                 "peaks": peaks_to_json(measured.peaks)}
@@ -223,7 +220,7 @@ class FinetuneOracle:
             with writing(folder, "run the same command again"):
                 self.peft.save_pretrained(str(folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)
                 follow_umask(folder / ADAPTER / ADAPTER_WEIGHTS)
-                write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, node)
+                write_manifest(folder, self.bank, ranks, self.settings.alpha_over_rank, node)
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
         run = TrialRun(request, self.stores.checkpoints, final.validations(total), final)
@@ -245,8 +242,8 @@ class FinetuneOracle:
             self.bank.restore_dense()
 
     def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None,
-              init: str | None = None, codes: str | None = None) -> None:
-        """Quantise the model as in ``allocation`` and attach fresh adapters; ``init``, ``codes``: see ``TrialSpec``.
+              codes: str | None = None) -> None:
+        """Quantise the model as in ``allocation`` and attach fresh adapters; ``codes``: see ``TrialSpec``.
 
         Raises:
             OracleError: If the allocation is of another number of units.
@@ -256,11 +253,8 @@ class FinetuneOracle:
         formats = unit_choice(self.units, allocation.formats)
         ranks = rank_choice(self.units, allocation.ranks)
         self.bank.choose_codes(progress)
-        prepared = self.inits.prepare(formats, ranks, progress, codes == "rtn", init)
-        nearest = self.bank.nearest_bases(formats) if codes == "rtn" else {}
-        self.bank.install({**formats, **nearest, **prepared.bases})
-        self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.bank.compute_dtype,
-                           prepared.pairs)
+        self.bank.install({**formats, **(self.bank.nearest_bases(formats) if codes == "rtn" else {})})
+        self.peft = attach(self.model, ranks, self.settings.alpha_over_rank, train_seed, self.bank.compute_dtype)
 
     def optimizer(self, allocation: Allocation, rate: float, steps: int | None = None) -> UnitwiseAdamW:
         """Return an optimiser with one AdamW group per unit of the built model, for a schedule of ``steps`` steps;
@@ -272,7 +266,7 @@ class FinetuneOracle:
     def _evaluate(self, run: TrialRun, progress: Progress) -> TrialResult:
         request = run.request
         begin_load(self.device)
-        self.build(request.allocation, request.train_seed, progress, request.init, request.codes)
+        self.build(request.allocation, request.train_seed, progress, request.codes)
         optimizer = self.optimizer(request.allocation, request.learning_rate, request.schedule_steps)
         switch_seconds = time.monotonic() - run.start
         run.restore(optimizer)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
@@ -13,6 +12,7 @@ class FinetuneSettings:
     """Settings of the oracle besides model, data and bank.
 
     Args:
+        alpha_over_rank: LoRA's scale, the same at every rank.
         eval_blocks: Held-out sequences of a look at the validation split.
         test_blocks: Those of a look at the test split.
         record_at: Steps after which the validation loss is recorded (the last step always is).
@@ -23,7 +23,7 @@ class FinetuneSettings:
     """
 
     train: TrainSettings
-    adapter: AdapterSettings
+    alpha_over_rank: float
     eval_blocks: int
     test_blocks: int
     record_at: tuple[int, ...]
@@ -40,9 +40,7 @@ class Stores:
     Args:
         checkpoints: Checkpoints of trials.
         profiles: The sensitivity profile and its finished parts across runs.
-        factors: Decompositions of adapter initialisations across runs.
     """
 
     checkpoints: CheckpointStore | None = None
     profiles: TensorStore | None = None
-    factors: TensorStore | None = None

@@ -9,8 +9,6 @@ import torch
 
 from qra_bo.config import RunConfig, gptq_sequences, make_space, make_spec
 from qra_bo.finetune import gradient_profile, profiling
-from qra_bo.finetune.adapters import lowrank
-from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.checked_tensors import fast_hash
 from qra_bo.finetune.data.load import check_tokens, data_notes, load_data
@@ -46,7 +44,7 @@ from qra_bo.utils.errors import DeviceError, ModelError
 from qra_bo.utils.files import cache_folder
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "hqq")
-"""Packages whose releases decide codes, factors and sensitivities."""
+"""Packages whose releases decide codes and sensitivities."""
 
 
 def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> FinetuneOracle:
@@ -98,7 +96,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     packed = facts | {"encoders": {fmt.backend: backend_of(fmt).VERSION for fmt in encoded}}
     text = data.train.take(gptq_sequences(cfg, spec))
     # The same weights give other activations where their configuration (e.g. of RoPE) was changed.
-    codes, factors, profiles = caches(cfg, packed | {
+    codes, profiles = caches(cfg, packed | {
         "embeddings": cfg.embedding_bits, "config": model.config.to_json_string(), "linears": linears,
         "units": [unit.name for unit in space.units]}, text, data.calibration, out)
     bank_store = None
@@ -114,7 +112,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     bank.restore_dense()
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
-                          Stores(CheckpointStore(out / "checkpoints"), profiles, factors),
+                          Stores(CheckpointStore(out / "checkpoints"), profiles),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "data_render": data.render, "data_chats": data.chats,
                            "data_facts": asdict(data.train.facts),
@@ -160,14 +158,14 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
                           t.warmup, t.lr_floor, t.logits_chunk, t.checkpointing, optimizer)
     # The files of a program that serves the result are not written yet: their bytes are known by arithmetic alone.
     scope = None if cfg.memory.scope == "stored" and cfg.serve != ANY else cfg.memory.scope
-    return FinetuneSettings(train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init), cfg.eval.sequences,
+    return FinetuneSettings(train, cfg.adapter.alpha_over_rank, cfg.eval.sequences,
                             cfg.eval.on("test"), (), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds,
                             cfg.profiling == "gradients")
 
 
 def caches(cfg: RunConfig, facts: dict[str, Any], text: TokenBlocks, calibration: TokenBlocks,
-           run: Path) -> tuple[TensorStore, TensorStore, TensorStore]:
-    """Return what is kept between runs of a model: chosen codes, decomposed residuals, the profile.
+           run: Path) -> tuple[TensorStore, TensorStore]:
+    """Return what is kept between runs of a model: chosen codes, and the profile.
 
     Codes are chosen on ``text``, sensitivities are measured on ``calibration``. ``facts`` determine the activations and
     the libraries' codes; ``run`` is the folder that uses the results.
@@ -181,5 +179,4 @@ def caches(cfg: RunConfig, facts: dict[str, Any], text: TokenBlocks, calibration
     if cfg.profiling == "gradients":
         profile["gradients"] = gradient_profile.VERSION
     return (TensorStore(cache_folder("codes"), codes, run),
-            TensorStore(cache_folder("factors"), {**codes, "lowrank": lowrank.VERSION}, run),
             TensorStore(cache_folder("profiles"), {**codes, "measured": profile}, run))

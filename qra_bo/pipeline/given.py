@@ -28,7 +28,7 @@ LARGEST_LR = 10.0
 """Learning rates above this are refused as a mistake in the file."""
 MOST_STEPS = 10**9
 """Trials longer than this are no trials."""
-AS_FOUND = {"alpha_over_rank": "adapter.alpha_over_rank", "init": "adapter.init", "lr_rule": "adapter.lr_rule",
+AS_FOUND = {"alpha_over_rank": "adapter.alpha_over_rank", "lr_rule": "adapter.lr_rule",
             "codes": "quantizer.rounding", "embeddings": "embeddings"}
 """Fields of ``best.json`` and the keys that must agree for a training as in the search."""
 

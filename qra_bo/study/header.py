@@ -120,7 +120,6 @@ class Header(Effort):
     low_steps: int | None
     full_trial_tokens: Annotated[float, Gt(0)]
     alpha_over_rank: float
-    init: str
     method: str
     rates_sha256: str | None
     given: Given | None = None

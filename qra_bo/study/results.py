@@ -82,7 +82,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "average_bits": header.average_bits(bits), "stored": header.stored,
             "metadata_bits": metadata_bits(end, header.unit_numel), "average_rank": sum(winner.ranks) / len(winner),
             "formats": [formats[f] for f in winner.formats], "alpha_over_rank": header.alpha_over_rank,
-            "init": header.init, "codes": STORED if header.stored else rounding_of(header.config),
+            "init": "kaiming", "codes": STORED if header.stored else rounding_of(header.config),
             "embeddings": embeddings_of(header.config), "oracle": header.oracle, "method": header.method,
             "base_origin": study.provenance.get("base_origin"),
             "effort": header.effort if study.effort is None else study.effort.effort,

@@ -166,12 +166,9 @@ class Setting:
 
     @property
     def tokens_before(self) -> tuple[int, int]:
-        """Tokens that choosing codes and initialising adapters take: forward and backward, and forward only."""
+        """Tokens that choosing codes takes: forward and backward, and forward only."""
         c = self.config
-        if not c.oracle.trains:
-            return 0, 0
-        codes = c.train.length * gptq_sequences(c, self.memory.spec)
-        return 0, codes + (codes or c.train.length * c.data.calibration) * (c.adapter.init == "cloq")
+        return 0, c.train.length * gptq_sequences(c, self.memory.spec) if c.oracle.trains else 0
 
 
 def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:

@@ -115,7 +115,7 @@ class TrialRunner:
             unit_numel=tuple(int(n) for n in s.space.unit_numel), budget_bytes=self.budget_bytes,
             budget_text=str(c.budget[0]), max_average_bits=c.max_average_bits, scope=c.memory.scope,
             oracle=c.oracle.name, high_steps=c.fidelity.high, low_steps=c.fidelity.low,
-            full_trial_tokens=s.full_trial_tokens, alpha_over_rank=c.adapter.alpha_over_rank, init=c.adapter.init,
+            full_trial_tokens=s.full_trial_tokens, alpha_over_rank=c.adapter.alpha_over_rank,
             method=c.method.name, rates_sha256=rates_sha256(c.surrogate.rates), given=s.given,
             stored=stored_facts(s.memory.spec, s.space.units))
 

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from qra_bo.export.comparison import Reference, Row
 from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+from qra_bo.finetune.adapters.lora import adapter_parameters, attach
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import write_manifest
 from qra_bo.finetune.models.load import cast_parameters, load_base, without_bars
@@ -118,7 +118,7 @@ def build_on(node: dict[str, Any], case: Case, folder: Path) -> FinishedRun:
     ranks = {linear.name: rank for linear, rank in zip(spec.linears, cycle(case.ranks), strict=False)}
     bank.install(formats)
     scale = (0.5, 1.0, 2.0)[case.number % 3]
-    wrapped = attach(model, ranks, AdapterSettings(scale), case.number, dtype)
+    wrapped = attach(model, ranks, scale, case.number, dtype)
     draw = torch.Generator().manual_seed(case.number)
     for pair in adapter_parameters(model).values():
         pair["B"].data = (0.05 * torch.randn(pair["B"].shape, generator=draw)).to(dtype)

@@ -1,7 +1,7 @@
-"""Every kind of device work of a search, on the fake device: ``python -m tests.fake_device.search INIT ...``.
+"""Every kind of device work of a search, on the fake device: ``python -m tests.fake_device.search ROUNDS``.
 
-Every format is packed, unpacked and run forward in bf16; a training is run for every given initialisation with every
-backend. Their formats, optimisers, types, checkpointing and isolation take turns, so that every two of these choices
+Every format is packed, unpacked and run forward in bf16; in every round a training is run with every backend. Their
+formats, optimisers, types, checkpointing and isolation take turns, so that every two of these choices
 meet. Models that were quantised on the host are moved to the device and run. Prints the number of trainings; a mismatch
 of devices or types ends it with a traceback.
 """
@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from qra_bo.finetune.data.records import TokenBlocks
-from qra_bo.finetune.adapters.inits import Initialiser
-from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
+from qra_bo.finetune.adapters.lora import adapter_parameters, attach, detach
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.models.load import use_fast_attention
@@ -47,30 +46,27 @@ class Case(NamedTuple):
     """One training."""
 
     fmt: str
-    init: str
     optimizer: str
     dtype: torch.dtype
     checkpointing: bool
     isolated: bool
 
 
-def cases(inits: list[str]) -> list[Case]:
-    """Return trainings in which every two choices of different kinds meet where ``inits`` are all, formats by their
-    backend."""
-    return [Case(names[i % len(names)], init, OPTIMIZERS[(i + b) % len(OPTIMIZERS)], DTYPES[(i + b // 2) % 2],
+def cases(rounds: int) -> list[Case]:
+    """Return trainings whose choices of different kinds take turns, formats by their backend."""
+    return [Case(names[i % len(names)], OPTIMIZERS[(i + b) % len(OPTIMIZERS)], DTYPES[(i + b // 2) % 2],
                  bool((i // 2 + b) % 2), bool((i + b * 3 // 2 + i // 4) % 2))
-            for i, init in enumerate(inits) for b, names in enumerate(BACKENDS)]
+            for i in range(rounds) for b, names in enumerate(BACKENDS)]
 
 
-def train(bank: LayerBank, case: Case, text: CalibrationText) -> None:
-    """Install, initialise, attach, train two accumulating steps, evaluate, detach."""
-    units, adapters = make_units(bank.spec, "layer"), AdapterSettings(init=case.init)
+def train(bank: LayerBank, case: Case) -> None:
+    """Install, attach, train two accumulating steps, evaluate, detach."""
+    units = make_units(bank.spec, "layer")
     formats = {linear.name: case.fmt for linear in bank.spec.linears}
     ranks = dict.fromkeys(formats, 2)
     use_checkpointing(bank.model, case.checkpointing)
-    prepared = Initialiser(bank, adapters, text, None).prepare(formats, ranks, None)
-    bank.install({**formats, **prepared.bases})
-    attach(bank.model, ranks, adapters, 0, case.dtype, prepared.pairs)
+    bank.install(formats)
+    attach(bank.model, ranks, 2.0, 0, case.dtype)
     settings = TrainSettings(BATCH, 2, logits_chunk=8, optimizer=AdamWSettings(kind=case.optimizer))
     unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
     groups = unit_groups(adapter_parameters(bank.model), unit_of, {unit.name: 2 for unit in units}, settings, 2e-3)
@@ -92,16 +88,16 @@ def move(fmt: str, dtype: torch.dtype) -> None:
     bank = LayerBank(model, spec, (), dtype, HOST)
     formats = {linear.name: fmt for linear in spec.linears}
     bank.install(formats)
-    attach(model, dict.fromkeys(formats, 2), AdapterSettings(), 0, dtype)
+    attach(model, dict.fromkeys(formats, 2), 2.0, 0, dtype)
     model.to(DEVICE)
     ids = torch.from_numpy(TEXT).to(DEVICE)
     token_losses(model, ids, ids, 8)[0].backward()
     assert {t.device.type for name in formats for t in bank.state(name, fmt).values()} == {HOST.type}
 
 
-def main(inits: list[str]) -> None:
+def main(rounds: int) -> None:
     for dtype in DTYPES:
-        every = len(inits) > 1 and dtype == torch.bfloat16  # else formats are one of each backend
+        every = rounds > 1 and dtype == torch.bfloat16  # else formats are one of each backend
         coded = [parse_format(name) for names in BACKENDS for name in (names if every else names[:1]) if name != "fp16"]
         with fake_device():
             model, spec = tiny_llama(layers=1, dtype=dtype)
@@ -111,7 +107,7 @@ def main(inits: list[str]) -> None:
             model.to(DEVICE)
             ids = torch.from_numpy(TEXT)
             text, one_batch = CalibrationText(ids, ids, BATCH, 8), CalibrationText(ids, ids, len(TEXT), 8)
-            chosen = coded if len(inits) > 1 or dtype == torch.bfloat16 else []  # GPTQ takes half of the time
+            chosen = coded if rounds > 1 or dtype == torch.bfloat16 else []  # GPTQ takes half of the time
             rounding = Rounding(model, names, chosen, ids, DEVICE, None)
             bank = LayerBank(model, spec, (), dtype, DEVICE, rounding=rounding,
                              dense_on_device=dtype == torch.bfloat16)
@@ -123,16 +119,16 @@ def main(inits: list[str]) -> None:
             measure_quantization_sensitivity(bank, units[-1:], formats, one_batch, quiet)  # GPTQ comes first
             measure_by_gradients(bank, units, formats[:1], one_batch, quiet)
             bank.rounding = None
-            for case in cases(inits):
+            for case in cases(rounds):
                 if case.dtype == dtype:
-                    train(bank, case, text)
+                    train(bank, case)
             bank.restore_dense()
             for fmt in MOVED if every else MOVED[:2]:
                 move(fmt, dtype)
-    print(len(cases(inits)))
+    print(len(cases(rounds)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(int(sys.argv[1]))
     sys.stdout.flush()
     os._exit(0)  # torch's threads of such a device now and then abort a process that ends by itself

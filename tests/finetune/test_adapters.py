@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_bo.finetune.adapters.lora import (
-    AdapterSettings,
     adapter_parameters,
     attach,
     check_realised,
@@ -23,7 +22,7 @@ NAMES = [linear.name for linear in SPEC.linears]
 def test_every_module_gets_the_rank_it_was_given(ranks: list[int]) -> None:
     wanted = dict(zip(NAMES, ranks, strict=True))
     before = MODEL(input_ids=torch.arange(8)[None]).logits
-    attach(MODEL, wanted, AdapterSettings(), 0, torch.float32)
+    attach(MODEL, wanted, 2.0, 0, torch.float32)
     try:
         realised = {n: layer.r["default"] for n, layer in lora_layers(MODEL).items()}
         assert realised == {n: r for n, r in wanted.items() if r}
@@ -35,7 +34,7 @@ def test_every_module_gets_the_rank_it_was_given(ranks: list[int]) -> None:
 
 
 def _downs(ranks: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
-    attach(MODEL, ranks, AdapterSettings(), seed, torch.float32)
+    attach(MODEL, ranks, 2.0, seed, torch.float32)
     downs = {name: pair["A"].detach().clone() for name, pair in adapter_parameters(MODEL).items()}
     detach(MODEL)
     return downs
@@ -54,11 +53,11 @@ def test_initialisation_is_rank_nested_and_seeded() -> None:
 
 
 def test_what_was_not_realised_is_refused() -> None:
-    attach(MODEL, dict.fromkeys(NAMES, 2), AdapterSettings(), 0, torch.float32)
+    attach(MODEL, dict.fromkeys(NAMES, 2), 2.0, 0, torch.float32)
     try:
         with pytest.raises(OracleError, match="requested rank 3"):
-            check_realised(MODEL, {**dict.fromkeys(NAMES, 2), NAMES[0]: 3}, AdapterSettings())
+            check_realised(MODEL, {**dict.fromkeys(NAMES, 2), NAMES[0]: 3}, 2.0)
         with pytest.raises(OracleError, match="realised on"):
-            check_realised(MODEL, {n: 2 for n in NAMES[1:]}, AdapterSettings())
+            check_realised(MODEL, {n: 2 for n in NAMES[1:]}, 2.0)
     finally:
         detach(MODEL)

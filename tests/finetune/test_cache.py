@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from qra_bo.finetune import cache
-from qra_bo.finetune.adapters.lowrank import Factors, leading
 from qra_bo.finetune.cache import TensorStore
 
 MEGABYTE = {"codes": torch.zeros(1 << 20, dtype=torch.uint8)}
@@ -27,20 +26,20 @@ def aged_stores(folder: Path, count: int) -> list[TensorStore]:
 
 
 def test_tensors_are_kept_on_disk(tmp_path: Path) -> None:
-    factors = leading(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), 3)
+    tensor = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     store = TensorStore(tmp_path, {"weights": "a"})
     assert store.load("layer.nf4") is None
-    store.save("layer.nf4", {"down": factors.down, "up": factors.up})
+    store.save("layer.nf4", {"codes": tensor})
     again = TensorStore(tmp_path, {"weights": "a"}).load("layer.nf4")
     assert again is not None
-    assert torch.equal(Factors(**again).product(), factors.product())
+    assert torch.equal(again["codes"], tensor)
     assert TensorStore(tmp_path, {"weights": "b"}).load("layer.nf4") is None
 
 
 def test_the_least_recently_used_keys_of_all_kinds_go_beyond_the_limit(tmp_path: Path,
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "LARGEST", 2.5 * (1 << 20))
-    stores = [TensorStore(tmp_path / kind, {"n": n}) for n, kind in enumerate(("codes", "factors", "bank", "codes"))]
+    stores = [TensorStore(tmp_path / kind, {"n": n}) for n, kind in enumerate(("codes", "profiles", "bank", "codes"))]
     for n, store in enumerate(stores[:2]):
         store.save("q_proj", MEGABYTE)
         os.utime(store.folder, (n, n))

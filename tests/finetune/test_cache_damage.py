@@ -27,7 +27,7 @@ from tests.damage import DAMAGES, flipped
 from tests.finetune.models import tiny_llama
 
 OPTIONS = ["data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8", "data.max_records=64",
-           "data.calibration=4", "quantizer.tokens=256", "bits=[3,4]", "adapter.init=cloq"]
+           "data.calibration=4", "quantizer.tokens=256", "bits=[3,4]"]
 
 
 def results(cache: Path, out: Path, model: list[str]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_damaged_caches_are_made_anew(kind: str, filled: tuple[Path, dict[str, A
     cache, expected = filled
     shutil.copytree(cache, tmp_path / "cache")
     files = sorted(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    assert {path.relative_to(tmp_path / "cache").parts[0] for path in files} == {"codes", "factors", "profiles"}
+    assert {path.relative_to(tmp_path / "cache").parts[0] for path in files} == {"codes", "profiles"}
     DAMAGES[kind](files, random.Random(kind))
     assert same(results(tmp_path / "cache", tmp_path / "out", ["+model=tiny"]), expected)
     assert "anew" in caplog.text

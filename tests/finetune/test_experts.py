@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+from qra_bo.finetune.adapters.lora import adapter_parameters, attach
 from qra_bo.finetune.models.experts import Experts, fuse, pooled, unfuse
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import packed
@@ -97,7 +97,7 @@ def test_packed_experts_train_as_on_the_unpacked_weights(family: str, experts: s
     monkeypatch.setattr(GroupedLinear, "unpack", counted)
     gradients = []
     for one in (model, dense):  # the second by plain autograd of PEFT's layers
-        attach(one, ranks_of(one, experts), AdapterSettings(), 0, torch.float32)
+        attach(one, ranks_of(one, experts), 2.0, 0, torch.float32)
         pairs = adapter_parameters(one)
         for index, pair in enumerate(pairs.values()):
             pair["B"].data.normal_(std=0.02, generator=torch.Generator().manual_seed(index))
@@ -116,7 +116,7 @@ def test_peft_loads_an_adapter_of_attention_on_the_stacks(tmp_path: Path) -> Non
     model, plain = tiny_mixture("qwen3_moe"), tiny_mixture("qwen3_moe")
     plain.set_experts_implementation("eager")
     unfuse(model)
-    wrapped = attach(model, ranks_of(model, "none"), AdapterSettings(), 0, torch.float32)
+    wrapped = attach(model, ranks_of(model, "none"), 2.0, 0, torch.float32)
     for pair in adapter_parameters(model).values():
         pair["B"].data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     wrapped.save_pretrained(str(tmp_path))

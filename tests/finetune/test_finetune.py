@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from qra_bo.finetune import profiling
-from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.load import byte_tokenizer, load_data
 from qra_bo.finetune.data.options import TinyData
@@ -36,13 +35,12 @@ CPU = torch.device("cpu")
 PHASES = ["load", "forward", "backward", "step", "evaluation"]
 
 
-def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, init: str = "kaiming", base: Any = None,
+def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, base: Any = None,
          **train: object) -> FinetuneOracle:
     model = tiny_llama(vocab=512)[0] if base is None else base
     spec = spec_from_model(model, "tiny")
     trainer = TrainSettings(**{"batch": 2, "logits_chunk": 16, **train})  # type: ignore[arg-type]
-    settings = FinetuneSettings(trainer, AdapterSettings(2.0, init), 4, 4, (2, 4), 4,
-                                checkpoint_seconds=checkpoint_seconds)
+    settings = FinetuneSettings(trainer, 2.0, 4, 4, (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)
     return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, Stores(store), {})
@@ -55,6 +53,14 @@ def comparable(m: TrialResult) -> TrialResult:
 
 MIXED = Allocation(("hqq3", "int8"), (3, 1))
 REQUEST = TrialSpec(MIXED, 8, 8, 5, 5e-3)
+
+
+def test_a_trial_does_not_depend_on_earlier_trials() -> None:
+    oracle, request = make(), replace(REQUEST, steps=3, schedule_steps=3)
+    first = oracle.evaluate(request, quiet).loss
+    oracle.evaluate(replace(request, allocation=uniform(2, "nf4", 2), steps=1), quiet)
+    oracle.evaluate(replace(request, allocation=Allocation(("hqq3", "nf4"), (2, 1)), steps=1), quiet)
+    assert oracle.evaluate(request, quiet).loss == make().evaluate(request, quiet).loss == first
 
 
 @pytest.fixture(name="whole", scope="module")

@@ -6,7 +6,6 @@ import torch
 from peft import LoraConfig
 
 from qra_bo.finetune.adapters.lora import (
-    AdapterSettings,
     FusedLayer,
     adapter_parameters,
     attach,
@@ -26,7 +25,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[torch.nn.Module]:
     dense, spec = tiny_llama()
     bank = LayerBank(dense, spec, (parse_format(request.param),), torch.float32, "cpu")
     bank.install({linear.name: request.param for linear in spec.linears})
-    attach(dense, {linear.name: 3 for linear in spec.linears}, AdapterSettings(), 0, torch.float32)
+    attach(dense, {linear.name: 3 for linear in spec.linears}, 2.0, 0, torch.float32)
     generator = torch.Generator().manual_seed(3)
     for pair in adapter_parameters(dense).values():
         pair["B"].data.copy_(torch.randn(pair["B"].shape, generator=generator) / 8)
@@ -79,7 +78,7 @@ def test_adapters_added_later_compute_as_in_peft(switch: Callable[[Any], None]) 
     names = [linear.name for linear in spec.linears]
     bank = LayerBank(dense, spec, (parse_format("nf4"),), torch.float32, "cpu")
     bank.install(dict.fromkeys(names, "nf4"))
-    wrapped = attach(dense, dict.fromkeys(names, 3), AdapterSettings(), 0, torch.float32)
+    wrapped = attach(dense, dict.fromkeys(names, 3), 2.0, 0, torch.float32)
     wrapped.add_adapter("later", LoraConfig(r=2, target_modules=names[:3], lora_dropout=0.5, init_lora_weights=False))
     switch(wrapped.train())
     found = []

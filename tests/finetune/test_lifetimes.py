@@ -23,7 +23,6 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec, TrialState
 from tests.finetune.test_finetune import make, quiet
-from tests.finetune.test_inits import INITS
 
 OF_A_TRIAL = (LoraLayer, PeftModel, UnitwiseAdamW, torch.optim.Optimizer, memory_probe.MemoryProbe)
 MIXED = Allocation(("nf4", "hqq3"), (3, 1))
@@ -84,11 +83,10 @@ def test_packed_layer_dies_with_its_last_reference(name: str) -> None:
     assert alive(PackedLinear) == []
 
 
-@pytest.mark.parametrize("init", INITS)
-def test_nothing_of_a_finished_trial_is_alive(init: str) -> None:
+def test_nothing_of_a_finished_trial_is_alive() -> None:
     oracle = make_device_like()
     for allocation in (MIXED, Allocation(("int8", "nf4"), (1, 2))):
-        done = oracle.evaluate(TrialSpec(allocation, 3, 3, 5, 2e-3, init=init), quiet)
+        done = oracle.evaluate(TrialSpec(allocation, 3, 3, 5, 2e-3), quiet)
         assert done.state is TrialState.OK
         assert_no_survivors(oracle)
 

@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from qra_bo.export.comparison import with_adapter
 from qra_bo.export.load import load
-from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+from qra_bo.finetune.adapters.lora import adapter_parameters, attach
 from qra_bo.finetune.manifest import (
     MANIFEST,
     PACKED,
@@ -49,7 +49,7 @@ def make_run(folder: Path) -> torch.Tensor:
     bank = LayerBank(model, spec, [parse_format(f) for f in FORMATS], dtype, "cpu")
     bank.install({m.name: FORMATS[i % len(FORMATS)] for i, m in enumerate(spec.linears)})
     ranks = {m.name: i % 4 for i, m in enumerate(spec.linears)}
-    wrapped = attach(model, ranks, AdapterSettings(), 3, dtype)
+    wrapped = attach(model, ranks, 2.0, 3, dtype)
     draw = torch.Generator().manual_seed(5)
     for pair in adapter_parameters(model).values():
         pair["B"].data.copy_(torch.randn(pair["B"].shape, generator=draw) * 0.1)

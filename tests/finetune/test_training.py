@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
+from qra_bo.finetune.adapters.lora import adapter_parameters, attach, detach
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.training.learning_rate import RATE_RULES, RateRule
 from qra_bo.finetune.training.loop import DivergedError, TrainSettings, held_out, train_step, unit_groups
@@ -49,7 +49,7 @@ def test_learning_rate_rule_in_the_length() -> None:
 
 def test_units_get_their_own_rate() -> None:
     ranks = {linear.name: 1 + linear.layer for linear in SPEC.linears}
-    attach(MODEL, ranks, AdapterSettings(), 0, torch.float32)
+    attach(MODEL, ranks, 2.0, 0, torch.float32)
     try:
         groups = unit_groups(adapter_parameters(MODEL), {n: n.split(".")[2] for n in ranks}, {"0": 1, "1": 2},
                              TrainSettings(), 0.5)
@@ -63,7 +63,7 @@ def test_training_learns_and_padding_counts_for_nothing() -> None:
     labels = BLOCKS.copy()
     labels[:, 10:] = -100
     names = {linear.name: 4 for linear in SPEC.linears}
-    attach(MODEL, names, AdapterSettings(), 0, torch.float32)
+    attach(MODEL, names, 2.0, 0, torch.float32)
     try:
         optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(MODEL), dict.fromkeys(names, "all"), {"all": 4},
                                               settings, 5e-3), settings.optimizer)
@@ -90,7 +90,7 @@ def gradients_and_step(batch: int, accumulate: int,
     model, spec = tiny_llama()
     model.to(dtype)
     names = {linear.name: 4 for linear in spec.linears}
-    attach(model, names, AdapterSettings(), 0, dtype)
+    attach(model, names, 2.0, 0, dtype)
     generator = torch.Generator().manual_seed(3)
     for pair in adapter_parameters(model).values():
         pair["B"].data.normal_(0, 0.05, generator=generator)  # at B = 0 the gradients of A vanish
@@ -143,7 +143,7 @@ def test_held_out_loss_is_a_mean_with_clustered_error() -> None:
 
 
 def test_a_loss_that_is_not_a_number_is_reported() -> None:
-    attach(MODEL, {linear.name: 1 for linear in SPEC.linears}, AdapterSettings(), 0, torch.float32)
+    attach(MODEL, {linear.name: 1 for linear in SPEC.linears}, 2.0, 0, torch.float32)
     try:
         pair = adapter_parameters(MODEL)[SPEC.linears[0].name]
         with torch.no_grad():

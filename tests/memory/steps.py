@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+from qra_bo.finetune.adapters.lora import adapter_parameters, attach
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.checkpointing import use_checkpointing
@@ -81,7 +81,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
             setattr(model.get_submodule(parent), child, quantize(dense, fmt, dtype))
     if shape.checkpointing:
         use_checkpointing(model)
-    attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.adapted}, AdapterSettings(), 0,
+    attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.adapted}, 2.0, 0,
            dtype)
     pairs = adapter_parameters(model)
     groups = [({f"{m.name}.{k}": p for m in u.adapted for k, p in pairs[m.name].items()}, 1e-3)

@@ -111,8 +111,7 @@ def test_ranks_are_searched_within_the_budget(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("given", "key"), [
     ("bits=[4]", "bits"), ("quantizer.rounding=rtn", "quantizer.rounding"), ("quantizer.rounding=gptq",
                                                                             "quantizer.rounding"),
-    ("embeddings=8", "embeddings"), ("adapter.init=cloq", "adapter.init"), ("serve=vllm", "serve"),
-    ("max_average_bits=4", "max_average_bits"),
+    ("embeddings=8", "embeddings"), ("serve=vllm", "serve"), ("max_average_bits=4", "max_average_bits"),
     ("export.targets=[mlx]", "export.targets")])
 def test_keys_that_need_other_codes_are_refused(given: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:

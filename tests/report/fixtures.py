@@ -102,7 +102,7 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
         "budget_bytes": budget, "budget_text": "uniform:4,4", "scope": "peak", "oracle": oracle, "train_seed": 0,
         "full_trial_tokens": HIGH * TOKENS_A_STEP + 2_000, "uniform_baselines": 3, "alpha_over_rank": 2,
         "max_full_trials": 30.0, "references": True, "max_average_bits": None, "rates_sha256": None,
-        "init": "kaiming", "high_steps": HIGH, "low_steps": LOW, "effort": "normal",
+        "high_steps": HIGH, "low_steps": LOW, "effort": "normal",
         "planned_cost": 30.0 * (HIGH * TOKENS_A_STEP + 2_000),
         "method": "autoqra"})
     s.add("provenance", {"version": "0.1.0", "git": "f99649c", "packages": {"torch": "2.13.0", "peft": "0.21.2"},

@@ -41,7 +41,7 @@ OTHER: dict[str, Any] = {
     "quantizer.formats.2": "quantizer.formats.2=[hqq2]", "quantizer.formats.3": "quantizer.formats.3=[hqq3]",
     "quantizer.formats.4": "quantizer.formats.4=[hqq4]", "quantizer.formats.5": "quantizer.formats.5=[hqq5]",
     "quantizer.formats.6": "quantizer.formats.6=[hqq6]", "quantizer.formats.8": "quantizer.formats.8=[hqq8]",
-    "quantizer.tokens": "quantizer.tokens=256", "adapter.init": "adapter.init=cloq",
+    "quantizer.tokens": "quantizer.tokens=256",
     "adapter.lr_rule": "adapter.lr_rule=constant", "train.betas": "train.betas=[0.8,0.99]",
     "train.packing": "train.packing=isolated",
     "train.optimizer": "train.optimizer=adamw_8bit", "train.weight_decay": "train.weight_decay=0.1",

@@ -28,10 +28,9 @@ def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     assert float(lines[6].split("\t")[5]) == pytest.approx(profile.require_rank_sensitivity()[:, 31].sum(), rel=1e-3)
 
 
-def test_tokens_of_codes_and_initialisation_are_known_before() -> None:
+def test_tokens_of_codes_are_known_before() -> None:
     common = ["+model=tiny", "data=tiny", "train.length=32", "quantizer.tokens=1000", "data.calibration=3"]
     wanted = {(): (0, 31 * 32), ("quantizer.rounding=rtn",): (0, 0),
-              ("adapter.init=cloq",): (0, 2 * 31 * 32), ("adapter.init=cloq", "quantizer.rounding=rtn"): (0, 3 * 32),
               ("oracle=synthetic",): (0, 0)}
     assert {changes: make_setting(load_config([*common, *changes])).tokens_before for changes in wanted} == wanted
 

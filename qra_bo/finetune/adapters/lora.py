@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -112,26 +111,13 @@ def fuse(model: torch.nn.Module) -> None:
             layer.__class__ = _fused_class(cast(Hashable, type(layer)))
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterSettings:
-    """How adapters are built.
-
-    Args:
-        alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
-        init: Initialisation of A and B (see ``adapters.inits.Initialiser``); ``"kaiming"`` is LoRA's own.
-    """
-
-    alpha_over_rank: float = 2.0
-    init: str = "kaiming"
-
-
-def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, train_seed: int,
-           dtype: torch.dtype, initial: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None) -> PeftModel:
+def attach(model: Any, ranks: Mapping[str, int], alpha_over_rank: float, train_seed: int,
+           dtype: torch.dtype) -> PeftModel:
     """Wrap ``model`` in place, initialise, and check the realised ranks and scales.
 
-    ``ranks`` are those of the linears; 0 or missing: no adapter. Two allocations with one ``train_seed`` share the
-    first rows of every A, so that they differ by their ranks and formats alone. ``initial`` holds A (``k x in``) and B
-    (``out x k``) of linears that do not start at random; rows beyond ``k``, as on a narrower linear, do.
+    ``ranks`` are those of the linears; 0 or missing: no adapter. LoRA's scale ``alpha_over_rank`` is the same at every
+    rank. A starts by Kaiming's draw, B at 0. Two allocations with one ``train_seed`` share the first rows of every A,
+    so that they differ by their ranks and formats alone.
 
     Raises:
         OracleError: If PEFT realised another rank, scale or set of modules than requested.
@@ -139,7 +125,7 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT draws an initialisation of its own, replaced below, and reads an attribute that transformers renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        config = LoraConfig(**peft_patterns(ranks, settings.alpha_over_rank), lora_dropout=0.0, bias="none",
+        config = LoraConfig(**peft_patterns(ranks, alpha_over_rank), lora_dropout=0.0, bias="none",
                             task_type="CAUSAL_LM")
         wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, layer in lora_layers(model).items():
@@ -150,14 +136,9 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
         rng = np.random.default_rng(np.random.SeedSequence([train_seed, *name.encode()]))
         draws = rng.random((rank, down.in_features), dtype=np.float32)
         first = torch.from_numpy(draws).mul_(2 * bound).sub_(bound)
-        second = torch.zeros(up.out_features, rank)
-        if initial is not None and name in initial:
-            known = len(initial[name][0])
-            first[:known], second[:, :known] = initial[name]
-        with torch.no_grad():
-            down.weight = Parameter(first.to(device, dtype, copy=True))
-            up.weight = Parameter(second.to(device, dtype, copy=True).contiguous())
-    check_realised(model, ranks, settings)
+        down.weight = Parameter(first.to(device, dtype, copy=True))
+        up.weight = Parameter(torch.zeros(up.out_features, rank, dtype=dtype, device=device))
+    check_realised(model, ranks, alpha_over_rank)
     fuse(model)
     return wrapped
 
@@ -173,7 +154,7 @@ def lora_layers(model: Any) -> dict[str, LoraLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def check_realised(model: Any, ranks: Mapping[str, int], settings: AdapterSettings) -> None:
+def check_realised(model: Any, ranks: Mapping[str, int], alpha_over_rank: float) -> None:
     """Compare every module's realised rank and scale with the requested ones.
 
     Raises:
@@ -186,8 +167,8 @@ def check_realised(model: Any, ranks: Mapping[str, int], settings: AdapterSettin
                           f"{sorted(set(wanted) ^ set(layers))[:4]}")
     for name, layer in layers.items():
         scale = layer.scaling[ADAPTER]
-        if layer.r[ADAPTER] != wanted[name] or abs(scale - settings.alpha_over_rank) > 1e-9:
-            raise OracleError(f"{name}: requested rank {wanted[name]} and scale {settings.alpha_over_rank}, "
+        if layer.r[ADAPTER] != wanted[name] or abs(scale - alpha_over_rank) > 1e-9:
+            raise OracleError(f"{name}: requested rank {wanted[name]} and scale {alpha_over_rank}, "
                               f"realised {layer.r[ADAPTER]} and {scale}")
 
 

@@ -125,7 +125,7 @@ class Inputs:
         order, factor, failed = _factored(moments.to("cpu", torch.float64))
         if failed:
             raise ModelError("second moments of a linear's inputs are not positive definite; use another dtype, or "
-                             "quantizer.rounding=rtn and adapter.init=kaiming, which need none")
+                             "quantizer.rounding=rtn, which needs none")
         return cls(order.to(moments.device), factor.to(moments.device, torch.float32))
 
     @property
@@ -133,12 +133,6 @@ class Inputs:
         """What the square of an error of each input's weights costs, ``in``, once later inputs have compensated it: the
         input's moment less what these predict of it."""
         return self.factor.diagonal().square().reciprocal()[torch.argsort(self.order)]
-
-    def root(self) -> Tensor:
-        """Return L (``in x in``) with ``L L^T`` the damped moments."""
-        units = torch.eye(len(self.order), device=self.factor.device)
-        rows: Tensor = torch.linalg.solve_triangular(self.factor, units, upper=True)
-        return rows[torch.argsort(self.order)]
 
 
 def _factored(moments: Tensor) -> tuple[Tensor, Tensor, bool]:

@@ -15,7 +15,7 @@ from bench.table1.adalora import (
 )
 from bench.table1.adalora_memory import adalora_bytes
 from bench.table1.adalora_run import evaluate_adalora
-from qra_bo.finetune.adapters.lora import AdapterSettings, attach, detach, lora_layers
+from qra_bo.finetune.adapters.lora import attach, detach, lora_layers
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
@@ -104,7 +104,7 @@ def test_what_is_left_computes_the_same_as_the_masked_triplets() -> None:
     names = [m.name for m in spec.linears]
     bank = LayerBank(model, spec, [], torch.float32, CPU)
     bank.install({n: ("hqq3", "nf4", "int8")[i % 3] for i, n in enumerate(names)})
-    attach(model, dict.fromkeys(names, 4), AdapterSettings(), 0, torch.float32)
+    attach(model, dict.fromkeys(names, 4), 2.0, 0, torch.float32)
     parameters = make_triplets(model, 0)
     draw = torch.Generator().manual_seed(1)
     kept = {}

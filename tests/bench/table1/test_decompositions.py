@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from bench.table1.decompositions import balanced, low_rank_first, quantised_first
+from bench.table1.lowrank import leading
 from bench.table1.recipe import STARTS
 from bench.table1.starts import Requantise, evaluate_started
-from qra_bo.finetune.adapters.lowrank import leading
 from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.memory.formats import parse_format
+from qra_bo.space import Allocation
+from qra_bo.trials import TrialSpec
 from tests.conformance.quantizer import make_linear
 from tests.finetune.test_finetune import make, quiet
-from tests.finetune.test_inits import REQUEST
+
+REQUEST = TrialSpec(Allocation(("hqq3", "nf4"), (3, 1)), 3, 3, 5, 5e-3)
 
 
 def requantise_in(fmt: str, device: str = "cpu") -> Requantise:
@@ -73,8 +76,8 @@ def test_loftq_equals_pefts_on_cuda() -> None:
     assert ours.errors[-1] == pytest.approx(theirs, rel=0.02)
 
 
-@pytest.mark.parametrize("init", STARTS)
-def test_a_trial_does_not_depend_on_earlier_trials(init: str) -> None:
-    oracle, trial = make(), replace(REQUEST, init=init)
+@pytest.mark.parametrize("start", STARTS)
+def test_a_trial_does_not_depend_on_earlier_trials(start: str) -> None:
+    oracle, trial = make(), replace(REQUEST, codes=start)
     first, again = (evaluate_started(oracle, trial.to_json(), quiet)["loss"] for _ in range(2))
     assert first == again != oracle.evaluate(REQUEST, quiet).loss

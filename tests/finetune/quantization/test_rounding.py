@@ -14,7 +14,6 @@ from torch import Tensor
 
 from qra_bo.config import gptq_sequences, gptq_tokens, load_config, make_spec
 from qra_bo.finetune import profiling
-from qra_bo.finetune.adapters import lowrank
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks
 from qra_bo.finetune.quantization import gptq, moments
@@ -160,7 +159,7 @@ def test_padding_chooses_no_codes() -> None:
 
 
 OPTIONS = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
-           "data.max_records=64", "quantizer.tokens=256", "adapter.init=cloq"]
+           "data.max_records=64", "quantizer.tokens=256"]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA driver error: out of memory"),
@@ -284,7 +283,7 @@ def test_sensitivities_are_measured_on_text_that_chose_no_codes(chosen_on: int, 
 
 
 @pytest.mark.parametrize(("overrides", "rounding"), [
-    ([], "gptq"), (["adapter.init=cloq"], "gptq"), (["oracle=synthetic"], "rtn"), ([NEAREST], "rtn")])
+    ([], "gptq"), (["oracle=synthetic"], "rtn"), ([NEAREST], "rtn")])
 def test_gptq_is_the_default_where_codes_can_be_chosen(overrides: list[str], rounding: str) -> None:
     config = load_config(["+model=tiny", *overrides])
     assert config.quantizer.rounding == rounding
@@ -292,21 +291,21 @@ def test_gptq_is_the_default_where_codes_can_be_chosen(overrides: list[str], rou
 
 
 def keys(*more: str, text: int = 0, calibration: int = 1) -> list[str]:
-    """Keys of codes, factors and profile of a configuration, whose texts have these tokens."""
+    """Keys of codes and profile of a configuration, whose texts have these tokens."""
     config, ids = load_config(["+model=tiny", *more]), np.zeros((2, 3), dtype=np.int64)
     blocks = [TokenBlocks(ids + token, ids + token) for token in (text, calibration)]
-    codes, factors, profiles = caches(config, {"weights": "w"}, *blocks, Path("run"))
-    return [store.folder.name for store in (codes, factors, profiles)]
+    codes, profiles = caches(config, {"weights": "w"}, *blocks, Path("run"))
+    return [store.folder.name for store in (codes, profiles)]
 
 
 def test_cache_keys_are_made_of_what_decides_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     nearest, chosen = keys(NEAREST), keys()
-    assert len({*nearest, *chosen}) == 6
-    assert nearest[:2] == keys(NEAREST, text=5)[:2]
-    assert [a == b for a, b in zip(chosen, keys(text=5), strict=True)] == [False, False, False]
-    assert [a == b for a, b in zip(chosen, keys(calibration=5), strict=True)] == [True, True, False]
-    assert [a == b for a, b in zip(chosen, keys("bits=[3,4]"), strict=True)] == [False, False, False]
-    for module, changed in ((gptq, [0, 1, 2]), (lowrank, [1]), (profiling, [2])):
+    assert len({*nearest, *chosen}) == 4
+    assert nearest[0] == keys(NEAREST, text=5)[0]
+    assert [a == b for a, b in zip(chosen, keys(text=5), strict=True)] == [False, False]
+    assert [a == b for a, b in zip(chosen, keys(calibration=5), strict=True)] == [True, False]
+    assert [a == b for a, b in zip(chosen, keys("bits=[3,4]"), strict=True)] == [False, False]
+    for module, changed in ((gptq, [0, 1]), (profiling, [1])):
         with monkeypatch.context() as patch:
             patch.setattr(module, "VERSION", module.VERSION + 1)
             assert [i for i, (a, b) in enumerate(zip(chosen, keys(), strict=True)) if a != b] == changed
