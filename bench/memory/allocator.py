@@ -24,8 +24,7 @@ import numpy as np
 from bench.memory.tuples import bits_of, drawn, space_of, spec_of, total
 from bench.report import Target, publish
 from bench.store import Store
-from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
-from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.memory.model import ASSUMED, PPM, Allowance, MemoryModel, TrainShape
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import Allocation, SearchSpace
 

@@ -21,9 +21,8 @@ import numpy as np
 
 from bench.memory.tuples import bits_of, drawn, space_of, total
 from bench.report import RESULTS, Target, publish
-from qra_bo.memory.allowance import PPM, Allowance
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.memory.model import PPM, Allowance, MemoryModel, TrainShape
 from qra_bo.space import Allocation, CostTable, DecoderSpec, SearchSpace
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.device import expand_segments

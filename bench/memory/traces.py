@@ -25,8 +25,7 @@ import numpy as np
 
 from bench.memory.tuples import bits_of, drawn, space_of, spec_of, total
 from bench.report import RESULTS, Target, publish
-from qra_bo.memory.allowance import Allowance
-from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.memory.model import Allowance, MemoryModel, TrainShape
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import Allocation, DecoderSpec, SearchSpace
 

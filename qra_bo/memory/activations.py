@@ -67,7 +67,7 @@ class TrainShape:
 
     @property
     def allocator(self) -> str:
-        """Kind of allocator and of its load: a key of ``memory.allowance.ASSUMED``."""
+        """Kind of allocator and of its load: a key of ``memory.model.ASSUMED``."""
         return "cuda, checkpointed" if self.device == "cuda" and self.checkpointing else self.device
 
     @property

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from qra_bo.memory.activations import ORDER, LayerModel, TrainShape, group_of, rounding_bytes, workspace_bytes
-from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.formats import matrix_bytes, table_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
@@ -36,6 +35,24 @@ KEYS = ("weights", "quant_metadata", "unquantised", "embeddings", "adapters", "g
         "workspace")
 """Parts of a peak. Embedding and head count as ``embeddings`` where they are packed, and as unquantised in 16 bits."""
 
+PPM = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Bytes that a device's allocator needs beyond the live ones: ``fixed_bytes`` (the matrix library's workspace), and
+    ``share_ppm`` millionths of all bytes that are not resident, lost to fragmentation."""
+
+    fixed_bytes: int
+    share_ppm: int
+
+
+ASSUMED = {"cpu": Allowance(0, 0), "cuda": Allowance(128 * 2**20, 72_000),
+           "cuda, checkpointed": Allowance(176 * 2**20, 135_000)}
+"""By ``TrainShape.allocator``. A budget bounds the bytes that CUDA's caching allocator reserves. Those of CUDA cover
+the simulated allocator with expandable segments (``bench.memory.allocator``); a trial that shows one to be too small
+raises it for the rest of its run (``study.setting.Headroom``). A recomputed layer's few large tensors leave larger
+gaps. A CUDA context lies outside the allocator and does not count."""
 SHARED_BYTES = 1536
 """Look-up tables of the quantisers (1,088 bytes) and the scalars of a step, for the whole model."""
 

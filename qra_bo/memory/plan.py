@@ -229,7 +229,8 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
                             smallest(own.table(space), space)[0] <= size,
                             advice_on(own, space, size, most_bits=most_bits),
                             {fmt.name: largest_rank(own, space, fmt, size) for fmt in space.formats},
-                            _best(own, space, size, most_bits), _fractional_row(own, space, fractional(own, size)))
+                            _best(own, space, size, most_bits), None if (mixed := fractional(own, size)) is None else
+                            _row(own, space, mixed, mix_text(mixed, space)))
                for (text, size), own in zip(budgets.items(), models.values(), strict=True)]
     totals = {gb: round(USABLE * gb * 2**30) for gb in CARDS_GB}
     if card is not None:  # its own row agrees with its budget
@@ -251,10 +252,6 @@ def _common(values: Sequence[_T]) -> _T | None:
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:
     return Row(what, space, allocation, *memory.phase_breakdown(space, allocation),
                memory.file_bytes(space, allocation), memory.shape.embeddings)
-
-
-def _fractional_row(memory: MemoryModel, space: SearchSpace, allocation: Allocation | None) -> Row | None:
-    return None if allocation is None else _row(memory, space, allocation, mix_text(allocation, space))
 
 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:

@@ -122,16 +122,6 @@ def _packed(fmt: StorageFormat) -> tuple[int, int]:
     return fmt.bits * fmt.block // 8, 2
 
 
-def _gguf(fmt: StorageFormat) -> tuple[int, int]:
-    bits = gguf_bits(fmt)
-    assert bits is not None
-    return bits * fmt.block // 8, 2 * fmt.block // _GGUF_BLOCK
-
-
-def _mlx(fmt: StorageFormat) -> tuple[int, int]:
-    return fmt.bits * fmt.block // 8, 4
-
-
 _SYM, _INT = (tuple(bits for bits, width in WIDTHS.items() if kind in width.kinds) for kind in (_SYMMETRIC, _ZEROS))
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
 """Decoders whose exports ``gguf`` and ``mlx`` were compared with transformers."""
@@ -140,11 +130,12 @@ CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
     Consumer("transformers", "transformers", {_SYMMETRIC: _SYM}, group_bytes=_packed, exports=("compressed_tensors",)),
     Consumer("vllm", "vLLM", {_SYMMETRIC: _SYM}, ("layer", "block", "fused"), _packed,
              exports=("compressed_tensors", "vllm")),
-    Consumer("llamacpp", "llama.cpp", {_SYMMETRIC: _SYM, _ZEROS: tuple(b for b in _INT if b < 8)}, group_bytes=_gguf,
+    Consumer("llamacpp", "llama.cpp", {_SYMMETRIC: _SYM, _ZEROS: tuple(b for b in _INT if b < 8)},
+             group_bytes=lambda fmt: ((gguf_bits(fmt) or 0) * fmt.block // 8, 2 * fmt.block // _GGUF_BLOCK),
              families=_FAMILIES, exports=("gguf",)),
     Consumer("mlx", "MLX", {_SYMMETRIC: tuple(b for b in _SYM if b in MLX_BITS),
-                            _ZEROS: tuple(b for b in _INT if b <= 3)}, group_bytes=_mlx,
-             families=_FAMILIES, exports=("mlx",)))}
+                            _ZEROS: tuple(b for b in _INT if b <= 3)},
+             group_bytes=lambda fmt: (fmt.bits * fmt.block // 8, 4), families=_FAMILIES, exports=("mlx",)))}
 """By the value of ``serve``."""
 
 EXPORT_TARGETS = ("card", "trl", "vllm", "compressed_tensors", "gguf", "mlx", "merged")

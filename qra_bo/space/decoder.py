@@ -165,14 +165,9 @@ def spec_from_numbers(name: str, family: str, *, n_layers: int, hidden_size: int
                        vocab_size, tied, other, (), n_experts, experts_per_token)
 
 
-def _layer_of(path: str) -> int:
-    match = _LAYER.search(path)
-    return -1 if match is None else int(match.group(1))
-
-
 def _linear(path: str, out_features: int, in_features: int, bias: bool) -> Linear:
     """Return the linear at a path within a decoder layer, which says all else about it."""
-    return Linear(path, out_features, in_features, _layer_of(path),
+    return Linear(path, out_features, in_features, int(_LAYER.findall(path)[0]),
                   "attn" if re.search(r"attn|attention", path) else "mlp", fused_of(path.rsplit(".", 1)[-1]), bias,
                   expert=expert_of(path) is not None)
 

@@ -9,9 +9,8 @@ from bench.memory.allocator import OVER, draw, predicted, simulated
 from bench.memory.caching_allocator import LARGE_BUFFER, SMALL_BUFFER, CachingAllocator
 from bench.memory.gpu import llama
 from bench.memory.replay import TrialTracer, reserved_bytes
-from qra_bo.memory.allowance import ASSUMED
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.memory.model import ASSUMED, MemoryModel, TrainShape
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
 
 MIB = 1 << 20

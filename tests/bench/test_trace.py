@@ -9,9 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from bench.memory.trace import StepTracer
 from qra_bo.memory.activations import rounding_bytes
-from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.memory.model import Allowance, MemoryModel, TrainShape
 from qra_bo.memory.optimizers import update_bytes
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units, uniform
 from qra_bo.space.decoder import spec_from_model, spec_from_numbers

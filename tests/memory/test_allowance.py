@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 import bench
-from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
-from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.memory.model import ASSUMED, PPM, Allowance, MemoryModel, TrainShape
 from qra_bo.space import uniform
 from tests.memory.spaces import SMOLLM2, space_of
 

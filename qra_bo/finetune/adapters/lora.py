@@ -71,18 +71,12 @@ class FusedLayer:
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Map ``... x in`` to ``... x out``; as PEFT does where adapters are several, merged, disabled or of another
         type, and where autocast chooses the types of products."""
-        name = _alone(self)  # asked each time: a user may add, switch and delete adapters
+        name, kind = _alone(self), x.device.type  # asked each time: a user may add, switch and delete adapters
         if name is None or x.dtype != self.lora_A[name].weight.dtype or self.disable_adapters or self.merged \
-                or args or kwargs or _autocasts(x.device.type):
+                or args or kwargs or (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]
         return fused_linear(x, self.lora_A[name].weight, self.lora_B[name].weight, self.get_base_layer(),
                             self.scaling[name])
-
-
-def _autocasts(device_type: str) -> bool:
-    """Whether autocast chooses the types of products on such devices now; of some, such as ``"meta"``, torch refuses
-    the question."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _alone(layer: Any) -> str | None:

@@ -157,8 +157,12 @@ class LayerBank:
         changed = {name: wanted for name, wanted in choice.items() if self._installed.get(name) != wanted}
         for name, wanted in changed.items():  # every error is raised before anything is changed
             self._check_place(name)
-            if not isinstance(wanted, OwnBase):
-                self._prepare(name, wanted)
+            if isinstance(wanted, OwnBase):
+                continue
+            if (form := parse_format(wanted)).is_base:  # whose packed tensors are not kept
+                self._check(name, form)
+            else:
+                self.state(name, wanted)
         for name, wanted in changed.items():  # one by one: a device need not hold old and new layers together
             self._place(name, self._layer(name, wanted))
             self._installed[name] = wanted
@@ -209,14 +213,6 @@ class LayerBank:
             self._states[key] = self._pack(name, form)
         return self._states[key]
 
-    def _prepare(self, name: str, fmt: str) -> None:
-        """Pack a linear whose packed tensors are kept, and check one of 16 bits."""
-        form = parse_format(fmt)
-        if form.is_base:
-            self._check(name, form)
-        else:
-            self.state(name, fmt)
-
     def installed_state(self, name: str) -> State:
         """Return the packed tensors of a quantised linear, on the host."""
         installed = self._installed[name]
@@ -240,9 +236,8 @@ class LayerBank:
         if self.rounding is not None and fmt in self.rounding.formats:
             self.choose_codes(None)
             chosen = self.rounding.state(name, fmt)
-        return self._stored(name, fmt) if chosen is None else chosen
-
-    def _stored(self, name: str, fmt: StorageFormat) -> State:
+        if chosen is not None:
+            return chosen
         if self.store is None or fmt.is_base:
             return self.nearest(name, fmt)
         key = f"{name}.{fmt.name}"
