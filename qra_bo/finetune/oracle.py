@@ -58,7 +58,7 @@ class FinetuneOracle:
         self.tokenizer, self._provenance = tokenizer, dict(provenance)
         self.text = CalibrationText(
             torch.from_numpy(data.calibration.input_ids), torch.from_numpy(data.calibration.labels),
-            settings.train.batch, settings.train.logits_chunk, torch.from_numpy(data.calibration.is_text))
+            settings.train.batch, settings.train.logits_chunk)
         self.peft: Any = None  # the wrapped model of the trial under way
         self._over: set[str] = set()  # checkpoints that no later trial continues
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}

@@ -261,11 +261,7 @@ class LayerBank:
     def nearest_bases(self, choice: Mapping[str, str]) -> dict[str, OwnBase]:
         """Pack with the libraries' codes the linears of ``choice`` (formats by name) that have chosen codes here."""
         return {name: OwnBase(fmt, "rtn", self.nearest(name, parse_format(fmt)))
-                for name, fmt in choice.items() if self.has_chosen(name, fmt)}
-
-    def has_chosen(self, name: str, fmt: str) -> bool:
-        """Whether a linear has other codes in a format than the library's nearest ones."""
-        return self.rounding is not None and self.rounding.chose(name, fmt)
+                for name, fmt in choice.items() if self.rounding is not None and self.rounding.chose(name, fmt)}
 
     def _layer(self, name: str, wanted: str | OwnBase) -> nn.Module:
         if isinstance(wanted, OwnBase):

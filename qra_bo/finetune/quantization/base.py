@@ -143,6 +143,18 @@ class PackedLinear(ABC):
         return cast(Tensor, _FrozenMatmul.apply(x, self))  # type: ignore[no-untyped-call]
 
 
+class CodedLinear(PackedLinear, nn.Linear):
+    """A packed layer whose ``weight`` holds the codes; ``others`` are the packed tensors beside them."""
+
+    others: State
+
+    def packed_state(self) -> State:
+        return {"codes": self.weight.data, **self.others}
+
+    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
+        self.others = {name: move(tensor) for name, tensor in self.others.items()}
+
+
 class _FrozenMatmul(torch.autograd.Function):
     """``x W^T + b`` that keeps neither ``x`` nor ``W`` for the backward."""
 
@@ -185,12 +197,13 @@ def storage_bytes(tensors: Mapping[str, Tensor]) -> int:
 class QuantizerBackend(ABC):
     """Packs weights into one family of storage formats.
 
-    A new backend defines ``pack`` and ``build``, and ``empty_state`` where ``pack`` can't run on the meta device. GPTQ
-    chooses the codes of a ``LevelBackend`` and of a ``RingBackend``. It is named, with its formats, in
-    ``memory/formats.py``; a class in ``test_conformance.py`` tests it.
+    A new backend defines ``pack`` and ``layer`` (or ``build``), and ``empty_state`` where ``pack`` can't run on the
+    meta device. GPTQ chooses the codes of a ``LevelBackend`` and of a ``RingBackend``. It is named, with its formats,
+    in ``memory/formats.py``; a class in ``test_conformance.py`` tests it.
     """
 
     name: str
+    layer: ClassVar[type[CodedLinear]]
     VERSION: ClassVar[int] = 1
     """Goes up with every change of the packed tensors that ``pack``, ``recoded`` or ``compensated`` give for a weight:
     results on disk are kept by it."""
@@ -199,10 +212,14 @@ class QuantizerBackend(ABC):
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         """Return the packed tensors, on ``device``, of a weight matrix ``out x in`` of any floating type."""
 
-    @abstractmethod
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:
         """Return the layer over packed tensors (shared, not copied), on their device; ``shape`` is (out, in)."""
+        layer = self.layer(shape[1], shape[0], bias=False, device="meta")
+        layer.weight = nn.Parameter(state["codes"], requires_grad=False)
+        layer.others = {name: tensor for name, tensor in state.items() if name != "codes"}
+        layer.fmt, layer.compute_dtype, layer.bias = fmt, compute_dtype, frozen(bias)
+        return layer
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
         """Return meta tensors like those that ``pack`` gives for a matrix of ``shape`` (out, in) and ``dtype``."""

@@ -6,29 +6,19 @@ which shifts a whole group of 8-bit codes.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, LevelBackend, PackedLinear, State, frozen
+from qra_bo.finetune.quantization.base import SERIAL_NUMEL, CodedLinear, Grid, LevelBackend, State
 from qra_bo.finetune.quantization.planes import empty_planes, in_planes, weight_of, words_of
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
 
 
-class GroupedLinear(PackedLinear, nn.Linear):
+class GroupedLinear(CodedLinear):
     """A frozen linear layer over packed codes, a scale a group and, in most formats, a zero."""
-
-    others: State
-    """The packed tensors beside ``codes``, which ``weight`` holds."""
-
-    def packed_state(self) -> State:
-        return {"codes": self.weight.data, **self.others}
-
-    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
-        self.others = {name: move(tensor) for name, tensor in self.others.items()}
 
     def unpack(self) -> Tensor:
         state = self.packed_state()
@@ -47,6 +37,7 @@ class GroupedBackend(LevelBackend):
         by_row: Whether groups lie within rows, so that metadata are ``out x groups of a row`` and not ``groups x 1``.
     """
 
+    layer = GroupedLinear
     metadata_types: ClassVar[tuple[torch.dtype, torch.dtype]]
     by_row: ClassVar[bool]
 
@@ -110,11 +101,3 @@ class GroupedBackend(LevelBackend):
         ascending = codes.reshape(-1, fmt.block)
         stored = torch.where(state["scale"].view(-1, 1) < 0, (1 << fmt.bits) - 1 - ascending, ascending)
         return {**state, **in_planes(stored, fmt)}
-
-    def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
-              compute_dtype: torch.dtype) -> nn.Module:
-        layer = GroupedLinear(shape[1], shape[0], bias=False, device="meta")
-        layer.weight = nn.Parameter(state["codes"], requires_grad=False)
-        layer.others = {name: tensor for name, tensor in state.items() if name != "codes"}
-        layer.fmt, layer.compute_dtype, layer.bias = fmt, compute_dtype, frozen(bias)
-        return layer

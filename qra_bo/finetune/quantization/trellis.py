@@ -4,12 +4,10 @@ A row has a scale, which four bits lower for each block of 64 inputs. Codes are 
 rings run along the outputs of one rotated input, so that GPTQ's feedback between inputs stays exact (``rings.py``).
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import PackedLinear, RingBackend, State, frozen
+from qra_bo.finetune.quantization.base import CodedLinear, RingBackend, State
 from qra_bo.finetune.quantization.fused_unpack import unpacked
 from qra_bo.finetune.quantization.gptq import BLOCK
 from qra_bo.finetune.quantization.moments import Inputs
@@ -29,32 +27,24 @@ from qra_bo.memory.formats import ring_length, rings_of
 from qra_bo.space.space import StorageFormat
 
 
-class TrellisLinear(PackedLinear, nn.Linear):
+class TrellisLinear(CodedLinear):
     """A frozen linear layer over rings of trellis codes, a scale a row, and four bits a row and block of inputs."""
 
-    scale: Tensor
-    steps: Tensor
-
-    def packed_state(self) -> State:
-        return {"codes": self.weight.data, "scale": self.scale, "steps": self.steps}
-
-    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
-        self.scale, self.steps = move(self.scale), move(self.steps)
-
     def unpack(self) -> Tensor:
-        if self.scale.device.type != "cuda":
+        device = self.weight.device
+        if device.type != "cuda":
             return self._by_operators()
 
         def fused() -> Tensor:
             from qra_bo.finetune.quantization.trellis_kernel import fused_unpack  # not every platform has Triton
 
-            with torch.cuda.device(self.scale.device):  # Triton launches on the current device
+            with torch.cuda.device(device):  # Triton launches on the current device
                 return fused_unpack(self.packed_state(), self.fmt.bits, self.compute_dtype)
 
-        return unpacked((self.fmt.name, self.compute_dtype, self.scale.device), fused, self._by_operators)
+        return unpacked((self.fmt.name, self.compute_dtype, device), fused, self._by_operators)
 
     def _by_operators(self) -> Tensor:
-        out = torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device=self.scale.device)
+        out = torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device=self.weight.device)
         length = ring_length(self.out_features)
         for ring, codes in enumerate(torch.split(self.weight.data, 1)):
             rows = slice(ring * length, min((ring + 1) * length, self.out_features))
@@ -64,7 +54,7 @@ class TrellisLinear(PackedLinear, nn.Linear):
     def _weights(self, codes: Tensor, rows: slice) -> Tensor:
         """Return the weights of a ring, ``rows x in`` in fp32."""
         values = values_of(codes, self.fmt.bits)[:rows.stop - rows.start]
-        scale = spread_scales(self.scale[rows], self.steps[rows], self.in_features)
+        scale = spread_scales(self.others["scale"][rows], self.others["steps"][rows], self.in_features)
         blocks = rotated(values, back=True).view(*scale.shape, ROTATION)  # a scale is common to what was rotated
         return blocks.mul_(scale.unsqueeze(2)).view(-1, self.in_features)
 
@@ -72,7 +62,7 @@ class TrellisLinear(PackedLinear, nn.Linear):
 class TrellisBackend(RingBackend):
     """Trellis storage: rotated weights by rings, with a scale for each row or for each of its blocks of inputs."""
 
-    name = "trellis"
+    name, layer = "trellis", TrellisLinear
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         turned = rotated(weight.cpu().float())  # see ``Rounding``: rings are coded on the host
@@ -114,14 +104,11 @@ class TrellisBackend(RingBackend):
 
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:
-        layer = TrellisLinear(shape[1], shape[0], bias=False, device="meta")
-        layer.weight = nn.Parameter(state["codes"], requires_grad=False)
-        layer.scale, layer.steps = state["scale"], state["steps"]
-        layer.fmt, layer.compute_dtype, layer.bias = fmt, compute_dtype, frozen(bias)
+        device = state["codes"].device
         for shared in (rotation, fractions):
-            shared(layer.scale.device)  # made and kept here, so that unpacking makes none
-        table(fmt.bits, layer.scale.device)
-        return layer
+            shared(device)  # made and kept here, so that unpacking makes none
+        table(fmt.bits, device)
+        return super().build(state, fmt, shape, bias, compute_dtype)
 
 
 def scales_of(turned: Tensor) -> tuple[Tensor, Tensor]:

@@ -110,18 +110,16 @@ def token_losses(model: Any, input_ids: Tensor, labels: Tensor, chunk: int) -> t
 
 @dataclass(frozen=True, slots=True)
 class CalibrationText:
-    """Sequences of the training split on which sensitivities and some adapter initialisations are measured.
+    """Sequences of the training split on which sensitivities are measured.
 
     ``ids`` and ``labels`` are ``n x length``, labels -100 where no loss is taken; ``batch`` sequences go backward at a
-    time, with the logits of ``logits_chunk`` tokens alive at once. ``is_text`` says where no padding stands, ``n x
-    length``; ``None``: everywhere.
+    time, with the logits of ``logits_chunk`` tokens alive at once.
     """
 
     ids: Tensor
     labels: Tensor
     batch: int
     logits_chunk: int
-    is_text: Tensor | None = None
 
     def parts(self, n: int) -> list[tuple[Tensor, Tensor]]:
         """Return ids and labels, ``n`` sequences at a time."""
