@@ -58,7 +58,6 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
     from bench.memory.trace import DTYPES, config_from_spec
     from qra_bo.finetune.models.checkpointing import use_checkpointing
     from qra_bo.finetune.models.load import use_fast_attention
-    from qra_bo.finetune.quantization.bank import allow_mixed_bits
     from qra_bo.finetune.quantization.base import backend_of
 
     dtype = DTYPES[shape.compute_dtype_bytes]
@@ -84,7 +83,6 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
             setattr(module, key, b.to(device))
     model.tie_weights()
     use_fast_attention(model, device, dtype)
-    allow_mixed_bits(model)
     if shape.checkpointing:
         use_checkpointing(model)
     return model

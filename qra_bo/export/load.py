@@ -26,7 +26,6 @@ from qra_bo.finetune.manifest import (
 from qra_bo.finetune.models.facts import facts_of
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
-from qra_bo.finetune.quantization.bank import allow_mixed_bits
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, pack_for
 from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings, packed_tables
 from qra_bo.finetune.quantization.stored_model import load_stored, stored_state
@@ -146,7 +145,6 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
         model.set_submodule(name, backend_of(record.format).build(state, record.format, record.shape, bias, dtype))
     if tables and not manifest.stored:
         install_embeddings(model, tables, next(iter(manifest.tables.values())).format, dtype)
-    allow_mixed_bits(model)
     model.to(device)
 
 

@@ -13,17 +13,11 @@ from qra_bo.utils.files import COPY_AGAIN, read_object
 
 
 def make_trainable(model: Any) -> Any:
-    """Prepare the adapted model of ``load`` for a trainer: LoRA weights in fp32 that take gradients, training mode.
-
-    The marks of 4-bit and 8-bit layers, which PEFT needed to attach the adapter, are removed from the base: with them
-    TRL rounds the LoRA weights to bf16, and optimiser steps of a usual size are lost.
-    """
+    """Prepare the adapted model of ``load`` for a trainer: LoRA weights in fp32 that take gradients, training mode."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(torch.float32)
             parameter.requires_grad_(True)
-    base = model.get_base_model()
-    base.is_loaded_in_4bit = base.is_loaded_in_8bit = False
     return model.train()
 
 

@@ -81,7 +81,7 @@ class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def module_tensors(model: nn.Module) -> list[Tensor]:
-    """Return every tensor that a model holds: parameters, buffers, quantisation states, tensors in attributes."""
+    """Return every tensor that a model holds: parameters, buffers, tensors in attributes."""
     found: list[Tensor] = []
     seen: set[int] = set()
     for module in model.modules():
@@ -94,18 +94,12 @@ def module_tensors(model: nn.Module) -> list[Tensor]:
 def _collect(value: Any, found: list[Tensor], seen: set[int]) -> None:
     if id(value) in seen or isinstance(value, nn.Module):
         return
+    seen.add(id(value))
     if isinstance(value, Tensor):
         found.append(value)
-        parts = [getattr(value, name, None) for name in ("quant_state", "CB", "SCB")]  # bitsandbytes' scales
     elif isinstance(value, dict | list | tuple):
-        parts = list(value.values() if isinstance(value, dict) else value)
-    elif type(value).__name__ in ("QuantState", "MatmulLtState"):
-        parts = list(vars(value).values())
-    else:
-        return
-    seen.add(id(value))
-    for part in parts:
-        _collect(part, found, seen)
+        for part in value.values() if isinstance(value, dict) else value:
+            _collect(part, found, seen)
 
 
 def live_bytes(model: nn.Module) -> int:

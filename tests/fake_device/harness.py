@@ -29,7 +29,6 @@ from contextlib import ExitStack, contextmanager  # noqa: E402
 from typing import Any  # noqa: E402
 from unittest import mock  # noqa: E402
 
-import bitsandbytes as bnb  # noqa: E402
 import numpy as np  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
@@ -94,13 +93,6 @@ def made_on_host(data: Any, *, dtype: Any = None, device: Any = None, **options:
     return made if device is None else torch.empty(made.shape, dtype=made.dtype, device=device)
 
 
-def parameter(_cls: type, data: Tensor, requires_grad: bool = False, **attributes: Any) -> nn.Parameter:
-    """Return a plain parameter in the place of bitsandbytes' classes, which fake tensors can't become."""
-    made = nn.Parameter(data, requires_grad)
-    vars(made).update(attributes)
-    return made
-
-
 FACTORED = moments_module._factored
 
 
@@ -116,8 +108,7 @@ def fake_device() -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, shim in ((Tensor, "numpy", lambda self, **_: np.zeros(tuple(self.shape))),
                                   (nn.Module, "_apply", apply), (torch, "tensor", made_on_host),
-                                  (moments_module, "_factored", factored),
-                                  (bnb.nn.Params4bit, "__new__", parameter), (bnb.nn.Int8Params, "__new__", parameter)):
+                                  (moments_module, "_factored", factored)):
             stack.enter_context(mock.patch.object(owner, name, shim))
         stack.enter_context(FakeDevice(allow_non_fake_inputs=True))
         yield

@@ -23,11 +23,7 @@ OPERATORS = {
     "aten::_scaled_dot_product_flash_attention": ["query", "key", "value", "dropout_p", "is_causal",
                                                   "return_debug_mask", "scale"]}
 SIGNATURES: dict[str, tuple[Any, set[str]]] = {
-    "Params4bit": (bnb.nn.Params4bit.__new__, {"data", "requires_grad", "quant_state", "blocksize",
-                                               "compress_statistics", "quant_type", "bnb_quantized"}),
-    "Int8Params": (bnb.nn.Int8Params.__new__, {"data", "requires_grad", "has_fp16_weights"}),
-    "QuantState": (functional.QuantState.__init__, {"absmax", "shape", "code", "blocksize", "quant_type", "dtype",
-                                                    "offset", "state2"}),
+    "dequantize_blockwise": (functional.dequantize_blockwise, {"absmax", "code", "blocksize"}),
     "quantize_4bit": (functional.quantize_4bit, {"blocksize", "compress_statistics", "quant_type"}),
     "bitsandbytes' AdamW": (bnb.optim.AdamW.__init__, {"optim_bits", "betas", "eps", "weight_decay"}),
     "Quantizer.quantize": (Quantizer.quantize, {"nbits", "group_size", "axis", "bitpack", "device"}),

@@ -39,11 +39,6 @@ SMALLEST_ERROR = 0.02
 SAMPLED = 3
 
 
-def allow_mixed_bits(model: Any) -> None:
-    """Mark the model for PEFT as holding 4-bit and 8-bit layers; without both marks PEFT takes them for dense ones."""
-    model.is_loaded_in_4bit = model.is_loaded_in_8bit = True
-
-
 @dataclass(frozen=True, slots=True)
 class OwnBase:
     """Packed tensors that replace those of a linear's own weight, e.g. LoftQ's of ``W - scale B A``.
@@ -95,7 +90,6 @@ class LayerBank:
         self._originals = {m.name: self._take(m.name, modules.get(m.name), m.out_features, m.in_features)
                            for m in spec.linears}
         self._hosted = {name for name, module in self._placed.items() if isinstance(module, HostLinear)}
-        allow_mixed_bits(model)
 
     def _take(self, name: str, found: nn.Module | None, out_features: int, in_features: int) -> nn.Linear:
         linear = found.original if isinstance(found, HostLinear) else found

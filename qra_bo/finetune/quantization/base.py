@@ -2,8 +2,7 @@
 
 Every packed layer computes ``y = x W^T + b`` with one dense ``W`` of the compute type: unpacked in the forward,
 dropped, and unpacked again in the backward, so that nothing dense is alive between the two. Training and evaluation
-see the same ``W`` on every device, so that two paths of bitsandbytes are not used: LLM.int8's quantised activations,
-and the repacking of ``Linear4bit`` in place in eval mode on CPUs with avx512_bf16.
+see the same ``W`` on every device.
 """
 
 import pkgutil
