@@ -91,7 +91,11 @@ class Reference:
     def __init__(self, run: FinishedRun, ids: Tensor, model: Any = None) -> None:
         self.run, self.ids = run, ids
         wrapped = load(run.folder, trust_remote_code=run.trust_remote_code)[0] if model is None else model
-        compute_in_fp32(wrapped)
+        for module in wrapped.modules():
+            if hasattr(module, "compute_dtype"):  # linears, and packed embeddings
+                module.compute_dtype = torch.float32
+        cast_parameters(wrapped, torch.float32)
+        use_fast_attention(wrapped, torch.device("cpu"), torch.float32)
         self.fused = self.logits(wrapped)
         self.mixed: Any = wrapped.get_base_model()
         detach(self.mixed)
@@ -162,15 +166,6 @@ def divergence(own: Tensor, other: Tensor) -> float:
     """Return the mean over positions of KL(own || other) in nats, of logits ``n x v``; never below 0."""
     p, q = (torch.log_softmax(logits.double(), dim=-1) for logits in (own, other))
     return max(0.0, float((p.exp() * (p - q)).sum(-1).mean()))
-
-
-def compute_in_fp32(model: Any) -> None:
-    """Have a quantised model compute in fp32; the values of its codes, scales and adapter stay as they are."""
-    for module in model.modules():
-        if hasattr(module, "compute_dtype"):  # linears, and packed embeddings
-            module.compute_dtype = torch.float32
-    cast_parameters(model, torch.float32)
-    use_fast_attention(model, torch.device("cpu"), torch.float32)
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:

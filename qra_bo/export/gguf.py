@@ -44,7 +44,10 @@ def write(run: FinishedRun) -> list[Path]:
         OutputError: If the run lacks a file, or its adapter is not the manifest's.
     """
     refuse_formats("gguf", run.manifest.modules, BLOCK)
-    source = source_of(run)
+    weights = weights_of(run)
+    layout = layout_of(weights.config)  # first: in other families the embedding has another name
+    rows = len(weights.others["model.embed_tokens.weight"])
+    source = Source(weights, layout, vocabulary_of(weights.tokenizer, rows), str(run.best["model"]))
     folder = run.folder / FOLDER
     folder.mkdir(exist_ok=True)
     if run.renew:
@@ -63,14 +66,6 @@ def write(run: FinishedRun) -> list[Path]:
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [*written, *(folder / name for name in texts)]
-
-
-def source_of(run: FinishedRun) -> Source:
-    """Read a run for its GGUF files; the errors are those of ``write``."""
-    weights = weights_of(run)
-    layout = layout_of(weights.config)  # first: in other families the embedding has another name
-    rows = len(weights.others["model.embed_tokens.weight"])
-    return Source(weights, layout, vocabulary_of(weights.tokenizer, rows), str(run.best["model"]))
 
 
 def refuse_base(model: Any, tokenizer: Any) -> None:

@@ -1,14 +1,18 @@
-"""All export targets, and the one call that writes several."""
+"""All export targets, the one call that writes several, and the one that loads them again (``export.check``)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qra_bo.export import compressed_tensors, gguf, merged, mlx, vllm
-from qra_bo.export.comparison import Loader
+from qra_bo.export.comparison import Loader, Reference, Row, View
 from qra_bo.export.foreign import read_adapter
+from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun, export_command, render
+from qra_bo.finetune.manifest import PROBE, probe_difference, read_probe
 from qra_bo.finetune.models.load import without_bars
 from qra_bo.memory.serving import experts_problems
 from qra_bo.space.decoder import expert_of
@@ -65,6 +69,7 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
 ``memory.serving.EXPORT_TARGETS``."""
 SMALL = tuple(name for name, target in TARGETS.items() if target.small)
 """Written unless targets are named: nothing that copies the base model."""
+_STALE = "failed: it is unfinished, or of an earlier result of this run; export it again"
 
 
 def export_all(run: FinishedRun, targets: Sequence[str] = SMALL) -> list[Path]:
@@ -101,6 +106,29 @@ def stale_exports(run: FinishedRun) -> list[str]:
     current = run.current_exports
     return [target.name for target in TARGETS.values() if target.loader is not None and target.name not in current
             and (run.folder / target.path).exists()]
+
+
+def check_exports(run: FinishedRun) -> list[Row]:
+    """Load a run by ``qra_bo.load``, its adapter by PEFT, and every export in its folder by the program it is for, and
+    compare them with the run's own model.
+
+    An export that can't be loaded has a row with the reason. Errors: those of ``load``.
+    """
+    model, _ = load(run.folder, trust_remote_code=run.trust_remote_code)
+    base, probe, where = run.manifest.packed, run.folder / PROBE, run.manifest.packed_on
+    packed = "the base as it is" if base is None else f"from {base}"
+    then = "" if where == "cpu" else f", which were computed on {where} and here on a CPU"
+    rows = [Row("manifest and adapter", "qra_bo.load", f"{packed}, every checksum held; against the logits kept at the "
+                f"end of the run{then}", probe_difference(model, probe, torch.device("cpu")))]
+    reference = Reference(run, read_probe(probe)[0][0], model)
+    rows.append(reference.row(View("adapter", reference.fused, note="the same sums in another order"),
+                              "peft on the mixed base"))
+    stale = stale_exports(run)
+    for target in TARGETS.values():
+        if target.loader is not None and (run.folder / target.path).exists():
+            rows += [Row(target.name, target.loader.name, _STALE)] if target.name in stale else \
+                target.loader.rows(target.name, run, reference)
+    return rows
 
 
 def base_problems(targets: Sequence[str], model: Any, tokenizer: Any) -> list[str]:

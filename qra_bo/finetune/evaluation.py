@@ -74,7 +74,7 @@ def _written(fields: Any, where: str, chat: bool) -> Question:
             raise DataError(f"{where}: a task needs a question; a plain text has none")
         prompt, target = record.conversation if chat and record.asked else record.prompt, record.target.strip()
     else:
-        prompt, target = record, record.last_answer.strip()
+        prompt, target = record, str(record.messages[record.trained[-1]]["content"]).strip()
     if not target:
         raise DataError(f"{where}: a task needs an answer; this one has no text")
     return {"prompt": prompt, "target": target}

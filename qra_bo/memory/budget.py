@@ -3,7 +3,7 @@
 import math
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -150,9 +150,14 @@ def allocation_bytes(memory: MemoryModel, space: SearchSpace, allocation: Alloca
 
 
 def space_of(space: SearchSpace, allocation: Allocation) -> SearchSpace:
-    """Return a space that holds the allocation, with bytes as in the search's table."""
+    """Return the units with the allocation's formats, and with its ranks beside the space's own.
+
+    A unit that is part of a layer is charged the rank that demands most for the rest of it. With the space's ranks at
+    hand an allocation has the bytes that the search's table gives it.
+    """
     formats = sorted({parse_format(f) for f in allocation.formats}, key=lambda f: (f.bits, f.name))
-    return priced_space(space, formats, allocation.ranks)
+    ranks = Ladder("ranks", tuple(sorted({*space.ranks.values, *allocation.ranks})))
+    return SearchSpace(space.units, tuple(formats), ranks)
 
 
 def simple_choice(choice: Simple, space: SearchSpace, order: Sequence[int] | None = None) -> Allocation:
@@ -170,15 +175,6 @@ def simple_choice(choice: Simple, space: SearchSpace, order: Sequence[int] | Non
         raise SpaceError(f"{choice}: {float(choice.bits):g} bits lie between no two of bits="
                          f"{sorted({f.bits for f in space.formats})}; give others, or widen bits")
     return mix(space, format_for(below[-1].bits, space), above[0], choice.bits, choice.rank, order)
-
-
-def priced_space(space: SearchSpace, formats: Sequence[StorageFormat], ranks: Iterable[int]) -> SearchSpace:
-    """Return the units with ``formats``, and with ``ranks`` beside the space's own.
-
-    A unit that is part of a layer is charged the rank that demands most for the rest of it. With the space's ranks at
-    hand an allocation has the bytes that the search's table gives it.
-    """
-    return SearchSpace(space.units, tuple(formats), Ladder("ranks", tuple(sorted({*space.ranks.values, *ranks}))))
 
 
 def free_bytes(device: str) -> int:

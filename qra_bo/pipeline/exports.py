@@ -117,7 +117,7 @@ def checked(config: RunConfig, run: "FinishedRun", console: Console | None) -> l
     Raises:
         UserError: If the run itself can't be loaded.
     """
-    from qra_bo.export.check import check_exports  # loads torch
+    from qra_bo.export.registry import check_exports  # loads torch
     from qra_bo.finetune.manifest import N_TOKENS, package_versions
     path = run.folder / CHECKS
     with writing(path, "check again"):

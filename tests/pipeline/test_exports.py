@@ -53,7 +53,7 @@ def test_a_bug_in_an_export_is_no_warning(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_figures_of_an_earlier_adapter_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_finished(tmp_path / "run")
-    monkeypatch.setattr("qra_bo.export.check.check_exports", lambda finished: [])
+    monkeypatch.setattr("qra_bo.export.registry.check_exports", lambda finished: [])
     [path] = checked(load_config([*RUN, "export.check=true"]), FinishedRun.read(run), None)
     unchecked = load_config([*RUN, "export.check=false"])
     assert checked(unchecked, FinishedRun.read(run), None) == []

@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import qra_bo
 from qra_bo.config import load_config
-from qra_bo.export.check import check_exports
-from qra_bo.export.registry import export_all
+from qra_bo.export.registry import check_exports, export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.pipeline.pricing import make_plan

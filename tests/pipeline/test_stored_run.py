@@ -10,8 +10,7 @@ import torch
 
 import qra_bo
 from qra_bo.config import load_config, make_space, make_spec
-from qra_bo.export.check import check_exports
-from qra_bo.export.registry import export_all
+from qra_bo.export.registry import check_exports, export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.quantization.stored import StoredLinear
 from qra_bo.memory.file_formats import TYPES

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from qra_bo.config import load_config
 from qra_bo.export import merged
-from qra_bo.export.check import check_exports
 from qra_bo.export.load import load
+from qra_bo.export.registry import check_exports
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.data.jsonl import read_rows, records_of
 from qra_bo.finetune.manifest import MANIFEST, PROBE, read_manifest, sealed

@@ -73,11 +73,6 @@ class Conversation:
         return "\n".join(message["content"] for message in before if message["role"] == "user")
 
     @property
-    def last_answer(self) -> str:
-        """Content of the last trained turn."""
-        return str(self.messages[self.trained[-1]]["content"])
-
-    @property
     def is_empty(self) -> bool:
         """Whether no trained turn has a text, thoughts or a tool call."""
         messages = self.messages
