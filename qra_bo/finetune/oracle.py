@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach, detach, rank_choice
+from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
 from qra_bo.finetune.gradient_profile import measure_by_gradients
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
@@ -19,13 +20,12 @@ from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import commit_of, located
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.settings import FinetuneSettings, Stores
 from qra_bo.finetune.training.final import FinalConfig
-from qra_bo.finetune.training.loop import DivergedError, HeldOut, held_out, train_step, unit_groups
+from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_step, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.finetune.training.sample import NEW_TOKENS, continuation, prompt_of
-from qra_bo.finetune.training.trial_run import TrialRun
+from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
@@ -38,6 +38,32 @@ STREAMED_SEQUENCES = 4
 """Least sequences of a batch through a dense base that crosses to the device with every batch."""
 
 
+@dataclass(frozen=True, slots=True)
+class FinetuneSettings:
+    """Settings of the oracle besides model, data and bank.
+
+    Args:
+        alpha_over_rank: LoRA's scale, the same at every rank.
+        eval_blocks: Held-out sequences of a look at the validation split.
+        test_blocks: Those of a look at the test split.
+        record_at: Steps after which the validation loss is recorded (the last step always is).
+        largest_rank: Largest rank of I_r.
+        scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``; ``None``: nothing is measured.
+        checkpoint_seconds: Least time between two checkpoints of one trial.
+        by_gradients: Whether the profile's sensitivities to quantisation come from gradients, not from direct passes.
+    """
+
+    train: TrainSettings
+    alpha_over_rank: float
+    eval_blocks: int
+    test_blocks: int
+    record_at: tuple[int, ...]
+    largest_rank: int
+    scope: str | None = "peak"
+    checkpoint_seconds: float = 60.0
+    by_gradients: bool = False
+
+
 class FinetuneOracle:
     """Oracle that keeps one base model and its quantised linears; each trial swaps these and trains fresh adapters.
 
@@ -45,17 +71,19 @@ class FinetuneOracle:
         units: The ``L`` units.
         formats: The ladder's ``F`` formats; those of references are packed at their first use.
         bank: Quantised linears of the base model, which is dense.
-        stores: What is kept on disk.
         provenance: JSON values that ``describe`` adds to its own.
         tokenizer: The model's, for evaluation tasks; ``None`` where there are none.
+        checkpoints: Checkpoints of trials; ``None`` keeps none.
+        profiles: The sensitivity profile and its finished parts across runs; ``None`` keeps none.
     """
 
     def __init__(self, data: DataSplits, units: Sequence[Unit], formats: Sequence[StorageFormat], bank: LayerBank,
-                 settings: FinetuneSettings, stores: Stores, provenance: Mapping[str, Any],
-                 tokenizer: Any = None) -> None:
+                 settings: FinetuneSettings, provenance: Mapping[str, Any], tokenizer: Any = None,
+                 checkpoints: CheckpointStore | None = None, profiles: TensorStore | None = None) -> None:
         self.model, self.device, self.data, self.bank = bank.model, bank.device, data, bank
-        self.units, self.formats, self.settings, self.stores = tuple(units), tuple(formats), settings, stores
+        self.units, self.formats, self.settings = tuple(units), tuple(formats), settings
         self.tokenizer, self._provenance = tokenizer, dict(provenance)
+        self.checkpoints, self.profiles = checkpoints, profiles
         self.text = CalibrationText(
             torch.from_numpy(data.calibration.input_ids), torch.from_numpy(data.calibration.labels),
             settings.train.batch, settings.train.logits_chunk)
@@ -73,7 +101,7 @@ class FinetuneOracle:
 
     def profile(self, progress: Progress) -> SensitivityProfile:
         """Measure I_q and I_r on calibration text from the training split; a cached profile costs as much."""
-        store = self.stores.profiles
+        store = self.profiles
         found = None if store is None else store.load("profile")
         if found is None:
             self.bank.build(progress)
@@ -108,7 +136,7 @@ class FinetuneOracle:
 
         Lack of memory and divergence are results.
         """
-        return self._run(TrialRun(request, self.stores.checkpoints, self.settings.record_at), progress, then)
+        return self._run(TrialRun(request, self.checkpoints, self.settings.record_at), progress, then)
 
     def forget(self, progress: Progress, trainings: Sequence[str] = ()) -> dict[str, Any]:
         """Remove the checkpoints of the last training, where nothing can continue it, and of ``trainings``
@@ -118,9 +146,9 @@ class FinetuneOracle:
         continue it. Until its result is in the journal its checkpoint spares a run that is killed the same steps again,
         so that it is removed as late as this: before the next training, or on request.
         """
-        if self.stores.checkpoints is not None:
+        if self.checkpoints is not None:
             for name in (*self._over, *trainings):
-                self.stores.checkpoints.remove(name)
+                self.checkpoints.remove(name)
         self._over.clear()
         return {}
 
@@ -223,7 +251,7 @@ class FinetuneOracle:
                 write_manifest(folder, self.bank, ranks, self.settings.alpha_over_rank, node)
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
-        run = TrialRun(request, self.stores.checkpoints, final.validations(total), final)
+        run = TrialRun(request, self.checkpoints, final.validations(total), final)
         measured = self._run(run, progress, save)
         if measured.state is not TrialState.OK:
             raise TrainingError(

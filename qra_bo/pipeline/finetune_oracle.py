@@ -18,14 +18,13 @@ from qra_bo.finetune.models.facts import facts_of
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, commit_of, load_base, use_fast_attention
-from qra_bo.finetune.oracle import FinetuneOracle
+from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
 from qra_bo.finetune.quantization import gptq
 from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats
 from qra_bo.finetune.quantization.base import backend_of, storage_bytes
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.quantization.stored_model import load_stored
-from qra_bo.finetune.settings import FinetuneSettings, Stores
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings
@@ -109,7 +108,6 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     bank.restore_dense()
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
-                          Stores(CheckpointStore(out / "checkpoints"), profiles),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "data_render": data.render, "data_chats": data.chats,
                            "data_facts": asdict(data.train.facts),
@@ -117,7 +115,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                            "model_sha256": weights, "base": base, "model_revision": commit_of(model),
                            "base_origin": getattr(model, "base_origin", None),  # of random weights none
                            "base_on": "host" if on_host else device.type},
-                          tokenizer)
+                          tokenizer, CheckpointStore(out / "checkpoints"), profiles)
 
 
 def split_calibration(data: DataSplits, chosen_on: int, n: int) -> tuple[DataSplits, list[str]]:

@@ -1,7 +1,7 @@
 """Models, configurations and oracles that the parts share: Llama-7B's shape with random weights, or a tiny one."""
 
 import gc
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Stage:
         folder = self.work / "oracle"
         folder.mkdir(parents=True, exist_ok=True)
         oracle = make_finetune(config, folder)
-        oracle.stores = replace(oracle.stores, checkpoints=None)  # every trial is trained whole
+        oracle.checkpoints = None  # every trial is trained whole
         oracle.bank.build()
         return oracle
 

@@ -14,9 +14,8 @@ from qra_bo.finetune import profiling
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.load import byte_tokenizer, load_data
 from qra_bo.finetune.data.options import TinyData
-from qra_bo.finetune.oracle import FinetuneOracle
+from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.settings import FinetuneSettings, Stores
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.finetune.training.trial_run import Checkpoint, CheckpointStore
@@ -43,7 +42,7 @@ def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, base: Any 
     settings = FinetuneSettings(trainer, 2.0, 4, 4, (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)
-    return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, Stores(store), {})
+    return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, {}, checkpoints=store)
 
 
 def comparable(m: TrialResult) -> TrialResult:
@@ -258,7 +257,7 @@ def test_a_killed_profile_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     def measured(folder: Path, progress: Progress = quiet) -> tuple[dict[str, Any], dict[str, int], Counter[str]]:
         passes.clear()
         oracle = make()
-        oracle.stores = Stores(profiles=TensorStore(folder, {}))
+        oracle.profiles = TensorStore(folder, {})
         profile = oracle.profile(progress)
         return profile_to_json(profile), oracle.profile_cost, Counter(passes)
 

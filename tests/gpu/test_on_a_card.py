@@ -58,7 +58,7 @@ def oracle_on(device: str, folder: Path) -> Any:
 @pytest.mark.parametrize("device", DEVICES)
 def test_trial_learns_and_repeats(device: str, tmp_path: Path) -> None:
     oracle: FinetuneOracle = oracle_on(device, tmp_path)
-    oracle.stores = replace(oracle.stores, checkpoints=None)
+    oracle.checkpoints = None
     request = TrialSpec(MIXED, 12, 12, 5, 2e-3)
     before = oracle.evaluate(replace(request, steps=1, schedule_steps=1, learning_rate=2e-9), quiet)
     first, second = (oracle.evaluate(request, quiet) for _ in range(2))

@@ -14,10 +14,75 @@ from torch import Tensor
 
 from qra_bo.finetune.quantization.base import State, tile_numel
 from qra_bo.finetune.quantization.grouped import GroupedBackend
-from qra_bo.finetune.quantization.integer_scales import search
 from qra_bo.memory.file_formats import ORDERED
 from qra_bo.memory.formats import has_zeros
 from qra_bo.space.space import StorageFormat
+
+LEAST_SCALE, LARGEST_SCALE = 2.0 ** -14, 65280.0
+"""Smallest normal number of fp16, and the largest number of both fp16 and bf16."""
+_FACTORS = {2: (0.40, 1.10, 29), 3: (0.60, 1.12, 27), 4: (0.80, 1.12, 17), 5: (0.90, 1.05, 11), 6: (0.95, 1.03, 9),
+            8: (0.985, 1.02, 8)}
+"""First, last and number of factors by bit-width. Fewer levels gain from a smaller scale, which cuts off the largest
+weights; one above 1 reaches the largest weight on the shorter side of a symmetric grid.
+
+For a new width start from the lines of its neighbours: with every bit the range narrows about 1. Take the fewest
+factors whose error is at most 0.5 % (up to 4 bits) or 2.5 % (above) over that of 400 factors from 0.3 to 1.3;
+``tests/finetune/quantization/test_integer.py`` checks that. Each factor costs a pass over the weights that are packed,
+and is worth less where errors are small."""
+
+
+def factors(bits: int, symmetric: bool) -> list[float]:
+    """Return the factors of candidate scales. A negative one turns the sides of a symmetric grid: with 4 levels, 2 on
+    one side of zero and 1 on the other, the longer side is not always best for the largest weight."""
+    first, last, count = _FACTORS[bits]
+    up = [first + (last - first) * i / (count - 1) for i in range(count)]
+    return [*up, *(-f for f in up)] if symmetric and bits == 2 else up
+
+
+def candidates(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
+    """Return scales and zeros, ``C x n x 1`` in fp32, that are tried for groups of weights (``n x group``, fp32).
+
+    Scales are factors times that of the range of the weights, rounded to values of bf16 in the normal range of fp16;
+    NaN where that is exceeded. Zeros put the middle of the codes on that of the weights, or in 2 bits one code beside
+    it too; symmetric grids have none.
+    """
+    top = (1 << bits) - 1
+    low, high = groups.amin(dim=1, keepdim=True).clamp_max_(0.0), groups.amax(dim=1, keepdim=True).clamp_min_(0.0)
+    base = torch.where(high > -low, -high, -low) / (1 << bits - 1) if symmetric else (high - low) / top
+    scale = (base * torch.tensor(factors(bits, symmetric), device=base.device).view(-1, 1, 1)).bfloat16().float()
+    scale = torch.where(scale.abs() < LEAST_SCALE, LEAST_SCALE, scale)
+    scale = torch.where(scale.abs() <= LARGEST_SCALE, scale, torch.nan)
+    if symmetric:
+        return scale, None
+    central = torch.round(top / 2 - (high + low) / (2 * scale))
+    beside = (0, -1, 1) if bits == 2 else (0,)
+    return scale.repeat(len(beside), 1, 1), torch.cat([central + k for k in beside]).clamp_(0.0, top)
+
+
+def search(groups: Tensor, bits: int, symmetric: bool, roots: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes (``n x group``), scales and zeros (``n x 1``), all in fp32, of groups of weights (``n x group``).
+
+    Errors are multiplied by ``roots`` (``n x group``) before they are squared and added up. A scale is NaN where
+    weights are not finite or too large. Of candidates with equal errors the first is taken.
+    """
+    top, middle = (1 << bits) - 1, 1 << bits - 1
+    scales, zeros = candidates(groups, bits, symmetric)
+    errors = torch.empty(len(scales), len(groups), device=groups.device)
+    work = torch.empty_like(groups)
+    for index, scale in enumerate(scales):
+        torch.div(groups, scale, out=work).round_()
+        if zeros is None:
+            work.clamp_(-middle, top - middle)
+        else:  # not clamped between tensors, which torch does without vector instructions
+            work.add_(zeros[index]).clamp_(0, top).sub_(zeros[index])
+        torch.addcmul(groups, work, scale, value=-1, out=work)
+        if roots is not None:
+            work.mul_(roots)
+        torch.linalg.vector_norm(work, dim=1, out=errors[index])
+    best = errors.nan_to_num_(torch.inf, torch.inf).argmin(dim=0).view(1, -1, 1)
+    scale = scales.gather(0, best)[0]
+    zero = torch.full_like(scale, middle) if zeros is None else zeros.gather(0, best)[0]
+    return torch.div(groups, scale, out=work).round_().add_(zero).clamp_(0, top), scale, zero
 
 
 class IntegerBackend(GroupedBackend):

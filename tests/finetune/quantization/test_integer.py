@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qra_bo.finetune.quantization import integer_scales
+from qra_bo.finetune.quantization import integer
 from qra_bo.finetune.quantization.base import backend_of, packed
-from qra_bo.finetune.quantization.integer import IntegerBackend
-from qra_bo.finetune.quantization.integer_scales import candidates, search
+from qra_bo.finetune.quantization.integer import IntegerBackend, candidates, search
 from qra_bo.memory.formats import FORMATS, has_zeros, parse_format
 from qra_bo.utils.errors import ModelError
 from tests.conformance.quantizer import integer_codes, quantize, relative_error
@@ -96,7 +95,7 @@ def test_few_factors_lose_little_to_a_dense_scan(bits: int, symmetric: bool, kin
 
     groups, up = matrix(kind).view(-1, 64), torch.linspace(0.3, 1.3, 400).tolist()
     few = error()
-    monkeypatch.setattr(integer_scales, "factors", lambda *_: [*up, *(-f for f in up)] if symmetric else up)
+    monkeypatch.setattr(integer, "factors", lambda *_: [*up, *(-f for f in up)] if symmetric else up)
     assert few <= error() * (1.005 if bits <= 4 else 1.025)
 
 
