@@ -3,10 +3,8 @@
 import hashlib
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -19,6 +17,7 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, FloatArray, IntArray, SearchSpace, StorageFormat
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError
+from qra_bo.utils.files import replace_text
 
 log = logging.getLogger(__name__)
 FLOOR = 4.0
@@ -138,32 +137,21 @@ class StepsDone:
 
     def start(self, request: TrialSpec) -> int:
         """Return the steps done before this trial, and note its own as done; a repeated trial counts in full again."""
-        name = request.training
-        first, target = self._read(name)
+        name, folder = request.training, self._folder
+        if folder is not None and name not in self._known and (folder / name).is_file():
+            noted = (folder / name).read_text(encoding="ascii").split()
+            self._known[name] = int(noted[0]), int(noted[1])
+        before, target = self._known.get(name, (0, 0))
         if target != request.steps:
-            first, target = (target if target < request.steps else 0), request.steps
-            self._write(name, first, target)
-        return first
-
-    def _read(self, name: str) -> tuple[int, int]:
-        path = None if self._folder is None else self._folder / name
-        if path is not None and name not in self._known and path.is_file():
-            first, target = path.read_text(encoding="ascii").split()
-            self._known[name] = int(first), int(target)
-        return self._known.get(name, (0, 0))
-
-    def _write(self, name: str, first: int, target: int) -> None:
-        self._known[name] = first, target
-        if self._folder is not None:
-            temporary = self._folder / f".{name}.{os.getpid()}"
+            before = target if target < request.steps else 0
+            self._known[name] = before, request.steps
             try:
-                self._folder.mkdir(exist_ok=True)  # never its parent: a run whose folder vanished must notice
-                temporary.write_text(f"{first} {target}", encoding="ascii")
-                temporary.replace(self._folder / name)
+                if folder is not None:
+                    folder.mkdir(exist_ok=True)  # never its parent: a run whose folder vanished must notice
+                    replace_text(folder / name, f"{before} {request.steps}")
             except OSError as error:
-                with suppress(OSError):  # half a file, if it was begun
-                    temporary.unlink()
-                log.warning("the steps done can't be noted in %s (%s)", self._folder, error.strerror)
+                log.warning("the steps done can't be noted in %s (%s)", folder, error.strerror)
+        return before
 
 
 class SyntheticOracle:

@@ -71,7 +71,7 @@ class ReportData:
     @property
     def effort(self) -> str:
         """Name of the effort that the run was last started with."""
-        return self.header.effort if self.study.effort is None else self.study.effort.effort
+        return (self.study.effort or self.header).effort
 
     @property
     def stage(self) -> str:

@@ -159,9 +159,8 @@ def sensitivity(d: ReportData) -> Figure | None:
     above, *below = fig.subplots(1 + (rank is not None), 1, sharex=True, squeeze=False)[:, 0]
     x = np.arange(len(p.units))
     for j, name in enumerate(p.formats):
-        colour, mark = style.look(j)
-        above.plot(x, p.quantization_kl[:, j], marker=mark, markersize=5, linewidth=1.3, color=colour,
-                   label=literal(name))
+        above.plot(x, p.quantization_kl[:, j], color=style.SERIES[j % len(style.SERIES)], label=literal(name),
+                   marker=style.MARKERS[j % len(style.MARKERS)], markersize=5, linewidth=1.3)
     _symlog(above, p.quantization_kl)
     dress(above, y="divergence (nats)", title="Quantisation: only this unit quantised")
     legend(fig, above)

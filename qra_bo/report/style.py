@@ -24,11 +24,6 @@ MB = 1e6
 DPI = 150
 
 
-def look(i: int) -> tuple[str, str]:
-    """Return colour and mark of the ``i``-th of several series."""
-    return SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
-
-
 def literal(name: str) -> str:
     """Return a name as a figure's text; matplotlib reads what stands between two dollar signs as a formula."""
     return name.replace("$", r"\$")

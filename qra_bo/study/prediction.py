@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import numpy as np
 from scipy.special import ndtri
 
 from qra_bo.searchers.base import SearchProblem
@@ -52,9 +51,9 @@ def predict(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocat
     late, early = (of_training(learned, problem, n) for n in (steps, checked_steps))
     if not run.study.calibrated:
         run.conclude(Calibration(config.adapter.lr * late.lr_scale, config.adapter.lr_rule, source=BY_PRIOR))
-    predicted = dict(solved(problem, late.table(problem), [1.0, *SHRUNK]))
+    predicted = solved(problem, late.table(problem), [1.0, *SHRUNK])
     uniform = next((a for a in uniforms if seen.position(a) is not None), None)
-    arms = list(dict.fromkeys(a for a in (next(iter(predicted)), *fractional[:1], uniform) if a is not None))
+    arms = list(dict.fromkeys(a for a in (predicted[0], *fractional[:1], uniform) if a is not None))
     with run.stage(COMPARISON):
         done = run.evaluate_all([run.plan(a, COMPARISON, fidelity) for a in arms])
     losses = {e.allocation: e.loss for e in done if e.loss is not None}
@@ -103,17 +102,15 @@ def updated(early: float, late: float, error: float, measured: float) -> Interva
     return Interval(mean, mean - half, mean + half)
 
 
-def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -> list[tuple[Allocation, FloatArray]]:
-    """Return the best allocation under an additive ``table`` (``L x F x R``) within each share of the budget's memory,
-    with its row; shares that hold no allocation are passed over, but for the first."""
-    found: list[tuple[Allocation, FloatArray]] = []
+def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -> list[Allocation]:
+    """Return the best allocation under an additive ``table`` (``L x F x R``) within each share of the budget's memory;
+    shares that hold no allocation are passed over, but for the first."""
+    found: list[Allocation] = []
     for share in shares:
         costs = with_allowance(problem.costs, problem.budget_bytes - int(share * problem.budget_bytes))
         try:
-            row = solve_knapsack(table, costs, problem.budget_bytes, rel_gap=REL_GAP)
+            found.append(problem.space.decode(solve_knapsack(table, costs, problem.budget_bytes, rel_gap=REL_GAP)))
         except BudgetError:
             if not found:
                 raise
-            continue
-        found.append((problem.space.decode(row), np.asarray(row, dtype=np.float64)))
     return found

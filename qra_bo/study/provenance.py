@@ -64,15 +64,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if broken := changed(*({k: facts.get(k) for k in INCOMPARABLE} for facts in (before, now))):
         raise JournalError(f"the run can't be continued, its results before and after would not compare: "
                            f"{'; '.join(broken)}. Restore that, or start a new run with another out=")
-    found = []
-    for key in NOTABLE:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += [f"{name} {old.get(name)} -> {new.get(name)}" for name in sorted(old.keys() | new.keys())
-                      if old.get(name) != new.get(name)]
-        elif old != new:
-            found.append(f"{key} {old} -> {new}")
-    return found
+    old, new = (flatten({key: facts.get(key) for key in NOTABLE}) for facts in (before, now))
+    return [f"{key.removeprefix('packages.')} {old.get(key)} -> {new.get(key)}"
+            for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
 
 
 def check_same_run(path: Path, before: Header, now: Header) -> None:

@@ -85,7 +85,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "init": "kaiming", "codes": STORED if header.stored else rounding_of(header.config),
             "embeddings": embeddings_of(header.config), "oracle": header.oracle, "method": header.method,
             "base_origin": study.provenance.get("base_origin"),
-            "effort": header.effort if study.effort is None else study.effort.effort,
+            "effort": (study.effort or header).effort,
             "searched": not study.untried, "prediction": _prediction(study),
             "winner_kind": study.kind_of(winner), "rule": BLIND_RULE if study.kind_of(winner) == FRACTIONAL else None,
             "learning_rate": calibration.learning_rate, "lr_rule": calibration.rule,

@@ -49,14 +49,13 @@ def kept(trials: list[Trial]) -> list[tuple[str, str, float | None]]:
 def test_solution_is_the_exact_optimum_within_the_budget() -> None:
     problem, _ = make_problem(3)
     table = load_rates("smollm2_135m").table(problem)
-    (allocation, row), (smaller, _) = solved(problem, table, [1.0, 0.9])
+    allocation, smaller = solved(problem, table, [1.0, 0.9])
     n_units, n_formats, n_ranks = problem.costs.shape
     rows = np.array(list(np.ndindex(*(n_formats,) * n_units, *(n_ranks,) * n_units)))
     losses = table[np.arange(n_units), rows[:, :n_units], rows[:, n_units:]].sum(axis=1)
     fits = problem.costs.feasible(rows, problem.budget_bytes)
     found = problem.space.encode(allocation)
     assert losses[fits].min() == pytest.approx(losses[(rows == found).all(axis=1)][0], abs=1e-4)
-    assert row.tolist() == found.tolist()
     assert problem.costs.feasible(problem.space.encode(smaller)[None], int(0.9 * problem.budget_bytes))[0]
 
 
