@@ -2,7 +2,6 @@
 
 import logging
 import math
-import statistics
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -19,11 +18,9 @@ from qra_bo.utils.errors import QRABOError, WorkerError
 log = logging.getLogger(__name__)
 STOP_SECONDS = 20.0
 """How long a worker at work may take to end, at its next step and with the trial kept on disk, before it is killed:
-longer where its steps are known to be."""
+then the run goes on from the last checkpoint."""
 POLL_SECONDS = 0.5
 """Longest time between two looks at the workers. Where more has passed, this process was stopped for the rest."""
-PACE = 9
-"""Number of last finished trials whose seconds a step say how long the next step may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +168,6 @@ class PoolExecutor(Executor, Generic[Handle]):
         self._running: dict[Handle, Job] = {}
         self._done: deque[tuple[TrialSpec, TrialResult]] = deque()
         self._answer: dict[str, Any] | None = None
-        self._step_seconds: deque[float] = deque(maxlen=PACE)
 
     def describe(self) -> Mapping[str, Any]:
         return self._ask({"op": "describe"}, quiet)
@@ -180,7 +176,7 @@ class PoolExecutor(Executor, Generic[Handle]):
         return ProfileResult.from_json(self._ask({"op": "profile"}, progress))
 
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        _end(self._workers[1:], self._patience)  # the memory that they hold is needed now
+        _end(self._workers[1:])  # the memory that they hold is needed now
         return self._ask({"op": "call", "method": method, "kwargs": dict(kwargs)}, progress)
 
     def submit(self, spec: TrialSpec) -> None:
@@ -201,12 +197,7 @@ class PoolExecutor(Executor, Generic[Handle]):
 
     def close(self) -> None:
         """End the workers: those at work keep their trials on disk first; one that takes too long is killed."""
-        _end(self._workers, self._patience)
-
-    @property
-    def _patience(self) -> float:
-        """Seconds that a worker at work has to end: twice a step, which it may have just begun, and keeps then."""
-        return max(STOP_SECONDS, 2 * statistics.median(self._step_seconds)) if self._step_seconds else STOP_SECONDS
+        _end(self._workers)
 
     @abstractmethod
     def _wait(self, workers: Sequence[Handle]) -> Sequence[Handle]:
@@ -241,21 +232,16 @@ class PoolExecutor(Executor, Generic[Handle]):
                 if worker not in ready:
                     worker.check(progress)
                 elif (answer := worker.receive(progress)) is not None:
-                    self._answered(self._running.pop(worker), answer)
+                    job = self._running.pop(worker)
+                    if job.spec is None:
+                        self._answer = answer
+                    else:
+                        self._done.append((job.spec, TrialResult.from_json(answer)))
             except WorkerLost as lost:
                 self._lost(worker, lost)
             except QRABOError:
                 del self._running[worker]
                 raise
-
-    def _answered(self, job: Job, answer: dict[str, Any]) -> None:
-        if job.spec is None:
-            self._answer = answer
-            return
-        result = TrialResult.from_json(answer)
-        self._done.append((job.spec, result))
-        if result.state is TrialState.OK:
-            self._step_seconds.append(result.seconds / max(1, result.new_steps))
 
     def _lost(self, worker: Handle, lost: WorkerLost) -> None:
         """Begin the request of a lost worker again, before all that wait, or make a failure of its trial. Raises
@@ -281,12 +267,12 @@ class PoolExecutor(Executor, Generic[Handle]):
             self._done.append((job.spec, failure(state, why, worker.done, time.monotonic() - job.begun)))
 
 
-def _end(workers: Sequence[WorkerHandle], patience: float) -> None:
+def _end(workers: Sequence[WorkerHandle]) -> None:
     try:
         for worker in workers:
             worker.stop()
         for worker in workers:
-            worker.join(patience)
+            worker.join(STOP_SECONDS)
     finally:  # a second signal ends the wait
         for worker in workers:
             worker.kill()

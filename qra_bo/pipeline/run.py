@@ -24,11 +24,11 @@ from qra_bo.pipeline.text import RunText
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.report.tables import print_result
-from qra_bo.report.text import allocation_text
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.profile import typical_profile
 from qra_bo.study import Engine, MakeSearcher, RunInterrupted, RunOutcome
 from qra_bo.study.reading import begun_study
+from qra_bo.utils.formatting import number
 from qra_bo.utils.process import tolerant
 
 
@@ -47,7 +47,9 @@ class Result:
     exit_status: int
 
     def __repr__(self) -> str:
-        return f"Result({self.folder}: {allocation_text(self.best)})"
+        best = self.best
+        return f"Result({self.folder}: {best['winner_kind']} allocation of {best['model']}, loss " \
+            f"{number(best['loss'])}, {best['verdict']})"
 
 
 def run(config: RunConfig) -> Result:

@@ -14,9 +14,7 @@ def notes(d: ReportData) -> list[tuple[str, str]]:
     """Return (title, sentences) in the order of a run; they need no more than the header and the trials."""
     found = [("Predicted", _prediction(d)), ("Baselines", _baselines(d)), ("Codes", _codes(d)),
              ("Learning rate", _learning_rate(d)), ("Early stop", _stopped(d)), ("Choice of the winner", _choice(d)),
-             ("Failures", _failures(d)),
-             ("Seed", "" if d.study.untried else f"One search was run, with seed {d.header.seed}; another seed may "
-              "find another allocation of about the same loss.")]
+             ("Failures", _failures(d))]
     return [(title, text) for title, text in found if text]
 
 

@@ -20,7 +20,7 @@ from qra_bo.report.style import axes, dress, figure, legend, literal, png_bytes
 from qra_bo.report.text import short_names
 from qra_bo.study import loss_of
 from qra_bo.trials import Trial
-from qra_bo.utils.formatting import MINUS, signed
+from qra_bo.utils.formatting import signed
 
 VIEW_SHARE = 0.75
 """Share of the points that the loss axis must show; higher points are drawn at the edge, marked as such."""
@@ -176,15 +176,10 @@ def sensitivity(d: ReportData) -> Figure | None:
 
 
 def _symlog(ax: Axes, values: npt.NDArray[np.float64]) -> None:
-    """Make an axis logarithmic away from 0, with plain numbers at powers of ten that do not crowd around 0."""
+    """Make an axis logarithmic away from 0, with plain numbers."""
     sizes = np.abs(values[values != 0])
-    least = int(np.ceil(np.log10(max(np.quantile(sizes, 0.1), 1e-5)))) if sizes.size else -3
-    most = max(least, int(np.floor(np.log10(sizes.max())))) if sizes.size else least
-    ax.set_yscale("symlog", linthresh=10.0 ** least, linscale=0.6)
-    ticks = [10.0 ** k for k in range(least, most + 1)]
-    low, high = float(values.min()), float(values.max())
-    shown = [t for t in (*(-t for t in reversed(ticks)), 0.0, *ticks) if low <= t <= high or t == 0.0]
-    ax.set_yticks(shown, [f"{t:g}".replace("-", MINUS) for t in shown])
+    ax.set_yscale("symlog", linthresh=max(float(np.quantile(sizes, 0.1)), 1e-5) if sizes.size else 1e-3, linscale=0.6)
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
 
 

@@ -4,9 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from qra_bo.memory.budget import format_size
-from qra_bo.oracle.protocol import FINETUNE, SYNTHETIC
-from qra_bo.utils.formatting import DASH, signed
+from qra_bo.utils.formatting import DASH
 
 T = TypeVar("T")
 ITSELF = "the best simple choice itself"
@@ -61,16 +59,3 @@ def allocation_rows(best: Mapping[str, Any]) -> list[tuple[str, object, str, obj
     names = [f.get("name", f"{f['backend']} {f['bits']}-bit") for f in best["formats"]]
     rows = list(zip(best["bits"], names, best["ranks"], strict=True))
     return [(units, *row) for units, row in runs(short_names(best["units"]), rows)]
-
-
-def allocation_text(best: Mapping[str, Any]) -> str:
-    """One line: kind, model, loss, differences to the best simple and uniform choices where confirmed, bytes."""
-    memory, difference, unit = best["memory"], "", " nats" if best["oracle"] in (FINETUNE, SYNTHETIC) else ""
-    for what, known in (("simple", best.get("versus_best_simple")), ("uniform", best.get("versus_best_uniform"))):
-        if known and known["low"] < known["high"]:  # which is no difference to itself
-            difference += (f", {signed(known['mean'])}{unit} against the best {what} choice (95 % CI "
-                           f"{signed(known['low'])} to {signed(known['high'])})")
-    loss = "no loss measured" if best["loss"] is None else f"loss {best['loss']:.4f}"
-    before = "" if best["untuned"] is None else f" (untuned {best['untuned']['loss']:.4f})"
-    return (f"{best['winner_kind']} allocation of {best['model']}: {loss}{before}{difference}; "
-            f"{format_size(memory['predicted_bytes'])} of {format_size(memory['budget_bytes'])} ({memory['scope']})")

@@ -1,7 +1,6 @@
 """Health cards of a run: questions about its result, each with a status, one sentence and what to do."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -28,7 +27,9 @@ LONGER = "Train longer: final.epochs, final.max_steps or final.steps."
 
 def health(study: Study) -> list[Card]:
     """Return the cards that the numbers of a run answer; before its end most are not measured."""
-    return [Card(name, question, *answer(study)) for name, question, answer in QUESTIONS]
+    return [Card("surrogate", "Surrogate predictive?", *_surrogate(study)),
+            Card("memory", "Memory as predicted?", *_memory(study)),
+            Card("length", "Trained long enough?", *_length(study))]
 
 
 def _surrogate(study: Study) -> Answered:
@@ -98,9 +99,3 @@ def _length(study: Study) -> Answered:
     fall = before[-1] - curve[-1][1]
     found = f"The final fine-tune's loss fell by {number(max(fall, 0.0))} nats in about its last fifth."
     return (PASS, found, "") if fall <= FALLING else (WARN, found, LONGER)
-
-
-QUESTIONS: tuple[tuple[str, str, Callable[[Study], Answered]], ...] = (
-    ("surrogate", "Surrogate predictive?", _surrogate),
-    ("memory", "Memory as predicted?", _memory), ("length", "Trained long enough?", _length))
-"""Name, question and function of every card."""

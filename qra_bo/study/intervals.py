@@ -20,13 +20,17 @@ AGAIN = f"Search again with confirm.seeds={LEAST_SEEDS} and another out=."
 def paired_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
     """Return mean and interval of ``n`` paired differences: mean +- t((1 + level) / 2, n - 1) s / sqrt(n). Raises
     ``ConfigError`` if there are fewer than two."""
-    from scipy.special import stdtrit  # slow to import, and needed once a run
     n = len(differences)
     if n < 2:
         raise ConfigError(f"an interval needs at least 2 paired differences, got {n}; raise confirm.seeds")
     values = np.asarray(differences, dtype=np.float64)
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(values.std(ddof=1)) / math.sqrt(n)
-    mean = float(values.mean())
+    return _around(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n), n - 1, level)
+
+
+def _around(mean: float, error: float, freedom: float, level: float) -> Interval:
+    """Return the Student-t interval of a mean with a standard error."""
+    from scipy.special import stdtrit  # slow to import, and needed once a run
+    half = float(stdtrit(freedom, (1 + level) / 2)) * error
     return Interval(mean, mean - half, mean + half)
 
 
@@ -49,7 +53,6 @@ def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[Se
     Raises:
         ConfigError: If there are fewer than two seeds or sequences, or the two sides differ in them.
     """
-    from scipy.special import stdtrit  # see paired_interval
     sides = [by_document(side) for side in (candidate, reference)]
     if sides[0].shape != sides[1].shape or sides[0].ndim != 3 or min(sides[0].shape[:2]) < 2 \
             or not np.array_equal(sides[0][..., 1], sides[1][..., 1]):
@@ -69,8 +72,7 @@ def two_way_interval(candidate: Sequence[SequenceLosses], reference: Sequence[Se
     freedom = variance ** 2 / (seeds ** 2 / (n - 1) + text ** 2 / (m - 1))
     if n < LEAST_SEEDS:  # so few seeds may show far too little of their variance
         freedom = min(freedom, n - 1)
-    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance)
-    return Interval(mean, mean - half, mean + half)
+    return _around(mean, math.sqrt(variance), freedom, level)
 
 
 def interval_of(differences: Sequence[float], candidate: Sequence[SequenceLosses],
@@ -85,13 +87,11 @@ def interval_of(differences: Sequence[float], candidate: Sequence[SequenceLosses
 def text_interval(candidate: SequenceLosses, reference: SequenceLosses, level: float = LEVEL) -> Interval | None:
     """Return the difference of two models' mean losses on the same held-out sequences (nats a token), with an interval
     for other documents of the same kind; ``None`` of fewer than two sequences."""
-    from scipy.special import stdtrit  # see paired_interval
     sides = [by_document([side]) for side in (candidate, reference)]
     if len(candidate) < 2 or sides[0].shape != sides[1].shape:
         return None
     mean = float((sides[0] - sides[1])[0, :, 0].sum() / sides[1][0, :, 1].sum())
-    half = float(stdtrit(sides[0].shape[1] - 1, (1 + level) / 2)) * text_error([candidate], [reference])
-    return Interval(mean, mean - half, mean + half)
+    return _around(mean, text_error([candidate], [reference]), sides[0].shape[1] - 1, level)
 
 
 def text_error(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLosses]) -> float:

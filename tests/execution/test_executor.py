@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qra_bo.execution import pool
 from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.pool import Limits
@@ -120,22 +119,6 @@ def test_a_worker_at_work_keeps_its_evaluation_when_it_is_closed(faulty: Any, tm
     executor.close()
     assert process.returncode == 0
     assert int((tmp_path / "kept").read_text()) >= seen[-1]
-
-
-@pytest.mark.parametrize(("paces", "kept"), [((), False), ((1.5, 1.5, 0.1), True)])
-def test_a_worker_has_two_steps_to_end_where_they_take_long(faulty: Any, tmp_path: Path, paces: tuple[float, ...],
-                                                            kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "STOP_SECONDS", .1)
-    executor = faulty(pause=1.5 * REQUEST.steps)
-    executor._step_seconds.extend(paces)
-
-    def stop(what: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        executor.evaluate(REQUEST, stop)
-    executor.close()
-    assert (tmp_path / "kept").exists() is kept
 
 
 def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:

@@ -13,7 +13,6 @@ from rich.console import Console
 from qra_bo.report.data import parse_events
 from qra_bo.report.html import render_html
 from qra_bo.report.tables import print_result
-from qra_bo.report.text import allocation_text
 from qra_bo.study.results import build_best
 from tests.report.fixtures import make_events
 
@@ -44,7 +43,7 @@ def page() -> str:
 
 
 SURFACES: dict[str, Callable[[], str]] = {
-    "terminal.txt": terminal, "page.txt": page, "notebook.txt": lambda: allocation_text(best()) + "\n",
+    "terminal.txt": terminal, "page.txt": page,
     "best.json": lambda: json.dumps(best(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"}
 
 
