@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +85,6 @@ def test_a_lost_evaluation_is_begun_again_where_that_is_allowed_and_lost_twice_i
         assert executor.evaluate(REQUEST, quiet).loss == PlantedOracle().evaluate(REQUEST, quiet).loss
     assert "exit status 3" in executor.evaluate(REQUEST, quiet).message
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
-
-
-def test_the_seconds_of_a_lost_trial_begin_with_its_turn(faulty: Any) -> None:
-    executor = faulty(pause=1.0, at2="kill")
-    for seed in range(3):
-        executor.submit(replace(REQUEST, train_seed=seed))
-    first, second, lost = (executor.finished(quiet)[1] for _ in range(3))
-    assert lost.state is TrialState.FAILED
-    assert lost.seconds < first.seconds + second.seconds
 
 
 def test_what_ran_out_of_memory_is_not_begun_again(faulty: Any, monkeypatch: pytest.MonkeyPatch) -> None:

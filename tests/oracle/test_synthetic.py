@@ -1,6 +1,7 @@
 """The planted landscape in closed form and against brute force, and the oracle around it."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from bench.optimum import optimum
-from qra_bo.oracle.synthetic import FLOOR, INTERACTION, KNEE, TOTAL_TASK, Landscape, SyntheticOracle, phi
+from qra_bo.oracle.synthetic import FLOOR, INTERACTION, KNEE, TOTAL_TASK, Landscape, StepsDone, SyntheticOracle, phi
 from qra_bo.space import uniform
 from qra_bo.study.intervals import interval_of
 from qra_bo.trials import TrialSpec
@@ -133,3 +134,10 @@ def test_promotion_after_a_restart_is_charged_its_additional_steps(tmp_path: Pat
     assert spent(1, tmp_path / "c") == (18, 18 * 256)
     assert spent(1, tmp_path / "c") == (18, 18 * 256)  # cut off before its result was written down
     assert spent(1, None) == (24, 24 * 256)
+
+
+def test_training_with_other_codes_continues_none() -> None:
+    done, low = StepsDone(None), TrialSpec(uniform(6, "nf4", 4), 6, 24, 0, 2e-3)
+    assert done.start(low) == 0
+    assert done.start(replace(low, steps=24, codes="rtn")) == 0
+    assert done.start(replace(low, steps=24)) == 6

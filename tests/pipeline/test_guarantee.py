@@ -17,7 +17,6 @@ from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.delivery import fine_tune, first_that_fits
 from qra_bo.study.lines import NAMES, encode
-from qra_bo.study.setting import BytesPredictor
 from qra_bo.utils.errors import TrainingError
 
 SETTINGS = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
@@ -32,11 +31,6 @@ def make_executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProces
     executor = InProcessExecutor(make_finetune(CONFIG, tmp_path_factory.mktemp("oracle")))
     yield executor
     executor.close()
-
-
-@pytest.fixture(name="predictor")
-def make_predictor() -> BytesPredictor:
-    return make_setting(CONFIG).predictor
 
 
 def measure(executor: InProcessExecutor, allocation: Allocation, progress: Progress = quiet) -> int:
@@ -66,8 +60,7 @@ def test_a_winner_that_measures_within_the_budget_is_delivered(tmp_path: Path, e
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 
 
-def test_one_byte_over_the_budget_hands_over_to_the_next_best(tmp_path: Path, executor: InProcessExecutor,
-                                                              predictor: BytesPredictor) -> None:
+def test_one_byte_over_the_budget_hands_over_to_the_next_best(tmp_path: Path, executor: InProcessExecutor) -> None:
     budget = measure(executor, WINNER) - 1
     delivered, events = deliver(tmp_path, executor, budget)
     assert delivered == NEXT
@@ -79,7 +72,7 @@ def test_one_byte_over_the_budget_hands_over_to_the_next_best(tmp_path: Path, ex
 
 
 def test_a_winner_that_the_device_can_not_hold_hands_over_to_the_next_best(
-        tmp_path: Path, executor: InProcessExecutor, predictor: BytesPredictor,
+        tmp_path: Path, executor: InProcessExecutor,
         monkeypatch: pytest.MonkeyPatch) -> None:
     real = finetune.train_step
 
@@ -97,7 +90,7 @@ def test_a_winner_that_the_device_can_not_hold_hands_over_to_the_next_best(
 
 
 def test_a_final_fine_tune_that_diverges_is_the_users_to_mend(
-        tmp_path: Path, executor: InProcessExecutor, predictor: BytesPredictor,
+        tmp_path: Path, executor: InProcessExecutor,
         monkeypatch: pytest.MonkeyPatch) -> None:
     def diverges(*_: Any) -> int:
         raise finetune.DivergedError("loss inf at step 1")

@@ -33,20 +33,6 @@ def test_references_and_what_does_not_fit_are_never_incumbent(events):
     assert d.study.best_uniform.allocation == uniform(L, "nf4", 4)
 
 
-def test_wall_time_is_the_sum_of_sessions(events):
-    d = parse_events(events)
-    after_evaluation_lines = .3 * sum(e["event"] == "trial" for e in events)
-    assert d.study.overhead_seconds == pytest.approx(after_evaluation_lines)
-    assert d.wall_seconds == pytest.approx(events[-1]["elapsed"])
-    twice = [dict(e) for e in events]
-    cut = next(i for i, e in enumerate(twice) if e["event"] == "stage" and e["stage"] == "global")
-    before = twice[cut - 1]["elapsed"]
-    for e in twice[cut:]:
-        e["elapsed"] -= before
-        e["session"] = 2
-    assert parse_events(twice).wall_seconds == pytest.approx(events[-1]["elapsed"])
-
-
 def test_names_tell_uniform_fractional_and_mixed_apart(events):
     d = parse_events(events)
     assert d.study.name(uniform(L, "int8", 2)) == "uniform-8bit-r2"

@@ -36,14 +36,6 @@ def delivering(events, allocation):
     return parse_events([*events[:-1], {**events[-1], "status": "next_best", "best": allocation.fingerprint}])
 
 
-def test_next_best_does_not_inherit_the_confirmation():
-    events = make_events()
-    c = parse_events(events).study.confirmation
-    d = delivering(events, next(e.allocation for e in parse_events(events).study.ranked
-                                if e.allocation not in (c.candidate, c.reference)))
-    assert d.study.name(d.winner) in story.answer(d).sentence
-
-
 @pytest.mark.parametrize("measured", [1, None])
 def test_an_allocation_that_was_measured_over_the_budget_does_not_fit(measured):
     events = make_events()

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -137,10 +136,6 @@ def finds_no_room() -> PlantedOracle:
 def asks_for_room(oracle: PlantedOracle, progress: Progress) -> dict[str, Any]:
     """A method that finds no room."""
     raise RuntimeError("CUDA driver error: out of memory")
-
-
-def dies_early() -> PlantedOracle:
-    sys.exit(7)
 
 
 def draws_a_bar(drawn: str) -> None:

@@ -16,9 +16,8 @@ from qra_bo.study.state import Study
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import comparable, lines_of, make_setting, run
-from tests.study.test_choice import BAD, checked
+from tests.study.test_choice import BAD, Contrary, checked
 from tests.study.test_objective import long_run
-from tests.study.test_recommended import Contrary
 
 SEEDS = make_setting(confirm__seeds=5).confirm_seeds
 

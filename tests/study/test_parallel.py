@@ -15,10 +15,10 @@ from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import read_journal
 from qra_bo.study.reading import load_study
 from qra_bo.study.trial_runner import TrialRunner
-from qra_bo.trials import Fidelity, TrialResult, TrialSpec
+from qra_bo.trials import TrialResult, TrialSpec
 from tests.study import problem
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import EQUIVALENT, Walk, comparable, keys, lines_of, make_setting, warnings_of
+from tests.study.problem import EQUIVALENT, Walk, comparable, keys, lines_of, warnings_of
 
 TARGET = "tests.study.oracles:make"
 
@@ -142,33 +142,6 @@ def test_workers_of_one_machine_give_one_result_whichever_is_faster(tmp_path: Pa
         break
     found = keys(tmp_path / "cut")
     assert len(found) == len(set(found))
-
-
-def test_a_straggler_holds_nobody(tmp_path: Path) -> None:
-    class Straggling(ShuffledExecutor):
-        """The first evaluation of the search ends last."""
-
-        held: TrialSpec | None = None
-
-        def submit(self, request: TrialSpec) -> None:
-            if self.held is None and request.steps == 4:
-                self.held = request
-            else:
-                super().submit(request)
-
-        def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
-            if not self._under_way and self.held is not None:
-                super().submit(self.held)
-            return super().finished(progress)
-
-    run(tmp_path, Straggling(3, 0))
-    assert Straggling.held is None
-    order = [e["key"] for e in lines_of(tmp_path, "trial") if e["stage"] == "evolution"]
-    seed = make_setting().train_seed
-    asked = [f"{p[0].allocation.fingerprint}-{4 if p[0].fidelity is Fidelity.LOW else 8}of8-t{seed}-validation-lr0.002"
-             for p in Recorder.made[-1].moves if p and not isinstance(p[0], str)]
-    assert order[-1] == asked[0]
-    assert len(order) > 12
 
 
 def test_time_that_is_up_lets_what_is_under_way_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
