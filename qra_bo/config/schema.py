@@ -111,12 +111,6 @@ class RunConfig(Group):
         changed._unresolved = dict(interpolations)
         return changed
 
-    def __eq__(self, other: object) -> bool:
-        """Whether all values are equal, however they were given."""
-        return isinstance(other, RunConfig) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # type: ignore[assignment]
-
     @property
     def words(self) -> tuple[str, ...]:
         """Flags and overrides of the command that it was composed from; empty where it was not."""

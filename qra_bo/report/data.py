@@ -101,16 +101,6 @@ class ReportData:
         return None if self.winner is None else self.point(self.winner)
 
     @property
-    def search_loss(self) -> float | None:
-        """Validation loss of ``winner_point``."""
-        return None if self.winner_point is None else self.winner_point.loss
-
-    @property
-    def final_loss(self) -> float | None:
-        """Test loss of the final fine-tune (nats per token)."""
-        return None if self.study.final is None else self.study.final.loss
-
-    @property
     def rounding(self) -> str:
         """How the search chose codes: ``"rtn"`` or ``"gptq"``."""
         return rounding_of(self.header.config)
@@ -124,11 +114,6 @@ class ReportData:
         return next((e for e in self.points
                      if set(e.allocation.formats) == {fmt} and set(e.allocation.ranks) == {rank}
                      and (self.rounding == "rtn" or e.spec.codes == "rtn" or fmt == "fp16")), None)
-
-    @property
-    def breakdown(self) -> Mapping[str, int] | None:
-        """Predicted bytes of the delivered allocation, by the keys of ``BREAKDOWN``; ``None`` before the end."""
-        return None if self.study.end is None else dict(self.study.end.breakdown)
 
     def bits(self, allocation: Allocation) -> tuple[int, ...]:
         """Code bits of every unit, also of formats off the ladder."""

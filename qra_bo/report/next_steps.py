@@ -42,7 +42,7 @@ def next_steps(d: ReportData, folder: str) -> list[tuple[str, str]]:
 
     on_other_data = {"out": None, "resume": None, "task": "finetune", "allocation": run, "data": "jsonl",
                      "data.path": "FILE.jsonl"}
-    steps = [] if d.final_loss is None else [
+    steps = [] if d.study.final is None else [
         ("Chat with it", f"python -m qra_bo.runs chat {shlex.quote(printable(folder))}"),
         ("From Python: the model, with the logits of the run's end",
          f"import qra_bo\nmodel, tokenizer = qra_bo.load({json.dumps(printable(folder))})"),

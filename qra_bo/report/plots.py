@@ -185,9 +185,9 @@ def _symlog(ax: Axes, values: npt.NDArray[np.float64]) -> None:
 
 def memory(d: ReportData) -> Figure | None:
     """Waterfall of the winner's predicted bytes against measured bytes and budget; ``None`` before the end."""
-    if d.winner is None or d.breakdown is None:
+    if d.winner is None or d.study.end is None:
         return None
-    parts = [(label, d.breakdown[key]) for key, label in BREAKDOWN.items() if d.breakdown.get(key, 0) > 0]
+    parts = [(label, size) for key, label in BREAKDOWN.items() if (size := d.study.end.breakdown.get(key, 0)) > 0]
     ends = np.cumsum([0, *(n for _, n in parts)])
     bars = [(label, start, n, style.BLUE) for (label, n), start in zip(parts, ends, strict=False)]
     bars.append(("predicted", 0, int(ends[-1]), style.GREEN))

@@ -14,8 +14,6 @@ MEASURED_CANDIDATES = 5
 """How many allocations may be measured at the end, from the winner down, before the run gives up."""
 FINAL_FILES = ("adapter/adapter_model.safetensors", "quant_manifest.json")
 """What the final fine-tune leaves in the run's folder; it is trained again where one of these is gone."""
-MEASURED = ("steps", "planned_steps", "kept_step", "curve", "loss", "loss_se", "sequences", "text")
-"""What a final fine-tune returns of itself."""
 
 
 def evaluate_untuned(run: TrialRunner) -> None:
@@ -81,4 +79,4 @@ def fine_tune(run: TrialRunner, allocation: Allocation, winner: Allocation, fold
         "train_seed": run.setting.train_seed, "learning_rate": run.study.learning_rate,
         "out": str(folder.absolute()),  # a worker of a cluster has another working directory
         "model_cfg": run.config.model}, run.progress)
-    return Final(**{key: final[key] for key in MEASURED}, winner=winner.fingerprint, delivered=allocation.fingerprint)
+    return Final(**final, winner=winner.fingerprint, delivered=allocation.fingerprint)

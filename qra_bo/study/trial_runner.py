@@ -205,15 +205,13 @@ class TrialRunner:
         """Plan a trial; arguments that are not given are as in the search.
 
         This is where a trial gets its learning rate: the calibrated one, unless another is given. ``length`` is the
-        steps of a full-fidelity trial with its schedule; ``codes`` is as in ``TrialSpec``. Raises ``OracleError`` if no
-        learning rate is calibrated yet, or low fidelity has no length.
+        steps of a full-fidelity trial with its schedule; ``codes`` is as in ``TrialSpec``.
         """
         rate = self.study.learning_rate if learning_rate is None else learning_rate
         full = self.config.fidelity.high if length is None else length
         steps = self.config.fidelity.low if fidelity is Fidelity.LOW else full
-        if rate is None or steps is None:
-            raise OracleError(f"a {fidelity.value}-fidelity trial needs a calibrated learning rate ({rate}) and "
-                              f"a length ({steps})")
+        assert rate is not None  # no stage before the calibration plans a trial without one
+        assert steps is not None  # ``SearchLoop`` refuses proposals at a fidelity that is off
         seed = self.setting.train_seed if train_seed is None else train_seed
         spec = TrialSpec(allocation, steps, full, seed, rate, split, codes=codes)
         return PlannedTrial(spec, fidelity, stage)

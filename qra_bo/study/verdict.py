@@ -71,7 +71,6 @@ class Verdict:
         versus_simple: Difference of candidate and reference; ``None`` where nothing was compared.
         versus_uniform: Difference of what was chosen and ``uniform``, where these are others than those of
             ``versus_simple``.
-        mixed: Whether the comparison chose the candidate.
         failed: Whether the candidate failed on an unseen seed where the reference did not.
     """
 
@@ -80,7 +79,6 @@ class Verdict:
     reference: Allocation | None = None
     delivered: Allocation | None = None
     versus_simple: Difference | None = None
-    mixed: bool = False
     failed: bool = False
     uniform: Allocation | None = None
     versus_uniform: Difference | None = None
@@ -129,7 +127,7 @@ def _unconfirmed(study: Study) -> Verdict:
 
 
 def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
-    n, winner, mixed = len(c.train_seeds), study.winner, c.winner_kind == "mixed"
+    n, winner = len(c.train_seeds), study.winner
 
     def difference(found: Compared | None, ahead: float = 0.0) -> Difference | None:
         return None if found is None or not found.train_seeds else Difference(
@@ -140,12 +138,12 @@ def _of_confirmation(study: Study, c: Confirmation) -> Verdict:
         kind = VerdictKind.REPLACED
     elif c.candidate == c.reference:
         kind = VerdictKind.NO_MIXED_LOSS
-    elif mixed:
+    elif c.winner_kind == "mixed":
         kind = VerdictKind.AHEAD if n < LEAST_SEEDS else VerdictKind.BETTER
     else:
         kind = VerdictKind.UNRESOLVED if c.mean < 0 and not c.candidate_failed else VerdictKind.SIMPLE_WINS
-    return Verdict(kind, c.candidate, c.reference, winner, difference(c, c.ahead), mixed, c.candidate_failed,
-                   c.uniform, difference(c.versus_uniform))
+    return Verdict(kind, c.candidate, c.reference, winner, difference(c, c.ahead), c.candidate_failed, c.uniform,
+                   difference(c.versus_uniform))
 
 
 _COMPARE = "Run the same command with effort=quick and the same out=, which compares on more seeds."

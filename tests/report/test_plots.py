@@ -52,7 +52,7 @@ def test_no_legend_lies_outside(drawn):
 
 def test_memory_bars_are_the_parts_their_sum_and_the_measurement(data, drawn):
     *parts, predicted, measured = [bar.get_width() * 1e6 for bar in reversed(drawn["memory"].axes[0].patches)]
-    assert predicted == pytest.approx(sum(data.breakdown.values())) == pytest.approx(sum(parts))
+    assert predicted == pytest.approx(sum(data.study.end.breakdown.values())) == pytest.approx(sum(parts))
     assert measured == pytest.approx(data.study.measurement(data.winner).measured_bytes)
 
 
