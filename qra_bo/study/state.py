@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
-from qra_bo.space import Allocation, average_bits
+from qra_bo.space import Allocation
 from qra_bo.study import events as ev
 from qra_bo.study.cost import Cost, affordable_steps, cost_of
 from qra_bo.study.header import Effort, Header
@@ -227,7 +225,7 @@ class Study:
     def admits(self, bits: Sequence[int]) -> bool:
         """Whether the average of every unit's code bits keeps to ``max_average_bits``, where that limits it."""
         limit = self.header.max_average_bits
-        return limit is None or average_bits(bits, np.array(self.header.unit_numel)) <= limit
+        return limit is None or self.header.average_bits(bits) <= limit
 
     @property
     def untried(self) -> tuple[Allocation, ...]:
@@ -322,7 +320,7 @@ class Study:
         kind, fmt, rank = self.kind_of(allocation), allocation.formats[0], allocation.ranks[0]
         bits = [parse_format(f).bits for f in allocation.formats]
         if kind == FRACTIONAL:
-            name = f"mix-{average_bits(bits, np.array(self.header.unit_numel)):.2f}bit-r{rank}"
+            name = f"mix-{self.header.average_bits(bits):.2f}bit-r{rank}"
         elif kind == UNIFORM:
             same = {f.name for f in self.header.formats if f.bits == bits[0]} | {fmt}
             name = "-".join([f"uniform-{bits[0]}bit", *([fmt] if len(same) > 1 else []), f"r{rank}"])
