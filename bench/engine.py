@@ -19,6 +19,7 @@ import numpy as np
 
 from bench.learn_rates import SHIPPED
 from bench.methods import method_target
+from bench.optimum import true_losses
 from bench.report import RESULTS, Target, publish
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.oracle.synthetic import Landscape
@@ -61,7 +62,7 @@ def evaluated(problem: SearchProblem, truth: Landscape, rng: np.random.Generator
               stage: str) -> Trial:
     """An allocation with its planted loss and a little noise, at high fidelity."""
     row = problem.space.encode(allocation)[None, :]
-    loss = float(truth.true_loss(row)[0] + 0.003 * rng.standard_normal())
+    loss = float(true_losses(truth, row)[0] + 0.003 * rng.standard_normal())
     request = TrialSpec(allocation, problem.high_steps, problem.high_steps, 1, 1.0)
     measured = TrialResult(TrialState.OK, loss, None, (), problem.high_steps, 0, 0, None, 0.0)
     return Trial(number, allocation, problem.space.bits(allocation), stage, Fidelity.HIGH, request, 0, measured,

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_bo.oracle.synthetic import FLOOR, INTERACTION, KNEE, Landscape
-from qra_bo.space import CostTable, IntArray
+from qra_bo.oracle.synthetic import FLOOR, INTERACTION, KNEE, Landscape, phi
+from qra_bo.space import CostTable, FloatArray, IntArray
 from qra_bo.space.knapsack import solve_knapsack
 
 _BISECTIONS = 8
@@ -20,6 +20,21 @@ class Optimum:
     bound: float
 
 
+def planted_parts(landscape: Landscape) -> tuple[FloatArray, FloatArray]:
+    """Return the sensitivity that adapters of every rank leave, ``L x F x R``, and the task they miss, ``L x R``."""
+    ranks = np.array(landscape.space.ranks.values, dtype=np.float64)[None, :]
+    return landscape.quantization_sensitivity[:, :, None] * landscape.kept(ranks)[:, None, :], landscape.missed(ranks)
+
+
+def true_losses(landscape: Landscape, rows: IntArray) -> FloatArray:
+    """Return the loss of ``n x 2 L`` index rows at the end of high fidelity, without noise, ``n``."""
+    n = landscape.space.n_units
+    left, unlearned = planted_parts(landscape)
+    q, r, units = rows[:, :n], rows[:, n:], np.arange(n)
+    missed: FloatArray = unlearned[units, r].sum(axis=1)
+    return FLOOR + phi(left[units, q, r].sum(axis=1)) + missed
+
+
 def optimum(landscape: Landscape, costs: CostTable, budget_bytes: int) -> Optimum:
     """Return the best allocation in the budget, and a bound on every other.
 
@@ -31,14 +46,15 @@ def optimum(landscape: Landscape, costs: CostTable, budget_bytes: int) -> Optimu
     """
     n, low, high = landscape.space.n_units, 0.0, KNEE
     bound, found = -np.inf, np.zeros((0, 2 * n), dtype=np.int64)
+    left, unlearned = planted_parts(landscape)
     for _ in range(_BISECTIONS):
         x = (low + high) / 2
-        values = (1.0 + 2.0 * INTERACTION * x) * landscape.left + landscape.unlearned[:, None, :]
+        values = (1.0 + 2.0 * INTERACTION * x) * left + unlearned[:, None, :]
         row = solve_knapsack(values, costs, budget_bytes)
         cells = (np.arange(n), row[:n], row[n:])
         bound = max(bound, FLOOR + float(values[cells].sum()) - INTERACTION * x**2)
         found = np.vstack([found, row])
-        low, high = (x, high) if landscape.left[cells].sum() > x else (low, x)
-    losses = landscape.true_loss(found)
+        low, high = (x, high) if left[cells].sum() > x else (low, x)
+    losses = true_losses(landscape, found)
     best = int(losses.argmin())
     return Optimum(found[best], float(losses[best]), bound)

@@ -22,6 +22,7 @@ import numpy as np
 from bench.emulator.emulator import FAMILIES
 from bench.emulator.oracle import load_oracle
 from bench.methods import OPTIONS
+from bench.optimum import planted_parts, true_losses
 from bench.report import RESULTS, Target, publish
 from bench.store import append_line, read_lines
 from bench.tasks import DATA, RATES, REFERENCE_BUDGETS, TASKS
@@ -80,9 +81,10 @@ class Planted(Landscape):
 
 def best_loss(landscape: Landscape, problem: SearchProblem) -> float:
     """Return the least planted loss within the budget: of knapsacks at slopes of the curve that bends the sum."""
-    tables = (slope * landscape.left + landscape.unlearned[:, None, :] for slope in np.linspace(1.0, 1 + 2 * KNEE, 4))
+    left, unlearned = planted_parts(landscape)
+    tables = (slope * left + unlearned[:, None, :] for slope in np.linspace(1.0, 1 + 2 * KNEE, 4))
     rows = np.stack([solve_relaxed(table, problem.costs, problem.budget_bytes, None) for table in tables])
-    return float(landscape.true_loss(rows).min())
+    return float(true_losses(landscape, rows).min())
 
 
 def choices_of(setting: Setting, problem: SearchProblem) -> list[Allocation]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, TypeAdapter
 
 from qra_bo.cli.help import public_options, short_help
 from qra_bo.config.check import Problem
@@ -47,7 +48,6 @@ from qra_bo.utils.errors import (
     from_system,
     worst,
 )
-from qra_bo.utils.files import strict_json
 from qra_bo.utils.redact import printable, redact
 from qra_bo.utils.version import __version__
 
@@ -172,8 +172,7 @@ def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem
         settings = HydraConfig.get()
         given, sources = settings.overrides.task, settings.runtime.config_sources
         folder = next((s.path for s in sources if s.provider.startswith("hydra.searchpath")), None)
-        config = config_from(with_choices(given, _composed, resolved(composed)), problems).composed_from(
-            as_given(given), folder)
+        config = config_from(with_choices(given, _composed, resolved(composed)), problems, as_given(given), folder)
         if subdir is not None and config.task not in ON_A_RUN:  # a folder of its own, below out where that is given
             config = config.with_changes(out=str(Path(config.out or HydraConfig.get().sweep.dir) / subdir))
         return run_task(config), ""
@@ -211,14 +210,8 @@ class Job:
 
     number: int
     overrides: str
-    status: int | None
+    status: Annotated[int, Field(ge=0, le=255)] | None
     message: str
-
-    def __post_init__(self) -> None:
-        """Raise ``TypeError`` for fields of another type: the file may be someone else's."""
-        if [*map(type, (self.number, self.overrides, self.message))] != [int, str, str] or \
-                self.status not in (None, *range(256)):
-            raise TypeError(f"a job has a number, texts and an exit status; got {self}")
 
 
 def record_job(folder: Path, job: Job) -> None:
@@ -232,8 +225,8 @@ def read_jobs(folder: Path) -> list[Job]:
     path = folder / JOBS
     jobs: dict[int, Job] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        with suppress(ValueError, TypeError):  # a full disk cut it off: that job began and did not end
-            job = Job(**strict_json(line))
+        with suppress(ValueError):  # a full disk cut it off, or it is someone else's: that job did not end
+            job = TypeAdapter(Job).validate_json(line, strict=True)
             jobs[job.number] = job
     return [jobs[number] for number in sorted(jobs)]
 

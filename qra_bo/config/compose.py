@@ -44,7 +44,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         composed = with_choices(with_default_model(good), partial(compose_plain, config_dir=config_dir))
     except HYDRA_ERRORS as error:
         raise ConfigError([*(p.message for p in problems), hydra_message(error)]) from error
-    return config_from(composed, problems).composed_from(good, config_dir)
+    return config_from(composed, problems, good, config_dir)
 
 
 def named_efforts() -> dict[str, EffortConfig]:
@@ -121,8 +121,11 @@ def with_choices(overrides: Sequence[str], make: Callable[[Sequence[str]], dict[
     return make([*chosen, *overrides]) if chosen else raw
 
 
-def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunConfig:
-    """Check and freeze composed plain values; problems ``found`` before are raised together with those found here.
+def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = (), overrides: Sequence[str] = (),
+                config_dir: str | None = None) -> RunConfig:
+    """Check and freeze plain values, composed from ``overrides`` over ``config_dir`` and ``conf/``.
+
+    Problems ``found`` before are raised together with those found here.
 
     Raises:
         ConfigError: With every problem at once.
@@ -146,7 +149,8 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
         problems += [p for p in problems_of(config) if p.key not in broken]
     if config is None or problems:
         raise ConfigError(dict.fromkeys(p.message for p in problems))
-    return config.with_unresolved(unresolved)
+    words = [*([] if config_dir is None else [f"--config-dir={config_dir}"]), *overrides]
+    return config.composed_from(words, unresolved)
 
 
 def hydra_message(error: Exception) -> str:

@@ -105,21 +105,15 @@ class RunConfig(Group):
         """Return JSON values only, the same in every process for the same run."""
         return self.model_dump(mode="json")
 
-    def with_unresolved(self, interpolations: Mapping[str, Any]) -> Self:
-        """Return a copy that writes these ``interpolations``, by dotted key, instead of their values."""
-        changed = self.model_copy()
-        changed._unresolved = dict(interpolations)
-        return changed
-
     @property
     def words(self) -> tuple[str, ...]:
         """Flags and overrides of the command that it was composed from; empty where it was not."""
         return self._words
 
-    def composed_from(self, overrides: Sequence[str], config_dir: str | None) -> Self:
-        """Return a copy that states the command line it was composed from."""
+    def composed_from(self, overrides: Sequence[str], interpolations: Mapping[str, Any]) -> Self:
+        """Return a copy that states its command line, and writes these ``interpolations`` in place of their values."""
         changed = self.model_copy()
-        changed._words = (*(() if config_dir is None else (f"--config-dir={config_dir}",)), *overrides)
+        changed._words, changed._unresolved = tuple(overrides), dict(interpolations)
         return changed
 
     def to_journal(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space import Allocation, FloatArray, IntArray, SearchSpace, StorageFormat
+from qra_bo.space import Allocation, FloatArray, SearchSpace, StorageFormat
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError
 from qra_bo.utils.files import replace_text
@@ -50,8 +50,6 @@ class Landscape:
 
     Attributes:
         quantization_sensitivity: Sensitivity of every unit to every format, ``L x F``.
-        left: The part of it that adapters of every rank leave, ``L x F x R``.
-        unlearned: The part of the task that every rank of a unit can't learn, ``L x R``.
 
     Args:
         space: Units and ladders.
@@ -72,9 +70,6 @@ class Landscape:
         self._half = rng.lognormal(np.log(6.0), 0.4, n)
         self._share = rng.uniform(0.5, 0.8, n)
         self.quantization_sensitivity = np.stack([self.format_sensitivity(f) for f in space.formats], axis=1)
-        ranks = np.array(space.ranks.values, dtype=np.float64)
-        self.left = self.quantization_sensitivity[:, :, None] * self.kept(ranks[None, :])[:, None, :]
-        self.unlearned = self.missed(ranks[None, :])
 
     def format_sensitivity(self, fmt: StorageFormat) -> FloatArray:
         """Return the sensitivity of every unit to one format, on the space's ladder or not, ``L`` (nats)."""
@@ -95,13 +90,6 @@ class Landscape:
         """Return the part of the task that ``1 or L x R`` ranks of each unit can't learn, ``L x R`` (nats)."""
         lost: FloatArray = self.task[:, None] * TASK_HALF_RANK / (ranks + TASK_HALF_RANK)
         return lost
-
-    def true_loss(self, rows: IntArray) -> FloatArray:
-        """Return the loss of ``n x 2 L`` index rows at the end of high fidelity, without noise, ``n``."""
-        n = self.space.n_units
-        q, r, units = rows[:, :n], rows[:, n:], np.arange(n)
-        missed: FloatArray = self.unlearned[units, r].sum(axis=1)
-        return FLOOR + phi(self.left[units, q, r].sum(axis=1)) + missed
 
     def trained(self, allocation: Allocation, formats: list[StorageFormat]) -> tuple[float, float]:
         """Return the loss before and at the end of training; formats and ranks may be off the ladders (references)."""

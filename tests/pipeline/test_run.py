@@ -242,7 +242,7 @@ def talks(folder: Path, answer: str) -> str:
 @pytest.mark.usefixtures("no_weights")
 def test_data_is_checked_before_weights_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = [*TALKS, f"out={tmp_path / 'run'}"]
-    with pytest.raises(DataError, match=r"data\.max_cut accepts that 20% .* or accept it with data\.max_cut=0\.5"):
+    with pytest.raises(DataError, match=r"data\.max_cut accepts 20% .* or accept it with data\.max_cut=0\.5"):
         qra_bo.search([*chat, talks(tmp_path, "long " * 20)])
     with pytest.raises(AssertionError, match="a worker was made"):
         qra_bo.search([*chat, talks(tmp_path, "long " * 20), "data.max_cut=0.6"])

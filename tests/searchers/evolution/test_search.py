@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.optimum import optimum
+from bench.optimum import optimum, true_losses
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.searchers.baselines import RandomSearch
@@ -92,10 +92,11 @@ def regret(searcher: Searcher, problem: SearchProblem, oracle: SyntheticOracle, 
     rounds = play(searcher, problem, oracle, budget)
     archive.tell(e for _, told in rounds for e in told)
     rows, losses = archive.known(Fidelity.HIGH)
-    truth = oracle.landscape.true_loss(rows[[losses.argmin()]])[0]
+    truth = true_losses(oracle.landscape, rows[[losses.argmin()]])[0]
     best_loss = optimum(oracle.landscape, problem.costs, problem.budget_bytes).loss
     random = proposals_of(play(RandomSearch(dataclasses.replace(problem, seed=99)), problem, oracle, 30))
-    middle = np.median(oracle.landscape.true_loss(np.stack([problem.space.encode(p.allocation) for p in random])))
+    drawn = np.stack([problem.space.encode(p.allocation) for p in random])
+    middle = np.median(true_losses(oracle.landscape, drawn))
     return float((truth - best_loss) / (middle - best_loss))
 
 
