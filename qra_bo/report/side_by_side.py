@@ -86,8 +86,8 @@ FACTS: dict[str, Reader] = {
     "bits": lambda d: DASH if d.winner is None else f"{d.average_bits(d.winner):.2f}",
     "rank": lambda d: DASH if d.winner is None else f"{sum(d.winner.ranks) / len(d.winner):.1f}",
     "untuned": lambda d: DASH if d.study.untuned is None else number(d.study.untuned.loss),
-    "search loss": lambda d: number(d.winner_point and d.winner_point.loss),
-    "final loss": lambda d: number(d.study.final and d.study.final.loss),
+    "search loss": lambda d: DASH if d.winner_point is None else number(d.winner_point.loss),
+    "final loss": lambda d: DASH if d.study.final is None else number(d.study.final.loss),
     "simple choice": lambda d: DASH if d.verdict.reference is None else d.study.name(d.verdict.reference),
     "versus it": story.versus, "time": lambda d: duration(d.wall_seconds)}
 COLUMNS = ("run", "state", *FACTS)
