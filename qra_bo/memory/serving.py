@@ -33,8 +33,8 @@ ANY = "any"
 WITHOUT_EXPERTS = ("compressed_tensors", "gguf", "mlx")
 """Exports that have no form for a mixture of experts."""
 _SYMMETRIC, _ZEROS = "sym", "int"
-MLX_BITS = (2, 3, 4, 5, 6, 8)
-"""Bit-widths that MLX has kernels for."""
+MLX_BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+"""Bit-widths that MLX has kernels for, and sizes of groups that all programs have."""
 SERVER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for ``--max-lora-rank``."""
 _GGUF_BLOCK = 32
@@ -49,12 +49,14 @@ def gguf_bits(fmt: StorageFormat) -> int | None:
     Codes of an integer format are kept less their zeros, with a sign: these differences need a bit more where the zero
     is not the middle code.
     """
-    return next((bits for bits in _GGUF_BITS.get(fmt.backend, ()) if bits >= fmt.bits + has_zeros(fmt)), None)
+    return next((bits for bits in _GGUF_BITS.get(fmt.backend, ()) if
+                 bits >= fmt.bits + has_zeros(fmt) and fmt.block % _GGUF_BLOCK == 0), None)
 
 
 def in_mlx(fmt: StorageFormat) -> bool:
     """Return whether MLX holds a format, exactly or with a rounded bias."""
-    return fmt.backend == "none" or (fmt.backend in ("integer", "hqq") and fmt.bits in MLX_BITS)
+    kept = fmt.backend in ("integer", "hqq") and fmt.bits in MLX_BITS and fmt.block in GROUPS
+    return fmt.backend == "none" or kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Consumer:
     def loads(self, fmt: StorageFormat) -> bool:
         """Return whether it loads weights of that format exactly."""
         return not self.kinds or fmt.backend == "none" or (
-            fmt.backend == "integer" and fmt.bits in self.kinds.get(_kind(fmt), ()))
+            fmt.backend == "integer" and fmt.block in GROUPS and fmt.bits in self.kinds.get(_kind(fmt), ()))
 
     @property
     def widths(self) -> tuple[int, ...]:
