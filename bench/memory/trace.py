@@ -192,20 +192,21 @@ class StepTracer:
 
             ids = torch.zeros(shape.batch, shape.length, dtype=torch.int64, device=META)
             labels = torch.zeros_like(ids)
+            positions = torch.zeros_like(ids) if shape.isolated else None
             chunk = shape.logits_chunk or shape.tokens
             for _ in range(min(2, shape.accumulate)):  # all batches but the first have the same peaks
                 peaks.clear()
-                total, count = token_losses(self.model, ids, labels, chunk)
+                total, count = token_losses(self.model, ids, labels, chunk, positions)
                 phase()
                 total.backward()  # type: ignore[no-untyped-call]
                 del total  # of the batch before nothing stays, as in training
                 phase()
             optimizer.step(1.0, 1.0 / count)
             phase()
-            del ids, labels
+            del ids, labels, positions
             tracker.reset_peak()
             text = np.zeros((shape.batch, shape.length), dtype=np.int64)
-            held_out(self.model, TokenBlocks(text, text),
+            held_out(self.model, TokenBlocks(text, text, text if shape.isolated else None),
                      TrainSettings(shape.batch, logits_chunk=chunk), META)
             phase()
         forward, backward, step, evaluation = peaks

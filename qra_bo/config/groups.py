@@ -165,6 +165,7 @@ class TrainConfig(Group):
     batch: Annotated[Count, Le(10**6)]
     accumulate: Annotated[Count, Le(10**6)]
     length: Annotated[StrictInt, Ge(2), Le(10**6)]
+    packing: Literal["joined", "isolated"]
     warmup: Annotated[StrictFloat, Ge(0), Lt(1)]
     lr_floor: Share
     weight_decay: NonNegative
@@ -175,6 +176,11 @@ class TrainConfig(Group):
     optimizer: Literal["adamw", "adamw_8bit"]
     checkpointing: StrictBool
     logits_chunk: Count
+
+    @property
+    def isolated(self) -> bool:
+        """Whether records that share a sequence are kept from attending to one another."""
+        return self.packing == "isolated"
 
     @property
     def step_sequences(self) -> int:

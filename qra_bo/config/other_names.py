@@ -6,7 +6,6 @@ from collections.abc import Mapping
 _MODEL = "+model=hf model.path=FOLDER-or-ORG/NAME"
 _DATA = "data=hub data.path=ORG/NAME, or data=jsonl data.path=FILE"
 _RANK = "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere"
-_PACKED = "always on: records share sequences of train.length tokens, and each sees those before it"
 _BITS = "bits=[...] for a search, or task=finetune allocation=uniform:{},RANK"
 OURS: Mapping[str, str] = {
     "model_name_or_path": _MODEL, "base_model": _MODEL,
@@ -15,7 +14,7 @@ OURS: Mapping[str, str] = {
     "gradient_accumulation_steps": "train.accumulate",
     "max_seq_length": "train.length", "max_seq_len": "train.length", "max_length": "train.length",
     "sequence_len": "train.length", "cutoff_len": "train.length",
-    "sample_packing": _PACKED, "packing": _PACKED,
+    "sample_packing": "train.packing=joined|isolated", "packing": "train.packing=joined|isolated",
     "gradient_checkpointing": "train.checkpointing", "optim": "train.optimizer",
     "weight_decay": "train.weight_decay", "max_grad_norm": "train.clip",
     "warmup_ratio": "train.warmup", "warmup_steps": "train.warmup (a share of all steps)",
@@ -47,7 +46,6 @@ REMOVED: Mapping[str, str] = {
     "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage",
     "oracle.table": _TABLE, "oracle.emulator": _TABLE,
     "sensitivity.path": "a profile is kept on disk, and a run of the same model, text and formats takes it from there",
-    "train.packing": "records that share a sequence see those before them, as packing=joined had it",
     "surrogate.prior": "surrogate.rates=FILE starts from exchange rates of a file",
     "worker.slowdown": "worker.deadline_seconds=SECONDS limits the silence of a worker",
     "worker.retries": "a trial whose worker died or hung is repeated once"}

@@ -25,6 +25,7 @@ class TrainShape:
         optimizer: One of ``memory.optimizers.OPTIMIZERS``; all work on fp32 masters, in fp32 the adapters themselves.
         logits_chunk: Tokens whose logits are alive at once; 0 is all.
         device: ``"cpu"`` or ``"cuda"``.
+        isolated: Whether a mask keeps attention within the records of a sequence.
         accumulate: Batches of an optimiser step; from two on, the gradients of those before are alive in each.
         embeddings: Bits of the embedding and the head: one of ``memory.embeddings.WIDTHS``.
         grouped: Whether attention's kernel takes fewer heads of keys and values than of queries
@@ -39,6 +40,7 @@ class TrainShape:
     logits_chunk: int = 128
     device: str = "cpu"
     accumulate: int = 1
+    isolated: bool = False
     embeddings: int = 16
     grouped: bool = True
 
@@ -152,9 +154,9 @@ class LayerModel:
 
     @property
     def kernel_kv_heads(self) -> int:
-        """Heads of k and of v that the attention kernel is given: where it takes no groups, those of q, each repeated.
-        """
-        return self.spec.n_kv_heads if self.shape.grouped else self.spec.n_heads
+        """Heads of k and of v that the attention kernel is given: with a mask, and where it takes no groups, those of
+        q, each repeated."""
+        return self.spec.n_heads if self.shape.isolated or not self.shape.grouped else self.spec.n_kv_heads
 
     @property
     def stream(self) -> int:
@@ -290,9 +292,11 @@ class LayerModel:
 
     @property
     def inputs(self) -> int:
-        """Token ids, labels, positions and rotary tables of a step."""
+        """Token ids, labels, positions, rotary tables and the mask, if any, of a step."""
         shape = self.shape
-        return 24 * shape.tokens + 2 * shape.compute_dtype_bytes * shape.length * self.spec.head_dim
+        c, rows = shape.compute_dtype_bytes, shape.batch if shape.isolated else 1  # positions of every row differ
+        mask = shape.tokens * shape.length * (4 if shape.fp32_attention else c) if shape.isolated else 0
+        return 24 * shape.tokens + 2 * c * rows * shape.length * self.spec.head_dim + mask
 
 
 def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape, result: int) -> int:

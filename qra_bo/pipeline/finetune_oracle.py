@@ -27,6 +27,7 @@ from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.finetune.training.loop import TrainSettings
+from qra_bo.finetune.training.loss import check_isolation
 from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory import format_size
@@ -83,9 +84,11 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     if not cfg.stored:
         keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
     model.to(device)
-    data, overlap = split_calibration(load_data(cfg.data, tokenizer, cfg.train.length),
+    data, overlap = split_calibration(load_data(cfg.data, tokenizer, cfg.train.length, isolate=cfg.train.isolated),
                                       gptq_sequences(cfg, spec), cfg.data.calibration)
     check_tokens(data, tokenizer, spec.vocab_size, cfg.model_name)
+    if cfg.train.isolated:
+        check_isolation(model, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": {
         name: version for name, version in package_versions().items() if name in LIBRARIES}}
     encoded = (*formats, *table_formats(spec, cfg.embedding_bits))

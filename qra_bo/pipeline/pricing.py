@@ -87,7 +87,7 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str) -> MemoryMo
     grouped = takes_groups(compute, device_type, card_capability(cfg, device_type) if at_hand else None)
     shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
                        logits_chunk=cfg.train.logits_chunk, device=device_type, accumulate=cfg.train.accumulate,
-                       embeddings=cfg.embedding_bits, grouped=grouped)
+                       isolated=cfg.train.isolated, embeddings=cfg.embedding_bits, grouped=grouped)
     return MemoryModel(spec, shape, cfg.memory.scope, matrix_bytes=CONSUMERS[cfg.serve].matrix_bytes)
 
 

@@ -86,7 +86,8 @@ class RunText:
             size = text_size(config)
             return None if size is None else size.sequences
         from qra_bo.finetune.models.load import load_tokenizer  # loads transformers, which a simulation does without
-        data = load_data(config.data, load_tokenizer(config.model), config.train.length, read=read)
+        data = load_data(config.data, load_tokenizer(config.model), config.train.length, isolate=config.train.isolated,
+                         read=read)
         if config.display != "none":
             print_data(Console(file=tolerant(sys.stderr), force_terminal=False if config.display == "plain" else None),
                        data)
@@ -126,7 +127,7 @@ def text_size(config: RunConfig) -> TextSize | None:
             basis += "; this machine lacks the model's tokenizer"
         else:
             sample = train[:SAMPLE]  # they are shuffled
-            blocks = pack(tokenizer, render(sample, cfg.render, tokenizer), length, 0)
+            blocks = pack(tokenizer, render(sample, cfg.render, tokenizer), length, 0, config.train.isolated)
             times = len(train) / len(sample)
             facts, sequences = blocks.facts, times * len(blocks)
             tokens = times * facts.used_tokens

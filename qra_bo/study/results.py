@@ -25,7 +25,7 @@ from qra_bo.utils.files import write_json, writing
 
 BEST_NAME = "best.json"
 PREDICTED = "predicted, not searched"
-TRAINING = ("batch", "accumulate", "length", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
+TRAINING = ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
             "optimizer", "checkpointing")
 """Keys of ``train`` that the result states."""
 _PROVENANCE = ("version", "git", "data_sha256", "data_render", "packages", "device", "dtype", "threads")

@@ -52,6 +52,18 @@ def test_a_step_with_8_bit_moments_is_traced(compute: int) -> None:
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "gpt_neox")
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_mask_on_a_gpu_is_traced_and_predicted(checkpointing: bool) -> None:
+    config = config_of("llama", num_hidden_layers=4)
+    spec = spec_from_model(AutoModelForCausalLM.from_config(config))
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("r", (4,)))
+    shape = TrainShape(2, 512, checkpointing, 2, device="cuda", isolated=True)
+    allocation = Allocation(("nf4",) * 4, (4,) * 4)
+    traced = StepTracer(spec, config).trace(space, allocation, shape)
+    parts = MemoryModel(spec, shape, allowance=Allowance(0, 0)).breakdown(space, allocation)
+    assert -0.005 <= (sum(parts.values()) - rounding_bytes(spec, shape)) / traced.peak - 1 <= 0.05
+
+
 @pytest.mark.parametrize(("family", "checkpointing", "compute"), [("llama", False, 2), ("llama", True, 4),
                                                                   ("qwen3", True, 2)])
 def test_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpointing: bool, compute: int) -> None:

@@ -23,8 +23,8 @@ RUN = "run"
 CLASSES = {"RunConfig": RUN} | {option.__name__: key for key, hint in fields_of(RunConfig).items()
                                 for option in (hint, *options_of(hint)) if hasattr(option, "__name__") and GROUPS[key]}
 CLASSES |= {"UserData": "data", "DataConfig": "data"}
-DERIVED = {(RUN, "bits"), (RUN, "codes"), ("quantizer", "formats")}
-"""Keys that are read as ``RunConfig.format_names`` and ``RunConfig.stored``."""
+DERIVED = {(RUN, "bits"), (RUN, "codes"), ("quantizer", "formats"), ("train", "packing")}
+"""Keys that are read as ``RunConfig.format_names``, ``RunConfig.stored`` and ``train.isolated``."""
 OPEN = {"method", "logger", "model"}
 """Groups whose keys are passed on as a whole; those of a model are read by their names, below."""
 

@@ -30,7 +30,7 @@ def best_json(**changes: Any) -> dict[str, Any]:
                        "measured_bytes": 1_890_000, "breakdown": {}},
             "learning_rate": 2e-3, "lr_rule": "inverse_sqrt",
             "training": {"trial_steps": 24, "steps": 24,
-                         "batch": 4, "accumulate": 2, "length": 128, "warmup": 0.1,
+                         "batch": 4, "accumulate": 2, "length": 128, "packing": "joined", "warmup": 0.1,
                          "lr_floor": 0.05, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "clip": 1.0,
                          "optimizer": "adamw", "checkpointing": False},
             "baselines": [{"name": "uniform-4bit-r16", "bits": 4, "ranks": 16, "loss": 4.13,

@@ -1,7 +1,7 @@
 """Every kind of device work of a search, on the fake device: ``python -m tests.fake_device.search ROUNDS``.
 
 Every format is packed, unpacked and run forward in bf16; in every round a training is run with every backend. Their
-formats, optimisers, types and checkpointing take turns, so that every two of these choices
+formats, optimisers, types, checkpointing and isolation take turns, so that every two of these choices
 meet. Models that were quantised on the host are moved to the device and run. Prints the number of trainings; a mismatch
 of devices or types ends it with a traceback.
 """
@@ -49,12 +49,13 @@ class Case(NamedTuple):
     optimizer: str
     dtype: torch.dtype
     checkpointing: bool
+    isolated: bool
 
 
 def cases(rounds: int) -> list[Case]:
     """Return trainings whose choices of different kinds take turns, formats by their backend."""
     return [Case(names[i % len(names)], OPTIMIZERS[(i + b) % len(OPTIMIZERS)], DTYPES[(i + b // 2) % 2],
-                 bool((i // 2 + b) % 2))
+                 bool((i // 2 + b) % 2), bool((i + b * 3 // 2 + i // 4) % 2))
             for i in range(rounds) for b, names in enumerate(BACKENDS)]
 
 
@@ -71,7 +72,7 @@ def train(bank: LayerBank, case: Case) -> None:
     groups = unit_groups(adapter_parameters(bank.model), unit_of, {unit.name: 2 for unit in units}, settings, 2e-3)
     inner = UnitwiseAdamW(groups, settings.optimizer)
     order = np.tile(np.arange(settings.step_sequences), (2, 1))
-    blocks = TokenBlocks(TEXT, TEXT)
+    blocks = TokenBlocks(TEXT, TEXT, TEXT if case.isolated else None)
     for step in range(2):
         train_step(bank.model, inner, blocks, order, step, settings, DEVICE)
     held_out(bank.model, blocks, settings, DEVICE)

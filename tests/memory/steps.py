@@ -61,6 +61,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
         torch.random.default_generator.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).to(dtype)
         ids = torch.randint(1, config.vocab_size, (shape.batch, shape.length))
+    positions = torch.arange(shape.length).remainder(7).expand(shape.batch, -1).clone() if shape.isolated else None
     model.requires_grad_(False)
     unfuse(model)
     for name, module in list(model.named_modules()):
@@ -90,7 +91,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
 
     def step(tracker: PeakTracker) -> tuple[int, int, int]:
         for _ in range(shape.accumulate):
-            total, count = token_losses(model, ids, ids, shape.logits_chunk)
+            total, count = token_losses(model, ids, ids, shape.logits_chunk, positions)
             forward = tracker.peak_bytes
             tracker.reset_peak()
             total.backward()
@@ -108,7 +109,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
         phases = step(tracker)
         tracker.reset_peak()
         text = np.ones((shape.batch, shape.length), dtype=np.int64)
-        held_out(model, TokenBlocks(text, text),
+        held_out(model, TokenBlocks(text, text, text if shape.isolated else None),
                  TrainSettings(shape.batch, logits_chunk=shape.logits_chunk or shape.tokens), torch.device("cpu"))
         evaluation = tracker.peak_bytes
     return Step(spec, space, base, phases, evaluation)

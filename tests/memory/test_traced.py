@@ -108,6 +108,18 @@ def test_steps_that_accumulate(tokens: tuple[int, int], ranks: tuple[int, ...], 
     assert predicted(step, single, formats, ranks) < predicted(step, shape, formats, ranks)
 
 
+@PAIRS
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma"])
+def test_isolated_records_take_a_mask_and_repeated_heads(family: str, checkpointing: bool, compute: int) -> None:
+    extra: dict[str, Any] = dict(eos_token_id=1, bos_token_id=1) if family == "phi3" else {}
+    shape = replace(shape_of(2, 192, checkpointing, compute), isolated=True)
+    formats, ranks = ("fp16",) * 3, (4,) * 3
+    step = run_step(config_of(family, **extra), shape, formats, ranks)
+    check(step, shape, formats, ranks)
+    mask = 2 * 192 * 192 * 4 if family != "phi3" or compute == 2 else 0  # its fused product outlives isolation no more
+    assert predicted(step, replace(shape, isolated=False), formats, ranks) < step.peak - mask // 2
+
+
 @pytest.mark.parametrize(("tokens", "rank"), [((1, 16), 32), ((1, 8), 16), ((2, 12), 24)])
 def test_gradients_that_outgrow_activations(tokens: tuple[int, int], rank: int) -> None:
     shape, formats, ranks = shape_of(*tokens, False, 4, 8), ("nf4",) * 3, (rank, 1, rank)

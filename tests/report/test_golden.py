@@ -17,7 +17,7 @@ from qra_bo.study.results import build_best
 from tests.report.fixtures import make_events
 
 GOLDEN = Path(__file__).parent / "golden"
-TRAIN = ("batch", "accumulate", "length", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
+TRAIN = ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
          "optimizer", "checkpointing")
 
 

@@ -38,7 +38,7 @@ def test_a_run_that_has_begun_measures_nothing() -> None:
 
 def test_best_json_holds_every_card_and_the_delivered_loss() -> None:
     events = changed("header", config={"quantizer": {}, "embeddings": 16, "train": dict.fromkeys(
-        ("batch", "accumulate", "length", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
+        ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
          "optimizer", "checkpointing"), 1)})
     best = build_best(study_of(events))
     assert [c["name"] for c in best["checks"]] == NAMES

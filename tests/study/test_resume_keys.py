@@ -43,6 +43,7 @@ OTHER: dict[str, Any] = {
     "quantizer.formats.6": "quantizer.formats.6=[hqq6]", "quantizer.formats.8": "quantizer.formats.8=[hqq8]",
     "quantizer.tokens": "quantizer.tokens=256",
     "adapter.lr_rule": "adapter.lr_rule=constant", "train.betas": "train.betas=[0.8,0.99]",
+    "train.packing": "train.packing=isolated",
     "train.optimizer": "train.optimizer=adamw_8bit", "train.weight_decay": "train.weight_decay=0.1",
     "train.name": "train.name=other",
     "seed": "seed=1", "worker.spill_above": "worker.spill_above=1GB", "eval.limit": "eval.limit=3",

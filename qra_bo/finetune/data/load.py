@@ -56,9 +56,9 @@ def read_data(cfg: DataConfig, seed: int = 0) -> tuple[list[Record | Conversatio
     return records_of(rows, cfg.max_records, str(cfg.path), cfg.chat == "last")
 
 
-def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0,
+def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, isolate: bool = False,
               read: tuple[list[Record | Conversation], Counter[str]] | None = None) -> DataSplits:
-    """Read, split, tokenise and pack into sequences of ``length`` tokens.
+    """Read, split, tokenise and pack into sequences of ``length`` tokens; ``isolate``: see ``packing.pack``.
 
     ``seed`` splits the records and orders the sequences; all searches share it, and so their data. ``read`` is what
     ``read_data`` gave where that was done before.
@@ -67,14 +67,15 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0,
         DataError: If the data is missing, malformed or too small, or too much of its answers would be cut.
     """
     if isinstance(data_cfg, PlaysData):
-        return assemble(tokenizer, play_records(), length, data_cfg.calibration, seed, f"plays of {PACKAGE} {VERSION}")
+        return assemble(tokenizer, play_records(), length, data_cfg.calibration, seed, f"plays of {PACKAGE} {VERSION}",
+                        isolate)
     source = str(getattr(data_cfg, "path", None) or data_cfg.name)
     records, left_out = read or read_data(data_cfg, seed)
     splits = split_records(records, data_cfg.held_out, seed, source)
     if not isinstance(data_cfg, UserData):
-        return assemble(tokenizer, splits, length, data_cfg.calibration, seed, source)
+        return assemble(tokenizer, splits, length, data_cfg.calibration, seed, source, isolate)
     rendered = [render(split, data_cfg.render, tokenizer) for split in splits]
-    data = assemble(tokenizer, rendered, length, data_cfg.calibration, seed, source)
+    data = assemble(tokenizer, rendered, length, data_cfg.calibration, seed, source, isolate)
     if (share := data.train.facts.cut_share) > data_cfg.max_cut:
         raise DataError(
             f"data.max_cut accepts {data_cfg.max_cut:.0%} of cut answer tokens; of {source} "

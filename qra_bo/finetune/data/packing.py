@@ -81,13 +81,15 @@ def piece_of_conversation(ids: Sequence[int], trained: Sequence[bool], length: i
     return kept, [token if loss else NO_LOSS for token, loss in zip(kept, trained[window], strict=True)]
 
 
-def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, seed: int) -> TokenBlocks:
+def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, seed: int,
+         isolate: bool = False) -> TokenBlocks:
     """Pack ``records`` into shuffled sequences; an end token closes every text where the tokenizer has one.
 
     A text begins as the tokenizer begins it, and has that token and the end token once where it brings its own. A
     conversation is what its chat template writes; in the plain template it begins as a text does. Pieces are packed by
     best fit in decreasing order, so that records stay whole and little is padded. The order of the rows is a shuffle
-    drawn from ``seed``, so that the first ``n`` rows are a fair sample.
+    drawn from ``seed``, so that the first ``n`` rows are a fair sample. With ``isolate`` every piece has positions of
+    its own, from 0, and its first token no label; padding counts as one more piece.
 
     Raises:
         DataError: If a chat template can't render a conversation.
@@ -121,12 +123,16 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
     bins = _best_fit([len(ids) for ids, _ in pieces], length)
     inputs = np.full((len(bins), length), pad, dtype=np.int64)
     labels = np.full((len(bins), length), NO_LOSS, dtype=np.int64)
+    positions = np.tile(np.arange(length, dtype=np.int64), (len(bins), 1)) if isolate else None
     for row, members in enumerate(bins):
         at = 0
         for piece in members:
             ids, goal = pieces[piece]
             inputs[row, at:at + len(ids)] = ids
             labels[row, at:at + len(ids)] = goal
+            if positions is not None:
+                labels[row, at] = NO_LOSS  # nothing of the piece precedes it
+                positions[row, at + len(ids):] = np.arange(length - at - len(ids))
             at += len(ids)
     order = named_rng("pack", seed).permutation(len(bins))
     kept = sum(label != NO_LOSS for _, goal in pieces for label in goal)
@@ -135,8 +141,8 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
                        sum(len(ids) for ids, _ in pieces), usual)
     used = np.array([sum(len(pieces[piece][0]) for piece in members) for members in bins], dtype=np.int64)
     longest = [max(members, key=lambda piece: len(pieces[piece][0])) for members in bins]
-    return TokenBlocks(inputs[order], labels[order], facts, used[order],
-                       np.searchsorted(ends, longest, side="right")[order])
+    return TokenBlocks(inputs[order], labels[order], None if positions is None else positions[order], facts,
+                       used[order], np.searchsorted(ends, longest, side="right")[order])
 
 
 def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
@@ -157,13 +163,13 @@ def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def assemble(tokenizer: Any, splits: Sequence[Sequence[Record | Conversation]], length: int, calibration: int,
-             seed: int, source: str) -> DataSplits:
-    """Return token blocks of the records of (train, validation, test).
+             seed: int, source: str, isolate: bool = False) -> DataSplits:
+    """Return token blocks of the records of (train, validation, test); ``isolate``: see ``pack``.
 
     Raises:
         DataError: If a split holds no token on which a loss could be taken, or a conversation can't be rendered.
     """
-    packed = [pack(tokenizer, split, length, seed) for split in splits]
+    packed = [pack(tokenizer, split, length, seed, isolate) for split in splits]
     for name, split, blocks in zip(("training", "validation", "test"), splits, packed, strict=True):
         if not blocks.n_targets:
             raise DataError(f"the {name} split of {source} has {len(split)} records and no target token; "

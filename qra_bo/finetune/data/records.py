@@ -93,6 +93,8 @@ class TokenBlocks:
     Args:
         input_ids: ``n x length``; padding stands at the end of a row alone, so a causal model never sees it.
         labels: ``n x length``, -100 on prompts and padding.
+        positions: ``n x length``, from 0 in every record, where the records of a row are isolated; ``None`` where each
+            attends to those before it.
         facts: What was cut and padded.
         used: Tokens of each row before its padding, ``n``; ``None``: all.
         documents: Index of the record that has most of each row's tokens, ``n``; ``None``: each row is of its own.
@@ -100,6 +102,7 @@ class TokenBlocks:
 
     input_ids: IntArray
     labels: IntArray
+    positions: IntArray | None = None
     facts: BlockFacts = BlockFacts()
     used: IntArray | None = None
     documents: IntArray | None = None
@@ -123,6 +126,7 @@ class TokenBlocks:
         """Return ``n`` sequences from ``start``."""
         rows = slice(start, start + n)
         return TokenBlocks(self.input_ids[rows], self.labels[rows],
+                           None if self.positions is None else self.positions[rows],
                            used=None if self.used is None else self.used[rows],
                            documents=None if self.documents is None else self.documents[rows])
 

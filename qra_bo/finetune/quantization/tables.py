@@ -100,6 +100,11 @@ class PackedEmbedding(nn.Module):
         self.num_embeddings, self.embedding_dim = table.shape
         self.register_buffer("multiplier", multiplier, persistent=False)
 
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """The type of the rows, as there is no parameter that tells it."""
+        return self.table.compute_dtype
+
     def forward(self, ids: Tensor) -> Tensor:
         """Map integer ids of any shape to ``... x d``."""
         rows = self.table.rows(ids)

@@ -92,14 +92,19 @@ def train_step(model: Any, optimizer: UnitwiseAdamW, blocks: TokenBlocks, order:
     return int(order[step].size * blocks.input_ids.shape[1])
 
 
-def _tensors(blocks: TokenBlocks, rows: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and labels of some rows on the device."""
-    return torch.from_numpy(blocks.input_ids[rows]).to(device), torch.from_numpy(blocks.labels[rows]).to(device)
+def _tensors(blocks: TokenBlocks, rows: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ids, labels and, where records are isolated, positions of some rows on the device."""
+    ids, labels, positions = (None if part is None else torch.from_numpy(part[rows]).to(device)
+                              for part in (blocks.input_ids, blocks.labels, blocks.positions))
+    assert ids is not None
+    assert labels is not None
+    return ids, labels, positions
 
 
-def _gradients(model: Any, ids: Tensor, labels: Tensor, chunk: int, mark: Callable[[str], None]) -> tuple[float, int]:
+def _gradients(model: Any, ids: Tensor, labels: Tensor, positions: Tensor | None, chunk: int,
+               mark: Callable[[str], None]) -> tuple[float, int]:
     """Add one batch's gradients to those that are there; return its summed loss and its number of target tokens."""
-    total, count = token_losses(model, ids, labels, chunk)
+    total, count = token_losses(model, ids, labels, chunk, positions)
     mark("forward")
     total.backward()  # type: ignore[no-untyped-call]
     mark("backward")
@@ -143,16 +148,17 @@ def held_out(model: Any, blocks: TokenBlocks, settings: TrainSettings, device: t
     documents = list(range(len(blocks))) if blocks.documents is None else blocks.documents.tolist()
     sequences: list[tuple[float, int, int]] = []
     for start in range(0, len(blocks), settings.batch):
-        ids, labels = _tensors(blocks, slice(start, start + settings.batch), device)
+        ids, labels, positions = _tensors(blocks, slice(start, start + settings.batch), device)
         counts = [int(n) for n in (labels[:, 1:] != NO_LOSS).sum(dim=1)]
         with watch():
-            losses = _sequence_sums(model, ids, labels, settings.logits_chunk)
+            losses = _sequence_sums(model, ids, labels, settings.logits_chunk, positions)
         sequences += zip(losses, counts, documents[start:start + settings.batch], strict=True)
     return HeldOut(tuple(sequences), blocks.input_ids.size)
 
 
-def _sequence_sums(model: Any, ids: Tensor, goal: Tensor, chunk: int) -> list[float]:
-    hidden = hidden_states(model, ids)[:, :-1]
+def _sequence_sums(model: Any, ids: Tensor, goal: Tensor, chunk: int,
+                   positions: Tensor | None) -> list[float]:
+    hidden = hidden_states(model, ids, positions)[:, :-1]
     out = []
     for i in range(len(ids)):
         targets, total = goal[i, 1:], 0.0

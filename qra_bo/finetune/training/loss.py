@@ -1,5 +1,6 @@
 """Cross-entropy over a large vocabulary in chunks, and gradients of the dense model's linears on calibration text."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -88,21 +89,60 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
     return scaled(model.get_output_embeddings()(hidden), *scale_and_cap(model))
 
 
-def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
+def check_isolation(model: Any, length: int) -> None:
+    """Refuse to isolate records in rows of ``length`` tokens where the decoder can't.
+
+    Raises:
+        ModelError: If its attention has a window shorter than a row, which a mask would replace, or it takes no
+            positions.
+    """
+    known = inspect.signature(model.get_decoder().forward).parameters
+    if "position_ids" not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        raise ModelError("train.packing=isolated gives every record its own positions, and this decoder takes no "
+                         "position_ids; use train.packing=joined")
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    if window is not None and length > window:
+        raise ModelError(f"train.packing=isolated masks whole rows, and this decoder's attention has a window of "
+                         f"{window} tokens, shorter than train.length={length}; use train.packing=joined, or a "
+                         f"train.length of at most {window}")
+
+
+def isolating(model: Any, positions: Tensor | None) -> dict[str, Tensor]:
+    """Return the decoder's arguments that keep attention within records.
+
+    ``positions``, ``b x length``, begin with 0 in every record; ``None`` leaves attention causal over whole rows. The
+    mask, ``b x 1 x length x length``, is additive and in the type in which attention is computed, so that all layers
+    share it: SDPA turns a boolean one into a copy for every layer.
+    """
+    if positions is None:
+        return {}
+    decoder = model.get_decoder()
+    # the type of a decoder is that of its first parameter, and a packed embedding before it has none
+    activations = getattr(model.get_input_embeddings(), "output_dtype", decoder.dtype)
+    dtype = torch.float32 if "fp32" in decoder.config._attn_implementation else activations
+    record = (positions == 0).cumsum(-1)
+    allowed = (record[:, :, None] == record[:, None, :]).tril_().unsqueeze(1)
+    mask = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=positions.device)
+    return {"position_ids": positions, "attention_mask": mask.masked_fill_(allowed, 0.0)}
+
+
+def hidden_states(model: Any, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
     """Return the output of the decoder stack after its final norm, ``b x length x d``."""
-    out: Tensor = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+    out: Tensor = model.get_decoder()(input_ids=input_ids, use_cache=False,
+                                      **isolating(model, positions)).last_hidden_state
     return out
 
 
-def token_losses(model: Any, input_ids: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, int]:
+def token_losses(model: Any, input_ids: Tensor, labels: Tensor, chunk: int,
+                 positions: Tensor | None = None) -> tuple[Tensor, int]:
     """Return the summed next-token loss (differentiable) and the number of target tokens of one batch.
 
     ``input_ids`` and ``labels`` are ``b x length``; labels are -100 where no loss is taken, and shifted here. The
-    logits of ``chunk`` tokens are alive at once.
+    logits of ``chunk`` tokens are alive at once. ``positions``, ``b x length``, isolate records; see ``isolating``.
     """
     targets = labels[:, 1:].reshape(-1)
     count = int((targets != -100).sum())
-    hidden = hidden_states(model, input_ids)[:, :-1].reshape(targets.numel(), -1)
+    hidden = hidden_states(model, input_ids, positions)[:, :-1].reshape(targets.numel(), -1)
     total: Tensor = ChunkedHeadLoss.apply(  # type: ignore[no-untyped-call]
         hidden, model.get_output_embeddings(), targets, chunk, *scale_and_cap(model))
     return total, count
