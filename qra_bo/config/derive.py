@@ -12,14 +12,7 @@ from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.stored import code_bits
 from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.decoder import (
-    EXPERT_COUNTS,
-    OWN_CODE,
-    check_mixture,
-    spec_from_hf_config,
-    spec_from_numbers,
-    with_adapters,
-)
+from qra_bo.space.decoder import OWN_CODE, check_mixture, spec_from_hf_config, spec_from_numbers, with_adapters
 from qra_bo.utils.errors import ModelError
 
 NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "tied",
@@ -84,9 +77,7 @@ def hf_config(config: RunConfig) -> Any:
         else:
             reason = f"{path / 'config.json'} can't be read ({said}); give a folder that transformers saved a model in"
         raise ModelError(reason) from error
-    text = found.get_text_config()
-    if any(getattr(text, key, None) for key in EXPERT_COUNTS):  # before advice on weights that are quantised
-        check_mixture(text.model_type)
+    check_mixture(found.get_text_config())  # before advice on weights that are quantised
     if not config.stored:
         check_unquantised(path, config.model_name)
     return text_part(found, str(model["path"]))

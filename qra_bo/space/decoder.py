@@ -1,7 +1,7 @@
 """Decoder shapes: linear layers that may be quantised and adapted; from numbers, a configuration or a model."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -250,12 +250,12 @@ def is_stack(module: Any) -> bool:
     return getattr(getattr(module, "gate_up_proj", None), "ndim", 0) == 3
 
 
-def check_mixture(family: str) -> None:
-    """Raise ``ModelError`` if a family of mixtures of experts is not trained here."""
-    if family not in MIXTURES:
-        raise ModelError(f"{family!r} has layers of experts that are not trained here, in 16 bits or fewer; take a "
-                         f"mixture of one of the families {', '.join(MIXTURES)}, or a dense decoder such as Llama or "
-                         "Qwen")
+def check_mixture(text: Any, layers: Sequence[str] = ()) -> None:
+    """Raise ``ModelError`` if a configuration names experts, or ``layers`` are some, of a family not trained here."""
+    if text.model_type not in MIXTURES and any((*layers, *(getattr(text, key, None) for key in EXPERT_COUNTS))):
+        raise ModelError(f"{text.model_type!r} has layers of experts that are not trained here, in 16 bits or fewer; "
+                         f"take a mixture of one of the families {', '.join(MIXTURES)}, or a dense decoder such as "
+                         "Llama or Qwen")
 
 
 def _check_dense(model: Any) -> None:
@@ -272,8 +272,7 @@ def _check_dense(model: Any) -> None:
                          "cover; expected a decoder of like layers such as Llama, Qwen or Mistral")
     layers = [path for path, _ in model.named_modules() if _LAYER.search(path)]
     experts = [path for path in layers if path.endswith(".experts")]
-    if experts:
-        check_mixture(model.config.get_text_config().model_type)
+    check_mixture(model.config.get_text_config(), experts)
     if experts and len(experts) < model.config.get_text_config().num_hidden_layers:
         raise ModelError(f"{kind!r} has experts in {len(experts)} of its layers alone, and the memory model covers "
                          "like layers; take a mixture with experts in every layer, or a dense decoder")
