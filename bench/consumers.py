@@ -53,7 +53,7 @@ def llamacpp(export: Path, _adapter: Path, tokens: np.ndarray[Any, Any]) -> Foun
             seconds = time.perf_counter() - start
             logits = model.logits(tokens.tolist())
         if path.stem == "base":
-            found |= {"logits": logits, "load_seconds": seconds, "version": program.version(),
+            found |= {"logits": logits, "load_seconds": seconds, "version": metadata.version(program.PACKAGE),
                       "bytes": path.stat().st_size + adapter.stat().st_size}
         else:
             found[f"logits_{path.stem}"] = logits

@@ -21,8 +21,7 @@ from qra_bo.utils.version import __version__ as __version__
 if TYPE_CHECKING:
     from qra_bo.api import allocate, fine_tune, plan, search
     from qra_bo.config import RunConfig, load_config
-    from qra_bo.export.load import load
-    from qra_bo.export.training import optimizer_groups
+    from qra_bo.export.load import load, optimizer_groups
     from qra_bo.memory import MemoryModel, Plan
     from qra_bo.oracle.protocol import Oracle
     from qra_bo.pipeline.run import Result
@@ -34,7 +33,7 @@ __all__ = ["Allocation", "MemoryModel", "Oracle", "Plan", "Result", "RunConfig",
 _HOMES = dict.fromkeys(("allocate", "fine_tune", "plan", "search"), "api") | {
     "Allocation": "space", "MemoryModel": "memory", "Oracle": "oracle.protocol", "Plan": "memory",
     "Result": "pipeline.run", "RunConfig": "config", "SearchSpace": "space", "load": "export.load",
-    "load_config": "config", "optimizer_groups": "export.training"}
+    "load_config": "config", "optimizer_groups": "export.load"}
 __getattr__ = lazy_names(__name__, _HOMES)
 
 # A notice of a fused inference kernel, which training never calls; peft and transformers bring it up.

@@ -1,11 +1,10 @@
-"""GGUF files loaded by llama.cpp itself, through the package ``llama-cpp-py-sync``: logits and token ids.
+"""GGUF files loaded by llama.cpp itself, through the package ``llama-cpp-py-sync``: logits.
 
 This module imports nothing of ``qra_bo``, so that an environment without it can run it as a file.
 """
 
 from collections.abc import Sequence
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,6 @@ PACKAGE = "llama-cpp-py-sync"
 _ERROR = 4
 """``GGML_LOG_LEVEL_ERROR``."""
 _said: list[str] = []
-
-
-def version() -> str:
-    """Return the release of the package, which names llama.cpp's build, as in ``0.11739``."""
-    return metadata.version(PACKAGE)
 
 
 @cache
@@ -99,8 +93,3 @@ class LlamaCpp:
         width = self._llama.n_vocab
         start = lib.llama_get_logits(self.context)
         return np.frombuffer(self._ffi.buffer(start, 4 * count * width), np.float32).reshape(count, width).copy()
-
-    def tokens(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Return the token ids of ``text``, with those that the model's tokenizer adds or without; names of special
-        tokens stand for these tokens."""
-        return [int(token) for token in self._llama.tokenize(text, add_special=add_special, parse_special=True)]

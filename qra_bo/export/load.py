@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qra_bo.config.resume import changed
 from qra_bo.export.foreign import check_random_base, read_adapter
-from qra_bo.export.training import make_trainable
+from qra_bo.export.run import problems_of, rate_of
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach
 from qra_bo.finetune.manifest import (
     ADAPTER,
@@ -32,7 +32,7 @@ from qra_bo.finetune.quantization.stored_model import load_stored, stored_state
 from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
-from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
+from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder, read_object
 
 
 def load(run: str | Path, device: str | torch.device = "cpu", *, adapter: bool = True, trainable: bool = False,
@@ -78,6 +78,42 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, adapter: bool =
     if adapter:
         model = _adapted(model, tensors, manifest, target)
     return make_trainable(model) if trainable else model.eval(), tokenizer
+
+
+def make_trainable(model: Any) -> Any:
+    """Prepare the adapted model of ``load`` for a trainer: LoRA weights in fp32 that take gradients, training mode."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.float32)
+            parameter.requires_grad_(True)
+    return model.train()
+
+
+def optimizer_groups(model: Any, run: str | Path) -> list[dict[str, Any]]:
+    """Return the parameter groups of an AdamW with the run's own learning rate for each rank.
+
+    >>> torch.optim.AdamW(qra_bo.optimizer_groups(model, run))                                   # doctest: +SKIP
+
+    Args:
+        model: What ``load(run, trainable=True)`` returned.
+        run: The run's folder.
+
+    Returns:
+        One group a rank: ``params``, ``lr``, ``betas``, ``eps`` and ``weight_decay``.
+
+    Raises:
+        OutputError: If ``best.json`` of the run can't be read, or does not state its training.
+    """
+    path = Path(run) / "best.json"
+    best = read_object(path)
+    if problems := problems_of(best):
+        raise OutputError(f"{path} does not state its training: {'; '.join(problems)}; {COPY_AGAIN}")
+    by_rank: dict[int, list[torch.nn.Parameter]] = {}
+    for pair in adapter_parameters(model.get_base_model()).values():
+        by_rank.setdefault(len(pair["A"]), []).extend(pair.values())
+    training = best["training"]
+    shared = {"betas": tuple(training["betas"]), "eps": training["eps"], "weight_decay": training["weight_decay"]}
+    return [{"params": by_rank[rank], "lr": rate_of(best, rank), **shared} for rank in sorted(by_rank)]
 
 
 def keep_unpacked(model: Any, whatever: bool = False) -> None:

@@ -8,19 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import BaseModel, StrictBool, StrictFloat, StringConstraints, ValidationError, create_model
 
-from qra_bo.export.result import problems_of
+from qra_bo.config.check import fields_of
+from qra_bo.config.groups import AdapterConfig, TrainConfig
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.memory.budget import format_size
 from qra_bo.memory.serving import server_rank
 from qra_bo.report.text import allocation_rows
 from qra_bo.space.decoder import expert_of
-from qra_bo.study.results import check_best
+from qra_bo.study.results import TRAINING, check_best
 from qra_bo.utils.errors import OutputError
+from qra_bo.utils.fields import Count, Natural, NonNegative
 from qra_bo.utils.files import check_run_folder, read_object, write_json
 from qra_bo.utils.formatting import number, override_value, signed
 
@@ -29,6 +32,41 @@ GGUF_FILES = ("base", "adapter", "merged-f16")
 MADE_FROM = "export/made_from.json"
 """The adapter that each export with weights, and ``checks.json``, was made with. A run that is extended may deliver
 another adapter, while its folder keeps exports of the former one. An interrupted export is not in the file."""
+Line = Annotated[str, StringConstraints(pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\z")]
+"""A text without line breaks and control characters: it is rendered into a line."""
+_Loss = StrictFloat | None
+
+
+def _object(**types: Any) -> Any:
+    fields: Any = {key: (kind, ...) for key, kind in types.items()}
+    return create_model("Object", **fields)
+
+
+_Format = _object(backend=Line, bits=Count)
+_Baseline = _object(name=Line, loss=_Loss, predicted_bytes=Natural, feasible=StrictBool)
+BEST: type[BaseModel] = _object(
+    model=Line, granularity=Line, oracle=Line, metric=Line, searched=StrictBool, winner_kind=Line,
+    units=list[Line], bits=list[Count], ranks=list[Natural], formats=list[_Format],  # type: ignore[valid-type]
+    alpha_over_rank=NonNegative, learning_rate=NonNegative, lr_rule=fields_of(AdapterConfig)["lr_rule"],
+    loss=_Loss, loss_se=_Loss, search_loss=_Loss, baselines=list[_Baseline],  # type: ignore[valid-type]
+    delivered=_object(loss=StrictFloat, loss_se=_Loss, kept_step=Natural) | None,
+    memory=_object(scope=Line, budget_bytes=Natural, predicted_bytes=Natural, measured_bytes=Natural | None),
+    versus_best_uniform=_object(mean=StrictFloat, low=StrictFloat, high=StrictFloat, train_seeds=Natural,
+                                steps=Natural) | None,
+    objective=_object(steps=Natural, predicted_beyond=_Loss), provenance=dict[str, Any],
+    training=_object(trial_steps=Count, steps=Natural, **{key: fields_of(TrainConfig)[key] for key in TRAINING}))
+"""Types of the fields of ``best.json`` that exports state: the file may be of unknown origin, and its values are
+rendered into programs and pages."""
+
+
+def problems_of(best: Mapping[str, Any]) -> Sequence[str]:
+    """Return a text for every field of ``best.json`` that is missing, or of another type."""
+    try:
+        BEST.model_validate(dict(best))
+    except ValidationError as error:
+        return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)][:5]
+    lengths = {len(best[key]) for key in ("units", "bits", "ranks", "formats")}
+    return [] if len(lengths) == 1 and 0 not in lengths else ["units, bits, ranks and formats must be of one length"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator
 from pydantic.dataclasses import dataclass as checked
 
-from qra_bo.sensitivity.change import Change
+from qra_bo.searchers.rates.model import Change
 from qra_bo.space import Allocation
 from qra_bo.trials import RESERVED, Stored, Trial
 

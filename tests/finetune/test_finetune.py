@@ -54,14 +54,6 @@ MIXED = Allocation(("hqq3", "int8"), (3, 1))
 REQUEST = TrialSpec(MIXED, 8, 8, 5, 5e-3)
 
 
-def test_a_trial_does_not_depend_on_earlier_trials() -> None:
-    oracle, request = make(), replace(REQUEST, steps=3, schedule_steps=3)
-    first = oracle.evaluate(request, quiet).loss
-    oracle.evaluate(replace(request, allocation=uniform(2, "nf4", 2), steps=1), quiet)
-    oracle.evaluate(replace(request, allocation=Allocation(("hqq3", "nf4"), (2, 1)), steps=1), quiet)
-    assert oracle.evaluate(request, quiet).loss == make().evaluate(request, quiet).loss == first
-
-
 @pytest.fixture(name="whole", scope="module")
 def uninterrupted() -> TrialResult:
     return make().evaluate(REQUEST, quiet)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 
 from qra_bo.export.comparison import with_adapter
 from qra_bo.export.load import load
@@ -101,14 +100,6 @@ def test_loads_in_a_new_process(run: tuple[Path, torch.Tensor], tmp_path: Path) 
             "torch.save(out, sys.argv[2])\n")
     subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "out.pt")], check=True)
     assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_plain_peft_takes_the_adapter(run: tuple[Path, torch.Tensor]) -> None:
-    folder, _ = run
-    base, _ = load_base(MODEL)
-    model = PeftModel.from_pretrained(base, str(folder / "adapter"))
-    assert torch.isfinite(logits(model)).all()
 
 
 def test_packed_weights_load_without_quantising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,14 +38,6 @@ def test_regions_begin_where_a_uniform_choice_fits(size: int, region: str) -> No
     assert advice_on(MODEL, SPACE, size).region == region
 
 
-def test_four_bits_that_just_fail_are_told_from_others() -> None:
-    just, far = advice_on(MODEL, SPACE, needs("nf4", 1) - 1), advice_on(MODEL, SPACE, needs("hqq3", 1) - 1)
-    assert "Uniform 4 bits (nf4) just fails to fit: with rank 1 it needs 0.0 % more" in just.sentence
-    assert "Uniform 4 bits (nf4) does not fit" in far.sentence
-    assert f"Uniform 3 bits (hqq3) fits with rank {largest_rank(MODEL, SPACE, parse_format('hqq3'), needs('nf4', 1))}" \
-        in just.sentence
-
-
 def test_a_uniform_choice_may_have_a_rank_below_the_ladders() -> None:
     size, coarse = needs("nf4", 4) - 1, space_of(formats=("hqq2", "hqq3", "nf4", "int8"), ranks=(4, 8))
     assert "Uniform 8 bits (int8) fits with rank 2 of at most 8" in advice_on(MODEL, coarse, size).sentence

@@ -15,6 +15,7 @@ from qra_bo.searchers.rates.model import (
     DEVIATIONS,
     EXPONENTS,
     LONGEST,
+    Change,
     Rates,
     at_length,
     change,
@@ -23,7 +24,6 @@ from qra_bo.searchers.rates.model import (
     rows_terms,
     terms,
 )
-from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation, uniform
 from qra_bo.utils.errors import ConfigError, JournalError
 from tests.conformance.searcher import make_problem

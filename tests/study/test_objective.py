@@ -9,7 +9,7 @@ import pytest
 
 from qra_bo.execution import InProcessExecutor
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity.change import Change
+from qra_bo.searchers.rates.model import Change
 from qra_bo.study import RunOutcome
 from qra_bo.study import confirmation as confirming
 from qra_bo.study.cost import affordable_steps

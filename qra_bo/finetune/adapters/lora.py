@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
+from qra_bo.finetune.models.experts import mixed
 from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.space import Unit
 from qra_bo.space.allocation import peft_patterns
@@ -89,11 +89,6 @@ def _alone(layer: Any) -> str | None:
     return names[0]
 
 
-@cache
-def _fused_class(kind: Any) -> type:
-    return type(kind.__name__, (FusedLayer, kind), {"__module__": kind.__module__})
-
-
 def fuse(model: torch.nn.Module) -> None:
     """Give every LoRA layer over a packed linear the fused forward.
 
@@ -102,7 +97,7 @@ def fuse(model: torch.nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and not isinstance(layer, FusedLayer) \
                 and isinstance(layer.get_base_layer(), PackedLinear) and _alone(layer) is not None:
-            layer.__class__ = _fused_class(cast(Hashable, type(layer)))
+            layer.__class__ = mixed(FusedLayer, cast(Hashable, type(layer)))
 
 
 def attach(model: Any, ranks: Mapping[str, int], alpha_over_rank: float, train_seed: int,

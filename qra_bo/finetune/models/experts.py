@@ -33,8 +33,9 @@ class Experts:
 
 
 @cache
-def _unfused_class(kind: Any) -> type:
-    return type(kind.__name__, (Experts, kind), {"__module__": kind.__module__})
+def mixed(mixin: type, kind: Any) -> type:
+    """Return the class ``kind`` with ``mixin`` before it, under its own name."""
+    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
 
 
 def unfuse(model: nn.Module) -> None:
@@ -43,7 +44,7 @@ def unfuse(model: nn.Module) -> None:
     for module in found:
         stacks = {"gate_up": module.gate_up_proj, "down": module.down_proj}
         del module.gate_up_proj, module.down_proj
-        module.__class__ = _unfused_class(cast(Hashable, type(module)))
+        module.__class__ = mixed(Experts, cast(Hashable, type(module)))
         for index in range(len(stacks["down"])):
             expert = nn.Module()
             for name, stack in stacks.items():

@@ -1,7 +1,5 @@
 """Our products against the libraries' own numbers, and the traps of the libraries that the backends avoid."""
 
-import logging
-
 import pytest
 import torch
 from torch import nn
@@ -36,16 +34,12 @@ def test_nf4_is_right_where_the_librarys_kernel_is_not() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_equals_the_librarys_training_weight(dtype: torch.dtype,
-                                                                    caplog: pytest.LogCaptureFixture) -> None:
+def test_int8_equals_the_librarys_training_weight(dtype: torch.dtype) -> None:
     from bitsandbytes.functional import int8_vectorwise_quant
     linear = make_linear(300, 1000)  # several tiles of rows
     codes, scale, _ = int8_vectorwise_quant(linear.weight.data.half())
     layer = build("int8", linear, dtype)
-    with caplog.at_level(logging.DEBUG):
-        layer.eval()(torch.ones(2, 1000, dtype=dtype))
     assert torch.equal(packed(layer).unpack(), codes.to(dtype).mul_(scale.unsqueeze(1).mul(1.0 / 127.0)))
-    assert not caplog.records
 
 
 def test_int8_gives_the_library_rows_that_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,14 +51,6 @@ def test_int8_gives_the_library_rows_that_follow_one_another(monkeypatch: pytest
     states = [backend_of(fmt).pack(w, fmt, torch.device("cpu")) for w in (weight, weight.t().contiguous().t())]
     assert [w.is_contiguous() for w in given] == [True, True]
     assert all(torch.equal(first, second) for first, second in zip(*(s.values() for s in states), strict=True))
-
-
-def test_int8_evaluates_with_the_weight_that_it_trains_with() -> None:
-    """bitsandbytes itself quantises activations outside training: an outlier among them spoils all the others."""
-    layer = build("int8", make_linear(64, 64), torch.float32)
-    x = torch.full((1, 64), 0.01)
-    x[0, 0] = 100.0
-    assert torch.equal(layer.train()(x), layer.eval()(x))
 
 
 @pytest.mark.parametrize("name", ["hqq2", "hqq3", "hqq4", "hqq8", "hqq3-g32", "hqq2-g128"])

@@ -95,13 +95,6 @@ def test_between_the_best_of_all_codes_and_the_nearest() -> None:
     assert ours < 0.75 * plain
 
 
-def test_many_columns_lose_a_fraction_of_what_the_nearest_lose() -> None:
-    moments, draw = mixed_moments(300, 1000), torch.Generator().manual_seed(4)
-    weight, grid = torch.randn(16, 300, generator=draw) * 0.5, make_grid(16, 300, 8)
-    ours = lost(weight, grid_values(grid, codes_of(weight, grid, moments)), moments)
-    assert ours < 0.5 * lost(weight, grid_values(grid, nearest_codes(grid, weight)), moments)
-
-
 @pytest.mark.parametrize("moments", [torch.zeros(8, 8), torch.diag(torch.tensor([1.0, 0.0] * 4))])
 def test_inputs_that_are_always_zero_do_no_harm(moments: Tensor) -> None:
     weight, grid = torch.linspace(-1, 1, 16).view(2, 8), make_grid(2, 8, 4)
