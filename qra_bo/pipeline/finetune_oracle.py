@@ -1,6 +1,7 @@
 """The oracle that really fine-tunes, from a checked configuration. Loads torch."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from qra_bo.memory.serving import ANY
 from qra_bo.pipeline.exports import refuse_base
 from qra_bo.pipeline.host_memory import keeps_dense, packed_bytes, spills
 from qra_bo.pipeline.pricing import bank_formats, card_capability
-from qra_bo.space import DecoderSpec, SearchSpace
+from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.space.decoder import spec_from_model, with_adapters
 from qra_bo.utils.device import resolve_device, resolve_dtype
 from qra_bo.utils.errors import DeviceError, ModelError
@@ -91,11 +92,12 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
         check_isolation(model, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": {
         name: version for name, version in package_versions().items() if name in LIBRARIES}}
-    encoded = (*formats, *table_formats(spec, cfg.embedding_bits))
-    packed = facts | {"encoders": {fmt.backend: backend_of(fmt).VERSION for fmt in encoded}}
+    tables = table_formats(spec, cfg.embedding_bits)
+    packed = facts | encoders((*formats, *tables))
     text = data.train.take(gptq_sequences(cfg, spec))
     # The same weights give other activations where their configuration (e.g. of RoPE) was changed.
-    codes, profiles = caches(cfg, packed | {
+    # Codes are chosen for the ladder alone: those of a run without references serve one with them.
+    codes, profiles = caches(cfg, facts | encoders((*space.formats, *tables)) | {
         "embeddings": cfg.embedding_bits, "config": model.config.to_json_string(), "linears": linears,
         "units": [unit.name for unit in space.units]}, text, data.calibration, out)
     bank_store = None
@@ -159,6 +161,11 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
     return FinetuneSettings(train, cfg.adapter.alpha_over_rank, cfg.eval.sequences,
                             cfg.eval.on("test"), (), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds,
                             cfg.profiling == "gradients")
+
+
+def encoders(formats: Iterable[StorageFormat]) -> dict[str, Any]:
+    """Return the versions of the encoders of formats, as a fact of a key."""
+    return {"encoders": {fmt.backend: backend_of(fmt).VERSION for fmt in formats}}
 
 
 def caches(cfg: RunConfig, facts: dict[str, Any], text: TokenBlocks, calibration: TokenBlocks,

@@ -315,13 +315,13 @@ def test_cache_keys_are_made_of_what_decides_a_result(monkeypatch: pytest.Monkey
 def test_a_new_version_of_an_encoder_keeps_other_codes(fmt: str, same: bool, tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
-    config = load_config([*OPTIONS, "bits=[3,4]", "effort.references=false"])
-
-    def folder() -> Path:
+    def folder(references: bool = False) -> Path:
+        config = load_config([*OPTIONS, "bits=[3,4]", f"effort.references={str(references).lower()}"])
         oracle: Any = make_oracle(config.to_dict(), str(tmp_path))
         oracle.close()
         return oracle.bank.rounding.store.folder
 
     before = folder()
+    assert folder(references=True) == before  # which are rounded to nearest: a longer search goes on with the codes
     monkeypatch.setattr(type(backend_of(parse_format(fmt))), "VERSION", 2)
     assert (folder() == before) is same
