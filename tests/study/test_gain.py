@@ -40,15 +40,6 @@ def test_training_that_did_not_help_is_said_first(after: list[float], kind: Gain
     assert stated["versus"]["mean"] == pytest.approx(gain.after - gain.before)
 
 
-def test_the_interval_is_that_of_paired_sequences() -> None:
-    after = [390.0, 405.0, 385.0, 391.0]
-    differences = [a / 100 - s / 100 for a, (s, _) in zip(after, BEFORE, strict=True)]
-    mean = sum(differences) / 4
-    sd = (sum((d - mean)**2 for d in differences) / 3)**.5
-    gain = gain_of(of(after).study)
-    assert gain.versus.high - gain.versus.low == pytest.approx(2 * student.ppf(.975, 3) * sd / 2)
-
-
 def test_one_sequence_has_no_interval_and_decides_nothing() -> None:
     gain = gain_of(of([300.0], BEFORE[:1]).study)
     assert (gain.kind, gain.versus) == (GainKind.UNRESOLVED, None)
