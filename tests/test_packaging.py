@@ -19,7 +19,7 @@ ALIASES = {"ollama": "llamacpp"}
 def test_every_yaml_is_a_known_option_or_hydras() -> None:
     names = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     known = {f"{group}/{option}.yaml" for group, option in OPTIONS}
-    assert names - known == {"config.yaml", "model/_hub.yaml", "serve/_symmetric.yaml",
+    assert names - known == {"config.yaml", "method/_own.yaml", "model/_hub.yaml", "serve/_symmetric.yaml",
                              "hydra/job_logging/stderr.yaml", "hydra/hydra_logging/stderr.yaml"}
 
 
