@@ -31,6 +31,7 @@ DRAWN, RULE, UNIFORM, PREDICTED = "drawn", "rule", "uniform", "predicted"
 LOOKS = ((UNIFORM, "uniform", BLUE, "s"), (f"{RULE}, rank 4", "rule, at rank 4", SKY, "o"),
          ("weight error, rank 4", "by weight error, at rank 4", MUTED, "D"), (RULE, "rule", GREEN, "o"),
          (PREDICTED, "predicted", VERMILLION, "*"))
+TEXTS = {"plays": "plays", "gsm8k": "GSM8K"}
 HEADINGS = ("within", "best uniform choice", "mix by rule", "predicted mix", "mix by rule less uniform, nats (95 %)",
             "predicted less mix by rule")
 COLUMNS = ("text", "limit", "choice", "bits", "rank", "seeds", "loss", "less the rule", "less the draws")
@@ -85,7 +86,8 @@ def _limit(settled: Sequence[Settled]) -> list[Row]:
 
 
 def draw(found: Sequence[Row]) -> Figure:
-    """Draw the test loss of every choice over the memory limit, with a band from the best to the worst draw."""
+    """Draw the test loss of every choice over the memory limit, with a band from the best to the worst draw: of the
+    first text, which has several limits."""
     fig, ax = axes(8.0, 4.2)
     text = found[0]["text"]
     of: dict[str, list[tuple[float, Row]]] = {}
@@ -108,10 +110,10 @@ def draw(found: Sequence[Row]) -> Figure:
 def markdown(found: Sequence[Row]) -> str:
     """Return the table as README has it."""
     lines = [HEADINGS, ["---"] * len(HEADINGS)]
-    for limit in dict.fromkeys(r["limit"] for r in found):
-        of = {r["choice"]: r for r in found if r["limit"] == limit}
+    for limit, text in dict.fromkeys((r["limit"], r["text"]) for r in found):
+        of = {r["choice"]: r for r in found if (r["limit"], r["text"]) == (limit, text)}
         d = of[UNIFORM]["less_rule"]
-        lines.append((limit, *(f"{of[name]['loss']:.3f}" for name in (UNIFORM, RULE, PREDICTED)),
+        lines.append((f"{limit}, {TEXTS[text]}", *(f"{of[name]['loss']:.3f}" for name in (UNIFORM, RULE, PREDICTED)),
                       _text(d and {"mean": -d["mean"], "low": -d["high"], "high": -d["low"]}) or DASH,
                       _text(of[PREDICTED]["less_rule"]) or DASH))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
