@@ -25,7 +25,7 @@ from qra_bo.report.style import BLUE, GREEN, MB, MUTED, SKY, VERMILLION, axes, d
 from qra_bo.trials import SequenceLosses
 from qra_bo.utils.formatting import DASH, signed
 
-PLAN = Path(__file__).parent / "study" / "plans" / "simple_choices.yaml"
+PLANS, STUDIES = Path(__file__).parent / "study" / "plans", ("simple_choices", "simple_choices_0_5b")
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "choices.png"
 DRAWN, RULE, UNIFORM, PREDICTED = "drawn", "rule", "uniform", "predicted"
 LOOKS = ((UNIFORM, "uniform", BLUE, "s"), (f"{RULE}, rank 4", "rule, at rank 4", SKY, "o"),
@@ -61,8 +61,11 @@ def loss_of(sequences: SequenceLosses) -> float:
 
 def rows() -> list[Row]:
     """Return the rows in the order of the plan; the draws of a limit are one, with the losses of each."""
-    study, find = load_study(PLAN), finder(stores_in(RESULTS / "simple_choices"))
-    return [row for arms in study.comparisons for row in _limit([settle(arm, find) for arm in arms])]
+    found = []
+    for name in STUDIES:
+        study, find = load_study(PLANS / f"{name}.yaml"), finder(stores_in(RESULTS / name))
+        found += [row for arms in study.comparisons for row in _limit([settle(arm, find) for arm in arms])]
+    return found
 
 
 def _limit(settled: Sequence[Settled]) -> list[Row]:
@@ -108,9 +111,9 @@ def draw(found: Sequence[Row]) -> Figure:
 
 
 def markdown(found: Sequence[Row]) -> str:
-    """Return the table as README has it."""
+    """Return the table of the smaller model as README has it."""
     lines = [HEADINGS, ["---"] * len(HEADINGS)]
-    for limit, text in dict.fromkeys((r["limit"], r["text"]) for r in found):
+    for limit, text in dict.fromkeys((r["limit"], r["text"]) for r in found if r["text"] in TEXTS):
         of = {r["choice"]: r for r in found if (r["limit"], r["text"]) == (limit, text)}
         d = of[UNIFORM]["less_rule"]
         lines.append((f"{limit}, {TEXTS[text]}", *(f"{of[name]['loss']:.3f}" for name in (UNIFORM, RULE, PREDICTED)),
