@@ -1,5 +1,6 @@
 """Training of a study's missing trials, one at a time, in a worker process for the setting at work."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -69,7 +70,11 @@ def work(study: Study, folder: Path, most: int | None = None, hours: float | Non
             if planned.arm.setting != setting:  # a worker holds one base model and its packed layers
                 if executor is not None:
                     executor.close()
-                executor, setting = open_executor(study, planned.arm, own), planned.arm.setting
+                setting = planned.arm.setting
+                # Checkpoints are named by allocation, seed and rate: another setting's is not to be continued.
+                kept = own / hashlib.sha256(setting.encode()).hexdigest()[:16]
+                kept.mkdir(exist_ok=True)
+                executor = open_executor(study, planned.arm, kept)
                 store.begin(setting, executor.describe())
             assert executor is not None
             print(f"{datetime.now():%H:%M} {len(wanted)} missing: {_title(planned)}", flush=True)

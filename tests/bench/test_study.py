@@ -154,6 +154,21 @@ def test_stopped_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Captu
     assert "missing" in capsys.readouterr().out
 
 
+def test_settings_share_no_checkpoints(tmp_path: Path) -> None:
+    comparison = {"text": "plain", "steps": [4], "seeds": 1, "opponents": [], "choices": {
+        name: {"allocation": "uniform:4,4", "learning_rate": 0.002, "overrides": overrides}
+        for name, overrides in (("as it is", []), ("shorter", ["train.length=64"]))}}
+    folders = list[Path]()
+
+    def opened(study: Study, arm: Arm, folder: Path) -> Executor:
+        folders.append(folder)
+        return simulated(study, arm, folder)
+
+    work(load_study(written(tmp_path, comparisons=[comparison])), tmp_path / "trials", open_executor=opened)
+    assert len(set(folders)) == len(folders) == 2
+    assert all(folder.is_dir() for folder in folders)
+
+
 @pytest.mark.slow
 def test_command_trains_the_tiny_model_and_makes_its_results(tmp_path: Path) -> None:
     comparison = {"text": "plain", "steps": [2], "seeds": 2, "opponents": ["a"], "choices": {
