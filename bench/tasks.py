@@ -1,12 +1,14 @@
 """Texts, budgets and spaces of the tables of real trials in ``bench/data``."""
 
 import json
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
+from qra_bo.memory.budget import allocation_bytes
 from qra_bo.pipeline.pricing import make_memory
-from qra_bo.space import SearchSpace
-from qra_bo.study.setting import BytesPredictor
+from qra_bo.space import Allocation, SearchSpace
 from qra_bo.utils.errors import DataError
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -36,12 +38,12 @@ def task_config(task: str, data_path: str | None, device: str = "cpu") -> RunCon
                         "quantizer.rounding=rtn", *FORMATS, *more])
 
 
-def predictors_of(config: RunConfig) -> tuple[SearchSpace, dict[str, BytesPredictor]]:
+def predictors_of(config: RunConfig) -> tuple[SearchSpace, dict[str, Callable[[Allocation], int]]]:
     """The space and, by scope, what predicts bytes of any allocation: on a CPU, whatever the machine."""
     spec = make_spec(config)
     space = make_space(config, spec)
-    found = {}
+    found = dict[str, Callable[[Allocation], int]]()
     for scope in sorted({scope for _, scope in REFERENCE_BUDGETS}):
         scoped = config.with_changes(memory=config.memory.with_changes(scope=scope))
-        found[scope] = BytesPredictor(make_memory(scoped, spec, "cpu"), space)
+        found[scope] = cache(partial(allocation_bytes, make_memory(scoped, spec, "cpu"), space))
     return space, found

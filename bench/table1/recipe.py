@@ -6,10 +6,10 @@ from typing import Any
 
 from bench.table1.adalora_memory import adalora_bytes
 from qra_bo.config import RunConfig
+from qra_bo.memory.budget import allocation_bytes
 from qra_bo.memory.formats import metadata_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, SearchSpace, average_bits
-from qra_bo.study.setting import BytesPredictor
 
 STARTS = {name: f"bench.table1.decompositions:{name}" for name in ("loftq", "lq_lora")}
 """Initialisations that decompose weights, by their names in recipes, and their functions (``bench.table1.starts``)."""
@@ -80,7 +80,7 @@ class Recipe:
         if self.embeddings is not None:
             memory = replace(memory, shape=replace(memory.shape, embeddings=self.embeddings))
         if self.initial_rank is None:
-            return BytesPredictor(memory, space)(self.allocation)
+            return allocation_bytes(memory, space, self.allocation)
         return adalora_bytes(memory, space, self.allocation.formats, self.initial_rank, self.allocation.ranks[0])
 
     def average_bits(self, space: SearchSpace) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.execution.base import Executor
+from qra_bo.memory.budget import space_of
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.searchers.base import Recommending, SelfChecking, is_published
 from qra_bo.searchers.rates.files import load_rates
@@ -179,11 +180,10 @@ class Engine:
             train_qlora(run)
         if study.end is None:
             wall = session_seconds(run.journal.content.events) + run.journal.elapsed
-            run.record(End(
-                "done" if delivered == winner else "next_best", delivered.fingerprint, round(wall, 3),
-                round(study.overhead_seconds, 3), self.setting.predictor(delivered),
-                {k: int(v) for k, v in self.setting.predictor.breakdown(delivered).items()},
-                self.setting.predictor.file_bytes(delivered)))
+            memory, priced = self.setting.memory, space_of(self.setting.space, delivered)
+            run.record(End("done" if delivered == winner else "next_best", delivered.fingerprint, round(wall, 3),
+                           round(study.overhead_seconds, 3), self.setting.predictor(delivered),
+                           memory.breakdown(priced, delivered), memory.file_bytes(priced, delivered)))
         best = write_best(self.folder, study)
         status = 0 if study.end is not None and study.end.status == "done" else 3
         return RunOutcome(delivered, status, best, study, found)

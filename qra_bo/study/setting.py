@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 
 import numpy as np
 
 from qra_bo.config import RunConfig, gptq_sequences
 from qra_bo.memory import MemoryModel, parse_format
-from qra_bo.memory.budget import allocation_bytes, space_of
+from qra_bo.memory.budget import allocation_bytes
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, SearchSpace, average_bits, limit_average_bits
@@ -17,30 +17,6 @@ from qra_bo.trials import Trial, TrialState
 
 FINAL = "final"
 """``search.length``: the loss after the final fine-tune is minimised, and not that of a trial."""
-
-
-class BytesPredictor:
-    """Predicted bytes of any allocation of the units of ``space``, in the scope of ``memory``.
-
-    Formats and ranks may be off the ladders, as those of references and uniform baselines. Results are kept.
-    """
-
-    def __init__(self, memory: MemoryModel, space: SearchSpace) -> None:
-        self.memory, self.space = memory, space
-        self._known: dict[Allocation, int] = {}
-
-    def __call__(self, allocation: Allocation) -> int:
-        if allocation not in self._known:
-            self._known[allocation] = allocation_bytes(self.memory, self.space, allocation)
-        return self._known[allocation]
-
-    def breakdown(self, allocation: Allocation) -> dict[str, int]:
-        """Return the bytes by part in the phase with the largest total."""
-        return self.memory.breakdown(space_of(self.space, allocation), allocation)
-
-    def file_bytes(self, allocation: Allocation) -> int:
-        """Return the bytes of the whole model as a file."""
-        return self.memory.file_bytes(space_of(self.space, allocation), allocation)
 
 
 @dataclass(frozen=True)
@@ -113,9 +89,9 @@ class Setting:
     sequences: float | None = None
 
     @cached_property
-    def predictor(self) -> BytesPredictor:
-        """Bytes of any allocation in the configured scope."""
-        return BytesPredictor(self.memory, self.space)
+    def predictor(self) -> Callable[[Allocation], int]:
+        """Bytes of any allocation in the configured scope, its formats and ranks on the ladders or off them."""
+        return cache(partial(allocation_bytes, self.memory, self.space))
 
     def costs(self, budget: int) -> CostTable:
         """Return the table that decides what fits ``budget`` bytes: memory, and ``max_average_bits`` if it is set."""

@@ -8,14 +8,13 @@ from rich.console import Console
 
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.memory import MemoryModel, TrainShape
-from qra_bo.memory.budget import largest, resolve_budget, smallest, uniform_bytes
+from qra_bo.memory.budget import allocation_bytes, largest, resolve_budget, smallest, uniform_bytes
 from qra_bo.memory.cards import CARDS
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, Plan, largest_rank, memory_plan
 from qra_bo.pipeline.pricing import make_memory
 from qra_bo.space import SearchSpace, uniform
-from qra_bo.study.setting import BytesPredictor
 from qra_bo.tasks.memory import render
 from tests.memory.spaces import LLAMA2_7B, TINY, space_of
 
@@ -51,11 +50,11 @@ def test_a_uniform_choice_has_the_bytes_of_the_search(granularity: str) -> None:
     config = load_config(["+model=llama2_7b", "device=cuda", "task=memory", f"granularity={granularity}"])
     spec = make_spec(config)
     space, memory = make_space(config, spec), make_memory(config, spec, "cuda")
-    table, predictor = memory.table(space), BytesPredictor(memory, space)
+    table = memory.table(space)
     for fmt, rank in ((space.formats[0], 1), (space.formats[1], 4), (space.formats[-1], 32)):
         choice = uniform(space.n_units, fmt.name, rank)
         priced = int(table.totals(space.encode(choice)[None])[0])
-        assert priced == uniform_bytes(memory, space, fmt, rank) == predictor(choice)
+        assert priced == uniform_bytes(memory, space, fmt, rank) == allocation_bytes(memory, space, choice)
 
 
 def test_each_budget_has_its_own_answer(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
