@@ -23,7 +23,7 @@ PINS_SUITE := tests/config tests/space tests/memory/test_model.py tests/memory/t
 # Effort of run. The default is a demonstration in minutes: few formats, tokens and held-out sequences, one training seed.
 EFFORT ?= instant
 ifeq ($(EFFORT),instant)
-DEMO := bits=[3,4] quantizer.formats.3=[int3-g64] quantizer.tokens=4096 eval.sequences=32 effort.references=true
+DEMO := bits=[3,4] quantizer.formats.3=[int3-g64] quantizer.tokens=4096 eval.sequences=32 effort.references=true calibrate.lr_scales=[1.0]
 endif
 
 # Parts of first-gpu-hour, each in a process of its own.

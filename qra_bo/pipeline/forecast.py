@@ -75,7 +75,7 @@ def parts_of(setting: Setting) -> list[Part]:
     elif setting.given is None:
         low = config.fidelity.low or config.fidelity.high
         costs = {"profile": profile_tokens(setting) if config.oracle.trains else 0.0,
-                 "check of the prediction": 3 * setting.trial_tokens(low, "test"),
+                 "check of the prediction": (2 + len(config.calibrate.lr_scales)) * setting.trial_tokens(low, "test"),
                  "QLoRA": setting.trial_tokens(config.fidelity.high, "test") if effort.references else 0.0}
     parts = [Part(what, cost, workers) for what, cost in costs.items() if cost]
     steps = final_steps(config, setting.sequences)

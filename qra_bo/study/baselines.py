@@ -18,7 +18,7 @@ from qra_bo.study.intervals import text_error
 from qra_bo.study.setting import BaselineRules, Headroom
 from qra_bo.study.state import COMPARISON, is_uniform
 from qra_bo.study.trial_runner import PlannedTrial, TrialRunner, no_loss
-from qra_bo.trials import SequenceLosses, Trial
+from qra_bo.trials import Fidelity, SequenceLosses, Trial
 from qra_bo.utils.errors import BudgetError
 
 MOST_RATES = 7
@@ -83,17 +83,25 @@ def in_turn(uniforms: Sequence[Allocation], fractional: Sequence[Allocation]) ->
 
 
 def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
-    """Choose the learning rate from trials of uniform allocations: the best of those tried, which go on beyond an end
-    while the best one is there and clearly better than the one beside it (``next_rate``). A single rate is taken
-    untried. Raises ``TrainingError`` if no rate gave a loss."""
+    """Choose the learning rate from trials of uniform allocations. Raises ``TrainingError`` if no rate gave a loss."""
     if run.study.calibrated and not run.journal.content.damaged:
         return
-    adapter, scales = run.config.adapter, run.config.calibrate.lr_scales
     chosen = calibration_choices(baselines[0], run.config.effort.calibration_baselines)
-    rates, most = [adapter.lr * scale for scale in scales] if len(scales) > 1 else [], max(MOST_RATES, len(scales))
+    found = calibration(run, chosen, run.config.adapter.lr, "calibration")
+    if not run.study.calibrated:  # else the trials of damaged lines were done again
+        run.record(found)
+
+
+def calibration(run: TrialRunner, chosen: Sequence[Allocation], centre: float, stage: str,
+                fidelity: Fidelity = Fidelity.HIGH) -> Calibration:
+    """Return the best learning rate of trials of ``chosen`` at ``centre`` times ``calibrate.lr_scales``, and beyond an
+    end while the best one is there and clearly better than the one beside it (``next_rate``). A single rate is taken
+    untried. Raises ``TrainingError`` if no rate gave a loss."""
+    rule, scales = run.config.adapter.lr_rule, run.config.calibrate.lr_scales
+    rates, most = [centre * scale for scale in scales] if len(scales) > 1 else [], max(MOST_RATES, len(scales))
     tried, sequences = dict[float, float](), dict[float, list[SequenceLosses]]()
     while rates:
-        done = run.evaluate_all([run.plan(a, "calibration", learning_rate=rate) for rate in rates for a in chosen])
+        done = run.evaluate_all([run.plan(a, stage, fidelity, learning_rate=r) for r in rates for a in chosen])
         for i, rate in enumerate(rates):
             trials = done[i * len(chosen):(i + 1) * len(chosen)]
             tried[rate] = sum(math.inf if e.loss is None else e.loss for e in trials) / len(trials)
@@ -101,16 +109,14 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
         following = next_rate(tried, most, lambda best, beside: FLAT_ERRORS * text_error(
             sequences[best], sequences[beside]))
         rates = [] if following is None else [following]
-    if run.study.calibrated:  # the trials of damaged lines were done again
-        return
-    best = min(tried, key=tried.__getitem__, default=adapter.lr * scales[0])
+    best = min(tried, key=tried.__getitem__, default=centre * scales[0])
     if not math.isfinite(tried.get(best, 0.0)):
         raise no_loss("no learning rate of the calibration gave a loss on the uniform baselines", run.study.trials)
     if len(tried) >= most and best in (min(tried), max(tried)):
         run.warn(f"the best learning rate, {best:g}, is at the end of the {len(tried)} that were tried: another "
                  "adapter.lr may do better")
-    run.record(Calibration(best, adapter.lr_rule, tuple(tried), tuple(
-        {"learning_rate": rate, "loss": loss} for rate, loss in tried.items() if math.isfinite(loss)), tuple(chosen)))
+    return Calibration(best, rule, tuple(tried), tuple(
+        {"learning_rate": rate, "loss": loss} for rate, loss in tried.items() if math.isfinite(loss)), tuple(chosen))
 
 
 def next_rate(tried: Mapping[float, float], most: int,

@@ -75,7 +75,7 @@ class Calibration:
     """The learning rate of the run's trials, as in ``TrialSpec``; ``rule`` gives those of other ranks and lengths.
 
     Trials tried the rates ``tried`` on ``uniform_baselines``; ``trials`` are those that gave losses, with their mean
-    (nats). ``source`` says where a rate comes from that this run did not calibrate.
+    (nats). ``source`` says where a rate comes from that no search calibrated.
     """
 
     learning_rate: float

@@ -89,7 +89,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "searched": not study.untried, "prediction": _prediction(study),
             "winner_kind": study.kind_of(winner), "rule": BLIND_RULE if study.kind_of(winner) == FRACTIONAL else None,
             "learning_rate": calibration.learning_rate, "lr_rule": calibration.rule,
-            "learning_rate_source": None if calibration.trials else calibration.source or BY_RULE,
+            "learning_rate_source": calibration.source or (None if calibration.trials else BY_RULE),
             "training": {"trial_steps": header.high_steps, "steps": study.final_steps,
                          **{key: header.config["train"][key] for key in TRAINING}},
             **_loss(study, point), "verdict": verdict_of(study).kind.value,

@@ -87,7 +87,8 @@ def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Pat
     words = ["+model=tiny", "data=tiny", "effort=instant", "effort.references=true", "final.steps=3"]
     run = setting(*words)
     profile, check, beside, _ = parts_of(run)
-    assert 1.5 * run.full_trial_tokens <= check.tokens <= 3 * run.full_trial_tokens
+    arms = 2 + len(run.config.calibrate.lr_scales)  # the uniform choice at every rate
+    assert arms * run.full_trial_tokens <= 2 * check.tokens <= 2 * arms * run.full_trial_tokens
     assert beside == Part("QLoRA", run.trial_tokens(24, "test"))
     size = run.config.data.calibration * run.config.train.length
     passes = 1 + sum(f.bits < 16 for f in run.space.formats) * sum(1 - u / 4 for u in range(4))  # from each layer on

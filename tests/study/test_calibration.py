@@ -9,6 +9,7 @@ from qra_bo.execution import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
 from qra_bo.study.baselines import calibration_choices, next_rate
+from qra_bo.study.prediction import BY_CHECK
 from qra_bo.trials import TrialResult, TrialSpec
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import run
@@ -41,6 +42,21 @@ def test_rates_of_a_larger_model_are_bracketed_by_worse_ones(tmp_path: Path) -> 
     assert losses[calibration.learning_rate] == min(losses.values())
     assert calibration.learning_rate == 0.25e-3
     assert not any("at the end" in message for message in found.warnings)
+
+
+def test_a_prediction_is_checked_at_the_best_rate_of_the_uniform_choice(tmp_path: Path) -> None:
+    """The rate for a model's width was twice the best one at 0.5B, and judged ranks by how well that suits them."""
+    study = run(tmp_path, InProcessExecutor(Best(0.3e-3)), fine_tunes=False, calibrate__lr_scales=[0.5, 1.0, 2.0],
+                effort__max_full_trials=0).study
+    found, checked = study.calibration, study.prediction
+    assert found.source == BY_CHECK
+    assert not study.calibrated
+    assert min(found.tried) < found.learning_rate < max(found.tried)
+    assert found.uniform_baselines == (checked.reference,)
+    at_best = [e for e in study.trials if e.spec.learning_rate == found.learning_rate]
+    assert {e.allocation for e in study.trials} == {e.allocation for e in at_best} > {checked.reference}
+    assert len(study.trials) == len(at_best) + len(found.tried) - 1
+    assert {e.stage for e in study.trials} == {"comparison"}
 
 
 @pytest.mark.parametrize(("curvature", "tried"), [(0.001, 3), (0.1, 6)])
