@@ -34,7 +34,7 @@ LOOKS = ((UNIFORM, "uniform", BLUE, "s"), (f"{RULE}, rank 4", "rule, at rank 4",
 TEXTS = {"plays": "plays", "gsm8k": "GSM8K"}
 HEADINGS = ("within", "best uniform choice", "mix by rule", "predicted mix", "mix by rule less uniform, nats (95 %)",
             "predicted less mix by rule")
-COLUMNS = ("text", "limit", "choice", "bits", "rank", "seeds", "loss", "less the rule", "less the draws")
+COLUMNS = ("text", "limit", "steps", "choice", "bits", "rank", "seeds", "loss", "less the rule", "less the draws")
 Row = dict[str, Any]
 
 
@@ -90,11 +90,12 @@ def _limit(settled: Sequence[Settled]) -> list[Row]:
 
 def draw(found: Sequence[Row]) -> Figure:
     """Draw the test loss of every choice over the memory limit, with a band from the best to the worst draw: of the
-    first text, which has several limits."""
+    first text and length, which have several limits."""
     fig, ax = axes(8.0, 4.2)
-    text = found[0]["text"]
+    text, steps = found[0]["text"], found[0]["steps"]
     of: dict[str, list[tuple[float, Row]]] = {}
-    for r in sorted((r for r in found if r["text"] == text), key=lambda r: parse_size(r["limit"].replace(" ", ""))):
+    shown = [r for r in found if (r["text"], r["steps"]) == (text, steps)]
+    for r in sorted(shown, key=lambda r: parse_size(r["limit"].replace(" ", ""))):
         of.setdefault(r["choice"], []).append((parse_size(r["limit"].replace(" ", "")) / MB, r))
     if bands := [(x, r["of_draws"]) for x, r in of.get(DRAWN, ())]:
         x, losses = zip(*bands, strict=True)
@@ -105,7 +106,7 @@ def draw(found: Sequence[Row]) -> Figure:
             ax.plot([x for x, _ in points], [r["loss"] for _, r in points], color=colour, marker=marker, linewidth=1.4,
                     markersize=10 if marker == "*" else 6, label=label)
     dress(ax, "memory limit, MB stored", "test loss, nats (lower is better)",
-          f"SmolLM2-135M, {text}, {found[0]['steps']} training steps")
+          f"SmolLM2-135M, {text}, {steps} training steps")
     legend(fig, ax)
     return fig
 
@@ -113,10 +114,12 @@ def draw(found: Sequence[Row]) -> Figure:
 def markdown(found: Sequence[Row]) -> str:
     """Return the table of the smaller model as README has it."""
     lines = [HEADINGS, ["---"] * len(HEADINGS)]
-    for limit, text in dict.fromkeys((r["limit"], r["text"]) for r in found if r["text"] in TEXTS):
-        of = {r["choice"]: r for r in found if (r["limit"], r["text"]) == (limit, text)}
+    for row in dict.fromkeys((r["limit"], r["text"], r["steps"]) for r in found if r["text"] in TEXTS):
+        of = {r["choice"]: r for r in found if (r["limit"], r["text"], r["steps"]) == row}
         d = of[UNIFORM]["less_rule"]
-        lines.append((f"{limit}, {TEXTS[text]}", *(f"{of[name]['loss']:.3f}" for name in (UNIFORM, RULE, PREDICTED)),
+        longer = "" if row[2] == found[0]["steps"] else f", {row[2]} steps"
+        lines.append((f"{row[0]}, {TEXTS[row[1]]}{longer}",
+                      *(f"{of[name]['loss']:.3f}" for name in (UNIFORM, RULE, PREDICTED)),
                       _text(d and {"mean": -d["mean"], "low": -d["high"], "high": -d["low"]}) or DASH,
                       _text(of[PREDICTED]["less_rule"]) or DASH))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

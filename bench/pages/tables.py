@@ -147,11 +147,11 @@ def choices() -> str:
                                         if row["of_draws"] else "")
 
     found = read("simple_choices")["rows"]
-    return grid(("text", "stored", "choice", "code bits", "rank", "seeds", "test loss", "less the rule",
+    return grid(("text", "stored", "steps", "choice", "code bits", "rank", "seeds", "test loss", "less the rule",
                  "less the mean of the draws"), [
-        [r["text"], r["limit"], r["choice"], fixed(r["bits"]), fixed(r["rank"], 1), str(r["seeds"]), spread(r),
-         *(("" if r[d] is None else between(r[d]["mean"], r[d]["low"], r[d]["high"]))
-           for d in ("less_rule", "less_draws"))] for r in found]) + source("simple_choices")
+        [r["text"], r["limit"], str(r["steps"]), r["choice"], fixed(r["bits"]), fixed(r["rank"], 1), str(r["seeds"]),
+         spread(r), *(("" if r[d] is None else between(r[d]["mean"], r[d]["low"], r[d]["high"]))
+                      for d in ("less_rule", "less_draws"))] for r in found]) + source("simple_choices")
 
 
 def _small(value: float) -> str:
