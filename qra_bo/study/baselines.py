@@ -23,6 +23,9 @@ from qra_bo.utils.errors import BudgetError
 
 MOST_RATES = 7
 """Most learning rates of a calibration: steps by 2 span a factor of 64, more than any model is off the rule."""
+BY_PRIOR = "learned from earlier runs, not calibrated in this one"
+BY_CHECK = "the best for a simple choice at low fidelity"
+"""Sources of a predicted allocation's learning rate: the only one that ``calibrate.lr_scales`` names, or tried."""
 FLAT_ERRORS = 2.0
 """Standard errors over text which the last step of the rate must gain for a calibration to try a further one."""
 
@@ -90,6 +93,18 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
     found = calibration(run, chosen, run.config.adapter.lr, "calibration")
     if not run.study.calibrated:  # else the trials of damaged lines were done again
         run.record(found)
+
+
+def calibrate_check(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocation], lr_scale: float) -> None:
+    """Choose the learning rate of a prediction and of its check, from trials at low fidelity of the uniform choice in
+    it: another one judges ranks by how well a wrong rate suits them. ``lr_scale`` is the factor that earlier runs
+    taught. A rate that a search calibrated, or a prediction has, stays."""
+    if run.study.calibrated or (run.study.prediction is not None and run.study.learning_rate is not None):
+        return
+    seen, fidelity = Observations(problem), Fidelity.HIGH if problem.low_steps is None else Fidelity.LOW
+    checked = next((a for a in uniforms if seen.position(a) is not None), uniforms[0])
+    found = calibration(run, [checked], run.config.adapter.lr * lr_scale, COMPARISON, fidelity)
+    run.conclude(replace(found, source=BY_CHECK if found.tried else BY_PRIOR))
 
 
 def calibration(run: TrialRunner, chosen: Sequence[Allocation], centre: float, stage: str,

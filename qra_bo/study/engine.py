@@ -16,6 +16,7 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
 from qra_bo.study.baselines import (
     calibrate,
+    calibrate_check,
     evaluate_baselines,
     evaluate_references,
     fractional_choices,
@@ -31,7 +32,7 @@ from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import MakeSearcher, SearchLoop, recommend
 from qra_bo.study.setting import Headroom, Setting
 from qra_bo.study.signals import Interrupts, RunInterrupted
-from qra_bo.study.state import ENGINE_STAGES, Study
+from qra_bo.study.state import COMPARISON, ENGINE_STAGES, Study
 from qra_bo.study.trial_runner import Listener, TrialRunner, no_loss
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import OracleError, OutputError
@@ -104,6 +105,8 @@ class Engine:
             searched = run.study.end is not None or any(e.stage not in ENGINE_STAGES for e in run.study.trials)
             if begun is None or not (effort.max_full_trials or searched):  # what stopped before its first proposal
                 from qra_bo.study.prediction import predict  # loads torch, which planning does without
+                with run.stage(COMPARISON):
+                    calibrate_check(run, problem, uniforms, rates.lr_scale)
                 predict(run, problem, uniforms, fractional)
                 return self._finish(run, ())
             limit, begun_with_references = begun.uniform_baselines, begun.references

@@ -4,7 +4,7 @@ a simple choice that is expected to be better after trainings at low fidelity.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from scipy.special import ndtri
 
@@ -14,7 +14,6 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import of_training
 from qra_bo.space import Allocation, FloatArray, with_allowance
 from qra_bo.space.knapsack import solve_knapsack
-from qra_bo.study.baselines import calibration
 from qra_bo.study.events import Interval, Prediction
 from qra_bo.study.intervals import LEVEL
 from qra_bo.study.state import COMPARISON
@@ -22,9 +21,6 @@ from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import Fidelity
 from qra_bo.utils.errors import BudgetError
 
-BY_PRIOR = "learned from earlier runs, not calibrated in this one"
-BY_CHECK = "the best for a simple choice at low fidelity"
-"""Sources of a predicted allocation's learning rate: the only one that ``calibrate.lr_scales`` names, or tried."""
 SHRUNK = (0.97, 0.94)
 """Shares of the budget for what is delivered where the predicted allocation measures over the budget."""
 REL_GAP = 1e-4
@@ -39,13 +35,12 @@ def predict(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocat
     the first of the ``uniforms``, the one with the least expected loss; the better simple choice where the interval of
     the first one's difference to it holds 0.
 
-    The three are trained at low fidelity first, on one seed, at the rate that is best for the uniform choice there
-    (others judge ranks by how well a wrong rate suits them), and their measured differences enter what is expected. A
+    The three are trained at low fidelity first, on one seed, and their measured differences enter what is expected. A
     prediction in the journal stays: another machine or solver may find another optimum within ``REL_GAP``. It has no
-    reference where no rank of ``uniforms`` is on the ladders. The learning rate is recorded too. Raises ``ConfigError``
-    if the file of ``surrogate.rates`` can't be read or holds no rates, ``TrainingError`` if no training gave a loss.
+    reference where no rank of ``uniforms`` is on the ladders. Raises ``ConfigError`` if the file of ``surrogate.rates``
+    can't be read or holds no rates, ``TrainingError`` if no training gave a loss.
     """
-    if run.study.prediction is not None and run.study.learning_rate is not None:
+    if run.study.prediction is not None:
         return
     config, steps, seen = run.config, run.study.objective_steps, Observations(problem)
     fidelity = Fidelity.HIGH if problem.low_steps is None else Fidelity.LOW
@@ -56,9 +51,6 @@ def predict(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocat
     uniform = next((a for a in uniforms if seen.position(a) is not None), None)
     arms = list(dict.fromkeys(a for a in (predicted[0], *fractional[:1], uniform) if a is not None))
     with run.stage(COMPARISON):
-        if not run.study.calibrated:  # by a search in this folder
-            rate = calibration(run, arms[-1:], config.adapter.lr * late.lr_scale, COMPARISON, fidelity)
-            run.conclude(replace(rate, source=BY_CHECK if rate.tried else BY_PRIOR))
         done = run.evaluate_all([run.plan(a, COMPARISON, fidelity) for a in arms])
     losses = {e.allocation: e.loss for e in done if e.loss is not None}
     if not losses:

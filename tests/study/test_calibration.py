@@ -8,8 +8,7 @@ import pytest
 from qra_bo.execution import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
-from qra_bo.study.baselines import calibration_choices, next_rate
-from qra_bo.study.prediction import BY_CHECK
+from qra_bo.study.baselines import BY_CHECK, calibration_choices, next_rate
 from qra_bo.trials import TrialResult, TrialSpec
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import run
