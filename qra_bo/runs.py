@@ -70,18 +70,17 @@ def chat(folder: Path, console: Console) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; every command stores its function as ``run``, which takes the arguments and a console."""
+    """The command line; every command stores its function as ``run``, which takes the folder and a console."""
     parser = argparse.ArgumentParser(prog="python -m qra_bo.runs", description="List runs, show one, or ask its model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|chat")
     listing = commands.add_parser("list", help="one line for every run below FOLDER")
-    listing.set_defaults(run=lambda a, console: list_runs(a.folder, console))
-    show = commands.add_parser("show", help="the result of one run")
-    show.add_argument("folder", type=Path)
-    show.set_defaults(run=lambda a, console: show_run(a.folder, console))
-    talk = commands.add_parser("chat", help="answers of a finished run's model to lines of stdin")
-    talk.add_argument("folder", type=Path)
-    talk.set_defaults(run=lambda a, console: chat(a.folder, console))
     listing.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
+    listing.set_defaults(run=list_runs)
+    for name, run, what in (("show", show_run, "the result of one run"),
+                            ("chat", chat, "answers of a finished run's model to lines of stdin")):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("folder", type=Path)
+        command.set_defaults(run=run)
     return parser
 
 
@@ -89,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 with one message on stderr where the input can't work."""
     args = build_parser().parse_args(arguments)
     try:
-        args.run(args, Console())
+        args.run(args.folder, Console())
         check_printed()
     except (UserError, OSError) as error:
         known = error if isinstance(error, UserError) else from_system(error)

@@ -7,13 +7,13 @@ phi3. Another family, or a setting that llama.cpp computes otherwise, is refused
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
-from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, get_tensor_name_map
+from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 from torch import Tensor
 
+from qra_bo.finetune.models.gguf_header import name_map
 from qra_bo.utils.errors import ConfigError
 
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2,
@@ -47,7 +47,7 @@ class Layout:
         Raises:
             ConfigError: If it has none.
         """
-        found = _names(self.architecture, self.config.num_hidden_layers).get_name(tensor, (".weight", ".bias"))
+        found = name_map(self.architecture, self.config.num_hidden_layers).get_name(tensor, (".weight", ".bias"))
         if found is None:
             raise ConfigError(f"export.targets=[gguf]: GGUF's {self.config.model_type} models have no tensor for "
                               f"{tensor!r} of this base model; choose another base model or another export target")
@@ -130,12 +130,6 @@ class Layout:
         plain = 1.0 / float(self.rope["rope_theta"]) ** (torch.arange(0, self._rotated, 2).float() / self._rotated)
         divisors: Tensor = plain / scaled
         return divisors
-
-
-@cache
-def _names(architecture: MODEL_ARCH, layers: int) -> Any:
-    """Return GGUF's map of names, which takes tenths of a second to build and is asked for every tensor."""
-    return get_tensor_name_map(architecture, layers)
 
 
 def layout_of(config: Any) -> Layout:

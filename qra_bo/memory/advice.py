@@ -23,11 +23,14 @@ without further changes, and few adapters gain by a higher rank."""
 
 
 @dataclass(frozen=True, slots=True)
-class Purchase:
-    """A change that the spare bytes of a budget pay for, in words, and the bytes that are needed with it."""
+class Lever:
+    """A change of the configuration, in words, and the bytes that are needed with it."""
 
     change: str
     needs: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"change": self.change, "needs_bytes": self.needs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Advice:
 
     region: str
     sentence: str
-    buys: tuple[Purchase, ...] = ()
+    buys: tuple[Lever, ...] = ()
 
     @property
     def offer(self) -> str:
@@ -51,7 +54,7 @@ class Advice:
         return f"The spare bytes buy {listed}." if listed else ""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"buys": [{"change": p.change, "needs_bytes": p.needs} for p in self.buys]}
+        return asdict(self) | {"buys": [lever.to_json() for lever in self.buys]}
 
 
 def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None) -> Advice:
@@ -185,7 +188,7 @@ def _most(fits: Callable[[int], bool], most: int, least: int = 0) -> int:
     return low
 
 
-def _purchases(memory: MemoryModel, space: SearchSpace, size: int) -> list[Purchase]:
+def _purchases(memory: MemoryModel, space: SearchSpace, size: int) -> list[Lever]:
     """Price a larger batch, longer text and higher ranks at the space's most bits and ranks."""
     fmt, top, shape, bought = space.widest, space.ranks.values[-1], memory.shape, []
 
@@ -200,12 +203,12 @@ def _purchases(memory: MemoryModel, space: SearchSpace, size: int) -> list[Purch
             batch = max(n for n in range(1, min(batch, step) + 1) if step % n == 0)
         if batch > shape.batch:
             passes = f" train.accumulate={step // batch}" if shape.accumulate > 1 else ""
-            bought.append(Purchase(f"train.batch={batch}{passes}", needs(batch=batch)))
+            bought.append(Lever(f"train.batch={batch}{passes}", needs(batch=batch)))
         if length > shape.length:
-            bought.append(Purchase(f"train.length={length} where the model takes it", needs(length=length)))
+            bought.append(Lever(f"train.length={length} where the model takes it", needs(length=length)))
     rank = largest_rank(memory, space, fmt, size, min(MOST_RANK, smallest_side(space)))
     if rank > top:
-        bought.append(Purchase(f"ranks up to {rank}", needs(rank)))
+        bought.append(Lever(f"ranks up to {rank}", needs(rank)))
     return bought
 
 

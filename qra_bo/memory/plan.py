@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from qra_bo.memory.advice import (
     Advice,
+    Lever,
     advice_on,
     best_uniform,
     embeddings_note,
@@ -84,15 +85,6 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Lever:
-    """One change of the configuration, the bytes of the smallest allocation with it, and the bytes saved."""
-
-    change: str
-    needs: int
-    saves: int
-
-
-@dataclass(frozen=True, slots=True)
 class BudgetAnswer:
     """Choices that fit one budget of ``size`` bytes.
 
@@ -130,7 +122,7 @@ class Plan:
         most: Bytes of the largest allocation.
         cards: By card in GB, the uniform choice with the most bits, then the most rank, whose training fits beside the
             headroom, in any scope.
-        levers: Changes that lower ``least``, the most saving first.
+        levers: Changes that lower the bytes of ``least`` to what they need, the most saving first.
         card: The card that the plan is for; ``None`` where none is named.
         references: What people train without a search: QLoRA, and LoRA on 16-bit weights, at rank 16, both with
             embedding and head in 16 bits.
@@ -194,7 +186,7 @@ class Plan:
             "smallest": {"allocation": self.least_is, **self.least.to_json()}, "largest_bytes": self.most,
             "cards": [{"gb": gb, "best_uniform": None if row is None else row.to_json()}
                       for gb, row in self.cards.items()],
-            "levers": [{"change": v.change, "needs_bytes": v.needs, "saves_bytes": v.saves} for v in self.levers]}
+            "levers": [lever.to_json() | {"saves_bytes": self.least.total - lever.needs} for lever in self.levers]}
 
 
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
@@ -281,8 +273,7 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consum
     shape, levers = memory.shape, []
 
     def add(change: str, memory: MemoryModel, space: SearchSpace) -> None:
-        total, _ = smallest(memory.table(space), space)
-        levers.append(Lever(change, total, need - total))
+        levers.append(Lever(change, smallest(memory.table(space), space)[0]))
 
     if memory.scope == "peak":
         chunk = min(shape.logits_chunk or shape.tokens, shape.tokens)
@@ -304,7 +295,7 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consum
             add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=formats))
     if ranks[0] > 1:
         add(f"ranks={_listed((1, *ranks))}", memory, replace(space, ranks=Ladder("ranks", (1, *ranks))))
-    return sorted((lever for lever in levers if lever.saves > 0), key=lambda lever: -lever.saves)
+    return sorted((lever for lever in levers if lever.needs < need), key=lambda lever: lever.needs)
 
 
 def _less(value: int, *others: int) -> list[int]:

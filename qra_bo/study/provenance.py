@@ -23,14 +23,8 @@ _LISTED = 8
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the installed packages that results can depend on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # an extra that is not installed has no part in the results
-    return found
+    """Return the versions of the packages that results can depend on."""
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def git_commit(folder: Path) -> str | None:

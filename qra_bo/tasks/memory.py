@@ -106,7 +106,8 @@ def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
     parts += [_breakdown(plan), _cards(plan)]
     if not plan.fits and plan.levers:
         parts.append(_table("What lowers the smallest allocation", ["change", "then needs", "saves"],
-                            [(v.change, format_size(v.needs), format_size(v.saves)) for v in plan.levers]))
+                            [(lever.change, format_size(lever.needs), format_size(plan.least.total - lever.needs))
+                             for lever in plan.levers]))
     return Group(*parts)
 
 

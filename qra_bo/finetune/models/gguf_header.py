@@ -118,7 +118,8 @@ def tensor_of(header: Header, n_layers: int, name: str, shape: Sequence[int], ty
         -> Any:
     """Return the tensor of a file that transformers calls ``name``, of a decoder with so many layers; raises
     ``ModelError`` if there is none of that shape and one of ``types``."""
-    known = str(_names(header.architecture, n_layers).get_name(name, (".weight", ".bias")) or name)
+    architecture = next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == header.architecture)
+    known = str(name_map(architecture, n_layers).get_name(name, (".weight", ".bias")) or name)
     tensor = header.tensors.get(known)
     found = None if tensor is None else tensor.shape[::-1].tolist()
     if tensor is None or found != list(shape) or tensor.tensor_type.name not in types:
@@ -129,5 +130,6 @@ def tensor_of(header: Header, n_layers: int, name: str, shape: Sequence[int], ty
 
 
 @cache
-def _names(architecture: str, n_layers: int) -> Any:
-    return gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == architecture), n_layers)
+def name_map(architecture: gguf.MODEL_ARCH, n_layers: int) -> Any:
+    """Return GGUF's map of names, which takes tenths of a second to build and is asked for every tensor."""
+    return gguf.get_tensor_name_map(architecture, n_layers)

@@ -19,7 +19,6 @@ ROWS = 2048
 
 
 @torch.no_grad()
-@torch.no_grad()
 def each_moments(model: Any, linears: Sequence[str], ids: Tensor, device: torch.device,
                  use: Callable[[list[str], Tensor], None], is_text: Tensor | None = None) -> None:
     """Send ``ids`` (``n x length``) through the dense model layer by layer, and pass the second moments of every input
