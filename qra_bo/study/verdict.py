@@ -163,7 +163,8 @@ TEXTS: dict[VerdictKind, tuple[str, str, str]] = {
         "seeds.", "Use the simple choice; a choice of layers pays most where the budget is too small for 4 bits "
         "everywhere."),
     VerdictKind.NO_MIXED_LOSS: (
-        UNKNOWN, "The best simple choice is {reference}. No mixed allocation has a loss to compare with it.", AGAIN),
+        UNKNOWN, "The best simple choice is {reference}. No mixed allocation has a loss to compare with it.",
+        "A larger effort, or another method, tries more mixed allocations."),
     VerdictKind.REPLACED: (
         WARN, "What was chosen, {chosen}, measured over the budget; {delivered}{role}, was delivered instead.",
         "Repeat it with a slightly smaller budget."),

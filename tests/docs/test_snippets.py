@@ -65,6 +65,11 @@ def make_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "outputs").mkdir()
     for name in ("bench", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
+    own = dict(reversed(FENCE.findall((ROOT / "docs" / "research" / "objective.md").read_text(encoding="utf-8"))))
+    (tmp_path / "mine" / "oracle").mkdir(parents=True)
+    (tmp_path / "mine" / "oracle" / "mine.yaml").write_text(own["yaml"])
+    (tmp_path / "mine.py").write_text(own["python"])  # the first of the page: a class
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
