@@ -3,8 +3,10 @@ interpreters; and the signals that stop a run."""
 
 import io
 import os
+import resource
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import util
@@ -18,6 +20,7 @@ NOTIFIED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasa
 """Of a terminal that is gone, and a warning of a scheduler: often sent twice in a row. Windows has neither."""
 STOPPING = (*ASKED, *NOTIFIED)
 """The driver ends at a clean line, and workers leave them to the driver."""
+_ALONE = threading.Lock()
 
 
 class TolerantStream:
@@ -78,6 +81,21 @@ def check_printed() -> None:
     if isinstance(sys.stdout, TolerantStream) and (error := sys.stdout.lost) is not None:
         raise OutputError(f"the answer could not be written to standard output ({error.strerror}); make space, or "
                           "write it elsewhere, and run the same command again")
+
+
+@contextmanager
+def bounded_memory(size: int) -> Iterator[None]:
+    """Let this process take at most ``size`` more bytes of addresses inside the block, which then raises
+    ``MemoryError``; one block at a time, and no shorter limit is lifted."""
+    with _ALONE:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        with open("/proc/self/statm", encoding="ascii") as file:
+            most = int(file.read().split()[0]) * resource.getpagesize() + size
+        resource.setrlimit(resource.RLIMIT_AS, (most if soft < 0 else min(soft, most), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def interpreter(code: str, *arguments: str) -> list[str]:

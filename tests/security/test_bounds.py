@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from qra_bo.config import load_config
 from qra_bo.config.compose import MOST_VALUES, check_size
 from qra_bo.config.derive import make_spec
+from qra_bo.finetune.data import chat_template
 from qra_bo.finetune.data.chat_template import ChatTemplate
 from qra_bo.finetune.data.jsonl import MOST_CHARACTERS, records_of
 from qra_bo.finetune.models.gguf_header import read_header
@@ -62,6 +64,29 @@ def test_templates_that_may_never_end_are_refused(added: str, refused: bool) -> 
             template.render(talk("a", "b"))
     else:
         assert template.render(talk("a", "b")).spans
+
+
+GROW = "{% set n = namespace(t='xxxxxxxxxx') %}{% for i in range(40) %}"
+
+
+@pytest.mark.parametrize("added", [
+    f"{GROW}{{% set n.t = n.t + n.t %}}{END}", f"{GROW}{{% set n.t = n.t ~ n.t %}}{END}",
+    f"{GROW}{{% set n.t = [n.t, n.t] | join %}}{END}", f"{GROW}{{% set n.t = n.t | replace('x', 'xxxx') %}}{END}",
+    f"{GROW}{{% set b %}}{{{{ n.t }}}}{{{{ n.t }}}}{{% endset %}}{{% set n.t = b %}}{END}",
+    f"{GROW}{{% set n.t = n.t | list + n.t | list %}}{END}", f"{GROW}{{% set n.t = n.t | tojson | tojson %}}{END}",
+    "{% macro m(t, k) %}{% if k %}{{ m(t + t, k - 1) }}{% endif %}{% endmacro %}{{ m('xxxx', 40) }}",
+    "{{ 'x' * 99999999999 }}", "{{ 'x' | center(9999999999) }}",
+    "{{ '%9999999999d' | format(1) }}", "{{ '%9999999999d' % 1 }}", "{{ 'x'.zfill(9999999999) | length }}",
+    "{{ ([1] * 9999999999) | length }}", "{{ ('a\n' * 100000) | indent(99999) }}",
+    "{{ [1] | batch(9999999999, 0) | list | length }}",
+    "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}", "{{ 'x' * 30000000 }}"])
+def test_templates_that_write_without_bound_are_refused(added: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MOST_BYTES", 10**8)
+    before, template = resource.getrlimit(resource.RLIMIT_AS), ChatTemplate(chat_tokenizer(TEMPLATES["chatml"] + added))
+    for read in (template.render, template.question):
+        with pytest.raises(DataError, match=r"writes more than|too big|fit 'int'"):
+            read(talk("a", "b"))
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 @pytest.mark.parametrize("fields", [

@@ -22,8 +22,10 @@ from jinja2 import Environment, TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qra_bo.finetune.data.conversations import REASONING, Conversation, Message
+from qra_bo.finetune.data.jsonl import MOST_CHARACTERS
 from qra_bo.utils.errors import DataError
 from qra_bo.utils.formatting import cut
+from qra_bo.utils.process import bounded_memory
 
 PLAIN = """\
 {%- if tools %}{{ 'Tools: ' + tools | tojson + '\\n' }}{% endif %}
@@ -51,6 +53,8 @@ COUNTER = "{% set qra_bo = namespace(passes=0) %}\n"
 COUNT = "{% set qra_bo.passes = qra_bo.passes + 1 %}{% if qra_bo.passes > 200000 %}" \
     "{{ raise_exception('it takes over 200,000 passes of loops and macros and may never end') }}{% endif %}"
 """What counts the passes in one text, far more than a conversation has; a line break ends the tags as it did before."""
+MOST_WRITTEN, MOST_BYTES = 2 * MOST_CHARACTERS, 5 * 10**8
+"""Characters of the longest text of a conversation, and bytes that writing one may take."""
 _AT_ONCE = 256
 """Conversations tokenised at once: their character offsets take much memory."""
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -107,11 +111,7 @@ class ChatTemplate:
             DataError: See ``encode``.
         """
         messages, tools, where = conversation.messages, conversation.tools, conversation.where
-        try:
-            text, marked = self._text(messages, tools, marks=bool(_GENERATION.search(self.source(tools))))
-        except _REFUSALS as error:
-            raise DataError(f"{where}: the model's chat template refuses the conversation ({cut(str(error), 200)}); "
-                            "mend the record or leave it out, or take a base model whose template takes it") from error
+        text, marked = self._taken(conversation, messages, marks=bool(_GENERATION.search(self.source(tools))))
         for message in messages:  # of a list of parts, a template may write nothing of a text
             words = re.findall(r"\w+", message["content"].lower()) if message["role"] in ("user", "assistant") else []
             if words and not any(word in text.lower() for word in words):
@@ -127,16 +127,34 @@ class ChatTemplate:
         return Rendered(text, tuple(self._span(messages, tools, i, text, where) for i in conversation.trained))
 
     def question(self, conversation: Conversation) -> str:
-        """Return the text before the last trained turn, with the beginning of an answer."""
-        return self._text(conversation.messages[:conversation.trained[-1]], conversation.tools, begin=True)[0]
+        """Return the text before the last trained turn, with the beginning of an answer. Raises ``DataError`` if the
+        template refuses it."""
+        return self._taken(conversation, conversation.messages[:conversation.trained[-1]], begin=True)[0]
+
+    def _taken(self, conversation: Conversation, messages: Sequence[Message],
+               **options: bool) -> tuple[str, list[Span]]:
+        """Return what ``_text`` renders of ``messages``; raises ``DataError`` if the template refuses them."""
+        try:
+            return self._text(messages, conversation.tools, **options)
+        except _REFUSALS as error:
+            raise DataError(f"{conversation.where}: the model's chat template refuses the conversation "
+                            f"({cut(str(error), 200)}); mend the record or leave it out, or take a base model whose "
+                            "template takes it") from error
 
     def _text(self, messages: Sequence[Message], tools: Tools, *, begin: bool = False,
               marks: bool = False) -> tuple[str, list[Span]]:
         """Render ``messages``; ``begin`` adds the beginning of an answer, ``marks`` returns the generation's marks."""
         source = _CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), self.source(tools))
-        texts, spans = render_jinja_template(
-            conversations=[list(messages)], tools=tools, chat_template=_counted(source), add_generation_prompt=begin,
-            return_assistant_tokens_mask=marks, **self.tokenizer.special_tokens_map)
+        try:
+            with bounded_memory(MOST_BYTES):  # a text can double on each pass
+                texts, spans = render_jinja_template(
+                    conversations=[list(messages)], tools=tools, chat_template=_counted(source),
+                    add_generation_prompt=begin, return_assistant_tokens_mask=marks,
+                    **self.tokenizer.special_tokens_map)
+        except MemoryError:
+            texts = []
+        if not texts or len(texts[0]) > MOST_WRITTEN:
+            raise TemplateError(f"it writes more than {MOST_WRITTEN:,} characters")
         return texts[0], spans[0] if marks else []
 
     def _check_tools(self, conversation: Conversation, text: str) -> None:
