@@ -1,6 +1,9 @@
 """The Python interface: search, fine-tune and plan, with the keys of the configuration as keyword arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from numbers import Real
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from qra_bo.config import RunConfig
@@ -8,7 +11,7 @@ from qra_bo.config.compose import load_config
 from qra_bo.config.resume import flatten
 from qra_bo.memory.plan import Plan
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.formatting import override_value
+from qra_bo.utils.formatting import cut, override_value
 
 if TYPE_CHECKING:
     from qra_bo.pipeline.run import Result
@@ -88,7 +91,7 @@ def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | N
     return make_plan(configure(config, config_dir, **keywords))
 
 
-def configure(config: RunConfig | Sequence[str] | None = None, config_dir: str | None = None,
+def configure(config: RunConfig | Iterable[str] | None = None, config_dir: str | None = None,
               **keywords: Any) -> RunConfig:
     """Compose and check a configuration from overrides and keyword arguments.
 
@@ -110,14 +113,21 @@ def configure(config: RunConfig | Sequence[str] | None = None, config_dir: str |
             raise ConfigError(f"a RunConfig is complete, and {', '.join(sorted(keywords))} can't be set beside it; "
                               "give overrides, or config.with_changes(...)")
         return config
-    return load_config([*(config or ()), *(f"{key}={_text(value)}" for key, value in flatten(keywords).items())],
-                       config_dir)
+    given: list[Any] = list(config or ()) if isinstance(config or (), Iterable) else [config]
+    if isinstance(config, str | Mapping) or not all(isinstance(text, str) for text in given):
+        raise ConfigError(f"overrides must be a list of texts, such as ['model=tiny', 'budget=8MB']; got {cut(config)}. "
+                          "Keys of the configuration are keyword arguments too: model='tiny'")
+    texts = (f"{key}={_text(key, value)}" for key, value in flatten(keywords).items())
+    return load_config([*given, *texts], None if config_dir is None else str(config_dir))
 
 
-def _text(value: Any) -> str:
-    """A value in Hydra's grammar."""
+def _text(key: str, value: Any) -> str:
+    """A value of ``key`` in Hydra's grammar. Raises ``ConfigError`` if it has none."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # of numpy and torch
     if value is None or isinstance(value, bool | int | float):
         return "null" if value is None else str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
-    return override_value(str(value))
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | PurePath):
+        return f"[{','.join(_text(key, item) for item in value)}]"
+    if isinstance(value, bytes) or type(value).__str__ is object.__str__:  # such as a function
+        raise ConfigError(f"{key} must be a text, a number, a list or a dictionary; got {cut(value)}")
+    return str(float(value)) if isinstance(value, Real | Decimal) else override_value(str(value))

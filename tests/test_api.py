@@ -2,7 +2,12 @@
 
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path, PurePath
+from typing import Any
 
+import numpy as np
 import pytest
 
 import qra_bo
@@ -25,6 +30,30 @@ def test_keywords_equal_overrides() -> None:
     assert configure(["model=tiny"], **{"train.length": 64}).train.length == 64
     for name in ("it's", "naïve", "a=1,b=2", 'say "no"'):
         assert configure(model="tiny", out=name).out == name
+
+
+@pytest.mark.parametrize(("given", "read"), [
+    ({"seed": np.int64(3)}, {"seed": 3}), ({"adapter": {"lr": np.float64(0.25)}}, {"adapter": {"lr": 0.25}}),
+    ({"max_average_bits": Fraction(7, 2)}, {"max_average_bits": 3.5}), ({"adapter.lr": Decimal("0.5")}, {"adapter.lr": 0.5}),
+    ({"ranks": np.array([4, 8])}, {"ranks": [4, 8]}), ({"ranks": range(4, 6)}, {"ranks": [4, 5]}),
+    ({"ranks": (r for r in (4, 8))}, {"ranks": [4, 8]}),
+   ({"search.force": np.True_}, {"search.force": True}), ({"out": PurePath("a b")}, {"out": "a b"}),
+    ({"config_dir": Path(__file__).parent}, {})])
+def test_values_of_other_kinds_are_read(given: dict[str, Any], read: dict[str, Any]) -> None:
+    assert configure(model="tiny", **given).to_dict() == configure(model="tiny", **read).to_dict()
+
+
+@pytest.mark.parametrize("config", [5, "model=tiny", b"model=tiny", {"model": "tiny"}, Path("x"), [1], [None], [b"x"],
+                                    [["+model=tiny"]], print])
+def test_overrides_that_are_no_list_of_texts_are_refused(config: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a list of texts"):
+        configure(config)
+
+
+@pytest.mark.parametrize("value", [b"8MB", print, object(), lambda: 1, 1j, [print]])
+def test_keywords_without_a_text_are_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match="out must be"):
+        configure(model="tiny", out=value)
 
 
 @pytest.mark.parametrize("task", ["memory", "profile", "evaluate", "export", "report"])
