@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qra_bo.config import RunConfig
 from qra_bo.config.compose import load_config
 from qra_bo.config.resume import flatten
+from qra_bo.config.rules import problems_of
 from qra_bo.memory.plan import Plan
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.formatting import cut, override_value
@@ -112,11 +113,13 @@ def configure(config: RunConfig | Iterable[str] | None = None, config_dir: str |
         if keywords:
             raise ConfigError(f"a RunConfig is complete, and {', '.join(sorted(keywords))} can't be set beside it; "
                               "give overrides, or config.with_changes(...)")
+        if problems := problems_of(config):  # of with_changes
+            raise ConfigError(p.message for p in problems)
         return config
     given: list[Any] = list(config or ()) if isinstance(config or (), Iterable) else [config]
     if isinstance(config, str | Mapping) or not all(isinstance(text, str) for text in given):
-        raise ConfigError(f"overrides must be a list of texts, such as ['model=tiny', 'budget=8MB']; got {cut(config)}. "
-                          "Keys of the configuration are keyword arguments too: model='tiny'")
+        raise ConfigError(f"overrides must be a list of texts, such as ['model=tiny', 'budget=8MB']; got "
+                          f"{cut(config)}. Keys of the configuration are keyword arguments too: model='tiny'")
     texts = (f"{key}={_text(key, value)}" for key, value in flatten(keywords).items())
     return load_config([*given, *texts], None if config_dir is None else str(config_dir))
 

@@ -12,7 +12,7 @@ from qra_bo.report.data import load_run
 from qra_bo.report.side_by_side import FoundRun, find_runs
 from qra_bo.report.tables import print_line, print_result, print_runs
 from qra_bo.utils.device import resolve_device
-from qra_bo.utils.errors import UserError, from_system
+from qra_bo.utils.errors import UserError, from_lack_of_memory, from_system
 from qra_bo.utils.process import check_printed, prepare
 from qra_bo.utils.redact import printable
 
@@ -85,13 +85,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 with one message on stderr where the input can't work."""
+    """Exit status: 0, 130 on Ctrl-C, or 2 with one message on stderr where the input can't work."""
     args = build_parser().parse_args(arguments)
     try:
         args.run(args.folder, Console())
         check_printed()
-    except (UserError, OSError) as error:
-        known = error if isinstance(error, UserError) else from_system(error)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        known = error if isinstance(error, UserError) else from_system(error) or from_lack_of_memory(error)
         if known is None:
             raise
         print(printable(str(known)), file=sys.stderr)

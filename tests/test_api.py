@@ -34,7 +34,8 @@ def test_keywords_equal_overrides() -> None:
 
 @pytest.mark.parametrize(("given", "read"), [
     ({"seed": np.int64(3)}, {"seed": 3}), ({"adapter": {"lr": np.float64(0.25)}}, {"adapter": {"lr": 0.25}}),
-    ({"max_average_bits": Fraction(7, 2)}, {"max_average_bits": 3.5}), ({"adapter.lr": Decimal("0.5")}, {"adapter.lr": 0.5}),
+    ({"max_average_bits": Fraction(7, 2)}, {"max_average_bits": 3.5}),
+    ({"adapter.lr": Decimal("0.5")}, {"adapter.lr": 0.5}),
     ({"ranks": np.array([4, 8])}, {"ranks": [4, 8]}), ({"ranks": range(4, 6)}, {"ranks": [4, 5]}),
     ({"ranks": (r for r in (4, 8))}, {"ranks": [4, 8]}),
    ({"search.force": np.True_}, {"search.force": True}), ({"out": PurePath("a b")}, {"out": "a b"}),
@@ -48,6 +49,16 @@ def test_values_of_other_kinds_are_read(given: dict[str, Any], read: dict[str, A
 def test_overrides_that_are_no_list_of_texts_are_refused(config: Any) -> None:
     with pytest.raises(ConfigError, match="must be a list of texts"):
         configure(config)
+
+
+@pytest.mark.parametrize("changes", [
+    {"seed": "x"}, {"seed": None}, {"task": "nope"}, {"train": {"length": 3}}, {"bits": "4"}, {"budget": "a lot"},
+    {"ranks": [8, 4]}, {"allocation": "mix:3.8,2"}, {"max_average_bits": 0.5}])
+def test_changes_of_a_configuration_are_checked(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        configure(configure(model="tiny").with_changes(**changes))
+    assert configure(model="tiny").with_changes(budget="8MB", ranks=[4]).to_dict() == \
+        configure(model="tiny", budget="8MB", ranks=[4]).to_dict()
 
 
 @pytest.mark.parametrize("value", [b"8MB", print, object(), lambda: 1, 1j, [print]])

@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 
+from qra_bo import runs
 from qra_bo.cli.app import main as command
 from qra_bo.report import html
 from qra_bo.runs import main
 from qra_bo.study.journal import RunLock
+from qra_bo.study.signals import RunInterrupted
+from qra_bo.utils.errors import OutputError
 from qra_bo.utils.formatting import DASH
 from tests.report.fixtures import L, make_events, write_run
 
@@ -68,6 +71,18 @@ def test_odd_values_of_one_run_are_one_short_reason(change, tmp_path, capsys):
     assert [f"{name}\t{state}" in out for name, state in (("done", "done"), ("bad", "unreadable"))] == [True, True]
     assert main(["show", str(tmp_path / "bad")]) == 2
     assert len(capsys.readouterr().err) < 400
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (MemoryError(), 2), (IsADirectoryError(21, "is one", "x"), 2), (OutputError("x"), 2),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2), (KeyboardInterrupt(), 130),
+    (RunInterrupted(2), 130)])
+def test_what_ends_a_command_is_a_status(error, status, monkeypatch, capsys):
+    def end(*_):
+        raise error
+    monkeypatch.setattr(runs, "chat", end)
+    assert main(["chat", "x"]) == status
+    assert len(capsys.readouterr().err.splitlines()) == (status == 2)
 
 
 def test_a_locked_run_is_active(outputs, capsys):

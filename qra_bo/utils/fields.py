@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Annotated, Any, Self
 
 from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt, ValidationError
 from pydantic_core import PydanticCustomError
 
 from qra_bo.utils.errors import ConfigError, UserError, nearest_first
+from qra_bo.utils.formatting import cut
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, frozen=True)
 """No unknown keys and finite numbers alone; a number where a text is wanted is its text."""
@@ -22,12 +23,17 @@ class Group(BaseModel):
     model_config = STRICT
 
     def with_changes(self, **changes: Any) -> Self:
-        """Return a copy with some fields replaced, whose values are not checked again. Raises ``ConfigError`` if there
-        is no such field."""
+        """Return a copy with some fields replaced; rules between fields are checked where it is used. Raises
+        ``ConfigError`` if there is no such field, or it does not take the value."""
         if unknown := changes.keys() - type(self).model_fields.keys():
             raise ConfigError(f"Unknown key {name!r}; nearest: {nearest_first(name, type(self).model_fields)[0]}."
                               for name in sorted(unknown))
-        return self.model_copy(update=changes)
+        try:
+            checked = self.model_validate({**dict(self), **changes})
+        except ValidationError as error:
+            raise ConfigError(f"{'.'.join(map(str, e['loc']))}: {e['msg']}; got {cut(e['input'])}."
+                              for e in error.errors()) from error
+        return self.model_copy(update={name: getattr(checked, name) for name in changes})
 
 
 def must_be(words: str, holds: Callable[[Any], bool]) -> AfterValidator:

@@ -21,6 +21,8 @@ NOTIFIED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasa
 STOPPING = (*ASKED, *NOTIFIED)
 """The driver ends at a clean line, and workers leave them to the driver."""
 _ALONE = threading.Lock()
+_ASCII = str.maketrans("\N{MINUS SIGN}\N{EN DASH}", "--")
+"""What stands for characters that a number loses its sign without."""
 
 
 class TolerantStream:
@@ -51,7 +53,7 @@ class TolerantStream:
             try:
                 self._stream.write(text)
             except UnicodeEncodeError:
-                encoding = str(self._stream.encoding)
+                encoding, text = str(self._stream.encoding), text.translate(_ASCII)
                 self._stream.write(text.encode(encoding, "replace").decode(encoding))
         return len(text)
 
@@ -129,4 +131,5 @@ def prepare() -> None:
     if sys.path[0] == here and not __file__.startswith(os.path.join(sys.path[0], "")):
         sys.path.append(sys.path.pop(0))  # by python -m; the user's own parts are found there, after what is installed
     sys.stdout, sys.stderr = tolerant(sys.stdout), tolerant(sys.stderr)
+    sys.stdin = os.fdopen(0, encoding=getattr(sys.stdin, "encoding", None), errors="replace", closefd=False)
     os.environ["MPLBACKEND"] = "agg"

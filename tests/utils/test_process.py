@@ -23,6 +23,27 @@ def lost(stream: TextIO) -> Iterator[TextIO]:
         stream.close()
 
 
+@pytest.mark.parametrize(("shell", "read"), [
+    ("printf 'caf\\351'", "'caf\\ufffd'"), ("printf 'caf\\303\\251'", "'caf\\xe9'"),
+    ("printf '\\377\\376'", "'\\ufffd\\ufffd'"), ("true", "''"), ("", "''")])
+def test_any_input_is_read(shell: str, read: str) -> None:
+    program = "from qra_bo.utils.process import prepare; prepare(); print(ascii(sys.stdin.read()))"
+    tied = f"{shell} | exec \"$0\" \"$@\"" if shell else 'exec "$0" "$@" <&-'
+    found = subprocess.run(["bash", "-c", tied, *interpreter(program)], capture_output=True, text=True, check=False,
+                           env={**os.environ, "PYTHONUTF8": "1"})
+    assert (found.stdout.strip(), found.stderr) == (read, "")
+
+
+@pytest.mark.parametrize("text", ["\N{MINUS SIGN}0.25", "[\N{MINUS SIGN}1, \N{MINUS SIGN}2]", "\N{EN DASH}",
+                                  "1\N{EN DASH}3", "\N{EURO SIGN}\N{MINUS SIGN}1"])
+def test_signs_of_numbers_are_kept_in_any_encoding(text: str) -> None:
+    raw = io.BytesIO()
+    stream = tolerant(io.TextIOWrapper(raw, encoding="ascii"))
+    stream.write(text)
+    stream.flush()
+    assert raw.getvalue().decode() == text.translate(str.maketrans("\N{MINUS SIGN}\N{EN DASH}\N{EURO SIGN}", "--?"))
+
+
 def test_what_can_not_be_encoded_is_a_question_mark() -> None:
     raw = io.BytesIO()
     stream = tolerant(io.TextIOWrapper(raw, encoding="ascii"))
