@@ -42,10 +42,10 @@ def search(config: RunConfig | Sequence[str] | None = None, *, config_dir: str |
     return run(checked)
 
 
-def allocate(config: RunConfig | Sequence[str] | str | None = None, *, config_dir: str | None = None,
+def allocate(config: RunConfig | Sequence[str] | PurePath | None = None, *, config_dir: str | None = None,
              **keywords: Any) -> "Result":
     """Predict the best allocation from a profile, without a search, fine-tune it and write a run's folder. A text such
-    as ``"mix:3.8,2"`` is a simple choice, which needs no profile: ``fine_tune`` with it as the ``allocation``.
+    as ``"mix:3.8,2"``, or a path, is an allocation and needs no profile: ``fine_tune`` with it as the ``allocation``.
 
     The same as ``search(effort="instant")``: ``best["prediction"]`` holds the predicted difference to the best uniform
     choice. ``search`` with more effort and the same ``out`` goes on from it. Arguments are those of ``search``.
@@ -54,8 +54,8 @@ def allocate(config: RunConfig | Sequence[str] | str | None = None, *, config_di
         UserError: If the input or the environment can't work.
         RunInterrupted: On a signal that stops a run, after a clean journal.
     """
-    if isinstance(config, str):
-        return fine_tune(config_dir=config_dir, **{"allocation": config, **keywords})
+    if isinstance(config, str | PurePath):
+        return fine_tune(config_dir=config_dir, allocation=config, **keywords)
     keywords = keywords if isinstance(config, RunConfig) else {"effort": "instant", **keywords}
     checked = configure(config, config_dir, **keywords)
     if checked.effort.max_full_trials:

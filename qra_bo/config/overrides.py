@@ -33,7 +33,7 @@ ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG
                           "oracle.table=FOLDER."}
 """By group, how to give what no file of the group names."""
 _SIMPLE = re.compile(r"(?<!['\"\w])(uniform|mix)\s*:\s*[\d.]+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
-_TAKES_SIMPLE = re.compile(r"^(\+{0,2})(budget|allocation)=")
+_TAKES_SIMPLE = re.compile(r"^(\+{0,2})(budget|allocation)=(?!['\"])")
 _MODEL = re.compile(r"^(\+{0,2})model=")
 _NUMBER = re.compile(r"[+-]?[\d_.]+(e[+-]?[\d_]+)?", re.IGNORECASE)
 _HOME = re.compile(r"~(/[^,'\"]*)?")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import qra_bo
+from qra_bo.api import configure
 from qra_bo.cli.app import main
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.finetune.data.load import byte_tokenizer
@@ -216,6 +217,25 @@ def test_a_mix_is_expanded_trained_and_named_with_its_rule(tmp_path: Path) -> No
     config = load_config([*REAL, "task=finetune", "allocation=mix:3.1,2"])
     given, narrowed = read_allocation(config, make_space(config, make_spec(config)))
     assert (set(given.allocations[0].formats), narrowed.budget[0].text) == ({"t3"}, "uniform:3,2")
+
+
+@pytest.mark.parametrize("text", ["mix:3.8", "mix:x,2", "mix:", "uniform:3.5,4", "mix:3.8,0", "mix:3.8,2.5"])
+def test_a_malformed_simple_choice_is_no_budget(text: str) -> None:
+    config = configure([*REAL], task="finetune", allocation=text)
+    with pytest.raises(ConfigError, match=f"allocation={text} is no simple choice"):
+        read_allocation(config, make_space(config, make_spec(config)))
+
+
+@pytest.mark.parametrize("text", ["mix:3.5,2", "' mix:3.5,2 '", '" mix: 3.5 , 2"', "'MIX:3.50,02'", "\" mix:3.5,2\""])
+def test_a_quoted_simple_choice_is_read(text: str) -> None:
+    config = load_config([*REAL, "task=finetune", f"allocation={text}"])
+    assert set(read_allocation(config, make_space(config, make_spec(config)))[0].allocations[0].ranks) == {2}
+    assert load_config([*REAL, "task=memory", f"budget={text}"]).budget[0].text.strip(" ").lower().startswith("mix:")
+
+
+def test_an_allocation_is_given_once() -> None:
+    with pytest.raises(TypeError, match="allocation"):
+        qra_bo.allocate("mix:3.8,2", model="tiny", allocation="uniform:4,4")
 
 
 def test_a_path_may_begin_like_a_uniform_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
