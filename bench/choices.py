@@ -32,8 +32,7 @@ LOOKS = ((UNIFORM, "uniform", BLUE, "s"), (f"{RULE}, rank 4", "rule, at rank 4",
          ("weight error, rank 4", "by weight error, at rank 4", MUTED, "D"), (RULE, "rule", GREEN, "o"),
          (PREDICTED, "predicted", VERMILLION, "*"))
 TEXTS = {"plays": "plays", "gsm8k": "GSM8K"}
-HEADINGS = ("within", "best uniform choice", "mix by rule", "predicted mix", "mix by rule less uniform, nats (95 %)",
-            "predicted less mix by rule")
+HEADINGS = ("within", "best uniform choice", "mix by rule", "predicted mix", "mix by rule less uniform, nats (95 %)")
 COLUMNS = ("text", "limit", "steps", "choice", "bits", "rank", "seeds", "loss", "less the rule", "less the draws")
 Row = dict[str, Any]
 
@@ -120,8 +119,7 @@ def markdown(found: Sequence[Row]) -> str:
         longer = "" if row[2] == found[0]["steps"] else f", {row[2]} steps"
         lines.append((f"{row[0]}, {TEXTS[row[1]]}{longer}",
                       *(f"{of[name]['loss']:.3f}" for name in (UNIFORM, RULE, PREDICTED)),
-                      _text(d and {"mean": -d["mean"], "low": -d["high"], "high": -d["low"]}) or DASH,
-                      _text(of[PREDICTED]["less_rule"]) or DASH))
+                      _text(d and {"mean": -d["mean"], "low": -d["high"], "high": -d["low"]}) or DASH))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
