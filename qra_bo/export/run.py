@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import BaseModel, StrictBool, StrictFloat, StringConstraints, ValidationError, create_model
+from pydantic import BaseModel, StrictBool, StrictFloat, StringConstraints, ValidationError
 
 from qra_bo.config.check import fields_of
 from qra_bo.config.groups import AdapterConfig, TrainConfig
@@ -23,7 +23,7 @@ from qra_bo.report.text import allocation_rows
 from qra_bo.space.decoder import expert_of
 from qra_bo.study.results import TRAINING, check_best
 from qra_bo.utils.errors import OutputError
-from qra_bo.utils.fields import Count, Natural, NonNegative
+from qra_bo.utils.fields import Count, Natural, NonNegative, model_of
 from qra_bo.utils.files import check_run_folder, read_object, write_json
 from qra_bo.utils.formatting import number, override_value, signed
 
@@ -35,26 +35,19 @@ another adapter, while its folder keeps exports of the former one. An interrupte
 Line = Annotated[str, StringConstraints(pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\z")]
 """A text without line breaks and control characters: it is rendered into a line."""
 _Loss = StrictFloat | None
-
-
-def _object(**types: Any) -> Any:
-    fields: Any = {key: (kind, ...) for key, kind in types.items()}
-    return create_model("Object", **fields)
-
-
-_Format = _object(backend=Line, bits=Count)
-_Baseline = _object(name=Line, loss=_Loss, predicted_bytes=Natural, feasible=StrictBool)
-BEST: type[BaseModel] = _object(
+_Format = model_of(backend=Line, bits=Count)
+_Baseline = model_of(name=Line, loss=_Loss, predicted_bytes=Natural, feasible=StrictBool)
+BEST: type[BaseModel] = model_of(
     model=Line, granularity=Line, oracle=Line, metric=Line, searched=StrictBool, winner_kind=Line,
     units=list[Line], bits=list[Count], ranks=list[Natural], formats=list[_Format],  # type: ignore[valid-type]
     alpha_over_rank=NonNegative, learning_rate=NonNegative, lr_rule=fields_of(AdapterConfig)["lr_rule"],
     loss=_Loss, loss_se=_Loss, search_loss=_Loss, baselines=list[_Baseline],  # type: ignore[valid-type]
-    delivered=_object(loss=StrictFloat, loss_se=_Loss, kept_step=Natural) | None,
-    memory=_object(scope=Line, budget_bytes=Natural, predicted_bytes=Natural, measured_bytes=Natural | None),
-    versus_best_uniform=_object(mean=StrictFloat, low=StrictFloat, high=StrictFloat, train_seeds=Natural,
-                                steps=Natural) | None,
-    objective=_object(steps=Natural, predicted_beyond=_Loss), provenance=dict[str, Any],
-    training=_object(trial_steps=Count, steps=Natural, **{key: fields_of(TrainConfig)[key] for key in TRAINING}))
+    delivered=model_of(loss=StrictFloat, loss_se=_Loss, kept_step=Natural) | None,
+    memory=model_of(scope=Line, budget_bytes=Natural, predicted_bytes=Natural, measured_bytes=Natural | None),
+    versus_best_uniform=model_of(mean=StrictFloat, low=StrictFloat, high=StrictFloat, train_seeds=Natural,
+                                 steps=Natural) | None,
+    objective=model_of(steps=Natural, predicted_beyond=_Loss), provenance=dict[str, Any],
+    training=model_of(trial_steps=Count, steps=Natural, **{key: fields_of(TrainConfig)[key] for key in TRAINING}))
 """Types of the fields of ``best.json`` that exports state: the file may be of unknown origin, and its values are
 rendered into programs and pages."""
 

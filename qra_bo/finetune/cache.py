@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from qra_bo.finetune.checked_tensors import load_checked, save_checked
+from qra_bo.utils.files import replacing
 from qra_bo.utils.holder import holder_of, name_holder
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def _bytes(folder: Path) -> int:
 
 def _remove_halves(cache: Path) -> None:
     """Remove files whose writer ended before they had their name."""
-    for file in cache.glob("*/*/*.safetensors.*"):
+    for file in cache.glob("*/*/.*.safetensors.*"):
         with suppress(OSError):
             if time.time() - file.stat().st_mtime > HALF_SECONDS:
                 file.unlink()
@@ -118,15 +119,11 @@ class TensorStore:
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors under a name."""
-        path = self._path(name)
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             self._make_folder()
-            save_checked(beside, tensors, self._facts(name))
-            beside.replace(path)
+            with replacing(self._path(name)) as beside:
+                save_checked(beside, tensors, self._facts(name))
         except OSError as error:
-            with suppress(OSError):
-                beside.unlink()  # a full disk needs no half a file
             log.warning("tensors can't be cached in %s: %s", self.folder, error)
 
     def mapped(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,48 +5,29 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Gt, Le
-from pydantic import AfterValidator, StrictInt, TypeAdapter
+from pydantic import AfterValidator, StrictInt
 from pydantic.dataclasses import dataclass as checked
-from typing_extensions import TypedDict
 
 from qra_bo.oracle.protocol import FINETUNE, SYNTHETIC
 from qra_bo.space import StorageFormat, average_bits
 from qra_bo.trials import Stored
+from qra_bo.utils.fields import model_of
 
 CALIBRATED = "calibrated in the search that found the allocation"
 BY_RULE = "adapter.lr by its rule, not calibrated"
 """Sources of a given allocation's learning rate. A file may state another (``learning_rate_source``)."""
 
 
-class _Train(TypedDict, total=False):
-    batch: StrictInt
-    accumulate: StrictInt
-    length: StrictInt
-
-
-class _Confirm(TypedDict, total=False):
-    seeds: StrictInt
-
-
-class _Quantizer(TypedDict, total=False):
-    rounding: str
-    tokens: StrictInt | Literal["auto"]
-
-
-class _Read(TypedDict, total=False):
-    """Values of a recorded configuration by which a run is read; others are only shown."""
-
-    train: _Train
-    confirm: _Confirm
-    quantizer: _Quantizer
-    embeddings: StrictInt | Literal["auto"]
-
-
-_READ = TypeAdapter(_Read)
+_Numbers = StrictInt | Literal["auto"]
+_READ = model_of(
+    None, train=model_of(None, batch=StrictInt, accumulate=StrictInt, length=StrictInt),
+    confirm=model_of(None, seeds=StrictInt), quantizer=model_of(None, rounding=str, tokens=_Numbers),
+    embeddings=_Numbers)
+"""Values of a recorded configuration by which a run is read; others are only shown."""
 
 
 def _checked(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    _READ.validate_python(config)
+    _READ.model_validate(config)
     return config
 
 

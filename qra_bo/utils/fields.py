@@ -5,7 +5,16 @@ from collections.abc import Callable
 from typing import Annotated, Any, Self
 
 from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    create_model,
+)
 from pydantic_core import PydanticCustomError
 
 from qra_bo.utils.errors import ConfigError, UserError, nearest_first
@@ -34,6 +43,13 @@ class Group(BaseModel):
             raise ConfigError(f"{'.'.join(map(str, e['loc']))}: {e['msg']}; got {cut(e['input'])}."
                               for e in error.errors()) from error
         return self.model_copy(update={name: getattr(checked, name) for name in changes})
+
+
+def model_of(default: Any = ..., **kinds: Any) -> Any:
+    """Return a model of the values of some keys, beside which there may be others: each of its kind, or the
+    ``default`` where it is missing (``...``: none may be)."""
+    fields: Any = {key: (kind, default) for key, kind in kinds.items()}
+    return create_model("Values", **fields)
 
 
 def must_be(words: str, holds: Callable[[Any], bool]) -> AfterValidator:

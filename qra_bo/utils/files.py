@@ -40,22 +40,29 @@ def writing(where: Path, remedy: str) -> Iterator[None]:
                           f"{remedy}") from error
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` atomically: a reader sees the whole old file or the whole new one. Raises
-    ``OSError`` if it can't be written."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which replaces ``path`` at the end of the block: a reader sees the whole old
+    file or the whole new one. Raises ``OSError`` if that can't be done."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)  # of a process that ended
-    # A link that another process puts there is not followed.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with open(os.open(temporary, flags, 0o666), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     finally:
         with suppress(OSError):  # mostly gone; if not, it costs space alone
             temporary.unlink()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` as ``replacing`` does, and wait until the disk has it; raises ``OSError`` if it
+    can't be written."""
+    # A link that another process puts there is not followed.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    with replacing(path) as temporary, open(os.open(temporary, flags, 0o666), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def follow_umask(*paths: Path) -> None:

@@ -128,7 +128,7 @@ def test_bytes_that_could_not_be_removed_count(tmp_path: Path, monkeypatch: pyte
 def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path: Path) -> None:
     store = TensorStore(tmp_path / "codes", {})
     store.save("layers.0.q_proj", MEGABYTE)
-    left = [store.folder / f"layers.0.k_proj.safetensors.{pid}" for pid in (1, 2)]
+    left = [store.folder / f".layers.0.k_proj.safetensors.{pid}" for pid in (1, 2)]
     for path in left:
         path.write_bytes(b"half")
     os.utime(left[0], (0, 0))

@@ -62,10 +62,10 @@ def test_the_oldest_checkpoints_are_removed_first(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    for name in (".t7-lr1.4711", ".t7-lr1.5.4711"):  # halves of the rates 1 and 1.5
+    for name in (".t7-lr1.safetensors.4711", ".t7-lr1.5.safetensors.4711"):  # halves of the rates 1 and 1.5
         (tmp_path / name).write_bytes(b"cut off")
     store.save("t7-lr1", _checkpoint(1, 8))
-    assert {path.name for path in tmp_path.iterdir()} == {"t7-lr1.safetensors", ".t7-lr1.5.4711"}
+    assert {path.name for path in tmp_path.iterdir()} == {"t7-lr1.safetensors", ".t7-lr1.5.safetensors.4711"}
     store.remove("t7-lr1.5")
     assert {path.name for path in tmp_path.iterdir()} == {"t7-lr1.safetensors"}
 

@@ -14,6 +14,7 @@ from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
+from qra_bo.utils.files import replacing
 
 log = logging.getLogger(__name__)
 _BEST = "best|"
@@ -61,17 +62,14 @@ class CheckpointStore:
 
     def save(self, name: str, checkpoint: Checkpoint) -> None:
         """Write the checkpoint of ``name``, or log a warning."""
-        temporary = self.folder / f".{name}.{os.getpid()}"
         try:
             self.folder.mkdir(exist_ok=True)
             self._clear(name)
-            self._write(name, checkpoint, temporary)
+            with replacing(self._path(name)) as temporary:
+                self._write(name, checkpoint, temporary)
         except OSError as error:
             log.warning("no checkpoint can be written to %s (%s); the trial continues, and after a kill it repeats its "
                         "steps since the last checkpoint", self.folder, error)
-        finally:
-            with suppress(OSError):  # mostly gone; if not, it costs space alone
-                temporary.unlink()
 
     def _write(self, name: str, checkpoint: Checkpoint, temporary: Path) -> None:
         facts = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name not in ("state", "best")}
@@ -87,7 +85,6 @@ class CheckpointStore:
         newest = max(ages.values(), default=0)
         if temporary.stat().st_mtime_ns <= newest:  # the clock was set back
             os.utime(temporary, ns=(newest + 1, newest + 1))
-        temporary.replace(self._path(name))
         others = sorted((p for p in ages if p != self._path(name)), key=ages.__getitem__)
         for path in others[: max(0, len(others) + 1 - self.keep)]:
             path.unlink(missing_ok=True)
@@ -100,9 +97,8 @@ class CheckpointStore:
 
     def _clear(self, name: str) -> None:
         """Remove halves of ``name`` that processes left which were killed while they wrote: each may have a GB."""
-        for path in self.folder.glob(f".{name}.*"):
-            if path.name.removeprefix(f".{name}.").isdigit():  # a name may begin with another one and a dot
-                path.unlink(missing_ok=True)
+        for path in self.folder.glob(f".{name}.safetensors.*"):
+            path.unlink(missing_ok=True)
 
     def load(self, name: str, at_most: int) -> Checkpoint | None:
         """Return the checkpoint of ``name`` for at most ``at_most`` steps, or ``None``; remove an unreadable one."""
