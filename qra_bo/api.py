@@ -131,6 +131,6 @@ def _text(key: str, value: Any) -> str:
         return "null" if value is None else str(value).lower()
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | PurePath):
         return f"[{','.join(_text(key, item) for item in value)}]"
-    if isinstance(value, bytes) or type(value).__str__ is object.__str__:  # such as a function
+    if isinstance(value, bytes) or (not isinstance(value, str) and repr(value).startswith("<")):  # such as a function
         raise ConfigError(f"{key} must be a text, a number, a list or a dictionary; got {cut(value)}")
     return str(float(value)) if isinstance(value, Real | Decimal) else override_value(str(value))

@@ -61,7 +61,7 @@ def test_changes_of_a_configuration_are_checked(changes: dict[str, Any]) -> None
         configure(model="tiny", budget="8MB", ranks=[4]).to_dict()
 
 
-@pytest.mark.parametrize("value", [b"8MB", print, object(), lambda: 1, 1j, [print]])
+@pytest.mark.parametrize("value", [b"8MB", print, object(), lambda: 1, [print]])
 def test_keywords_without_a_text_are_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="out must be"):
         configure(model="tiny", out=value)

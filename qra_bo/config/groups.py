@@ -36,8 +36,8 @@ BUILT_IN = (FINETUNE, "synthetic")
 """Names of the oracles of this package, by which journals and reports tell them from a user's own."""
 Share = Annotated[StrictFloat, Ge(0), Le(1)]
 Scales = Annotated[tuple[StrictFloat, ...], must_be(
-    "a list of distinct positive numbers, e.g. [0.5,1,2]",
-    lambda scales: len(set(scales)) == len(scales) and min(scales, default=0) > 0)]
+    "a list of at most 50 distinct numbers from 1e-6 to 1e6, e.g. [0.5,1,2]",
+    lambda scales: len(set(scales)) == len(scales) <= 50 and 1e-6 <= min(scales, default=0) <= max(scales) <= 1e6)]
 
 
 class Target(Group, extra="allow"):
@@ -153,7 +153,7 @@ class AdapterConfig(Group):
     """Where adapters are, and how fast they learn; ``lr: auto`` is replaced in composition."""
 
     alpha_over_rank: Positive
-    lr: Positive
+    lr: Annotated[Positive, Ge(1e-12), Le(10**6)]
     lr_rule: Literal["constant", "inverse_sqrt", "inverse", "by_length"]
     experts: Literal["none", "each"]
 

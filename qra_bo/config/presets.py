@@ -1,6 +1,7 @@
 """Choices that follow from the model and the device where the user made none: trainer, budget, learning rate, text."""
 
 import functools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -52,7 +53,8 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     if raw.get("codes") == STORED and "bits" not in given:
         chosen.append("bits=[]")
     path = data.get("path") if isinstance(data := raw.get("data"), Mapping) else None
-    if "data.path" in given and "data" not in given and isinstance(path, str) and Path(path).expanduser().is_file():
+    if "data.path" in given and "data" not in given and isinstance(path, str) \
+            and os.path.isfile(os.path.expanduser(path)):
         chosen.append("data=jsonl")
     if "method._target_" in given and "method" not in given:
         chosen.append("method=_own")
@@ -98,11 +100,11 @@ def _width(model: Mapping[str, Any]) -> int | None:
     width = model.get("hidden_size")
     if width is None and model.get("gguf_file") is not None:
         with suppress(UserError, KeyError):
-            file = Path(str(model.get("path"))).expanduser() / str(model["gguf_file"])
+            file = Path(os.path.expanduser(str(model.get("path")))) / str(model["gguf_file"])
             return int(read_header(file).tensors[EMBEDDING].shape[0])
     if width is None:
         with suppress(UserError):  # a hub id, whose file is not here; a wrong path is refused where the model is read
-            found = read_object(Path(str(model.get("path"))).expanduser() / "config.json")
+            found = read_object(Path(os.path.expanduser(str(model.get("path")))) / "config.json")
             part = found.get("text_config", found)
             width = part.get("hidden_size") if isinstance(part, Mapping) else None
     return width if isinstance(width, int) and width > 0 else None

@@ -1,5 +1,6 @@
 """Rules between the fields of a configuration: every problem at once, before anything is loaded."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -220,7 +221,7 @@ def _files(config: RunConfig) -> Iterator[Problem]:
 def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:
     if path is None:
         yield Problem(key, f"{key} must name {wanted}; got null.")
-    elif not Path(path).expanduser().is_file():
+    elif not os.path.isfile(os.path.expanduser(path)):
         yield Problem(key, f"{key} must name {wanted}; there is no file {path!r}.")
 
 

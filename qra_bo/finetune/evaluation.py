@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import random
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -259,7 +260,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
                           "without folder and ending)")
     for t in tasks:
         if t.endswith(FILE_ENDINGS):
-            read_task_file(Path(t).expanduser())
+            read_task_file(Path(os.path.expanduser(t)))
     try:
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as error:

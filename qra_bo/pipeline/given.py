@@ -1,6 +1,7 @@
 """Allocations that are trained without a search: read for ``task=finetune``, or chosen where nothing binds."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -60,7 +61,7 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         whole = f"uniform:{parse_format(allocation.formats[0]).bits},{chosen.rank}"  # where no unit is wider
         budget, scope = text if mixed else whole, str(config.memory.scope)
     else:
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         data = _read(path, config, space)
         allocation, lr = parse_allocation(data, path, [u.name for u in space.units])
         rate = (config.adapter.lr, BY_RULE) if lr is None else \

@@ -1,5 +1,6 @@
 """``task=evaluate``: ask the model of a finished run the questions of ``eval.tasks``."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -34,7 +35,7 @@ def run(config: RunConfig) -> int:
     from qra_bo.finetune.manifest import package_versions
     check_tasks(config.eval.tasks)
     folder, against = Path(str(config.out)), config.eval.against
-    files = [Path(t).expanduser() for t in config.eval.tasks if t.endswith(FILE_ENDINGS)]
+    files = [Path(os.path.expanduser(t)) for t in config.eval.tasks if t.endswith(FILE_ENDINGS)]
     others = _others(files, None if against in (None, UNTUNED) else Path(str(against)))
     model, tokenizer = load(folder, resolve_device(config.device),
                             trust_remote_code=bool(config.model["trust_remote_code"]))

@@ -132,6 +132,11 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["method._target_=3"], "method: _target_ must be the dotted path of a class or function"),
     (["quantizer.formats.four=[nf4]"], "must be a mapping from bit-widths to lists of format names"),
     (["~seed"], "keys of the configuration can't be deleted"),
+    (["data=jsonl", "data.path='~nobody_here/x.jsonl'"], "there is no file '~nobody_here/x.jsonl'"),
+    (["surrogate.rates='~nobody_here/x'"], "there is no file '~nobody_here/x'"),
+    *(([f"adapter.lr={rate}"], "adapter.lr must be at") for rate in ("1e308", "1e7", "1e-320")),
+    *(([f"calibrate.lr_scales=[{scales}]"], "at most 50 distinct numbers from 1e-6 to 1e6") for scales in (
+        "1e300", "1e-300", "1,1e7", "1,1", "", ",".join(map(str, range(1, 60))))),
     (["hydra/launcher=nowhere"], "Hydra can't compose this configuration: .*nowhere"),
 ])
 def test_one_bad_value(overrides: list[str], message: str) -> None:

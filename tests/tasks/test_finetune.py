@@ -14,14 +14,17 @@ import qra_bo
 from qra_bo.api import configure
 from qra_bo.cli.app import main
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
+from qra_bo.finetune.data.jsonl import read_rows
 from qra_bo.finetune.data.load import byte_tokenizer
+from qra_bo.finetune.evaluation import check_tasks
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.report.data import load_run
 from qra_bo.runs import main as runs
+from qra_bo.searchers.rates.files import load_rates
 from qra_bo.study.header import BY_RULE, CALIBRATED
 from qra_bo.study.journal import read_journal
-from qra_bo.utils.errors import ConfigError, ModelError
+from qra_bo.utils.errors import ConfigError, ModelError, UserError
 from tests.executors import work_in_this_process
 from tests.finetune.models import tiny_llama
 
@@ -231,6 +234,14 @@ def test_a_quoted_simple_choice_is_read(text: str) -> None:
     config = load_config([*REAL, "task=finetune", f"allocation={text}"])
     assert set(read_allocation(config, make_space(config, make_spec(config)))[0].allocations[0].ranks) == {2}
     assert load_config([*REAL, "task=memory", f"budget={text}"]).budget[0].text.strip(" ").lower().startswith("mix:")
+
+
+@pytest.mark.parametrize("path", ["~nobody_here/x", "~nobody_here"])
+def test_a_folder_of_an_unknown_user_is_not_there(path: str) -> None:
+    for read in (lambda: read_allocation(config := finetune_config(path), make_space(config, make_spec(config))),
+                 lambda: check_tasks([f"{path}/x.jsonl"]), lambda: list(read_rows(path)), lambda: load_rates(path)):
+        with pytest.raises(UserError):
+            read()
 
 
 def test_an_allocation_is_given_once() -> None:

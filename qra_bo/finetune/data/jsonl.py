@@ -1,6 +1,7 @@
 """Records of the user's JSON or JSONL file; their fields decide how they are read."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ def read_rows(path: str | None) -> Iterator[tuple[str, Any]]:
     """
     if not path:
         raise DataError("data=jsonl needs data.path=FILE (one JSON object a line, or one JSON list); got nothing")
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise DataError(f"data.path must name a JSON or JSONL file; there is no file {path!r}")
     return json_objects(read_text(file), path)

@@ -1,6 +1,7 @@
 """Files of learned exchange rates: the user's, and those that come with the package, by name."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ def shipped_rates() -> dict[str, Path]:
 
 def rates_file(given: str) -> Path:
     """Return the file that ``surrogate.rates`` names: one that comes with the package, or the user's own."""
-    return shipped_rates().get(given) or Path(given).expanduser()
+    return shipped_rates().get(given) or Path(os.path.expanduser(given))
 
 
 def _read(given: str) -> bytes:
