@@ -15,6 +15,7 @@ from typing_extensions import is_typeddict
 from qra_bo.config.other_names import REMOVED, answer
 from qra_bo.utils.errors import nearest_first
 from qra_bo.utils.fields import MUST, REFUSED
+from qra_bo.utils.formatting import cut
 from qra_bo.utils.redact import redact
 
 T = TypeVar("T", bound=BaseModel)
@@ -58,7 +59,7 @@ def unknown_key(key: str, known: Iterable[str]) -> Problem:
     ordered, last = nearest_first(key, known), key.rpartition(".")[2]
     if not any(other.startswith(f"{key}.") for other in ordered):  # a value's name without its group: lr for adapter.lr
         ordered.sort(key=lambda other: other.rpartition(".")[2] != last)
-    return Problem(key, f"Unknown key {key!r}; nearest: {', '.join(ordered[:3])}.")
+    return Problem(key, f"Unknown key {cut(key)!r}; nearest: {', '.join(ordered[:3])}.")
 
 
 @cache
@@ -103,7 +104,7 @@ def _problem(cls: type[BaseModel], raw: Mapping[str, Any], error: ErrorDetails) 
     group_of = f"a group of the keys {', '.join(f'{key}.{name}' for name in fields)}" if fields else "a plain value"
     must = _must_be(hint, kind, value) or _MUST_BE.get(kind, group_of).format(**error.get("ctx", {}))
     null = ", or null" if types.NoneType in options_of(hint) else ""
-    return Problem(key, f"{key} must be {must}{null}; got {_show(value)}.")
+    return Problem(key, f"{key} must be {must}{null}; got {cut(_show(value), 200)}.")
 
 
 def _must_be(hint: Any, kind: str, value: object) -> str | None:

@@ -60,7 +60,7 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
     Raises:
         ConfigError: If ``config_dir`` is no folder.
     """
-    if config_dir is not None and not Path(config_dir).is_dir():
+    if config_dir is not None and not os.path.isdir(config_dir):
         raise ConfigError(f"--config-dir must name a folder of groups such as method/ or model/; there is no folder "
                           f"{config_dir!r}.")
     if config_dir is not None and not os.access(config_dir, os.R_OK | os.X_OK):

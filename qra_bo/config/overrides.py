@@ -16,7 +16,7 @@ from qra_bo.config.other_names import REMOVED, answer
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import nearest_first
 from qra_bo.utils.fields import UserPath
-from qra_bo.utils.formatting import override_value
+from qra_bo.utils.formatting import cut, override_value
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """The package's configuration, found by its place: a folder ``conf`` of the working directory is another one."""
@@ -108,12 +108,12 @@ def _malformed(text: str, error: HydraException, known: dict[str, tuple[str, ...
     """Return the problem of an override that Hydra can't parse."""
     if "=" in text:
         reason = str(error).strip().splitlines()[0]
-        return Problem(text, f"{text!r} is not of the form KEY=VALUE that Hydra reads ({reason}); put values with "
-                             "special characters into quotes.")
+        return Problem(text, f"{cut(text)!r} is not of the form KEY=VALUE that Hydra reads ({cut(reason, 200)}); put "
+                             "values with special characters into quotes.")
     names = {"task": get_args(VALUES["task"]), "+model": known["model"], **known}
     key = next((key for key, values in names.items() if text in values), None)
     hint = "put the key before the value, such as budget=8GB." if key is None else f"did you mean {key}={text}?"
-    return Problem(text, f"{text!r} is not of the form KEY=VALUE: {hint}")
+    return Problem(text, f"{cut(text)!r} is not of the form KEY=VALUE: {hint}")
 
 
 def unknown_flag(flag: str) -> Problem:
@@ -140,12 +140,12 @@ def _problem(text: str, override: Override, sweep: bool, known: dict[str, tuple[
     for value in override.sweep_string_iterator() if override.is_sweep_override() else (override.value(),):
         if not isinstance(value, str) or value.strip("'\"") not in known[key]:
             if key == "model" and "/" in str(value):
-                return Problem(key, f"Unknown model {value!r}; a model of the hub or in a folder is given as +model=hf "
-                                    f"model.path={value}.")
+                return Problem(key, f"Unknown model {cut(value)!r}; a model of the hub or in a folder is given as "
+                                    f"+model=hf model.path={value}.")
             ordered = nearest_first(str(value), known[key])
             more = f" and {len(ordered) - NEAREST} more (--help all)" if len(ordered) > 2 * NEAREST else ""
             listed = ordered[:NEAREST] if more else ordered
-            return Problem(key, f"Unknown {key} {value!r}; known, nearest first: {', '.join(listed)}{more}."
+            return Problem(key, f"Unknown {key} {cut(value)!r}; known, nearest first: {', '.join(listed)}{more}."
                                 f"{ALTERNATIVES.get(key, '')}")
     return None
 

@@ -18,7 +18,7 @@ no room fails with a status that does not name memory."""
 def nearest_first(name: str, known: Iterable[str]) -> list[str]:
     """Sort ``known`` for a message about an unknown name: the most similar first, others in alphabetical order."""
     def alike(other: str) -> float:
-        ratio = difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+        ratio = difflib.SequenceMatcher(None, name[:100].lower(), other.lower()).ratio()
         return ratio if ratio >= 0.4 else 0.0
 
     return sorted(sorted(known), key=alike, reverse=True)

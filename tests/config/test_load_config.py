@@ -144,6 +144,21 @@ def test_one_bad_value(overrides: list[str], message: str) -> None:
     assert re.search(message, found), found
 
 
+LONG = "a" * 20_000
+
+
+@pytest.mark.parametrize("override", [f"{LONG}=1", LONG, f"seed={LONG} {LONG}", f"data={LONG}", f"+model={LONG}",
+                                      f"train.{LONG}=1", f"budget={LONG}", f"seed={LONG}", f"method.x={LONG})"])
+def test_messages_about_long_overrides_are_short(override: str) -> None:
+    assert len(" ".join(problems(override))) < 900
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere", "/dev/null", "x" * 300])
+def test_a_folder_of_groups_is_a_folder(folder: str) -> None:
+    with pytest.raises(ConfigError, match="there is no folder"):
+        load_config([], folder)
+
+
 def test_names_of_other_trainers_lead_to_keys_of_ours() -> None:
     known = {*VALUES, *options(), "data.path", "budget"}
     for other, ours in OURS.items():

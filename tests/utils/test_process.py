@@ -34,6 +34,20 @@ def test_any_input_is_read(shell: str, read: str) -> None:
     assert (found.stdout.strip(), found.stderr) == (read, "")
 
 
+STOP = """import os
+class Stop:
+    def find_spec(self, name, *_):
+        if name == {name!r}: os.kill(os.getpid(), 2)
+sys.meta_path.insert(0, Stop())
+from qra_bo.__main__ import main; main()"""
+
+
+@pytest.mark.parametrize("name", ["qra_bo.cli.app", "hydra", "omegaconf", "pydantic", "qra_bo.config.schema"])
+def test_a_stop_of_imports_prints_nothing(name: str) -> None:
+    found = subprocess.run(interpreter(STOP.format(name=name)), capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (-2, "", "")
+
+
 @pytest.mark.parametrize("text", ["\N{MINUS SIGN}0.25", "[\N{MINUS SIGN}1, \N{MINUS SIGN}2]", "\N{EN DASH}",
                                   "1\N{EN DASH}3", "\N{EURO SIGN}\N{MINUS SIGN}1"])
 def test_signs_of_numbers_are_kept_in_any_encoding(text: str) -> None:
