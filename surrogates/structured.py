@@ -32,7 +32,6 @@ from surrogates.warp import LogWarp, candidate_warps
 _CONSTANT_VARIANCE = 25.0
 _JITTER = 1e-8
 _LEAST_VARIANCE = 1e-10
-_CHUNK = 2048
 _SPREAD = 0.7
 """Standard deviation of the logarithm of a part's scale, and of the noise, under the prior."""
 _NOISE = 0.005
@@ -208,19 +207,8 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
 
     def latent(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the noise-free latent value of ``n x 2 L`` rows, each ``n``."""
-        means, deviations = [], []
-        for chunk in torch.split(rows, _CHUNK):
-            blocks = self.design.blocks(chunk)
-            cross = self._prior_covariance(chunk, blocks, self.rows, self._blocks)
-            prior = torch.full((len(chunk),), _CONSTANT_VARIANCE, dtype=torch.float64)
-            for block, scale in zip(blocks, self._scales, strict=False):
-                prior += scale**2 * block.square().sum(dim=1)
-            if self.residual > 0:
-                prior += self._residual_variance
-            means.append(cross @ self._alpha + self._centres(chunk))
-            solved = torch.linalg.solve_triangular(self._chol, cross.T, upper=False)
-            deviations.append((prior - solved.square().sum(dim=0)).clamp_min(_LEAST_VARIANCE).sqrt())
-        return torch.cat(means), torch.cat(deviations)
+        found = self.posterior(rows.unsqueeze(1))
+        return found.mean.flatten(), found.variance.sqrt().flatten()
 
     def predict(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the noise-free value of rows in units of ``y``, each ``n``."""

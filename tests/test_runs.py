@@ -9,7 +9,7 @@ from qra_bo import runs
 from qra_bo.cli.app import main as command
 from qra_bo.report import html
 from qra_bo.runs import main
-from qra_bo.study.journal import RunLock
+from qra_bo.study.journal import run_lock
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.formatting import DASH
@@ -86,7 +86,7 @@ def test_what_ends_a_command_is_a_status(error, status, monkeypatch, capsys):
 
 
 def test_a_locked_run_is_active(outputs, capsys):
-    with RunLock(outputs / "cut" / "short"):
+    with run_lock(outputs / "cut" / "short"):
         main(["list", str(outputs)])
         assert "cut/short\tactive" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from bench.study.schedule import Find, Planned, missing
 from qra_bo.execution.base import Executor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.pipeline.executors import limits
-from qra_bo.study.journal import RunLock
+from qra_bo.study.journal import run_lock
 from qra_bo.study.signals import Interrupts
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import WorkerError
@@ -59,7 +59,7 @@ def work(study: Study, folder: Path, most: int | None = None, hours: float | Non
     start, done, setting = time.monotonic(), 0, ""
     executor: Executor | None = None
     store = TrialStore(folder / "trials.jsonl")
-    with Interrupts(), RunLock(own), ExitStack() as stack:
+    with Interrupts(), run_lock(own), ExitStack() as stack:
         stack.callback(lambda: executor and executor.close())
         while (most is None or done < most) and (hours is None or time.monotonic() - start < 3600 * hours):
             wanted = list(missing(study.comparisons, finder([store, *stores_in(folder)])))

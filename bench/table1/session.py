@@ -19,7 +19,7 @@ from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import CostTable, Ladder, SearchSpace
-from qra_bo.study.journal import RunLock
+from qra_bo.study.journal import run_lock
 from qra_bo.study.setting import Setting, training_seeds
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError
@@ -54,7 +54,7 @@ def open_session(config: TableConfig, folder: Path) -> Iterator["Session"]:
     setting = make_setting(config.run)
     with writing(folder, "run the same command again"):
         folder.mkdir(parents=True, exist_ok=True)
-    with RunLock(folder):
+    with run_lock(folder):
         session = Session(config, setting, folder, TableJournal(config, folder / NAME))
         try:
             yield session

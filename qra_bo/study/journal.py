@@ -1,12 +1,13 @@
 """The append-only journal of a run (one checksummed event a line, synced to disk at once), and its folder's lock."""
 
 import errno
+import itertools
 import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -106,13 +107,9 @@ def _own_and_once(lines: Iterable[tuple[int, Line]]) -> tuple[list[Line], dict[s
 
 def _listed(numbers: Sequence[int]) -> str:
     """Return ``"line 3"`` or ``"lines 3, 5-9"``."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    text = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
+    spans = [[number for _, number in run] for _, run in
+             itertools.groupby(enumerate(numbers), lambda placed: placed[1] - placed[0])]
+    text = ", ".join(f"{span[0]}" if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
     return f"line {text}" if len(numbers) == 1 else f"lines {text}"
 
 
@@ -159,37 +156,29 @@ def _check_header(path: Path, raw: bytes, good_bytes: int) -> None:
                            "what its results belong to is unknown; start a new run with another out=")
 
 
-class RunLock:
-    """Exclusive use of a run's folder, as a context manager; the operating system frees it when its holder dies.
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the exclusive use of a run's folder, which must exist; the operating system frees it when its holder dies.
 
-    The lock file stays behind; while the lock is held it names the holder, for the message of a second process.
-
-    Args:
-        folder: The run's folder; it must exist.
-
-    Raises:
-        OutputError: On entering, if another process holds the lock or the folder can't be written.
+    The lock file stays behind; while the lock is held it names the holder, for the message of a second process. Raises
+    ``OutputError`` if another process holds the lock or the folder can't be written.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK_NAME
-        self._lock = FileLock(self.path, timeout=0)
-
-    def __enter__(self) -> "RunLock":
-        check_plain(self.path)
-        try:
-            self._lock.acquire()
-            name_holder(self.path)
-        except Timeout as error:
-            raise OutputError(f"the run's folder {self.path.parent} is in use by {holder_of(self.path)}; wait for "
-                              "it, stop it, or choose another folder with out=") from error
-        except OSError as error:
-            raise OutputError(f"the run's folder {self.path.parent} can't be written ({error.strerror}); choose "
-                              "another with out=, or mend its permissions") from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    path = folder / LOCK_NAME
+    check_plain(path)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+        name_holder(path)
+    except Timeout as error:
+        raise OutputError(f"the run's folder {folder} is in use by {holder_of(path)}; wait for it, stop it, or choose "
+                          "another folder with out=") from error
+    except OSError as error:
+        raise OutputError(f"the run's folder {folder} can't be written ({error.strerror}); choose another with out=, "
+                          "or mend its permissions") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_locked(folder: Path) -> bool:
@@ -225,7 +214,7 @@ class Journal:
                  clock: Callable[[], float] = time.monotonic) -> None:
         self.path = folder / JOURNAL_NAME
         self.content = JournalContent((), (), (), 0)
-        self._lock, self._shield, self._clock, self._held = RunLock(folder), shield, clock, ExitStack()
+        self._shield, self._clock, self._held = shield, clock, ExitStack()
         self._fd: int | None = None
         self._size = 0
         self._session, self.last = 1, 0.0
@@ -234,7 +223,7 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         with ExitStack() as stack:
-            stack.enter_context(self._lock)
+            stack.enter_context(run_lock(self.path.parent))
             try:
                 check_plain(self.path)
                 if self.path.exists():

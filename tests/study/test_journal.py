@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.study.journal import LOCK_NAME, Journal, RunLock, checksum, is_locked, read_journal, session_seconds
+from qra_bo.study.journal import LOCK_NAME, Journal, checksum, is_locked, read_journal, run_lock, session_seconds
 from qra_bo.utils.errors import JournalError, OracleError, OutputError
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -148,14 +148,14 @@ def test_lock_of_a_dead_process_does_not_hold(tmp_path: Path, monkeypatch: pytes
 
     if not has_flock:
         monkeypatch.setattr(fcntl, "flock", flock)
-    for _ in range(2):  # the second one takes it over
-        in_a_child(lambda: RunLock(tmp_path).__enter__())
+    for lock in [run_lock(tmp_path), run_lock(tmp_path)]:  # the second one takes it over
+        in_a_child(lock.__enter__)
         assert (tmp_path / LOCK_NAME).exists()
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         assert is_locked(tmp_path)
         gone = "" if has_flock else rf".*delete .*{LOCK_NAME} if that"
         with pytest.raises(OutputError, match=rf"in use by process {os.getpid()} on {gone}"):
-            RunLock(tmp_path).__enter__()
+            run_lock(tmp_path).__enter__()
     assert not is_locked(tmp_path)
 
 
