@@ -57,7 +57,8 @@ MOST_WRITTEN, MOST_BYTES = 2 * MOST_CHARACTERS, 5 * 10**8
 """Characters of the longest text of a conversation, and bytes that writing one may take."""
 _AT_ONCE = 256
 """Conversations tokenised at once: their character offsets take much memory."""
-_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+             MemoryError)
 """Errors of templates, which are programs."""
 Span = tuple[int, int]
 Tools = list[dict[str, Any]] | None
@@ -111,7 +112,7 @@ class ChatTemplate:
             DataError: See ``encode``.
         """
         messages, tools, where = conversation.messages, conversation.tools, conversation.where
-        text, marked = self._taken(conversation, messages, marks=bool(_GENERATION.search(self.source(tools))))
+        text, marked = self._text(messages, tools, where, marks=bool(_GENERATION.search(self.source(tools))))
         for message in messages:  # of a list of parts, a template may write nothing of a text
             words = re.findall(r"\w+", message["content"].lower()) if message["role"] in ("user", "assistant") else []
             if words and not any(word in text.lower() for word in words):
@@ -129,21 +130,13 @@ class ChatTemplate:
     def question(self, conversation: Conversation) -> str:
         """Return the text before the last trained turn, with the beginning of an answer. Raises ``DataError`` if the
         template refuses it."""
-        return self._taken(conversation, conversation.messages[:conversation.trained[-1]], begin=True)[0]
+        return self._text(conversation.messages[:conversation.trained[-1]], conversation.tools, conversation.where,
+                          begin=True)[0]
 
-    def _taken(self, conversation: Conversation, messages: Sequence[Message],
-               **options: bool) -> tuple[str, list[Span]]:
-        """Return what ``_text`` renders of ``messages``; raises ``DataError`` if the template refuses them."""
-        try:
-            return self._text(messages, conversation.tools, **options)
-        except _REFUSALS as error:
-            raise DataError(f"{conversation.where}: the model's chat template refuses the conversation "
-                            f"({cut(str(error), 200)}); mend the record or leave it out, or take a base model whose "
-                            "template takes it") from error
-
-    def _text(self, messages: Sequence[Message], tools: Tools, *, begin: bool = False,
+    def _text(self, messages: Sequence[Message], tools: Tools, where: str = "", *, begin: bool = False,
               marks: bool = False) -> tuple[str, list[Span]]:
-        """Render ``messages``; ``begin`` adds the beginning of an answer, ``marks`` returns the generation's marks."""
+        """Render ``messages``; ``begin`` adds the beginning of an answer, ``marks`` returns the generation's marks.
+        Raises ``DataError`` if the template refuses them."""
         source = _CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), self.source(tools))
         try:
             with bounded_memory(MOST_BYTES):  # a text can double on each pass
@@ -151,10 +144,13 @@ class ChatTemplate:
                     conversations=[list(messages)], tools=tools, chat_template=_counted(source),
                     add_generation_prompt=begin, return_assistant_tokens_mask=marks,
                     **self.tokenizer.special_tokens_map)
-        except MemoryError:
-            texts = []
-        if not texts or len(texts[0]) > MOST_WRITTEN:
-            raise TemplateError(f"it writes more than {MOST_WRITTEN:,} characters")
+            if len(texts[0]) > MOST_WRITTEN:
+                raise MemoryError
+        except _REFUSALS as error:
+            long = isinstance(error, MemoryError)
+            why = f"it writes more than {MOST_WRITTEN:,} characters" if long else str(error)
+            raise DataError(f"{where}: the model's chat template refuses the conversation ({cut(why, 200)}); mend the "
+                            "record or leave it out, or take a base model whose template takes it") from error
         return texts[0], spans[0] if marks else []
 
     def _check_tools(self, conversation: Conversation, text: str) -> None:
@@ -164,7 +160,7 @@ class ChatTemplate:
         missing = [str(name) for name in (*tools, *calls) if name and str(name) not in text]
         if not missing and calls:  # the name may stand in the list of tools alone
             bare = [{key: v for key, v in m.items() if key != "tool_calls"} for m in conversation.messages]
-            with suppress(*_REFUSALS):
+            with suppress(DataError, ValueError):
                 missing = calls if self._text(bare, conversation.tools)[0] == text else []
         if missing:
             raise DataError(f"{conversation.where}: the model's chat template writes no tools or no tool calls (it "
@@ -173,14 +169,14 @@ class ChatTemplate:
     def _span(self, messages: list[Message], tools: Tools, turn: int, text: str, where: str) -> Span:
         """Return the characters of one turn of the assistant in the whole ``text``."""
         lead, mark = self._marks(tools)
-        with suppress(*_REFUSALS):  # e.g. a template that wants a user's turn first
+        with suppress(DataError, ValueError):  # e.g. a template that wants a user's turn first
             before = self._text(messages[:turn], tools, begin=True)[0]
             after = self._text(messages[:turn + 1], tools)[0]
             if not text.startswith(after):  # some templates close the text, but not a turn, with an end token
                 after = after.removesuffix(self.tokenizer.eos_token or "")
             if text.startswith(after) and after.startswith(before):
                 return len(before), len(after)
-        with suppress(*_REFUSALS):
+        with suppress(DataError, ValueError):
             other = [*messages[:turn], {"role": "assistant", "content": _PLACEHOLDER}, *messages[turn + 1:]]
             before, after = self._text(other, tools)[0].split(_PLACEHOLDER)
             if len(before) + len(after) <= len(text) and text.startswith(before) and text.endswith(after):
@@ -197,7 +193,7 @@ class ChatTemplate:
         if source not in self._around:
             talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}]
             self._around[source] = "", ""
-            with suppress(*_REFUSALS):
+            with suppress(DataError, ValueError):
                 before, _, after = self._text(talk, None)[0].rpartition(_PLACEHOLDER)
                 begun = self._text(talk[:1], None, begin=True)[0]
                 self._around[source] = before[len(begun):] if before.startswith(begun) else "", after
