@@ -3,7 +3,7 @@
 Symbols: ``L`` units, ``F`` formats, ``R`` ranks, ``n`` observations, ``k`` components, ``m`` features of a component.
 
     y = inverse_warp(z),    z = constant + sum_l (centre_l + u_l)(q_l, r_l) + residual + noise
-    u_l(f, r) = sum_k scale_k sum_m Phi_k[l, f, r, m] (G_k w_k)[l, m],    w_k ~ N(0, 1)
+    u_l(f, r) = sum_k scale_k sum_m Phi_k[l, f, r, m] w_k[m],    w_k ~ N(0, 1)
 
 The warp is logarithmic with a learned offset, so that parts that add up in ``z`` are super-additive in ``y``.
 Scales are fitted by maximum a posteriori; given them, everything is linear and Gaussian.
@@ -42,18 +42,15 @@ _LENGTHSCALE = 0.4
 
 @dataclass(frozen=True)
 class Component:
-    """One additive part of the latent table.
+    """One additive part of the latent table, whose weights all units share.
 
     Args:
-        features: ``L x F x R x m``.
-        units: ``L x g`` factor of the covariance between units: a column of ones shares the weights, the identity frees
-            them, anything between couples neighbours.
+        features: ``L x F x R x m``; a unit with columns of its own has weights of its own.
         scale: Prior median of the part's scale, in standard deviations of the latent targets.
     """
 
     name: str
     features: Tensor
-    units: Tensor
     scale: float = 0.5
 
 
@@ -75,16 +72,14 @@ class Design:
         self.shape = tuple(int(s) for s in components[0].features.shape[:3])
         for part in components:
             check_shape(f"features of {part.name!r}", part.features, (*self.shape, None))
-            check_shape(f"units of {part.name!r}", part.units, (self.shape[0], None))
         self.components = tuple(components)
         self.centre = torch.zeros(self.shape, dtype=torch.float64) if centre is None else centre.double()
         check_shape("the prior mean", self.centre, self.shape)
 
     def blocks(self, rows: Tensor) -> list[Tensor]:
-        """Return the features of ``n x 2 L`` rows, ``n x (g m)`` for every component."""
+        """Return the features of ``n x 2 L`` rows, ``n x m`` for every component."""
         check_shape("rows", rows, (None, 2 * self.shape[0]))
-        return [torch.einsum("nlm,lg->ngm", self._at(c.features, rows), c.units).reshape(len(rows), -1)
-                for c in self.components]
+        return [self._at(c.features, rows).sum(dim=1) for c in self.components]
 
     def centres(self, rows: Tensor) -> Tensor:
         """Return the prior mean of ``n x 2 L`` rows, in units of ``y``, ``n``."""
@@ -102,12 +97,10 @@ class Design:
         return found + part.reshape(*part.shape, *[1] * (table.ndim - 3)) * (above - found)
 
     def tables(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return the sum over components of the tables that their ``s x (g m)`` weights give, ``s x L x F x R``."""
+        """Return the sum over components of the tables that their ``s x m`` weights give, ``s x L x F x R``."""
         total = torch.zeros((1, *self.shape), dtype=torch.float64)
         for component, weight in zip(self.components, weights, strict=True):
-            shared = weight.reshape(len(weight), component.units.shape[1], -1)
-            per_unit = torch.einsum("lg,sgm->slm", component.units, shared)
-            total = total + torch.einsum("lfrm,slm->slfr", component.features, per_unit)
+            total = total + torch.einsum("lfrm,sm->slfr", component.features, weight)
         return total
 
     def codes(self, rows: Tensor) -> Tensor:

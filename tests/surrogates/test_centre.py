@@ -13,7 +13,7 @@ CENTRE = 0.02 * torch.randn(L, F, R, generator=torch.Generator().manual_seed(5),
 
 def centred(n: int = 12, scale: float = 0.5, shift: float = 0.0) -> StructuredModel:
     rows = random_rows(n, 3)
-    plan = Design([Component(c.name, c.features, c.units, scale) for c in design().components], CENTRE)
+    plan = Design([Component(c.name, c.features, scale) for c in design().components], CENTRE)
     y = 4.0 + additive(CENTRE, rows) + shift * additive(design().components[0].features[..., 0], rows)
     return StructuredModel(plan, rows, y, residual=0.0, warps=[None])
 

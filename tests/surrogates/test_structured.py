@@ -24,8 +24,7 @@ def design(seed: int = 0) -> Design:
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(L, F, R, 2, generator=generator, dtype=torch.float64)
     free = torch.randn(L, F, R, 1, generator=generator, dtype=torch.float64)
-    return Design([Component("shared", shared, torch.ones(L, 1, dtype=torch.float64)),
-                   Component("free", free, torch.eye(L, dtype=torch.float64))])
+    return Design([Component("shared", shared), Component("free", free * torch.eye(L)[:, None, None, :])])
 
 
 def random_rows(n: int, seed: int = 0) -> torch.Tensor:
@@ -49,7 +48,7 @@ def test_feature_map_by_hand() -> None:
     phi = plan.components[0].features
     want = sum(phi[u, rows[2, u], rows[2, L + u]] for u in range(L))
     torch.testing.assert_close(shared[2], want)
-    torch.testing.assert_close(free[2], torch.stack([plan.components[1].features[u, rows[2, u], rows[2, L + u], 0]
+    torch.testing.assert_close(free[2], torch.stack([plan.components[1].features[u, rows[2, u], rows[2, L + u], u]
                                                      for u in range(L)]))
 
 
@@ -178,8 +177,8 @@ def test_scales_that_are_taken_over_condition_as_fitted_ones() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(SurrogateError, match="at least one component"):
         Design([])
-    with pytest.raises(SurrogateError, match="units of 'x' must have the shape 4"):
-        Design([Component("x", torch.zeros(L, F, R, 1), torch.ones(L + 1, 1))])
+    with pytest.raises(SurrogateError, match="features of 'y' must have the shape 4"):
+        Design([Component("x", torch.zeros(L, F, R, 1)), Component("y", torch.zeros(L + 1, F, R, 1))])
     with pytest.raises(SurrogateError, match="at least 2 finite"):
         StructuredModel(design(), random_rows(1), torch.ones(1, dtype=torch.float64))
     with pytest.raises(SurrogateError, match="rows must have the shape"):

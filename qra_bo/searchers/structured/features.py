@@ -51,8 +51,7 @@ def build_components(problem: SearchProblem) -> list[Component]:
     reference = _reference_rows(problem)
     built = [_normalised(name, phi, scale, reference) for name, (phi, scale) in parts.items() if phi.shape[-1]]
     return [c for c in built if c is not None] or [
-        Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64),
-                  torch.ones((n_units, 1), dtype=torch.float64))]
+        Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64))]
 
 
 def rank_scale(problem: SearchProblem) -> FloatArray:
@@ -81,7 +80,7 @@ def _normalised(name: str, phi: FloatArray, scale: float, rows: Tensor) -> Compo
     if not bool(used.any()):
         return None
     scaled = features[..., used] / (variance[used] * int(used.sum())).sqrt()
-    return Component(name, scaled, torch.ones((n_units, 1), dtype=torch.float64), scale)
+    return Component(name, scaled, scale)
 
 
 _ASSUMPTIONS = ((1.0, 0.03), (0.5, 0.3), (0.5, 1.0), (0.5, 0.1), (1.0, 0.3), (1.0, 1.0), (0.5, 3.0), (1.0, 3.0))
