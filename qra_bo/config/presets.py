@@ -70,10 +70,11 @@ def _default_budget() -> Any:
 
 
 def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return plain values in which ``adapter.lr`` is a number where it was ``auto``."""
+    """Return plain values in which ``adapter.lr`` is a number where it was ``auto``; ``task=finetune`` tries no others
+    beside one that is given."""
     adapter, model = raw.get("adapter"), raw.get("model")
     if not isinstance(adapter, Mapping) or adapter.get("lr") != "auto" or not isinstance(model, Mapping):
-        return raw
+        return {**raw, "calibrate": {"lr_scales": [1.0]}} if raw.get("task") == "finetune" else raw
     known, train = _width(model), raw.get("train")
     if isinstance(train, Mapping) and train.get("name") == "cpu":
         lr = CPU_LR * CPU_WIDTH / max(known or CPU_WIDTH, CPU_WIDTH)

@@ -66,16 +66,17 @@ def parts_of(setting: Setting) -> list[Part]:
     config, each = setting.config, setting.full_trial_tokens
     effort, seeds = config.effort, config.confirm.seeds
     workers = config.executor.workers if setting.memory.shape.device == "cuda" else 1  # on a CPU they share its cores
-    costs: dict[str, float] = {}
+    low, scales = config.fidelity.low or config.fidelity.high, len(config.calibrate.lr_scales)
+    costs = {"tries of the learning rate": scales * setting.trial_tokens(low, "validation")} if setting.tries_rates \
+        else dict[str, float]()
     if setting.given is None and effort.max_full_trials:
         references = 2 * each if effort.references and not config.stored else 0.0
         confirmation = setting.trial_tokens(confirmation_steps(setting), "test")
         costs = {"search with its profile and baselines": setting.planned_cost + references,
                  f"confirmation on {seeds} seeds": 3 * seeds * confirmation}
     elif setting.given is None:
-        low = config.fidelity.low or config.fidelity.high
         costs = {"profile": profile_tokens(setting) if config.oracle.trains else 0.0,
-                 "check of the prediction": (2 + len(config.calibrate.lr_scales)) * setting.trial_tokens(low, "test"),
+                 "check of the prediction": (2 + scales) * setting.trial_tokens(low, "test"),
                  "QLoRA": setting.trial_tokens(config.fidelity.high, "test") if effort.references else 0.0}
     parts = [Part(what, cost, workers) for what, cost in costs.items() if cost]
     steps = final_steps(config, setting.sequences)

@@ -58,7 +58,7 @@ def _learning_rate(d: ReportData) -> str:
     rate = f"{found.learning_rate:.2g} at rank {REFERENCE_RANK} in trials (rule {found.rule}){in_final}"
     if found.source is not None:
         return f"{rate}: {found.source}." + (
-            "" if found.source == CALIBRATED else " Another one may suit these ranks better.")
+            "" if found.tried or found.source == CALIBRATED else " Another one may suit these ranks better.")
     if not found.trials:
         return f"{rate}, not calibrated in this run."
     return (f"{rate}, calibrated on uniform baselines over {len(found.tried)} rates, and the same for every "

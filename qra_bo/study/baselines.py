@@ -14,18 +14,18 @@ from qra_bo.searchers.rates.model import Rates, rows_terms
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.simple import blind_order, wider_units
 from qra_bo.study.events import Calibration
+from qra_bo.study.header import Given
 from qra_bo.study.intervals import text_error
 from qra_bo.study.setting import BaselineRules, Headroom
 from qra_bo.study.state import COMPARISON, is_uniform
 from qra_bo.study.trial_runner import PlannedTrial, TrialRunner, no_loss
 from qra_bo.trials import Fidelity, SequenceLosses, Trial
-from qra_bo.utils.errors import BudgetError
+from qra_bo.utils.errors import BudgetError, TrainingError
 
 MOST_RATES = 7
 """Most learning rates of a calibration: steps by 2 span a factor of 64, more than any model is off the rule."""
-BY_PRIOR = "learned from earlier runs, not calibrated in this one"
-BY_CHECK = "the best for a simple choice at low fidelity"
-"""Sources of a predicted allocation's learning rate: the only one that ``calibrate.lr_scales`` names, or tried."""
+BY_PRIOR, BY_TRIES = "learned from earlier runs, not calibrated in this one", "the best of those tried at low fidelity"
+"""Sources of learning rates: of a prediction where ``calibrate.lr_scales`` names one, and of what is not searched."""
 FLAT_ERRORS = 2.0
 """Standard errors over text which the last step of the rate must gain for a calibration to try a further one."""
 
@@ -90,7 +90,7 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
     if run.study.calibrated and not run.journal.content.damaged:
         return
     chosen = calibration_choices(baselines[0], run.config.effort.calibration_baselines)
-    found = calibration(run, chosen, run.config.adapter.lr, "calibration")
+    found = calibration(run, chosen, run.config.adapter.lr)
     if not run.study.calibrated:  # else the trials of damaged lines were done again
         run.record(found)
 
@@ -101,18 +101,34 @@ def calibrate_check(run: TrialRunner, problem: SearchProblem, uniforms: Sequence
     taught. A rate that a search calibrated, or a prediction has, stays."""
     if run.study.calibrated or (run.study.prediction is not None and run.study.learning_rate is not None):
         return
-    seen, fidelity = Observations(problem), Fidelity.HIGH if problem.low_steps is None else Fidelity.LOW
+    seen = Observations(problem)
     checked = next((a for a in uniforms if seen.position(a) is not None), uniforms[0])
-    found = calibration(run, [checked], run.config.adapter.lr * lr_scale, COMPARISON, fidelity)
-    run.conclude(replace(found, source=BY_CHECK if found.tried else BY_PRIOR))
+    found = calibration(run, [checked], run.config.adapter.lr * lr_scale, low=True)
+    run.conclude(found if found.tried else replace(found, source=BY_PRIOR))
 
 
-def calibration(run: TrialRunner, chosen: Sequence[Allocation], centre: float, stage: str,
-                fidelity: Fidelity = Fidelity.HIGH) -> Calibration:
+def calibrate_given(run: TrialRunner, given: Given) -> None:
+    """Record the learning rate of a given allocation: the stated one, or the best that trials at low fidelity found."""
+    if run.study.calibration is not None:
+        return
+    found = Calibration(given.learning_rate, run.config.adapter.lr_rule, source=given.rate_source)
+    if run.setting.tries_rates:
+        try:
+            found = calibration(run, given.allocations[:1], given.learning_rate, low=True)
+        except TrainingError as error:  # memory ran out: a smaller rank may be left
+            run.warn(str(error))
+    run.record(found)
+
+
+def calibration(run: TrialRunner, chosen: Sequence[Allocation], centre: float, *, low: bool = False) -> Calibration:
     """Return the best learning rate of trials of ``chosen`` at ``centre`` times ``calibrate.lr_scales``, and beyond an
     end while the best one is there and clearly better than the one beside it (``next_rate``). A single rate is taken
-    untried. Raises ``TrainingError`` if no rate gave a loss."""
+    untried. With ``low`` the trials are of low fidelity, where there is one, and of no search. Raises ``TrainingError``
+    if no rate gave a loss."""
     rule, scales = run.config.adapter.lr_rule, run.config.calibrate.lr_scales
+    stage, fidelity = COMPARISON if low else "calibration", Fidelity.HIGH
+    if low and run.config.fidelity.low is not None:
+        fidelity = Fidelity.LOW
     rates, most = [centre * scale for scale in scales] if len(scales) > 1 else [], max(MOST_RATES, len(scales))
     tried, sequences = dict[float, float](), dict[float, list[SequenceLosses]]()
     while rates:
@@ -126,12 +142,13 @@ def calibration(run: TrialRunner, chosen: Sequence[Allocation], centre: float, s
         rates = [] if following is None else [following]
     best = min(tried, key=tried.__getitem__, default=centre * scales[0])
     if not math.isfinite(tried.get(best, 0.0)):
-        raise no_loss("no learning rate of the calibration gave a loss on the uniform baselines", run.study.trials)
+        raise no_loss("no learning rate of the calibration gave a loss", run.study.trials)
     if len(tried) >= most and best in (min(tried), max(tried)):
         run.warn(f"the best learning rate, {best:g}, is at the end of the {len(tried)} that were tried: another "
                  "adapter.lr may do better")
     return Calibration(best, rule, tuple(tried), tuple(
-        {"learning_rate": rate, "loss": loss} for rate, loss in tried.items() if math.isfinite(loss)), tuple(chosen))
+        {"learning_rate": rate, "loss": loss} for rate, loss in tried.items() if math.isfinite(loss)), tuple(chosen),
+        BY_TRIES if low and tried else None)
 
 
 def next_rate(tried: Mapping[float, float], most: int,

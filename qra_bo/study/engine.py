@@ -17,6 +17,7 @@ from qra_bo.space import Allocation
 from qra_bo.study.baselines import (
     calibrate,
     calibrate_check,
+    calibrate_given,
     evaluate_baselines,
     evaluate_references,
     fractional_choices,
@@ -26,7 +27,7 @@ from qra_bo.study.baselines import (
 )
 from qra_bo.study.confirmation import confirm, settle_length
 from qra_bo.study.delivery import deliver, evaluate_untuned
-from qra_bo.study.events import Calibration, End
+from qra_bo.study.events import End
 from qra_bo.study.journal import Journal, session_seconds
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import MakeSearcher, SearchLoop, recommend
@@ -87,7 +88,8 @@ class Engine:
             if self.fine_tunes:
                 evaluate_untuned(run)
             if (given := self.setting.given) is not None:
-                run.conclude(Calibration(given.learning_rate, self.config.adapter.lr_rule, source=given.rate_source))
+                with run.stage(COMPARISON):
+                    calibrate_given(run, given)
                 for note in given.notes:
                     run.warn(note)
                 return self._finish(run, ())

@@ -12,11 +12,13 @@ from qra_bo.memory.budget import allocation_bytes
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, SearchSpace, average_bits, limit_average_bits
-from qra_bo.study.header import Given
+from qra_bo.study.header import BY_RULE, Given
 from qra_bo.trials import Trial, TrialState
 
 FINAL = "final"
 """``search.length``: the loss after the final fine-tune is minimised, and not that of a trial."""
+TRIES_SHARE = 0.1
+"""Most steps of trials of the first learning rates, as a share of those of the final fine-tune that they serve."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,16 @@ class Setting:
     def planned_cost(self) -> float:
         """Training tokens that profile, calibration, uniform baselines and search may spend."""
         return 0.0 if self.given is not None else self.config.effort.max_full_trials * self.full_trial_tokens
+
+    @property
+    def tries_rates(self) -> bool:
+        """Whether learning rates are tried before a given allocation is trained: where nothing states one, and trials
+        at low fidelity cost little beside the final fine-tune."""
+        c, given = self.config, self.given
+        if given is None or given.rate_source != BY_RULE or not c.oracle.trains or len(c.calibrate.lr_scales) == 1:
+            return False
+        steps = c.final.length(self.sequences or 0.0, c.train.step_sequences)
+        return len(c.calibrate.lr_scales) * (c.fidelity.low or c.fidelity.high) <= TRIES_SHARE * steps
 
     @property
     def train_seed(self) -> int:

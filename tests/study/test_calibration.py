@@ -8,7 +8,7 @@ import pytest
 from qra_bo.execution import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
-from qra_bo.study.baselines import BY_CHECK, calibration_choices, next_rate
+from qra_bo.study.baselines import BY_TRIES, calibration_choices, next_rate
 from qra_bo.trials import TrialResult, TrialSpec
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import run
@@ -48,7 +48,7 @@ def test_a_prediction_is_checked_at_the_best_rate_of_the_uniform_choice(tmp_path
     study = run(tmp_path, InProcessExecutor(Best(0.3e-3)), fine_tunes=False, calibrate__lr_scales=[0.5, 1.0, 2.0],
                 effort__max_full_trials=0).study
     found, checked = study.calibration, study.prediction
-    assert found.source == BY_CHECK
+    assert found.source == BY_TRIES
     assert not study.calibrated
     assert min(found.tried) < found.learning_rate < max(found.tried)
     assert found.uniform_baselines == (checked.reference,)

@@ -22,6 +22,7 @@ from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.report.data import load_run
 from qra_bo.runs import main as runs
 from qra_bo.searchers.rates.files import load_rates
+from qra_bo.study.baselines import BY_PRIOR, BY_TRIES
 from qra_bo.study.header import BY_RULE, CALIBRATED
 from qra_bo.study.journal import read_journal
 from qra_bo.utils.errors import ConfigError, ModelError, UserError
@@ -73,6 +74,7 @@ def test_training_a_found_allocation_again_equals_the_final_fine_tune(searched: 
     for name in ("adapter/adapter_model.safetensors", "quant_manifest.json"):
         assert (trained / name).read_bytes() == (searched / name).read_bytes()
     assert event(searched, "calibration")["learning_rate"] == event(trained, "calibration")["learning_rate"] != 0.003
+    assert event(trained, "calibration")["tried"] == []
 
 
 def test_report_runs_and_load_take_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +124,22 @@ def test_a_killed_training_goes_on_to_the_same_end(trained: Path, searched: Path
     (tmp_path / "trials.jsonl").write_bytes(raw[:raw.index(b'{"event":"final"') + 20])
     assert main([*REAL, "task=finetune", f"allocation={searched / 'best.json'}", f"out={tmp_path}"]) == 0
     assert event(tmp_path, "final")["loss"] == event(trained, "final")["loss"]
+
+
+def test_a_long_training_tries_rates_first_where_none_is_given(tmp_path: Path) -> None:
+    """The rate for its width was four times the best one of a 0.5B model: 0.05 nats."""
+    words = [*REAL[:-1], "task=finetune", "allocation=uniform:4,2"]
+    short, run = tmp_path / "short", tmp_path / "run"
+    assert main([*words, f"out={short}", "final.steps=29"]) == 0
+    assert event(short, "calibration")["tried"] == []  # three trials of a step would cost more than a tenth
+    assert main([*words, f"out={run}", "final.steps=30"]) == 0
+    found, lines = event(run, "calibration"), read_journal(run / "trials.jsonl").events
+    losses = {trial["learning_rate"]: trial["loss"] for trial in found["trials"]}
+    assert len(losses) >= 3
+    assert found["learning_rate"] == min(losses, key=losses.__getitem__)
+    assert {e["fidelity"] for e in lines if e["event"] == "trial"} == {"low"}
+    best = best_of(run)
+    assert (best["learning_rate"], best["learning_rate_source"]) == (found["learning_rate"], BY_TRIES)
 
 
 def test_measured_over_the_budget_is_status_2_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -180,7 +198,7 @@ def test_a_plain_file_is_trained_at_the_rate_of_the_rule(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("options", "source"), [
-    (["effort=instant"], "learned from earlier runs, not calibrated in this one"),
+    (["effort=instant"], BY_TRIES), (["effort=instant", "calibrate.lr_scales=[1.0]"], BY_PRIOR),
     (["effort=quick", "effort.max_full_trials=8", "calibrate.lr_scales=[1.0]"], BY_RULE),
     (["effort=quick", "effort.max_full_trials=8"], CALIBRATED)])
 def test_a_rate_is_calibrated_only_where_a_search_tried_several(tmp_path: Path, options: list[str],
