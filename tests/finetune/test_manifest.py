@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qra_bo.export.comparison import with_adapter
 from qra_bo.export.load import load
@@ -16,9 +17,11 @@ from qra_bo.finetune.manifest import (
     MANIFEST,
     PACKED,
     adapter_digest,
+    flatten,
     read_manifest,
     sealed,
     tensors_digest,
+    unflatten,
     write_manifest,
 )
 from qra_bo.finetune.models.load import cast_parameters, load_base
@@ -29,7 +32,7 @@ from qra_bo.utils.errors import OutputError, UserError
 
 MODEL = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128, "n_heads": 4,
          "n_kv_heads": 2, "head_dim": 16, "vocab_size": 300, "tied": True}
-FORMATS = ("nf4", "hqq2", "int8", "fp16", "hqq3", "nf4-nodq")
+FORMATS = ("nf4", "hqq2", "int8", "fp16", "hqq3", "nf4-nodq", "t2")
 IDS = torch.arange(16).reshape(2, 8)
 
 
@@ -184,8 +187,28 @@ def test_damaged_packed_weights_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("leaf", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj",
+                                  "mlp.down_proj"])
+@pytest.mark.parametrize("change", [
+    lambda t: t.pop("codes"), lambda t: t.update(more=torch.zeros(3)), lambda t: t.pop(sorted(t)[-1]),
+    lambda t: t.update(codes=t["codes"].to(torch.int16)), lambda t: t.update(codes=t["codes"][:-1]),
+    lambda t: t.update(codes=t["codes"].repeat(2, *[1] * (t["codes"].dim() - 1))), lambda t: t.clear(),
+    lambda t: t.update({sorted(t)[-1]: t[sorted(t)[-1]].double()})])
+def test_packed_weights_of_another_shape_are_refused(run: tuple[Path, torch.Tensor], tmp_path: Path, leaf: str,
+                                                     change: Any) -> None:
+    name, states = f"model.layers.0.{leaf}", unflatten(load_file(run[0] / PACKED))
+    change(states[name])
+
+    def seal(data: dict[str, Any]) -> None:
+        data["modules"][name]["sha256"] = tensors_digest(states[name])
+
+    folder = edit(run[0], tmp_path / "copy", seal)
+    save_file(flatten(states), folder / PACKED)
+    with pytest.raises(OutputError, match="are not those of"):
+        load(folder)
+
+
 def test_adapter_of_another_run_is_refused(run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
     folder = edit(run[0], tmp_path / "copy", lambda d: None)
     path = folder / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -206,7 +229,6 @@ def _flip(path: Path) -> None:
 
 
 def _nan(path: Path) -> None:
-    from safetensors.torch import load_file, save_file
     save_file({k: torch.full_like(v, float("nan")) for k, v in load_file(path).items()}, path)
 
 
