@@ -61,7 +61,7 @@ def chat(folder: Path, console: Console) -> None:
     for line in filter(str.strip, sys.stdin):
         turns.append({"role": "user", "content": line.rstrip("\n")})
         text = template.question(Conversation(json.dumps([*turns, {"role": "assistant", "content": ""}]),
-                                              (len(turns),))) if chats else line.rstrip("\n")
+                                              (len(turns),), where="your line")) if chats else line.rstrip("\n")
         inputs = tokenizer(text, return_tensors="pt", add_special_tokens=template.is_plain or not chats)
         length = inputs["input_ids"].shape[1]
         new = model.generate(**inputs.to(model.device), max_new_tokens=ANSWER_TOKENS, do_sample=False,
