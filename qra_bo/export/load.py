@@ -220,9 +220,9 @@ def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tupl
         if not of_base and name in manifest.modules:
             empty = backend_of(record.format).empty_state(record.format, record.shape, dtype)
             found, wanted = ({key: (t.dtype, t.shape) for key, t in tensors.items()} for tensors in (state, empty))
-            if found != wanted:
+            if found != wanted or not all(t.isfinite().all() for t in state.values() if t.is_floating_point()):
                 raise OutputError(f"the packed weights of {name} are not those of {record.format.name} in the shape "
-                                  f"{record.shape[0]} x {record.shape[1]}; {COPY_AGAIN}")
+                                  f"{record.shape[0]} x {record.shape[1]}, or not finite; {COPY_AGAIN}")
         yield name, state
 
 

@@ -193,7 +193,8 @@ def test_damaged_packed_weights_are_refused(tmp_path: Path) -> None:
     lambda t: t.pop("codes"), lambda t: t.update(more=torch.zeros(3)), lambda t: t.pop(sorted(t)[-1]),
     lambda t: t.update(codes=t["codes"].to(torch.int16)), lambda t: t.update(codes=t["codes"][:-1]),
     lambda t: t.update(codes=t["codes"].repeat(2, *[1] * (t["codes"].dim() - 1))), lambda t: t.clear(),
-    lambda t: t.update({sorted(t)[-1]: t[sorted(t)[-1]].double()})])
+    lambda t: t.update({sorted(t)[-1]: t[sorted(t)[-1]].double()}),
+    lambda t: [x.view(-1)[:1].fill_(torch.nan) for x in t.values() if x.is_floating_point()]])
 def test_packed_weights_of_another_shape_are_refused(run: tuple[Path, torch.Tensor], tmp_path: Path, leaf: str,
                                                      change: Any) -> None:
     name, states = f"model.layers.0.{leaf}", unflatten(load_file(run[0] / PACKED))
