@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from qra_bo.report.data import load_run
+from qra_bo.report.next_steps import next_steps
 from qra_bo.report.side_by_side import FoundRun, find_runs
 from qra_bo.report.tables import print_line, print_result, print_runs
 from qra_bo.utils.device import resolve_device
-from qra_bo.utils.errors import UserError, from_lack_of_memory, from_system
+from qra_bo.utils.errors import OutputError, UserError, from_lack_of_memory, from_system
 from qra_bo.utils.process import check_printed, prepare
 from qra_bo.utils.redact import printable
 
@@ -46,6 +47,8 @@ def chat(folder: Path, console: Console) -> None:
         OutputError: If ``folder`` is no run, or has no adapter.
     """
     d = load_run(folder)
+    if not d.ended and d.study.final is None:
+        raise OutputError(f"{folder} has no trained adapter yet. Go on: {dict(next_steps(d, str(folder)))['Continue']}")
     from transformers import TextStreamer  # loads torch, which the other commands do without
 
     from qra_bo.export.load import keep_unpacked, load

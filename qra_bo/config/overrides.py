@@ -23,7 +23,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 DEFAULT_MODEL = "smollm2_135m"
 NEAREST = 6
 """Names of a long list that a message gives."""
-ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
+ALTERNATIVES = {"model": " Any other dense decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
                 "data": " A text of your own: data=jsonl data.path=FILE.",
                 "method": " Peers, in a checkout of the project: --config-dir bench/conf method=sequential; your own: "
                           "--config-dir FOLDER.",

@@ -123,7 +123,9 @@ def target_problems(config: RunConfig, given: bool = False) -> Iterator[Problem]
     """Yield the export targets that are unknown, and those that refuse formats which a search may choose or a ``given``
     allocation has: the result could not be exported."""
     for name in (name for name in config.export.targets or () if name not in EXPORT_TARGETS):
+        loaded = CONSUMERS[name].exports if name in CONSUMERS else ()
         answer = f"no longer an export target: {REMOVED_TARGETS[name]}" if name in REMOVED_TARGETS else \
+            f"a program, which loads {', '.join(loaded)}" if loaded else \
             f"no export target; known, nearest first: {', '.join(nearest_first(name, EXPORT_TARGETS))}"
         yield Problem("export.targets", f"export.targets: {name!r} is {answer}.")
     why = "the allocation has" if given else "the search may choose"

@@ -207,7 +207,8 @@ class FinetuneOracle:
         return prompt, continuation(self.model, prompt, self.tokenizer.eos_token_id, self.device)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return printable(self.tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
+        # The last token may end within a character.
+        return printable(self.tokenizer.decode(tokens, skip_special_tokens=True).rstrip("\ufffd")) if tokens else ""
 
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress) -> dict[str, Any]:
         """Measure an allocation's memory with two training steps and a batch of the evaluation; nothing is kept.

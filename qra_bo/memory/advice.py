@@ -1,8 +1,7 @@
-"""Advice on a budget: whether it limits anything, whether mixing pays, and what spare bytes buy. No torch."""
+"""Advice on a budget: whether it limits anything, whether mixing pays, and what spare bytes do. No torch."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from qra_bo.memory.budget import format_size, smallest, uniform_bytes
 from qra_bo.memory.embeddings import packable_widths
@@ -17,20 +16,8 @@ FOUR_BITS = 4
 """Width from which a uniform choice has been about as good as any mix (``docs/reference/limits.md``)."""
 ENOUGH_RANK = 4
 """Rank for which ``embeddings=auto`` packs the embedding; a step of its width costs about as much as halving a rank."""
-MOST_BATCH, LENGTH_STEP, MOST_LENGTH, MOST_RANK = 1024, 64, 32_768, 256
-"""Limits of the changes that are priced, and the grain of lengths, in sequences and tokens: few models take longer text
-without further changes, and few adapters gain by a higher rank."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lever:
-    """A change of the configuration, in words, and the bytes that are needed with it."""
-
-    change: str
-    needs: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"change": self.change, "needs_bytes": self.needs}
+MOST_BATCH = 1024
+"""Most sequences of a batch that is priced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +27,12 @@ class Advice:
     Args:
         region: One of the regions above.
         sentence: The same for people, with the bytes that decide.
-        buys: Where nothing binds, what the spare bytes buy, each alone.
+        offer: Where nothing binds, the keys by which the spare bytes save passes of a step, as a sentence, or empty.
     """
 
     region: str
     sentence: str
-    buys: tuple[Lever, ...] = ()
-
-    @property
-    def offer(self) -> str:
-        """What the spare bytes buy, as a sentence; empty where they buy nothing."""
-        listed = ", or ".join(f"{p.change} (needs {format_size(p.needs)})" for p in self.buys)
-        return f"The spare bytes buy {listed}." if listed else ""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"buys": [lever.to_json() for lever in self.buys]}
+    offer: str = ""
 
 
 def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None) -> Advice:
@@ -74,7 +52,7 @@ def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: 
         return Advice(NOTHING_BINDS, f"Nothing binds: {_named(wide)} with rank {top}, {most}, needs "
                        f"{format_size(need)} of {format_size(size)}. A search has nothing to trade: this choice is "
                        "trained at once, and search.force=true searches all the same.",
-                       tuple(_purchases(memory, space, size)))
+                       _offer(memory, space, size))
     fitting = [f for f in allowed if largest_rank(memory, space, f, size)]  # of all ranks, not of the ladder's alone
     least, _ = smallest(memory.table(space), space)
     if not fitting or least > size:
@@ -188,28 +166,20 @@ def _most(fits: Callable[[int], bool], most: int, least: int = 0) -> int:
     return low
 
 
-def _purchases(memory: MemoryModel, space: SearchSpace, size: int) -> list[Lever]:
-    """Price a larger batch, longer text and higher ranks at the space's most bits and ranks."""
-    fmt, top, shape, bought = space.widest, space.ranks.values[-1], memory.shape, []
+def _offer(memory: MemoryModel, space: SearchSpace, size: int) -> str:
+    """Return the largest batch at the space's most bits and ranks that keeps the sequences of an optimiser step, in
+    words; empty where none is larger."""
+    shape, step = memory.shape, memory.shape.batch * memory.shape.accumulate
 
-    def needs(rank: int = top, batch: int = shape.batch, length: int = shape.length) -> int:
-        return uniform_bytes(replace(memory, shape=replace(shape, batch=batch, length=length)), space, fmt, rank)
+    def needs(batch: int) -> int:
+        wider = replace(memory, shape=replace(shape, batch=batch))
+        return uniform_bytes(wider, space, space.widest, space.ranks.values[-1])
 
-    if memory.scope == "peak":
-        batch = _most(lambda n: needs(batch=n) <= size, MOST_BATCH)
-        length = LENGTH_STEP * _most(lambda n: needs(length=LENGTH_STEP * n) <= size, MOST_LENGTH // LENGTH_STEP)
-        step = shape.batch * shape.accumulate
-        if shape.accumulate > 1:  # the optimiser step keeps its sequences
-            batch = max(n for n in range(1, min(batch, step) + 1) if step % n == 0)
-        if batch > shape.batch:
-            passes = f" train.accumulate={step // batch}" if shape.accumulate > 1 else ""
-            bought.append(Lever(f"train.batch={batch}{passes}", needs(batch=batch)))
-        if length > shape.length:
-            bought.append(Lever(f"train.length={length} where the model takes it", needs(length=length)))
-    rank = largest_rank(memory, space, fmt, size, min(MOST_RANK, smallest_side(space)))
-    if rank > top:
-        bought.append(Lever(f"ranks up to {rank}", needs(rank)))
-    return bought
+    most = _most(lambda n: needs(n) <= size, min(step, MOST_BATCH))
+    batch = max(n for n in range(1, most + 1) if step % n == 0)
+    return "" if memory.scope != "peak" or batch <= shape.batch else \
+        f"The spare bytes save passes: train.batch={batch} train.accumulate={step // batch} needs " \
+        f"{format_size(needs(batch))}."
 
 
 def _named(fmt: StorageFormat) -> str:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from qra_bo.memory.advice import (
+    MIXING_PAYS,
     Advice,
-    Lever,
     advice_on,
     best_uniform,
     embeddings_note,
@@ -85,6 +85,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Lever:
+    """A change of the configuration, in words, and the bytes that are needed with it."""
+
+    change: str
+    needs: int
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetAnswer:
     """Choices that fit one budget of ``size`` bytes.
 
@@ -95,8 +103,8 @@ class BudgetAnswer:
         ranks: By format, the largest integer rank, of at most the space's, that fits on every unit; 0 where none does.
         best: The uniform choice of the most bits that fits and that ``max_average_bits`` allows, at its largest rank;
             ``None`` where none fits.
-        fractional: The most promising fractional choice that fits, named as ``allocation`` takes it; ``None`` where
-            none fits.
+        fractional: Where mixing can pay, the most promising fractional choice that fits, named as ``allocation`` takes
+            it; else, and where none fits, ``None``.
     """
 
     text: str
@@ -175,7 +183,7 @@ class Plan:
                       "embeddings": shape.embeddings},
             "allowance": asdict(self.memory.effective_allowance), "fits": self.fits,
             "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits,
-                         "embeddings": b.memory.shape.embeddings, "advice": b.advice.to_json(),
+                         "embeddings": b.memory.shape.embeddings, "advice": asdict(b.advice),
                          "largest_uniform_rank": dict(b.ranks),
                          "best_uniform": None if b.best is None else b.best.to_json(),
                          "fractional": None if b.fractional is None else
@@ -186,7 +194,8 @@ class Plan:
             "smallest": {"allocation": self.least_is, **self.least.to_json()}, "largest_bytes": self.most,
             "cards": [{"gb": gb, "best_uniform": None if row is None else row.to_json()}
                       for gb, row in self.cards.items()],
-            "levers": [lever.to_json() | {"saves_bytes": self.least.total - lever.needs} for lever in self.levers]}
+            "levers": [{"change": v.change, "needs_bytes": v.needs, "saves_bytes": self.least.total - v.needs}
+                       for v in self.levers]}
 
 
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
@@ -219,9 +228,10 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
                  if rank <= smallest_side(space))
     answers = [BudgetAnswer(text, size, own, embeddings_note(own, space, size, most_bits),
                             smallest(own.table(space), space)[0] <= size,
-                            advice_on(own, space, size, most_bits=most_bits),
+                            (advice := advice_on(own, space, size, most_bits=most_bits)),
                             {fmt.name: largest_rank(own, space, fmt, size) for fmt in space.formats},
-                            _best(own, space, size, most_bits), None if (mixed := fractional(own, size)) is None else
+                            _best(own, space, size, most_bits),
+                            None if advice.region != MIXING_PAYS or (mixed := fractional(own, size)) is None else
                             _row(own, space, mixed, mix_text(mixed, space)))
                for (text, size), own in zip(budgets.items(), models.values(), strict=True)]
     totals = {gb: round(USABLE * gb * 2**30) for gb in CARDS_GB}

@@ -116,7 +116,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "data_render": data.render, "data_chats": data.chats,
                            "data_facts": asdict(data.train.facts),
-                           "notes": [*data_notes(cfg.data, data), *overlap],
+                           "notes": [*data_notes(cfg.data, data), *(overlap if cfg.task != "finetune" else ())],
                            "model_sha256": weights, "base": base, "model_revision": commit_of(model),
                            "base_origin": getattr(model, "base_origin", None),  # of random weights none
                            "base_on": "host" if on_host else device.type},

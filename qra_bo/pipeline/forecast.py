@@ -32,8 +32,8 @@ LAYER_SECONDS = 224 * 6e-6
 """Least seconds of a decoder layer's training step on a GPU: the operations that it dispatches (counted on a CPU, under
 LoRA), at an assumed host time each; it bounds small models and batches."""
 START_SECONDS, CODE_SECONDS = 10.0, 6.5e-7
-"""Seconds of imports, model, text and exports of the smallest model, and core seconds of choosing a trellis code of a
-weight: measured on a CPU."""
+"""Seconds of imports, model, text and exports of the smallest model, its untuned loss apart, and core seconds of
+choosing a trellis code of a weight: measured on a CPU."""
 FINAL_PART = "final fine-tune"
 FEW, MOST_EPOCHS = LEAST_APART, 10
 """Steps of a final fine-tune below which it is called too short, and most epochs that are advised."""
@@ -50,15 +50,24 @@ class Part:
     workers: int = 1
     seconds: float = 0.0
 
+    def time(self, each: float) -> float:
+        """Return its rough seconds at ``each`` of a token."""
+        return self.seconds + each * self.tokens / self.workers
+
 
 def beginning(setting: Setting) -> list[Part]:
-    """Return what a run that trains does before its first training, on a CPU; of a GPU it is not known."""
-    config, space = setting.config, setting.space
+    """Return what a run that trains does before its first training, on a CPU; of a GPU it is not known.
+
+    GPTQ's pass takes about as long a token as training; a search counts its pass as part of the profile.
+    """
+    config, formats = setting.config, [fmt for fmt in setting.space.formats if not fmt.is_base]
     if not config.oracle.trains or setting.memory.shape.device != "cpu":
         return []
-    coded = sum(fmt.backend == "trellis" for fmt in space.formats) * setting.memory.spec.linear_numel
-    return [Part("start", 0.0, seconds=START_SECONDS)] + \
-        [Part("choosing codes", 0.0, seconds=coded * CODE_SECONDS / cores())] * (coded > 0)
+    coded = sum(fmt.backend == "trellis" for fmt in formats) * setting.memory.spec.linear_numel
+    text = math.inf if setting.sequences is None else setting.sequences * config.train.length
+    passed = min(setting.tokens_before[1], text) if formats and setting.given is not None else 0.0
+    return [Part("start", setting.trial_tokens(0, "test"), seconds=START_SECONDS)] + \
+        [Part("choosing codes", passed, seconds=coded * CODE_SECONDS / cores())] * (coded + passed > 0)
 
 
 def parts_of(setting: Setting) -> list[Part]:
@@ -84,7 +93,8 @@ def parts_of(setting: Setting) -> list[Part]:
         validations = config.final.validations(steps)
         evaluated = len(validations) * config.eval.sequences * config.train.length * FORWARD_SHARE
         alone = ", all that task=finetune does" if setting.given is None else ""
-        parts.append(Part(f"{FINAL_PART} of {steps:,} steps{alone}", setting.trial_tokens(steps, "test") + evaluated))
+        parts.append(Part(f"{FINAL_PART} of {steps:,} step{'s' * (steps > 1)}{alone}",
+                          setting.trial_tokens(steps, "test") + evaluated))
     return parts
 
 
@@ -127,22 +137,27 @@ def worthwhile(setting: Setting) -> tuple[str | None, str]:
     return best, f"Recommended: effort={best}, whose search costs {ratios[best]:.2g} times the final fine-tune."
 
 
-def more_epochs(setting: Setting) -> tuple[int | None, str]:
-    """Return the epochs that make a final fine-tune of few steps longer, and a sentence; ``None`` where it needs none.
-    """
-    final, steps = setting.config.final, final_steps(setting.config, setting.sequences)
-    if not setting.sequences or final.steps is not None or steps is None or steps >= min(FEW, final.max_steps or FEW):
-        return None, ""
-    epochs = min(MOST_EPOCHS, math.ceil(FEW * setting.config.train.step_sequences / setting.sequences))
-    return epochs, f"A final fine-tune of {steps} steps is too short to learn from: more text is best, and " \
-        f"final.epochs={epochs} repeats this one."
+def more_steps(setting: Setting) -> tuple[dict[str, str], str]:
+    """Return the keys and values that give a final fine-tune of few steps more, and a sentence; neither where it needs
+    none. Steps get smaller where repeats of the text are not enough."""
+    final, train, sequences = setting.config.final, setting.config.train, setting.sequences
+    steps = final_steps(setting.config, sequences)
+    if not sequences or final.steps is not None or steps is None or steps >= min(FEW, final.max_steps or FEW):
+        return {}, ""
+    most = max(MOST_EPOCHS, final.epochs)
+    accumulate = max(1, min(train.accumulate, int(most * sequences / (FEW * train.batch))))
+    epochs = min(most, math.ceil(FEW * train.batch * accumulate / sequences))
+    changes = {key: f"{value:g}" for key, value, now in (
+        ("final.epochs", epochs, final.epochs), ("train.accumulate", accumulate, train.accumulate)) if value != now}
+    total = final.with_changes(epochs=epochs).length(sequences, train.batch * accumulate)
+    return changes, f"Steps of the final fine-tune: {steps}, too few to learn from; more text is best" + \
+        (f", and {' '.join(map('='.join, changes.items()))} makes {total}." if changes else ".")
 
 
 def recommendations(setting: Setting, region: str | None) -> list[str]:
     """Return what is advised on the length of the final fine-tune, and on a search where the budget's ``region`` is one
     in which mixing can pay."""
-    said = (more_epochs(setting)[1], worthwhile(setting)[1] if region == MIXING_PAYS else "")
-    return [sentence for sentence in said if sentence]
+    return list(filter(None, (more_steps(setting)[1], worthwhile(setting)[1] if region == MIXING_PAYS else "")))
 
 
 def final_steps(config: RunConfig, sequences: float | None) -> int | None:
@@ -184,9 +199,8 @@ def times(parts: Sequence[Part], each: float | None) -> str:
     if each is None:
         return "; ".join(f"{part.what}: {part.tokens:,.0f} tokens" for part in parts) + \
             "; times are known after the first trial, and gpu=NAME estimates them for a card"
-    seconds = {part.what: part.seconds + each * part.tokens / part.workers for part in parts}
-    return "; ".join([*(f"{what}: about {rough(s)}" for what, s in seconds.items()),
-                      f"in all about {rough(sum(seconds.values()))}"])
+    return "; ".join([*(f"{part.what}: about {rough(part.time(each))}" for part in parts),
+                      f"in all about {rough(sum(part.time(each) for part in parts))}"])
 
 
 class FirstTrial:
@@ -221,11 +235,11 @@ def next_command(plan: Plan, words: Sequence[str], setting: Setting) -> str | No
     on_card = {} if plan.card is None else {"budget": "auto", "device": "cuda"}
     named = {text.lstrip("+").partition("=")[0] for text in words}
     changes: dict[str, str | None] = dict.fromkeys(OF_A_PLAN) | {k: v for k, v in on_card.items() if k not in named}
-    epochs, effort = more_epochs(setting)[0], worthwhile(setting)[0]
-    changes |= {} if epochs is None or "final.epochs" in named else {"final.epochs": str(epochs)}
+    effort = worthwhile(setting)[0]
+    changes |= {key: value for key, value in more_steps(setting)[0].items() if key not in named}
     if answer.advice.region == MIXING_PAYS and (effort is not None or not setting.config.oracle.trains):
         return command(words, changes | ({} if effort is None or "effort" in named else {"effort": effort}))
-    mixed = answer.fractional if answer.advice.region == MIXING_PAYS else None
+    mixed = answer.fractional
     simple = f"uniform:{answer.best.bits},{answer.best.rank}" if mixed is None else mixed.what
     changes |= {"task": "finetune", "allocation": simple}
     if mixed is None and answer.best.embeddings != 16:  # what the allocation alone would not say

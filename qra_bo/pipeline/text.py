@@ -1,5 +1,6 @@
 """The text of a run in the driver: checked before a model is downloaded or loaded, shown, counted; read once."""
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -119,7 +120,7 @@ def text_size(config: RunConfig) -> TextSize | None:
     per_token, basis = (1.0, "estimated at a token a byte") if config.model["source"] == "random" else \
         (CHARACTERS_PER_TOKEN, f"estimated at {CHARACTERS_PER_TOKEN} characters a token, as the embedded text has")
     tokens, facts = sum(record.characters for record in train) / per_token, None
-    sequences = tokens / length
+    sequences = float(math.ceil(tokens / length))
     if isinstance(cfg, UserData):
         from qra_bo.finetune.models.load import tokenizer_at_hand  # loads transformers, which other plans do without
         tokenizer = tokenizer_at_hand(config.model)

@@ -18,6 +18,7 @@ from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
 from qra_bo.memory.serving import ANY, gguf_bytes
 from qra_bo.pipeline.forecast import beginning, next_command, parts_of, recommendations, times, token_seconds
+from qra_bo.pipeline.given import judged
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.text import TextSize, text_size
 from qra_bo.report.next_steps import command
@@ -44,8 +45,10 @@ def run(config: RunConfig) -> int:
         text = text_size(config) if config.oracle.trains else None
     except (DataError, ModelError) as error:  # the plan of the memory stands without the text
         unread = error
-    setting = Setting(config, make_space(config, plan.memory.spec), plan.memory,
-                      sequences=None if text is None else text.sequences)
+    space = make_space(config, plan.memory.spec)
+    setting = Setting(config, space, plan.memory, sequences=None if text is None else text.sequences)
+    if len(plan.budgets) == 1:
+        setting, _ = judged(setting, plan.budgets[0].size)
     next_line = None if unread is not None else next_command(plan, config.words, setting)
     if text is not None and text.facts is not None and _cuts_too_much(config, text):  # a run would end with a message
         next_line = command(config.words, {"train.length": str(text.facts.usual_length)})
@@ -63,7 +66,7 @@ def run(config: RunConfig) -> int:
             print("\n".join(plan_lines(plan, notes)))
         if next_line is not None:
             print(f"Next: {next_line}")
-    space, problems = make_space(config, plan.memory.spec), []
+    problems = []
     for answer in plan.budgets:
         try:
             check_budget(answer.size, answer.memory.table(space), space, answer.memory)
@@ -91,15 +94,16 @@ def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
 
     ``notes`` on what was chosen, the text and the time stand below the advice.
     """
-    advice = [" ".join(filter(None, (f"{_named(b.text, b.size)}: {b.advice.sentence}", b.advice.offer, b.note)))
+    advice = [" ".join(filter(None, (
+        f"{_named(b.text, b.size)}: {b.advice.sentence}", b.advice.offer, b.note, None if b.fractional is None else
+        f"Without a search: task=finetune allocation={b.fractional.what} needs {format_size(b.fractional.total)}.")))
               for b in plan.budgets]
-    free = [f"{_named(b.text, b.size)}: the fractional choice needs no search: task=finetune "
-            f"allocation={b.fractional.what} needs {format_size(b.fractional.total)}." for b in plan.budgets
-            if b.fractional is not None]
-    lines = filter(None, (*advice, *free, plan.serving, *notes, _head(plan)))
+    lines = filter(None, (*advice, plan.serving, *notes, _head(plan)))
     parts: list[RenderableType] = [*map(Text, lines), _uniform(plan)]
+    usual = [f" {row.what} ({row.fmt}, rank {row.rank}) needs {format_size(row.total)} and "
+             f"{'fits' if row.total <= plan.tightest else 'does not fit'}." for row in plan.references]
     parts.append(Text(f"Allocations of this space need {format_size(plan.least.total)} ({plan.least_is}) to "
-                      f"{format_size(plan.most)}. {_references(plan)}"))
+                      f"{format_size(plan.most)}.{''.join(usual)}"))
     parts.append(_table("Largest uniform rank that fits", ["budget", *plan.budgets[0].ranks],
                         [(_named(b.text, b.size), *(str(rank or "none") for rank in b.ranks.values()))
                          for b in plan.budgets]))
@@ -145,12 +149,6 @@ def _uniform(plan: Plan) -> Table:
                   ["format", "bits", *(f"rank {row.rank}" for row in next(iter(by_format.values())))],
                   [(fmt, str(rows[0].bits), *(f"{r.total / scale:.{digits}f}{'*' if r.total <= plan.tightest else ' '}"
                                               for r in rows)) for fmt, rows in by_format.items()])
-
-
-def _references(plan: Plan) -> str:
-    """What people train without a search, beside the tightest budget."""
-    return " ".join(f"{row.what} ({row.fmt}, rank {row.rank}) needs {format_size(row.total)} and "
-                    f"{'fits' if row.total <= plan.tightest else 'does not fit'}." for row in plan.references)
 
 
 def _named(text: str, size: int) -> str:
@@ -202,17 +200,18 @@ def _text(config: RunConfig, text: TextSize | None) -> list[str]:
 
 
 def _time(setting: Setting, plan: Plan) -> str:
-    """Rough time of a run with the configured effort by its parts, and with the others in all."""
+    """Rough time of a run with the configured effort by its parts, and with the others in all where it searches."""
     config = setting.config
     where = "" if plan.card is None else f" for a {plan.card.title}, not measured on a GPU"
-    said = (f"Time with effort={config.effort.name}, estimated from the number of operations{where}: "
-            f"{times([*beginning(setting), *parts_of(setting)], each := token_seconds(setting, plan.card))}")
-    before = sum(part.seconds for part in beginning(setting))
-    others = {name: parts_of(replace(setting, config=config.with_changes(effort=effort)))
+    chosen = f" with effort={config.effort.name}" if setting.given is None else ""
+    before, each = beginning(setting), token_seconds(setting, plan.card)
+    said = f"Time{chosen}, estimated from the number of operations{where}: {times(before + parts_of(setting), each)}"
+    if each is None or setting.given is not None:
+        return said
+    others = {name: before + parts_of(replace(setting, config=config.with_changes(effort=effort)))
               for name, effort in named_efforts().items() if name != config.effort.name}
-    listed = [f"{name} about {rough(each * sum(part.tokens / part.workers for part in parts) + before)}"
-              for name, parts in others.items() if each is not None]
-    return f"{said}. Other efforts in all: {', '.join(listed)}" if listed else said
+    listed = [f"{name} about {rough(sum(part.time(each) for part in parts))}" for name, parts in others.items()]
+    return f"{said}. Other efforts in all: {', '.join(listed)}"
 
 
 def _cards(plan: Plan) -> Table:

@@ -90,7 +90,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
                      "train.bach=4", "train.batch=-1", "device=gpu", "data=alpacca", "seed=0,1", "bits=2,4", "foo")
     wanted = ["Unknown key 'modl'; nearest: model",
               "Unknown model 'lama2_7b'; known, nearest first: llama2_7b, ",
-              "Any other decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
+              "Any other dense decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
               "A text of your own: data=jsonl data.path=FILE.",
               "Unknown key 'train.bach'; nearest: train.batch",
               "Unknown data 'alpacca'; known, nearest first: alpaca",

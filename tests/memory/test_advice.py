@@ -1,4 +1,4 @@
-"""The advice on a budget: its regions meet where uniform choices begin to fit, and what spare bytes buy just fits."""
+"""The advice on a budget: its regions meet where uniform choices begin to fit, and what spare bytes buy fits."""
 
 from dataclasses import replace
 
@@ -13,7 +13,6 @@ from qra_bo.memory.advice import (
     RANKS,
     advice_on,
     largest_rank,
-    smallest_side,
     with_embeddings,
     within_average,
 )
@@ -82,42 +81,16 @@ def test_the_widest_format_has_at_least_8_bits_where_there_is_one(formats: tuple
     assert space_of(formats=formats).widest.name == widest
 
 
-def test_what_spare_bytes_buy_fits_and_a_little_more_does_not() -> None:
-    space, size = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32)), 16 * 10**9
-    model, int8 = MemoryModel(LLAMA2_7B, TrainShape(4, 128, device="cuda")), parse_format("int8")
-    bought = {p.change.split("=")[0].split(" up")[0]: p for p in advice_on(model, space, size).buys}
-    assert list(bought) == ["train.batch", "train.length", "ranks"]
-
-    def with_shape(**changes: int) -> int:
-        return uniform_bytes(replace(model, shape=replace(model.shape, **changes)), space, int8, 32)  # type: ignore[arg-type]
-
-    for field, grain in (("batch", 1), ("length", 64)):
-        value = int(bought[f"train.{field}"].change.split("=")[1].split()[0])
-        assert with_shape(**{field: value}) == bought[f"train.{field}"].needs <= size < with_shape(
-            **{field: value + grain})
-    rank = int(bought["ranks"].change.split()[-1])
-    assert uniform_bytes(model, space, int8, rank) == bought["ranks"].needs <= size
-    assert uniform_bytes(model, space, int8, rank + 1) > size
-
-
-@pytest.mark.parametrize(("accumulate", "change"), [
-    (1, "train.batch=2"), (6, "train.batch=2 train.accumulate=3"), (7, "train.length=2560 where the model takes it")])
-def test_a_larger_batch_keeps_the_sequences_of_a_step(accumulate: int, change: str) -> None:
-    space = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32))
-    shape = TrainShape(1, 1024, accumulate=accumulate, device="cuda")  # two sequences at once fit
-    assert advice_on(MemoryModel(LLAMA2_7B, shape), space, 24 * 10**9).buys[0].change == change
-
-
-def test_lengths_and_ranks_beyond_use_are_not_offered() -> None:
-    space = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32))
-    model = MemoryModel(LLAMA2_7B, TrainShape(4, 128, device="cuda"))
-    offered = [p.change for p in advice_on(model, space, 10**13).buys]
-    assert offered[1:] == ["train.length=32768 where the model takes it", "ranks up to 256"]
-
-
-def test_stored_bytes_buy_no_batch() -> None:
-    advice = advice_on(replace(MODEL, scope="stored"), SPACE, 10**9)
-    assert [p.change for p in advice.buys] == [f"ranks up to {smallest_side(SPACE)}"]
+@pytest.mark.parametrize(("scope", "accumulate", "keys"), [
+    ("peak", 1, ""), ("peak", 6, "train.batch=2 train.accumulate=3 "), ("peak", 7, ""), ("stored", 6, "")])
+def test_spare_bytes_buy_a_batch_that_keeps_the_sequences_of_a_step(scope: str, accumulate: int, keys: str) -> None:
+    space, int8 = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32)), parse_format("int8")
+    shape = TrainShape(1, 1024, accumulate=accumulate, device="cuda")
+    model = MemoryModel(LLAMA2_7B, shape, scope)
+    two = uniform_bytes(replace(model, shape=replace(shape, batch=2)), space, int8, 32)
+    assert keys in advice_on(model, space, two).offer
+    assert bool(advice_on(model, space, two).offer) == bool(keys)
+    assert not advice_on(model, space, two - 1).offer
 
 
 @pytest.mark.parametrize("most_bits", [None, 3.0])

@@ -15,8 +15,9 @@ from qra_bo.pipeline import forecast
 from qra_bo.pipeline.forecast import (
     FirstTrial,
     Part,
+    beginning,
     card_of,
-    more_epochs,
+    more_steps,
     parts_of,
     token_seconds,
     worthwhile,
@@ -25,6 +26,7 @@ from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import uniform
 from qra_bo.study import Setting
 from qra_bo.study.events import Event, FinishedTrial, Stage
+from qra_bo.study.header import Given
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 CARD = CARDS["rtx4090"]
@@ -128,9 +130,22 @@ def test_a_search_is_recommended_where_it_costs_no_more_than_the_training(words:
     assert worthwhile(run)[0] == effort
 
 
-@pytest.mark.parametrize(("words", "sequences", "epochs"), [
-    ([], 10.0, 10), ([], 50.0, 2), ([], 4000.0, None), (["final.steps=3"], 10.0, None),
-    (["final.max_steps=2"], 90.0, None), (["final.epochs=5"], 20.0, None), ([], None, None)])
-def test_a_final_fine_tune_of_few_steps_gets_more_epochs(words: list[str], sequences: float | None,
-                                                         epochs: int | None) -> None:
-    assert more_epochs(replace(setting("+model=tiny", "data=tiny", *words), sequences=sequences))[0] == epochs
+@pytest.mark.parametrize(("words", "sequences", "epochs", "accumulate"), [
+    ([], 10.0, "10", None), ([], 50.0, "2", None), ([], 4000.0, None, None), (["final.steps=3"], 10.0, None, None),
+    (["final.max_steps=2"], 90.0, None, None), (["final.epochs=5"], 20.0, None, None), ([], None, None, None),
+    (["train.accumulate=16"], 40.0, "10", "4"), (["train.accumulate=16"], 1.0, "10", "1"),
+    (["final.epochs=30"], 2.0, None, None)])
+def test_a_final_fine_tune_of_few_steps_gets_more(words: list[str], sequences: float | None, epochs: str | None,
+                                                  accumulate: str | None) -> None:
+    changes, _ = more_steps(replace(setting("+model=tiny", "data=tiny", *words), sequences=sequences))
+    assert (changes.get("final.epochs"), changes.get("train.accumulate")) == (epochs, accumulate)
+
+
+@pytest.mark.parametrize(("sequences", "words", "tokens"), [
+    (None, [], 120 * 128), (1000.0, [], 120 * 128), (40.0, [], 40 * 128), (40.0, ["quantizer.rounding=rtn"], 0)])
+def test_choosing_codes_is_part_of_a_fine_tune(sequences: float | None, words: list[str], tokens: int) -> None:
+    run = replace(setting("+model=smollm2_135m", "bits=[4]", *words), sequences=sequences)
+    start, *codes = beginning(replace(run, given=Given((uniform(30, "nf4", 4),), "", 2e-3, "")))
+    assert [part.tokens for part in codes] == [tokens] * (tokens > 0)  # 10 tokens for each of 1,536 inputs
+    assert start.tokens == run.trial_tokens(0, "test")
+    assert beginning(run) == [start]  # a search counts it in its profile

@@ -28,15 +28,21 @@ def test_repeated_keys_and_values_are_priced_where_the_card_needs_them(
     assert make_memory(config, make_spec(config), "cpu").shape.grouped
 
 
-@pytest.mark.parametrize("budget", ["mix:3.5,2", "uniform:2,2"])
+@pytest.mark.parametrize("budget", ["mix:2.5,2", "uniform:2,2"])
 def test_a_plan_names_the_fractional_choice_as_a_run_takes_it(budget: str) -> None:
-    config = load_config(["task=memory", "+model=tiny", f"budget={budget}"])
+    config = load_config(["task=memory", "+model=smollm2_135m", f"budget={budget}"])
     (answer,) = make_plan(config).budgets
     assert answer.fractional.total <= answer.size
     space, choice = make_space(config, make_spec(config)), parse_budget(answer.fractional.what)
     assert isinstance(choice, Simple)
     assert simple_choice(choice, space) == answer.fractional.allocation
     assert len(set(answer.fractional.allocation.formats)) == 2
+
+
+@pytest.mark.parametrize("budget", ["uniform:4,4", "uniform:8,32"])
+def test_no_fractional_choice_where_mixing_cannot_pay(budget: str) -> None:
+    (answer,) = make_plan(load_config(["task=memory", "+model=tiny", f"budget={budget}"])).budgets
+    assert answer.fractional is None
 
 
 def test_held_out_evaluation_never_decides_a_plan() -> None:
