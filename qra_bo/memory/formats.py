@@ -133,7 +133,7 @@ BACKENDS: Mapping[str, str] = {
     BACKEND: "qra_bo.finetune.quantization.stored:StoredBackend",
     "integer": "qra_bo.finetune.quantization.integer:IntegerBackend",
     ORDERED: "qra_bo.finetune.quantization.integer:OrderedBackend",
-    "none": "qra_bo.finetune.quantization.unquantised:UnquantisedBackend",
+    "none": "qra_bo.finetune.quantization.base:UnquantisedBackend",
     "trellis": "qra_bo.finetune.quantization.trellis:TrellisBackend"}
 """Class that packs the formats of each backend; it is imported only where weights are packed."""
 

@@ -7,7 +7,7 @@ YAML of ``conf/method``. The searchers load when they are first used: some need 
 from qra_bo.searchers.base import Recommending, Searcher, SearchProblem, SelfChecking, make_searcher
 from qra_bo.utils.lazy import lazy_names
 
-_HOMES = {"EvolutionarySearch": "evolution.searcher", "RandomSearch": "baselines",
+_HOMES = {"EvolutionarySearch": "evolution.searcher", "RandomSearch": "evolution.searcher",
           "StructuredSearch": "structured.searcher", "TrustRegionBO": "trust_region", "TwoStages": "two_stages"}
 
 __all__ = ["Recommending", "SearchProblem", "Searcher", "SelfChecking", "make_searcher", *_HOMES]

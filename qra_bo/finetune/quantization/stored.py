@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.quantization.base import State, tile_numel
+from qra_bo.finetune.quantization.base import HalfLinear, State, UnquantisedBackend, tile_numel
 from qra_bo.finetune.quantization.tables import PackedTable
-from qra_bo.finetune.quantization.unquantised import HalfLinear, UnquantisedBackend
 from qra_bo.memory.file_formats import BACKEND, TYPES
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError

@@ -8,6 +8,7 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.archive import Archive
 from qra_bo.searchers.evolution.selection import Promotion, hypervolume, rank_and_crowd, survivors, tournament
 from qra_bo.searchers.evolution.variation import Operators, random_near_budget, warm_population
+from qra_bo.searchers.observations import ObservingSearcher
 from qra_bo.sensitivity import Repair, fidelity_importance, plasticity_importance
 from qra_bo.space import FloatArray, IntArray
 from qra_bo.trials import Fidelity, Proposal, Trial
@@ -17,6 +18,7 @@ _STRAGGLERS = 0.25
 """Share of a generation that may still be pending when the next one begins; it joins the pool when it arrives."""
 _TRIES = 20
 """Attempts for every new allocation, first by variation, then at random."""
+_RANDOM_TRIES = 200
 
 
 class EvolutionarySearch:
@@ -151,3 +153,12 @@ class EvolutionarySearch:
             self._scale = low, np.where(high > low, high - low, 1.0)
         # A reference a little beyond the worst keeps the first generation's extremes from counting nothing.
         return hypervolume((points - self._scale[0]) / self._scale[1], np.array([1.1, 1.1]))
+
+
+class RandomSearch(ObservingSearcher):
+    """Random allocations that use up the budget, to compare with."""
+
+    name, stage = "random", "global"
+
+    def _next(self) -> IntArray | None:
+        return self._first_new(random_near_budget(self._problem, self._rng) for _ in range(_RANDOM_TRIES))

@@ -1,7 +1,6 @@
 """Evolution and random search as searchers."""
 
-from qra_bo.searchers.baselines import RandomSearch
-from qra_bo.searchers.evolution.searcher import EvolutionarySearch
+from qra_bo.searchers.evolution.searcher import EvolutionarySearch, RandomSearch
 from tests.conformance.searcher import SearcherSuite
 
 
