@@ -32,7 +32,7 @@ LOOKS = ((UNIFORM, "uniform", BLUE, "s"), (f"{RULE}, rank 4", "rule, at rank 4",
          ("weight error, rank 4", "by weight error, at rank 4", MUTED, "D"), (RULE, "rule", GREEN, "o"),
          (PREDICTED, "predicted", VERMILLION, "*"))
 TEXTS = {"plays": "plays", "gsm8k": "GSM8K"}
-HEADINGS = ("within", "best uniform choice", "mix by rule", "predicted mix", "mix by rule less uniform, nats (95 %)")
+HEADINGS = ("stored", "best uniform choice", "mix by rule", "predicted mix", "mix by rule less uniform, nats (95 %)")
 COLUMNS = ("text", "limit", "steps", "choice", "bits", "rank", "seeds", "loss", "less the rule", "less the draws")
 Row = dict[str, Any]
 
