@@ -23,7 +23,7 @@ from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.device import planned_device, resolve_device
 from qra_bo.utils.errors import UserError
-from qra_bo.utils.files import read_object
+from qra_bo.utils.files import read_object, user_path
 
 CPU_PARAMETERS = 10**9
 """Largest model that ``train=cpu`` is chosen for: a rule of thumb, as larger ones are fine-tuned on a GPU."""
@@ -54,7 +54,7 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
         chosen.append("bits=[]")
     path = data.get("path") if isinstance(data := raw.get("data"), Mapping) else None
     if "data.path" in given and "data" not in given and isinstance(path, str) \
-            and os.path.isfile(os.path.expanduser(path)):
+            and os.path.isfile(user_path(path)):
         chosen.append("data=jsonl")
     if "method._target_" in given and "method" not in given:
         chosen.append("method=_own")
@@ -98,14 +98,13 @@ def with_workers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _width(model: Mapping[str, Any]) -> int | None:
     """Return the width of a node of ``conf/model``, or else of the model in the folder that its path names."""
-    width = model.get("hidden_size")
+    width, folder = model.get("hidden_size"), user_path(str(model.get("path")))
     if width is None and model.get("gguf_file") is not None:
         with suppress(UserError, KeyError):
-            file = Path(os.path.expanduser(str(model.get("path")))) / str(model["gguf_file"])
-            return int(read_header(file).tensors[EMBEDDING].shape[0])
+            return int(read_header(folder / str(model["gguf_file"])).tensors[EMBEDDING].shape[0])
     if width is None:
         with suppress(UserError):  # a hub id, whose file is not here; a wrong path is refused where the model is read
-            found = read_object(Path(os.path.expanduser(str(model.get("path")))) / "config.json")
+            found = read_object(folder / "config.json")
             part = found.get("text_config", found)
             width = part.get("hidden_size") if isinstance(part, Mapping) else None
     return width if isinstance(width, int) and width > 0 else None

@@ -18,6 +18,7 @@ from qra_bo.memory.serving import ANY, CONSUMERS, EXPORT_TARGETS, REMOVED_TARGET
 from qra_bo.searchers.rates.files import shipped_rates
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import UserError, nearest_first
+from qra_bo.utils.files import user_path
 
 TRAINING = ("search", "finetune", "profile")
 """Tasks that need torch and a device with ``oracle=finetune``."""
@@ -222,7 +223,7 @@ def _files(config: RunConfig) -> Iterator[Problem]:
 def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:
     if path is None:
         yield Problem(key, f"{key} must name {wanted}; got null.")
-    elif not os.path.isfile(os.path.expanduser(path)):
+    elif not os.path.isfile(user_path(path)):
         yield Problem(key, f"{key} must name {wanted}; there is no file {path!r}.")
 
 

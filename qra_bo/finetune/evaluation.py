@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import random
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import check_characters, json_objects, question_prompt, read_text, to_record
 from qra_bo.finetune.data.records import Record
 from qra_bo.utils.errors import ConfigError, DataError, MissingExtraError
+from qra_bo.utils.files import user_path
 
 FILE_ENDINGS = (".jsonl", ".json")
 MARK = "####"
@@ -260,7 +260,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
                           "without folder and ending)")
     for t in tasks:
         if t.endswith(FILE_ENDINGS):
-            read_task_file(Path(os.path.expanduser(t)))
+            read_task_file(user_path(t))
     try:
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as error:

@@ -1,7 +1,6 @@
 """Allocations that are trained without a search: read for ``task=finetune``, or chosen where nothing binds."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -22,7 +21,7 @@ from qra_bo.study.header import BY_RULE, CALIBRATED, Given
 from qra_bo.study.results import BEST_NAME, check_best
 from qra_bo.study.setting import Setting
 from qra_bo.utils.errors import BudgetError, ConfigError, OutputError, SpaceError
-from qra_bo.utils.files import read_object
+from qra_bo.utils.files import read_object, user_path
 from qra_bo.utils.formatting import cut
 
 LARGEST_LR = 10.0
@@ -61,7 +60,7 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         whole = f"uniform:{parse_format(allocation.formats[0]).bits},{chosen.rank}"  # where no unit is wider
         budget, scope = text if mixed else whole, str(config.memory.scope)
     else:
-        path = Path(os.path.expanduser(text))
+        path = user_path(text)
         data = _read(path, config, space)
         allocation, lr = parse_allocation(data, path, [u.name for u in space.units])
         rate = (config.adapter.lr, BY_RULE) if lr is None else \

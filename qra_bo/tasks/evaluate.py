@@ -1,6 +1,5 @@
 """``task=evaluate``: ask the model of a finished run the questions of ``eval.tasks``."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ from qra_bo.config import RunConfig
 from qra_bo.tasks.answers import ANSWERS, AnswerFile, interval, paired
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.files import check_run_folder, read_object, write_json, writing
+from qra_bo.utils.files import check_run_folder, read_object, user_path, write_json, writing
 
 SCORES_NAME = "scores.json"
 UNTUNED = "untuned"
@@ -35,7 +34,7 @@ def run(config: RunConfig) -> int:
     from qra_bo.finetune.manifest import package_versions
     check_tasks(config.eval.tasks)
     folder, against = Path(str(config.out)), config.eval.against
-    files = [Path(os.path.expanduser(t)) for t in config.eval.tasks if t.endswith(FILE_ENDINGS)]
+    files = [user_path(t) for t in config.eval.tasks if t.endswith(FILE_ENDINGS)]
     others = _others(files, None if against in (None, UNTUNED) else Path(str(against)))
     model, tokenizer = load(folder, resolve_device(config.device),
                             trust_remote_code=bool(config.model["trust_remote_code"]))

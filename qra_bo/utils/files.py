@@ -18,6 +18,11 @@ MOST_DIGITS = 300
 """Digits of the largest whole number in a file; a longer one exceeds the range of floats."""
 
 
+def user_path(text: str) -> Path:
+    """Return the path of a text, in which ``~`` stands for the user's folder where there is one."""
+    return Path(os.path.expanduser(text))
+
+
 @contextmanager
 def writing(where: Path, remedy: str) -> Iterator[None]:
     """Turn failures of the disk or the folder while ``where`` is written into a user error.

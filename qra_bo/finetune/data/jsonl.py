@@ -1,7 +1,6 @@
 """Records of the user's JSON or JSONL file; their fields decide how they are read."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from qra_bo.finetune.data.conversations import (
 )
 from qra_bo.finetune.data.records import Record
 from qra_bo.utils.errors import DataError
-from qra_bo.utils.files import strict_json
+from qra_bo.utils.files import strict_json, user_path
 from qra_bo.utils.formatting import cut
 
 Fields = Mapping[str, Any]
@@ -37,7 +36,7 @@ def read_rows(path: str | None) -> Iterator[tuple[str, Any]]:
     """
     if not path:
         raise DataError("data=jsonl needs data.path=FILE (one JSON object a line, or one JSON list); got nothing")
-    file = Path(os.path.expanduser(path))
+    file = user_path(path)
     if not file.is_file():
         raise DataError(f"data.path must name a JSON or JSONL file; there is no file {path!r}")
     return json_objects(read_text(file), path)
