@@ -1,20 +1,23 @@
 """Files of learned exchange rates: the user's, and those that come with the package, by name."""
 
 import hashlib
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge
-from pydantic import AllowInfNan, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import FiniteFloat, PositiveFloat, PositiveInt
 
 from qra_bo.searchers.rates.model import NAMES, Rates
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.files import strict_json
+from qra_bo.utils.fields import model_of
+from qra_bo.utils.files import strict_json, user_path
 
 SCHEMA_VERSION = 5
+_STORED = model_of(sources=list[str], slopes=dict[str, Annotated[FiniteFloat, Ge(0)]],
+                   covariance=list[list[FiniteFloat]], error=Annotated[FiniteFloat, Ge(0)], tokens=PositiveInt,
+                   lr_scale=PositiveFloat)
+"""``Rates`` as a file holds them."""
 
 
 def shipped_rates() -> dict[str, Path]:
@@ -24,7 +27,7 @@ def shipped_rates() -> dict[str, Path]:
 
 def rates_file(given: str) -> Path:
     """Return the file that ``surrogate.rates`` names: one that comes with the package, or the user's own."""
-    return shipped_rates().get(given) or Path(os.path.expanduser(given))
+    return shipped_rates().get(given) or user_path(given)
 
 
 def _read(given: str) -> bytes:
@@ -47,7 +50,7 @@ def load_rates(given: str) -> Rates:
         data = strict_json(_read(given))
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {data['schema_version']!r}, this release reads {SCHEMA_VERSION}")
-        stored = TypeAdapter(_Stored).validate_python(data)
+        stored = _STORED.model_validate(data)
         covariance = np.array(stored.covariance)
         if covariance.shape != (len(NAMES), len(NAMES)) or np.linalg.eigvalsh(covariance).min() < -1e-12:
             raise ValueError(f"the covariance must be positive and {len(NAMES)} x {len(NAMES)}")
@@ -55,15 +58,3 @@ def load_rates(given: str) -> Rates:
                      tuple(stored.sources), stored.lr_scale)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"{rates_file(given)} holds no exchange rates: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """``Rates`` as a file holds them."""
-
-    sources: list[str]
-    slopes: dict[str, Annotated[float, Ge(0), AllowInfNan(False)]]
-    covariance: list[list[Annotated[float, AllowInfNan(False)]]]
-    error: Annotated[float, Ge(0), AllowInfNan(False)]
-    tokens: PositiveInt
-    lr_scale: PositiveFloat
