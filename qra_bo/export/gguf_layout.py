@@ -4,7 +4,6 @@ Families are those that tests compare with transformers on random models: llama 
 phi3. Another family, or a setting that llama.cpp computes otherwise, is refused.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +92,7 @@ class Layout:
             writer.add_rope_scaling_factor(float(self.rope["factor"]))
         if kind == "longrope":
             writer.add_rope_scaling_orig_ctx_len(self._original_length)
-            writer.add_rope_scaling_attn_factors(self._longrope_factor)
+            writer.add_rope_scaling_attn_factors(self._scaled()[1])
 
     def tables(self) -> dict[str, Tensor]:
         """Return the tables of the rotary embedding, ``rotated / 2`` in fp32 each, that stand among the tensors."""
@@ -114,22 +113,17 @@ class Layout:
         return int(self.rope.get("original_max_position_embeddings")
                    or getattr(self.config, "original_max_position_embeddings", self.config.max_position_embeddings))
 
-    @property
-    def _longrope_factor(self) -> float:
-        if (given := self.rope.get("attention_factor")) is not None:
-            return float(given)
-        stretch = self.config.max_position_embeddings / self._original_length
-        return math.sqrt(1 + math.log(stretch) / math.log(self._original_length)) if stretch > 1 else 1.0
+    def _scaled(self) -> tuple[Tensor, float]:
+        """Return the rotary embedding's scaled frequencies and its factor on queries and keys, by transformers."""
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # slow to import
+        frequencies, factor = ROPE_INIT_FUNCTIONS[self.rope["rope_type"]](self.config, torch.device("cpu"))
+        return frequencies, float(factor)
 
     def _llama3_divisors(self) -> Tensor:
         """Return what llama.cpp divides each frequency by: transformers' frequencies without scaling over those with
         (Llama 3.1's rule: whole wavelengths that fit into the original context stay, long ones are stretched)."""
-        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # slow to import
-
-        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](self.config, torch.device("cpu"))
         plain = 1.0 / float(self.rope["rope_theta"]) ** (torch.arange(0, self._rotated, 2).float() / self._rotated)
-        divisors: Tensor = plain / scaled
-        return divisors
+        return plain / self._scaled()[0]
 
 
 def layout_of(config: Any) -> Layout:

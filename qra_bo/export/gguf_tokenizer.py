@@ -135,13 +135,10 @@ def _tokens(vocab: Mapping[str, int], added: Mapping[int, Mapping[str, Any]], ro
         raise _refused(f"it has the id {max(by_id)}, and the model's embedding only {rows} rows")
     tokens, types = [], []
     for token_id in range(rows):
-        token, entry = by_id.get(token_id), added.get(token_id)
+        token, entry, kind = by_id.get(token_id), added.get(token_id), TokenType.NORMAL
         if token is None:
-            tokens.append(f"[PAD{token_id}]")
-            types.append(TokenType.UNUSED)
-            continue
-        kind = TokenType.NORMAL
-        if entry is not None and entry["special"]:
+            token, kind = f"[PAD{token_id}]", TokenType.UNUSED
+        elif entry is not None and entry["special"]:
             kind = TokenType.CONTROL
         elif sentencepiece and token in _BYTES:
             kind = TokenType.BYTE
@@ -149,8 +146,8 @@ def _tokens(vocab: Mapping[str, int], added: Mapping[int, Mapping[str, Any]], ro
         elif entry is not None and not (sentencepiece and _SPACE in token and token in vocab):
             kind = TokenType.USER_DEFINED
         tokens.append(token)
-        types.append(kind)
-    return tokens, [int(kind) for kind in types]
+        types.append(int(kind))
+    return tokens, types
 
 
 def _scores(tokens: Sequence[str], types: Sequence[int], pairs: Sequence[tuple[str, ...]],
@@ -160,15 +157,11 @@ def _scores(tokens: Sequence[str], types: Sequence[int], pairs: Sequence[tuple[s
     for left, right in pairs:
         first.setdefault(left + right, len(first))
     places = [first[left + right] for left, right in pairs]
-    known, missing = set(pairs), None
-    for token in first:
-        splits = ((token[:at], token[at:]) for at in range(1, len(token)))
-        missing = missing or next((pair for pair in splits
-                                   if pair[0] in vocab and pair[1] in vocab and pair not in known), None)
-    for token, kind in zip(tokens, types, strict=True):
-        if token not in first and (kind == TokenType.NORMAL or (kind == TokenType.USER_DEFINED and _SPACE in token)):
-            missing = missing or next(((token[:at], token[at:]) for at in range(1, len(token))
-                                       if token[:at] in vocab and token[at:] in vocab), None)
+    unmade = (token for token, kind in zip(tokens, types, strict=True) if token not in first and
+              (kind == TokenType.NORMAL or (kind == TokenType.USER_DEFINED and _SPACE in token)))
+    splits = ((token[:at], token[at:]) for token in (*first, *unmade) for at in range(1, len(token)))
+    known = set(pairs)
+    missing = next((pair for pair in splits if pair[0] in vocab and pair[1] in vocab and pair not in known), None)
     if places != sorted(places) or missing is not None:
         raise _refused("its merges are not those of SentencePiece's BPE (" +
                        (f"{' + '.join(missing)} makes a token and is none)" if missing else "they are out of order)"))
