@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
 from qra_bo.export.run import FinishedRun, render
-from qra_bo.export.weights import LinearWeights, RunWeights, refuse_formats, save_model, weights_of
+from qra_bo.export.weights import RunWeights, refuse_formats, save_model, weights_of
 from qra_bo.finetune.models.activations import decoder_layers
 from qra_bo.utils.errors import ConfigError
 
@@ -74,15 +74,12 @@ def tensors_of(weights: RunWeights) -> dict[str, Tensor]:
     for name, linear in weights.linears.items():
         if linear.bias is not None:
             found[f"{name}.bias"] = linear.bias
-        found |= {f"{name}.{key}": tensor for key, tensor in _packed(linear).items()}
+        if linear.format.bits == 16:
+            found[f"{name}.weight"] = linear.state["codes"]
+            continue
+        found |= {f"{name}.weight_packed": in_words(linear.affine()[0], linear.format.bits),
+                  f"{name}.weight_scale": linear.state["scale"], f"{name}.weight_shape": torch.tensor(linear.shape)}
     return {name: tensor.detach().contiguous() for name, tensor in found.items()}
-
-
-def _packed(linear: LinearWeights) -> dict[str, Tensor]:
-    if linear.format.bits == 16:
-        return {"weight": linear.state["codes"]}
-    return {"weight_packed": in_words(linear.affine().codes, linear.format.bits), "weight_scale": linear.state["scale"],
-            "weight_shape": torch.tensor(linear.shape)}
 
 
 def in_words(codes: Tensor, bits: int) -> Tensor:

@@ -59,9 +59,9 @@ def linear_blocks(linear: LinearWeights, rows: Tensor | None) -> Array:
     if linear.format.backend == BACKEND:
         stored: Array = (linear.state["codes"] if rows is None else linear.state["codes"][rows]).numpy()
         return stored
-    form, affine = form_of(linear.format, linear.shape[1]), linear.affine(BLOCK)
-    parts = (affine.codes.to(torch.int16), affine.scale, affine.zero)
+    form, parts = form_of(linear.format, linear.shape[1]), linear.affine(BLOCK)
     codes, scale, zero = parts if rows is None else (part[rows] for part in parts)
+    codes = codes.to(torch.int16)
     halves = [scale]
     if form in _ROUNDED.values():
         halves.append(-scale * zero)

@@ -77,9 +77,9 @@ def linear_tensors(linear: LinearWeights) -> dict[str, Tensor]:
     name, found = linear.name, {} if linear.bias is None else {f"{linear.name}.bias": _half(linear.name, linear.bias)}
     if linear.format.backend == "none":
         return {f"{name}.weight": _half(name, linear.dense(torch.float32)), **found}
-    affine = linear.affine()
-    return {f"{name}.weight": in_words(affine.codes, linear.format.bits).view(torch.uint32), **found,
-            f"{name}.scales": _half(name, affine.scale), f"{name}.biases": _half(name, -affine.zero * affine.scale)}
+    codes, scale, zero = linear.affine()
+    return {f"{name}.weight": in_words(codes, linear.format.bits).view(torch.uint32), **found,
+            f"{name}.scales": _half(name, scale), f"{name}.biases": _half(name, -zero * scale)}
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def _write_adapter(weights: RunWeights, folder: Path) -> None:
     pairs = {linear.name: linear.lora for linear in weights.linears.values() if linear.lora is not None}
     if not pairs:
         return
-    rank = max(pair.rank for pair in pairs.values())
+    rank = max(len(pair.down) for pair in pairs.values())
     tensors = {}
     for name, pair in pairs.items():
         down, up = padded(pair.down, pair.scale * pair.up, rank)

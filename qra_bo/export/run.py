@@ -87,21 +87,19 @@ class FinishedRun:
             OutputError: If the folder holds links, or a file is missing or malformed; all problems at once.
         """
         check_run_folder(folder)
-        contents, problems = [], []
-        for name in ("best.json", "adapter/adapter_config.json"):
+        found: list[Any] = []
+        problems = []
+        for read, path in ((read_object, folder / "best.json"), (read_object, folder / "adapter/adapter_config.json"),
+                           (read_manifest, folder)):
             try:
-                contents.append(read_object(folder / name))
+                found.append(read(path))
             except OutputError as error:
                 problems.append(str(error))
-        try:
-            manifest = read_manifest(folder)
-        except OutputError as error:
-            problems.append(str(error))
-        problems = problems or [f"best.json: {problem}" for problem in problems_of(contents[0])]
+        problems = problems or [f"best.json: {problem}" for problem in problems_of(found[0])]
         if problems:
             raise OutputError(f"{folder} can't be exported, which needs a finished run with its adapter: "
                               f"{'; '.join(problems)}")
-        best, config = contents
+        best, config, manifest = found
         check_best(folder, best)
         return cls(folder, best, config, manifest, trust_remote_code, tuple(gguf))
 

@@ -34,7 +34,8 @@ def write(run: FinishedRun) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         (folder / name).unlink(missing_ok=True)
-    formats, merged_copy = _formats(run), shlex.join(["vllm", "serve", str(run.folder.resolve() / merged.FOLDER)])
+    formats = {name: record.format for name, record in run.manifest.modules.items()}
+    merged_copy = shlex.join(["vllm", "serve", str(run.folder.resolve() / merged.FOLDER)])
     reason = None if run.manifest.in_folder else obstacle(formats)
     text = render(COMMANDS, run, obstacle=reason, widths=sorted({fmt.bits for fmt in formats.values()} - {16}),
                   export=export_command(run, ["merged"] if reason else _targets(run)),
@@ -77,10 +78,6 @@ def obstacle(formats: Mapping[str, StorageFormat]) -> str | None:
     return f"vLLM fuses projections that have different formats here ({', '.join(unlike)})" if unlike else None
 
 
-def _formats(run: FinishedRun) -> dict[str, StorageFormat]:
-    return {name: record.format for name, record in run.manifest.modules.items()}
-
-
 def _targets(run: FinishedRun) -> list[str]:
     return ["vllm"] if run.manifest.in_folder else ["compressed_tensors", "vllm"]
 
@@ -94,9 +91,9 @@ def _serve(run: FinishedRun) -> str:
 
 def start(run: FinishedRun) -> str | None:
     """Return the command that serves the run's own mix; ``None`` where its files are not there."""
-    there = {*_targets(run)} <= run.current_exports and all(
-        (run.folder / part).is_dir() for part in (compressed_tensors.FOLDER, FOLDER)[run.manifest.in_folder:])
-    return _serve(run) if there and (run.manifest.in_folder or obstacle(_formats(run)) is None) else None
+    base = run.manifest.in_folder or (run.folder / compressed_tensors.FOLDER).is_dir()
+    adapter = (run.folder / FOLDER / ADAPTER_WEIGHTS).is_file()  # which is there unless there is an obstacle
+    return _serve(run) if base and adapter and {*_targets(run)} <= run.current_exports else None
 
 
 def _views(run: FinishedRun, reference: Reference) -> list[View]:

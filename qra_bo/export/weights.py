@@ -38,10 +38,6 @@ class LoraPair:
     scale: float
 
     @property
-    def rank(self) -> int:
-        return len(self.down)
-
-    @property
     def update(self) -> Tensor:
         """``out x in``, fp32."""
         return self.scale * (self.up @ self.down)
@@ -52,20 +48,6 @@ def padded(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     added = rank - len(down)
     return (torch.nn.functional.pad(down, (0, 0, 0, added)).contiguous(),
             torch.nn.functional.pad(up, (0, added)).contiguous())
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """A weight ``(code - zero) * scale``; a group is a run of columns of one row.
-
-    Args:
-        codes: ``out x in``, uint8.
-        scale: ``out x groups``, fp32, and ``zero`` too.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +79,17 @@ class LinearWeights:
         weight = self.dense(torch.float32)
         return (weight if self.lora is None else weight + self.lora.update).to(dtype)
 
-    def affine(self, group: int | None = None) -> Affine:
-        """Return the codes of a weight in a format of the backend ``integer`` or ``hqq``, in groups of ``group``: a
-        divisor of the format's and of the columns; ``None`` for the format's own."""
+    def affine(self, group: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return codes (``out x in``, uint8), scales and zeros (``out x groups`` each, fp32) of a weight ``(code -
+        zero) * scale`` in a format of the backend ``integer`` or ``hqq``. A group is a run of ``group`` columns of one
+        row: a divisor of the format's and of the columns; ``None`` for the format's own."""
         state, fmt, (rows, columns) = self.state, self.format, self.shape
         group = fmt.block if group is None else group
         codes = codes_of(words_of(state), fmt, state["scale"].numel())
         zero = state.get("zero", torch.full_like(state["scale"], float(1 << fmt.bits - 1)))
         scale, zero = (part.float().reshape(-1).repeat_interleave(fmt.block // group).view(rows, columns // group)
                        for part in (state["scale"], zero))
-        return Affine(codes.view(rows, columns), scale, zero)
+        return codes.view(rows, columns), scale, zero
 
 
 @dataclass(frozen=True, slots=True)
