@@ -180,18 +180,13 @@ def simple_choice(choice: Simple, space: SearchSpace, order: Sequence[int] | Non
 def free_bytes(device: str) -> int:
     """Return the free bytes of ``"cpu"`` (available RAM, within limits of containers and schedulers) or ``"cuda"``,
     ``"cuda:1"``. Raises ``BudgetError`` if this machine does not say."""
-    if device.startswith("cuda"):
-        return _free_on_gpu(device)
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return min([int(line.split()[1]) * 1024, *(free for _, free in memory_groups())])
-    raise BudgetError("budget=auto can't tell how much memory is free on this machine; name a size such as 8GB")
-
-
-def _free_on_gpu(device: str) -> int:
-    """Ask in a process of its own: the answer takes a CUDA context, and this process would hold its bytes of the device
-    until the run ends."""
+    if not device.startswith("cuda"):
+        with suppress(OSError):
+            for line in Path("/proc/meminfo").read_text().splitlines():
+                if line.startswith("MemAvailable:"):
+                    return min([int(line.split()[1]) * 1024, *(free for _, free in memory_groups())])
+        raise BudgetError("budget=auto can't tell how much memory is free on this machine; name a size such as 8GB")
+    # The answer takes a CUDA context, whose bytes of the device this process would hold until the run ends.
     said = f"no answer in {ASK_SECONDS:g} s"
     with suppress(subprocess.TimeoutExpired):
         done = subprocess.run(interpreter(_ASK, device), stdin=subprocess.DEVNULL, capture_output=True, text=True,

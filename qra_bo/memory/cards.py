@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from qra_bo.utils.device import resolve_dtype
 from qra_bo.utils.errors import ConfigError, nearest_first
@@ -35,7 +34,7 @@ def _card(title: str, gib: float, tflops: float, capability: tuple[int, int]) ->
     return Card(title, round(gib * 2**30), tflops, capability)
 
 
-CARDS: Mapping[str, Card] = MappingProxyType({
+CARDS: Mapping[str, Card] = {
     "t4": _card("Tesla T4", 14.56, 65, (7, 5)),
     "v100": _card("Tesla V100-SXM2-16GB", 15.75, 125, (7, 0)),
     "v100_32": _card("Tesla V100-SXM2-32GB", 31.73, 125, (7, 0)),
@@ -49,8 +48,7 @@ CARDS: Mapping[str, Card] = MappingProxyType({
     "a100_80": _card("A100-SXM4-80GB", 79.14, 312, (8, 0)),
     "l4": _card("L4", 22.03, 121, (8, 9)),
     "l40s": _card("L40S", 44.39, 362, (8, 9)),
-    "h100": _card("H100 80GB HBM3", 79.10, 989.4, (9, 0)),
-})
+    "h100": _card("H100 80GB HBM3", 79.10, 989.4, (9, 0))}
 """Cards by the name that ``gpu=`` takes.
 
 Memory: the lowest total that a public report names together with the card: torch's device properties and out-of-memory

@@ -4,7 +4,7 @@ Both are tables of ``vocabulary x width`` weights; a tied head shares the embedd
 as a whole: a run of rows at a time, which is called a tile (``finetune.quantization.tables``).
 """
 
-from qra_bo.memory.formats import metadata_bytes, parse_format, scratch_bytes, weight_bytes
+from qra_bo.memory.formats import matrix_bytes, parse_format, scratch_bytes
 from qra_bo.space import DecoderSpec, StorageFormat
 from qra_bo.utils.errors import SpaceError
 
@@ -57,8 +57,7 @@ def table_numel(spec: DecoderSpec) -> int:
 def packed_tables_bytes(spec: DecoderSpec, bits: int) -> int:
     """Return the bytes of the packed embedding and head, scales included; 0 in 16 bits. Raises ``SpaceError`` if they
     can't be packed."""
-    sides = (spec.vocab_size, spec.hidden_size)
-    return sum(weight_bytes(fmt, *sides) + metadata_bytes(fmt, *sides) for fmt in table_formats(spec, bits))
+    return sum(sum(matrix_bytes(fmt, spec.vocab_size, spec.hidden_size)) for fmt in table_formats(spec, bits))
 
 
 def unpacked_numel(spec: DecoderSpec, bits: int) -> int:

@@ -281,17 +281,14 @@ class MemoryModel:
         out["unquantised"], out["embeddings"] = self.unquantised_bytes, self.embedding_bytes
         out["optimizer"] = self.master_item * int(params.sum()) + int(parts.states[units, r].sum())
         saved, gradients = self._saved(space, parts, ranks)[units, r], c * params
-        if phase.name == "step":
-            out["gradients"], out["activations"] = int(gradients.sum()), self.layer.inputs
-        elif self.shape.accumulates:
-            out["gradients"] = int(gradients.sum())
-            out["activations"] = int(saved.sum()) + self.layer.inputs - self.layer.first_unsaved
-        else:
-            held = gradients > saved if phase.name == "backward" else np.zeros(n, dtype=bool)
-            out["gradients"] = int(gradients[held].sum())
-            out["activations"] = int(saved[~held].sum()) + self.layer.inputs - self.layer.first_unsaved
-            if out["activations"] < 0:  # every layer counts with its gradients, the first one's smaller share too
-                out["gradients"], out["activations"] = out["gradients"] + out["activations"], 0
+        step, both = phase.name == "step", self.shape.accumulates
+        later = (phase.name == "backward") & (gradients > saved)  # layers that count with their gradients
+        out["gradients"] = int(gradients[later | step | both].sum())
+        out["activations"] = self.layer.inputs
+        if not step:
+            out["activations"] += int(saved[~later | both].sum()) - self.layer.first_unsaved
+        if out["activations"] < 0:  # every layer counts with its gradients, the first one's smaller share too
+            out["gradients"], out["activations"] = out["gradients"] + out["activations"], 0
         out["workspace"] = max(totals) - sum(out.values())
         return phase.name, out
 

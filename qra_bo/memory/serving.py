@@ -84,7 +84,7 @@ class Consumer:
     def loads(self, fmt: StorageFormat) -> bool:
         """Return whether it loads weights of that format exactly."""
         return not self.kinds or fmt.backend == "none" or (
-            fmt.backend == "integer" and fmt.block in GROUPS and fmt.bits in self.kinds.get(_kind(fmt), ()))
+            fmt.backend == "integer" and fmt.block in GROUPS and fmt.bits in self.kinds.get(fmt.name[:3], ()))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -114,10 +114,6 @@ class Consumer:
         """Return its format of a bit-width where the configuration names none."""
         free = not self.kinds or bits == 16
         return default_format(bits) if free else parse_format(f"{_SYMMETRIC}{bits}-g64")
-
-
-def _kind(fmt: StorageFormat) -> str:
-    return fmt.name[:3]
 
 
 def _packed(fmt: StorageFormat) -> tuple[int, int]:
