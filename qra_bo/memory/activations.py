@@ -11,7 +11,7 @@ from qra_bo.memory.embeddings import WIDTHS, head_bytes
 from qra_bo.memory.formats import scratch_bytes
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import DecoderSpec, Linear, StorageFormat
-from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.errors import check_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class TrainShape:
     grouped: bool = True
 
     def __post_init__(self) -> None:
-        checks = {
+        check_all({
             f"batch and accumulate must be at least 1 and length at least 2; got {self.batch}, {self.accumulate} and "
             f"{self.length}": min(self.batch, self.accumulate) >= 1 and self.length >= 2,
             f"the compute type has 2 or 4 bytes; got {self.compute_dtype_bytes}": self.compute_dtype_bytes in (2, 4),
@@ -53,10 +53,7 @@ class TrainShape:
             f"logits_chunk must be at least 0 (0: all tokens at once); got {self.logits_chunk}":
                 self.logits_chunk >= 0,
             f"device must be 'cpu' or 'cuda'; got {self.device!r}": self.device in ("cpu", "cuda"),
-            f"embeddings must be one of {list(WIDTHS)}; got {self.embeddings!r}": self.embeddings in WIDTHS}
-        problems = [problem for problem, ok in checks.items() if not ok]
-        if problems:
-            raise ConfigError(problems)
+            f"embeddings must be one of {list(WIDTHS)}; got {self.embeddings!r}": self.embeddings in WIDTHS})
 
     @property
     def tokens(self) -> int:

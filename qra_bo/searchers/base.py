@@ -3,7 +3,7 @@
 import inspect
 import math
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -124,9 +124,7 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
     """
     if "_target_" not in config:
         raise ConfigError("method._target_ must be the dotted path of a searcher's class or function; it is missing")
-    problems: list[str] = []
-    _check_targets("method", config, problems)
-    if problems:
+    if problems := list(_target_problems("method", config)):
         raise ConfigError(problems)
     made = instantiate({**config, "_partial_": True}, _convert_="all")
     try:
@@ -141,18 +139,18 @@ def is_published(config: Mapping[str, Any]) -> bool:
     return bool(getattr(pkgutil.resolve_name(config["_target_"]), "published", False))
 
 
-def _check_targets(where: str, config: Mapping[str, Any], problems: list[str]) -> None:
-    """Add a message for every target that can't be imported and every unknown option to ``problems``, at any depth."""
+def _target_problems(where: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a message for every target that can't be imported and every unknown option, at any depth."""
     try:
         parameters = inspect.signature(pkgutil.resolve_name(config["_target_"])).parameters
     except Exception as error:  # an import may raise anything
-        problems.append(f"{where}._target_: {config['_target_']!r} can't be imported: {error}")
+        yield f"{where}._target_: {config['_target_']!r} can't be imported: {error}"
         return
     known = [name for name in parameters if name != "problem"]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in config.items():
         if not key.startswith("_") and key not in known and not takes_any:
-            problems.append(f"{where}.{key}: {config['_target_']} has no such parameter; known: "
-                            f"{', '.join(nearest_first(key, known)) or 'none'}")
+            yield f"{where}.{key}: {config['_target_']} has no such parameter; known: " \
+                  f"{', '.join(nearest_first(key, known)) or 'none'}"
         elif isinstance(value, Mapping) and "_target_" in value:
-            _check_targets(f"{where}.{key}", value, problems)
+            yield from _target_problems(f"{where}.{key}", value)

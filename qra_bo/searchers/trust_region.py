@@ -12,7 +12,7 @@ from qra_bo.sensitivity import SensitivityProfile, min_max, scaled_by_value
 from qra_bo.space import FloatArray, IntArray, SearchSpace
 from qra_bo.space.neighbourhood import neighbours_within
 from qra_bo.trials import Trial
-from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.errors import check_all
 from surrogates.gp import condition_on_pending, fit_gp
 
 _BATCH = 1024
@@ -40,16 +40,13 @@ class TrustRegionBO(ObservingSearcher):
 
     def __init__(self, problem: SearchProblem, *, alpha: float = 0.6, n_initial: int = 5, radius: int = 2,
                  largest_radius: int = 4, tolerance: float = 1e-4, max_candidates: int = 4000) -> None:
-        problems = []
-        if not 0 <= alpha <= 1:
-            problems.append(f"alpha must lie in [0, 1]; got {alpha}")
-        if not 1 <= radius <= largest_radius:
-            problems.append(f"radius must lie between 1 and largest_radius ({largest_radius}); got {radius}")
-        if n_initial < 2 or max_candidates < 1 or tolerance < 0:
-            problems.append("n_initial must be at least 2, max_candidates at least 1 and tolerance at least 0; got "
-                            f"{n_initial}, {max_candidates} and {tolerance}")
-        if problems:
-            raise ConfigError(problems)
+        check_all({
+            f"alpha must lie in [0, 1]; got {alpha}": 0 <= alpha <= 1,
+            f"radius must lie between 1 and largest_radius ({largest_radius}); got {radius}":
+                1 <= radius <= largest_radius,
+            "n_initial must be at least 2, max_candidates at least 1 and tolerance at least 0; got "
+            f"{n_initial}, {max_candidates} and {tolerance}":
+                n_initial >= 2 and max_candidates >= 1 and tolerance >= 0})
         super().__init__(problem)
         self._alpha, self._n_initial = alpha, n_initial
         self._tolerance, self._max_candidates = tolerance, max_candidates
