@@ -82,7 +82,7 @@ def card_key(name: str) -> str:
     if len(found) != 1:
         known = ", ".join(nearest_first(plain, CARDS))
         raise ConfigError(f"{name!r} is not a card of the table; known, nearest first: {known}. For another card give "
-                          "device=cuda and its memory as the budget")
+                          "device=cuda, and its memory less 1 GB as the budget")
     return found[0]
 
 
