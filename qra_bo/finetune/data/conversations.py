@@ -90,8 +90,7 @@ def from_messages(fields: Fields, where: str) -> Conversation:
     Raises:
         DataError: If a message is malformed, or the assistant has no turn.
     """
-    messages = _messages(fields["messages"], "messages", where)
-    return _conversation(_with_system(messages, fields, where), 0, fields, where)
+    return _conversation(_messages(fields["messages"], "messages", where), fields, where)
 
 
 def from_sharegpt(fields: Fields, where: str) -> Conversation:
@@ -102,7 +101,7 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
     """
     turns = fields["conversations"]
     if isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "role" in turns[0]:
-        return _conversation(_with_system(_messages(turns, "conversations", where), fields, where), 0, fields, where)
+        return _conversation(_messages(turns, "conversations", where), fields, where)
     if not isinstance(turns, list) or not turns or not all(
             isinstance(t, Mapping) and isinstance(t.get("from"), str) and isinstance(t.get("value"), str)
             for t in turns):
@@ -119,7 +118,7 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
         else:
             message = {"role": SHAREGPT[turn["from"]], "content": turn["value"]}
         messages.append(message | {key: turn[key] for key in _WEIGHTS if turn.get(key) is not None})
-    return _conversation(_with_system(messages, fields, where), 0, fields, where)
+    return _conversation(messages, fields, where)
 
 
 def from_prompt_and_completion(fields: Fields, where: str) -> Conversation:
@@ -128,27 +127,24 @@ def from_prompt_and_completion(fields: Fields, where: str) -> Conversation:
     Raises:
         DataError: If a message is malformed, or the completion has no turn of the assistant.
     """
-    prompt = _with_system(_messages(fields["prompt"], "prompt", where), fields, where)
-    return _conversation(prompt + _messages(fields["completion"], "completion", where), len(prompt), fields, where)
+    prompt = _messages(fields["prompt"], "prompt", where)
+    return _conversation(prompt, fields, where, _messages(fields["completion"], "completion", where))
 
 
-def _with_system(messages: list[Message], fields: Fields, where: str) -> list[Message]:
-    """Return the messages after the record's ``system``, where they begin with no such message of their own."""
-    if not fields.get("system") or messages[0]["role"] in ("system", "developer"):
-        return messages
-    return [{"role": "system", "content": _text(fields["system"], False, where)}, *messages]
+def _conversation(messages: Sequence[Message], fields: Fields, where: str,
+                  completion: Sequence[Message] = ()) -> Conversation:
+    """Return the conversation with the loss on the assistant's turns, of ``completion`` alone where that is given.
 
-
-def _conversation(messages: Sequence[Message], first: int, fields: Fields, where: str) -> Conversation:
-    """Return the conversation with the loss on the assistant's turns from position ``first``."""
-    trained = []
-    plain: list[Message] = []
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant" and i >= first and _is_trained(message, where):
-            trained.append(i)
-        plain.append({key: value for key, value in message.items() if key not in _WEIGHTS})
+    The record's ``system`` goes before messages that begin with no such message of their own.
+    """
+    if fields.get("system") and messages[0]["role"] not in ("system", "developer"):
+        messages = [{"role": "system", "content": _text(fields["system"], False, where)}, *messages]
+    first, messages = len(messages) if completion else 0, [*messages, *completion]
+    trained = [i for i, message in enumerate(messages)
+               if message["role"] == "assistant" and i >= first and _is_trained(message, where)]
     if not trained:
         raise DataError(f"{where}: no message of the role 'assistant' on which a loss could be taken")
+    plain = [{key: value for key, value in message.items() if key not in _WEIGHTS} for message in messages]
     tools = _tools(fields.get("tools"), where)
     return Conversation(json.dumps(plain, ensure_ascii=False), tuple(trained),
                         json.dumps(tools, ensure_ascii=False) if tools else "", where)

@@ -8,6 +8,7 @@ from typing import Any
 
 from qra_bo.finetune.data.conversations import (
     Conversation,
+    Fields,
     from_messages,
     from_prompt_and_completion,
     from_sharegpt,
@@ -17,7 +18,6 @@ from qra_bo.utils.errors import DataError
 from qra_bo.utils.files import strict_json, user_path
 from qra_bo.utils.formatting import cut
 
-Fields = Mapping[str, Any]
 _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a response that appropriately completes "
            "the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n")
 _UNREAD = ("system", "history")

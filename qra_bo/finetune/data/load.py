@@ -126,9 +126,7 @@ def data_notes(data_cfg: DataConfig, data: DataSplits) -> list[str]:
     """Return the notes on the user's data for the report: records left out, a missing template."""
     if not isinstance(data_cfg, UserData):
         return []
-    notes = []
-    for reason, n in data.left_out.items():
-        notes.append(f"{n:,} records of {data.source} are left out, because {reason}")
+    notes = [f"{n:,} records of {data.source} are left out, because {reason}" for reason, n in data.left_out.items()]
     if data.repeated:
         notes.append(f"repeats of an earlier record in {data.source} that are left out: {data.repeated:,}")
     if data.plain_template:
