@@ -100,7 +100,7 @@ def joint_sensitivity(oracle: FinetuneOracle | SyntheticOracle, choices: Sequenc
     for done, names in enumerate(choices, start=1):
         bank.install(unit_choice(oracle.units, names))
         hidden = final_states()
-        losses.append(float(reference.compare(hidden).loss.sum()) / reference.tokens)
+        losses.append(float(reference.compare(hidden)[:, 0].sum()) / reference.tokens)
         divergences.append(jensen_shannon(reference, hidden))
         progress("joint sensitivity", done, len(choices))
     bank.restore_dense()

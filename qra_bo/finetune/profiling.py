@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from qra_bo.oracle.protocol import Progress
 from qra_bo.space import FloatArray, StorageFormat, Unit
 from qra_bo.utils.errors import DeviceError, is_out_of_memory
 
-Value = TypeVar("Value")
 KEPT_LOG_PROBABILITIES = 512 * 2**20
 """Bytes of the dense model's log-probabilities up to which a CPU keeps them instead of computing them again for each
 format; a device keeps none, because its memory plan has no room for them."""
@@ -41,19 +40,6 @@ class Measured(NamedTuple):
     rise: FloatArray
     kl: FloatArray
     se: FloatArray
-
-
-class Difference(NamedTuple):
-    """Sums over the tokens of each of ``b`` sequences, in nats: the next-token loss, KL(dense || model), and the
-    squared error of each token's rise.
-
-    On text drawn from the dense model, the rise of each token's loss is its KL plus an error of mean 0 that is
-    uncorrelated with those of earlier tokens: their squares add up.
-    """
-
-    loss: FloatArray
-    kl: FloatArray
-    squares: FloatArray
 
 
 class DenseReference:
@@ -110,8 +96,13 @@ class DenseReference:
                 yield parts[0], parts[1], torch.log_softmax(parts[2].float(), -1)
 
     @torch.no_grad()
-    def compare(self, hidden: Tensor) -> Difference:
-        """Compare ``b x length x d`` final hidden states to those of the dense model."""
+    def compare(self, hidden: Tensor) -> FloatArray:
+        """Compare ``b x length x d`` final hidden states to those of the dense model: return sums over the tokens of
+        each sequence, ``b x 3`` in nats: next-token loss, KL(dense || model), and squared error of each token's rise.
+
+        On text drawn from the dense model, the rise of each token's loss is its KL plus an error of mean 0 that is
+        uncorrelated with those of earlier tokens: their squares add up.
+        """
         sums, first = torch.zeros(3, self._sequences, dtype=torch.float64, device=hidden.device), 0
         for goal, log_p, log_q in self.tiles(hidden):
             chosen = log_q.gather(1, goal).squeeze(1)
@@ -120,7 +111,7 @@ class DenseReference:
             tokens = torch.stack([-chosen, apart, off]).double()
             sums.index_add_(1, self._sequence[first:first + len(goal)], tokens)
             first += len(goal)
-        return Difference(*(np.array([float(value) for value in row]) for row in sums))
+        return sums.t().cpu().numpy()
 
 
 @contextmanager
@@ -211,7 +202,7 @@ def differences(bank: LayerBank, units: Sequence[Unit], formats: Sequence[Storag
         -> tuple[DenseReference, FloatArray, float]:
     """Compare the model with one unit quantised to the dense one on ``b`` sequences, for every unit and format.
 
-    Returns the dense predictions, the sums of ``Difference``, ``b x L x F x 3`` (0 at 16 bits), and the tokens that
+    Returns the dense predictions, the sums of ``compare``, ``b x L x F x 3`` (0 at 16 bits), and the tokens that
     went forward. ``measured`` is called with the index of a unit, what measures its sums, ``b x F x 3``, and the number
     of units that are then done; it returns these sums.
     """
@@ -233,7 +224,7 @@ def differences(bank: LayerBank, units: Sequence[Unit], formats: Sequence[Storag
             bank.install({linear.name: formats[f].name for linear in units[u].linears})
             with starting_at(model, first, below.to(bank.device)):
                 final = hidden_states(model, ids)
-            found[:, f] = np.stack(reference.compare(final), axis=-1)
+            found[:, f] = reference.compare(final)
         bank.restore_dense()
         return found
 
@@ -340,6 +331,6 @@ def _exact(device: torch.device) -> torch.dtype:
     return torch.float64 if device.type == "cpu" else torch.float32
 
 
-def unit_choice(units: Sequence[Unit], values: Sequence[Value]) -> Mapping[str, Value]:
-    """Return the value (a format) of every linear from that of every unit."""
-    return {linear.name: value for unit, value in zip(units, values, strict=True) for linear in unit.linears}
+def unit_choice(units: Sequence[Unit], formats: Sequence[str]) -> Mapping[str, str]:
+    """Return the format of every linear from that of every unit."""
+    return {linear.name: fmt for unit, fmt in zip(units, formats, strict=True) for linear in unit.linears}
