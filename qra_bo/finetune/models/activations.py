@@ -45,8 +45,9 @@ class _Answered(Exception):
     """The first layer has returned."""
 
 
-def _given(model: Any, outputs: Mapping[int, Tensor | None]) -> dict[int, _Given]:
-    """Return replacements of layers that return ``outputs``, in the form of the model's own layers: some return tuples
+@contextmanager
+def _replaced(model: Any, outputs: Mapping[int, Tensor | None]) -> Iterator[None]:
+    """Let layers return ``outputs`` within the block, in the form of the model's own layers: some return tuples
     (Falcon's). The form is asked for once, with one token."""
     layers = decoder_layers(model)
     if layers not in _IN_TUPLE:
@@ -62,16 +63,10 @@ def _given(model: Any, outputs: Mapping[int, Tensor | None]) -> dict[int, _Given
             pass
         finally:
             handle.remove()
-    return {i: _Given(layers[i], output, _IN_TUPLE[layers]) for i, output in outputs.items()}
-
-
-@contextmanager
-def _replaced(model: Any, given: Mapping[int, _Given]) -> Iterator[None]:
-    layers = decoder_layers(model)
-    kept = {i: layers[i] for i in given}
-    for i, layer in given.items():
-        layers[i] = layer
+    kept = {i: layers[i] for i in outputs}
     try:
+        for i, output in outputs.items():
+            layers[i] = _Given(kept[i], output, _IN_TUPLE[layers])
         yield
     finally:
         for i, original in kept.items():
@@ -84,7 +79,7 @@ def starting_at(model: Any, index: int, hidden: Tensor) -> Iterator[None]:
 
     Layer 0 gets the embeddings, whatever ``hidden`` is.
     """
-    with _replaced(model, _given(model, {i: hidden if i == index - 1 else None for i in range(index)})):
+    with _replaced(model, {i: hidden if i == index - 1 else None for i in range(index)}):
         yield
 
 
@@ -99,7 +94,7 @@ def run_layer(model: Any, ids: Tensor, index: int, hidden: Tensor) -> tuple[Tens
         found = output[0] if isinstance(output, tuple) else output
         taken.append(found.requires_grad_() if torch.is_grad_enabled() else found)
 
-    with _replaced(model, _given(model, outputs)):
+    with _replaced(model, outputs):
         handle = decoder_layers(model)[index].register_forward_hook(leave)
         try:
             final: Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state

@@ -8,6 +8,7 @@ Rows do not depend on each other. Rows of all matrices and formats are therefore
 rounds them together: its cost on a GPU is the number of launches, whatever the number of rows.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -59,18 +60,11 @@ def compensated_codes(stack: Sequence[tuple[Tensor, Grid]], inputs: Inputs) -> l
 
 def _pieces(heights: Sequence[int], rows: int) -> Iterator[list[_Piece]]:
     """Divide the rows of matrices of ``heights`` rows into lists of at most ``rows``."""
-    pieces, left = list[_Piece](), rows
-    for index, height in enumerate(heights):
-        first = 0
-        while first < height:
-            last = min(height, first + left)
-            pieces.append(_Piece(index, first, last))
-            first, left = last, left - (last - first)
-            if left == 0:
-                yield pieces
-                pieces, left = [], rows
-    if pieces:
-        yield pieces
+    starts = [*itertools.accumulate(heights, initial=0)]
+    for first in range(0, starts[-1], rows):
+        ends = [(max(0, first - start), min(height, first + rows - start))
+                for start, height in zip(starts, heights, strict=False)]
+        yield [_Piece(matrix, *end) for matrix, end in enumerate(ends) if end[0] < end[1]]
 
 
 def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs) -> Tensor:
