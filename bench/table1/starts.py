@@ -16,7 +16,7 @@ from qra_bo.finetune.profiling import unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank, OwnBase
 from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.memory.formats import parse_format
-from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.space import Allocation, StorageFormat
 from qra_bo.trials import TrialSpec
@@ -64,7 +64,7 @@ class Decomposer:
         self._start: Start = pkgutil.resolve_name(STARTS.get(name, name))
         self._own: dict[str, tuple[OwnBase, Pair]] = {}
 
-    def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None,
+    def build(self, allocation: Allocation, train_seed: int, progress: Progress = quiet,
               codes: str | None = None) -> None:
         """See ``FinetuneOracle.build``; ``codes`` changes nothing."""
         oracle, formats = self._oracle, unit_choice(self._oracle.units, allocation.formats)
@@ -78,7 +78,7 @@ class Decomposer:
                 pair["A"].data[:len(down)], pair["B"].data[:, :len(down)] = down, up
 
     def prepare(self, formats: Mapping[str, str], ranks: Mapping[str, int],
-                progress: Progress | None) -> Mapping[str, tuple[OwnBase, Pair]]:
+                progress: Progress) -> Mapping[str, tuple[OwnBase, Pair]]:
         """Return the base of every quantised linear with an adapter, and the adapter's A and B."""
         adapted = {n: r for n, r in ranks.items() if r > 0 and not parse_format(formats[n]).is_base}
         for done, (name, rank) in enumerate(adapted.items(), start=1):
@@ -88,8 +88,7 @@ class Decomposer:
                                                 requantise_in(self._bank, parse_format(wanted.fmt)), rank, self._scale)
                 self._own[name] = (replace(wanted, state={k: t.to("cpu") for k, t in state.items()}),
                                    (down.cpu(), up.cpu()))
-            if progress is not None:
-                progress("initialise", done, len(adapted))
+            progress("initialise", done, len(adapted))
         return {name: self._own[name] for name in adapted}
 
 

@@ -26,7 +26,7 @@ from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.finetune.training.sample import NEW_TOKENS, continuation, prompt_of
 from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
-from qra_bo.oracle.protocol import Progress, StopRequested
+from qra_bo.oracle.protocol import Progress, StopRequested, quiet
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
 from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
@@ -126,7 +126,7 @@ class FinetuneOracle:
             found["kl"].numpy(), found["rank"].numpy(), base,
             source if self.bank.rounding is None else f"{source}, codes by GPTQ", found["se"].numpy())
         # The choice of codes takes a pass of its own, which all trials share.
-        rounding = 0 if self.bank.rounding is None else self.bank.rounding.forward_tokens
+        rounding = 0 if self.bank.rounding is None else self.bank.rounding.ids.numel()
         self.profile_cost = {"training_tokens": int(trained),
                              "forward_tokens": int(forward) + rounding}
         return profile
@@ -270,7 +270,7 @@ class FinetuneOracle:
         if self.device.type == "cpu":  # elsewhere the whole base would be copied to a device that is given back
             self.bank.restore_dense()
 
-    def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None,
+    def build(self, allocation: Allocation, train_seed: int, progress: Progress = quiet,
               codes: str | None = None) -> None:
         """Quantise the model as in ``allocation`` and attach fresh adapters; ``codes``: see ``TrialSpec``.
 

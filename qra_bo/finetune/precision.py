@@ -12,7 +12,6 @@ from torch.overrides import TorchFunctionMode
 from qra_bo.finetune.models.load import repeated
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import HALF
-from qra_bo.finetune.quantization.tables import PackedTable
 
 WIDENED_NUMEL = 1 << 24
 """Numbers of a weight that are widened at a time: no large matrix has a whole copy in fp32."""
@@ -34,9 +33,6 @@ def in_float32(bank: LayerBank) -> Iterator[None]:
             torch.set_float32_matmul_precision("high")
         embedding = bank.model.get_input_embeddings()
         stack.callback(embedding.register_forward_hook(lambda _module, _args, rows: rows.float()).remove)
-        for table in (module for module in bank.model.modules() if isinstance(module, PackedTable)):
-            stack.callback(setattr, table, "product_dtype", None)
-            table.product_dtype = torch.float32
         stack.callback(bank.multiply_in, None)
         bank.multiply_in(torch.float32)
         stack.enter_context(_Widened())

@@ -22,6 +22,7 @@ from qra_bo.finetune.quantization.base import (
     RingBackend,
     State,
     backend_of,
+    frozen,
     pack_for,
     packed,
     state_bytes,
@@ -30,7 +31,7 @@ from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.memory.file_formats import BACKEND
 from qra_bo.memory.formats import check_shape, parse_format
-from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.space import DecoderSpec, StorageFormat
 from qra_bo.utils.errors import ConfigError, ModelError, OracleError
 
@@ -111,30 +112,25 @@ class LayerBank:
         """Whether every pass of the dense model copies its weights to the device."""
         return self.device.type != "cpu" and not self.dense_on_device
 
-    def build(self, progress: Progress | None = None) -> None:
+    def build(self, progress: Progress = quiet) -> None:
         """Pack every linear in every format of ``formats`` below 16 bits now, on all of torch's threads."""
         todo = [(linear.name, fmt) for fmt in self.formats if not fmt.is_base for linear in self.spec.linears
                 if (linear.name, fmt.name) not in self._states]
         self.choose_codes(progress)
-        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-
-        def waiting() -> None:
-            if progress is not None and self.store is not None:
-                progress("quantise", self.store.count, len(todo))
-
-        alone = nullcontext() if self.store is None or not todo else self.store.alone(waiting)
+        workers, store = torch.get_num_threads() if self.device.type == "cpu" else 1, self.store
+        alone = nullcontext() if store is None or not todo else \
+            store.alone(lambda: progress("quantise", store.count, len(todo)))
         with alone, ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(self._pack, name, fmt): (name, fmt.name) for name, fmt in todo}
             try:
                 for done, future in enumerate(as_completed(futures), start=1):
                     self._states[futures[future]] = future.result()
-                    if progress is not None:
-                        progress("quantise", done, len(todo))
+                    progress("quantise", done, len(todo))
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # else every layer is packed before the error, or the stop, is known
                 raise
 
-    def choose_codes(self, progress: Progress | None) -> None:
+    def choose_codes(self, progress: Progress = quiet) -> None:
         """Let ``rounding`` send its text through the dense model, before the first layer is installed."""
         if self.rounding is not None:
             self.rounding.prepare(progress)
@@ -147,7 +143,7 @@ class LayerBank:
             SpaceError: If a format can't pack a linear of this shape.
             OracleError: If a name is not a linear of the model, or adapters are still attached.
         """
-        self.choose_codes(None)
+        self.choose_codes()
         changed = {name: wanted for name, wanted in choice.items() if self._installed.get(name) != wanted}
         for name, wanted in changed.items():  # every error is raised before anything is changed
             self._check_place(name)
@@ -162,10 +158,10 @@ class LayerBank:
             self._installed[name] = wanted
 
     def multiply_in(self, dtype: torch.dtype | None) -> None:
-        """Let packed linears multiply in a wider type from now on, the installed ones too; ``None`` ends it."""
+        """Let packed linears and a head multiply in a wider type from now on, those to come too; ``None`` ends it."""
         self._product_dtype = dtype
-        for layer in self._placed.values():
-            if isinstance(layer, PackedLinear):
+        for layer in self.model.modules():
+            if isinstance(layer, PackedLinear | PackedTable):
                 layer.product_dtype = dtype
 
     def restore_dense(self) -> None:
@@ -186,7 +182,7 @@ class LayerBank:
         copy = nn.Linear(original.in_features, original.out_features, bias=False, device="meta")
         copy.weight = nn.Parameter(original.weight.detach().to(self.device, self.compute_dtype), requires_grad=False)
         bias = None if original.bias is None else original.bias.detach().to(self.device)
-        copy.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        copy.register_parameter("bias", frozen(bias))
         return copy
 
     def stored_bytes(self, choice: Mapping[str, str]) -> tuple[int, int]:
@@ -228,7 +224,7 @@ class LayerBank:
     def _pack(self, name: str, fmt: StorageFormat) -> State:
         chosen = None
         if self.rounding is not None and fmt in self.rounding.formats:
-            self.choose_codes(None)
+            self.choose_codes()
             chosen = self.rounding.state(name, fmt)
         if chosen is not None:
             return chosen

@@ -87,8 +87,8 @@ def keeping_types(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return moved
 
 
-class PackedLinear(ABC):
-    """A frozen linear layer over packed weights (mixed into ``nn.Module`` classes, before them).
+class PackedLinear(nn.Linear, ABC):
+    """A frozen linear layer over packed weights; its ``weight`` holds the codes.
 
     ``to``, ``cuda`` and their like, a parent's too, move all of its tensors and cast none.
 
@@ -97,32 +97,25 @@ class PackedLinear(ABC):
         product_dtype: A wider type of the product alone, within ``precision.in_float32``; ``None`` elsewhere.
         dense: The unpacked weight, kept only where memory is traded for time; same numbers, bit for bit.
         target: The device that a layer on the meta device stands for; ``None`` on real devices.
+        others: The packed tensors beside the codes.
     """
 
     fmt: StorageFormat
     compute_dtype: torch.dtype
+    others: State
     product_dtype: torch.dtype | None = None
     dense: Tensor | None = None
     target: torch.device | None = None
-    in_features: int
-    out_features: int
     bias: Any
 
-    @abstractmethod
     def packed_state(self) -> State:
         """Return the packed tensors, as ``QuantizerBackend.build`` takes them."""
-
-    @abstractmethod
-    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
-        """Replace packed tensors that are neither parameters nor buffers by what ``move`` gives for them.
-
-        The parameters have been moved before. Tensors that were given to ``build`` stay as and where they are.
-        """
+        return {"codes": self.weight.data, **self.others}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         move = keeping_types(fn)
-        super()._apply(move, recurse)  # type: ignore[misc]
-        self.carry(move)
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        self.others = {name: move(tensor) for name, tensor in self.others.items()}
         self.dense = None if self.dense is None else move(self.dense)
         return self
 
@@ -140,18 +133,6 @@ class PackedLinear(ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``... x in`` to ``... x out``; only ``x`` takes a gradient."""
         return cast(Tensor, _FrozenMatmul.apply(x, self))  # type: ignore[no-untyped-call]
-
-
-class CodedLinear(PackedLinear, nn.Linear):
-    """A packed layer whose ``weight`` holds the codes; ``others`` are the packed tensors beside them."""
-
-    others: State
-
-    def packed_state(self) -> State:
-        return {"codes": self.weight.data, **self.others}
-
-    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
-        self.others = {name: move(tensor) for name, tensor in self.others.items()}
 
 
 class _FrozenMatmul(torch.autograd.Function):
@@ -201,8 +182,7 @@ class QuantizerBackend(ABC):
     in ``memory/formats.py``; a class in ``test_conformance.py`` tests it.
     """
 
-    name: str
-    layer: ClassVar[type[CodedLinear]]
+    layer: ClassVar[type[PackedLinear]]
     VERSION: ClassVar[int] = 1
     """Goes up with every change of the packed tensors that ``pack``, ``recoded`` or ``compensated`` give for a weight:
     results on disk are kept by it."""
@@ -274,7 +254,7 @@ def backend_of(fmt: StorageFormat) -> QuantizerBackend:
     return backend
 
 
-class HalfLinear(CodedLinear):
+class HalfLinear(PackedLinear):
     """A frozen ``nn.Linear`` stored in 16 bits."""
 
     def unpack(self) -> Tensor:
@@ -284,7 +264,7 @@ class HalfLinear(CodedLinear):
 class UnquantisedBackend(QuantizerBackend):
     """Weights that have 16 bits keep their type; others become fp16, the type closest to them."""
 
-    name, layer = "none", HalfLinear
+    layer = HalfLinear
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         half = weight.to(device, weight.dtype if weight.dtype in HALF else torch.float16).contiguous()

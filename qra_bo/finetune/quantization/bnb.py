@@ -17,7 +17,7 @@ import torch
 from bitsandbytes import functional as F
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import CodedLinear, Grid, LevelBackend, State, tile_numel
+from qra_bo.finetune.quantization.base import Grid, LevelBackend, PackedLinear, State, tile_numel
 from qra_bo.memory.formats import NESTED_BLOCK
 from qra_bo.space.space import StorageFormat
 
@@ -38,7 +38,7 @@ def _block_scales(state: State) -> Tensor:
     return wide.add_(state["offset"])
 
 
-class BitsAndBytesLinear(CodedLinear):
+class BitsAndBytesLinear(PackedLinear):
     """A frozen linear layer with the library's storage and the product of ``PackedLinear``."""
 
     def unpack(self) -> Tensor:
@@ -70,7 +70,7 @@ class BitsAndBytesLinear(CodedLinear):
 class BitsAndBytesBackend(LevelBackend):
     """NF4, and row-wise int8 as LLM.int8 stores it."""
 
-    name, layer = "bitsandbytes", BitsAndBytesLinear
+    layer = BitsAndBytesLinear
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         if fmt.bits == 8:

@@ -11,13 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.quantization.base import SERIAL_NUMEL, CodedLinear, Grid, LevelBackend, State
+from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, LevelBackend, PackedLinear, State
 from qra_bo.finetune.quantization.planes import empty_planes, in_planes, weight_of, words_of
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
 
 
-class GroupedLinear(CodedLinear):
+class GroupedLinear(PackedLinear):
     """A frozen linear layer over packed codes, a scale a group and, in most formats, a zero."""
 
     def unpack(self) -> Tensor:

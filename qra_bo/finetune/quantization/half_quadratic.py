@@ -21,7 +21,7 @@ with warnings.catch_warnings():  # hqq decorates with torch.compile, whose own i
 class HQQBackend(GroupedBackend):
     """HQQ storage, grouped along the columns (the library's axis 1)."""
 
-    name, by_row = "hqq", False
+    by_row = False
     metadata_types = torch.float16, torch.float16
 
     def solve(self, groups: Tensor, fmt: StorageFormat, roots: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from qra_bo.finetune.quantization.base import State, tile_numel
 from qra_bo.finetune.quantization.grouped import GroupedBackend
-from qra_bo.memory.file_formats import ORDERED
 from qra_bo.memory.formats import has_zeros
 from qra_bo.space.space import StorageFormat
 
@@ -88,7 +87,7 @@ def search(groups: Tensor, bits: int, symmetric: bool, roots: Tensor | None = No
 class IntegerBackend(GroupedBackend):
     """Integer storage; scales (and zeros) are those of the least squared error on a grid of candidates."""
 
-    name, by_row = "integer", True
+    by_row = True
     VERSION = 2
     metadata_types = torch.bfloat16, torch.uint8
 
@@ -108,8 +107,6 @@ class IntegerBackend(GroupedBackend):
 class OrderedBackend(IntegerBackend):
     """``int`` storage whose groups are of columns in any order, as in a file: ``columns`` (``in``) is the place of each
     column among those that lie group by group; what is packed here needs none."""
-
-    name = ORDERED
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
         columns = torch.empty(shape[1], dtype=torch.int32, device="meta")

@@ -45,11 +45,6 @@ class Rounding:
         self._chosen: set[tuple[str, str]] = set()
         self._ready = False
 
-    @property
-    def forward_tokens(self) -> int:
-        """Tokens that go forward once."""
-        return self.ids.numel()
-
     def state(self, name: str, fmt: StorageFormat) -> State | None:
         """Return the packed tensors of a linear with chosen codes, on the host, at the first call after ``prepare``."""
         return self._states.pop((name, fmt.name), None)
@@ -58,7 +53,7 @@ class Rounding:
         """Whether a linear's codes in a format are other than its library's."""
         return (name, fmt) in self._chosen
 
-    def prepare(self, progress: Progress | None) -> None:
+    def prepare(self, progress: Progress) -> None:
         """Choose all codes, or read them from the store; once. Of several processes one chooses, the others wait.
 
         Raises:
@@ -68,14 +63,10 @@ class Rounding:
         """
         if self._ready:
             return
-        missing = self._missing(self.linears)
-
-        def waiting() -> None:
-            if progress is not None and self.store is not None:
-                progress(CHOOSE, self.store.count, len(self.linears))
-
+        missing, store = self._missing(self.linears), self.store
         if missing:
-            with nullcontext() if self.store is None else self.store.alone(waiting):
+            with nullcontext() if store is None else \
+                    store.alone(lambda: progress(CHOOSE, store.count, len(self.linears))):
                 still = self._missing(missing)  # another process may have made some of them meanwhile
                 if still:
                     self._make(still, progress)
@@ -98,7 +89,7 @@ class Rounding:
             fmt, _, part = key.partition(":")
             self._states.setdefault((name, fmt), {})[part] = tensor
 
-    def _make(self, linears: Sequence[str], progress: Progress | None) -> None:
+    def _make(self, linears: Sequence[str], progress: Progress) -> None:
         modules = {name: self.model.get_submodule(name) for name in linears}
         if any(isinstance(module, PackedLinear) for module in modules.values()):
             raise OracleError("codes are chosen on the dense model, and some of its linears are already quantised")
@@ -128,8 +119,7 @@ class Rounding:
             for name, tensors in made.items():
                 self._hold(name, tensors if self.store is None else self.store.mapped(name, tensors))
                 done += 1
-                if progress is not None:
-                    progress(CHOOSE, done, len(linears))
+                progress(CHOOSE, done, len(linears))
 
         try:
             # No pool of threads packs: each would keep a team of OpenMP's, and with more threads than cores that

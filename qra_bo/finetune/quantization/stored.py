@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qra_bo.finetune.quantization.base import HalfLinear, State, UnquantisedBackend, tile_numel
 from qra_bo.finetune.quantization.tables import PackedTable
-from qra_bo.memory.file_formats import BACKEND, TYPES
+from qra_bo.memory.file_formats import TYPES
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -141,7 +141,7 @@ class StoredTable(PackedTable):
 class StoredBackend(UnquantisedBackend):
     """Blocks of GGUF's types, which are read from a file and never made here."""
 
-    name, layer = BACKEND, StoredLinear
+    layer = StoredLinear
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         raise ConfigError(f"{fmt.name} is a type of GGUF files, whose codes codes=stored reads; none are made here")

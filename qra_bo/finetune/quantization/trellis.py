@@ -7,7 +7,7 @@ rings run along the outputs of one rotated input, so that GPTQ's feedback betwee
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import CodedLinear, RingBackend, State
+from qra_bo.finetune.quantization.base import PackedLinear, RingBackend, State
 from qra_bo.finetune.quantization.fused_unpack import unpacked
 from qra_bo.finetune.quantization.gptq import BLOCK
 from qra_bo.finetune.quantization.moments import Inputs
@@ -27,7 +27,7 @@ from qra_bo.memory.formats import ring_length, rings_of
 from qra_bo.space.space import StorageFormat
 
 
-class TrellisLinear(CodedLinear):
+class TrellisLinear(PackedLinear):
     """A frozen linear layer over rings of trellis codes, a scale a row, and four bits a row and block of inputs."""
 
     def unpack(self) -> Tensor:
@@ -62,7 +62,7 @@ class TrellisLinear(CodedLinear):
 class TrellisBackend(RingBackend):
     """Trellis storage: rotated weights by rings, with a scale for each row or for each of its blocks of inputs."""
 
-    name, layer = "trellis", TrellisLinear
+    layer = TrellisLinear
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         turned = rotated(weight.cpu().float())  # see ``Rounding``: rings are coded on the host

@@ -23,6 +23,7 @@ from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import second_moments
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.finetune_oracle import caches, split_calibration
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
@@ -94,7 +95,7 @@ def test_moments_are_gone_while_codes_are_chosen(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(package + "moments.second_moments", moments_of)
     monkeypatch.setattr(package + "rounding.compensated_codes", codes_of)
-    make_bank(formats=("hqq3",)).choose_codes(None)
+    make_bank(formats=("hqq3",)).choose_codes()
     assert kept == [3, 2, 1, 0] * 2  # inputs of the layer that are still to come
 
 
@@ -260,7 +261,7 @@ def test_inputs_that_are_not_finite_are_an_error() -> None:
     broken.get_submodule(NAMES[0]).weight.data.fill_(float("inf"))
     rounding = Rounding(broken, NAMES[:7], FORMATS[:2], TEXT, CPU, None)
     with pytest.raises(ModelError, match="are not finite in the 16-bit model"):
-        rounding.prepare(None)
+        rounding.prepare(quiet)
 
 
 @pytest.mark.parametrize(("overrides", "tokens"), [
