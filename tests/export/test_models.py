@@ -65,7 +65,7 @@ class Unpacked:
     def __init__(self, fmt: Any) -> None:
         from qra_bo.finetune.quantization.base import backend_of
 
-        self.build = backend_of(fmt).build
+        self.build, self.empty_state = backend_of(fmt).build, backend_of(fmt).empty_state
 
 
 def test_merged_model_is_base_plus_update(mixed: Path) -> None:
