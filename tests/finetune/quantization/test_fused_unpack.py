@@ -51,6 +51,7 @@ from qra_bo.finetune.quantization.plane_kernel import BLOCK, unpack_kernel
 from qra_bo.memory.formats import PLANES, Plane
 
 METADATA = {"hqq": [("*fp16", "*fp16", 0)], "integer": [("*bf16", "*u8", 0), ("*bf16", "*bf16", 4)]}
+METADATA["ordered"] = METADATA["integer"]
 PLANES["integer"][7] = (Plane(4, 2, 1), Plane(2, 4, 1), Plane(1, 8, 1))  # three, which no format has
 for backend, by_bits in PLANES.items():
     for bits, planes in by_bits.items():
