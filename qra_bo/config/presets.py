@@ -36,8 +36,8 @@ CPU_LR, CPU_WIDTH = 2e-3, 576
 
 def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     """Return further overrides for what the given ones leave open: the trainer, the budget, which a given allocation
-    or a named card brings, the user's data where ``data.path`` is a file, no bits beside stored codes, and no options
-    of the default method beside a class of the user's own.
+    or a named card brings, the user's data where ``data.path`` is a file, no bits beside stored codes, no options of
+    the default method beside a class of the user's own, and no tries beside a learning rate of ``task=finetune``.
 
     What a profile chooses stays: a trainer or a budget other than the default of ``conf/config.yaml``.
 
@@ -53,11 +53,14 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     if raw.get("codes") == STORED and "bits" not in given:
         chosen.append("bits=[]")
     path = data.get("path") if isinstance(data := raw.get("data"), Mapping) else None
-    if "data.path" in given and "data" not in given and isinstance(path, str) \
-            and os.path.isfile(user_path(path)):
+    if "data.path" in given and "data" not in given and isinstance(path, str) and os.path.isfile(user_path(path)):
         chosen.append("data=jsonl")
     if "method._target_" in given and "method" not in given:
         chosen.append("method=_own")
+    adapter = raw.get("adapter")
+    if raw.get("task") == "finetune" and "calibrate.lr_scales" not in given and isinstance(adapter, Mapping) \
+            and adapter.get("lr") != "auto":
+        chosen.append("calibrate.lr_scales=[1.0]")
     budget = OF_ALLOCATION if raw.get("task") == "finetune" else None if raw.get("gpu") is None else "auto"
     if budget is not None and "budget" not in given and raw.get("budget") == _default_budget():
         chosen.append(f"budget={budget}")
@@ -70,11 +73,10 @@ def _default_budget() -> Any:
 
 
 def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return plain values in which ``adapter.lr`` is a number where it was ``auto``; ``task=finetune`` tries no others
-    beside one that is given."""
+    """Return plain values in which ``adapter.lr`` is a number where it was ``auto``."""
     adapter, model = raw.get("adapter"), raw.get("model")
     if not isinstance(adapter, Mapping) or adapter.get("lr") != "auto" or not isinstance(model, Mapping):
-        return {**raw, "calibrate": {"lr_scales": [1.0]}} if raw.get("task") == "finetune" else raw
+        return raw
     known, train = _width(model), raw.get("train")
     if isinstance(train, Mapping) and train.get("name") == "cpu":
         lr = CPU_LR * CPU_WIDTH / max(known or CPU_WIDTH, CPU_WIDTH)

@@ -139,3 +139,12 @@ def test_own_profile_keeps_its_budget_and_gets_the_trainer_that_suits(tmp_path: 
         assert (str(config.budget[0]), config.train.name, config.train.length) == ("20GB", "gpu", 512)
         assert load_config([*given, *more, "budget=9GB"], str(tmp_path)).budget[0].text == "9GB"
     assert load_config([*given, "train=cpu"], str(tmp_path)).train.name == "cpu"
+
+
+@pytest.mark.parametrize(("words", "scales"), [
+    ([], (0.5, 1.0, 2.0)), (["adapter.lr=0.001"], (1.0,)),
+    (["adapter.lr=0.001", "calibrate.lr_scales=[0.7,1.3]"], (0.7, 1.3))])
+def test_a_fine_tune_tries_no_rates_beside_one_that_is_given(words: list[str], scales: tuple[float, ...]) -> None:
+    given = load_config(["task=finetune", "+model=tiny", "data=tiny", "allocation=uniform:4,2", *words])
+    assert given.calibrate.lr_scales == scales
+    assert load_config(["+model=tiny", "data=tiny", "adapter.lr=0.001"]).calibrate.lr_scales == (0.5, 1.0, 2.0)
