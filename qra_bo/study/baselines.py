@@ -95,14 +95,18 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
         run.record(found)
 
 
-def calibrate_check(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocation], lr_scale: float) -> None:
-    """Choose the learning rate of a prediction and of its check, from trials at low fidelity of the uniform choice in
-    it: another one judges ranks by how well a wrong rate suits them. ``lr_scale`` is the factor that earlier runs
-    taught. A rate that a search calibrated, or a prediction has, stays."""
-    if run.study.calibrated or (run.study.prediction is not None and run.study.learning_rate is not None):
-        return
+def on_ladders(problem: SearchProblem, choices: Sequence[Allocation]) -> Allocation | None:
+    """Return the first of ``choices`` whose ranks are on the search's ladders, ``None`` if none is there."""
     seen = Observations(problem)
-    checked = next((a for a in uniforms if seen.position(a) is not None), uniforms[0])
+    return next((a for a in choices if seen.position(a) is not None), None)
+
+
+def calibrate_check(run: TrialRunner, checked: Allocation, lr_scale: float) -> None:
+    """Choose the learning rate of a prediction and of its check, from trials at low fidelity of the uniform choice
+    ``checked`` in it: another one judges ranks by how well a wrong rate suits them. ``lr_scale`` is the factor that
+    earlier runs taught. A rate that a search calibrated stays."""
+    if run.study.calibrated:
+        return
     found = calibration(run, [checked], run.config.adapter.lr * lr_scale, low=True)
     run.conclude(found if found.tried else replace(found, source=BY_PRIOR))
 
@@ -113,10 +117,11 @@ def calibrate_given(run: TrialRunner, given: Given) -> None:
         return
     found = Calibration(given.learning_rate, run.config.adapter.lr_rule, source=given.rate_source)
     if run.setting.tries_rates:
-        try:
-            found = calibration(run, given.allocations[:1], given.learning_rate, low=True)
-        except TrainingError as error:  # memory ran out: a smaller rank may be left
-            run.warn(str(error))
+        with run.stage(COMPARISON):
+            try:
+                found = calibration(run, given.allocations[:1], given.learning_rate, low=True)
+            except TrainingError as error:  # memory ran out: a smaller rank may be left
+                run.warn(str(error))
     run.record(found)
 
 

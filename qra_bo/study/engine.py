@@ -22,6 +22,7 @@ from qra_bo.study.baselines import (
     evaluate_references,
     fractional_choices,
     in_turn,
+    on_ladders,
     train_qlora,
     uniform_choices,
 )
@@ -88,8 +89,7 @@ class Engine:
             if self.fine_tunes:
                 evaluate_untuned(run)
             if (given := self.setting.given) is not None:
-                with run.stage(COMPARISON):
-                    calibrate_given(run, given)
+                calibrate_given(run, given)
                 for note in given.notes:
                     run.warn(note)
                 return self._finish(run, ())
@@ -107,9 +107,11 @@ class Engine:
             searched = run.study.end is not None or any(e.stage not in ENGINE_STAGES for e in run.study.trials)
             if begun is None or not (effort.max_full_trials or searched):  # what stopped before its first proposal
                 from qra_bo.study.prediction import predict  # loads torch, which planning does without
-                with run.stage(COMPARISON):
-                    calibrate_check(run, problem, uniforms, rates.lr_scale)
-                predict(run, problem, uniforms, fractional)
+                if run.study.prediction is None or run.study.learning_rate is None:
+                    uniform = on_ladders(problem, uniforms)
+                    with run.stage(COMPARISON):
+                        calibrate_check(run, uniform or uniforms[0], rates.lr_scale)
+                        predict(run, problem, uniform, fractional)
                 return self._finish(run, ())
             limit, begun_with_references = begun.uniform_baselines, begun.references
             with run.stage("calibration"):

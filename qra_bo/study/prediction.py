@@ -29,29 +29,25 @@ CARRIED, CARRIED_SHARE = 0.02, 0.1
 it: 0.005 among the better half of the plays' table, 0.021 of GSM8K's; 0.15 of large differences."""
 
 
-def predict(run: TrialRunner, problem: SearchProblem, uniforms: Sequence[Allocation],
+def predict(run: TrialRunner, problem: SearchProblem, uniform: Allocation | None,
             fractional: Sequence[Allocation]) -> None:
     """Record what is delivered: of the allocation that the learned rates call best, the first of the ``fractional`` and
-    the first of the ``uniforms``, the one with the least expected loss; the better simple choice where the interval of
+    the ``uniform`` choice, the one with the least expected loss; the better simple choice where the interval of
     the first one's difference to it holds 0.
 
-    The three are trained at low fidelity first, on one seed, and their measured differences enter what is expected. A
-    prediction in the journal stays: another machine or solver may find another optimum within ``REL_GAP``. It has no
-    reference where no rank of ``uniforms`` is on the ladders. Raises ``ConfigError`` if the file of ``surrogate.rates``
-    can't be read or holds no rates, ``TrainingError`` if no training gave a loss.
+    The three are trained at low fidelity first, on one seed, and their measured differences enter what is expected.
+    Another machine or solver may find another optimum within ``REL_GAP``: of a run that goes on, the prediction in its
+    journal stays. It has no reference without a ``uniform`` choice. Raises ``ConfigError`` if the file of
+    ``surrogate.rates`` can't be read or holds no rates, ``TrainingError`` if no training gave a loss.
     """
-    if run.study.prediction is not None:
-        return
     config, steps, seen = run.config, run.study.objective_steps, Observations(problem)
     fidelity = Fidelity.HIGH if problem.low_steps is None else Fidelity.LOW
     checked_steps = problem.low_steps or problem.high_steps
     learned = load_rates(config.surrogate.rates)
     late, early = (of_training(learned, problem, n) for n in (steps, checked_steps))
     predicted = solved(problem, late.table(problem), [1.0, *SHRUNK])
-    uniform = next((a for a in uniforms if seen.position(a) is not None), None)
     arms = list(dict.fromkeys(a for a in (predicted[0], *fractional[:1], uniform) if a is not None))
-    with run.stage(COMPARISON):
-        done = run.evaluate_all([run.plan(a, COMPARISON, fidelity) for a in arms])
+    done = run.evaluate_all([run.plan(a, COMPARISON, fidelity) for a in arms])
     losses = {e.allocation: e.loss for e in done if e.loss is not None}
     if not losses:
         raise no_loss("no training that checks the prediction gave a loss", done)

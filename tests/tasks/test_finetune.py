@@ -132,6 +132,7 @@ def test_a_long_training_tries_rates_first_where_none_is_given(tmp_path: Path) -
     short, run = tmp_path / "short", tmp_path / "run"
     assert main([*words, f"out={short}", "final.steps=29"]) == 0
     assert event(short, "calibration")["tried"] == []  # three trials of a step would cost more than a tenth
+    assert not any(e.get("stage") == "comparison" for e in read_journal(short / "trials.jsonl").events)
     assert main([*words, f"out={run}", "final.steps=30"]) == 0
     found, lines = event(run, "calibration"), read_journal(run / "trials.jsonl").events
     losses = {trial["learning_rate"]: trial["loss"] for trial in found["trials"]}
