@@ -58,8 +58,8 @@ def chat(folder: Path, console: Console) -> None:
     keep_unpacked(model)  # else every token unpacks every layer
     template, chats = ChatTemplate(tokenizer), bool(d.study.provenance.get("data_chats"))
     if sys.stdin.isatty():
-        print_line(console, "A line is a question; Ctrl-D ends." if chats else
-                   "A line is a text that the model goes on from; Ctrl-D ends.")
+        print_line(console, f"A line is {'a question' if chats else 'a text that the model goes on from'}, answered by "
+                            f"the likeliest tokens, {ANSWER_TOKENS} at most; Ctrl-D ends.")
     streamer, turns = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), list[dict[str, str]]()
     for line in filter(str.strip, sys.stdin):
         turns.append({"role": "user", "content": line.rstrip("\n")})
@@ -69,6 +69,8 @@ def chat(folder: Path, console: Console) -> None:
         length = inputs["input_ids"].shape[1]
         new = model.generate(**inputs.to(model.device), max_new_tokens=ANSWER_TOKENS, do_sample=False,
                              streamer=streamer)[0, length:]
+        if len(new) == ANSWER_TOKENS:
+            print_line(console, f"(ended after {ANSWER_TOKENS} tokens)")
         turns.append({"role": "assistant", "content": tokenizer.decode(new, skip_special_tokens=True)})
 
 

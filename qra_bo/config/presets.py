@@ -17,7 +17,6 @@ from qra_bo.config.rules import TRAINING
 from qra_bo.config.schema import RunConfig
 from qra_bo.finetune.models.gguf_header import EMBEDDING, read_header
 from qra_bo.memory.budget import OF_ALLOCATION
-from qra_bo.memory.cards import CARDS
 from qra_bo.memory.file_formats import STORED
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space.decoder import spec_from_numbers
@@ -179,8 +178,7 @@ def preset_notes(config: RunConfig) -> list[str]:
                      "device: the run trains on the CPU. To train on the GPU, install a build of torch for the "
                      "driver's version of CUDA (https://pytorch.org/get-started/locally); if the CPU is meant, give "
                      "device=cpu")
-    if config.gpu is not None:
-        card = CARDS[config.gpu]
+    if (card := config.card) is not None:
         lines.append(f"gpu={config.gpu}: {card.title}, {card.total_bytes / 1e9:.1f} GB, {card.dtype} on CUDA; nothing "
                      "here was measured on it")
     if config.oracle.trains and config.data.kind in ("hub", "plays"):

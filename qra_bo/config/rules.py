@@ -71,7 +71,8 @@ def _task(config: RunConfig) -> Iterator[Problem]:
     if (task == "finetune") != (config.allocation is not None):
         yield Problem("allocation", "task=finetune and allocation=uniform:BITS,RANK, mix:BITS,RANK, a best.json or a "
                                     f"run's folder need each other; got task={task} and "
-                                    f"allocation={config.allocation or 'null'}.")
+                                    f"allocation={config.allocation or 'null'}. "
+                                    "task=memory budget=uniform:BITS,RANK plans for one.")
     if task == "finetune" and not config.oracle.trains:
         yield Problem("oracle", f"task=finetune trains a model, and oracle={config.oracle.name} trains none: leave "
                                 "oracle out.")

@@ -1,7 +1,7 @@
 """Advice on a budget: whether it limits anything, whether mixing pays, and what spare bytes do. No torch."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from qra_bo.memory.budget import format_size, smallest, uniform_bytes
 from qra_bo.memory.embeddings import packable_widths
@@ -27,12 +27,14 @@ class Advice:
     Args:
         region: One of the regions above.
         sentence: The same for people, with the bytes that decide.
-        offer: Where nothing binds, the keys by which the spare bytes save passes of a step, as a sentence, or empty.
+        offer: Where nothing binds, the keys and values by which the spare bytes save passes of a step.
+        offered: The same as a sentence; empty where there are none.
     """
 
     region: str
     sentence: str
-    offer: str = ""
+    offer: Mapping[str, str] = field(default_factory=dict)
+    offered: str = ""
 
 
 def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None) -> Advice:
@@ -52,7 +54,7 @@ def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: 
         return Advice(NOTHING_BINDS, f"Nothing binds: {_named(wide)} with rank {top}, {most}, needs "
                        f"{format_size(need)} of {format_size(size)}. A search has nothing to trade: this choice is "
                        "trained at once, and search.force=true searches all the same.",
-                       _offer(memory, space, size))
+                       *_offer(memory, space, size))
     fitting = [f for f in allowed if largest_rank(memory, space, f, size)]  # of all ranks, not of the ladder's alone
     least, _ = smallest(memory.table(space), space)
     if not fitting or least > size:
@@ -166,9 +168,9 @@ def _most(fits: Callable[[int], bool], most: int, least: int = 0) -> int:
     return low
 
 
-def _offer(memory: MemoryModel, space: SearchSpace, size: int) -> str:
-    """Return the largest batch at the space's most bits and ranks that keeps the sequences of an optimiser step, in
-    words; empty where none is larger."""
+def _offer(memory: MemoryModel, space: SearchSpace, size: int) -> tuple[dict[str, str], str]:
+    """Return the largest batch at the space's most bits and ranks that keeps the sequences of an optimiser step, as keys
+    and in words; empty where none is larger."""
     shape, step = memory.shape, memory.shape.batch * memory.shape.accumulate
 
     def needs(batch: int) -> int:
@@ -177,9 +179,10 @@ def _offer(memory: MemoryModel, space: SearchSpace, size: int) -> str:
 
     most = _most(lambda n: needs(n) <= size, min(step, MOST_BATCH))
     batch = max(n for n in range(1, most + 1) if step % n == 0)
-    return "" if memory.scope != "peak" or batch <= shape.batch else \
-        f"The spare bytes save passes: train.batch={batch} train.accumulate={step // batch} needs " \
-        f"{format_size(needs(batch))}."
+    if memory.scope != "peak" or batch <= shape.batch:
+        return {}, ""
+    keys = {"train.batch": str(batch), "train.accumulate": str(step // batch)}
+    return keys, f"The spare bytes save passes: {' '.join(map('='.join, keys.items()))} needs {format_size(needs(batch))}."
 
 
 def _named(fmt: StorageFormat) -> str:

@@ -15,13 +15,14 @@ class Card:
     Args:
         title: Name as the driver reports it, without the vendor (``torch.cuda.get_device_name``).
         total_bytes: Memory that CUDA reports; less than is printed on the box, most of all with error correction.
-        tflops: Dense 16-bit products with fp32 accumulation, in 10^12 operations a second; no sparsity.
+        tflops: Dense 16-bit products with fp32 accumulation, in 10^12 operations a second; no sparsity. ``None``: not
+            known.
         capability: Compute capability, e.g. ``(8, 9)``.
     """
 
     title: str
     total_bytes: int
-    tflops: float
+    tflops: float | None
     capability: tuple[int, int]
 
     @property
@@ -30,8 +31,12 @@ class Card:
         return resolve_dtype("auto", "cuda", self.capability)
 
 
-def _card(title: str, gib: float, tflops: float, capability: tuple[int, int]) -> Card:
+def _card(title: str, gib: float, tflops: float | None, capability: tuple[int, int]) -> Card:
     return Card(title, round(gib * 2**30), tflops, capability)
+
+
+USABLE = 11.62 / 12
+"""Share of the GiB on the box that CUDA reports, at least: that of the RTX 3060, without error correction."""
 
 
 CARDS: Mapping[str, Card] = {
@@ -66,24 +71,35 @@ def card_named(title: str) -> Card | None:
     return next((card for card in CARDS.values() if _folded(card.title) == _folded(title)), None)
 
 
+def card_by_key(key: str) -> Card:
+    """Return the card of a key, see ``card_key``. One that is known by its memory alone is taken for a recent one."""
+    size = _SIZE.fullmatch(key)
+    return CARDS[key] if size is None else _card(f"card of {size[1]} GB", USABLE * float(size[1]), None, (8, 0))
+
+
 def card_key(name: str) -> str:
     """Return the name in ``CARDS`` of a card that is named with other capitals, spaces or dashes, by its title, or by
-    its digits alone where no other card has them.
+    its digits alone where no other card has them; of another card the GiB on its box.
 
-    >>> card_key("RTX 4090"), card_key("4090"), card_key("NVIDIA L40S")
-    ('rtx4090', 'rtx4090', 'l40s')
+    >>> card_key("RTX 4090"), card_key("4090"), card_key("NVIDIA L40S"), card_key("8 GB")
+    ('rtx4090', 'rtx4090', 'l40s', '8GB')
 
     Raises:
         ConfigError: If it names no card, or several.
     """
     plain = _folded(name)
+    if size := _SIZE.fullmatch(plain):
+        return f"{size[1]}GB"
     found = [key for key, card in CARDS.items() if plain in (_folded(key), _folded(card.title))] or \
         [key for key in CARDS if plain == re.sub(r"\D", "", key)]
     if len(found) != 1:
         known = ", ".join(nearest_first(plain, CARDS))
         raise ConfigError(f"{name!r} is not a card of the table; known, nearest first: {known}. For another card give "
-                          "device=cuda, and its memory less 1 GB as the budget")
+                          "the memory on its box, e.g. gpu=8GB")
     return found[0]
+
+
+_SIZE = re.compile(r"([1-9]\d{0,3})gi?b", re.IGNORECASE)
 
 
 def _folded(name: str) -> str:

@@ -3,6 +3,7 @@
 Pure arithmetic over ``MemoryModel``: no weights, no GPU, no torch.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from qra_bo.memory.advice import (
     with_embeddings,
 )
 from qra_bo.memory.budget import describe, largest, mix_text, smallest
-from qra_bo.memory.cards import Card
+from qra_bo.memory.cards import USABLE, Card
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS
@@ -30,8 +31,6 @@ from qra_bo.utils.errors import SpaceError, UserError
 
 CARDS_GB = (6, 8, 10, 12, 16, 24, 32, 40, 48, 80)
 """Common cards, by the GiB on the box."""
-USABLE = 0.968
-"""Share of them that CUDA reports, at least: that of the RTX 3060, without error correction."""
 
 SHOWN_RANKS = (1, 4, 8, 16, 32)
 REFERENCES = {"QLoRA": 4, "LoRA on 16-bit weights": 16}
@@ -236,9 +235,9 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
                for (text, size), own in zip(budgets.items(), models.values(), strict=True)]
     totals = {gb: round(USABLE * gb * 2**30) for gb in CARDS_GB}
     if card is not None:  # its own row agrees with its budget
-        totals[next(gb for gb in CARDS_GB if card.total_bytes <= gb * 2**30)] = card.total_bytes
+        totals[math.ceil(card.total_bytes / 2**30)] = card.total_bytes
     trained = replace(on_card or memory, scope="peak")  # a card must hold the training, whatever the budget bounds
-    left = {gb: total - headroom for gb, total in totals.items()}
+    left = {gb: total - headroom for gb, total in sorted(totals.items())}
     cards = {gb: _best(trained if auto is None else with_embeddings(trained, space, size, most_bits=most_bits),
                        space, size, most_bits) for gb, size in left.items()}
     return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)),

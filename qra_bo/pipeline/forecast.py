@@ -11,7 +11,7 @@ from qra_bo.config import RunConfig, named_efforts
 from qra_bo.finetune.training.final import LEAST_APART
 from qra_bo.memory import Plan
 from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
-from qra_bo.memory.cards import CARDS, Card, card_named
+from qra_bo.memory.cards import Card, card_named
 from qra_bo.report.next_steps import OF_A_SEARCH, command
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
@@ -134,7 +134,8 @@ def worthwhile(setting: Setting) -> tuple[str | None, str]:
     if best is None:
         return None, "" if not ratios else f"Recommended: no search. Even effort={next(iter(ratios))} costs " \
             f"{min(ratios.values()):.2g} times the final fine-tune; the best simple choice is trained at once."
-    return best, f"Recommended: effort={best}, whose search costs {ratios[best]:.2g} times the final fine-tune."
+    return best, f"Recommended: effort={best}, whose search with its confirmation costs "\
+        f"{ratios[best]:.2g} times the final fine-tune."
 
 
 def more_steps(setting: Setting) -> tuple[dict[str, str], str]:
@@ -173,8 +174,8 @@ def card_of(setting: Setting) -> Card | None:
     where the table of cards lacks it."""
     if not setting.config.oracle.trains or setting.memory.shape.device == "cpu":
         return None
-    if setting.config.gpu is not None:
-        return CARDS[setting.config.gpu]
+    if setting.config.card is not None:
+        return setting.config.card
     import torch  # a plan for a CPU does without it
     index = int(setting.config.device.partition(":")[2] or 0)
     return card_named(torch.cuda.get_device_name(index)) if index < torch.cuda.device_count() else None
@@ -182,13 +183,13 @@ def card_of(setting: Setting) -> Card | None:
 
 def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
     """Return rough seconds of a training token, from the model's operations and the device's assumed rate; ``None`` for
-    a simulation, and on a GPU without its ``card``."""
+    a simulation, and on a GPU whose ``card`` is not known."""
     spec, shape = setting.memory.spec, setting.memory.shape
-    if not setting.config.oracle.trains or (shape.device != "cpu" and card is None):
+    if not setting.config.oracle.trains or (shape.device != "cpu" and (card is None or card.tflops is None)):
         return None
     # Frozen linears: forward, once more under checkpointing, and backward to inputs alone; the head thrice.
     operations = (6 if shape.checkpointing else 4) * spec.active_numel + 6 * spec.vocab_size * spec.hidden_size
-    if card is not None:
+    if card is not None and card.tflops is not None:
         return max(operations / (CARD_SHARE * card.tflops * 1e12), spec.n_layers * LAYER_SECONDS / shape.tokens)
     slow = resolve_dtype(setting.config.dtype, "cpu") == "bfloat16" and not multiplies_bf16()
     return operations / ((SLOW_BF16_FLOPS if slow else CORE_FLOPS) * cores())
@@ -236,7 +237,8 @@ def next_command(plan: Plan, words: Sequence[str], setting: Setting) -> str | No
     named = {text.lstrip("+").partition("=")[0] for text in words}
     changes: dict[str, str | None] = dict.fromkeys(OF_A_PLAN) | {k: v for k, v in on_card.items() if k not in named}
     effort = worthwhile(setting)[0]
-    changes |= {key: value for key, value in more_steps(setting)[0].items() if key not in named}
+    advised = more_steps(setting)[0] or answer.advice.offer
+    changes |= {key: value for key, value in advised.items() if key not in named}
     if answer.advice.region == MIXING_PAYS and (effort is not None or not setting.config.oracle.trains):
         return command(words, changes | ({} if effort is None or "effort" in named else {"effort": effort}))
     mixed = answer.fractional

@@ -212,5 +212,5 @@ def judged(setting: Setting, budget: int) -> tuple[Setting, Advice]:
         return setting, advice
     choices = tuple(uniform(space.n_units, space.widest.name, rank) for rank in reversed(space.ranks.values))
     reason = (f"uniform {space.widest.bits} bits with rank {space.ranks.values[-1]}, the most that bits and ranks "
-              f"allow, fits the budget. {advice.offer}")
+              f"allow, fits the budget. {advice.offered}")
     return replace(setting, given=Given(choices, reason.rstrip(" ."), config.adapter.lr, BY_RULE)), advice

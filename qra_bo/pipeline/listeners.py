@@ -36,7 +36,7 @@ def announced(setting: Setting, budget: int, advice: Advice | None, console: Con
     trial."""
     config = setting.config
     if advice is not None:
-        print_line(console, f"Advice: {advice.sentence} {advice.offer}".rstrip())
+        print_line(console, f"Advice: {advice.sentence} {advice.offered}".rstrip())
     of_serving = serving_note(CONSUMERS[config.serve], setting.memory, setting.space)
     packed = embeddings_note(setting.memory, setting.space, budget, config.max_average_bits)
     for note in filter(None, (packed, of_serving, *preset_notes(config),

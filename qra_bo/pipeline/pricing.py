@@ -5,7 +5,6 @@ from pathlib import Path
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory import MemoryModel, Plan, TrainShape, default_format, format_size, memory_plan
 from qra_bo.memory.budget import Auto, Budget, Simple, free_bytes, headroom_bytes, resolve_budget, total_bytes
-from qra_bo.memory.cards import CARDS
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import of_training
@@ -52,8 +51,8 @@ def card_capability(config: RunConfig, device_type: str) -> tuple[int, int] | No
     for a CPU, and where there is no card. Loads torch where a GPU has no name."""
     if device_type != "cuda":
         return None
-    if config.gpu is not None:
-        return CARDS[config.gpu].capability
+    if config.card is not None:
+        return config.card.capability
     import torch  # a plan for a CPU or a named card does without it
     return min(map(torch.cuda.get_device_capability, worker_cards(config)), default=None)
 
@@ -111,9 +110,9 @@ def budget_bytes(config: RunConfig, budget: Budget, memory: MemoryModel, space: 
     Raises:
         BudgetError: If the device can't meet it.
     """
-    free, kind = None, memory.shape.device if config.gpu is None else "cuda"
-    if config.gpu is not None:
-        free = CARDS[config.gpu].total_bytes
+    free, kind = None, memory.shape.device if config.card is None else "cuda"
+    if config.card is not None:
+        free = config.card.total_bytes
     elif isinstance(budget, Auto):
         device = "cpu" if kind == "cpu" else resolve_device(config.device)
         several = device == "cuda" and config.oracle.trains and config.executor.name == "local"
@@ -159,7 +158,6 @@ def make_plan(config: RunConfig) -> Plan:
         return next(iter(fractional_choices(problem, rates)), None)
 
     return memory_plan(memory, space, budgets, on_card=on_card, fractional=fractional,
-                       card=None if config.gpu is None else CARDS[config.gpu],
-                       headroom=headroom_bytes(config.memory.headroom, "cuda"), most_bits=config.max_average_bits,
-                       consumer=CONSUMERS[config.serve], auto=None if config.embeddings != "auto" else
+                       card=config.card, headroom=headroom_bytes(config.memory.headroom, "cuda"),
+                       most_bits=config.max_average_bits, consumer=CONSUMERS[config.serve], auto=None if config.embeddings != "auto" else
                        [str(budget) for budget in config.budget if not isinstance(budget, Simple)])

@@ -57,9 +57,10 @@ def told_gain(study: Study) -> str:
     tested = f"tested on {sum(s[1] for s in final.sequences):,} tokens of {len(records):,} records"
     trained = cut = ""
     if found := study.provenance.get("data_facts"):
-        facts = BlockFacts(**found)
-        trained = f" on {facts.records:,} records ({facts.used_tokens:,} tokens)"
-        cut = facts.told_cut(study.header.config["train"]["length"])
+        facts, train = BlockFacts(**found), study.header.config["train"]
+        step = train["batch"] * train["accumulate"]
+        trained = f" of {step} sequences, drawn from {facts.records:,} records ({facts.used_tokens:,} tokens)"
+        cut = facts.told_cut(train["length"])
     return (f"{LEADS[gain.kind]}: untuned -> tuned test loss {number(gain.before)} -> {number(gain.after)} nats per "
             f"token ({signed(gain.after - gain.before)}; {interval}), perplexity {before} -> {after}, after "
             f"{final.kept_step:,} steps{trained}, {tested}.{cut and f' In training, {cut}.'}")

@@ -55,7 +55,8 @@ def run(config: RunConfig) -> int:
     notes = preset_notes(config)
     if unread is None and config.oracle.trains:
         region = plan.budgets[0].advice.region if len(plan.budgets) == 1 else None
-        notes += [*_text(config, text), _time(setting, plan), *recommendations(setting, region)]
+        notes += _text(config, text)
+        notes += [_time(setting, plan), *recommendations(setting, region)] if plan.fits else []
     if config.memory.format == "json":
         print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
                                                  "next": next_line}, indent=2))
@@ -95,7 +96,7 @@ def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
     ``notes`` on what was chosen, the text and the time stand below the advice.
     """
     advice = [" ".join(filter(None, (
-        f"{_named(b.text, b.size)}: {b.advice.sentence}", b.advice.offer, b.note, None if b.fractional is None else
+        f"{_named(b.text, b.size)}: {b.advice.sentence}", b.advice.offered, b.note, None if b.fractional is None else
         f"Without a search: task=finetune allocation={b.fractional.what} needs {format_size(b.fractional.total)}.")))
               for b in plan.budgets]
     lines = filter(None, (*advice, plan.serving, *notes, _head(plan)))
@@ -202,7 +203,7 @@ def _text(config: RunConfig, text: TextSize | None) -> list[str]:
 def _time(setting: Setting, plan: Plan) -> str:
     """Rough time of a run with the configured effort by its parts, and with the others in all where it searches."""
     config = setting.config
-    where = "" if plan.card is None else f" for a {plan.card.title}, not measured on a GPU"
+    where = "" if plan.card is None or plan.card.tflops is None else f" for a {plan.card.title}, not measured on a GPU"
     chosen = f" with effort={config.effort.name}" if setting.given is None else ""
     before, each = beginning(setting), token_seconds(setting, plan.card)
     said = f"Time{chosen}, estimated from the number of operations{where}: {times(before + parts_of(setting), each)}"
