@@ -14,7 +14,7 @@ from qra_bo.config.resume import of_the_result
 from qra_bo.finetune.data.options import DataConfig
 from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.memory.budget import Budget, parse_budget
-from qra_bo.memory.cards import Card, card_key, card_by_key
+from qra_bo.memory.cards import Card, card_by_key, card_key
 from qra_bo.memory.file_formats import STORED
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError

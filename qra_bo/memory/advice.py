@@ -169,8 +169,8 @@ def _most(fits: Callable[[int], bool], most: int, least: int = 0) -> int:
 
 
 def _offer(memory: MemoryModel, space: SearchSpace, size: int) -> tuple[dict[str, str], str]:
-    """Return the largest batch at the space's most bits and ranks that keeps the sequences of an optimiser step, as keys
-    and in words; empty where none is larger."""
+    """Return the largest batch at the space's most bits and ranks that keeps the sequences of an optimiser step, as
+    keys and in words; empty where none is larger."""
     shape, step = memory.shape, memory.shape.batch * memory.shape.accumulate
 
     def needs(batch: int) -> int:
@@ -182,7 +182,8 @@ def _offer(memory: MemoryModel, space: SearchSpace, size: int) -> tuple[dict[str
     if memory.scope != "peak" or batch <= shape.batch:
         return {}, ""
     keys = {"train.batch": str(batch), "train.accumulate": str(step // batch)}
-    return keys, f"The spare bytes save passes: {' '.join(map('='.join, keys.items()))} needs {format_size(needs(batch))}."
+    return keys, f"The spare bytes save passes: {' '.join(map('='.join, keys.items()))} needs " \
+                 f"{format_size(needs(batch))}."
 
 
 def _named(fmt: StorageFormat) -> str:

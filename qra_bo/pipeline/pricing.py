@@ -159,5 +159,6 @@ def make_plan(config: RunConfig) -> Plan:
 
     return memory_plan(memory, space, budgets, on_card=on_card, fractional=fractional,
                        card=config.card, headroom=headroom_bytes(config.memory.headroom, "cuda"),
-                       most_bits=config.max_average_bits, consumer=CONSUMERS[config.serve], auto=None if config.embeddings != "auto" else
+                       most_bits=config.max_average_bits, consumer=CONSUMERS[config.serve],
+                       auto=None if config.embeddings != "auto" else
                        [str(budget) for budget in config.budget if not isinstance(budget, Simple)])

@@ -53,11 +53,13 @@ def test_sequences_of_one_document_count_as_one() -> None:
     assert (gain.versus.mean, gain.versus.high) == pytest.approx((sum(differences) / 2, sum(differences) / 2 + half))
 
 
-@pytest.mark.parametrize(("cut", "said"), [(40, ("6 sequences", "9", "70", "44%", "train.length=128")), (0, ("9", "70"))])
+@pytest.mark.parametrize(("cut", "said"), [
+    (40, ("6 sequences", "9", "70", "44%", "train.length=128")), (0, ("9", "70"))])
 def test_text_and_the_length_that_keeps_it_stand_beside_the_result(cut: int, said: tuple[str, ...]) -> None:
     facts = {"records": 9, "cut_records": min(cut, 5), "answer_tokens": 90, "cut_tokens": cut, "used_tokens": 70,
              "usual_length": 128}
-    changed = {"provenance": {"data_facts": facts}, "header": {"config": {"train": {"length": 32, "batch": 2, "accumulate": 3}}}}
+    train = {"length": 32, "batch": 2, "accumulate": 3}
+    changed = {"provenance": {"data_facts": facts}, "header": {"config": {"train": train}}}
     told = told_gain(parse_events([{**e, **changed.get(e["event"], {})} for e in events()]).study)
     assert all(part in told for part in said)
     assert ("train.length" in told) == (cut > 0)
