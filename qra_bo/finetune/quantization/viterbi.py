@@ -6,10 +6,9 @@ with a run-up before the ring and after it, finds the codes, and whether the rin
 continues its last one. Where it does not, a second pass finds the best path that begins and ends with the ``L - K``
 bits of the end.
 
-Two implementations return the same codes but for ties: one that numba compiles, for CPUs, and one of torch's operators.
+numba compiles it for a CPU: with torch's operators it took fifty times as long.
 """
 
-import logging
 from functools import cache
 from typing import Any
 
@@ -17,15 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
-RINGS = 256
-"""Rings that torch's operators code at a time: their choices take up to a GB."""
 RUN_UP = 32
 """Weights before the ring and after it, about five times those of a state: paths have met within so many."""
 
 
 def ring_codes(targets: Tensor, weights: Tensor, table: Tensor, bits: int) -> Tensor:
-    """Return the codes, ``rings x n`` (uint8), of rings of ``n`` numbers.
+    """Return the codes, ``rings x n`` (uint8), of rings of ``n`` numbers; all tensors are on the host.
 
     Args:
         targets: Numbers, ``rings x n`` in fp32.
@@ -33,65 +29,17 @@ def ring_codes(targets: Tensor, weights: Tensor, table: Tensor, bits: int) -> Te
         table: Values of the ``2^L`` states, fp32.
         bits: ``K``.
     """
-    compiled = _compiled(len(table).bit_length() - 1, bits) if targets.device.type == "cpu" else None
-    if compiled is None:
-        parts = zip(torch.split(targets, RINGS), torch.split(weights, RINGS), strict=True)
-        return torch.cat([_by_operators(*part, table, bits) for part in parts])
     codes = torch.empty(targets.shape, dtype=torch.uint8)
     arrays = [tensor.contiguous().numpy() for tensor in (targets, weights)]
-    compiled(*arrays, table.numpy(), codes.numpy())
-    return codes
-
-
-def _by_operators(targets: Tensor, weights: Tensor, table: Tensor, bits: int) -> Tensor:
-    """``ring_codes`` on any device; a step takes half a dozen launches, for all rings together."""
-    (rings, n), fan, stems = targets.shape, 1 << bits, len(table) >> bits
-    levels, row = table.view(stems, fan), torch.arange(rings, device=targets.device)
-
-    def path(cost: Tensor, places: list[int]) -> tuple[Tensor, list[Tensor]]:
-        """Return the costs of the states after ``places`` and, for every place, the choices of the stems."""
-        choices = []
-        for place in places:
-            least, choice = cost.view(rings, fan, stems).min(dim=1)
-            choices.append(choice.to(torch.uint8))
-            error = levels - targets[:, place].view(-1, 1, 1)
-            cost = (least.unsqueeze(2) + weights[:, place].view(-1, 1, 1) * error.square_()).view(rings, -1)
-        return cost, choices
-
-    def back(state: Tensor, choices: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the codes of the choices' places, and the state before them, of paths that end in ``state``."""
-        codes = torch.empty(rings, len(choices), dtype=torch.uint8, device=targets.device)
-        for place in reversed(range(len(choices))):
-            codes[:, place] = state & (fan - 1)
-            stem = state >> bits
-            state = choices[place][row, stem].long() * stems | stem
-        return codes, state
-
-    around = [place % n for place in range(-RUN_UP, n + RUN_UP)]
-    cost, choices = path(targets.new_zeros(rings, len(table)), around)
-    _, state = back(cost.argmin(dim=1), choices[RUN_UP + n:])
-    overlap = state & (stems - 1)
-    codes, first = back(state, choices[RUN_UP:RUN_UP + n])
-    is_open = first & (stems - 1) != overlap
-    if bool(is_open.any()):
-        ends = torch.arange(fan, device=targets.device) * stems + overlap.unsqueeze(1)
-        cost, choices = path(targets.new_full((rings, len(table)), torch.inf).scatter_(1, ends, 0.0), list(range(n)))
-        last = ends.gather(1, cost.gather(1, ends).argmin(dim=1, keepdim=True)).squeeze(1)
-        codes = torch.where(is_open.unsqueeze(1), back(last, choices)[0], codes)
+    _compiled(len(table).bit_length() - 1, bits)(*arrays, table.numpy(), codes.numpy())
     return codes
 
 
 @cache
 def _compiled(state_bits: int, code_bits: int) -> Any:
-    """Return the compiled function ``(targets, weights, table, codes)``, which fills ``codes``; ``None`` without numba.
-
-    It needs no lock of the interpreter.
-    """
-    try:
-        import numba  # heavy to import
-    except ImportError:
-        log.warning("numba is not installed, so that trellis codes take fifty times as long; pip install numba")
-        return None
+    """Return the compiled function ``(targets, weights, table, codes)``, which fills ``codes``; it needs no lock of the
+    interpreter."""
+    import numba  # heavy to import
     fan, stems = 1 << code_bits, 1 << state_bits - code_bits
     runs, shift = stems >> code_bits, state_bits - code_bits
 

@@ -22,7 +22,7 @@ from qra_bo.finetune.quantization.rings import (
     values_of,
 )
 from qra_bo.finetune.quantization.trellis import TrellisBackend
-from qra_bo.finetune.quantization.viterbi import _by_operators, ring_codes
+from qra_bo.finetune.quantization.viterbi import ring_codes
 from qra_bo.memory.formats import parse_format, ring_length, rings_of
 
 CPU = torch.device("cpu")
@@ -56,11 +56,10 @@ def test_rings_are_as_good_as_the_best_of_all(state_bits: int, bits: int, n: int
     every = torch.tensor(list(itertools.product(range(1 << bits), repeat=n)), dtype=torch.uint8)
     errors = (values(every, bits, levels).unsqueeze(1) - targets).square()
     best = (errors * weights).sum(dim=2).amin(dim=0)
-    for coded in (ring_codes, _by_operators):
-        found = (weights * (values(coded(targets, weights, levels, bits), bits, levels) - targets).square()).sum(dim=1)
-        assert (found >= best - 1e-5).all()
-        assert float((found - best).mean()) < 0.1 * float(best.mean())  # the first pass may close a short ring badly
-        assert float((found < best + 1e-5).float().mean()) > 0.8
+    found = (weights * (values(ring_codes(targets, weights, levels, bits), bits, levels) - targets).square()).sum(dim=1)
+    assert (found >= best - 1e-5).all()
+    assert float((found - best).mean()) < 0.1 * float(best.mean())  # the first pass may close a short ring badly
+    assert float((found < best + 1e-5).float().mean()) > 0.8
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
@@ -71,13 +70,6 @@ def test_tables_have_the_published_distortion(bits: int) -> None:
     error = float((values(codes, bits, levels) - numbers).square().mean())
     assert error == pytest.approx({1: 0.2714, 2: 0.0711, 3: 0.0185, 4: 0.0048}[bits], rel=0.1)
     assert error > 4.0 ** -bits  # the rate-distortion bound of a Gaussian
-
-
-def test_compiled_rings_are_those_of_the_operators() -> None:
-    numbers = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
-    weights = torch.rand(3, 128, generator=torch.Generator().manual_seed(2)) + 0.5
-    given = numbers, weights, table(2, CPU), 2
-    assert torch.equal(ring_codes(*given), _by_operators(*given))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
