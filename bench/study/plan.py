@@ -99,12 +99,11 @@ class Comparison(_Strict):
 
 
 class Plan(_Strict):
-    """A study; ``record_at`` are steps after which the held-out loss is recorded on the way."""
+    """A study."""
 
     name: str
     overrides: tuple[str, ...] = ()
     texts: dict[str, tuple[str, ...]]
-    record_at: tuple[int, ...] = ()
     comparisons: tuple[Comparison, ...]
 
     @model_validator(mode="after")

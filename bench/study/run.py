@@ -25,7 +25,7 @@ def worker(study: Study, arm: Arm, folder: Path) -> Executor:
     """Return a worker process for the setting of ``arm``; checkpoints are kept in ``folder``."""
     config = study.config(arm)
     return LocalExecutor([OracleSpec("bench.study.worker:make_oracle", {
-        "config": config.to_dict(), "out": str(folder), "record_at": list(study.plan.record_at)})], limits(config))
+        "config": config.to_dict(), "out": str(folder)})], limits(config))
 
 
 def finder(stores: Iterable[TrialStore]) -> Find:

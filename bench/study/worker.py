@@ -1,7 +1,6 @@
-"""The fine-tuning oracle of a study: losses at more steps, and the description of its text."""
+"""The fine-tuning oracle of a study, with the description of its text."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,9 @@ from qra_bo.trials import TrialResult, TrialSpec
 
 
 class TableOracle:
-    """An oracle that also says how many training sequences there are.
+    """An oracle that also says how many training sequences there are; ``inner`` does the work."""
 
-    Args:
-        inner: Does the work.
-        record_at: Steps after which the held-out loss is recorded, besides the last.
-    """
-
-    def __init__(self, inner: FinetuneOracle, record_at: Sequence[int]) -> None:
-        inner.settings = replace(inner.settings, record_at=tuple(record_at))
+    def __init__(self, inner: FinetuneOracle) -> None:
         self.inner = inner
 
     def describe(self) -> Mapping[str, Any]:
@@ -46,6 +39,6 @@ class TableOracle:
         self.inner.close()
 
 
-def make_oracle(config: Mapping[str, Any], out: str, record_at: Sequence[int]) -> TableOracle:
+def make_oracle(config: Mapping[str, Any], out: str) -> TableOracle:
     """Called inside the worker process."""
-    return TableOracle(make_finetune(config_from_dict(config), Path(out)), record_at)
+    return TableOracle(make_finetune(config_from_dict(config), Path(out)))

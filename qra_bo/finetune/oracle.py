@@ -17,7 +17,7 @@ from qra_bo.finetune.gradient_profile import measure_by_gradients
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
 from qra_bo.finetune.memory_probe import MemoryProbe, begin_load, release_unused
 from qra_bo.finetune.models.checkpointing import use_checkpointing
-from qra_bo.finetune.models.load import commit_of, located
+from qra_bo.finetune.models.load import located
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.final import FinalConfig
@@ -30,7 +30,7 @@ from qra_bo.oracle.protocol import Progress, StopRequested, quiet
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
 from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
-from qra_bo.utils.errors import OracleError, TrainingError, is_out_of_memory
+from qra_bo.utils.errors import TrainingError, is_out_of_memory
 from qra_bo.utils.files import follow_umask, writing
 from qra_bo.utils.redact import printable
 
@@ -46,7 +46,6 @@ class FinetuneSettings:
         alpha_over_rank: LoRA's scale, the same at every rank.
         eval_blocks: Held-out sequences of a look at the validation split.
         test_blocks: Those of a look at the test split.
-        record_at: Steps after which the validation loss is recorded (the last step always is).
         largest_rank: Largest rank of I_r.
         scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``; ``None``: nothing is measured.
         checkpoint_seconds: Least time between two checkpoints of one trial.
@@ -57,7 +56,6 @@ class FinetuneSettings:
     alpha_over_rank: float
     eval_blocks: int
     test_blocks: int
-    record_at: tuple[int, ...]
     largest_rank: int
     scope: str | None = "peak"
     checkpoint_seconds: float = 60.0
@@ -136,7 +134,7 @@ class FinetuneOracle:
 
         Lack of memory and divergence are results.
         """
-        return self._run(TrialRun(request, self.checkpoints, self.settings.record_at), progress, then)
+        return self._run(TrialRun(request, self.checkpoints), progress, then)
 
     def forget(self, progress: Progress, trainings: Sequence[str] = ()) -> dict[str, Any]:
         """Remove the checkpoints of the last training, where nothing can continue it, and of ``trainings``
@@ -244,7 +242,8 @@ class FinetuneOracle:
         def save() -> None:
             texts[0] = self._text(self._continued()[1])
             ranks = rank_choice(self.units, chosen.ranks)
-            node = {**located(model_cfg), "revision": model_cfg.get("revision") or commit_of(self.model),
+            commit = getattr(self.model.config, "_commit_hash", None)  # of a model of the hub
+            node = {**located(model_cfg), "revision": model_cfg.get("revision") or commit,
                     "text_part": getattr(self.model, "is_text_part", False), "base": self._provenance.get("base")}
             with writing(folder, "run the same command again"):
                 self.peft.save_pretrained(str(folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)
@@ -252,7 +251,7 @@ class FinetuneOracle:
                 write_manifest(folder, self.bank, ranks, self.settings.alpha_over_rank, node)
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
-        run = TrialRun(request, self.checkpoints, final.validations(total), final)
+        run = TrialRun(request, self.checkpoints, final)
         measured = self._run(run, progress, save)
         if measured.state is not TrialState.OK:
             raise TrainingError(
@@ -272,13 +271,7 @@ class FinetuneOracle:
 
     def build(self, allocation: Allocation, train_seed: int, progress: Progress = quiet,
               codes: str | None = None) -> None:
-        """Quantise the model as in ``allocation`` and attach fresh adapters; ``codes``: see ``TrialSpec``.
-
-        Raises:
-            OracleError: If the allocation is of another number of units.
-        """
-        if len(allocation) != len(self.units):
-            raise OracleError(f"the model has {len(self.units)} units; the allocation has {len(allocation)}")
+        """Quantise the model as in ``allocation`` and attach fresh adapters; ``codes``: see ``TrialSpec``."""
         formats = unit_choice(self.units, allocation.formats)
         ranks = rank_choice(self.units, allocation.ranks)
         self.bank.choose_codes(progress)
@@ -327,7 +320,7 @@ class FinetuneOracle:
                     raise
                 if time.monotonic() - run.saved > self.settings.checkpoint_seconds:
                     run.save(optimizer)
-            if run.validates(stop):
+            if run.final is not None:
                 run.record(self._held_out("validation", run, probe).loss, optimizer)
         run.save(optimizer)
 

@@ -18,7 +18,7 @@ from qra_bo.finetune.manifest import package_versions
 from qra_bo.finetune.models.facts import facts_of
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
-from qra_bo.finetune.models.load import cast_parameters, commit_of, load_base, use_fast_attention
+from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
 from qra_bo.finetune.quantization import gptq
 from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats
@@ -117,7 +117,8 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                            "data_render": data.render, "data_chats": data.chats,
                            "data_facts": asdict(data.train.facts),
                            "notes": [*data_notes(cfg.data, data), *(overlap if cfg.task != "finetune" else ())],
-                           "model_sha256": weights, "base": base, "model_revision": commit_of(model),
+                           "model_sha256": weights, "base": base,
+                           "model_revision": getattr(model.config, "_commit_hash", None),
                            "base_origin": getattr(model, "base_origin", None),  # of random weights none
                            "base_on": "host" if on_host else device.type},
                           tokenizer, CheckpointStore(out / "checkpoints"), profiles)
@@ -159,7 +160,7 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
     # The files of a program that serves the result are not written yet: their bytes are known by arithmetic alone.
     scope = None if cfg.memory.scope == "stored" and cfg.serve != ANY else cfg.memory.scope
     return FinetuneSettings(train, cfg.adapter.alpha_over_rank, cfg.eval.sequences,
-                            cfg.eval.on("test"), (), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds,
+                            cfg.eval.on("test"), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds,
                             cfg.profiling == "gradients")
 
 

@@ -1,6 +1,5 @@
 import os
 import random
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,14 +84,3 @@ def test_a_full_disk_costs_the_checkpoint_alone(tmp_path: Path, monkeypatch: pyt
     kept = store.load("x", 8)
     assert kept is not None
     assert kept.step == 1
-
-
-def test_a_clock_that_is_set_back_does_not_remove_the_newest(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, keep=2)
-    ahead = time.time() + 10**6
-    for name in ("a", "b"):
-        store.save(name, _checkpoint(1, 1))
-        os.utime(tmp_path / f"{name}.safetensors", (ahead, ahead + (name == "b")))
-    store.save("c", _checkpoint(1, 1))
-    store.save("d", _checkpoint(1, 1))
-    assert {p.stem for p in tmp_path.glob("*.safetensors")} == {"c", "d"}

@@ -18,7 +18,7 @@ from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
-from qra_bo.finetune.training.trial_run import Checkpoint, CheckpointStore
+from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.protocol import Progress, StopRequested, quiet
@@ -39,7 +39,7 @@ def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, base: Any 
     model = tiny_llama(vocab=512)[0] if base is None else base
     spec = spec_from_model(model, "tiny")
     trainer = TrainSettings(**{"batch": 2, "logits_chunk": 16, **train})  # type: ignore[arg-type]
-    settings = FinetuneSettings(trainer, 2.0, 4, 4, (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
+    settings = FinetuneSettings(trainer, 2.0, 4, 4, 4, checkpoint_seconds=checkpoint_seconds)
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)
     return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, {}, checkpoints=store)
@@ -66,11 +66,10 @@ def test_the_same_trial_gives_the_same_result(whole: TrialResult) -> None:
     again = oracle.evaluate(REQUEST, quiet)
     assert first.state is TrialState.OK
     assert first.loss == again.loss == whole.loss
-    assert first.curve == again.curve
-    assert [step for step, _ in first.curve] == [2, 4, 8]
+    assert first.curve == again.curve == ((8, first.loss),)
     assert first.new_steps == 8
     assert first.training_tokens == 8 * 2 * 32
-    assert first.forward_tokens == 3 * 4 * 32
+    assert first.forward_tokens == 4 * 32
     assert oracle.evaluate(replace(REQUEST, train_seed=6), quiet).loss != first.loss
 
 
@@ -78,7 +77,6 @@ def test_a_promotion_costs_its_additional_steps_alone(tmp_path: Path, whole: Tri
     oracle = make(tmp_path)
     low = oracle.evaluate(replace(REQUEST, steps=4), quiet)
     high = oracle.evaluate(REQUEST, quiet)
-    assert low.curve == whole.curve[:2]
     assert (low.new_steps, high.new_steps) == (4, 4)
     assert high.loss == whole.loss
     assert low.training_tokens + high.training_tokens == whole.training_tokens
@@ -129,7 +127,7 @@ def test_an_interrupted_trial_resumes_to_the_same_result(tmp_path: Path, whole: 
     assert comparable(again) == comparable(whole)
 
 
-@pytest.mark.parametrize("at", [1, 4, 5, 8])  # after 2 and after 4 the held-out loss is recorded
+@pytest.mark.parametrize("at", [1, 8])
 def test_a_stopped_trial_keeps_its_last_step(tmp_path: Path, at: int, whole: TrialResult) -> None:
     oracle = make(tmp_path)
 
@@ -143,15 +141,6 @@ def test_a_stopped_trial_keeps_its_last_step(tmp_path: Path, at: int, whole: Tri
     resumed = make(tmp_path).evaluate(REQUEST, lambda what, done, total: steps.append(done))
     assert steps == list(range(at + 1, 9))
     assert comparable(resumed) == comparable(whole)
-
-
-def test_a_foreign_checkpoint_is_not_used(tmp_path: Path, whole: TrialResult) -> None:
-    oracle = make(tmp_path)
-    oracle.evaluate(REQUEST, quiet)
-    (path,) = tmp_path.glob("*.safetensors")
-    CheckpointStore(tmp_path).save(path.stem, Checkpoint(6, 8, 0, 0, 0, 0.0, (), {"x|master": torch.zeros(3)}))
-    found = oracle.evaluate(REQUEST, quiet)
-    assert (found.loss, found.new_steps) == (whole.loss, 8)
 
 
 def test_divergence_is_a_result_and_the_next_trial_is_normal(whole: TrialResult) -> None:

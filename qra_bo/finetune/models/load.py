@@ -205,12 +205,6 @@ def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     return model, byte_tokenizer()
 
 
-def commit_of(model: Any) -> str | None:
-    """Return the commit of a model that was loaded from the hub, or ``None``."""
-    commit = getattr(model.config, "_commit_hash", None)
-    return None if commit is None else str(commit)
-
-
 def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
     """Return the model, ``None`` without ``weights``, and the tokenizer in ``folder``."""
     trust, gguf = may_run(cfg), cfg.get("gguf_file")

@@ -125,13 +125,6 @@ class UnitwiseAdamW:
             master.copy_(masters[name])
             working.copy_(master)
 
-    def accepts(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether ``state`` is of these parameters and this kind: every master and moment is there, in its shape."""
-        moments = ("exp_avg", "exp_avg_sq") if self.settings.kind == "adamw" else ("state1", "state2")
-        return all(f"{w.name}|step" in state and all(
-            f"{w.name}|{key}" in state and state[f"{w.name}|{key}"].shape == w.working.shape
-            for key in ("master", *moments)) for w, _ in self.weights())
-
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from the result of ``state`` for the same parameters."""

@@ -31,7 +31,7 @@ class Checkpoint:
             of a smaller target is promoted.
         first: Steps done before that trial began.
         forward_tokens: Tokens that went forward only.
-        curve: Held-out loss at the recorded steps so far.
+        curve: Validation loss of a final fine-tune so far; empty in trials.
         state: Masters and moments by name.
         best: Masters at the least validation loss of a final fine-tune, by name; empty in trials.
     """
@@ -82,9 +82,6 @@ class CheckpointStore:
         for path in self.folder.glob("*.safetensors"):
             with suppress(FileNotFoundError):  # another worker removed it meanwhile
                 ages[path] = path.stat().st_mtime_ns
-        newest = max(ages.values(), default=0)
-        if temporary.stat().st_mtime_ns <= newest:  # the clock was set back
-            os.utime(temporary, ns=(newest + 1, newest + 1))
         others = sorted((p for p in ages if p != self._path(name)), key=ages.__getitem__)
         for path in others[: max(0, len(others) + 1 - self.keep)]:
             path.unlink(missing_ok=True)
@@ -128,7 +125,6 @@ class TrialRun:
     Args:
         request: The trial.
         store: Store of checkpoints, or ``None`` to keep none.
-        record_at: Steps after which the validation loss is recorded.
         final: Rules of the final fine-tune; ``None`` in trials.
         most_blocks: Most held-out sequences of a look; ``None``: as the oracle is set.
         at: Steps, tokens and curve so far, and the seconds of earlier processes that were interrupted.
@@ -138,7 +134,6 @@ class TrialRun:
 
     request: TrialSpec
     store: CheckpointStore | None
-    record_at: tuple[int, ...] = ()
     final: FinalConfig | None = None
     most_blocks: int | None = None
     at: Checkpoint = field(init=False)
@@ -157,7 +152,7 @@ class TrialRun:
     def sources(self) -> tuple[str, ...]:
         """Names of the checkpoints that it may continue: its own, then that of a trial which is the same training where
         the end of a final one alone is validated."""
-        shared = self.final is not None and self.record_at == (self.request.steps,)
+        shared = self.final is not None and len(self.final.validations(self.request.steps)) == 1
         return (self.name, self.request.training) if shared else (self.name,)
 
     @property
@@ -173,13 +168,8 @@ class TrialRun:
         """Whether training ends before the last of its steps."""
         return self.final is not None and self.final.ended(self.at.curve)
 
-    def validates(self, step: int) -> bool:
-        """Return whether the validation loss is recorded when training pauses after ``step``; after its last step a
-        trial's own result stands for it."""
-        return self.final is not None or step < self.request.steps
-
     def record(self, loss: float, optimizer: UnitwiseAdamW) -> None:
-        """Add the validation loss (nats) after the steps done to the curve."""
+        """Add the validation loss (nats) after the steps done to the curve of a final fine-tune."""
         self.at.curve = (*self.at.curve, (self.at.step, loss))
         if self.final is not None and self.final.keep == "best" and self.final.kept(self.at.curve) == self.at.step:
             self.at.best = optimizer.masters()
@@ -215,19 +205,15 @@ class TrialRun:
                 break
         else:
             return
-        if not optimizer.accepts(saved.state):
-            log.warning("the checkpoint of %s belongs to other adapters: training starts anew", name)
-            return
         optimizer.load_state(saved.state)
         self.at = replace(saved, state={})
-        if name != self.name:  # the same training of a trial, whose curve is not that of this one's validations
+        if name != self.name or saved.target != self.request.steps:  # a finished trial, whose cost does not count
             self.at = Checkpoint(saved.step, self.request.steps, saved.step)
-        elif saved.target != self.request.steps:  # a finished trial of lower fidelity: its cost does not count
-            self.at = Checkpoint(saved.step, self.request.steps, saved.step, curve=saved.curve)
 
     def stops(self) -> list[int]:
-        """Return the steps at which training pauses: to record the held-out loss, and at the end."""
-        # the loss after the last step may not have been recorded
-        due = self.at.step - (self.final is not None or self.at.step > self.at.first)
+        """Return the steps at which training pauses: a trial's last, and those of a final fine-tune after which its
+        validation loss is due: that after the last step taken may not have been recorded."""
+        if self.final is None:
+            return [self.request.steps]
         recorded = {step for step, _ in self.at.curve}
-        return sorted({s for s in (*self.record_at, self.request.steps) if due < s <= self.request.steps} - recorded)
+        return [s for s in self.final.validations(self.request.steps) if s >= self.at.step and s not in recorded]
