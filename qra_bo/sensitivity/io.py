@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.utils.errors import ProfileError
 from qra_bo.utils.files import replace_text
 
-_Names = Annotated[list[str], Field(min_length=1)]
-_Matrix = Annotated[list[Annotated[list[float], Field(min_length=1)]], Field(min_length=1)]
+_Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+_Matrix = Annotated[list[Annotated[list[float], Field(min_length=1)]], Field(min_length=1),
+                    AfterValidator(lambda rows: np.array(rows, dtype=np.float64)), PlainSerializer(np.ndarray.tolist)]
 
 
 class _ProfileFile(BaseModel):
@@ -33,10 +34,7 @@ class _ProfileFile(BaseModel):
 
 def profile_to_json(profile: SensitivityProfile) -> dict[str, Any]:
     """Return the profile as JSON values."""
-    values = {name: getattr(profile, name) for name in _ProfileFile.model_fields if name != "schema_version"}
-    return {"schema_version": 1, **{name: value.tolist() if isinstance(value, np.ndarray) else
-                                    list(value) if isinstance(value, tuple) else value
-                                    for name, value in values.items()}}
+    return _ProfileFile.model_construct(schema_version=1, **vars(profile)).model_dump(mode="json")
 
 
 def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile:
@@ -49,14 +47,7 @@ def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile
         problems = dict.fromkeys(f"{str(e['loc'][0])!r} {said.get(e['type'], e['msg'])}" for e in error.errors())
         raise ProfileError(f"{where}: {'; '.join(problems)}; expected the keys {list(_ProfileFile.model_fields)}") \
             from error
-    arrays: dict[str, Any] = {}
-    for name in ("quantization_sensitivity", "quantization_kl", "quantization_se", "rank_sensitivity"):
-        rows = getattr(found, name)
-        if rows is not None and len({len(row) for row in rows}) > 1:
-            raise ProfileError(f"{where}: {name!r} must have rows of one length")
-        arrays[name] = None if rows is None else np.array(rows, dtype=np.float64)
-    return SensitivityProfile(units=tuple(found.units), formats=tuple(found.formats), base_loss=found.base_loss,
-                              source=found.source, **arrays)
+    return SensitivityProfile(**{name: value for name, value in found if name != "schema_version"})
 
 
 def save_profile(profile: SensitivityProfile, path: Path) -> None:
