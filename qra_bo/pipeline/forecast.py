@@ -65,7 +65,7 @@ def beginning(setting: Setting) -> list[Part]:
         return []
     coded = sum(fmt.backend == "trellis" for fmt in formats) * setting.memory.spec.linear_numel
     text = math.inf if setting.sequences is None else setting.sequences * config.train.length
-    passed = min(setting.tokens_before[1], text) if formats and setting.given is not None else 0.0
+    passed = min(setting.code_tokens, text) if formats and setting.given is not None else 0.0
     return [Part("start", setting.trial_tokens(0, "test"), seconds=START_SECONDS)] + \
         [Part("choosing codes", passed, seconds=coded * CODE_SECONDS / cores())] * (coded + passed > 0)
 
@@ -101,14 +101,13 @@ def parts_of(setting: Setting) -> list[Part]:
 def profile_tokens(setting: Setting) -> float:
     """Return the cost of a profile on all calibration text, in training tokens."""
     config, space = setting.config, setting.space
-    trained, forward = setting.tokens_before
     size, n_layers = config.data.calibration * config.train.length, setting.memory.spec.n_layers
     quantised = sum(not fmt.is_base for fmt in space.formats)
     above = sum(1 - min(linear.layer for linear in unit.linears) / n_layers for unit in space.units)
     passes = 1 + above * quantised
     if config.profiling == "gradients":
         passes = gradient_passes(n_layers, space.n_units, quantised)
-    return trained + size + FORWARD_SHARE * (forward + size * passes)
+    return size + FORWARD_SHARE * (setting.code_tokens + size * passes)
 
 
 def confirmation_steps(setting: Setting) -> int:

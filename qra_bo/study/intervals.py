@@ -18,12 +18,9 @@ AGAIN = f"Search again with confirm.seeds={LEAST_SEEDS} and another out=."
 
 
 def paired_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return mean and interval of ``n`` paired differences: mean +- t((1 + level) / 2, n - 1) s / sqrt(n). Raises
-    ``ConfigError`` if there are fewer than two."""
-    n = len(differences)
-    if n < 2:
-        raise ConfigError(f"an interval needs at least 2 paired differences, got {n}; raise confirm.seeds")
-    values = np.asarray(differences, dtype=np.float64)
+    """Return mean and interval of ``n`` paired differences, two or more: mean +- t((1 + level) / 2, n - 1) s / sqrt(n).
+    """
+    n, values = len(differences), np.asarray(differences, dtype=np.float64)
     return _around(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n), n - 1, level)
 
 

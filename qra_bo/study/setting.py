@@ -153,10 +153,10 @@ class Setting:
         return training_seeds(self.config.seed, self.config.confirm.seeds)[1]
 
     @property
-    def tokens_before(self) -> tuple[int, int]:
-        """Tokens that choosing codes takes: forward and backward, and forward only."""
+    def code_tokens(self) -> int:
+        """Tokens that go forward for the choice of codes."""
         c = self.config
-        return 0, c.train.length * gptq_sequences(c, self.memory.spec) if c.oracle.trains else 0
+        return c.train.length * gptq_sequences(c, self.memory.spec) if c.oracle.trains else 0
 
 
 def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:

@@ -94,10 +94,9 @@ def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Pat
     assert beside == Part("QLoRA", run.trial_tokens(24, "test"))
     size = run.config.data.calibration * run.config.train.length
     passes = 1 + sum(f.bits < 16 for f in run.space.formats) * sum(1 - u / 4 for u in range(4))  # from each layer on
-    trained, forward = run.tokens_before
-    assert profile.tokens == pytest.approx(trained + size + (forward + size * passes) / 3)
+    assert profile.tokens == pytest.approx(size + (run.code_tokens + size * passes) / 3)
     shorter, *_ = parts_of(setting(*words, "profiling=gradients"))  # 7 passes backward, which count twice
-    assert shorter.tokens == pytest.approx(trained + size + (forward + size * 20) / 3)
+    assert shorter.tokens == pytest.approx(size + (run.code_tokens + size * 20) / 3)
 
 
 def trial(state: TrialState, seconds: float, switch: float) -> Event:

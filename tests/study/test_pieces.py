@@ -24,7 +24,7 @@ from qra_bo.study.reading import study_of
 from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.status import StatusFile
 from qra_bo.study.trial_runner import TrialRunner
-from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
+from qra_bo.utils.errors import BudgetError, JournalError
 from qra_bo.utils.files import write_json
 from tests.study.oracles import DAMAGE, FORMATS, UNITS
 from tests.study.problem import BUDGET, EQUIVALENT, compared, make_problem, predict_bytes, run
@@ -72,11 +72,6 @@ def test_interval_is_scipys(differences: list[float]) -> None:
     low, high = stats.t.interval(0.95, len(differences) - 1, loc=np.mean(differences), scale=spread)
     assert interval.mean == pytest.approx(np.mean(differences), abs=1e-12)
     assert (interval.low, interval.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
-
-
-def test_one_difference_has_no_interval() -> None:
-    with pytest.raises(ConfigError, match="at least 2"):
-        paired_interval([1.0])
 
 
 MIXED, FRACTION, UNIFORM = Allocation(("hqq2", "hqq8"), (1, 2)), Allocation(("hqq2", "nf4"), (4, 4)), \

@@ -30,9 +30,8 @@ def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
 
 def test_tokens_of_codes_are_known_before() -> None:
     common = ["+model=tiny", "data=tiny", "train.length=32", "quantizer.tokens=1000", "data.calibration=3"]
-    wanted = {(): (0, 31 * 32), ("quantizer.rounding=rtn",): (0, 0),
-              ("oracle=synthetic",): (0, 0)}
-    assert {changes: make_setting(load_config([*common, *changes])).tokens_before for changes in wanted} == wanted
+    wanted = {(): 31 * 32, ("quantizer.rounding=rtn",): 0, ("oracle=synthetic",): 0}
+    assert {changes: make_setting(load_config([*common, *changes])).code_tokens for changes in wanted} == wanted
 
 
 @pytest.mark.parametrize(("provenance", "template", "chat"), [

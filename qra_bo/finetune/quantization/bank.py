@@ -222,12 +222,9 @@ class LayerBank:
                 layer.dense = dense
 
     def _pack(self, name: str, fmt: StorageFormat) -> State:
-        chosen = None
         if self.rounding is not None and fmt in self.rounding.formats:
             self.choose_codes()
-            chosen = self.rounding.state(name, fmt)
-        if chosen is not None:
-            return chosen
+            return self.rounding.state(name, fmt)
         if self.store is None or fmt.is_base:
             return self.nearest(name, fmt)
         key = f"{name}.{fmt.name}"
@@ -250,8 +247,9 @@ class LayerBank:
 
     def nearest_bases(self, choice: Mapping[str, str]) -> dict[str, OwnBase]:
         """Pack with the libraries' codes the linears of ``choice`` (formats by name) that have chosen codes here."""
+        chosen = [] if self.rounding is None else [fmt.name for fmt in self.rounding.formats]
         return {name: OwnBase(fmt, "rtn", self.nearest(name, parse_format(fmt)))
-                for name, fmt in choice.items() if self.rounding is not None and self.rounding.chose(name, fmt)}
+                for name, fmt in choice.items() if fmt in chosen}
 
     def _layer(self, name: str, wanted: str | OwnBase) -> nn.Module:
         if isinstance(wanted, OwnBase):

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, LevelBackend, PackedLinear, State
+from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, LevelBackend, PackedLinear, State, tile_numel
 from qra_bo.finetune.quantization.planes import empty_planes, in_planes, weight_of, words_of
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
@@ -35,11 +35,13 @@ class GroupedBackend(LevelBackend):
     Attributes:
         metadata_types: Types of scales and zeros.
         by_row: Whether groups lie within rows, so that metadata are ``out x groups of a row`` and not ``groups x 1``.
+        in_tiles: Whether a device other than a CPU solves a tile of weights at a time; else all.
     """
 
     layer = GroupedLinear
     metadata_types: ClassVar[tuple[torch.dtype, torch.dtype]]
     by_row: ClassVar[bool]
+    in_tiles: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, groups: Tensor, fmt: StorageFormat, roots: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,10 +54,6 @@ class GroupedBackend(LevelBackend):
         """Whether zeros are stored; else all are the middle code."""
         return True
 
-    def run_numel(self, device: torch.device) -> int | None:
-        """Return how many weights are solved at a time on a device other than a CPU; ``None``: all."""
-        return None
-
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device,
              importance: Tensor | None = None) -> State:
         """See ``QuantizerBackend.pack``, and ``pack_for_inputs`` for ``importance``. On a CPU runs of groups are solved
@@ -66,7 +64,7 @@ class GroupedBackend(LevelBackend):
             ModelError: If a scale or a zero is not finite.
         """
         groups = weight.to(device).reshape(-1, fmt.block)
-        numel = SERIAL_NUMEL if device.type == "cpu" else self.run_numel(device) or groups.numel()
+        numel = SERIAL_NUMEL if device.type == "cpu" else tile_numel(device) if self.in_tiles else groups.numel()
         codes = torch.empty(groups.shape, dtype=torch.uint8, device=device)
         scale, zero = (torch.empty(len(groups), 1, dtype=dtype, device=device) for dtype in self.metadata_types)
         every = None if importance is None else importance.sqrt().view(-1, fmt.block)

@@ -12,7 +12,7 @@ or fp16 gets the same weight.
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.quantization.base import State, tile_numel
+from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.quantization.grouped import GroupedBackend
 from qra_bo.memory.formats import has_zeros
 from qra_bo.space.space import StorageFormat
@@ -87,15 +87,12 @@ def search(groups: Tensor, bits: int, symmetric: bool, roots: Tensor | None = No
 class IntegerBackend(GroupedBackend):
     """Integer storage; scales (and zeros) are those of the least squared error on a grid of candidates."""
 
-    by_row = True
+    by_row = in_tiles = True
     VERSION = 2
     metadata_types = torch.bfloat16, torch.uint8
 
     def has_zeros(self, fmt: StorageFormat) -> bool:
         return has_zeros(fmt)
-
-    def run_numel(self, device: torch.device) -> int:
-        return tile_numel(device)
 
     def pack_for_inputs(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor) -> State:
         return self.pack(weight, fmt, device, importance)

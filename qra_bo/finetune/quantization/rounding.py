@@ -30,7 +30,7 @@ class Rounding:
     Args:
         model: The model, dense when the codes are made.
         linears: Names of the linears.
-        formats: Formats for which codes are chosen; those without free codes keep the library's.
+        formats: Formats for which codes are chosen; all below 16 bits have free ones.
         ids: Token ids of the text, ``n x length``.
         device: Device on which codes are chosen.
         store: Store of codes across runs, or ``None``.
@@ -42,16 +42,11 @@ class Rounding:
         self.model, self.linears, self.formats, self.device, self.store = model, tuple(linears), formats, device, store
         self.ids, self.is_text = ids, is_text
         self._states: dict[tuple[str, str], State] = {}
-        self._chosen: set[tuple[str, str]] = set()
         self._ready = False
 
-    def state(self, name: str, fmt: StorageFormat) -> State | None:
+    def state(self, name: str, fmt: StorageFormat) -> State:
         """Return the packed tensors of a linear with chosen codes, on the host, at the first call after ``prepare``."""
-        return self._states.pop((name, fmt.name), None)
-
-    def chose(self, name: str, fmt: str) -> bool:
-        """Whether a linear's codes in a format are other than its library's."""
-        return (name, fmt) in self._chosen
+        return self._states.pop((name, fmt.name))
 
     def prepare(self, progress: Progress) -> None:
         """Choose all codes, or read them from the store; once. Of several processes one chooses, the others wait.
@@ -70,7 +65,6 @@ class Rounding:
                 still = self._missing(missing)  # another process may have made some of them meanwhile
                 if still:
                     self._make(still, progress)
-        self._chosen = set(self._states)
         self._ready = True
 
     def _missing(self, names: Sequence[str]) -> list[str]:
