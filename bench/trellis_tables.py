@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 import qra_bo
-from qra_bo.finetune.quantization.rings import STATE_BITS, UNIT, states_of
-from qra_bo.finetune.quantization.viterbi import ring_codes
+from qra_bo.finetune.quantization.rings import STATE_BITS, UNIT
+from qra_bo.finetune.quantization.viterbi import ring_states
 from qra_bo.memory.formats import LONGEST_RING
 
 FILE = Path(qra_bo.__file__).parent / "finetune" / "quantization" / "trellis_tables.json"
@@ -31,8 +31,7 @@ def trained(bits: int) -> tuple[torch.Tensor, float]:
 
     def coded(rings: int) -> tuple[torch.Tensor, torch.Tensor]:
         numbers = torch.randn(rings, LONGEST_RING, generator=draw)
-        codes = ring_codes(numbers, torch.ones_like(numbers), table, bits)
-        return numbers.view(-1), states_of(codes.t(), bits).t().reshape(-1).long()
+        return numbers.view(-1), ring_states(numbers, torch.ones_like(numbers), table, bits).view(-1)
 
     for step in range(STEPS):
         numbers, at = coded(RINGS if step < STEPS - LAST else LAST_RINGS)

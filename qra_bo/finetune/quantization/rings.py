@@ -63,22 +63,15 @@ def rotated_moments(moments: Tensor) -> Tensor:
     return rotated(rotated(moments).T.contiguous())
 
 
-def states_of(codes: Tensor, bits: int) -> Tensor:
-    """Return the states (int32) of rings of codes along the first dimension, ``length x ...``."""
-    states = torch.zeros(codes.shape, dtype=torch.int32, device=codes.device)
-    for back in range(-(-STATE_BITS // bits)):
-        states |= torch.roll(codes, back, dims=0).int() << bits * back
-    return states & ((1 << STATE_BITS) - 1)
-
-
-def in_rings(codes: Tensor, bits: int) -> Tensor:
-    """Return packed rings, ``rings x bytes x in`` (uint8), of codes (``rings length x in``, uint8; padded)."""
-    rows, width = codes.shape
+def in_rings(states: Tensor, bits: int) -> Tensor:
+    """Return packed rings, ``rings x bytes x in`` (uint8), of states (``rings length x in``, int32; padded), whose last
+    bits are their codes."""
+    rows, width = states.shape
     length = ring_length(rows)
-    eight = codes.view(rows // length, length // RING_STEP, RING_STEP, width)
-    words = torch.zeros_like(eight[:, :, 0], dtype=torch.int32)
+    eight = (states & (1 << bits) - 1).reshape(rows // length, length // RING_STEP, RING_STEP, width)
+    words = torch.zeros_like(eight[:, :, 0])
     for place in range(RING_STEP):
-        words |= eight[:, :, place].int() << bits * (RING_STEP - 1 - place)
+        words |= eight[:, :, place] << bits * (RING_STEP - 1 - place)
     packed = torch.stack([words >> RING_STEP * (bits - 1 - byte) & 255 for byte in range(bits)], dim=2)
     return packed.to(torch.uint8).view(rows // length, -1, width)
 

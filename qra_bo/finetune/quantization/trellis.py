@@ -18,11 +18,10 @@ from qra_bo.finetune.quantization.rings import (
     in_rings,
     rotated,
     rotation,
-    states_of,
     table,
     values_of,
 )
-from qra_bo.finetune.quantization.viterbi import ring_codes
+from qra_bo.finetune.quantization.viterbi import ring_states
 from qra_bo.memory.formats import ring_length, rings_of
 from qra_bo.space.space import StorageFormat
 
@@ -68,9 +67,9 @@ class TrellisBackend(RingBackend):
         turned = rotated(weight.cpu().float())  # see ``Rounding``: rings are coded on the host
         scale, steps = scales_of(turned)
         (targets, spread), length = _by_column(turned, scale, steps), ring_length(len(weight))
-        codes = ring_codes((targets / spread.where(spread > 0, torch.inf)).view(-1, length),
-                           _importance(spread).view(-1, length), table(fmt.bits, turned.device), fmt.bits)
-        packed = in_rings(codes.view(targets.shape).t().contiguous(), fmt.bits)
+        states = ring_states((targets / spread.where(spread > 0, torch.inf)).view(-1, length),
+                             _importance(spread).view(-1, length), table(fmt.bits, turned.device), fmt.bits)
+        packed = in_rings(states.view(targets.shape).t(), fmt.bits)
         return {"codes": packed.to(device), "scale": scale.to(device), "steps": steps.to(device)}
 
     def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> State:
@@ -81,20 +80,18 @@ class TrellisBackend(RingBackend):
         order, factor = inputs.order, inputs.factor
         rest, spread = (columns[order] for columns in _by_column(turned, scale, steps))
         divisor, importance = spread.where(spread > 0, torch.inf), _importance(spread)
-        codes = torch.empty(rest.shape, dtype=torch.uint8, device=rest.device)
+        states = torch.empty(rest.shape, dtype=torch.int32, device=rest.device)
         for start in range(0, len(rest), BLOCK):
             end = min(start + BLOCK, len(rest))
             errors = torch.empty_like(rest[start:end])
             for j in range(start, end):
-                found = ring_codes((rest[j] / divisor[j]).view(-1, length), importance[j].view(-1, length), levels,
-                                   fmt.bits)
-                codes[j] = found.view(-1)
-                values = levels[states_of(found.t(), fmt.bits).t().reshape(-1).long()]
-                errors[j - start] = (rest[j] - values * spread[j]) / factor[j, j]
+                found = ring_states((rest[j] / divisor[j]).view(-1, length), importance[j].view(-1, length), levels,
+                                    fmt.bits)
+                states[j] = found.view(-1)
+                errors[j - start] = (rest[j] - levels[states[j]] * spread[j]) / factor[j, j]
                 rest[j + 1:end] -= factor[j, j + 1:end, None] * errors[j - start]
             rest[end:] -= factor[start:end, end:].t() @ errors
-        ordered = codes[torch.argsort(order)].t().contiguous()
-        return {"codes": in_rings(ordered, fmt.bits), "scale": scale, "steps": steps}
+        return {"codes": in_rings(states[torch.argsort(order)].t(), fmt.bits), "scale": scale, "steps": steps}
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
         sizes = rings_of(shape[0]), ring_length(shape[0]) * fmt.bits // 8, shape[1]

@@ -1,8 +1,8 @@
-"""Codes of rings by Viterbi's algorithm.
+"""States of rings by Viterbi's algorithm.
 
 A ring is a closed sequence of ``n`` codes of ``K`` bits. The state of a weight is the window of the last ``L`` bits
 that ends with its code, around the ring, and the weight is ``table[state]`` (QTIP, arXiv 2406.11235). A first pass,
-with a run-up before the ring and after it, finds the codes, and whether the ring closes: whether its first state
+with a run-up before the ring and after it, finds the states, and whether the ring closes: whether its first state
 continues its last one. Where it does not, a second pass finds the best path that begins and ends with the ``L - K``
 bits of the end.
 
@@ -20,8 +20,9 @@ RUN_UP = 32
 """Weights before the ring and after it, about five times those of a state: paths have met within so many."""
 
 
-def ring_codes(targets: Tensor, weights: Tensor, table: Tensor, bits: int) -> Tensor:
-    """Return the codes, ``rings x n`` (uint8), of rings of ``n`` numbers; all tensors are on the host.
+def ring_states(targets: Tensor, weights: Tensor, table: Tensor, bits: int) -> Tensor:
+    """Return the states, ``rings x n`` (int32), of rings of ``n`` numbers; all tensors are on the host. The last ``K``
+    bits of a state are its code.
 
     Args:
         targets: Numbers, ``rings x n`` in fp32.
@@ -29,67 +30,69 @@ def ring_codes(targets: Tensor, weights: Tensor, table: Tensor, bits: int) -> Te
         table: Values of the ``2^L`` states, fp32.
         bits: ``K``.
     """
-    codes = torch.empty(targets.shape, dtype=torch.uint8)
+    states = torch.empty(targets.shape, dtype=torch.int32)
     arrays = [tensor.contiguous().numpy() for tensor in (targets, weights)]
-    _compiled(len(table).bit_length() - 1, bits)(*arrays, table.numpy(), codes.numpy())
-    return codes
+    _compiled(len(table).bit_length() - 1, bits)(*arrays, table.numpy(), states.numpy())
+    return states
 
 
 @cache
 def _compiled(state_bits: int, code_bits: int) -> Any:
-    """Return the compiled function ``(targets, weights, table, codes)``, which fills ``codes``; it needs no lock of the
-    interpreter."""
+    """Return the compiled function ``(targets, weights, table, states)``, which fills ``states``; it needs no lock of
+    the interpreter."""
     import numba  # heavy to import
     fan, stems = 1 << code_bits, 1 << state_bits - code_bits
     runs, shift = stems >> code_bits, state_bits - code_bits
 
     # State ``(stem << K) | code`` lies at ``[code, stem]``, stem ``(run << K) | code`` of a choice at ``[code, run]``:
-    # but for one transposition of the stems, every loop runs over vectors. One function, whose closure holds numbers
+    # but for one transposition of the stems, every loop runs over vectors. Costs of states are compared as they are
+    # computed, without the square of the target, which is common to all. One function, whose closure holds numbers
     # alone: others are compiled again in every process.
-    def encode(targets: Any, weights: Any, table: Any, codes: Any) -> None:
+    def encode(targets: Any, weights: Any, table: Any, states: Any) -> None:
         rings, n = targets.shape
         levels = np.ascontiguousarray(table.reshape(stems, fan).T)
-        squares = levels * levels
-        cost, least = np.empty((fan, stems), np.float32), np.empty((fan, runs), np.float32)
-        best, choice = np.empty(stems, np.float32), np.empty((n + 2 * RUN_UP, fan, runs), np.uint8)
+        best, least = np.empty(stems, np.float32), np.empty((fan, runs), np.float32)
+        choice = np.empty((n + 2 * RUN_UP, fan, runs), np.uint8)
         for ring in range(rings):
             overlap, run_up = -1, RUN_UP  # of the ring's end, once it is known not to close by itself
             while True:
-                cost[:] = np.float32(0 if overlap < 0 else np.inf)
+                best[:] = np.float32(0 if overlap < 0 else np.inf)
                 if overlap >= 0:
-                    for j in range(fan):
-                        cost[overlap & (fan - 1), j * runs + (overlap >> code_bits)] = 0
-                for t in range(n + 2 * run_up):
+                    best[overlap] = 0
+                last = n + 2 * run_up - 1
+                for t in range(last):
+                    weight = weights[ring, (t - run_up) % n]
+                    slope = np.float32(-2) * weight * targets[ring, (t - run_up) % n]
                     for code in range(fan):
                         for run in range(runs):
-                            value, which = cost[code, run], np.int32(0)
+                            level, which = levels[code, run], np.int32(0)
+                            value = best[run] + (slope + weight * level) * level
                             for j in range(1, fan):
-                                other = cost[code, j * runs + run]
+                                level = levels[code, j * runs + run]
+                                other = best[j * runs + run] + (slope + weight * level) * level
                                 which = np.int32(j) if other < value else which
                                 value = min(other, value)
                             least[code, run] = value
-                            choice[t, code, run] = which
+                            choice[t + 1, code, run] = which
                     for run in range(runs):
                         for code in range(fan):
                             best[run * fan + code] = least[code, run]
-                    weight = weights[ring, (t - run_up) % n]
-                    slope = np.float32(-2) * weight * targets[ring, (t - run_up) % n]  # the square is common to all
-                    for code in range(fan):
-                        for stem in range(stems):
-                            cost[code, stem] = best[stem] + slope * levels[code, stem] + weight * squares[code, stem]
+                weight = weights[ring, (last - run_up) % n]
+                slope = np.float32(-2) * weight * targets[ring, (last - run_up) % n]
                 state: Any = 0
                 lowest = np.float32(np.inf)
                 for code in range(fan):
                     for stem in range(stems):
                         ends = overlap < 0 or ((stem << code_bits) | code) & (stems - 1) == overlap
-                        if ends and cost[code, stem] < lowest:
-                            state, lowest = (stem << code_bits) | code, cost[code, stem]
+                        value = best[stem] + (slope + weight * levels[code, stem]) * levels[code, stem]
+                        if ends and value < lowest:
+                            state, lowest = (stem << code_bits) | code, value
                 end = 0
-                for t in range(n + 2 * run_up - 1, run_up - 1, -1):
+                for t in range(last, run_up - 1, -1):
                     if t == n + run_up - 1:
                         end = state & (stems - 1)
                     if t < n + run_up:
-                        codes[ring, t - run_up] = state & (fan - 1)
+                        states[ring, t - run_up] = state
                     stem = state >> code_bits
                     state = (np.int64(choice[t, stem & (fan - 1), stem >> code_bits]) << shift) | stem
                 if overlap >= 0 or state & (stems - 1) == end:

@@ -17,12 +17,11 @@ from qra_bo.finetune.quantization.rings import (
     in_rings,
     rotated,
     rotated_moments,
-    states_of,
     table,
     values_of,
 )
 from qra_bo.finetune.quantization.trellis import TrellisBackend
-from qra_bo.finetune.quantization.viterbi import ring_codes
+from qra_bo.finetune.quantization.viterbi import ring_states
 from qra_bo.memory.formats import parse_format, ring_length, rings_of
 
 CPU = torch.device("cpu")
@@ -40,12 +39,12 @@ for bits in (1, 2, 3, 4):
 """
 
 
-def values(codes: Tensor, bits: int, levels: Tensor) -> Tensor:
-    """Values of rings of codes, ``rings x n``, for a table of any size."""
+def states_of(codes: Tensor, bits: int, state_bits: int) -> Tensor:
+    """States of rings of codes, ``rings x n``: windows of the last bits, around the ring."""
     states = torch.zeros(codes.shape, dtype=torch.long)
-    for back in range(len(levels).bit_length()):
+    for back in range(-(-state_bits // bits)):
         states |= torch.roll(codes, back, dims=1).long() << bits * back
-    return levels[states & len(levels) - 1]
+    return states & (1 << state_bits) - 1
 
 
 @pytest.mark.parametrize(("state_bits", "bits", "n"), [(4, 1, 12), (4, 2, 7), (6, 3, 4)])
@@ -54,9 +53,11 @@ def test_rings_are_as_good_as_the_best_of_all(state_bits: int, bits: int, n: int
     levels = torch.randn(1 << state_bits, generator=draw)
     targets, weights = torch.randn(40, n, generator=draw), torch.rand(40, n, generator=draw) + 0.5
     every = torch.tensor(list(itertools.product(range(1 << bits), repeat=n)), dtype=torch.uint8)
-    errors = (values(every, bits, levels).unsqueeze(1) - targets).square()
+    errors = (levels[states_of(every, bits, state_bits)].unsqueeze(1) - targets).square()
     best = (errors * weights).sum(dim=2).amin(dim=0)
-    found = (weights * (values(ring_codes(targets, weights, levels, bits), bits, levels) - targets).square()).sum(dim=1)
+    states = ring_states(targets, weights, levels, bits)
+    assert torch.equal(states, states_of(states & (1 << bits) - 1, bits, state_bits))  # the rings close
+    found = (weights * (levels[states] - targets).square()).sum(dim=1)
     assert (found >= best - 1e-5).all()
     assert float((found - best).mean()) < 0.1 * float(best.mean())  # the first pass may close a short ring badly
     assert float((found < best + 1e-5).float().mean()) > 0.8
@@ -66,8 +67,8 @@ def test_rings_are_as_good_as_the_best_of_all(state_bits: int, bits: int, n: int
 def test_tables_have_the_published_distortion(bits: int) -> None:
     numbers = torch.randn(24, 192, generator=torch.Generator().manual_seed(5))
     levels = table(bits, CPU)
-    codes = ring_codes(numbers, torch.ones_like(numbers), levels, bits)
-    error = float((values(codes, bits, levels) - numbers).square().mean())
+    states = ring_states(numbers, torch.ones_like(numbers), levels, bits)
+    error = float((levels[states] - numbers).square().mean())
     assert error == pytest.approx({1: 0.2714, 2: 0.0711, 3: 0.0185, 4: 0.0048}[bits], rel=0.1)
     assert error > 4.0 ** -bits  # the rate-distortion bound of a Gaussian
 
@@ -75,11 +76,11 @@ def test_tables_have_the_published_distortion(bits: int) -> None:
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 @pytest.mark.parametrize("out", [16, 104, 384, 576])
 def test_packed_rings_hold_their_codes_in_order(bits: int, out: int) -> None:
-    codes = torch.randint(1 << bits, (out, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(out))
+    codes = torch.randint(1 << bits, (out, 5), dtype=torch.int32, generator=torch.Generator().manual_seed(out))
     rings = in_rings(codes, bits)
     assert 8 * rings.numel() == bits * codes.numel()
-    states = torch.cat([states_of(ring, bits) for ring in codes.split(ring_length(out))])
-    assert torch.equal(values_of(rings, bits), table(bits, CPU)[states.long()])
+    states = torch.cat([states_of(ring.t(), bits, STATE_BITS).t() for ring in codes.split(ring_length(out))])
+    assert torch.equal(values_of(rings, bits), table(bits, CPU)[states])
 
 
 def test_rings_have_128_to_256_outputs_where_a_divisor_has() -> None:
