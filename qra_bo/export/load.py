@@ -194,7 +194,7 @@ def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tupl
         OutputError: If the file of packed weights is missing or damaged.
     """
     dtype, records = getattr(torch, manifest.compute_dtype), manifest.packed_weights
-    tables = embedding_modules(model) if manifest.tables else ()
+    tables = embedding_modules(model) if manifest.tables and not manifest.stored else ()
     found = packed_tables(model) if manifest.stored else dense_tables(model) if tables else {}
     if found.keys() != manifest.tables.keys():
         raise ModelError(f"the base model has the tables {', '.join(found)}, which are not those that this run packed")

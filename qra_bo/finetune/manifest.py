@@ -24,7 +24,7 @@ from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.quantization.embeddings import embedding_modules, packed_tables
 from qra_bo.memory.embeddings import embedding_format
-from qra_bo.memory.file_formats import BACKEND
+from qra_bo.memory.file_formats import BACKEND, STORED_FORMATS
 from qra_bo.memory.formats import format_from_json, parse_format
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
@@ -70,10 +70,10 @@ class ModuleRecord:
 
 
 def _check_tables(tables: Mapping[str, ModuleRecord]) -> None:
-    """Raise ``ValueError`` unless embedding and head are of one format of embeddings, or as in a GGUF file, and of one
+    """Raise ``ValueError`` unless embedding and head are of one format of embeddings, or as in a file, and of one
     shape, without adapters."""
     kinds = {(record.format, record.shape, record.rank) for record in tables.values()}
-    stored = all(fmt.backend == BACKEND for fmt, _, _ in kinds)
+    stored = all(fmt.name in STORED_FORMATS for fmt, _, _ in kinds)
     if len({kind[stored:] for kind in kinds}) > 1 or len(tables) > 2 or any(
             rank or min(shape) < 1 or not (stored or embedding_format(fmt.bits, shape[1]) == fmt)
             for fmt, shape, rank in kinds):
@@ -191,7 +191,7 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     tables = {name: ModuleRecord(table.fmt, table.shape, 0, 0.0, tensors_digest(table_tensors[name]))
               for name, table in packed.items()}
     kept = {} if stored else {n: s for n, s in states.items() if not records[n].format.is_base} | table_tensors
-    apart = embedding_modules(bank.model) if tables else ()
+    apart = embedding_modules(bank.model) if tables and not stored else ()
     manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."),
                         FILE if stored else bank.device.type,
                         records, unquantised_digest(bank.model, (*records, *apart)),

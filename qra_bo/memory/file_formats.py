@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from qra_bo.space.space import StorageFormat
 
-BACKEND, ORDERED, STORED = "gguf", "ordered", "stored"
+BACKEND, ORDERED, TILES, STORED = "gguf", "ordered", "exl3", "stored"
 
 
 class BlockType(NamedTuple):
@@ -21,9 +21,31 @@ TYPES: Mapping[str, BlockType] = {name: BlockType(*numbers) for name, numbers in
     "Q2_K": (2, 256, 84), "Q3_K": (3, 256, 110), "Q4_K": (4, 256, 144), "Q5_K": (5, 256, 176), "Q6_K": (6, 256, 210),
     "IQ4_NL": (4, 32, 18), "IQ4_XS": (4, 256, 136), "F16": (16, 1, 2)}.items()}
 """By GGML's name."""
+
+
+class Tiles(NamedTuple):
+    """EXL3's codebook, and the bits of two weights: an odd number only with ``mul1``."""
+
+    codebook: str
+    half_bits: int
+
+
+STRIP = 128
+"""Outputs, and inputs, that EXL3 rotates together; it pads both to a multiple."""
+CODEBOOKS: Mapping[str, int] = {"mul1": 0x83DCD12D, "mcg": 0xCBAC1FED, "3inst": 89226354}
+"""Of EXL3, with the number that each multiplies a state by."""
+EXL3: Mapping[str, Tiles] = {f"exl3-{codebook}-{half_bits / 2:g}": Tiles(codebook, half_bits) for codebook in CODEBOOKS
+                             for half_bits in range(2, 17, 1 if codebook == "mul1" else 2)}
+"""By codebook and bits."""
 STORED_FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
     *(StorageFormat(name, BACKEND, kind.bits, kind.weights) for name, kind in TYPES.items()),
     *(StorageFormat(f"gidx{bits}-g{group}", ORDERED, bits, group) for bits in (2, 3, 4, 8) for group in (32, 64, 128)),
-    *(StorageFormat(f"{STORED}{bits}", BACKEND, bits, 0) for bits in range(2, 17)))}
-"""GGML's types, ``int`` formats whose groups are of columns in any order (``g_idx`` of GPTQ), and the formats of units,
-by name. No search may name one."""
+    *(StorageFormat(name, TILES, -(-tiles.half_bits // 2), 0) for name, tiles in EXL3.items()),
+    *(StorageFormat(f"{STORED}{bits}", BACKEND, bits, 0) for bits in range(1, 17)))}
+"""GGML's types, ``int`` formats whose groups are of columns in any order (``g_idx`` of GPTQ), EXL3's, and the formats
+of units, by name. No search may name one."""
+
+
+def in_strips(side: int) -> int:
+    """Return a side of a matrix as EXL3 pads it."""
+    return -(-side // STRIP) * STRIP

@@ -13,6 +13,7 @@
 | none         | 2 bytes a weight                                 | none                                               |
 | ordered      | the same as ``int``                              | that of ``int``; 4 bytes a column                  |
 | gguf         | bits / 8 bytes a weight (``file_formats``)       | the rest of a block                                |
+| exl3         | the same, of sides padded to whole 128           | 16-bit scale a row, and a column                   |
 
 Look-up tables (of NF4, double quantisation: 1,088 bytes; of trellis codes: ``table_bytes``) are shared by all layers
 and not counted to any of them.
@@ -22,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.memory.file_formats import BACKEND, ORDERED, STORED_FORMATS, TYPES
+from qra_bo.memory.file_formats import BACKEND, EXL3, ORDERED, STORED_FORMATS, STRIP, TILES, TYPES, in_strips
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError, SpaceError, nearest_first
 
@@ -131,6 +132,7 @@ BACKENDS: Mapping[str, str] = {
     "bitsandbytes": "qra_bo.finetune.quantization.bnb:BitsAndBytesBackend",
     "hqq": "qra_bo.finetune.quantization.half_quadratic:HQQBackend",
     BACKEND: "qra_bo.finetune.quantization.stored:StoredBackend",
+    TILES: "qra_bo.finetune.quantization.exl3:Exl3Backend",
     "integer": "qra_bo.finetune.quantization.integer:IntegerBackend",
     ORDERED: "qra_bo.finetune.quantization.integer:OrderedBackend",
     "none": "qra_bo.finetune.quantization.base:UnquantisedBackend",
@@ -203,6 +205,8 @@ def weight_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int
         return sum(plane.words(groups) * plane.word_bytes * fmt.block for plane in planes)
     if fmt.backend == "trellis":
         numel = rings_of(out_features) * ring_length(out_features) * in_features
+    if fmt.backend == TILES:
+        return in_strips(out_features) * in_strips(in_features) * EXL3[fmt.name].half_bits // 16
     return numel * fmt.bits // 8
 
 
@@ -215,6 +219,8 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
     if fmt.backend == BACKEND:
         kind = TYPES[fmt.name]
         return out_features * in_features // kind.weights * kind.size - weight_bytes(fmt, out_features, in_features)
+    if fmt.backend == TILES:
+        return 2 * (in_strips(out_features) + in_strips(in_features))
     if fmt.block == 0:
         return 4 * out_features
     if fmt.backend == "trellis":
@@ -241,6 +247,11 @@ _TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Weights that the quantiser backends unpack at a time (``finetune.quantization.base.tile_numel``)."""
 
 
+def strips_at_once(width: int, device: str) -> int:
+    """Return how many strips of a matrix of EXL3 with ``width`` inputs are unpacked at a time."""
+    return max(1, _TILE_NUMEL[device] // (STRIP * width))
+
+
 def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, device: str, compute_bytes: int) -> int:
     """Bytes that a backend needs, beside the dense weight, while it unpacks one matrix.
 
@@ -263,6 +274,9 @@ def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, devic
     if fmt.backend == "trellis":  # ring by ring, in fp32: values beside what they are made from, then beside weights
         run = ring_length(out_features) * in_features
         return int(max(8.0, 4 + 1.5 * fmt.bits) * run) + run // 8 + (1 << 14)
+    if fmt.backend == TILES:
+        width, strips = in_strips(in_features), in_strips(out_features) // STRIP
+        return 8 * min(strips, strips_at_once(width, device)) * STRIP * width
     if fmt.backend == BACKEND:
         return min(tile, numel) * (18 if fmt.name.startswith("IQ") else 11) // 2  # measured: 4.0 to 6.1, and 9.2
     if fmt.backend != "bitsandbytes":

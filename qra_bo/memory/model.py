@@ -24,7 +24,7 @@ from qra_bo.memory.activations import ORDER, LayerModel, TrainShape, group_of, r
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.formats import matrix_bytes, table_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
-from qra_bo.memory.stored import own_format
+from qra_bo.memory.stored import codebook_bytes, own_format
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -148,7 +148,7 @@ class MemoryModel:
         converting = unit_gradients + (2 * largest[:, None] * ranks if c == 2 else 0)
         step = np.maximum(converting, unit_gradients + parts.update)
         fixed = (self.unquantised_bytes + self.embedding_bytes + SHARED_BYTES + shared_bytes(self.shape.optimizer)
-                 + rounding_bytes(self.spec, self.shape))
+                 + rounding_bytes(self.spec, self.shape) + codebook_bytes(self.spec))
         extra, inputs = -self.layer.first_unsaved, self.layer.inputs
         rows = [("load", 0, 0, none, none),
                 ("forward", inputs, self.layer.loss_bytes + extra, (saved + earlier)[:, None, :], tables + none),

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qra_bo.memory.file_formats import BACKEND
-from qra_bo.memory.formats import matrix_bytes, parse_format
+from qra_bo.memory.file_formats import BACKEND, EXL3, TYPES
+from qra_bo.memory.formats import matrix_bytes, parse_format, weight_bytes
 from qra_bo.space.decoder import DecoderSpec, Linear
 from qra_bo.space.space import StorageFormat, Unit
 from qra_bo.utils.errors import SpaceError
@@ -26,7 +26,14 @@ def own_format(fmt: StorageFormat, linear: Linear) -> StorageFormat:
 
 def code_bits(spec: DecoderSpec) -> float:
     """Return the average code bits of the linears of a decoder that has the formats of a file."""
-    return sum(parse_format(m.stored).bits * m.numel for m in spec.linears) / spec.linear_numel
+    sizes = (weight_bytes(parse_format(m.stored), m.out_features, m.in_features) for m in spec.linears)
+    return 8 * sum(sizes) / spec.linear_numel
+
+
+def codebook_bytes(spec: DecoderSpec) -> int:
+    """Return the bytes of the values of all states in fp32, which EXL3's layers of one codebook share."""
+    named = {*spec.tables, *(m.stored for m in spec.linears)} & EXL3.keys()
+    return (4 << 16) * len({EXL3[name].codebook for name in named})
 
 
 def stored_facts(spec: DecoderSpec, units: Sequence[Unit]) -> dict[str, Any] | None:
@@ -42,7 +49,9 @@ def stored_facts(spec: DecoderSpec, units: Sequence[Unit]) -> dict[str, Any] | N
 def stored_note(facts: Mapping[str, Any]) -> str:
     """Return a line on ``stored_facts`` for a plan."""
     kinds = ", ".join(f"{kind} in {n} linears" for kind, n in Counter(facts["types"].values()).most_common())
+    of_file = bool(facts["tables"]) and facts["tables"][0] in TYPES
     served = "llama.cpp serves the untouched file with the adapter; Ollama from 0.34.1 on takes no adapters" \
-        if facts["tables"] else "programs that load the untouched folder take the adapter beside it"
-    return (f"codes=stored: {kinds}, {' and '.join(facts['tables']) or '16 bits'} for embedding and head; "
+        if of_file else "programs that load the untouched folder take the adapter beside it"
+    tables = facts["tables"] if of_file else ["16 bits", *facts["tables"]]
+    return (f"codes=stored: {kinds}, {' and '.join(tables)} for embedding and head; "
             f"{facts['average_bits']:.2f} code bits on average. {served}")

@@ -1,5 +1,5 @@
-"""Folders of transformers whose linears bitsandbytes (nf4), GPTQ, AWQ or compressed-tensors packed: their configuration
-and tensors, within the files' bounds. No torch.
+"""Folders of transformers whose linears bitsandbytes (nf4), GPTQ, AWQ, compressed-tensors or exllamav3 (EXL3) packed:
+their configuration and tensors, within the files' bounds. No torch.
 
 Bits and groups of each linear follow from the shapes of its tensors, so that a folder may mix them.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 
 from qra_bo.finetune.models.files import CONFIG, check_model_files, quantization_marks, weight_files
-from qra_bo.memory.file_formats import STORED_FORMATS
+from qra_bo.memory.file_formats import CODEBOOKS, STORED_FORMATS, in_strips
 from qra_bo.memory.formats import FORMATS, NESTED_BLOCK
 from qra_bo.space.decoder import DecoderSpec
 from qra_bo.utils.errors import ModelError
@@ -21,7 +21,7 @@ HALF, FLOATS = ("F16", "BF16"), ("F16", "BF16", "F32")
 NF4_BLOCK, QUANT_STATE = 64, "weight.quant_state.bitsandbytes__nf4"
 LEAVES = ("qweight", "qzeros", "scales", "g_idx", "weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax",
           "weight.nested_quant_map", QUANT_STATE, "weight_packed", "weight_scale", "weight_shape", "weight_zero_point",
-          "weight_g_idx")
+          "weight_g_idx", "trellis", "suh", "svh", *CODEBOOKS)
 """Tensors of a packed linear beside its bias."""
 _READ: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "bitsandbytes": {"load_in_8bit": (False, None), "bnb_4bit_quant_type": ("nf4",),
@@ -29,10 +29,12 @@ _READ: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "gptq": {"checkpoint_format": ("gptq", "gptq_v2", None), "lm_head": (False, None)},
     "awq": {"version": ("gemm", "GEMM", None), "zero_point": (True, None)},
     "compressed-tensors": {"format": ("pack-quantized",), "kv_cache_scheme": (None,), "transform_config": (None, {})},
+    "exl3": {},
     "config_groups": {"input_activations": (None,), "output_activations": (None,), "format": ("pack-quantized", None)},
     "weights": {"type": ("int",), "strategy": ("group",)}}
 """Fields and the values that are read: of ``quantization_config`` by its ``quant_method``, and of compressed-tensors'
 groups."""
+METHODS = tuple(_READ)[:5]
 
 
 class Stored(NamedTuple):
@@ -51,6 +53,11 @@ class PackedFolder:
     method: str
     options: Mapping[str, Any]
     tensors: Mapping[str, Stored]
+
+    def packs(self, name: str) -> bool:
+        """Whether a linear has EXL3's tiles; exllamav3 gives them to every head, also to one that shares its weights.
+        """
+        return f"{name}.trellis" in self.tensors
 
     def sides(self, name: str, kinds: Sequence[str], *shape: int | None) -> tuple[int, ...]:
         """Return the shape of a tensor; raises ``ModelError`` unless it is of one of ``kinds`` and of ``shape``, where
@@ -71,9 +78,9 @@ def packed_folder(folder: Path, framework: str = "np") -> PackedFolder:
     check_model_files(folder, folder.name)
     marks = quantization_marks(folder)
     method = str(marks.get("quant_method"))[:40] if isinstance(marks, dict) else "none"
-    if method not in tuple(_READ)[:4]:
+    if method not in METHODS:
         raise ModelError(f"codes=stored trains on a GGUF file, or on a folder whose {CONFIG} has a quantization_config "
-                         f"with quant_method {', '.join(tuple(_READ)[:4])}; {folder} has quant_method={method}")
+                         f"with quant_method {', '.join(METHODS)}; {folder} has quant_method={method}")
     _check(folder, method, marks)
     groups = marks.get("config_groups") if method == "compressed-tensors" else {}
     for group in groups.values() if isinstance(groups, dict) else [groups]:
@@ -103,9 +110,15 @@ def _check(folder: Path, part: str, fields: Any) -> None:
 
 
 def folder_spec(spec: DecoderSpec, folder: PackedFolder) -> DecoderSpec:
-    """Return a decoder whose linears have the formats of a folder; errors: those of ``format_in``."""
-    return replace(spec, linears=tuple(
+    """Return a decoder whose linears, and the head where it is packed, have the formats of a folder; errors: those of
+    ``format_in``."""
+    spec = replace(spec, linears=tuple(
         replace(m, stored=format_in(folder, m.name, m.out_features, m.in_features)) for m in spec.linears))
+    if not folder.packs("lm_head"):
+        return spec
+    sides = spec.vocab_size, spec.hidden_size
+    return replace(spec, tables=(format_in(folder, "lm_head", *sides),), tied=False,
+                   other_numel=spec.other_numel + spec.tied * sides[0] * sides[1])
 
 
 def format_in(folder: PackedFolder, name: str, rows: int, columns: int) -> str:
@@ -130,6 +143,18 @@ def format_in(folder: PackedFolder, name: str, rows: int, columns: int) -> str:
             sides("weight.nested_absmax", ("F32",), -(-blocks // NESTED_BLOCK))
             sides("weight.nested_quant_map", ("F32",), 256)
         return "nf4" if nested else "nf4-nodq"
+    if folder.method == "exl3":
+        size = sides("trellis", ("I16",), in_strips(columns) // 16, in_strips(rows) // 16, None)[2]
+        sides("suh", ("F16",), in_strips(columns))
+        sides("svh", ("F16",), in_strips(rows))
+        named = [book for book in CODEBOOKS if has(book)]
+        for book in named:
+            sides(book, ("I32",))
+        fmt = f"exl3-{' and '.join(named) or '3inst'}-{size / 16:g}"
+        if fmt not in STORED_FORMATS:
+            raise ModelError(f"{name}.trellis of {folder.path} is {fmt}, with {size} words a tile, and codes=stored "
+                             "reads one codebook with 1 to 8 bits, of mul1 also half ones: choose another model")
+        return fmt
     if folder.method == "compressed-tensors":
         bits = 32 * sides("weight_packed", words, rows, None)[1] // columns
         groups = sides("weight_scale", HALF, rows, None)[1]

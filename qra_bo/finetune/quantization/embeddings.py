@@ -56,13 +56,18 @@ def install_embeddings(model: Any, states: Mapping[str, State], fmt: StorageForm
 def put_tables(model: Any, table: PackedTable, own: PackedTable) -> None:
     """Put packed tables in the place of a model's embedding and head; raises ``ModelError`` if these are not such that
     can be packed."""
-    multiplier, (name, head_name) = _multiplier(model), embedding_modules(model)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    multiplier, name, embedding = _multiplier(model), embedding_modules(model)[0], model.get_input_embeddings()
+    put_head(model, own)
+    model.set_submodule(name, PackedEmbedding(table, multiplier, embedding.padding_idx))
+
+
+def put_head(model: Any, table: PackedTable) -> None:
+    """Put a packed table in the place of a model's head; raises ``ModelError`` if that can't be packed."""
+    name, head = embedding_modules(model)[1], model.get_output_embeddings()
     if type(head).forward is not nn.Linear.forward:
         raise ModelError("embeddings packs a head that is a linear layer, and this model's is a "
                          f"{type(head).__name__}; use embeddings=16")
-    model.set_submodule(name, PackedEmbedding(table, multiplier, embedding.padding_idx))
-    model.set_submodule(head_name, PackedHead(own, head.bias))
+    model.set_submodule(name, PackedHead(table, head.bias))
     model.tie_weights = _nothing_to_tie
 
 

@@ -1,7 +1,7 @@
 """Codes of a packed folder's linears in the storage formats of this package, with the same weights bit for bit.
 
-nf4 is mapped as it is. Integers, whose lowest bits come first, are put in another order: GPTQ packs them along the
-inputs of an output, AWQ along the outputs of an input, compressed-tensors like GPTQ with words by rows.
+nf4 and EXL3 are mapped as they are. Integers, whose lowest bits come first, are put in another order: GPTQ packs them
+along the inputs of an output, AWQ along the outputs of an input, compressed-tensors like GPTQ with words by rows.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 from qra_bo.finetune.models.packed_folder import NF4_BLOCK, QUANT_STATE, PackedFolder
 from qra_bo.finetune.quantization.base import State, tile_numel
 from qra_bo.finetune.quantization.planes import in_planes
-from qra_bo.memory.file_formats import ORDERED
+from qra_bo.memory.file_formats import CODEBOOKS, EXL3, ORDERED, TILES
 from qra_bo.memory.formats import NESTED_BLOCK, has_zeros
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ModelError
@@ -60,6 +60,10 @@ def state_in(folder: PackedFolder, name: str, fmt: StorageFormat, shape: tuple[i
         return {"codes": part("weight")}
     if fmt.backend == "bitsandbytes":
         return _nf4(part, fmt, shape, check)
+    if fmt.backend == TILES:
+        book = EXL3[fmt.name].codebook
+        check(book == "3inst" or int(part(book)) % 2**32 == CODEBOOKS[book], book)
+        return {"codes": part("trellis"), "suh": part("suh"), "svh": part("svh")}
     if folder.method == "gptq":
         codes, scale, order = codes_in(part("qweight").t(), bits, columns), part("scales").t(), part("g_idx")
         less = folder.options.get("checkpoint_format") != "gptq_v2"  # the zeros of version 1 are stored less one

@@ -3,7 +3,7 @@ packed matrix is ever made dense.
 
 Linears, embedding and head of a GGUF file are views of the mapped file; norms and biases are dequantised. Llama's files
 have the rows of q and k in another order than transformers: their blocks are copied in transformers' order. Of a folder
-the linears alone are packed.
+the linears alone are packed, of EXL3's the head too.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +23,12 @@ from qra_bo.finetune.models.gguf_reading import reading_gguf
 from qra_bo.finetune.models.load import gguf_config, gguf_of, load_tokenizer, packed_folder_of, without_dropout
 from qra_bo.finetune.models.packed_folder import FLOATS, LEAVES, PackedFolder, format_in
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
-from qra_bo.finetune.quantization.embeddings import embedding_modules, put_tables
+from qra_bo.finetune.quantization.embeddings import embedding_modules, put_head, put_tables
+from qra_bo.finetune.quantization.exl3 import Exl3Table
 from qra_bo.finetune.quantization.folder_states import state_in, values
 from qra_bo.finetune.quantization.stored import StoredTable, finite
 from qra_bo.finetune.quantization.tables import PackedTable
-from qra_bo.memory.file_formats import TYPES
+from qra_bo.memory.file_formats import TYPES, in_strips
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import StorageFormat
 from qra_bo.space.decoder import check_sizes
@@ -66,6 +67,12 @@ def load_stored(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, 
 def _fill_from_folder(model: Any, folder: PackedFolder, dtype: torch.dtype) -> None:
     """Put every tensor of a folder in its place in a model without weights."""
     left, tables = set(folder.tensors), embedding_modules(model)
+    if folder.packs(head := tables[1]):
+        rows, columns = model.get_output_embeddings().weight.shape
+        fmt = parse_format(format_in(folder, head, rows, columns))
+        put_head(model, Exl3Table(state_in(folder, head, fmt, (rows, columns)), fmt, (rows, columns), dtype))
+        model.config.tie_word_embeddings = False
+        left -= {f"{head}.{part}" for part in LEAVES}
     for name, parameter in list(model.named_parameters()):
         place, _, leaf = name.rpartition(".")
         module, shape = model.get_submodule(place), tuple(parameter.shape)
@@ -75,8 +82,8 @@ def _fill_from_folder(model: Any, folder: PackedFolder, dtype: torch.dtype) -> N
             model.set_submodule(place, backend_of(fmt).build(state, fmt, shape, module.bias, dtype))
             left -= {name} if fmt.backend == "none" else {f"{place}.{part}" for part in LEAVES}
         else:
-            folder.sides(name, FLOATS, *shape)
-            setattr(module, leaf, nn.Parameter(values(folder, name), requires_grad=False))
+            folder.sides(name, FLOATS, *(map(in_strips, shape) if folder.packs(place) else shape))
+            setattr(module, leaf, nn.Parameter(values(folder, name)[:shape[0]], requires_grad=False))
             left.discard(name)
     if model.config.tie_word_embeddings:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight

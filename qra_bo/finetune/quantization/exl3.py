@@ -1,0 +1,131 @@
+"""Linears and heads over EXL3's trellis codes, as a folder stores them (``codes=stored``).
+
+``W = diag(suh) H T H diag(svh)`` with inputs as rows, ``H`` the orthonormal Hadamard matrix of 128 by blocks. ``T`` is
+made of tiles of 16 x 16, whose 256 weights, in the order of a tensor core's fragments, are one ring: the state of a
+weight is the 16 bits of the ring that end with its own. Layout: ``exl3_dq.cuh``, ``frac.cu``, ``codebook.cuh`` and
+``exl3_lib/quantize.py`` of exllamav3. Values of ``T`` are exllamav3's bit for bit. It rounds products to fp16 between
+the steps; here all is fp32, and in one order on every device.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from qra_bo.finetune.quantization.base import HalfLinear, State, UnquantisedBackend
+from qra_bo.finetune.quantization.tables import PackedTable
+from qra_bo.memory.file_formats import CODEBOOKS, EXL3, STRIP, in_strips
+from qra_bo.memory.formats import strips_at_once
+from qra_bo.space.space import StorageFormat
+from qra_bo.utils.errors import ConfigError
+
+TILE = 16
+
+
+@cache
+def table(codebook: str, device: torch.device) -> Tensor:
+    """Return the values of the 65,536 states, in fp32; all are numbers of fp16."""
+    states = torch.arange(1 << 16) * CODEBOOKS[codebook] + 64248484 * (codebook == "3inst") & 0xFFFFFFFF
+    if codebook == "mul1":  # one multiplication and addition of numbers of fp16, which fp32 holds exactly
+        octets = states.to(torch.int32).view(torch.uint8).view(-1, 4).sum(1)
+        return ((1024 + octets).float() * (1774 / 2**18) - 1329 / 2**7).half().float().to(device)
+    halves = ((states & 0x8FFF8FFF) ^ 0x3B603B60).to(torch.int32).view(torch.float16).view(-1, 2)
+    return halves.float().sum(1).half().float().to(device)
+
+
+@cache
+def windows(half_bits: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return for each weight of a tile, ``16 inputs x 16 outputs``, the pair of 16-bit words that its state is in, and
+    how far to shift it right. With half a bit every second weight of a ring has one bit more."""
+    place = torch.arange(TILE * TILE)
+    row = 2 * (place >> 3 & 3) + (place & 1) + 8 * (place >> 1 & 1)
+    order = (row * TILE + (place >> 5) + 8 * (place >> 2 & 1)).argsort()
+    start = ((place + 1) * half_bits // 2 - 16) % (128 * half_bits)
+    return (start // 16)[order].to(device), (16 - start % 16)[order].int().view(-1, 1, 1).to(device)
+
+
+def _hadamard(matrix: Tensor, dim: int, size: int) -> None:
+    """Multiply runs of ``size`` along ``dim`` by a Hadamard matrix, in place: by sums and differences, in an order that
+    does not depend on the device as a product's does."""
+    for bit in range(size.bit_length() - 1):
+        low, high = matrix.view(*matrix.shape[:dim], -1, 2, 1 << bit, *matrix.shape[dim + 1:]).unbind(dim + 1)
+        difference = low - high
+        low.add_(high)
+        high.copy_(difference)
+
+
+def _strips(codes: Tensor, suh: Tensor, svh: Tensor, fmt: StorageFormat) -> Tensor:
+    """Return the weights of strips of 128 outputs, ``outputs x in`` in fp32 with ``in`` padded, of their codes (``in /
+    16 x outputs / 16 x words``)."""
+    kind = EXL3[fmt.name]
+    index, shift = windows(kind.half_bits, codes.device)
+    words = codes.view(*codes.shape[:2], -1, 2).flip(3).permute(2, 3, 0, 1).flatten(0, 1).int().bitwise_and_(0xFFFF)
+    words = words.roll(-1, 0).bitwise_or_(words.bitwise_left_shift_(16))
+    states = words.index_select(0, index).bitwise_right_shift_(shift).bitwise_and_(0xFFFF)
+    del words
+    tiles = table(kind.codebook, codes.device).index_select(0, states.view(-1)).view(TILE, TILE, *codes.shape[:2])
+    del states
+    _hadamard(tiles, 0, TILE)
+    out = tiles.permute(3, 1, 2, 0).reshape(codes.shape[1] * TILE, -1, TILE)
+    del tiles
+    _hadamard(out, 1, STRIP // TILE)
+    _hadamard(out, 0, STRIP)
+    out = out.flatten(1)
+    return out.mul_(suh.float()).mul_((svh.float() / STRIP).unsqueeze(1))
+
+
+def unpacked(state: State, fmt: StorageFormat, rows: range, width: int, dtype: torch.dtype,
+             target: torch.device | None = None) -> Tensor:
+    """Return outputs of a matrix with ``width`` inputs, ``rows x width`` in ``dtype``. ``target`` is the device that
+    tensors on the meta device stand for."""
+    codes = state["codes"]
+    out = torch.empty(len(rows), width, dtype=dtype, device=codes.device)
+    step = STRIP * strips_at_once(codes.shape[0] * TILE, (target or codes.device).type)
+    for first in range(rows.start // STRIP * STRIP, rows.stop, step):
+        last = min(first + step, len(state["svh"]))
+        start, stop = max(first, rows.start), min(last, rows.stop)
+        out[start - rows.start:stop - rows.start] = _strips(
+            codes[:, first // TILE:last // TILE], state["suh"], state["svh"][first:last], fmt)[
+                start - first:stop - first, :width]
+        if target is not None:  # on the meta device one step stands for all
+            break
+    return out
+
+
+class Exl3Linear(HalfLinear):
+    """A frozen linear layer whose ``weight`` holds tiles, ``in / 16 x out / 16 x words``."""
+
+    def unpack(self) -> Tensor:
+        return unpacked(self.packed_state(), self.fmt, range(self.out_features), self.in_features, self.compute_dtype,
+                        self.target)
+
+
+class Exl3Table(PackedTable):
+    """A head in tiles."""
+
+    def tile(self, first: int, last: int) -> Tensor:
+        if self.dense is not None:
+            return super().tile(first, last)
+        return unpacked(self.packed_state(), self.fmt, range(first, last), self.shape[1], self.compute_dtype,
+                        self.target)
+
+
+class Exl3Backend(UnquantisedBackend):
+    """Tiles of EXL3, which are read from a folder and never made here."""
+
+    layer = Exl3Linear
+
+    def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
+              compute_dtype: torch.dtype) -> nn.Module:
+        layer = super().build(state, fmt, shape, bias, compute_dtype)
+        vars(layer)["tables"] = table(EXL3[fmt.name].codebook, state["codes"].device)  # counted as the layer's
+        return layer
+
+    def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
+        raise ConfigError(f"{fmt.name} is a format of EXL3 folders, whose codes codes=stored reads; none are made here")
+
+    def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
+        (rows, width), words = map(in_strips, shape), 8 * EXL3[fmt.name].half_bits
+        return {"codes": torch.empty(width // TILE, rows // TILE, words, dtype=torch.int16, device="meta"),
+                "suh": torch.empty(width, dtype=torch.float16, device="meta"),
+                "svh": torch.empty(rows, dtype=torch.float16, device="meta")}

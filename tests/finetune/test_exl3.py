@@ -1,0 +1,250 @@
+"""EXL3: tiles against a decode by plain loops over the bits of the published layout; folders against dense models of
+the same weights, trained, saved and loaded again; damaged folders."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import qra_bo
+from qra_bo.config import load_config
+from qra_bo.export.registry import check_exports, export_all
+from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.memory_probe import PeakTracker
+from qra_bo.finetune.quantization.base import PackedLinear, backend_of, packed, state_bytes
+from qra_bo.finetune.quantization.exl3 import Exl3Table
+from qra_bo.finetune.quantization.stored_model import load_stored
+from qra_bo.finetune.quantization.tables import PackedHead
+from qra_bo.memory.formats import matrix_bytes, parse_format, scratch_bytes
+from qra_bo.pipeline.pricing import make_plan
+from qra_bo.pipeline.run import run
+from qra_bo.utils.errors import ConfigError, ModelError
+from tests.finetune.packed_folders import Packed, write
+from tests.finetune.test_packed_folders import assert_equal, cut, formats, mutated, node, scaled
+from tests.pipeline.test_stored_run import SMALL
+
+MARKS = {"mul1": 0x83DCD12D, "mcg": 0xCBAC1FED}
+NAMES = [f"exl3-{book}-{half / 2:g}" for book in ("mul1", "mcg", "3inst") for half in range(2, 17)
+         if half % 2 == 0 or book == "mul1"]
+
+
+@cache
+def value(book: str, state: int) -> Any:
+    """Decode one state as ``decode_3inst`` of ``codebook.cuh`` does."""
+    def half(bits: int) -> Any:
+        return np.array([bits], np.uint16).view(np.float16)[0]
+
+    if book == "mul1":
+        octets = (state * MARKS[book] % 2**32).to_bytes(4, "little")
+        return np.float16(float(half(0x6400 + sum(octets))) * float(half(0x1EEE)) + float(half(0xC931)))
+    product = (state * MARKS["mcg"] if book == "mcg" else state * 89226354 + 64248484) % 2**32
+    both = product & 0x8FFF8FFF ^ 0x3B603B60
+    return half(both & 0xFFFF) + half(both >> 16)
+
+
+def inner(trellis: Tensor, book: str) -> Any:
+    """Return the values of tiles, ``in x out``: the ring of each is read bit by bit."""
+    words = trellis.numpy().view(np.uint32)
+    whole, half = divmod(words.shape[2] // 4, 2)
+    out = np.empty((16 * words.shape[0], 16 * words.shape[1]), np.float32)
+    for i, j in np.ndindex(*words.shape[:2]):
+        ring = "".join(f"{word:032b}" for word in words[i, j])
+        end = 0
+        for lane in range(32):
+            for part in range(8):
+                end += whole + (half and part % 2)
+                state = (ring[-16:] + ring)[end:end + 16]
+                row = lane % 4 * 2 + part % 2 + (8 if part & 2 else 0)
+                out[16 * i + row, 16 * j + lane // 4 + (8 if part & 4 else 0)] = value(book, int(state, 2))
+    return out
+
+
+def hadamard(matrix: Any) -> Any:
+    """Multiply blocks of 128 rows by the natural-order Hadamard matrix, unscaled, a pair of rows at a time."""
+    out = matrix.copy()
+    for step in (1, 2, 4, 8, 16, 32, 64):
+        for row in (row for row in range(len(out)) if not row & step):
+            out[row], out[row + step] = out[row] + out[row + step], out[row] - out[row + step]
+    return out
+
+
+def plain(state: Mapping[str, Tensor], book: str, rows: int, width: int) -> Tensor:
+    """Return the weight, ``rows x width``, by loops alone."""
+    turned = hadamard(hadamard(inner(state["codes"], book)).T)
+    weight = turned * state["suh"].float().numpy() * (state["svh"].float().numpy() / 128)[:, None]
+    return torch.from_numpy(weight[:rows, :width])
+
+
+def drawn(name: str, rows: int, width: int, seed: int = 0) -> dict[str, Tensor]:
+    """Return random packed tensors."""
+    empty, draw = backend_of(parse_format(name)).empty_state(parse_format(name), (rows, width), torch.float32), \
+        torch.Generator().manual_seed(seed)
+    codes = torch.randint(-2**15, 2**15, empty["codes"].shape, generator=draw).short()
+    return {"codes": codes, **{key: ((torch.rand(empty[key].shape, generator=draw) - 0.5) / 4).half()
+                               for key in ("suh", "svh")}}
+
+
+def layer_of(name: str, rows: int, width: int, dtype: torch.dtype = torch.float32) -> PackedLinear:
+    fmt = parse_format(name)
+    return packed(backend_of(fmt).build(drawn(name, rows, width), fmt, (rows, width), torch.ones(rows), dtype))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_equal_plain_loops_bit_for_bit(name: str) -> None:
+    layer = layer_of(name, 120, 100)
+    assert torch.equal(layer.unpack(), plain(layer.packed_state(), name.split("-")[1], 120, 100))
+
+
+def test_tiles_of_a_head_are_rows_of_the_whole() -> None:
+    name = "exl3-mul1-2.5"
+    state, fmt = drawn(name, 700, 200), parse_format(name)
+    table, dense = Exl3Table(state, fmt, (700, 200), torch.float32), plain(state, "mul1", 700, 200)
+    assert torch.equal(table.unpacked(), dense)
+    assert torch.equal(table.tile(130, 515), dense[130:515])
+    x = torch.randn(6, 200, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    out = PackedHead(table)(x)
+    torch.testing.assert_close(out, x @ dense.t())
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, dense.sum(0).expand(6, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_product_and_gradient_equal_autograds() -> None:
+    layer = layer_of("exl3-mcg-3", 300, 200)
+    ours, plain_x = (torch.randn(5, 200, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+                     for _ in range(2))
+    results = layer(ours), nn.functional.linear(plain_x, layer.unpack(), layer.bias)
+    for result in results:
+        result.square().sum().backward()
+    assert torch.equal(*results)
+    torch.testing.assert_close(ours.grad, plain_x.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["exl3-mul1-3.5", "exl3-mcg-8", "exl3-3inst-1"])
+@pytest.mark.parametrize("shape", [(2000, 300), (120, 4096)])
+def test_bytes_and_scratch_are_predicted(name: str, shape: tuple[int, int]) -> None:
+    layer, fmt = layer_of(name, *shape, dtype=torch.bfloat16), parse_format(name)
+    assert matrix_bytes(fmt, *shape) == state_bytes(layer.packed_state())
+    with PeakTracker() as tracker:
+        tracker.track(layer.packed_state().values())
+        before = tracker.live_bytes
+        dense = layer.unpack()
+    assert scratch_bytes(fmt, *shape, "cpu", 2) == pytest.approx(tracker.peak_bytes - before - dense.nbytes, abs=2**15)
+    layer.target = torch.device("cpu")
+    assert layer.to("meta").unpack().shape == shape
+    with pytest.raises(ConfigError, match="codes=stored"):  # they are read and never made
+        backend_of(fmt).pack(dense, fmt, torch.device("cpu"))
+
+
+KINDS = {"q_proj": "mul1-4", "k_proj": "mul1-2.5", "v_proj": "mcg-5", "gate_proj": "3inst-3", "up_proj": "mul1-1",
+         "down_proj": "mul1-8", "lm_head": "mul1-6"}
+
+
+def pack(name: str, weight: Tensor, generator: torch.Generator) -> Packed:
+    """Pack a linear by its name; ``o_proj`` stays dense."""
+    kind = KINDS.get(name.rpartition(".")[2])
+    if kind is None:
+        return {"weight": weight}, weight.float()
+    book, state = kind.partition("-")[0], drawn(f"exl3-{kind}", *weight.shape, seed=generator.initial_seed())
+    mark = {book: torch.tensor(MARKS[book] - 2**32, dtype=torch.int32)} if book in MARKS else {}
+    dense = plain(state, book, *weight.shape)
+    return {"trellis": state.pop("codes"), **state, **mark}, dense
+
+
+def write_exl3(folder: Path, tied: bool = False) -> Any:
+    """Write a folder as exllamav3 does: the head is packed, also where it shares weights, and biases are padded."""
+    dense = write(folder, {"quant_method": "exl3", "version": "1.6", "bits": 3.4, "head_bits": 6}, pack, tied)
+    found = load_file(folder / "model.safetensors")
+    head, weight = pack("lm_head", dense.lm_head.weight, torch.Generator())
+    dense.lm_head.weight = nn.Parameter(weight, requires_grad=False)
+    found |= {f"lm_head.{key}": tensor for key, tensor in head.items()}
+    found.pop("lm_head.weight", None)
+    found |= {name: nn.functional.pad(bias, (0, -len(bias) % 128)) for name, bias in found.items()
+              if name.endswith(".bias") and f"{name[:-5]}.trellis" in found}
+    save_file(found, folder / "model.safetensors", {"format": "pt"})
+    return dense
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exl3") / "m"
+    write_exl3(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_and_gradients_equal_those_of_the_weights(tmp_path: Path, tied: bool) -> None:
+    dense = write_exl3(tmp_path / "m", tied)
+    stored = load_stored(node(tmp_path / "m"), torch.float32)[0].float()
+    assert formats(stored) == {"fp16", *(f"exl3-{kind}" for part, kind in KINDS.items() if part != "lm_head")}
+    assert stored.lm_head.table.fmt.name == "exl3-mul1-6"
+    assert not stored.config.tie_word_embeddings
+    assert_equal(stored, dense)
+
+
+@pytest.mark.parametrize(("ends", "said"), [
+    ({"mlp.up_proj.trellis": cut}, "trellis"), ({"mlp.up_proj.trellis": lambda t: t.int()}, "trellis"),
+    ({"mlp.gate_proj.trellis": lambda t: t[..., :17]}, "trellis"), ({"mlp.up_proj.trellis": lambda _: None}, "trellis"),
+    ({"mlp.gate_proj.trellis": lambda t: t[..., :40]}, "exl3-3inst-2.5"),
+    ({"mlp.up_proj.suh": lambda _: None}, "suh"), ({"mlp.up_proj.suh": scaled}, "finite"),
+    ({"mlp.up_proj.svh": cut}, "svh"), ({"mlp.up_proj.svh": lambda t: t.float()}, "svh"),
+    ({"mlp.up_proj.svh": lambda t: t * float("nan")}, "finite"), ({"mlp.up_proj.mul1": lambda t: t + 1}, "mul1"),
+    ({"mlp.up_proj.mul1": lambda t: t.view(1)}, "mul1"), ({"self_attn.v_proj.mcg": lambda t: t.long()}, "mcg"),
+    ({"self_attn.k_proj.bias": lambda t: t[:64]}, "bias")])
+def test_damaged_folders_are_refused_in_one_sentence(whole: Path, tmp_path: Path, ends: Mapping[str, Any],
+                                                     said: str) -> None:
+    shutil.copytree(whole, tmp_path / "m")
+    mutated(tmp_path / "m", {}, ends)
+    with pytest.raises(ModelError, match=said) as caught:
+        load_stored(node(tmp_path / "m"), torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_of_another_codebook_or_place_are_refused(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "m")
+    found = load_file(tmp_path / "m" / "model.safetensors")
+    for more, said in (("mlp.up_proj.mcg", "mul1 and mcg"), ("mlp.up_proj.su", "mlp.up_proj.su")):
+        extra = {f"model.layers.0.{more}": found["model.layers.0.self_attn.v_proj.mcg"].clone()}
+        save_file(found | extra, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ModelError, match=said):
+            load_stored(node(tmp_path / "m"), torch.float32)
+
+
+def overrides(folder: Path, *more: str) -> list[str]:
+    return ["+model=hf", f"model.path={folder}", *SMALL, *more]
+
+
+def test_plan_counts_padding_and_the_head(whole: Path) -> None:
+    facts = json.loads(json.dumps(make_plan(load_config(overrides(whole, "task=memory"))).to_json()))["stored"]
+    found = load_file(whole / "model.safetensors")
+    sizes = [t.nbytes for name, t in found.items() if name.rpartition(".")[2] in ("trellis", "suh", "svh")
+             or name.endswith("o_proj.weight")]
+    assert sum(facts["unit_bytes"]) == sum(sizes) - sum(found[f"lm_head.{x}"].nbytes for x in ("trellis", "suh", "svh"))
+    assert facts["tables"] == ["exl3-mul1-6"]
+
+
+def test_runs_are_trained_saved_and_loaded_again(tmp_path: Path) -> None:
+    write_exl3(tmp_path / "m", tied=True)
+    best = run(load_config(overrides(tmp_path / "m", f"out={tmp_path / 'run'}"))).best
+    model, _ = qra_bo.load(tmp_path / "run")
+    assert {m.fmt.name for m in model.modules() if isinstance(m, PackedLinear)} == set(best["stored"]["types"].values())
+    assert not (tmp_path / "run" / "packed.safetensors").exists()
+    assert best["memory"]["measured_bytes"] == pytest.approx(best["memory"]["predicted_bytes"], rel=0.03)
+    export_all(FinishedRun.read(tmp_path / "run"), ["merged"])
+    rows = {row.what: row for row in check_exports(FinishedRun.read(tmp_path / "run"))}
+    assert rows["manifest and adapter"].largest == 0
+    assert rows["merged"].kl is not None and rows["merged"].kl <= 0.01  # noqa: PT018
+    tensors = load_file(file := tmp_path / "m" / "model.safetensors")
+    for name in ("lm_head.trellis", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.suh"):
+        changed = tensors[name].clone()
+        changed.view(-1)[3:5] = changed.view(-1)[3:5].flip(0) + 1
+        save_file({**tensors, name: changed}, file, {"format": "pt"})
+        with pytest.raises(ModelError, match=r"lm_head|embeddings|up_proj"):
+            qra_bo.load(tmp_path / "run")
