@@ -17,6 +17,7 @@ from qra_bo.export.run import FinishedRun, export_command, render
 from qra_bo.export.weights import padded
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qra_bo.memory.file_formats import TILES
 from qra_bo.memory.serving import CONSUMERS, server_rank
 from qra_bo.space import StorageFormat
 from qra_bo.space.decoder import expert_of, fused_of
@@ -36,7 +37,8 @@ def write(run: FinishedRun) -> list[Path]:
         (folder / name).unlink(missing_ok=True)
     formats = {name: record.format for name, record in run.manifest.modules.items()}
     merged_copy = shlex.join(["vllm", "serve", str(run.folder.resolve() / merged.FOLDER)])
-    reason = None if run.manifest.in_folder else obstacle(formats)
+    known = run.manifest.in_folder and all(fmt.backend != TILES for fmt in formats.values())
+    reason = None if known else obstacle(formats)
     text = render(COMMANDS, run, obstacle=reason, widths=sorted({fmt.bits for fmt in formats.values()} - {16}),
                   export=export_command(run, ["merged"] if reason else _targets(run)),
                   serve=merged_copy if reason else _serve(run))

@@ -233,11 +233,11 @@ def test_plan_counts_padding_and_the_head(whole: Path) -> None:
 def test_runs_are_trained_saved_and_loaded_again(tmp_path: Path) -> None:
     write_exl3(tmp_path / "m", tied=True)
     best = run(load_config(overrides(tmp_path / "m", f"out={tmp_path / 'run'}"))).best
-    model, _ = qra_bo.load(tmp_path / "run")
-    assert {m.fmt.name for m in model.modules() if isinstance(m, PackedLinear)} == set(best["stored"]["types"].values())
+    assert formats(qra_bo.load(tmp_path / "run")[0]) == set(best["stored"]["types"].values())
     assert not (tmp_path / "run" / "packed.safetensors").exists()
     assert best["memory"]["measured_bytes"] == pytest.approx(best["memory"]["predicted_bytes"], rel=0.03)
-    export_all(FinishedRun.read(tmp_path / "run"), ["merged"])
+    export_all(FinishedRun.read(tmp_path / "run"), ["merged", "vllm"])
+    assert str(tmp_path / "m") not in (tmp_path / "run" / "export" / "vllm" / "serve.txt").read_text()  # it has no EXL3
     rows = {row.what: row for row in check_exports(FinishedRun.read(tmp_path / "run"))}
     assert rows["manifest and adapter"].largest == 0
     assert rows["merged"].kl is not None and rows["merged"].kl <= 0.01  # noqa: PT018
