@@ -107,7 +107,7 @@ def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape
     groups = unit_groups(adapter_parameters(model), unit_of, ranks, settings, 2e-3)
     optimizer = UnitwiseAdamW(groups, settings.optimizer)
     nothing_kept_dense = SimpleNamespace(only_packed=nullcontext, device=device, model=model)
-    probe = MemoryProbe(optimizer, nothing_kept_dense, "peak", follow=True)  # type: ignore[arg-type]
+    probe = MemoryProbe(optimizer, nothing_kept_dense, "peak")  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     text = rng.integers(0, spec.vocab_size, (settings.step_sequences, shape.length))
     blocks = TokenBlocks(text, text)

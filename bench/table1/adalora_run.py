@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,10 +115,11 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
                          task.steps)
     allocator = RankAllocator(parameters, task.settings, task.steps)
     optimizer = AdaLoraOptimizer(UnitwiseAdamW(groups, settings.optimizer), allocator)
-    probe = MemoryProbe(optimizer, oracle.bank, scope, follow=task.measure)
+    probe = MemoryProbe(optimizer, oracle.bank, scope)
+    watches = task.measure or oracle.device.type == "cuda"
     order = batches(len(data.train.input_ids), settings.step_sequences, task.steps, task.train_seed)
     for step in range(task.steps):
-        with probe.watch(step) as mark:
+        with probe.watch(step) if watches else nullcontext(lambda phase: None) as mark:
             result["training_tokens"] += train_step(oracle.model, optimizer, data.train, order, step, settings,
                                                     oracle.device, mark)
         progress(TRAINING, step + 1, task.steps)

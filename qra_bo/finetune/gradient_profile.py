@@ -25,7 +25,6 @@ from qra_bo.finetune.models.activations import decoder_layers, run_layer
 from qra_bo.finetune.precision import in_float32
 from qra_bo.finetune.profiling import (
     QUANTIZATION,
-    Measured,
     Measurement,
     differences,
     kept_array,
@@ -68,15 +67,10 @@ def measure_by_gradients(bank: LayerBank, units: Sequence[Unit], formats: Sequen
             first = sum(map(len, found))
             name = f"{first}-{first + len(ids)}"
 
-            def passed(done: int, n: int, number: int = number) -> None:
+            def report(done: int, n: int, number: int = number) -> None:
                 progress(QUANTIZATION, number * n + done, len(parts) * n)
 
-            def checked_directly(u: int, make: Callable[[], FloatArray], done: int, name: str = name) -> FloatArray:
-                values = kept_array(kept, f"checked-{name}-{u}", make)
-                progress("profile: check of gradients", done, CHECKED)
-                return values
-
-            sums = partial(_sums, bank, units, formats, ids, labels, text.logits_chunk, first, passed)
+            sums = partial(_sums, bank, units, formats, ids, labels, text.logits_chunk, first, report)
             found.append(kept_array(kept, f"gradients-{name}", sums))
             spent += ids.numel() * gradient_passes(bank.spec.n_layers, len(units), int(quantised.sum()))
             tokens += int((labels[:, 1:] != -100).sum())
@@ -84,8 +78,9 @@ def measure_by_gradients(bank: LayerBank, units: Sequence[Unit], formats: Sequen
                 kl = found[0][..., :DRAWS].mean(axis=-1).sum(axis=0)
                 order = kl[:, quantised.argmax()].argsort()
                 checked = sorted({int(order[i * (len(units) - 1) // (CHECKED - 1)]) for i in range(CHECKED)})
-                _, direct, forward = differences(bank, [units[u] for u in checked], formats, ids, labels,
-                                                 text.logits_chunk, checked_directly)
+                _, direct, forward = differences(
+                    bank, [units[u] for u in checked], formats, ids, labels, text.logits_chunk, kept, f"checked-{name}",
+                    lambda done: progress("profile: check of gradients", done, CHECKED))
                 rejected, spent = quantised & _apart(kl[checked], direct[..., 1].sum(axis=0)), spent + forward
             if settled(np.concatenate(found)[..., :DRAWS].mean(axis=-1)[:, :, quantised]):
                 break
@@ -93,18 +88,18 @@ def measure_by_gradients(bank: LayerBank, units: Sequence[Unit], formats: Sequen
     draws = sequences[..., :DRAWS]
     kl = draws.mean(axis=-1).sum(axis=0) / tokens
     rise = sequences[..., DRAWS].sum(axis=0) / tokens + kl
-    measured = Measured(rise, kl, np.sqrt(2 * kl / tokens))  # the variance of the first order is twice the divergence
+    measured = rise, kl, np.sqrt(2 * kl / tokens)  # the variance of the first order is twice the divergence
     names = tuple(fmt.name for fmt, far in zip(formats, rejected, strict=True) if far)
     if names:
         instead = measure_quantization_sensitivity(bank, units, [f for f in formats if f.name in names], text, progress,
                                                    kept)
         spent += instead.forward_tokens
-        for mine, theirs in zip(measured, instead.measured, strict=True):
+        for mine, theirs in zip(measured, instead[:3], strict=True):
             mine[:, rejected] = theirs
     used = quantised & ~rejected
     error = np.sqrt(draws.var(axis=-1, ddof=1).sum(axis=0) / DRAWS)[:, used].mean() / (tokens * kl[:, used].mean()) \
         if used.any() else 0.0
-    return Measurement(measured, float(sequences[:, 0, 0, -1].sum()) / tokens, round(spent), len(sequences),
+    return Measurement(*measured, float(sequences[:, 0, 0, -1].sum()) / tokens, round(spent), len(sequences),
                        float(error), names)
 
 

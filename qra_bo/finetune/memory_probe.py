@@ -8,7 +8,7 @@ without handing them out are not seen.
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -127,19 +127,18 @@ class MemoryProbe:
     """Measurement of one trial's memory in the configured scope.
 
     On CUDA the allocator counts every step at no cost. On a CPU following every storage makes a step several times as
-    long: one step and one batch of the evaluation are followed, and only with ``follow``.
+    long: one step and one batch of the evaluation are followed.
 
     Args:
         optimizer: Its tensors are alive at the peak.
         bank: Quantised linears of the model, to which adapters are attached.
         scope: ``"peak"`` (all bytes alive at the peak of a step) or ``"stored"`` (quantised weights, metadata and
             adapters in 16 bits); ``None``: a scope of which training shows nothing.
-        follow: Whether to follow storages on a CPU; without it only ``load`` is known there.
     """
 
-    def __init__(self, optimizer: UnitwiseAdamW, bank: LayerBank, scope: str | None, *, follow: bool) -> None:
+    def __init__(self, optimizer: UnitwiseAdamW, bank: LayerBank, scope: str | None) -> None:
         self.device, self.model, self.bank = bank.device, bank.model, bank
-        self.optimizer, self.scope, self.follow = optimizer, scope, follow
+        self.optimizer, self.scope = optimizer, scope
         self._found: dict[str, PhasePeak] = {}
         if self.device.type == "cuda":
             self._read("load")
@@ -162,43 +161,35 @@ class MemoryProbe:
         trained = [p.allocated if p.reserved is None else p.reserved for p in self.peaks if p.phase != "load"]
         return max(trained) if self.scope == "peak" and "step" in self._found else None
 
-    @contextmanager
-    def watch(self, step: int) -> Iterator[Mark]:
+    def watch(self, step: int) -> AbstractContextManager[Mark]:
         """Wrap the ``step``-th optimiser step (from 0) since the model was built; yield a function to end a phase."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            yield self._read
-            return
-        if not (self.follow and step == WATCHED_STEP):
-            yield lambda phase: None
-            return
-        with self._followed() as tracker:
-            def mark(phase: str) -> None:
-                self._note(phase, tracker.peak_bytes, None)
-                tracker.reset_peak()
-
-            yield mark
+        return self._watched(step == WATCHED_STEP)
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Wrap one batch of an evaluation."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        with self._watched("step" in self._found and "evaluation" not in self._found) as mark:
             yield
-            self._read("evaluation")
-        elif self.follow and "step" in self._found and "evaluation" not in self._found:
-            with self._followed() as tracker:
-                yield
-            self._note("evaluation", tracker.peak_bytes, None)
-        else:
-            yield
+            mark("evaluation")
 
     @contextmanager
-    def _followed(self) -> Iterator[PeakTracker]:
-        with self.bank.only_packed(), PeakTracker() as tracker:
-            tracker.track_existing(self.model)
-            tracker.track(self.optimizer.tensors())
-            yield tracker
+    def _watched(self, follow: bool) -> Iterator[Mark]:
+        """Yield a function to end a phase within the block, whose storages a CPU follows where ``follow`` says so."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            yield self._read
+        elif follow:
+            with self.bank.only_packed(), PeakTracker() as tracker:
+                tracker.track_existing(self.model)
+                tracker.track(self.optimizer.tensors())
+
+                def mark(phase: str) -> None:
+                    self._note(phase, tracker.peak_bytes, None)
+                    tracker.reset_peak()
+
+                yield mark
+        else:
+            yield lambda phase: None
 
     def _read(self, phase: str) -> None:
         """Note what the CUDA allocator counted since the last time."""

@@ -107,9 +107,9 @@ class FinetuneOracle:
                                                      progress, store)
             measure = measure_by_gradients if self.settings.by_gradients else measure_quantization_sensitivity
             made = measure(self.bank, self.units, self.formats, self.text, progress, store)
-            arrays = {"rank": rank, "numbers": np.array([made.base_loss, made.sequences, trained, made.forward_tokens,
-                                                         made.drawn_error]),
-                      "direct": np.array([f.name in made.direct for f in self.formats]), **made.measured._asdict()}
+            numbers = np.array([made.base_loss, made.sequences, trained, made.forward_tokens, made.drawn_error])
+            arrays = {"rise": made.rise, "kl": made.kl, "se": made.se, "rank": rank, "numbers": numbers,
+                      "direct": np.array([f.name in made.direct for f in self.formats])}
             found = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
             if store is not None:
                 store.save("profile", found)
@@ -140,9 +140,9 @@ class FinetuneOracle:
         """Remove the checkpoints of the last training, where nothing can continue it, and of ``trainings``
         (``TrialSpec.training``), which other workers may have left; nothing is returned.
 
-        A training at its schedule's end is never promoted, nor is one that failed; a final fine-tune of its length may
-        continue it. Until its result is in the journal its checkpoint spares a run that is killed the same steps again,
-        so that it is removed as late as this: before the next training, or on request.
+        A training at its schedule's end is never promoted, nor is one that failed. Until its result is in the journal
+        its checkpoint spares a run that is killed the same steps again, so that it is removed as late as this: before
+        the next training, or on request.
         """
         if self.checkpoints is not None:
             for name in (*self._over, *trainings):
@@ -151,12 +151,12 @@ class FinetuneOracle:
         return {}
 
     def _run(self, run: TrialRun, progress: Progress, then: Callable[[], None] | None = None) -> TrialResult:
-        if run.store is not None and self._over.isdisjoint(run.sources):
+        if run.store is not None and run.name not in self._over:
             self.forget(progress)
         result = self._result(run, progress, then)
         ended = result.state is not TrialState.OK or run.request.steps == run.request.schedule_steps
         if ended and run.store is not None:
-            self._over.update(run.sources)  # a trial's too, of a session before this one
+            self._over.add(run.name)
         return result
 
     def _result(self, run: TrialRun, progress: Progress, then: Callable[[], None] | None) -> TrialResult:
@@ -292,7 +292,7 @@ class FinetuneOracle:
         optimizer = self.optimizer(request.allocation, request.learning_rate, request.schedule_steps)
         switch_seconds = time.monotonic() - run.start
         run.restore(optimizer)
-        probe = MemoryProbe(optimizer, self.bank, self.settings.scope, follow=True)
+        probe = MemoryProbe(optimizer, self.bank, self.settings.scope)
         self._train(run, optimizer, probe, progress)
         run.choose(optimizer)
         result = self._held_out(request.split, run, probe)

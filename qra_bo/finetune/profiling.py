@@ -34,14 +34,6 @@ VERSION = 2
 QUANTIZATION = "profile: quantisation sensitivity"
 
 
-class Measured(NamedTuple):
-    """I_q, each ``L x F`` in nats: rise of the loss, KL from the dense model, standard error of the rise."""
-
-    rise: FloatArray
-    kl: FloatArray
-    se: FloatArray
-
-
 class DenseReference:
     """The dense model's predictions on some sequences, to which quantised models are compared.
 
@@ -65,7 +57,8 @@ class DenseReference:
         vocab = model.get_output_embeddings().out_features
         self._rows = max(1, TILE_NUMEL // vocab) if hidden.device.type == "cpu" else chunk
         self._hidden = self._select(hidden).to("cpu")
-        self._kept = {start: self._log_p(start) for start in range(0, self.tokens, chunk)} if keep else None
+        self._kept: dict[int, Tensor] = {}
+        self._kept.update((start, self._log_p(start)) for start in range(0, self.tokens, chunk) if keep)
 
     def _select(self, hidden: Tensor) -> Tensor:
         return hidden[:, :-1].reshape(len(self._valid), -1)[self._valid]
@@ -75,14 +68,14 @@ class DenseReference:
 
     @torch.no_grad()
     def _log_p(self, start: int) -> Tensor:
-        return torch.log_softmax(self._logits(self._hidden, start).float(), -1)
+        kept = self._kept.get(start)
+        return torch.log_softmax(self._logits(self._hidden, start).float(), -1) if kept is None else kept
 
     @torch.no_grad()
     def loss(self) -> float:
         """Return the dense model's next-token loss, summed over the tokens, in nats."""
-        chunks = ((start, self._log_p(start) if self._kept is None else self._kept[start])
-                  for start in range(0, self.tokens, self._chunk))
-        return -sum(float(log_p.gather(1, self._goal[start:start + len(log_p)]).sum()) for start, log_p in chunks)
+        return -sum(float(self._log_p(start).gather(1, self._goal[start:start + self._chunk]).sum())
+                    for start in range(0, self.tokens, self._chunk))
 
     @torch.no_grad()
     def tiles(self, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -90,7 +83,7 @@ class DenseReference:
         ``b x length x d`` final hidden states, ``n x vocabulary``."""
         selected = self._select(hidden)
         for start in range(0, self.tokens, self._chunk):
-            log_p = self._log_p(start) if self._kept is None else self._kept[start]
+            log_p = self._log_p(start)
             logits, goal = self._logits(selected, start), self._goal[start:start + self._chunk]
             for parts in zip(*(torch.split(whole, self._rows) for whole in (goal, log_p, logits)), strict=True):
                 yield parts[0], parts[1], torch.log_softmax(parts[2].float(), -1)
@@ -127,14 +120,17 @@ def on_device(device: torch.device, text: CalibrationText) -> Iterator[None]:
 
 
 class Measurement(NamedTuple):
-    """Sensitivities to quantisation, the dense model's loss (nats a token), the tokens that went forward, and the
-    sequences that they were measured on.
+    """Sensitivities to quantisation, each ``L x F`` in nats: rise of the loss, KL from the dense model, standard error
+    of the rise. The dense model's loss (nats a token), the tokens that went forward, and the sequences that they were
+    measured on.
 
     Of those from gradients, the relative standard error of divergences from the draws of labels, and the formats that
     were measured directly all the same.
     """
 
-    measured: Measured
+    rise: FloatArray
+    kl: FloatArray
+    se: FloatArray
     base_loss: float
     forward_tokens: int
     sequences: int
@@ -179,13 +175,11 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
             first = sum(map(len, found))
             name = f"quantisation-{first}-{first + len(ids)}"  # another run may take more sequences a pass
 
-            def measured(unit: int, make: Callable[[], FloatArray], done: int, part: int = part,
-                         name: str = name) -> FloatArray:
-                found = kept_array(kept, f"{name}-{unit}", make)
+            def report(done: int, part: int = part) -> None:
                 progress(QUANTIZATION, part * len(units) + done, len(parts) * len(units))
-                return found
 
-            reference, sums, passed = differences(bank, units, formats, ids, labels, text.logits_chunk, measured)
+            reference, sums, passed = differences(bank, units, formats, ids, labels, text.logits_chunk, kept, name,
+                                                  report)
             found.append(sums)
             base, tokens, spent = base + reference.loss(), tokens + reference.tokens, spent + passed
             if settled(np.concatenate(found)[:, :, quantised, 1]):
@@ -194,17 +188,17 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
     sequences = np.concatenate(found)
     loss, kl, squares = np.moveaxis(sequences.sum(axis=0) / tokens, -1, 0)
     rise = np.where(quantised, loss - base / tokens, 0.0)
-    return Measurement(Measured(rise, kl, np.sqrt(squares / tokens)), base / tokens, round(spent), len(sequences))
+    return Measurement(rise, kl, np.sqrt(squares / tokens), base / tokens, round(spent), len(sequences))
 
 
 def differences(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat], ids: Tensor, labels: Tensor,
-                 chunk: int, measured: Callable[[int, Callable[[], FloatArray], int], FloatArray]) \
+                 chunk: int, kept: TensorStore | None, name: str, report: Callable[[int], None]) \
         -> tuple[DenseReference, FloatArray, float]:
     """Compare the model with one unit quantised to the dense one on ``b`` sequences, for every unit and format.
 
     Returns the dense predictions, the sums of ``compare``, ``b x L x F x 3`` (0 at 16 bits), and the tokens that
-    went forward. ``measured`` is called with the index of a unit, what measures its sums, ``b x F x 3``, and the number
-    of units that are then done; it returns these sums.
+    went forward. ``kept`` holds the sums of every unit under ``name`` and its index; ``report`` is called with the
+    number of units that are done.
     """
     model, ids, labels = bank.model, ids.to(bank.device), labels.to(bank.device)
     n_layers, size = len(decoder_layers(model)), ids.numel()
@@ -230,7 +224,8 @@ def differences(bank: LayerBank, units: Sequence[Unit], formats: Sequence[Storag
 
     sums = np.zeros((len(ids), len(units), len(formats), 3))
     for done, u in enumerate(sorted(range(len(units)), key=starts.__getitem__), start=1):
-        sums[:, u] = measured(u, partial(sums_of, u), done)
+        sums[:, u] = kept_array(kept, f"{name}-{u}", partial(sums_of, u))
+        report(done)
     layers = n_layers + max(starts) + len(quantised) * sum(n_layers - first for first in starts)
     return reference, sums, size * layers / n_layers
 

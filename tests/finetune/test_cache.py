@@ -81,18 +81,6 @@ def test_five_other_runs_do_not_evict_the_codes_of_a_stopped_one(
     assert TensorStore(tmp_path / "codes", {"n": 1}).load("q_proj") is None
 
 
-def test_a_change_of_source_files_keeps_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def folder() -> Path:
-        for value in vars(cache).values():
-            if hasattr(value, "cache_clear"):
-                value.cache_clear()
-        return TensorStore(tmp_path, {}).folder
-
-    before, read = folder(), Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.suffix == ".py"))
-    assert folder() == before
-
-
 def test_a_key_that_another_process_removed_is_kept_for_the_run_again(tmp_path: Path) -> None:
     store = TensorStore(tmp_path / "codes", {}, tmp_path / "run")
     store.save("q_proj", MEGABYTE)

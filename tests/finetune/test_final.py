@@ -109,42 +109,6 @@ def test_a_killed_final_fine_tune_continues_to_the_same_result(dies_at: int, pat
     assert finished == whole
 
 
-def test_a_final_training_continues_the_same_training_of_a_trial(tmp_path: Path) -> None:
-    oracle, request = make(tmp_path), replace(REQUEST, split="test")
-    outs = [tmp_path / name for name in ("continued", "anew", "validated")]
-    for out in outs:
-        out.mkdir()
-
-    def final(out: Path, **options: int) -> dict[str, Any]:
-        given = final_options(steps=request.steps, **options)
-        return oracle.finalise(request.allocation.to_json(), given, request.train_seed, 5e-3, str(out), NODE, quiet)
-
-    trial = oracle.evaluate(request, quiet)
-    oracle.measure_peak(MIXED.to_json(), 5, quiet)
-    continued = final(outs[0])
-    oracle.forget(quiet)
-    assert not list(tmp_path.glob("*.safetensors"))
-    anew = final(outs[1])
-    assert (continued.pop("training_tokens"), anew.pop("training_tokens")) == (0, trial.training_tokens)
-    assert continued == anew
-    assert continued["loss"] == trial.loss
-    assert same(adapter(outs[0]), adapter(outs[1]))
-    oracle.forget(quiet)
-    oracle.evaluate(request, quiet)
-    assert final(outs[2], validate_every=2)["training_tokens"] == trial.training_tokens  # a trial's curve lacks them
-
-
-def test_a_trial_of_an_earlier_session_leaves_no_checkpoint(tmp_path: Path) -> None:
-    request, out = replace(REQUEST, split="test"), tmp_path / "delivered"
-    make(tmp_path).evaluate(request, quiet)
-    out.mkdir()
-    later, steps = make(tmp_path), final_options(steps=request.steps)
-    found = later.finalise(request.allocation.to_json(), steps, request.train_seed, 5e-3, str(out), NODE, quiet)
-    assert found["training_tokens"] == 0
-    later.forget(quiet)
-    assert not list(tmp_path.glob("*.safetensors"))
-
-
 def test_one_worker_removes_the_checkpoints_of_another(tmp_path: Path) -> None:
     requests = [replace(REQUEST, train_seed=seed) for seed in (5, 6)]
     oracles = [make(tmp_path) for _ in requests]

@@ -122,12 +122,6 @@ def test_positions_begin_anew_in_every_record() -> None:
     assert len(head) == 2
 
 
-def test_the_first_token_of_an_isolated_text_carries_no_loss() -> None:
-    blocks = pack(TOKENIZER, [Record("", "ab"), Record("", "cd")], 6, 0, isolate=True)
-    assert (blocks.labels == NO_LOSS).sum() == 2
-    assert blocks.n_targets == 4
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_padding_on_the_left_changes_no_logits(dtype: torch.dtype) -> None:
     model = model_of("llama", dtype)

@@ -77,7 +77,6 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._around: dict[str, tuple[str, str]] = {}
 
     @property
     def is_plain(self) -> bool:
@@ -168,7 +167,7 @@ class ChatTemplate:
 
     def _span(self, messages: list[Message], tools: Tools, turn: int, text: str, where: str) -> Span:
         """Return the characters of one turn of the assistant in the whole ``text``."""
-        lead, mark = self._marks(tools)
+        lead, mark = self._marks
         with suppress(DataError, ValueError):  # e.g. a template that wants a user's turn first
             before = self._text(messages[:turn], tools, begin=True)[0]
             after = self._text(messages[:turn + 1], tools)[0]
@@ -187,17 +186,15 @@ class ChatTemplate:
                         "model's chat template writes, so no loss could be taken on it alone; use data.chat=last, or "
                         "give prompt and completion as texts")
 
-    def _marks(self, tools: Tools) -> tuple[str, str]:
-        """Return what the template writes between the beginning of an answer and its content, and after the content."""
-        source = self.source(tools)
-        if source not in self._around:
-            talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}]
-            self._around[source] = "", ""
-            with suppress(DataError, ValueError):
-                before, _, after = self._text(talk, None)[0].rpartition(_PLACEHOLDER)
-                begun = self._text(talk[:1], None, begin=True)[0]
-                self._around[source] = before[len(begun):] if before.startswith(begun) else "", after
-        return self._around[source]
+    @functools.cached_property
+    def _marks(self) -> tuple[str, str]:
+        """What the template writes between the beginning of an answer and its content, and after the content."""
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}]
+        with suppress(DataError, ValueError):
+            before, _, after = self._text(talk, None)[0].rpartition(_PLACEHOLDER)
+            begun = self._text(talk[:1], None, begin=True)[0]
+            return before[len(begun):] if before.startswith(begun) else "", after
+        return "", ""
 
 
 @functools.cache

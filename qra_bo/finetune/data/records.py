@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -124,11 +124,8 @@ class TokenBlocks:
 
     def take(self, n: int, start: int = 0) -> "TokenBlocks":
         """Return ``n`` sequences from ``start``."""
-        rows = slice(start, start + n)
-        return TokenBlocks(self.input_ids[rows], self.labels[rows],
-                           None if self.positions is None else self.positions[rows],
-                           used=None if self.used is None else self.used[rows],
-                           documents=None if self.documents is None else self.documents[rows])
+        arrays = {name: part[start:start + n] for name, part in vars(self).items() if isinstance(part, np.ndarray)}
+        return replace(self, **arrays, facts=BlockFacts())
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,16 @@ def reading_gguf() -> Iterator[None]:
     transformers parses the whole file for the configuration, for the tokenizer and for the weights, and makes the map
     of the tensors' names anew for every module of the model: ten seconds for a model of 135 M parameters.
     """
-    kept = {"GGUFReader": gguf.GGUFReader, "get_tensor_name_map": gguf.get_tensor_name_map}
+    originals = gguf.GGUFReader, gguf.get_tensor_name_map, getattr(reader, "tqdm", None)
     if not isinstance(gguf.GGUFReader, type):  # within such a block
         yield
         return
-    drawn = getattr(reader, "tqdm", None)
+    gguf.GGUFReader, gguf.get_tensor_name_map = cache(QuickReader), cache(gguf.get_tensor_name_map)
     reader.tqdm = lambda items, *_, **__: items
     try:
-        for name, original in kept.items():
-            setattr(gguf, name, cache(QuickReader if name == "GGUFReader" else original))
         yield
     finally:
-        reader.tqdm = drawn
-        for name, original in kept.items():
-            setattr(gguf, name, original)
+        gguf.GGUFReader, gguf.get_tensor_name_map, reader.tqdm = originals
 
 
 def origin_of(path: Path) -> str | None:

@@ -47,8 +47,7 @@ class HostLinear(nn.Module):
         return self.original.weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.original.bias is None else self.original.bias.detach()
-        product: Tensor = _Product.apply(x, self.weight, bias)  # type: ignore[no-untyped-call]
+        product: Tensor = _Product.apply(x, self.weight, self.original.bias)  # type: ignore[no-untyped-call]
         return product
 
 

@@ -94,11 +94,10 @@ def train_step(model: Any, optimizer: UnitwiseAdamW, blocks: TokenBlocks, order:
 
 def _tensors(blocks: TokenBlocks, rows: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return ids, labels and, where records are isolated, positions of some rows on the device."""
-    ids, labels, positions = (None if part is None else torch.from_numpy(part[rows]).to(device)
-                              for part in (blocks.input_ids, blocks.labels, blocks.positions))
-    assert ids is not None
-    assert labels is not None
-    return ids, labels, positions
+    def moved(part: IntArray) -> Tensor:
+        return torch.from_numpy(part[rows]).to(device)
+
+    return moved(blocks.input_ids), moved(blocks.labels), None if blocks.positions is None else moved(blocks.positions)
 
 
 def _gradients(model: Any, ids: Tensor, labels: Tensor, positions: Tensor | None, chunk: int,
@@ -164,9 +163,8 @@ def _sequence_sums(model: Any, ids: Tensor, goal: Tensor, chunk: int,
         targets, total = goal[i, 1:], 0.0
         for start in range(0, len(targets), chunk):
             logits = logits_of(model, hidden[i, start:start + chunk]).float()
-            part = torch.nn.functional.cross_entropy(logits, targets[start:start + chunk], reduction="sum",
-                                                     ignore_index=NO_LOSS)
-            total += float(part)
+            total += float(torch.nn.functional.cross_entropy(logits, targets[start:start + chunk], reduction="sum",
+                                                             ignore_index=NO_LOSS))
             del logits  # freed before the next chunk's are made
         out.append(total)
     return out

@@ -8,7 +8,7 @@ see ``memory.optimizers``.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -152,8 +152,7 @@ def _inner(masters: Sequence[Tensor], lr: float, settings: AdamWSettings,
     from bitsandbytes.optim import AdamW  # heavy, and needed by this kind alone
     inner: Any = AdamW(masters, optim_bits=8, **options)
     inner.name2qmap = maps
-    made: torch.optim.Optimizer = inner
-    return made
+    return cast(torch.optim.Optimizer, inner)
 
 
 def _load_bitsandbytes(optimizer: Any, master: Tensor, index: int, name: str, state: Mapping[str, Tensor]) -> None:

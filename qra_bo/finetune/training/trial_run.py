@@ -149,13 +149,6 @@ class TrialRun:
         return self.request.training if self.final is None else f"final-{self.request.training}"
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """Names of the checkpoints that it may continue: its own, then that of a trial which is the same training where
-        the end of a final one alone is validated."""
-        shared = self.final is not None and len(self.final.validations(self.request.steps)) == 1
-        return (self.name, self.request.training) if shared else (self.name,)
-
-    @property
     def activity(self) -> str:
         """What progress is reported of."""
         if self.final is None or not self.at.curve:
@@ -197,17 +190,12 @@ class TrialRun:
 
     def restore(self, optimizer: UnitwiseAdamW) -> None:
         """Continue from the checkpoint, if there is one of these adapters."""
-        if self.store is None:
-            return
-        for name in self.sources:
-            saved = self.store.load(name, self.request.steps)
-            if saved is not None:
-                break
-        else:
+        saved = None if self.store is None else self.store.load(self.name, self.request.steps)
+        if saved is None:
             return
         optimizer.load_state(saved.state)
         self.at = replace(saved, state={})
-        if name != self.name or saved.target != self.request.steps:  # a finished trial, whose cost does not count
+        if saved.target != self.request.steps:  # a finished trial of lower fidelity: its cost does not count
             self.at = Checkpoint(saved.step, self.request.steps, saved.step)
 
     def stops(self) -> list[int]:

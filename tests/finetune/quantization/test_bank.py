@@ -10,7 +10,7 @@ from torch import nn
 
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.memory_probe import live_bytes
-from qra_bo.finetune.quantization.bank import LayerBank, OwnBase, refuse_reproducing_formats, relative_error
+from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats, relative_error
 from qra_bo.finetune.quantization.base import State, packed
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import StopRequested
@@ -185,12 +185,6 @@ def test_bad_choices_change_nothing(choice: dict[str, str], error: type[Exceptio
         bank.install({"model.layers.0.mlp.gate_proj": "hqq2", **choice})
     assert torch.equal(logits(model), before)
     assert dict(bank.current) == {}
-
-
-def test_own_bases_are_known_by_their_names() -> None:
-    one, other = (OwnBase("nf4", "rtn", {"codes": torch.full((4,), value)}) for value in (0, 1))
-    assert one == other  # what is installed is compared without reading a weight
-    assert one != OwnBase("nf4", "loftq", one.state)
 
 
 def test_refuses_attached_adapters() -> None:

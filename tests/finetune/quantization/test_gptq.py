@@ -172,11 +172,6 @@ def test_a_factor_that_fails_at_either_step_is_refused(monkeypatch: pytest.Monke
             Inputs.of(torch.eye(2))
 
 
-def test_moments_without_a_factor_are_refused() -> None:
-    with pytest.raises(ModelError, match="not positive definite"):
-        Inputs.of(torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
-
-
 def test_importance_is_what_later_inputs_do_not_predict() -> None:
     moments = mixed_moments(6, 30)
     inputs = Inputs.of(moments)

@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -54,14 +52,6 @@ def test_lookups_and_tiles_equal_the_definition(shape: tuple[int, int], bits: in
     assert torch.equal(torch.cat([table.tile(*tile) for tile in tiles]), matrix)
     assert torch.equal(table.unpacked(), matrix)
     assert len(tiles) == -(-shape[0] // min(shape[0], 3000 // shape[1]))
-
-
-@settings(max_examples=40, deadline=None)
-@given(bits=st.sampled_from([8, 6]), ends=st.tuples(st.integers(0, 96), st.integers(1, 97)))
-def test_any_run_of_rows_is_unpacked(bits: int, ends: tuple[int, int]) -> None:
-    table, matrix = make_table((97, 192), bits, torch.float32)
-    first, last = min(ends[0], ends[1] - 1), max(ends[0] + 1, ends[1])
-    assert torch.equal(table.tile(first, last), matrix[first:last])
 
 
 @pytest.mark.parametrize("bias", [False, True])
