@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.emulator.table import TaskFacts
-from qra_bo.sensitivity import SensitivityProfile
+from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, FloatArray
 from qra_bo.utils.errors import DataError
 

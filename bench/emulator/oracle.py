@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bench.emulator.table import PROFILE_BATCH, ROWS, Table, folder_of, load_fac
 from qra_bo.config import RunConfig
 from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.synthetic import StepsDone, named_normal
-from qra_bo.sensitivity import SensitivityProfile
+from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, FloatArray, SearchSpace
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, OracleError
@@ -56,7 +57,11 @@ class EmulatorOracle:
 
     def profile(self, progress: Progress) -> SensitivityProfile:
         """Return the table's sensitivities, of the run's formats."""
-        return self.table.profile.of_formats([f.name for f in self._space.formats])
+        whole, names = self.table.profile, tuple(f.name for f in self._space.formats)
+        columns, se = [whole.formats.index(name) for name in names], whole.quantization_se
+        return replace(whole, formats=names, quantization_kl=whole.quantization_kl[:, columns],
+                       quantization_sensitivity=whole.quantization_sensitivity[:, columns],
+                       quantization_se=None if se is None else se[:, columns])
 
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         """Return the emulated curve up to the requested steps, with one look at held-out text counted.

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from hydra.utils import instantiate
 
-from qra_bo.sensitivity import SensitivityProfile
+from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, SearchSpace
 from qra_bo.trials import Proposal, Trial
 from qra_bo.utils.errors import ConfigError, nearest_first

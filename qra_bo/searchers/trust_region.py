@@ -8,7 +8,8 @@ from botorch.acquisition.analytic import LogExpectedImprovement
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher, TrustRegion
-from qra_bo.sensitivity import SensitivityProfile, min_max, scaled_by_value
+from qra_bo.sensitivity.importance import min_max, scaled_by_value
+from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import FloatArray, IntArray, SearchSpace
 from qra_bo.space.neighbourhood import neighbours_within
 from qra_bo.trials import Trial

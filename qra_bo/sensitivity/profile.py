@@ -1,8 +1,7 @@
 """Sensitivities of every unit: to quantisation, and to the rank of an adapter."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -65,13 +64,6 @@ class SensitivityProfile:
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ProfileError(f"every {what} must be named once; {twice!r} is named {names.count(twice)} times")
-
-    def of_formats(self, names: Sequence[str]) -> "SensitivityProfile":
-        """The same profile for some of its formats, in this order."""
-        columns, se = [self.formats.index(name) for name in names], self.quantization_se
-        return replace(self, formats=tuple(names), quantization_kl=self.quantization_kl[:, columns],
-                       quantization_sensitivity=self.quantization_sensitivity[:, columns],
-                       quantization_se=None if se is None else se[:, columns])
 
     def require_rank_sensitivity(self) -> FloatArray:
         """``rank_sensitivity``, which must have been measured; raises ``ProfileError`` if the profile holds no I_r."""

@@ -93,7 +93,7 @@ class Engine:
                 for note in given.notes:
                     run.warn(note)
                 return self._finish(run, ())
-            effort, headroom = self.config.effort, Headroom(self.setting.rules(self.budget_bytes))
+            effort, headroom = self.config.effort, Headroom(self.setting.rules(self.budget_bytes), run.warn)
             begun = run.study.begun  # a method divides the effort that the search was started with
             with run.stage("profile"):
                 problem = self.setting.problem(self.budget_bytes, self._profile(run),
@@ -161,16 +161,12 @@ class Engine:
 
     def _profile(self, run: TrialRunner) -> SensitivityProfile:
         """Return the journal's profile; a new one is measured."""
-        formats = tuple(f.name for f in self.setting.space.formats)
         if run.study.profile is None:
-            result = self.executor.profile(run.progress)
-            if set(formats) <= set(result.profile.formats):  # several searches may share an oracle with more formats
-                result = replace(result, profile=result.profile.of_formats(formats))
-            run.record(result)
+            run.record(self.executor.profile(run.progress))
             run.reset_stopwatch()
         assert run.study.profile is not None
-        profile = run.study.profile.profile
-        units = tuple(u.name for u in self.setting.space.units)
+        profile, space = run.study.profile.profile, self.setting.space
+        units, formats = tuple(u.name for u in space.units), tuple(f.name for f in space.formats)
         if profile.units != units or profile.formats != formats:
             raise OracleError(f"the profile must be of the {len(units)} units and the formats {list(formats)} of the "
                               f"space, got {len(profile.units)} units and {list(profile.formats)}")

@@ -73,7 +73,7 @@ class SearchLoop:
         """
         searcher = self._search()
         for trial, *_ in self.run.replay:  # of an effort that was spent when the session began: not asked for again
-            self._lower(trial)
+            self._headroom.lower(trial)
         return searcher
 
     def _search(self) -> Searcher | None:
@@ -95,16 +95,10 @@ class SearchLoop:
 
     def _tell(self, trial: Trial) -> None:
         """Tell the searcher, or have it replaced where its proposal needed more memory than there is."""
-        self._narrowed |= self._lower(trial)
+        self._narrowed |= self._headroom.lower(trial)
         if self._is_observation(trial) and self._searcher is not None:
             self._told.append(self.run.study.observation(trial))
             self._searcher.tell(self._told[-1:])
-
-    def _lower(self, trial: Trial) -> bool:
-        """Lower the limit on predicted bytes where ``trial`` shows that it is too high; return whether it did."""
-        if (lowered := self._headroom.lower(trial)) is not None:
-            self.run.warn(lowered)
-        return lowered is not None
 
     def _is_observation(self, trial: Trial) -> bool:
         """Whether a trial tells of losses, and not of the device's memory."""

@@ -47,14 +47,14 @@ class Headroom:
     above the budget, or a uniform baseline measures above its prediction.
 
     The device's allocator then needs more than the memory model allows it; the difference is left alone for the rest of
-    the run.
+    the run, of which ``warn`` tells people.
     """
 
-    def __init__(self, rules: BaselineRules) -> None:
-        self.rules, self._budget = rules, rules.budget_bytes
+    def __init__(self, rules: BaselineRules, warn: Callable[[str], None]) -> None:
+        self.rules, self._budget, self._warn = rules, rules.budget_bytes, warn
 
-    def lower(self, trial: Trial, *, calibrates: bool = False) -> str | None:
-        """Lower the limit where ``trial`` shows that it is too high; return the warning of it, ``None`` where it stays.
+    def lower(self, trial: Trial, *, calibrates: bool = False) -> bool:
+        """Lower the limit where ``trial`` shows that it is too high; return whether it did.
 
         One that ran out of memory lowers it below its own prediction. One that measured above the budget lowers it by
         its excess over its prediction; with ``calibrates`` one that measured above its prediction does too.
@@ -65,13 +65,14 @@ class Headroom:
         elif measured is not None and measured > (predicted if calibrates else self._budget):
             limit, what = self._budget - (measured - predicted), f"measured {measured:,} bytes"
         else:
-            return None
+            return False
         if limit >= self.rules.budget_bytes or predicted > self._budget:
-            return None
+            return False
         self.rules = replace(self.rules, budget_bytes=limit)
-        return (f"{trial.allocation.fingerprint} {what} although {predicted:,} bytes were predicted, within the "
-                f"budget of {self._budget:,}: the allowance grows by {self._budget - limit:,} bytes, so that what "
-                f"needs more than {limit:,} is not tried")
+        self._warn(f"{trial.allocation.fingerprint} {what} although {predicted:,} bytes were predicted, within the "
+                   f"budget of {self._budget:,}: the allowance grows by {self._budget - limit:,} bytes, so that what "
+                   f"needs more than {limit:,} is not tried")
+        return True
 
 
 @dataclass(frozen=True)

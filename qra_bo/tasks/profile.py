@@ -8,7 +8,8 @@ from qra_bo.pipeline.prepare import make_setting
 from qra_bo.pipeline.run import oracle_session
 from qra_bo.pipeline.text import RunText
 from qra_bo.report.tables import print_table
-from qra_bo.sensitivity import SensitivityProfile, save_profile
+from qra_bo.sensitivity.io import save_profile
+from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import SearchSpace
 from qra_bo.utils.formatting import DASH
 

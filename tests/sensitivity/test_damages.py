@@ -1,6 +1,5 @@
 """What a profile leads to expect, between a noisy measurement and a clean one."""
 
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,7 +64,9 @@ def test_it_is_nearer_to_the_truth_than_either_alone(spread: float, noise: float
 def test_fewer_formats_are_believed_alike() -> None:
     profile, _ = simulated(0.3, 0.3, inflation=1.6)
     whole = shrunk_sensitivity(profile)[:, [2, 0]]
-    part = shrunk_sensitivity(profile.of_formats(["f2", "f0"]))
+    rise, kl, se = (of[:, [2, 0]] for of in (profile.quantization_sensitivity, profile.quantization_kl,
+                                             np.asarray(profile.quantization_se)))
+    part = shrunk_sensitivity(profile_of(rise, kl, se))
     apart = np.abs(profile.quantization_sensitivity - profile.quantization_kl)
     assert float(np.abs(part - whole).mean()) < 0.05 * float(apart.mean())
 
@@ -78,11 +79,3 @@ def test_it_lies_between_both_and_is_no_less_than_nothing(seed: int, spread: flo
     low, high = np.minimum(rise, kl), np.maximum(rise, kl)
     assert (believed >= np.clip(low, 0.0, None) - 1e-12).all()
     assert (believed <= np.clip(high, 0.0, None) + 1e-12).all()
-
-
-def test_formats_take_their_errors_along() -> None:
-    profile, _ = simulated(0.3, 0.3, n=4)
-    assert profile.quantization_se is not None
-    found = np.asarray(profile.of_formats(["f2", "f0"]).quantization_se)
-    np.testing.assert_array_equal(found, profile.quantization_se[:, [2, 0]])
-    assert replace(profile, quantization_se=None).of_formats(["f0"]).quantization_se is None

@@ -7,7 +7,7 @@ from pymoo.operators.survival.rank_and_crowding.metrics import get_crowding_func
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity import scaled_by_value
+from qra_bo.sensitivity.importance import scaled_by_value
 from qra_bo.space import FloatArray, IntArray
 from surrogates.fidelity import FidelityModel
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity import sensitivity_scales
+from qra_bo.sensitivity.importance import sensitivity_scales
 from qra_bo.space import Allocation, FloatArray
 
 NAMES = ("sensitivity", "root_sensitivity", "log2_rank")

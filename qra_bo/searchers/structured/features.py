@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity import sensitivity_scales, shrunk_sensitivity
+from qra_bo.sensitivity.importance import sensitivity_scales, shrunk_sensitivity
 from qra_bo.space import FloatArray
 from surrogates.structured import Component
 
