@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import qra_bo
-from qra_bo.study.provenance import git_commit, package_versions
+from qra_bo.study.provenance import PACKAGES, git_commit
+from qra_bo.utils.version import versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -46,7 +47,7 @@ def machine(threads: int | None = None) -> dict[str, Any]:
     return {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "threads": threads,
             "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             "load_average": round(os.getloadavg()[0], 2), "python": platform.python_version(),
-            "platform": platform.platform(), "packages": package_versions()}
+            "platform": platform.platform(), "packages": versions(PACKAGES)}
 
 
 def _cpu() -> str:

@@ -10,7 +10,6 @@ import json
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
 from qra_bo.utils.files import COPY_AGAIN, MAY_READ, check_plain, check_readable, strict_json, write_json
 from qra_bo.utils.redact import redact_all
+from qra_bo.utils.version import versions
 
 SCHEMA_VERSION = 1
 MANIFEST = "quant_manifest.json"
@@ -167,7 +167,7 @@ def unquantised_digest(model: nn.Module, packed: Iterable[str]) -> str:
 
 def package_versions() -> dict[str, str]:
     """Return the releases of the packages that determine the numbers, and of Python."""
-    return {**{name: metadata.version(name) for name in PACKAGES}, "python": platform.python_version()}
+    return {**versions(PACKAGES), "python": platform.python_version()}
 
 
 def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alpha_over_rank: float,

@@ -14,7 +14,6 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.checked_tensors import fast_hash
 from qra_bo.finetune.data.load import check_tokens, data_notes, load_data
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks
-from qra_bo.finetune.manifest import package_versions
 from qra_bo.finetune.models.facts import facts_of
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
@@ -42,6 +41,7 @@ from qra_bo.space.decoder import spec_from_model, with_adapters
 from qra_bo.utils.device import resolve_device, resolve_dtype
 from qra_bo.utils.errors import DeviceError, ModelError
 from qra_bo.utils.files import cache_folder
+from qra_bo.utils.version import versions
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "hqq")
 """Packages whose releases decide codes and sensitivities."""
@@ -90,8 +90,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     check_tokens(data, tokenizer, spec.vocab_size, cfg.model_name)
     if cfg.train.isolated:
         check_isolation(model, cfg.train.length)
-    facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": {
-        name: version for name, version in package_versions().items() if name in LIBRARIES}}
+    facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": versions(LIBRARIES)}
     tables = table_formats(spec, cfg.embedding_bits)
     packed = facts | encoders((*formats, *tables))
     text = data.train.take(gptq_sequences(cfg, spec))

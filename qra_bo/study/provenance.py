@@ -3,14 +3,13 @@
 import platform
 import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from qra_bo.config.resume import changed, differences, flatten
 from qra_bo.study.header import Header
 from qra_bo.utils.errors import JournalError
-from qra_bo.utils.version import __version__
+from qra_bo.utils.version import __version__, versions
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "numpy", "numba", "scipy",
             "pymoo", "safetensors", "gguf", "datasets")
@@ -20,11 +19,6 @@ NOTABLE = ("version", "git", "packages", "device", "threads", "python", "platfor
 """Facts that may change, which gives a warning."""
 _LISTED = 8
 """Differences that a message spells out."""
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that results can depend on."""
-    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def git_commit(folder: Path) -> str | None:
@@ -48,7 +42,7 @@ def git_commit(folder: Path) -> str | None:
 def collect(described: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the provenance event: this process's own, and over them the oracle's."""
     return {"version": __version__, "git": git_commit(Path(__file__).parents[1]),
-            "packages": package_versions(), "python": platform.python_version(), "platform": platform.platform(),
+            "packages": versions(PACKAGES), "python": platform.python_version(), "platform": platform.platform(),
             **described}
 
 
