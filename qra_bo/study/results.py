@@ -36,14 +36,14 @@ def checks(study: Study) -> list[Card]:
     return [verdict_card(study), *health(study)]
 
 
-def write_best(folder: Path, study: Study | None = None) -> dict[str, Any]:
+def write_best(folder: Path, study: Study) -> dict[str, Any]:
     """Write ``best.json`` of the run in ``folder``; returns its contents.
 
     Raises:
-        JournalError: If the run has no result yet, or its journal can't be read.
+        JournalError: If the run has no result yet.
         OutputError: If the file can't be written.
     """
-    best = build_best(load_study(folder) if study is None else study)
+    best = build_best(study)
     with writing(folder / BEST_NAME, "run the same command again"):
         write_json(folder / BEST_NAME, best)
     return best

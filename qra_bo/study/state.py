@@ -51,7 +51,6 @@ class Study:
         points: Finished full-fidelity trials that may be incumbent: within the budget as predicted and as measured, on
             the validation split, at the search's training seed and learning rate; calibrated uniform baselines count as
             baselines.
-        incumbent: The point with the least ``value`` (of equals the earliest).
         cost: All of it, failures, references, confirmation included.
         search_cost: The part that the effort limits: up to the end of the search, less the references.
         measurements: Measured memory of candidate winners, in order.
@@ -82,7 +81,6 @@ class Study:
         self.overhead_seconds = self.evaluation_seconds = self._trial_tokens = 0.0
         self.workers = 1
         self.points: list[Trial] = []
-        self.incumbent: Trial | None = None
         self.cost = self.search_cost = Cost()
         self.by_key: dict[str, Trial] = {}
 
@@ -110,11 +108,9 @@ class Study:
             case ev.Untuned():
                 self._spend(Cost(0, record.forward_tokens), False)
             case ev.Calibration():
-                self.points, self.incumbent = [], None
+                self.points = []
                 for e in self.trials:
                     self._add_point(e)
-            case ev.Objective():
-                self.incumbent = min(self.points, key=self.value, default=None)  # its line may follow its points
             case ev.Confirmation():  # an earlier one led to an end, and a final fine-tune of another winner
                 self.end = None
                 if self.final is not None and (self.winner is None or self.final.winner != self.winner.fingerprint):
@@ -212,10 +208,7 @@ class Study:
                 and trial.stage not in UNSEARCHED_STAGES and spec.split == "validation"
                 and spec.learning_rate == self.learning_rate and spec.steps == header.high_steps
                 and spec.train_seed == header.train_seed):
-            point = replace(trial, stage="baseline") if trial.stage == "calibration" else trial
-            self.points.append(point)
-            if self.incumbent is None or self.value(point) < self.value(self.incumbent):
-                self.incumbent = point
+            self.points.append(replace(trial, stage="baseline") if trial.stage == "calibration" else trial)
 
     def _spend(self, cost: Cost, for_search: bool) -> None:
         self.cost += cost
@@ -236,6 +229,11 @@ class Study:
     def calibrated(self) -> bool:
         """Whether the learning rate was chosen in this run, and not given or predicted."""
         return self.calibration is not None and self.calibration.source is None
+
+    @property
+    def incumbent(self) -> Trial | None:
+        """The point with the least ``value`` (of equals the earliest)."""
+        return min(self.points, key=self.value, default=None)
 
     @property
     def best_uniform(self) -> Trial | None:

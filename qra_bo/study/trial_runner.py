@@ -64,7 +64,6 @@ class TrialRunner:
         self.study = Study()
         self.status = StatusFile(journal.path.parent, self._facts)
         self._listeners, self._progress = listeners, progress
-        self._warned: set[str] = set()
         self._staged: set[Stage] = set()
         self._described = False
         self._mark, self._overhead = time.monotonic(), 0.0
@@ -133,7 +132,7 @@ class TrialRunner:
     def warn(self, message: str) -> None:
         """Write a warning, once a run."""
         message = redact(message)
-        if message not in self._warned:
+        if message not in self.study.warnings:
             self.record(Warned(message), describe=False)
 
     def _describe(self) -> None:
@@ -155,9 +154,7 @@ class TrialRunner:
     def _take_in(self, event: Event) -> None:
         self.study.add(event)
         record = event.record
-        if isinstance(record, Warned):
-            self._warned.add(record.message)
-        elif isinstance(record, Stage):
+        if isinstance(record, Stage):
             self._staged.add(record)
         elif event.kind == "extension":  # the stages are gone through again, some with new work
             self._staged.clear()

@@ -152,7 +152,7 @@ def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]
     assert best["memory"]["measured_bytes"] == 1
     setting = make_setting()
     assert best["provenance"]["train_seeds"] == [setting.train_seed, *setting.confirm_seeds]
-    assert write_best(whole[0]) == best  # from the journal alone
+    assert write_best(whole[0], load_study(whole[0])) == best  # from the journal alone
 
 
 def test_the_same_again_repeats_nothing(whole: tuple[Path, RunOutcome]) -> None:

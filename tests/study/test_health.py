@@ -1,6 +1,5 @@
 """Health cards: each status where the journal's numbers call for it, and no card without its evidence."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,12 +19,6 @@ def changed(kind: str, events: Events | None = None, **fields: Any) -> Events:
 
 def without(*kinds: str) -> Events:
     return [e for e in make_events() if e["event"] not in kinds]
-
-
-def compared(differences: Sequence[float]) -> Events:
-    """Events whose confirmation found these differences."""
-    return changed("confirmation", train_seeds=list(range(len(differences))), candidate_losses=list(differences),
-                   reference_losses=[0.0] * len(differences))
 
 
 def only(name: str, events: Events) -> Card:

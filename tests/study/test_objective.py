@@ -4,17 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from qra_bo.execution import InProcessExecutor
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.rates.model import Change
 from qra_bo.study import RunOutcome
-from qra_bo.study import confirmation as confirming
 from qra_bo.study.cost import affordable_steps
 from qra_bo.trials import Fidelity, Trial
-from tests.study.oracles import FORMATS, PlantedOracle
+from tests.study.oracles import PlantedOracle
 from tests.study.problem import HIGH, TOKENS, Walk, run
 
 
@@ -83,21 +80,6 @@ def test_a_final_training_no_longer_than_a_trial_changes_nothing(tmp_path: Path)
     trial = long_run(tmp_path / "trial", final__steps=HIGH, search__length="trial")
     assert short.study.objective is None
     assert [e.spec.key for e in short.study.trials] == [e.spec.key for e in trial.study.trials]
-
-
-def test_a_length_whose_line_was_damaged_decides_the_incumbent_again(tmp_path: Path,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    """A doubling of ranks is worth so much that the least loss of a trial is not the incumbent's."""
-    worth = Change(FORMATS, np.zeros((4, 3)), np.full(4, -1.0))
-    monkeypatch.setattr(confirming, "change", lambda *_: worth)
-    whole = long_run(tmp_path).study
-    assert whole.incumbent is whole.ranked[0] is not min(whole.points, key=lambda e: e.loss or 0.0)
-    path = tmp_path / "trials.jsonl"
-    path.write_text(path.read_text().replace('"steps":40,"before":8', '"steps":41,"before":8'))
-    again = long_run(tmp_path).study
-    assert (tmp_path / "trials.jsonl").read_text().count('"event":"objective"') == 2
-    assert again.objective_steps == 40
-    assert again.incumbent is again.ranked[0]
 
 
 @pytest.mark.parametrize(("cost", "steps"), [(0.0, 8), (1e3, 8), (1.5e3, 16), (1e9, 11_111_104)])
