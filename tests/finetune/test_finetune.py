@@ -17,7 +17,7 @@ from qra_bo.finetune.data.options import TinyData
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loop import TrainSettings
-from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
+from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
@@ -201,14 +201,6 @@ def test_every_trial_records_the_peak_of_every_phase() -> None:
     assert all(b.allocated > a.allocated for a, b in zip(first.peaks, larger.peaks, strict=True))
     single = oracle.evaluate(replace(REQUEST, steps=1), quiet)  # the moments are not yet there at its only step
     assert ([p.phase for p in single.peaks], single.measured_bytes) == (["load"], None)
-
-
-def test_8_bit_moments_train_and_continue_bit_for_bit(tmp_path: Path) -> None:
-    narrow = AdamWSettings(kind="adamw_8bit")
-    whole = make(optimizer=narrow).evaluate(REQUEST, quiet)
-    oracle = make(tmp_path, optimizer=narrow)
-    oracle.evaluate(replace(REQUEST, steps=4), quiet)
-    assert oracle.evaluate(REQUEST, quiet).loss == whole.loss
 
 
 @pytest.mark.parametrize("by_gradients", [False, True])

@@ -83,14 +83,6 @@ def test_packed_layer_dies_with_its_last_reference(name: str) -> None:
     assert alive(PackedLinear) == []
 
 
-def test_nothing_of_a_finished_trial_is_alive() -> None:
-    oracle = make_device_like()
-    for allocation in (MIXED, Allocation(("int8", "nf4"), (1, 2))):
-        done = oracle.evaluate(TrialSpec(allocation, 3, 3, 5, 2e-3), quiet)
-        assert done.state is TrialState.OK
-        assert_no_survivors(oracle)
-
-
 def failing(function: Callable[..., Any], at: int) -> Callable[..., Any]:
     """Return ``function`` with an out-of-memory error at its call number ``at``, from 1."""
     calls = 0
