@@ -189,7 +189,7 @@ class TrialRun:
         self.saved = time.monotonic()
 
     def restore(self, optimizer: UnitwiseAdamW) -> None:
-        """Continue from the checkpoint, if there is one of these adapters."""
+        """Continue from the checkpoint, if there is one."""
         saved = None if self.store is None else self.store.load(self.name, self.request.steps)
         if saved is None:
             return
