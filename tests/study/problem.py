@@ -103,6 +103,25 @@ class Walk:
                 self._promote.append(e.allocation)
 
 
+class Recorded(Walk):
+    """Keeps all that were made since a test emptied the list, with what each was asked and told in turn."""
+
+    made: "list[Recorded]" = []  # noqa: RUF012 (shared on purpose)
+
+    def __init__(self, problem: SearchProblem) -> None:
+        super().__init__(problem)
+        self.problem, self.moves = problem, list[Any]()
+        self.made.append(self)
+
+    def ask(self, n: int) -> list[Proposal]:
+        self.moves.append(super().ask(n))
+        return list(self.moves[-1])
+
+    def tell(self, evaluations: Sequence[Trial]) -> None:
+        super().tell(evaluations)
+        self.moves.append([e.spec.key for e in evaluations])
+
+
 def make_problem(profile: SensitivityProfile, max_full_trials: float = 24.0) -> SearchProblem:
     return make_setting().problem(BUDGET, profile, max_full_trials)
 

@@ -31,6 +31,7 @@ from tests.study.oracles import PlantedOracle
 from tests.study.problem import (
     BUDGET,
     EQUIVALENT,
+    Recorded,
     Walk,
     comparable,
     keys,
@@ -254,22 +255,12 @@ class Silent(Walk):
         return []
 
 
-class Recorder(Walk):
-    """Keeps the last made, so that a test sees what it was told."""
-
-    made: "Recorder"
-
-    def __init__(self, problem: SearchProblem) -> None:
-        super().__init__(problem)
-        Recorder.made = self
-
-
 def test_the_searcher_is_told_anchors_and_failures_in_its_own_units(tmp_path: Path) -> None:
     faults = tmp_path / "faults"
     faults.mkdir()
     oracle = PlantedOracle(faults={"12": "raise", "13": "memory"}, folder=str(faults))
-    outcome = run(tmp_path / "run", InProcessExecutor(oracle), Recorder)
-    told = Recorder.made.told
+    outcome = run(tmp_path / "run", InProcessExecutor(oracle), Recorded)
+    told = Recorded.made[-1].told
     assert {e.spec.learning_rate for e in told} == {2e-3}
     assert [e.stage for e in told[:4]] == ["baseline"] * 4
     states = [e.result.state for e in told]

@@ -1,18 +1,16 @@
 """The length that a run minimises the loss of: what searchers are told, who wins, and how long the comparison is."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qra_bo.execution import InProcessExecutor
-from qra_bo.searchers.base import SearchProblem
 from qra_bo.study import RunOutcome
 from qra_bo.study.cost import affordable_steps
-from qra_bo.trials import Fidelity, Trial
+from qra_bo.trials import Fidelity
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import HIGH, TOKENS, Walk, run
+from tests.study.problem import HIGH, TOKENS, Recorded, Walk, run
 
 
 class Counting(PlantedOracle):
@@ -27,23 +25,12 @@ def long_run(folder: Path, searcher: Any = Walk, **changes: Any) -> RunOutcome:
 
 
 def test_final_length_is_minimised_and_losses_are_carried(tmp_path: Path) -> None:
-    told: list[Trial] = []
-    lengths: list[int | None] = []
-
-    class Noting(Walk):
-        def __init__(self, problem: SearchProblem) -> None:
-            lengths.append(problem.objective_steps)
-            super().__init__(problem)
-
-        def tell(self, evaluations: Sequence[Trial]) -> None:
-            told.extend(evaluations)
-            super().tell(evaluations)
-
-    study = long_run(tmp_path, Noting).study
+    Recorded.made.clear()
+    study = long_run(tmp_path, Recorded).study
     objective = study.objective
     assert (study.objective_steps, objective.steps, objective.before) == (40, 40, HIGH)
-    assert set(lengths) == {40}
-    losses = {e.id: e.loss for e in told if e.fidelity is Fidelity.HIGH and e.ok}
+    assert {made.problem.objective_steps for made in Recorded.made} == {40}
+    losses = {e.id: e.loss for made in Recorded.made for e in made.told if e.fidelity is Fidelity.HIGH and e.ok}
     assert {e.id for e in study.points if e.stage == "evolution"} <= losses.keys()
     for e in study.points:
         if e.id in losses:

@@ -1,6 +1,6 @@
 """A device that holds less than the budget says: what runs out of memory narrows the search and teaches it nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,11 @@ import pytest
 
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation, limit_average_bits, uniform, with_allowance
 from qra_bo.study.engine import RunOutcome
-from qra_bo.trials import Trial, TrialResult, TrialSpec, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import BUDGET, Walk, comparable, make_costs, make_space, predict_bytes, run, warnings_of
+from tests.study.problem import BUDGET, Recorded, comparable, make_costs, make_space, predict_bytes, run, warnings_of
 
 HOLDS = 305
 """Bytes; the best uniform choice within the budget needs 308, the one below it 296."""
@@ -53,26 +52,13 @@ class ReservingDevice(PlantedOracle):
         return {"state": "ok", "message": "", "measured_bytes": measured, "peaks": {}}
 
 
-class Recorded(Walk):
-    """Keeps every searcher that a run made."""
-
-    made: list["Recorded"] = []  # noqa: RUF012 - the test empties it
-
-    def __init__(self, problem: SearchProblem) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.made.append(self)
-
-    def tell(self, evaluations: Sequence[Trial]) -> None:
-        assert all(e.result.state is not TrialState.OOM for e in evaluations)
-        super().tell(evaluations)
-
-
 def run_on(folder: Path, device: int | PlantedOracle, **changes: Any) -> RunOutcome:
     Recorded.made.clear()
     oracle = SmallDevice(device) if isinstance(device, int) else device
-    return run(folder, InProcessExecutor(oracle), Recorded, calibrate__lr_scales=[2.0], effort__references=False,
-               **changes)
+    outcome = run(folder, InProcessExecutor(oracle), Recorded, calibrate__lr_scales=[2.0], effort__references=False,
+                  **changes)
+    assert all(e.result.state is not TrialState.OOM for made in Recorded.made for e in made.told)
+    return outcome
 
 
 def test_what_ran_out_of_memory_raises_the_allowance_and_is_no_observation(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import TrialResult, TrialSpec
 from tests.study import problem
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import EQUIVALENT, Walk, comparable, keys, lines_of, warnings_of
+from tests.study.problem import EQUIVALENT, Recorded, comparable, keys, lines_of, warnings_of
 
 TARGET = "tests.study.oracles:make"
 
@@ -46,28 +46,8 @@ class ShuffledExecutor(InProcessExecutor):
         return super().finished(progress)
 
 
-class Recorder(Walk):
-    """Keeps all that were made, with what they were told and in which order they were asked."""
-
-    made: "list[Recorder]" = []  # noqa: RUF012 (shared on purpose)
-
-    def __init__(self, problem: Any) -> None:
-        super().__init__(problem)
-        self.moves: list[Any] = []
-        Recorder.made.append(self)
-
-    def ask(self, n: int) -> Any:
-        proposals = super().ask(n)
-        self.moves.append(proposals)
-        return proposals
-
-    def tell(self, evaluations: Any) -> None:
-        super().tell(evaluations)
-        self.moves.append([e.spec.key for e in evaluations])
-
-
 def run(folder: Path, executor: Executor, **changes: Any) -> RunOutcome:
-    return problem.run(folder, executor, Recorder, **changes)
+    return problem.run(folder, executor, Recorded, **changes)
 
 
 def searched(folder: Path) -> list[str]:
@@ -96,7 +76,7 @@ def test_proposals_are_kept_under_way_and_their_number_is_in_the_journal(tmp_pat
     better = confirmed["high"] < 0
     assert (outcome.best["winner_kind"] == "mixed") == better
     assert outcome.winner.to_json() == confirmed["candidate" if better else "reference"]
-    moves = Recorder.made[-1].moves
+    moves = Recorded.made[-1].moves
     asked = [i for i, move in enumerate(moves) if move and not isinstance(move[0], str)]
     assert asked[:4] == [1, 2, 3, 4]  # after the uniform baselines, four are asked for before any comes back
 
@@ -105,7 +85,7 @@ def test_proposals_are_kept_under_way_and_their_number_is_in_the_journal(tmp_pat
 def test_stopped_anywhere_and_resumed_with_any_number_of_workers(tmp_path: Path, seed: int) -> None:
     """What a searcher was asked and told is one sequence, whoever replays it, and nothing is evaluated twice."""
     rng = np.random.default_rng(seed)
-    Recorder.made.clear()
+    Recorded.made.clear()
     for _ in itertools.count():
         before = keys(tmp_path) if (tmp_path / "trials.jsonl").exists() else []
         workers, ends = int(rng.integers(1, 6)), int(rng.integers(1, 14))
@@ -119,7 +99,7 @@ def test_stopped_anywhere_and_resumed_with_any_number_of_workers(tmp_path: Path,
     assert len(found) == len(set(found))
     assert outcome.study.search_cost.tokens >= 24 * EQUIVALENT
     replayed = run(tmp_path, ShuffledExecutor(2, 0), effort__max_full_trials=26)
-    first, last = Recorder.made[-2].moves, Recorder.made[-1].moves
+    first, last = Recorded.made[-2].moves, Recorded.made[-1].moves
     assert last[:len(first)] == first  # the replay asked and told as the session before it did, to its end
     told = [m[0] for m in last if m and isinstance(m[0], str)][1:]
     assert told == searched(tmp_path)
