@@ -25,17 +25,6 @@ def aged_stores(folder: Path, count: int) -> list[TensorStore]:
     return stores
 
 
-def test_tensors_are_kept_on_disk(tmp_path: Path) -> None:
-    tensor = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-    store = TensorStore(tmp_path, {"weights": "a"})
-    assert store.load("layer.nf4") is None
-    store.save("layer.nf4", {"codes": tensor})
-    again = TensorStore(tmp_path, {"weights": "a"}).load("layer.nf4")
-    assert again is not None
-    assert torch.equal(again["codes"], tensor)
-    assert TensorStore(tmp_path, {"weights": "b"}).load("layer.nf4") is None
-
-
 def test_the_least_recently_used_keys_of_all_kinds_go_beyond_the_limit(tmp_path: Path,
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "LARGEST", 2.5 * (1 << 20))

@@ -14,7 +14,6 @@ from qra_bo.config import load_config, make_spec
 from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.host_linear import HostLinear, is_too_large, keep_on_host
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec
@@ -63,20 +62,6 @@ def test_no_more_than_one_weight_is_on_the_device_at_a_time() -> None:
         model(x).sum().backward()
     assert weight <= tracker.peak_bytes <= weight + (2 * LAYERS + 4) * row
     assert all(layer.weight.device.type == "cpu" for layer in model.to("meta"))
-
-
-def test_a_bank_brings_them_back() -> None:
-    model, spec = tiny_llama()
-    names = [linear.name for linear in spec.linears]
-    keep_on_host(model, names)
-    before = [model.get_submodule(name).weight for name in names]
-    bank = LayerBank(model, spec, (), torch.float32, "cpu")
-    bank.install(dict.fromkeys(names, "nf4"))
-    assert all(isinstance(model.get_submodule(name), PackedLinear) for name in names)
-    bank.restore_dense()
-    for name, weight in zip(names, before, strict=True):
-        assert isinstance(model.get_submodule(name), HostLinear)
-        assert torch.equal(model.get_submodule(name).weight, weight)
 
 
 class Dense:
