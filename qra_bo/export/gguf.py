@@ -104,25 +104,21 @@ def _label(run: FinishedRun) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower())[-_LONGEST:].strip("-.") or "tuned"
 
 
-def start_ollama(run: FinishedRun) -> str | None:
-    """Return the command that gives the merged file to Ollama and asks it; ``None`` without one."""
-    if not (run.folder / FOLDER / MODELFILE).is_file():
-        return None
-    return f"cd {shlex.quote(str(run.folder.resolve() / FOLDER))} && ollama create {_label(run)} -f {MODELFILE} && " \
-           f"ollama run {_label(run)}"
-
-
-def start(run: FinishedRun) -> str | None:
-    """Return the command of llama.cpp's server, with the adapter beside the searched base where both are there."""
+def start(run: FinishedRun) -> dict[str, str]:
+    """Return the commands of llama.cpp's server, with the adapter beside the searched base where both are there, and of
+    Ollama, which is given the merged file and asks it."""
     folder, files = run.folder.resolve() / FOLDER, _at_hand(run)
-    merged, base = _merged(files), _base(run, files)
+    merged, base, served, found = _merged(files), _base(run, files), [], {}
     if base and ADAPTER in files:
-        files = [str(folder / base), "--lora", str(folder / "adapter.gguf")]
+        served = [str(folder / base), "--lora", str(folder / "adapter.gguf")]
     elif merged is not None:
-        files = [str(folder / f"{merged}.gguf")]
-    else:
-        return None
-    return shlex.join(["llama-server", "-m", *files, "--host", "127.0.0.1", "--port", "8080"])
+        served = [str(folder / f"{merged}.gguf")]
+    if served:
+        found["gguf"] = shlex.join(["llama-server", "-m", *served, "--host", "127.0.0.1", "--port", "8080"])
+    if (folder / MODELFILE).is_file():
+        found["Ollama"] = f"cd {shlex.quote(str(folder))} && ollama create {_label(run)} -f {MODELFILE} && " \
+                          f"ollama run {_label(run)}"
+    return found
 
 
 def _at_hand(run: FinishedRun) -> list[str]:

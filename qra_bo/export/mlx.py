@@ -198,11 +198,11 @@ def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
     yield View("mlx, without the adapter", mlx_logits(folder, reference.ids, adapted=False, fp32=True), adapted=False)
 
 
-def start(run: FinishedRun) -> str:
+def start(run: FinishedRun) -> dict[str, str]:
     """Return the command of mlx-lm's server."""
     folder = run.folder.resolve() / FOLDER
     adapter = ["--adapter-path", str(folder / ADAPTER)] if (folder / ADAPTER).is_dir() else []
-    return shlex.join(["mlx_lm.server", "--model", str(folder), *adapter, "--port", "8080"])
+    return {"mlx": shlex.join(["mlx_lm.server", "--model", str(folder), *adapter, "--port", "8080"])}
 
 
 LOADER = Loader("mlx-lm", _views, ("mlx", "mlx_lm"), "mlx-lm" if sys.platform == "darwin" else "mlx[cpu] mlx-lm")

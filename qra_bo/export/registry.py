@@ -31,7 +31,7 @@ class Target:
             there, with the formats to search instead.
         small: Whether it is written unless targets are named: it copies no weights of the base.
         loader: Program that loads it again; ``None`` for texts.
-        start: Return the command that serves it, from any folder; ``None`` where its files serve nothing.
+        start: Return the commands that serve it, from any folder, by the server; none where its files serve nothing.
         refuse_base: Raises ``ConfigError`` for a base model of transformers and its tokenizer that have no form there;
             ``None`` where all have.
     """
@@ -41,7 +41,7 @@ class Target:
     write: Callable[[FinishedRun], list[Path]]
     small: bool = False
     loader: Loader | None = None
-    start: Callable[[FinishedRun], str | None] | None = None
+    start: Callable[[FinishedRun], dict[str, str]] | None = None
     refuse_base: Callable[[Any, Any], None] | None = None
 
 
@@ -129,15 +129,3 @@ def check_exports(run: FinishedRun) -> list[Row]:
             rows += [Row(target.name, target.loader.name, _STALE)] if target.name in stale else \
                 target.loader.rows(target.name, run, reference)
     return rows
-
-
-def base_problems(targets: Sequence[str], model: Any, tokenizer: Any) -> list[str]:
-    """Return why a base model of transformers can't be exported to some of the targets."""
-    problems: list[str] = []
-    for name in targets:
-        if (refuse := TARGETS[name].refuse_base) is not None:
-            try:
-                refuse(model, tokenizer)
-            except ConfigError as error:
-                problems += error.problems
-    return problems

@@ -91,11 +91,11 @@ def _serve(run: FinishedRun) -> str:
                        str(server_rank(run.best["ranks"])), "--lora-modules", f"qra_bo={folder / FOLDER}"])
 
 
-def start(run: FinishedRun) -> str | None:
-    """Return the command that serves the run's own mix; ``None`` where its files are not there."""
+def start(run: FinishedRun) -> dict[str, str]:
+    """Return the command that serves the run's own mix; none where its files are not there."""
     base = run.manifest.in_folder or (run.folder / compressed_tensors.FOLDER).is_dir()
     adapter = (run.folder / FOLDER / ADAPTER_WEIGHTS).is_file()  # which is there unless there is an obstacle
-    return _serve(run) if base and adapter and {*_targets(run)} <= run.current_exports else None
+    return {"vllm": _serve(run)} if base and adapter and {*_targets(run)} <= run.current_exports else {}
 
 
 def _views(run: FinishedRun, reference: Reference) -> list[View]:

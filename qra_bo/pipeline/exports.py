@@ -24,16 +24,6 @@ QUICK_WEIGHTS = 500_000_000
 """Largest base, by the weights of its linears, that ``export.check=auto`` loads again: a matter of seconds."""
 
 
-def finished_run(config: RunConfig, folder: Path) -> "FinishedRun":
-    """Read the folder of a finished run, with the options that ``config`` has for its exports.
-
-    Raises:
-        OutputError: If a file of it is missing or malformed.
-    """
-    from qra_bo.export.run import FinishedRun  # loads torch, which a simulation does without
-    return FinishedRun.read(folder, bool(config.model["trust_remote_code"]), config.export.gguf)
-
-
 def write_exports(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:
     """Write the exports of a run that has just ended, check them as ``export.check`` says, and return the files.
 
@@ -41,8 +31,9 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
     Nothing that fails here, for want of memory too, takes anything from the run or from the other exports: the reason
     is a warning of the log, which is shown with every ``display``.
     """
-    from qra_bo.export.registry import SMALL, export_all  # loads torch
-    run = finished_run(config, folder)
+    from qra_bo.export.registry import SMALL, export_all  # these load torch, which a simulation does without
+    from qra_bo.export.run import FinishedRun
+    run = FinishedRun.read(folder, config.model["trust_remote_code"], config.export.gguf)
     files = export_all(run, SMALL)
 
     def attempt(action: Callable[[], list[Path]], what: str) -> None:
@@ -71,26 +62,26 @@ def refuse_base(config: RunConfig, model: Any, tokenizer: Any) -> None:
     Raises:
         ConfigError: With every reason.
     """
-    from qra_bo.export.registry import base_problems  # loads torch
-    named = config.export.targets or ()
-    of_serve = [target for target in CONSUMERS[config.serve].exports if target not in named]
-    problems = base_problems(named, model, tokenizer)
-    problems += [f"{problem}; serve={config.serve} writes this export, and serve=any none"
-                 for problem in base_problems(of_serve, model, tokenizer)]
+    from qra_bo.export.registry import TARGETS  # loads torch
+    named, problems = config.export.targets or (), []
+    for name in dict.fromkeys((*named, *CONSUMERS[config.serve].exports)):
+        try:
+            if (refuse := TARGETS[name].refuse_base) is not None:
+                refuse(model, tokenizer)
+        except ConfigError as error:
+            why = "" if name in named else f"; serve={config.serve} writes this export, and serve=any none"
+            problems += [f"{problem}{why}" for problem in error.problems]
     if problems:
         raise ConfigError(problems)
 
 
 def commands(run: "FinishedRun") -> list[str]:
     """Return a line with the command of every server that the exports in a run's folder are for."""
-    from qra_bo.export import gguf  # loads torch, like the one below
-    from qra_bo.export.registry import TARGETS, stale_exports
+    from qra_bo.export.registry import TARGETS, stale_exports  # loads torch
     stale = stale_exports(run)
-    found = [(target.name, target.start(run)) for target in TARGETS.values()
-             if target.start is not None and target.name not in stale and (run.folder / target.path).exists()]
-    if "gguf" not in stale:
-        found.append(("Ollama", gguf.start_ollama(run)))
-    return [f"Talk to it ({name}): {command}" for name, command in found if command is not None]
+    return [f"Talk to it ({server}): {command}" for target in TARGETS.values()
+            if target.start is not None and target.name not in stale and (run.folder / target.path).exists()
+            for server, command in target.start(run).items()]
 
 
 def warn_of_stale(run: "FinishedRun") -> None:

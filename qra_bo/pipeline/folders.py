@@ -36,20 +36,6 @@ def run_folder(config: RunConfig) -> Path:
     return folder
 
 
-def task_folder(config: RunConfig) -> Path:
-    """Return ``out`` for a task that writes one file there, or a new folder below ``outputs``; made if it is absent.
-
-    Raises:
-        OutputError: If it can't be made.
-    """
-    folder = new_folder(config, config.task) if config.out is None else Path(config.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"out={folder} can't be made a folder ({error.strerror}); choose another") from error
-    return folder
-
-
 def new_folder(config: RunConfig, what: str) -> Path:
     """Return a folder below ``outputs`` named after the model, ``what`` and the time to the microsecond: jobs of a
     scheduler begin in the same second."""

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import datetime
@@ -21,12 +20,11 @@ from qra_bo.memory.serving import CONSUMERS, serving_note
 from qra_bo.pipeline.forecast import FirstTrial, beginning, card_of, parts_of, recommendations, times, token_seconds
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
-from qra_bo.report.tables import print_line
+from qra_bo.report.tables import print_line, progress_console
 from qra_bo.study import Event, Listener, Setting
 from qra_bo.study.events import Prediction, Stage
 from qra_bo.study.lines import as_line
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.process import tolerant
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ def listeners_of(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[Liv
     own = own_listener(config.logger.target, folder)
     if own is not None:
         stack.callback(own.close)
-    view = live_view(config) if config.display != "none" else None
+    view = None if config.display == "none" else LiveView(progress_console(config.display == "plain"))
     listeners: list[Listener] = [listener for listener in (view, own) if listener is not None]
     if config.oracle.trains:  # else there is no final fine-tune to wait for
         listeners.append(functools.partial(_report_early, folder, datetime.now().astimezone()))
@@ -117,8 +115,3 @@ def _report_early(folder: Path, since: datetime, event: Event) -> None:
     """
     if event.time >= since and (isinstance(event.record, Prediction) or event.record == Stage("confirmation", "end")):
         write_report(folder)
-
-
-def live_view(config: RunConfig) -> LiveView:
-    """Return the view of progress."""
-    return LiveView(Console(file=tolerant(sys.stderr), force_terminal=False) if config.display == "plain" else None)

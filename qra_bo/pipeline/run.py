@@ -3,22 +3,20 @@
 import dataclasses
 import functools
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from qra_bo.config import RunConfig, make_space, make_spec
-from qra_bo.execution.base import Executor
-from qra_bo.oracle.protocol import Progress, quiet
+from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.pipeline.exports import write_exports
 from qra_bo.pipeline.folders import run_folder
 from qra_bo.pipeline.given import judged, read_allocation, with_ladders_of
-from qra_bo.pipeline.listeners import announced, listeners_of, live_view
+from qra_bo.pipeline.listeners import announced, listeners_of
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.pipeline.text import RunText
 from qra_bo.report.data import load_run
@@ -91,16 +89,6 @@ def run(config: RunConfig) -> Result:
 def searcher_factory(config: RunConfig) -> MakeSearcher:
     """Return what builds the configured searcher for a problem."""
     return functools.partial(make_searcher, config.method.target)
-
-
-@contextmanager
-def oracle_session(config: RunConfig) -> Iterator[tuple[Executor, Progress]]:
-    """Give an executor and the view's progress to a task that is no run: its checkpoints last as long as it does."""
-    with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder, ExitStack() as stack:
-        executor = make_executor(config, Path(folder))
-        stack.callback(executor.close)
-        view = None if config.display == "none" else live_view(config)
-        yield executor, quiet if view is None else view.progress
 
 
 def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:

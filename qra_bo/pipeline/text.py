@@ -1,13 +1,10 @@
 """The text of a run in the driver: checked before a model is downloaded or loaded, shown, counted; read once."""
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.finetune.data.conversations import Conversation
@@ -16,9 +13,8 @@ from qra_bo.finetune.data.options import HubData, PlaysData, UserData
 from qra_bo.finetune.data.packing import pack
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.finetune.data.records import BlockFacts, Record, split_records
-from qra_bo.report.tables import print_data
+from qra_bo.report.tables import print_data, progress_console
 from qra_bo.study import JOURNAL_NAME
-from qra_bo.utils.process import tolerant
 
 CHARACTERS_PER_TOKEN = 3.2
 """Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""
@@ -90,8 +86,7 @@ class RunText:
         data = load_data(config.data, load_tokenizer(config.model), config.train.length, isolate=config.train.isolated,
                          read=read)
         if config.display != "none":
-            print_data(Console(file=tolerant(sys.stderr), force_terminal=False if config.display == "plain" else None),
-                       data)
+            print_data(progress_console(config.display == "plain"), data)
         return float(len(data.train))
 
 

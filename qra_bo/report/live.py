@@ -1,6 +1,5 @@
 """Progress of a run for people: dated lines."""
 
-import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -30,7 +29,6 @@ from qra_bo.study.header import Effort, Header
 from qra_bo.study.state import Study
 from qra_bo.study.verdict import verdict_card
 from qra_bo.trials import Trial
-from qra_bo.utils.process import tolerant
 
 QUIET_SECONDS = 20.0
 """Least time between two plain progress lines of one activity."""
@@ -103,16 +101,12 @@ def _of(allocation: Allocation, study: Study) -> str:
 class LiveView:
     """Listener that shows a run: call it with every journal event, and ``progress`` in between.
 
-    It prints on stderr unless a console is given, so that stdout stays for results. Events before ``born`` (``None``:
-    now) belong to earlier sessions.
+    Events before it was made belong to earlier sessions.
     """
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic,
-                 born: datetime | None = None) -> None:
-        self.console = Console(file=tolerant(sys.stderr)) if console is None else console
-        self.study = Study()
-        self._clock = clock
-        self._born = (born or datetime.now().astimezone()) - timedelta(milliseconds=1)  # as a journal rounds times
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.study, self._clock = console, Study(), clock
+        self._born = datetime.now().astimezone() - timedelta(milliseconds=1)  # as a journal rounds times
         self._replayed = 0
         self._last_progress: tuple[str, float] = ("", float("-inf"))
         self._activity: tuple[str, float, int] = ("", 0.0, 0)  # its name, its beginning, and how far it was by then

@@ -1,5 +1,6 @@
 """Terminal text of the data before a run, of a result, and of tables. Plain lines where there is no terminal."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from qra_bo.report.side_by_side import COLUMNS, FoundRun, caveats
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.study.gain import told_gain
 from qra_bo.study.results import checks
+from qra_bo.utils.process import tolerant
 from qra_bo.utils.redact import printable
 
 TONES = {"better": "green", "equal": "yellow", "open": "cyan", "worse": "red"}
@@ -81,6 +83,11 @@ def print_runs(runs: Sequence[FoundRun], console: Console) -> None:
     print_table(console, COLUMNS, [run.cells for run in runs])
     for line in (*(f"{run.folder}: {run.problem}" for run in runs if run.problem), *caveats(runs)):
         print_line(console, line)
+
+
+def progress_console(plain: bool) -> Console:
+    """Return a console on stderr, so that stdout stays for results; with ``plain`` it is never taken for a terminal."""
+    return Console(file=tolerant(sys.stderr), force_terminal=False if plain else None)
 
 
 def print_line(console: Console, line: str, style: str = "") -> None:

@@ -7,7 +7,8 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.export.registry import SMALL, export_all
-from qra_bo.pipeline.exports import checked, finished_run, warn_of_stale
+from qra_bo.export.run import FinishedRun
+from qra_bo.pipeline.exports import checked, warn_of_stale
 from qra_bo.utils.process import tolerant
 
 
@@ -20,7 +21,7 @@ def run(config: RunConfig) -> int:
     Raises:
         UserError: If the folder holds no finished run with an adapter, or a target can't hold it or lacks its inputs.
     """
-    finished = finished_run(config, Path(str(config.out)))
+    finished = FinishedRun.read(Path(str(config.out)), config.model["trust_remote_code"], config.export.gguf)
     files = export_all(finished, config.export.targets or SMALL)
     files += checked(config, finished, Console(file=tolerant(sys.stdout)))
     warn_of_stale(finished)

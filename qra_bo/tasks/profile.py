@@ -1,13 +1,19 @@
 """``task=profile``: the sensitivities of every unit, as a table and ``profile.json``."""
 
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
 from rich.console import Console
 
 from qra_bo.config import RunConfig
-from qra_bo.pipeline.folders import task_folder
+from qra_bo.oracle.protocol import quiet
+from qra_bo.pipeline.executors import make_executor
+from qra_bo.pipeline.folders import new_folder
 from qra_bo.pipeline.prepare import make_setting
-from qra_bo.pipeline.run import oracle_session
 from qra_bo.pipeline.text import RunText
-from qra_bo.report.tables import print_table
+from qra_bo.report.live import LiveView
+from qra_bo.report.tables import print_table, progress_console
 from qra_bo.sensitivity.io import save_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import SearchSpace
@@ -24,10 +30,13 @@ def run(config: RunConfig) -> int:
     """
     text = RunText(config)
     setting = make_setting(config, text=text)
-    folder = task_folder(config)
+    folder = new_folder(config, config.task) if config.out is None else Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
     text.show()
-    with oracle_session(setting.config) as (executor, progress):
-        profile = executor.profile(progress).profile
+    view = None if config.display == "none" else LiveView(progress_console(config.display == "plain"))
+    with tempfile.TemporaryDirectory(prefix="qra_bo-") as scratch, \
+            closing(make_executor(setting.config, Path(scratch))) as executor:
+        profile = executor.profile(quiet if view is None else view.progress).profile
     save_profile(profile, folder / PROFILE_NAME)
     console = Console(soft_wrap=True)
     print_profile(profile, setting.space, console)

@@ -16,7 +16,7 @@ from qra_bo.export.run import GGUF_FILES, FinishedRun
 from qra_bo.finetune.manifest import MANIFEST, adapter_digest, sealed
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import EXPORT_TARGETS
-from qra_bo.pipeline.exports import commands, finished_run, warn_of_stale
+from qra_bo.pipeline.exports import commands, warn_of_stale
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.finished import exported
 from tests.export.fixtures import manifest_json, module_ranks, write_finished
@@ -102,7 +102,7 @@ def test_models_of_two_runs_have_names_of_their_own_in_ollama(tmp_path):
         run = write_finished(tmp_path / folder)
         (run / "gguf").mkdir()
         (run / "gguf" / "Modelfile").touch()
-        names.add(shlex.split(gguf.start_ollama(FinishedRun.read(run)))[-1])
+        names.add(shlex.split(gguf.start(FinishedRun.read(run))["Ollama"])[-1])
     assert len(names) == 3
     assert {"tiny-8gb-20260101", "tiny-2"} < names
     assert all(re.fullmatch(r"[a-z0-9_][a-z0-9._-]{0,79}", name) for name in names)
@@ -147,10 +147,11 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
     for name in ("gguf", "merged"):
         (run / TARGETS[name].path).mkdir(parents=True)
     monkeypatch.setitem(TARGETS, "merged", replace(TARGETS["merged"], write=write))
+    finished = FinishedRun.read(run, asked.model["trust_remote_code"], asked.export.gguf)
     with pytest.raises(OutputError, match="No space left") as failed:
-        export_all(finished_run(asked, run), ["merged"])
-    assert commands(finished_run(asked, run)) == []
-    warn_of_stale(finished_run(asked, run))
+        export_all(finished, ["merged"])
+    assert commands(finished) == []
+    warn_of_stale(finished)
     [line] = caplog.messages
     for told, targets, gguf_files in ((str(failed.value), ["merged"], GGUF_FILES),
                                       (line, ["gguf", "merged"], ("base", "adapter", "merged-q8_0"))):
