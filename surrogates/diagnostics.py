@@ -7,8 +7,6 @@ import torch
 from scipy.stats import norm, rankdata
 from torch import Tensor
 
-from surrogates.errors import SurrogateError, check_shape
-
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
@@ -34,8 +32,6 @@ class Diagnostics:
 class HeldOut:
     """Predictions of observations that the model did not see, each of ``n``.
 
-    Raises ``SurrogateError`` if shapes differ, there are fewer than 2 predictions, or a deviation is not positive.
-
     Args:
         mean: Predicted mean, in the units of ``truth``.
         sd: Predicted deviation of an observation (noise included), in these units.
@@ -48,14 +44,6 @@ class HeldOut:
     sd: Tensor
     score: Tensor
     nll: Tensor
-
-    def __post_init__(self) -> None:
-        n = self.truth.shape[0]
-        for name in ("mean", "sd", "score", "nll"):
-            check_shape(name, getattr(self, name), (n,))
-        if n < 2 or not bool((self.sd > 0).all()):
-            raise SurrogateError(f"diagnostics need at least 2 predictions with positive deviations; got {n}, the "
-                                 f"smallest deviation {float(self.sd.min()) if n else math.nan:g}")
 
     def diagnostics(self) -> Diagnostics:
         """Return rank correlation, likelihood and coverage of the predictions."""
@@ -73,7 +61,6 @@ def gaussian_nll(score: Tensor, sd: Tensor) -> Tensor:
 
 def spearman(a: Tensor, b: Tensor) -> float:
     """Return the rank correlation of two vectors of ``n``, ties averaged; ``nan`` where either is constant."""
-    check_shape("b", b, (a.shape[0],))
     ranks = [torch.from_numpy(rankdata(v.numpy())) for v in (a, b)]
     centred = [r - r.mean() for r in ranks]
     norms = [float(c.square().sum().sqrt()) for c in centred]

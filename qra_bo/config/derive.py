@@ -54,9 +54,6 @@ def hf_config(config: RunConfig) -> Any:
         ModelError: If there is none, or it is of weights that are quantised already.
     """
     model = config.model
-    if not model["path"]:
-        raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, a folder with config.json, or "
-                         "FILE.gguf; got nothing")
     if model["gguf_file"] is not None:
         from qra_bo.finetune.models.load import gguf_config, gguf_of
         return gguf_config(gguf_of(model))

@@ -7,16 +7,14 @@ bytes of the compute type.
 
 from dataclasses import dataclass
 
-from qra_bo.memory.embeddings import WIDTHS, head_bytes
+from qra_bo.memory.embeddings import head_bytes
 from qra_bo.memory.formats import scratch_bytes
-from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import DecoderSpec, Linear, StorageFormat
-from qra_bo.utils.errors import check_all
 
 
 @dataclass(frozen=True, slots=True)
 class TrainShape:
-    """Settings of the trainer that determine memory. Raises ``ConfigError`` with every value that is out of range.
+    """Settings of the trainer that determine memory, within the bounds of the configuration.
 
     Args:
         batch: Sequences that go forward and backward at once, of ``length`` tokens each.
@@ -43,17 +41,6 @@ class TrainShape:
     isolated: bool = False
     embeddings: int = 16
     grouped: bool = True
-
-    def __post_init__(self) -> None:
-        check_all({
-            f"batch and accumulate must be at least 1 and length at least 2; got {self.batch}, {self.accumulate} and "
-            f"{self.length}": min(self.batch, self.accumulate) >= 1 and self.length >= 2,
-            f"the compute type has 2 or 4 bytes; got {self.compute_dtype_bytes}": self.compute_dtype_bytes in (2, 4),
-            f"the optimizer must be one of {list(OPTIMIZERS)}; got {self.optimizer!r}": self.optimizer in OPTIMIZERS,
-            f"logits_chunk must be at least 0 (0: all tokens at once); got {self.logits_chunk}":
-                self.logits_chunk >= 0,
-            f"device must be 'cpu' or 'cuda'; got {self.device!r}": self.device in ("cpu", "cuda"),
-            f"embeddings must be one of {list(WIDTHS)}; got {self.embeddings!r}": self.embeddings in WIDTHS})
 
     @property
     def tokens(self) -> int:

@@ -1,5 +1,6 @@
 """Advice on a budget: whether it limits anything, whether mixing pays, and what spare bytes do. No torch."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -161,11 +162,7 @@ def smallest_side(space: SearchSpace) -> int:
 def _most(fits: Callable[[int], bool], most: int, least: int = 0) -> int:
     """Return the largest integer above ``least``, and of at most ``most``, that fits, by bisection; ``least`` where
     none does."""
-    low, high = least, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+    return least + bisect_left(range(least + 1, most + 1), True, key=lambda n: not fits(n))
 
 
 def _offer(memory: MemoryModel, space: SearchSpace, size: int) -> tuple[dict[str, str], str]:

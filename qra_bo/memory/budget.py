@@ -204,7 +204,7 @@ def total_bytes(index: int) -> int | None:
     return int(torch.cuda.get_device_properties(index).total_memory) if index < torch.cuda.device_count() else None
 
 
-def resolve_budget(budget: Budget | str, memory: MemoryModel, space: SearchSpace, *, free: int | None = None,
+def resolve_budget(budget: Budget | str, memory: MemoryModel, space: SearchSpace, *, free: int = 0,
                    headroom: int = 0) -> int:
     """Return the bytes of a budget or its text, for this decoder, trainer and scope; ``auto`` is the ``free`` bytes of
     the device less the ``headroom``. The rank of a simple choice may be off the ladder of ``space``.
@@ -220,8 +220,6 @@ def resolve_budget(budget: Budget | str, memory: MemoryModel, space: SearchSpace
             return allocation_bytes(memory, space, simple_choice(choice, space))
         case OfAllocation():
             raise BudgetError(f"budget={OF_ALLOCATION} is for task=finetune, which has one; name a size such as 8GB")
-    if free is None:
-        raise BudgetError("budget=auto needs the free bytes of the device; name a size such as 8GB")
     if free <= headroom:
         raise BudgetError(f"budget=auto: the device has {format_size(free)} free and {format_size(headroom)} are to "
                           "stay free; end other programs on it, lower memory.headroom, or name a size")

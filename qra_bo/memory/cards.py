@@ -14,16 +14,20 @@ class Card:
 
     Args:
         title: Name as the driver reports it, without the vendor (``torch.cuda.get_device_name``).
-        total_bytes: Memory that CUDA reports; less than is printed on the box, most of all with error correction.
+        gib: Memory that CUDA reports; less than is printed on the box, most of all with error correction.
         tflops: Dense 16-bit products with fp32 accumulation, in 10^12 operations a second; no sparsity. ``None``: not
             known.
         capability: Compute capability, e.g. ``(8, 9)``.
     """
 
     title: str
-    total_bytes: int
+    gib: float
     tflops: float | None
     capability: tuple[int, int]
+
+    @property
+    def total_bytes(self) -> int:
+        return round(self.gib * 2**30)
 
     @property
     def dtype(self) -> str:
@@ -31,29 +35,25 @@ class Card:
         return resolve_dtype("auto", "cuda", self.capability)
 
 
-def _card(title: str, gib: float, tflops: float | None, capability: tuple[int, int]) -> Card:
-    return Card(title, round(gib * 2**30), tflops, capability)
-
-
 USABLE = 11.62 / 12
 """Share of the GiB on the box that CUDA reports, at least: that of the RTX 3060, without error correction."""
 
 
 CARDS: Mapping[str, Card] = {
-    "t4": _card("Tesla T4", 14.56, 65, (7, 5)),
-    "v100": _card("Tesla V100-SXM2-16GB", 15.75, 125, (7, 0)),
-    "v100_32": _card("Tesla V100-SXM2-32GB", 31.73, 125, (7, 0)),
-    "rtx3060": _card("GeForce RTX 3060", 11.62, 25.5, (8, 6)),
-    "rtx3090": _card("GeForce RTX 3090", 23.55, 71, (8, 6)),
-    "rtx4080": _card("GeForce RTX 4080", 15.57, 97.5, (8, 9)),
-    "rtx4090": _card("GeForce RTX 4090", 23.51, 165.2, (8, 9)),
-    "rtx5090": _card("GeForce RTX 5090", 31.33, 209.5, (12, 0)),
-    "a10": _card("A10", 21.99, 125, (8, 6)),
-    "a100_40": _card("A100-SXM4-40GB", 39.38, 312, (8, 0)),
-    "a100_80": _card("A100-SXM4-80GB", 79.14, 312, (8, 0)),
-    "l4": _card("L4", 22.03, 121, (8, 9)),
-    "l40s": _card("L40S", 44.39, 362, (8, 9)),
-    "h100": _card("H100 80GB HBM3", 79.10, 989.4, (9, 0))}
+    "t4": Card("Tesla T4", 14.56, 65, (7, 5)),
+    "v100": Card("Tesla V100-SXM2-16GB", 15.75, 125, (7, 0)),
+    "v100_32": Card("Tesla V100-SXM2-32GB", 31.73, 125, (7, 0)),
+    "rtx3060": Card("GeForce RTX 3060", 11.62, 25.5, (8, 6)),
+    "rtx3090": Card("GeForce RTX 3090", 23.55, 71, (8, 6)),
+    "rtx4080": Card("GeForce RTX 4080", 15.57, 97.5, (8, 9)),
+    "rtx4090": Card("GeForce RTX 4090", 23.51, 165.2, (8, 9)),
+    "rtx5090": Card("GeForce RTX 5090", 31.33, 209.5, (12, 0)),
+    "a10": Card("A10", 21.99, 125, (8, 6)),
+    "a100_40": Card("A100-SXM4-40GB", 39.38, 312, (8, 0)),
+    "a100_80": Card("A100-SXM4-80GB", 79.14, 312, (8, 0)),
+    "l4": Card("L4", 22.03, 121, (8, 9)),
+    "l40s": Card("L40S", 44.39, 362, (8, 9)),
+    "h100": Card("H100 80GB HBM3", 79.10, 989.4, (9, 0))}
 """Cards by the name that ``gpu=`` takes.
 
 Memory: the lowest total that a public report names together with the card: torch's device properties and out-of-memory
@@ -74,7 +74,7 @@ def card_named(title: str) -> Card | None:
 def card_by_key(key: str) -> Card:
     """Return the card of a key, see ``card_key``. One that is known by its memory alone is taken for a recent one."""
     size = _SIZE.fullmatch(key)
-    return CARDS[key] if size is None else _card(f"card of {size[1]} GB", USABLE * float(size[1]), None, (8, 0))
+    return CARDS[key] if size is None else Card(f"card of {size[1]} GB", USABLE * float(size[1]), None, (8, 0))
 
 
 def card_key(name: str) -> str:

@@ -182,8 +182,6 @@ def format_from_json(data: Mapping[str, Any]) -> StorageFormat:
 def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None:
     """Refuse a matrix that the backend can't pack. Raises ``SpaceError`` if the weights (of the whole matrix, or of a
     row) do not divide into whole groups, or HQQ's groups not into whole words."""
-    if out_features < 1 or in_features < 1:
-        raise SpaceError(f"a weight matrix needs positive sides; got {out_features} x {in_features}")
     planes = planes_of(fmt) if fmt.backend == "hqq" and fmt.bits != 3 else ()
     per_word = max((plane.per_word for plane in planes), default=1)
     multiple = 2 if fmt.backend == "bitsandbytes" and fmt.bits == 4 else fmt.block * per_word

@@ -26,7 +26,6 @@ from qra_bo.memory.formats import matrix_bytes, table_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
 from qra_bo.memory.stored import codebook_bytes, own_format
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
-from qra_bo.utils.errors import ConfigError
 
 __all__ = ["KEYS", "SCOPES", "MemoryModel", "TrainShape"]
 
@@ -71,7 +70,7 @@ class _Parts:
 
 @dataclass(frozen=True, repr=False)
 class MemoryModel:
-    """Bytes of allocations of one decoder under one trainer. Raises ``ConfigError`` if the scope is unknown.
+    """Bytes of allocations of one decoder under one trainer.
 
     Args:
         scope: ``"peak"`` (device memory of fine-tuning) or ``"stored"`` (quantised weights, metadata, adapters in
@@ -91,10 +90,6 @@ class MemoryModel:
         shape = self.shape
         return (f"MemoryModel({self.spec.name}, {self.scope}, {shape.device}, {shape.batch} x {shape.length} tokens, "
                 f"{shape.optimizer})")
-
-    def __post_init__(self) -> None:
-        if self.scope not in SCOPES:
-            raise ConfigError(f"memory.scope must be one of {list(SCOPES)}; got {self.scope!r}")
 
     @cached_property
     def layer(self) -> LayerModel:

@@ -110,7 +110,7 @@ def budget_bytes(config: RunConfig, budget: Budget, memory: MemoryModel, space: 
     Raises:
         BudgetError: If the device can't meet it.
     """
-    free, kind = None, memory.shape.device if config.card is None else "cuda"
+    free, kind = 0, memory.shape.device if config.card is None else "cuda"
     if config.card is not None:
         free = config.card.total_bytes
     elif isinstance(budget, Auto):

@@ -94,16 +94,12 @@ def peft_patterns(ranks_by_module: Mapping[str, int], alpha_over_rank: float) ->
     The default ``r`` is the largest rank: servers size their buffers by it, and with a constant alpha / r the
     scaling they derive from it is right for every module. Rank 0 leaves a module out of ``target_modules``.
 
-    Raises ``SpaceError`` if no module has an adapter, a rank is negative, the scaling alpha / r is not a positive
-    finite number, or one module's path is the tail of another's.
+    Ranks are at least 0, and one at least 1. Raises ``SpaceError`` if the scaling alpha / r is not a positive finite
+    number, or one module's path is the tail of another's.
     """
     if not (math.isfinite(alpha_over_rank) and alpha_over_rank > 0):
         raise SpaceError(f"alpha / r must be a positive number, e.g. 2; got {alpha_over_rank}")
-    if wrong := {name: rank for name, rank in ranks_by_module.items() if rank < 0}:
-        raise SpaceError(f"ranks must be at least 0; got {wrong}")
     ranks = {name: rank for name, rank in ranks_by_module.items() if rank > 0}
-    if not ranks:
-        raise SpaceError("an adapter needs at least one module of rank 1 or more; every rank given is 0")
     for name in ranks_by_module:
         tail = name
         while tail := tail.partition(".")[2]:

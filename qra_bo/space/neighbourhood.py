@@ -5,7 +5,6 @@ import numpy.typing as npt
 
 from qra_bo.space.cost import CostTable
 from qra_bo.space.space import IntArray, SearchSpace
-from qra_bo.utils.errors import SpaceError
 
 _DRAW_ROUNDS = 4
 
@@ -31,11 +30,8 @@ def neighbours_within(space: SearchSpace, row: IntArray, radius: int, *, costs: 
 
     Shells are enumerated completely as long as their rows, feasible or not, number no more than ``cap``; the rest of
     ``cap`` is filled with rows drawn uniformly from the shells further out. ``row`` (``2 L``) itself need not fit; the
-    same state of ``rng`` gives the same rows. Raises ``SpaceError`` if ``radius`` or ``cap`` is below 1, or ``row`` is
-    off the ladders.
+    same state of ``rng`` gives the same rows. ``radius`` and ``cap`` are at least 1.
     """
-    if radius < 1 or cap < 1:
-        raise SpaceError(f"a neighbourhood needs a radius and a cap of at least 1; got {radius} and {cap}")
     ball = _Ball(space, row)
     sizes = ball.sizes(radius)
     complete = int((np.cumsum(sizes) <= cap).sum())
@@ -56,10 +52,7 @@ class _Ball:
     """Lattice points around a centre, by L1 distance, inside the box of the ladders."""
 
     def __init__(self, space: SearchSpace, row: IntArray) -> None:
-        self.top = ladder_tops(space)
-        if row.shape != self.top.shape or (row < 0).any() or (row > self.top).any():
-            raise SpaceError(f"an index row needs {len(self.top)} integers on the ladders; got shape {row.shape}")
-        self.row = row
+        self.top, self.row = ladder_tops(space), row
 
     def shells(self, radius: int) -> list[IntArray]:
         """The shells 1 to ``radius``; each row arises once, its edits made in order of coordinate."""

@@ -198,10 +198,8 @@ def average_bits(bits: Sequence[int], numel: IntArray) -> float:
 
 
 def make_units(spec: DecoderSpec, granularity: str) -> tuple[Unit, ...]:
-    """Group the linears of ``spec`` into units, in module order; the experts of a layer are never apart. Raises
-    ``SpaceError`` if ``granularity`` is not one of ``layer``, ``block``, ``fused``, ``module``."""
-    if granularity not in GRANULARITIES:
-        raise SpaceError(f"granularity must be one of {list(GRANULARITIES)}; got {granularity!r}")
+    """Group the linears of ``spec`` into units by one of ``GRANULARITIES``, in module order; the experts of a layer are
+    never apart."""
     members: dict[str, list[Linear]] = {}
     for linear in spec.linears:
         prefix = linear.name.partition(f".{linear.layer}.")[0] + f".{linear.layer}"

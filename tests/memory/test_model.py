@@ -14,7 +14,6 @@ from qra_bo.memory.formats import metadata_bytes, parse_format, scratch_bytes, w
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.optimizers import LEAST_8BIT, OPTIMIZERS, shared_bytes, state_bytes, update_bytes
 from qra_bo.space import Allocation, CostTable, SearchSpace, uniform
-from qra_bo.utils.errors import ConfigError
 from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
 
 SHAPES = st.builds(TrainShape, batch=st.integers(1, 8), length=st.integers(2, 64), checkpointing=st.booleans(),
@@ -196,11 +195,3 @@ def test_finer_units_bound_the_same_allocation() -> None:
         exact = total(MemoryModel(TINY, shape), coarse, uniform(4, fmt, rank))
         bound = total(MemoryModel(TINY, shape), fine, uniform(28, fmt, rank))
         assert exact <= bound <= 1.05 * exact
-
-
-def test_bad_shapes_name_every_problem() -> None:
-    with pytest.raises(ConfigError, match=r"batch.*2 or 4 bytes.*adamw.*logits_chunk.*'cpu' or 'cuda'") as caught:
-        TrainShape(0, 128, False, 3, "sgd", -1, "tpu")
-    assert len(caught.value.problems) == 5
-    with pytest.raises(ConfigError, match=r"memory\.scope"):
-        MemoryModel(TINY, TrainShape(1, 8), "disk")

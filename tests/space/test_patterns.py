@@ -39,7 +39,6 @@ def test_keys_are_escaped_so_that_a_dot_is_a_dot():
 
 
 @pytest.mark.parametrize(("ranks", "scale", "message"), [
-    ({}, 2, "at least one module"), ({"a.b": 0}, 2, "at least one module"), ({"a.b": -1}, 2, "at least 0"),
     ({"a.b": 4}, 0, "positive number"), ({"a.b": 4}, float("nan"), "positive number"),
     ({"layers.1.q": 4, "model.layers.1.q": 8}, 2, "tail")])
 def test_what_cannot_be_said_to_peft_is_refused(ranks, scale, message):
