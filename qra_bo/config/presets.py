@@ -44,26 +44,30 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
         overrides: Normalised overrides, a model among them.
         raw: Plain values that they compose to, not checked yet; what they hold already is not returned.
     """
-    given = {re.split("[=@]", text)[0].lstrip("+") for text in overrides}
-    train, chosen = raw.get("train"), []
-    name, suits = train.get("name") if isinstance(train, Mapping) else None, trainer_of(raw)[0]
+    given, chosen = {re.split("[=@]", text)[0].lstrip("+") for text in overrides}, []
+    name, suits = _group(raw, "train").get("name"), trainer_of(raw)[0]
     if name not in (None, suits) and "train" not in given and ("profile" not in given or name == "cpu"):
         chosen.append(f"train={suits}")
     if raw.get("codes") == STORED and "bits" not in given:
         chosen.append("bits=[]")
-    path = data.get("path") if isinstance(data := raw.get("data"), Mapping) else None
+    path = _group(raw, "data").get("path")
     if "data.path" in given and "data" not in given and isinstance(path, str) and os.path.isfile(user_path(path)):
         chosen.append("data=jsonl")
     if "method._target_" in given and "method" not in given:
         chosen.append("method=_own")
-    adapter = raw.get("adapter")
-    if raw.get("task") == "finetune" and "calibrate.lr_scales" not in given and isinstance(adapter, Mapping) \
-            and adapter.get("lr") != "auto":
+    if raw.get("task") == "finetune" and "calibrate.lr_scales" not in given and \
+            _group(raw, "adapter").get("lr", "auto") != "auto":
         chosen.append("calibrate.lr_scales=[1.0]")
     budget = OF_ALLOCATION if raw.get("task") == "finetune" else None if raw.get("gpu") is None else "auto"
     if budget is not None and "budget" not in given and raw.get("budget") == _default_budget():
         chosen.append(f"budget={budget}")
     return chosen
+
+
+def _group(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the values of a group, which is not checked yet; empty where it is none."""
+    group = raw.get(name)
+    return group if isinstance(group, Mapping) else {}
 
 
 @functools.cache
@@ -73,11 +77,11 @@ def _default_budget() -> Any:
 
 def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return plain values in which ``adapter.lr`` is a number where it was ``auto``."""
-    adapter, model = raw.get("adapter"), raw.get("model")
-    if not isinstance(adapter, Mapping) or adapter.get("lr") != "auto" or not isinstance(model, Mapping):
+    adapter, model = _group(raw, "adapter"), _group(raw, "model")
+    if adapter.get("lr") != "auto" or not model:
         return raw
-    known, train = _width(model), raw.get("train")
-    if isinstance(train, Mapping) and train.get("name") == "cpu":
+    known = _width(model)
+    if _group(raw, "train").get("name") == "cpu":
         lr = CPU_LR * CPU_WIDTH / max(known or CPU_WIDTH, CPU_WIDTH)
     else:
         lr = BASE_LR * BASE_WIDTH / (known or BASE_WIDTH)
@@ -87,8 +91,8 @@ def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 def with_workers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return plain values in which ``executor.workers`` is a number where it was ``auto``: in a search one a card that
     torch sees, unless ``device`` names one of them, and 1 in all else."""
-    executor = raw.get("executor")
-    if not isinstance(executor, Mapping) or executor.get("workers") != "auto" or executor.get("name") != "local":
+    executor = _group(raw, "executor")
+    if executor.get("workers") != "auto" or executor.get("name") != "local":
         return raw
     workers = 1
     if raw.get("task") == "search" and ":" not in str(raw.get("device")) and trains(raw) and device_of(raw) == "cuda":
@@ -113,9 +117,9 @@ def _width(model: Mapping[str, Any]) -> int | None:
 
 def with_gguf_file(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return plain values in which a GGUF file that ``model.path`` names is a folder and ``model.gguf_file``."""
-    model = raw.get("model")
-    path = Path(str(model.get("path"))) if isinstance(model, Mapping) else Path()
-    if not isinstance(model, Mapping) or path.suffix != ".gguf" or not path.is_file():
+    model = _group(raw, "model")
+    path = Path(str(model.get("path")))
+    if path.suffix != ".gguf" or not path.is_file():
         return raw
     return {**raw, "model": {**model, "path": str(path.parent), "gguf_file": path.name}}
 
@@ -144,8 +148,7 @@ def device_of(raw: Mapping[str, Any]) -> str:
 
 def trains(raw: Mapping[str, Any]) -> bool:
     """Return whether plain values of a configuration are of a run that fine-tunes a model."""
-    oracle = raw.get("oracle")
-    return raw.get("task") in TRAINING and isinstance(oracle, Mapping) and oracle.get("name") == FINETUNE
+    return raw.get("task") in TRAINING and _group(raw, "oracle").get("name") == FINETUNE
 
 
 def parameters(model: Any) -> int | None:

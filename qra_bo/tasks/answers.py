@@ -83,7 +83,6 @@ class AnswerFile:
     @classmethod
     def of_run(cls, folder: Path, task: str, variant: str = "") -> "AnswerFile":
         """Open the answers of the run in ``folder``, or of its ``variant`` (``untuned``)."""
-        from qra_bo.finetune.evaluation import Answer
         from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS
         weights = folder / ADAPTER / ADAPTER_WEIGHTS
         if not weights.is_file():
@@ -91,10 +90,10 @@ class AnswerFile:
         header = {"task": task, "model": variant or "tuned",
                   "adapter_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
         path = folder / ANSWERS / variant / f"{task}.jsonl"
-        lines = _whole_lines(path)
-        ours = bool(lines) and lines[0] == header
-        good = [Answer(**line) for line in lines[1:] if _is_answer(line)] if ours else []
-        return cls(path, header, good, cut=len(good) + 1 < len(lines))
+        *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+        ours = lines[1:] if lines[:1] == [json.dumps(header).encode()] else []
+        good = [answer for answer in map(_answer, ours) if answer is not None]
+        return cls(path, header, good, cut=len(good) + 1 < len(lines) + bool(rest))
 
     @property
     def known(self) -> set[str]:
@@ -113,20 +112,13 @@ class AnswerFile:
             self.cut = False
 
 
-def _is_answer(line: Mapping[str, Any]) -> bool:
-    right, texts = line.get("right"), ("question", "prompt", "target", "answer")
-    return (set(line) == {*texts, "right"} and all(isinstance(line[key], str) for key in texts)
-            and isinstance(right, dict) and set(right) in METRICS and all(value in (0, 1) for value in right.values()))
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Return a file's lines; an empty object for each that is none, or has no end."""
-    found = list[dict[str, Any]]()
-    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    for line in lines:
-        try:
-            item = strict_json(line)
-        except ValueError:
-            item = None
-        found.append(item if isinstance(item, dict) else {})
-    return found + [{}] * bool(rest)
+def _answer(line: bytes) -> "Answer | None":
+    """Return the answer in a line; ``None`` for a line that no run writes."""
+    from qra_bo.finetune.evaluation import Answer
+    try:
+        found = Answer(**strict_json(line))
+    except (TypeError, ValueError):
+        return None
+    texts, right = (found.question, found.prompt, found.target, found.answer), found.right
+    whole = all(isinstance(text, str) for text in texts) and isinstance(right, dict) and set(right) in METRICS
+    return found if whole and all(value in (0, 1) for value in right.values()) else None

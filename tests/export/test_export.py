@@ -65,9 +65,6 @@ def test_vllm_wants_one_format_for_projections_of_one_input(formats, said):
     assert found is None if said is None else said in found
 
 
-SAME = {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 5}
-
-
 def test_checks_of_another_release_are_passed_over_and_other_changes_refused(tmp_path, monkeypatch):
     run = write_finished(tmp_path / "run")
     best = json.loads((run / "best.json").read_text())

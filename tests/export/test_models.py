@@ -48,17 +48,6 @@ def test_packed_weights_load_to_the_same_logits(mixed: Path, monkeypatch: pytest
     assert torch.equal(logits(load(mixed)[0], mixed), before)
 
 
-def test_gptq_codes_in_two_planes_load_to_the_same_logits(tmp_path: Path,
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
-    run = finish(tmp_path / "run", ("hqq5", "hqq6", "hqq5-g32", "nf4"), RANKS, "quantizer.rounding=gptq",
-                 "quantizer.tokens=256")
-    kept = {key.rpartition(":")[2] for key in load_file(run / PACKED) if key.startswith("model.layers.0.")}
-    assert kept >= {"codes", "lower_codes", "scale", "zero"}
-    monkeypatch.setattr("qra_bo.export.load.backend_of", Unpacked)
-    assert torch.equal(logits(load(run)[0], run), load_file(run / PROBE)["logits"].float())
-
-
 class Unpacked:
     """A backend that builds and will not pack."""
 

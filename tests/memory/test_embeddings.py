@@ -1,10 +1,11 @@
 """Bytes of packed embeddings and heads: closed forms, and what they do to budgets."""
 
 
+from dataclasses import replace
+
 import pytest
 
 from qra_bo.memory import MemoryModel, TrainShape
-from qra_bo.memory.budget import resolve_budget
 from qra_bo.memory.embeddings import (
     embedding_format,
     head_bytes,
@@ -68,18 +69,4 @@ def test_parts_of_a_peak_and_of_a_file(bits: int) -> None:
                   for size in (weight_bytes, metadata_bytes))
     adapters = 2 * 8 * sum(m.out_features + m.in_features for m in SMOLLM2.linears)
     assert model.file_bytes(space, allocation) == linears + adapters + parts["unquantised"] + parts["embeddings"]
-
-
-def test_stored_scope_does_not_count_embeddings() -> None:
-    space, allocation = space_of(SMOLLM2, ranks=(8,)), uniform(30, "nf4", 8)
-    models = [MemoryModel(SMOLLM2, TrainShape(4, 128, embeddings=bits), "stored") for bits in (16, 8, 6)]
-    totals = {sum(model.breakdown(space, allocation).values()) for model in models}
-    assert len(totals) == 1
-
-
-def test_uniform_budgets_are_priced_with_the_runs_embedding() -> None:
-    space = space_of(SMOLLM2, ranks=(4,))
-    sizes = {bits: resolve_budget("uniform:4,4", MemoryModel(SMOLLM2, TrainShape(4, 128, embeddings=bits)), space)
-             for bits in (16, 8, 6)}
-    assert sizes[16] - sizes[8] == 2 * 49152 * 576 - packed_tables_bytes(SMOLLM2, 8)
-    assert sizes[8] - sizes[6] == packed_tables_bytes(SMOLLM2, 8) - packed_tables_bytes(SMOLLM2, 6)
+    assert sum(replace(model, scope="stored").breakdown(space, allocation).values()) == linears + adapters

@@ -56,7 +56,10 @@ def test_totals_equal_scalar_sums_and_breakdowns(
         assert tuple(parts) == KEYS
         assert sum(parts.values()) == predicted
         assert min(parts.values()) >= 0
-        assert model.phase_breakdown(space, allocation)[0] in [p.name for p in table.phases]
+        assert all(type(value) is int for value in parts.values())  # bytes, whole ones; GB are made when printed
+        by_phase = {p.name: by_hand(CostTable((p,)), row) for p in model.phases(space)}
+        assert by_phase[model.phase_breakdown(space, allocation)[0]] == max(by_phase.values())
+        assert scope == "stored" or by_phase["load"] == min(by_phase.values())
 
 
 @settings(max_examples=30, deadline=None)
@@ -102,24 +105,6 @@ def test_between_backends_fewer_bits_cost_at_most_their_scratch(shape: TrainShap
     assert (table.totals(higher) >= table.totals(rows) - scratch).all()
     stored = MemoryModel(TINY, shape, "stored").table(space)
     assert (stored.totals(higher) >= stored.totals(rows)).all()
-
-
-@settings(max_examples=20, deadline=None)
-@given(shape=SHAPES, granularity=GRANULARITY, data=st.data())
-def test_breakdown_belongs_to_the_largest_phase(shape: TrainShape, granularity: str, data: st.DataObject) -> None:
-    space = space_of(granularity=granularity)
-    model = MemoryModel(TINY, shape)
-    (row,) = rows_of(data, space, 1)
-    phase, parts = model.phase_breakdown(space, space.decode(row))
-    by_phase = {p.name: int(CostTable((p,)).totals(row[None, :])[0]) for p in model.phases(space)}
-    assert list(by_phase) == ["load", "forward", "backward", "step"]
-    assert sum(parts.values()) == by_phase[phase] == max(by_phase.values())
-    assert by_phase["load"] <= min(by_phase.values())
-    assert phase in {p.name for p in model.table(space).phases}
-    assert all(type(value) is int for value in parts.values())  # bytes, whole ones; GB are made when printed
-    for p in model.table(space).phases:
-        assert p.unit.dtype == p.spike.dtype == np.int64
-        assert type(p.fixed) is int
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

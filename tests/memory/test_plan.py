@@ -10,9 +10,8 @@ from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.budget import allocation_bytes, largest, resolve_budget, smallest, uniform_bytes
 from qra_bo.memory.cards import CARDS
-from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import KEYS
-from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, Plan, largest_rank, memory_plan
+from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, Plan, memory_plan
 from qra_bo.pipeline.pricing import make_memory
 from qra_bo.space import SearchSpace, uniform
 from qra_bo.tasks.memory import render
@@ -76,16 +75,6 @@ def test_best_choices_keep_to_the_average_bits() -> None:
     space = space_of(formats=("sym3-g64", "sym8-g64"))
     plan = memory_plan(model, space, {"1GB": 10**9}, most_bits=4)
     assert {row.fmt for row in (plan.budgets[0].best, *plan.cards.values()) if row is not None} == {"sym3-g64"}
-
-
-@pytest.mark.parametrize("fmt", ["hqq2", "nf4", "int8"])
-def test_the_largest_rank_fits_and_the_next_does_not(fmt: str) -> None:
-    model, space, chosen = MemoryModel(TINY, TrainShape(4, 64)), space_of(), parse_format(fmt)
-    for rank in (1, 5, 8):
-        budget = uniform_bytes(model, space, chosen, rank)
-        assert largest_rank(model, space, chosen, budget) == rank
-        assert largest_rank(model, space, chosen, budget - 1) == rank - 1
-    assert largest_rank(model, space, chosen, 10**15) == 8  # the largest of the ladder
 
 
 def test_cards(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:

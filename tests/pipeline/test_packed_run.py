@@ -83,19 +83,13 @@ def test_plan_reads_headers_alone(tmp_path: Path) -> None:
     assert set(json.loads(json.dumps(plan.to_json()))["stored"]["types"].values()) == {"sym4-g128"}
 
 
-@pytest.mark.parametrize("given", ["serve=llamacpp", "export.targets=[gguf]", "bits=[4]"])
-def test_keys_that_need_other_codes_are_refused(tmp_path: Path, given: str) -> None:
-    write(tmp_path / "m", *gptq())
-    with pytest.raises(ConfigError) as caught:
-        load_config(overrides(tmp_path / "m", given))
-    assert len(caught.value.problems) == 1
-    assert caught.value.problems[0].startswith(given.partition("=")[0])
-
-
 def test_folders_and_codes_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     random_llama().save_pretrained(tmp_path / "dense")
     with pytest.raises(ConfigError, match="quant_method"):
         load_config(overrides(tmp_path / "dense"))
     write(tmp_path / "m", *gptq())
+    for given in ("serve=llamacpp", "export.targets=[gguf]"):  # which take the codes of a GGUF file
+        with pytest.raises(ConfigError, match=rf"^{given.partition('=')[0]} beside codes=stored"):
+            load_config(overrides(tmp_path / "m", given))
     with pytest.raises(ModelError, match="codes=stored"):
         make_plan(load_config(["+model=hf", f"model.path={tmp_path / 'm'}", "task=memory"]))

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import qra_bo
 from qra_bo.config import load_config, make_space, make_spec
-from qra_bo.export.registry import check_exports, export_all
+from qra_bo.export.registry import check_exports
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.quantization.stored import StoredLinear
 from qra_bo.memory.file_formats import TYPES
@@ -124,10 +123,3 @@ def test_types_of_files_are_no_formats_of_a_search() -> None:
         load_config(["quantizer.formats.4=[Q4_K]"])
     with pytest.raises(ConfigError, match="gguf_file"):
         load_config(["+model=tiny", "codes=stored"])
-
-
-def test_exports_are_written_again_from_the_file(finished: tuple[Path, dict[str, Any]]) -> None:
-    folder, _ = finished
-    written = export_all(FinishedRun.read(folder / "run", gguf=("base", "adapter")), ["gguf"])
-    assert {path.name for path in written} == {"adapter.gguf", "README.md"}
-    assert torch.is_tensor(next(qra_bo.load(folder / "run", adapter=False)[0].parameters()))
