@@ -13,8 +13,7 @@ from pydantic import StrictInt
 from bench.tasks import DATA, RATES, TASKS
 from qra_bo.config import RunConfig
 from qra_bo.config.check import validated
-from qra_bo.config.compose import HYDRA_ERRORS, hydra_app
-from qra_bo.config.environment import resolved
+from qra_bo.config.compose import HYDRA_ERRORS, hydra_app, resolved
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError, nearest_first
 from qra_bo.utils.fields import Count, Group, Texts, accepted_by

@@ -7,7 +7,7 @@ from typing import Any
 from bench.table1.adalora_memory import adalora_bytes
 from qra_bo.config import RunConfig
 from qra_bo.memory.budget import allocation_bytes
-from qra_bo.memory.formats import metadata_bytes, parse_format
+from qra_bo.memory.formats import matrix_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, SearchSpace, average_bits
 
@@ -89,7 +89,7 @@ class Recipe:
 
     def metadata_bits(self, space: SearchSpace) -> float:
         """Return the bits of scales and zeros per parameter."""
-        total = sum(metadata_bytes(parse_format(f), m.out_features, m.in_features)
+        total = sum(matrix_bytes(parse_format(f), m.out_features, m.in_features)[1]
                     for unit, f in zip(space.units, self.allocation.formats, strict=True) for m in unit.linears)
         return 8 * total / int(space.unit_numel.sum())
 

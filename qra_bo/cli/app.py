@@ -30,10 +30,10 @@ from qra_bo.config.compose import (
     config_from,
     hydra_app,
     hydra_message,
+    resolved,
     search_path,
     with_choices,
 )
-from qra_bo.config.environment import resolved
 from qra_bo.config.overrides import CONF, inspect, normalise, unknown_flag, with_default_model
 from qra_bo.config.presets import choices
 from qra_bo.config.rules import ON_A_RUN

@@ -1,6 +1,7 @@
 """From overrides to a checked ``RunConfig``: composition by Hydra, then the schema, then the rules between fields."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -13,24 +14,26 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qra_bo.config.check import Problem, validated
-from qra_bo.config.environment import Resolved, resolved
 from qra_bo.config.groups import EffortConfig
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
 from qra_bo.config.presets import choices, with_gguf_file, with_learning_rate, with_workers
+from qra_bo.config.resume import flatten
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.formatting import override_value
+from qra_bo.utils.redact import hide
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError)
 """What Hydra raises for groups and files that it can't read."""
 MAIN = "config"  # in conf/
 MOST_VALUES = 100_000
 """Values of a user's file of a group, aliases written out."""
+_VARIABLE = re.compile(r"\$\{oc\.env:\s*([^},\s]+)\s*(?:,\s*([^}]*?)\s*)?\}")
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> RunConfig:
@@ -108,6 +111,36 @@ def compose_plain(overrides: Sequence[str], config_dir: str | None = None) -> di
     """Plain values that ``conf/`` and ``overrides`` compose to."""
     with hydra_app(config_dir):
         return resolved(compose(MAIN, [*overrides, *search_path(config_dir)]))
+
+
+class Resolved(dict[str, Any]):
+    """Values of a composed configuration, interpolations resolved.
+
+    Attributes:
+        unresolved: By dotted key, the interpolation of every text, or list, that variables of the environment give.
+    """
+
+    unresolved: Mapping[str, Any]
+
+
+def resolved(composed: DictConfig | ListConfig) -> Resolved:
+    """Return the values of ``composed``; texts of the environment are hidden from now on in all that is written.
+
+    The model alone stays readable: a run's folder could not be loaded without it.
+    """
+    values, raw = (OmegaConf.to_container(composed, resolve=resolve) for resolve in (True, False))
+    out = Resolved({str(key): value for key, value in values.items()} if isinstance(values, dict) else {})
+    known = flatten(values)
+    found = {key: written for key, written in flatten(raw).items()
+             if "${" in str(written) and isinstance(known.get(key), str | list)}
+    secrets = set()
+    for key, written in found.items():
+        for name, default in () if key.startswith("model.") else _VARIABLE.findall(str(written)):
+            secrets.add(text := os.environ.get(name, default))
+            hide(text, f"${{oc.env:{name}}}")
+    out.unresolved = {key: written for key, written in found.items()  # also through another key
+                      if _VARIABLE.search(str(written)) or any(text and text in str(known[key]) for text in secrets)}
+    return out
 
 
 def with_choices(overrides: Sequence[str], make: Callable[[Sequence[str]], dict[str, Any]],

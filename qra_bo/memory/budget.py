@@ -18,6 +18,7 @@ from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, StorageForm
 from qra_bo.space.simple import mix
 from qra_bo.utils.device import memory_groups
 from qra_bo.utils.errors import BudgetError, SpaceError
+from qra_bo.utils.formatting import cut
 from qra_bo.utils.process import interpreter
 
 OF_ALLOCATION = "allocation"
@@ -55,17 +56,12 @@ def parse_size(text: str | int) -> int:
     """
     match = _SIZE.fullmatch(str(text).strip().lower())
     if match is None or match[3] not in _UNITS or (match[2] and not match[3]) or isinstance(text, bool):
-        raise BudgetError(f"{_shown(text)} is not a size: {RULE}")
+        raise BudgetError(f"{cut(repr(text))} is not a size: {RULE}")
     fraction = (match[2] or ".")[1:]
     size: int = int(match[1] + fraction) * _UNITS[match[3]] // 10 ** len(fraction)  # exact: no floating point
     if size <= 0:
-        raise BudgetError(f"{_shown(text)} is less than one byte: {RULE}")
+        raise BudgetError(f"{cut(repr(text))} is less than one byte: {RULE}")
     return size
-
-
-def _shown(text: str | int) -> str:
-    plain = str(text)
-    return repr(text) if len(plain) <= 60 else f"{plain[:57]!r}..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +111,7 @@ def parse_budget(text: "str | int | Budget") -> Budget:
     if plain in _NAMED:
         return _NAMED[plain](str(text))
     if plain.startswith(("uniform", "mix")):
-        raise BudgetError(f"{_shown(text)} is not a budget: {RULE}")
+        raise BudgetError(f"{cut(repr(text))} is not a budget: {RULE}")
     return Size(str(text), parse_size(text))
 
 

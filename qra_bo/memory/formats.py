@@ -193,47 +193,29 @@ def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None
                          f"has {divisor}: choose another format for this bit-width, or leave the layer at fp16")
 
 
-def weight_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int:
-    """Bytes of the packed codes of one ``out_features x in_features`` matrix. Raises ``SpaceError`` if the backend
-    can't pack a matrix of this shape."""
+def matrix_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> tuple[int, int]:
+    """Return the bytes of the packed codes of one ``out_features x in_features`` matrix, and those of its scales, zeros
+    and offsets. Raises ``SpaceError`` if the backend can't pack a matrix of this shape."""
     check_shape(fmt, out_features, in_features)
     numel = out_features * in_features
+    codes, blocks = numel * fmt.bits // 8, -(-numel // (fmt.block or in_features))
     if planes := planes_of(fmt):
         groups = padded_groups(planes, numel // fmt.block)
-        return sum(plane.words(groups) * plane.word_bytes * fmt.block for plane in planes)
-    if fmt.backend == "trellis":
-        numel = rings_of(out_features) * ring_length(out_features) * in_features
-    if fmt.backend == TILES:
-        return in_strips(out_features) * in_strips(in_features) * EXL3[fmt.name].half_bits // 16
-    return numel * fmt.bits // 8
-
-
-def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int:
-    """Bytes of scales, zeros and offsets of one ``out_features x in_features`` matrix. Raises ``SpaceError`` if the
-    backend can't pack a matrix of this shape."""
-    check_shape(fmt, out_features, in_features)
+        codes = sum(plane.words(groups) * plane.word_bytes * fmt.block for plane in planes)
     if fmt.backend == "none":
-        return 0
+        return codes, 0
     if fmt.backend == BACKEND:
         kind = TYPES[fmt.name]
-        return out_features * in_features // kind.weights * kind.size - weight_bytes(fmt, out_features, in_features)
+        return codes, numel // kind.weights * kind.size - codes
     if fmt.backend == TILES:
-        return 2 * (in_strips(out_features) + in_strips(in_features))
-    if fmt.block == 0:
-        return 4 * out_features
+        rows, columns = in_strips(out_features), in_strips(in_features)
+        return rows * columns * EXL3[fmt.name].half_bits // 16, 2 * (rows + columns)
     if fmt.backend == "trellis":
-        return out_features * (2 + -(-in_features // (2 * fmt.block)))
-    blocks = -(-out_features * in_features // fmt.block)
-    if fmt.backend not in ("integer", ORDERED, "hqq", "bitsandbytes"):
-        raise SpaceError(f"memory/formats.py states no bytes of scales of the backend {fmt.backend!r}; add them")
+        rings = rings_of(out_features) * ring_length(out_features) * in_features
+        return rings * fmt.bits // 8, out_features * (2 + -(-in_features // (2 * fmt.block)))
     if fmt.backend in ("integer", ORDERED):
-        return (3 if has_zeros(fmt) else 2) * blocks + 4 * in_features * (fmt.backend == ORDERED)
-    return blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 if fmt.double_quant else 4 * blocks
-
-
-def matrix_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> tuple[int, int]:
-    """Return ``weight_bytes`` and ``metadata_bytes``. Raises ``SpaceError`` likewise."""
-    return weight_bytes(fmt, out_features, in_features), metadata_bytes(fmt, out_features, in_features)
+        return codes, (3 if has_zeros(fmt) else 2) * blocks + 4 * in_features * (fmt.backend == ORDERED)
+    return codes, blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 if fmt.double_quant else 4 * blocks
 
 
 def table_bytes(fmt: StorageFormat) -> int:
@@ -277,8 +259,6 @@ def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, devic
         return 8 * min(strips, strips_at_once(width, device)) * STRIP * width
     if fmt.backend == BACKEND:
         return min(tile, numel) * (18 if fmt.name.startswith("IQ") else 11) // 2  # measured: 4.0 to 6.1, and 9.2
-    if fmt.backend != "bitsandbytes":
-        raise SpaceError(f"memory/formats.py states no scratch bytes of the backend {fmt.backend!r}; add them")
     if fmt.bits == 4:
         return 4 * numel // fmt.block if fmt.double_quant else 0
     return 4 * out_features + (4 * min(max(tile, in_features), numel) if device == "cpu" else 0)

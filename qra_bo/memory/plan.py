@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from qra_bo.memory.advice import (
@@ -84,14 +85,6 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Lever:
-    """A change of the configuration, in words, and the bytes that are needed with it."""
-
-    change: str
-    needs: int
-
-
-@dataclass(frozen=True, slots=True)
 class BudgetAnswer:
     """Choices that fit one budget of ``size`` bytes.
 
@@ -129,7 +122,7 @@ class Plan:
         most: Bytes of the largest allocation.
         cards: By card in GB, the uniform choice with the most bits, then the most rank, whose training fits beside the
             headroom, in any scope.
-        levers: Changes that lower the bytes of ``least`` to what they need, the most saving first.
+        levers: Bytes needed by changes of the configuration that lower those of ``least``, the most saving first.
         card: The card that the plan is for; ``None`` where none is named.
         references: What people train without a search: QLoRA, and LoRA on 16-bit weights, at rank 16, both with
             embedding and head in 16 bits.
@@ -147,7 +140,7 @@ class Plan:
     least_is: str
     most: int
     cards: Mapping[int, Row | None]
-    levers: tuple[Lever, ...]
+    levers: Mapping[str, int]
     card: Card | None = None
     consumer: Consumer = CONSUMERS[ANY]
     serving: str = ""
@@ -193,8 +186,8 @@ class Plan:
             "smallest": {"allocation": self.least_is, **self.least.to_json()}, "largest_bytes": self.most,
             "cards": [{"gb": gb, "best_uniform": None if row is None else row.to_json()}
                       for gb, row in self.cards.items()],
-            "levers": [{"change": v.change, "needs_bytes": v.needs, "saves_bytes": self.least.total - v.needs}
-                       for v in self.levers]}
+            "levers": [{"change": change, "needs_bytes": needs, "saves_bytes": self.least.total - needs}
+                       for change, needs in self.levers.items()]}
 
 
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
@@ -242,7 +235,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
                        space, size, most_bits) for gb, size in left.items()}
     return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)),
                 _row(memory, space, least, "smallest allocation"), describe(least, space), largest(table, space)[0],
-                cards, tuple(_levers(memory, space, need, consumer)), card, consumer,
+                cards, _levers(memory, space, need, consumer), card, consumer,
                 serving_note(consumer, memory, space) if stored is None else stored_note(stored), stored)
 
 
@@ -277,12 +270,12 @@ def _best(memory: MemoryModel, space: SearchSpace, limit: int, most_bits: float 
     return row if row.embeddings == 16 else replace(row, what=f"{row.what}, embeddings={row.embeddings}")
 
 
-def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consumer) -> list[Lever]:
-    """Single changes that lower the bytes of the smallest allocation, the most saving first."""
-    shape, levers = memory.shape, []
+def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consumer) -> dict[str, int]:
+    """Single changes that lower the bytes of the smallest allocation to these, the most saving first."""
+    shape, levers = memory.shape, dict[str, int]()
 
     def add(change: str, memory: MemoryModel, space: SearchSpace) -> None:
-        levers.append(Lever(change, smallest(memory.table(space), space)[0]))
+        levers[change] = smallest(memory.table(space), space)[0]
 
     if memory.scope == "peak":
         chunk = min(shape.logits_chunk or shape.tokens, shape.tokens)
@@ -304,7 +297,7 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consum
             add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=formats))
     if ranks[0] > 1:
         add(f"ranks={_listed((1, *ranks))}", memory, replace(space, ranks=Ladder("ranks", (1, *ranks))))
-    return sorted((lever for lever in levers if lever.needs < need), key=lambda lever: lever.needs)
+    return {change: size for change, size in sorted(levers.items(), key=itemgetter(1)) if size < need}
 
 
 def _less(value: int, *others: int) -> list[int]:

@@ -8,7 +8,7 @@ from qra_bo.config import RunConfig, gptq_sequences
 from qra_bo.memory import MemoryModel, format_size, parse_size
 from qra_bo.memory.budget import free_bytes, largest, smallest
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
-from qra_bo.memory.formats import RING_BYTES, RINGS_NUMEL, matrix_bytes, metadata_bytes, weight_bytes
+from qra_bo.memory.formats import RING_BYTES, RINGS_NUMEL, matrix_bytes
 from qra_bo.memory.stored import own_format
 from qra_bo.pipeline.pricing import bank_formats, make_memory, reference_formats
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
@@ -44,7 +44,7 @@ def packed_bytes(config: RunConfig, spec: DecoderSpec, space: SearchSpace, devic
         return sum(sum(matrix_bytes(own_format(space.widest, m), m.out_features, m.in_features)) for m in spec.linears)
     in_half = BYTES[resolve_dtype(config.dtype, device_type)] == 2 or is_mapped(config)
     keeps_half = device_type == "cpu" and not in_half
-    return sum(weight_bytes(fmt, m.out_features, m.in_features) + metadata_bytes(fmt, m.out_features, m.in_features)
+    return sum(sum(matrix_bytes(fmt, m.out_features, m.in_features))
                for fmt in bank_formats(config, space) if not fmt.is_base or keeps_half for m in spec.linears)
 
 

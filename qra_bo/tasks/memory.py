@@ -111,8 +111,8 @@ def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
     parts += [_breakdown(plan), _cards(plan)]
     if not plan.fits and plan.levers:
         parts.append(_table("What lowers the smallest allocation", ["change", "then needs", "saves"],
-                            [(lever.change, format_size(lever.needs), format_size(plan.least.total - lever.needs))
-                             for lever in plan.levers]))
+                            [(change, format_size(needs), format_size(plan.least.total - needs))
+                             for change, needs in plan.levers.items()]))
     return Group(*parts)
 
 

@@ -23,7 +23,7 @@ from qra_bo.finetune.quantization.base import (
     state_bytes,
 )
 from qra_bo.finetune.quantization.planes import codes_of, words_of
-from qra_bo.memory.formats import check_shape, metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.formats import check_shape, matrix_bytes, parse_format
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import SpaceError
 
@@ -142,8 +142,7 @@ class QuantizerConformance:
                     self.layer(fmt, linear)
                 return
             layer = self.layer(fmt, linear, torch.float32)
-            expected = weight_bytes(fmt, out, inp), metadata_bytes(fmt, out, inp)
-            assert state_bytes(packed(layer).packed_state()) == expected
+            assert state_bytes(packed(layer).packed_state()) == matrix_bytes(fmt, out, inp)
             dense = packed(layer).unpack()
             assert dense.shape == (out, inp)
             # No weight, clipped or not, is off by two steps of a coarse grid: a wrong block or order would be.

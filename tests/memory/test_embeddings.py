@@ -13,7 +13,7 @@ from qra_bo.memory.embeddings import (
     tile_rows,
     unpacked_numel,
 )
-from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.formats import matrix_bytes, parse_format
 from qra_bo.space import uniform
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.errors import SpaceError
@@ -65,8 +65,7 @@ def test_parts_of_a_peak_and_of_a_file(bits: int) -> None:
     norms = SMOLLM2.other_numel - table
     assert parts["unquantised"] == 2 * (norms + (table if bits == 16 else 0))
     assert parts["embeddings"] == packed_tables_bytes(SMOLLM2, bits)
-    linears = sum(size(parse_format("nf4"), m.out_features, m.in_features) for m in SMOLLM2.linears
-                  for size in (weight_bytes, metadata_bytes))
+    linears = sum(sum(matrix_bytes(parse_format("nf4"), m.out_features, m.in_features)) for m in SMOLLM2.linears)
     adapters = 2 * 8 * sum(m.out_features + m.in_features for m in SMOLLM2.linears)
     assert model.file_bytes(space, allocation) == linears + adapters + parts["unquantised"] + parts["embeddings"]
     assert sum(replace(model, scope="stored").breakdown(space, allocation).values()) == linears + adapters

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.activations import rounding_bytes
-from qra_bo.memory.formats import metadata_bytes, parse_format, scratch_bytes, weight_bytes
+from qra_bo.memory.formats import matrix_bytes, parse_format, scratch_bytes
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.optimizers import LEAST_8BIT, OPTIMIZERS, shared_bytes, state_bytes, update_bytes
 from qra_bo.space import Allocation, CostTable, SearchSpace, uniform
@@ -132,8 +132,7 @@ def test_stored_scope_is_the_papers_accounting() -> None:
     space = space_of(SMOLLM2, formats=("nf4-nodq", "int8"), ranks=(16,))
     model = MemoryModel(SMOLLM2, TrainShape(4, 128), "stored")
     adapters = sum(16 * (m.in_features + m.out_features) for m in SMOLLM2.linears)
-    stored = sum(f(parse_format("nf4-nodq"), m.out_features, m.in_features)
-                 for m in SMOLLM2.linears for f in (weight_bytes, metadata_bytes))
+    stored = sum(sum(matrix_bytes(parse_format("nf4-nodq"), m.out_features, m.in_features)) for m in SMOLLM2.linears)
     assert total(model, space, uniform(30, "nf4-nodq", 16)) == stored + 2 * adapters
     assert round((stored + 2 * adapters) / 1e6, 1) == 69.5  # METHOD: uniform NF4 r = 16, single quantisation
     parts = model.breakdown(space, uniform(30, "nf4-nodq", 16))

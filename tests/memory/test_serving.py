@@ -117,9 +117,8 @@ def test_lever_of_fewer_bits_is_priced_for_the_consumer() -> None:
     space, budget = space_of(formats=("sym4-g64", "sym8-g64")), {"1kB": 1000}
     plans = {name: memory_plan(MemoryModel(TINY, SHAPE, "stored", matrix_bytes=CONSUMERS[name].matrix_bytes), space,
                                budget, consumer=CONSUMERS[name]) for name in ("mlx", "llamacpp")}
-    levers = {name: {lever.change for lever in plan.levers} for name, plan in plans.items()}
-    assert "bits=[2,4,8]" in levers["mlx"]
-    assert "bits=[2,4,8]" not in levers["llamacpp"]
+    assert "bits=[2,4,8]" in plans["mlx"].levers
+    assert "bits=[2,4,8]" not in plans["llamacpp"].levers
 
 
 def test_files_of_llamacpp_have_closed_forms() -> None:

@@ -6,9 +6,8 @@ from qra_bo.memory.formats import (
     FORMATS,
     check_shape,
     format_from_json,
-    metadata_bytes,
+    matrix_bytes,
     parse_format,
-    weight_bytes,
 )
 from qra_bo.utils.errors import SpaceError
 
@@ -38,7 +37,7 @@ from qra_bo.utils.errors import SpaceError
 ])
 def test_bytes_by_hand(name: str, shape: tuple[int, int], weights: int, metadata: int) -> None:
     fmt = parse_format(name)
-    assert (weight_bytes(fmt, *shape), metadata_bytes(fmt, *shape)) == (weights, metadata)
+    assert matrix_bytes(fmt, *shape) == (weights, metadata)
 
 
 def test_names_are_keys_and_json_round_trips() -> None:

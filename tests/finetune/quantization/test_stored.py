@@ -15,7 +15,7 @@ from qra_bo.finetune.quantization.base import backend_of, packed, state_bytes
 from qra_bo.finetune.quantization.stored import SCALES, StoredTable, finite, unpacked
 from qra_bo.finetune.quantization.tables import PackedHead
 from qra_bo.memory.file_formats import TYPES
-from qra_bo.memory.formats import check_shape, metadata_bytes, parse_format, scratch_bytes, weight_bytes
+from qra_bo.memory.formats import check_shape, matrix_bytes, parse_format, scratch_bytes
 from qra_bo.utils.errors import ConfigError, SpaceError
 
 EVERY_TYPE = pytest.mark.parametrize("name", TYPES)
@@ -96,7 +96,7 @@ def test_bytes_and_scratch_are_predicted(name: str) -> None:
     fmt, shape, kind = parse_format(name), (128, 4096), gguf.GGMLQuantizationType[name]
     block, size = gguf.GGML_QUANT_SIZES[kind]
     layer = packed(layer_of(name, *shape, dtype=torch.bfloat16))
-    assert weight_bytes(fmt, *shape) + metadata_bytes(fmt, *shape) == shape[0] * shape[1] // block * size \
+    assert sum(matrix_bytes(fmt, *shape)) == shape[0] * shape[1] // block * size \
         == sum(state_bytes(layer.packed_state()))
     assert backend_of(fmt).empty_state(fmt, shape, torch.float32)["codes"].shape == layer.packed_state()["codes"].shape
     with PeakTracker() as tracker:
