@@ -1,13 +1,11 @@
 """Neighbourhoods against brute force over whole spaces."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_bo.space.neighbourhood import atomic_neighbours, distance, neighbours_within
-from qra_bo.utils.errors import SpaceError
-from tests.spaces import corners, every_row, make_costs, make_space
+from tests.spaces import every_row, make_costs, make_space
 
 NO_LIMIT = 10**12
 
@@ -71,13 +69,3 @@ def test_sampled_rows_are_uniform_over_the_shells() -> None:
         counts[extra] += 1
     expected = draws / len(outer)
     assert max(abs(c - expected) for c in counts.values()) < 5 * np.sqrt(expected)
-
-
-def test_bad_input_is_explained() -> None:
-    space = make_space(2)
-    costs, (low, high) = make_costs(space), corners(space)
-    rng = np.random.default_rng(0)
-    with pytest.raises(SpaceError, match="radius"):
-        neighbours_within(space, low, 0, costs=costs, budget_bytes=1, rng=rng)
-    with pytest.raises(SpaceError, match="on the ladders"):
-        neighbours_within(space, high + 1, 1, costs=costs, budget_bytes=1, rng=rng)
