@@ -20,7 +20,7 @@ from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.file_formats import STORED
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space.decoder import spec_from_numbers
-from qra_bo.utils.device import planned_device, resolve_device
+from qra_bo.utils.device import planned_device, resolve_device, resolve_dtype
 from qra_bo.utils.errors import UserError
 from qra_bo.utils.files import read_object, user_path
 
@@ -182,8 +182,8 @@ def preset_notes(config: RunConfig) -> list[str]:
                      "driver's version of CUDA (https://pytorch.org/get-started/locally); if the CPU is meant, give "
                      "device=cpu")
     if (card := config.card) is not None:
-        lines.append(f"gpu={config.gpu}: {card.title}, {card.total_bytes / 1e9:.1f} GB, {card.dtype} on CUDA; nothing "
-                     "here was measured on it")
+        lines.append(f"gpu={config.gpu}: {card.title}, {card.total_bytes / 1e9:.1f} GB, "
+                     f"{resolve_dtype('auto', 'cuda', card.capability)} on CUDA; nothing here was measured on it")
     if config.oracle.trains and config.data.kind in ("hub", "plays"):
         text = f"{config.data.path} from the hub" if config.data.kind == "hub" else \
             "the embedded plays of Shakespeare, for a first try"

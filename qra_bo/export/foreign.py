@@ -74,7 +74,7 @@ def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> N
     if config.get("peft_type") != "LORA":
         raise OutputError(f"{path} must describe a LoRA adapter (peft_type LORA); it does not")
     ranks = {name: record.rank for name, record in manifest.modules.items()}
-    wanted: dict[str, Any] = {**peft_patterns(ranks, manifest.alpha_over_rank)}
+    wanted = peft_patterns(ranks, manifest.alpha_over_rank)
     wanted |= {"rank_pattern": {}, "alpha_pattern": {}} if one_rank else {}
     del wanted["target_modules"]
     defaults = LoraConfig().to_dict()

@@ -77,16 +77,11 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, adapter: bool =
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
         model = _adapted(model, tensors, manifest, target)
-    return make_trainable(model) if trainable else model.eval(), tokenizer
-
-
-def make_trainable(model: Any) -> Any:
-    """Prepare the adapted model of ``load`` for a trainer: LoRA weights in fp32 that take gradients, training mode."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters() if trainable else ():
         if "lora_" in name:
             parameter.data = parameter.data.to(torch.float32)
             parameter.requires_grad_(True)
-    return model.train()
+    return model.train(trainable), tokenizer
 
 
 def optimizer_groups(model: Any, run: str | Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from qra_bo.export.foreign import read_adapter
 from qra_bo.export.load import dense_base, packed_states
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.checked_tensors import save_tensors
-from qra_bo.finetune.manifest import Manifest, ModuleRecord
+from qra_bo.finetune.manifest import ModuleRecord
 from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.finetune.quantization.planes import codes_of, words_of
 from qra_bo.memory.serving import TARGET_FORMATS
@@ -36,11 +36,6 @@ class LoraPair:
     down: Tensor
     up: Tensor
     scale: float
-
-    @property
-    def update(self) -> Tensor:
-        """``out x in``, fp32."""
-        return self.scale * (self.up @ self.down)
 
 
 def padded(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -76,8 +71,8 @@ class LinearWeights:
 
     def merged(self, dtype: torch.dtype) -> Tensor:
         """Return the unpacked weight with the adapter added in fp32, ``out x in``, rounded to ``dtype`` once."""
-        weight = self.dense(torch.float32)
-        return (weight if self.lora is None else weight + self.lora.update).to(dtype)
+        weight, lora = self.dense(torch.float32), self.lora
+        return (weight if lora is None else weight + lora.scale * (lora.up @ lora.down)).to(dtype)
 
     def affine(self, group: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return codes (``out x in``, uint8), scales and zeros (``out x groups`` each, fp32) of a weight ``(code -
@@ -97,7 +92,6 @@ class RunWeights:
     """Everything that a file for another program is made from.
 
     Args:
-        manifest: Of the run.
         linears: By name, in module order.
         others: Every other tensor by the base model's name, in the run's compute type; tied weights once. Embedding and
             head are those that the run trained on: unpacked where it packed them.
@@ -107,7 +101,6 @@ class RunWeights:
         tables: Packed embedding and, where it has weights of its own, head, as linears by module; none in 16 bits.
     """
 
-    manifest: Manifest
     linears: Mapping[str, LinearWeights]
     others: Mapping[str, Tensor]
     config: Any
@@ -156,8 +149,7 @@ def weights_of(run: FinishedRun) -> RunWeights:
     if manifest.stored:  # their tables have no dense module
         others = {f"{name}.weight": table.dense(dtype) for name, table in tables.items()} | {
             name: tensor for name, tensor in others.items() if not name.endswith(".table.codes")}
-    return RunWeights(manifest, linears, others, model.config,
-                      getattr(model, "generation_config", None), tokenizer, tables)
+    return RunWeights(linears, others, model.config, getattr(model, "generation_config", None), tokenizer, tables)
 
 
 def weights_in(model: Any, run: FinishedRun) -> Iterator[tuple[Any, LinearWeights]]:

@@ -193,11 +193,10 @@ def free_bytes(device: str) -> int:
     raise BudgetError(f"budget=auto can't tell how much memory is free on {device} ({said}); name a size such as 8GB")
 
 
-def total_bytes(index: int) -> int | None:
-    """Return the bytes of a CUDA device (loads torch, and makes no context on the device); ``None`` if it is not there.
-    """
+def total_bytes(index: int) -> int:
+    """Return the bytes of a CUDA device; loads torch, and makes no context on the device."""
     import torch  # stays unloaded where a plan needs no device
-    return int(torch.cuda.get_device_properties(index).total_memory) if index < torch.cuda.device_count() else None
+    return int(torch.cuda.get_device_properties(index).total_memory)
 
 
 def resolve_budget(budget: Budget | str, memory: MemoryModel, space: SearchSpace, *, free: int = 0,

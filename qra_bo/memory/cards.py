@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qra_bo.utils.device import resolve_dtype
 from qra_bo.utils.errors import ConfigError, nearest_first
 
 
@@ -28,11 +27,6 @@ class Card:
     @property
     def total_bytes(self) -> int:
         return round(self.gib * 2**30)
-
-    @property
-    def dtype(self) -> str:
-        """Return the compute type that ``dtype=auto`` is on the card."""
-        return resolve_dtype("auto", "cuda", self.capability)
 
 
 USABLE = 11.62 / 12

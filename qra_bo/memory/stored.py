@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qra_bo.memory.file_formats import BACKEND, EXL3, TYPES
-from qra_bo.memory.formats import matrix_bytes, parse_format, weight_bytes
+from qra_bo.memory.formats import matrix_bytes, parse_format
 from qra_bo.space.decoder import DecoderSpec, Linear
 from qra_bo.space.space import StorageFormat, Unit
 from qra_bo.utils.errors import SpaceError
@@ -26,7 +26,7 @@ def own_format(fmt: StorageFormat, linear: Linear) -> StorageFormat:
 
 def code_bits(spec: DecoderSpec) -> float:
     """Return the average code bits of the linears of a decoder that has the formats of a file."""
-    sizes = (weight_bytes(parse_format(m.stored), m.out_features, m.in_features) for m in spec.linears)
+    sizes = (matrix_bytes(parse_format(m.stored), m.out_features, m.in_features)[0] for m in spec.linears)
     return 8 * sum(sizes) / spec.linear_numel
 
 

@@ -131,9 +131,9 @@ def check_card(config: RunConfig, memory: MemoryModel, budget: int) -> None:
     here = config.oracle.trains and not config.executor.elsewhere and config.gpu is None
     if not here or memory.shape.device != "cuda" or memory.scope != "peak":
         return
-    totals = [total for total in map(total_bytes, worker_cards(config)) if total is not None]
-    if totals and budget > min(totals):
-        raise BudgetError(f"a budget of {format_size(budget)} is more than the GPU has, {format_size(min(totals))} in "
+    total = min(map(total_bytes, worker_cards(config)), default=budget)
+    if budget > total:
+        raise BudgetError(f"a budget of {format_size(budget)} is more than the GPU has, {format_size(total)} in "
                           "all; use budget=auto for what is free, or a smaller size. task=memory gpu=NAME plans for "
                           "another card")
 

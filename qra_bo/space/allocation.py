@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from qra_bo.utils.errors import SpaceError
 
@@ -71,18 +71,9 @@ _EXPERT = re.compile(r"\\\.experts\\\.\d+\\\.")
 """An expert of a stack in an escaped path."""
 
 
-class PeftPatterns(TypedDict):
-    """Keyword arguments of ``peft.LoraConfig``; pattern keys are regular expressions that match one module each."""
-
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
-    target_modules: list[str]
-    r: int
-    lora_alpha: float
-
-
-def peft_patterns(ranks_by_module: Mapping[str, int], alpha_over_rank: float) -> PeftPatterns:
-    """Translate one rank for every module into PEFT's patterns.
+def peft_patterns(ranks_by_module: Mapping[str, int], alpha_over_rank: float) -> dict[str, Any]:
+    """Translate one rank for every module into keyword arguments of ``peft.LoraConfig``: ``r`` and ``lora_alpha``,
+    ``target_modules``, and the patterns of ranks and alphas, whose keys are regular expressions.
 
     >>> patterns = peft_patterns({"layers.0.q_proj": 4, "layers.0.k_proj": 0}, alpha_over_rank=2)
     >>> patterns["rank_pattern"], patterns["target_modules"], patterns["lora_alpha"]
@@ -111,9 +102,8 @@ def peft_patterns(ranks_by_module: Mapping[str, int], alpha_over_rank: float) ->
     by_key = {keys[name]: rank for name, rank in ranks.items()}
     if any(by_key[keys[name]] != rank for name, rank in ranks.items()):
         raise SpaceError("experts of one stack have one rank")
-    return PeftPatterns(
-        rank_pattern=by_key, alpha_pattern={key: _plain(rank * alpha_over_rank) for key, rank in by_key.items()},
-        target_modules=list(ranks), r=largest, lora_alpha=_plain(largest * alpha_over_rank))
+    return {"rank_pattern": by_key, "alpha_pattern": {key: _plain(r * alpha_over_rank) for key, r in by_key.items()},
+            "target_modules": list(ranks), "r": largest, "lora_alpha": _plain(largest * alpha_over_rank)}
 
 
 def _plain(value: float) -> float:

@@ -92,8 +92,7 @@ def decoder(config: Any) -> tuple[Any, RunWeights]:
         linears[name] = LinearWeights(name, fmt, (rows, columns), state,
                                       None if module.bias is None else module.bias.data, lora)
         module.weight.data = linears[name].dense(torch.float32)
-    return model, RunWeights(None, linears, _others(model, linears), model.config,  # type: ignore[arg-type]
-                             model.generation_config, byte_tokenizer())
+    return model, RunWeights(linears, _others(model, linears), model.config, model.generation_config, byte_tokenizer())
 
 
 def logits(model: Any, weights: RunWeights, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -107,8 +107,7 @@ def write_tiny(tokenizer: Any, rows: int, path: Path) -> Path:
     """Write a decoder of one small layer with this tokenizer."""
     config = LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
                          vocab_size=rows, tie_word_embeddings=True)
-    weights = RunWeights(None, {}, LlamaForCausalLM(config).state_dict(), config,  # type: ignore[arg-type]
-                         None, tokenizer)
+    weights = RunWeights({}, LlamaForCausalLM(config).state_dict(), config, None, tokenizer)
     Source(weights, layout_of(config), vocabulary_of(tokenizer, rows), "tiny").write_model(path, dense=True)
     return path
 

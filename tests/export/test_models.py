@@ -107,7 +107,7 @@ def test_reference_in_fp32_is_the_model_loaded_to_compute_in_fp32(mixed: Path) -
     reference = Reference(FinishedRun.read(mixed), ids)
     weights = weights_of(FinishedRun.read(mixed))
     for merged, wanted in ((False, reference.base), (True, reference.own)):
-        dense = load_base(weights.manifest.model)[0].float()
+        dense = load_base(read_manifest(mixed).model)[0].float()
         dense.load_state_dict({name: t.float() for name, t in weights.others.items()}, strict=False)
         for name, linear in weights.linears.items():
             dense.get_submodule(name).weight.data = (linear.merged if merged else linear.dense)(torch.float32)

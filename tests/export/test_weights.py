@@ -30,7 +30,7 @@ def read_run(run: Path) -> RunWeights:
 
 def test_weights_are_those_of_the_loaded_model(run: Path, weights: RunWeights) -> None:
     model = load(run, adapter=False)[0]
-    assert list(weights.linears) == list(weights.manifest.modules)
+    assert list(weights.linears) == list(read_manifest(run).modules)
     for name, linear in weights.linears.items():
         layer = model.get_submodule(name)
         assert linear.state.keys() == layer.packed_state().keys()
