@@ -174,11 +174,6 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         names = [c.name for c in self.design.components] + ["residual"] * (self.residual > 0) + ["noise"]
         return dict(zip(names, self._scales.tolist(), strict=True))
 
-    @property
-    def _residual_variance(self) -> Tensor:
-        """Prior variance of the residual, whose scale stands before that of the noise."""
-        return self._scales[-2]**2
-
     def posterior(self, X: Tensor, output_indices: list[int] | None = None, observation_noise: bool | Tensor = False,
                   posterior_transform: PosteriorTransform | None = None, **kwargs: Any) -> Posterior:
         """Return the joint Gaussian of the latent values of ``... x q x 2 L`` index rows, float64.
@@ -262,7 +257,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         for block, other, scale in zip(left_blocks, right_blocks, self._scales, strict=False):
             covariance += scale**2 * (block @ other.mT)
         if self.residual > 0:
-            covariance += self._residual_variance * self._correlation(left, right)
+            covariance += self._scales[-2]**2 * self._correlation(left, right)  # the last scale is the noise's
         return covariance
 
     def _correlation(self, left: Tensor, right: Tensor) -> Tensor:

@@ -60,3 +60,8 @@ def corners(space: SearchSpace) -> tuple[IntArray, IntArray]:
     """The lowest and the highest index row."""
     n = space.n_units
     return np.zeros(2 * n, dtype=np.int64), np.repeat([len(space.formats) - 1, len(space.ranks) - 1], n)
+
+
+def distance(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Atomic edits between each of ``n x 2 L`` rows and one row of ``2 L``, ``n``."""
+    return np.abs(rows - row).sum(axis=1)

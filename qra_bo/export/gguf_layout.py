@@ -91,14 +91,16 @@ class Layout:
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(float(self.rope["factor"]))
         if kind == "longrope":
-            writer.add_rope_scaling_orig_ctx_len(self._original_length)
+            length = getattr(config, "original_max_position_embeddings", config.max_position_embeddings)
+            writer.add_rope_scaling_orig_ctx_len(int(self.rope.get("original_max_position_embeddings") or length))
             writer.add_rope_scaling_attn_factors(self._scaled()[1])
 
     def tables(self) -> dict[str, Tensor]:
         """Return the tables of the rotary embedding, ``rotated / 2`` in fp32 each, that stand among the tensors."""
         kind = self.rope["rope_type"]
-        if kind == "llama3":
-            return {"rope_freqs.weight": self._llama3_divisors()}
+        if kind == "llama3":  # whole wavelengths that fit into the original context stay, long ones are stretched
+            plain = 1.0 / float(self.rope["rope_theta"]) ** (torch.arange(0, self._rotated, 2).float() / self._rotated)
+            return {"rope_freqs.weight": plain / self._scaled()[0]}  # llama.cpp divides each frequency by these
         if kind == "longrope":
             return {f"rope_factors_{which}.weight": torch.tensor(self.rope[f"{which}_factor"], dtype=torch.float32)
                     for which in ("long", "short")}
@@ -108,22 +110,11 @@ class Layout:
     def _rotated(self) -> int:
         return int(self.head_width * self.rope.get("partial_rotary_factor", 1.0))
 
-    @property
-    def _original_length(self) -> int:
-        return int(self.rope.get("original_max_position_embeddings")
-                   or getattr(self.config, "original_max_position_embeddings", self.config.max_position_embeddings))
-
     def _scaled(self) -> tuple[Tensor, float]:
         """Return the rotary embedding's scaled frequencies and its factor on queries and keys, by transformers."""
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # slow to import
         frequencies, factor = ROPE_INIT_FUNCTIONS[self.rope["rope_type"]](self.config, torch.device("cpu"))
         return frequencies, float(factor)
-
-    def _llama3_divisors(self) -> Tensor:
-        """Return what llama.cpp divides each frequency by: transformers' frequencies without scaling over those with
-        (Llama 3.1's rule: whole wavelengths that fit into the original context stay, long ones are stretched)."""
-        plain = 1.0 / float(self.rope["rope_theta"]) ** (torch.arange(0, self._rotated, 2).float() / self._rotated)
-        return plain / self._scaled()[0]
 
 
 def layout_of(config: Any) -> Layout:

@@ -1,7 +1,6 @@
 """What exports are made from: the folder of a finished run; which exports are of its adapter; texts from templates."""
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,11 +121,6 @@ class FinishedRun:
     def plain(self) -> bool:
         """Whether the base has 16 bits throughout, as any program loads it."""
         return min(self.best["bits"]) == 16 and not self.manifest.tables
-
-    @property
-    def weights(self) -> int:
-        """Number of weights of the quantised linears."""
-        return sum(math.prod(record.shape) for record in self.manifest.modules.values())
 
     @property
     def adapter(self) -> Path:

@@ -1,6 +1,7 @@
 """Exports of a run in its folder: written, loaded again, and told in a line each."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -114,7 +115,8 @@ def checked(config: RunConfig, run: "FinishedRun", console: Console | None) -> l
     with writing(path, "check again"):
         if CHECKS.name not in run.current_exports:
             path.unlink(missing_ok=True)
-    if config.export.check is False or (config.export.check == "auto" and run.weights > QUICK_WEIGHTS):
+    weights = sum(math.prod(record.shape) for record in run.manifest.modules.values())
+    if config.export.check is False or (config.export.check == "auto" and weights > QUICK_WEIGHTS):
         return []
     rows = check_exports(run)
     if console is not None:

@@ -78,8 +78,10 @@ class TrustRegionBO(ObservingSearcher):
 
     def _best_neighbour(self, rows: IntArray, objective: FloatArray) -> IntArray | None:
         centre = rows[int(np.argmax(objective))]
-        wider = (self._neighbours(centre, r) for r in range(self.region.radius, self.region.largest + 1))
-        candidates = next((found for found in wider if len(found)), None)
+        wider = (neighbours_within(self._problem.space, centre, radius, costs=self._problem.costs, rng=self._rng,
+                                   budget_bytes=self._problem.budget_bytes, cap=self._max_candidates)
+                 for radius in range(self.region.radius, self.region.largest + 1))
+        candidates = next((found for found in map(self._seen.fresh, wider) if len(found)), None)
         if candidates is None:
             return None
         y = torch.from_numpy(objective)[:, None]
@@ -93,12 +95,6 @@ class TrustRegionBO(ObservingSearcher):
             scores = torch.cat([acquisition(rows) for rows in torch.split(self._embedded(candidates)[:, None], _BATCH)])
         best = int(scores.argmax())
         return None if float(scores[best].exp()) < self._tolerance else np.asarray(candidates[best])
-
-    def _neighbours(self, centre: IntArray, radius: int) -> IntArray:
-        """Return the new feasible rows within ``radius`` edits of ``centre``, ``m x 2 L``."""
-        return self._seen.fresh(neighbours_within(
-            self._problem.space, centre, radius, costs=self._problem.costs, budget_bytes=self._problem.budget_bytes,
-            rng=self._rng, cap=self._max_candidates))
 
     def _embedded(self, rows: IntArray) -> torch.Tensor:
         return torch.from_numpy(embed(rows, self._problem.space, self._importance))

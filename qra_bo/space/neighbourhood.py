@@ -14,11 +14,6 @@ def ladder_tops(space: SearchSpace) -> IntArray:
     return np.repeat(np.array([len(space.formats) - 1, len(space.ranks) - 1], dtype=np.int64), space.n_units)
 
 
-def distance(rows: IntArray, row: IntArray) -> IntArray:
-    """Atomic edits between each of ``n x 2 L`` rows and one row of ``2 L``, ``n``."""
-    return np.asarray(np.abs(rows - row).sum(axis=1))
-
-
 def atomic_neighbours(space: SearchSpace, row: IntArray) -> IntArray:
     """Return every row one atomic edit away, ``m x 2 L``: by coordinate, down before up."""
     return _Ball(space, row).shells(1)[0]
@@ -45,7 +40,7 @@ def neighbours_within(space: SearchSpace, row: IntArray, radius: int, *, costs: 
             drawn = ball.draw(cap - len(known), complete + 1, radius, rng)
             known |= {r.tobytes(): r for r in drawn[costs.feasible(drawn, budget_bytes)]}
     rows = np.array([*known.values()], dtype=np.int64).reshape(-1, len(row))
-    return rows[np.argsort(distance(rows, row), kind="stable")]
+    return rows[np.argsort(np.abs(rows - row).sum(axis=1), kind="stable")]
 
 
 class _Ball:

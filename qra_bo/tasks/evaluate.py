@@ -116,8 +116,7 @@ def asks_in_chats(folder: Path, tokenizer: Any) -> bool:
     """Whether instructions are asked as chats: as the run in ``folder`` was trained on them, and where it had none by
     its tokenizer's template."""
     path = folder / "best.json"
-    provenance = read_object(path).get("provenance") if path.is_file() else None
-    trained = provenance.get("data_render") if isinstance(provenance, dict) else None
-    if isinstance(provenance, dict) and provenance.get("data_chats"):
-        return True
-    return trained == "chat" if trained else bool(tokenizer.chat_template)
+    stated = read_object(path).get("provenance") if path.is_file() else None
+    provenance = stated if isinstance(stated, dict) else {}
+    rendered = provenance.get("data_render") or ("chat" if tokenizer.chat_template else "plain")
+    return bool(provenance.get("data_chats")) or rendered == "chat"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_bo.searchers.structured.features import prior_share, prior_tables
+from qra_bo.searchers.structured.features import prior_tables
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.space.knapsack import solve_knapsack
 from tests.conformance.searcher import make_problem
@@ -14,13 +14,12 @@ from tests.conformance.searcher import make_problem
 
 @pytest.mark.parametrize(("equivalents", "n"), [(1, 4), (12, 4), (20, 5), (24, 6), (40, 8), (120, 8), (math.inf, 4)])
 def test_a_quarter_of_the_cost_within_bounds(equivalents: float, n: int) -> None:
-    assert prior_share(equivalents) == n
+    assert len(prior_tables(replace(make_problem(8)[0], max_full_trials=equivalents))) == n
 
 
 def test_larger_rates_buy_larger_ranks() -> None:
-    problem, _ = make_problem(8, share=0.2)
-    ranks = []
-    for table in prior_tables(problem, 8):
+    problem, ranks = replace(make_problem(8, share=0.2)[0], max_full_trials=40.0), []
+    for table in prior_tables(problem):
         row = solve_knapsack(table, problem.costs, problem.budget_bytes)
         ranks.append(float(row[problem.space.n_units:].mean()))
     rates = np.array([0.03, 0.3, 1.0, 0.1, 0.3, 1.0, 3.0, 3.0])
@@ -28,10 +27,8 @@ def test_larger_rates_buy_larger_ranks() -> None:
 
 
 def test_number_of_first_proposals_follows_the_effort() -> None:
-    problem, _ = make_problem(8, share=0.2)
-    designs = {tuple(solve_knapsack(t, problem.costs, problem.budget_bytes).tolist())
-               for t in prior_tables(problem, 8)}
-    problem = replace(problem, max_full_trials=40.0)
+    problem = replace(make_problem(8, share=0.2)[0], max_full_trials=40.0)
+    designs = {tuple(solve_knapsack(t, problem.costs, problem.budget_bytes).tolist()) for t in prior_tables(problem)}
     of_run = StructuredSearch(problem).ask(20)
     asked = [tuple(problem.space.encode(p.allocation).tolist()) for p in of_run]
     assert set(asked[:len(designs)]) == designs

@@ -15,10 +15,10 @@ from qra_bo.searchers.structured.searcher import LEAST_CHECKED, StructuredSearch
 from qra_bo.searchers.trust_region import TrustRegionBO
 from qra_bo.space import uniform
 from qra_bo.space.knapsack import solve_knapsack
-from qra_bo.space.neighbourhood import distance
 from qra_bo.trials import Fidelity, Proposal
 from tests.conformance.searcher import SearcherSuite, unlearned
 from tests.searchers.landscape import Landscape, baselines, curve, evaluate, make_landscape, run_search
+from tests.spaces import distance
 
 
 class TestStructuredSuite(SearcherSuite):

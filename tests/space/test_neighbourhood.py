@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.space.neighbourhood import atomic_neighbours, distance, neighbours_within
-from tests.spaces import every_row, make_costs, make_space
+from qra_bo.space.neighbourhood import atomic_neighbours, neighbours_within
+from tests.spaces import distance, every_row, make_costs, make_space
 
 NO_LIMIT = 10**12
 

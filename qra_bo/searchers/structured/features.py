@@ -92,18 +92,14 @@ The order spreads the first few over the rates.
 _LEAST = 4
 
 
-def prior_share(max_full_trials: float) -> int:
-    """Return the number of first proposals: about a quarter of the trials, the least where these are not limited.
+def prior_tables(problem: SearchProblem) -> list[FloatArray]:
+    """Return additive loss tables to solve before anything is learned, ``L x F x R`` each: 4 to 8, about a quarter of
+    the trials, and 4 where these are not limited.
 
     Whether bytes belong into bits or ranks is what a search knows least, and would otherwise settle too soon.
     """
-    wanted = _LEAST if math.isinf(max_full_trials) else round(max_full_trials / 4)
-    return min(len(_ASSUMPTIONS), max(_LEAST, wanted))
-
-
-def prior_tables(problem: SearchProblem, n: int) -> list[FloatArray]:
-    """Return the first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``.
-    """
+    most = problem.max_full_trials
+    n = _LEAST if math.isinf(most) else max(_LEAST, round(most / 4))
     level, root = sensitivity_scales(shrunk_sensitivity(problem.profile))
     share = problem.space.unit_share[:, None, None]
     n_units, n_formats, _ = problem.costs.shape

@@ -13,7 +13,7 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher, TrustRegion
 from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import of_training
-from qra_bo.searchers.structured.features import build_components, prior_share, prior_tables
+from qra_bo.searchers.structured.features import build_components, prior_tables
 from qra_bo.space import Allocation, IntArray
 from qra_bo.space.lagrangian import Region, solve_relaxed
 from qra_bo.trials import Trial
@@ -59,7 +59,7 @@ class StructuredSearch(ObservingSearcher):
         parts = build_components(problem)
         if rates is None:
             self._design = Design(parts)
-            self._prior = prior_tables(problem, prior_share(problem.max_full_trials))
+            self._prior = prior_tables(problem)
         else:  # what the parts are left to explain is what the learned rates do not
             steps = problem.high_steps if problem.objective_steps is None else problem.objective_steps
             centre = of_training(load_rates(rates), problem, steps).table(problem)
