@@ -32,7 +32,7 @@ def test_cards_may_be_named_otherwise(given: str, key: str) -> None:
 
 def test_a_card_that_the_table_lacks_is_known_by_the_memory_on_its_box() -> None:
     unnamed, known = card_by_key(card_key("12 GB")), CARDS["rtx3060"]
-    assert (unnamed.total_bytes, unnamed.dtype, unnamed.tflops) == (known.total_bytes, known.dtype, None)
+    assert (unnamed.total_bytes, unnamed.capability, unnamed.tflops) == (known.total_bytes, (8, 0), None)
     assert card_by_key("rtx3060") is known
     for wrong in ("8", "0GB", "8.5TB"):
         with pytest.raises(ConfigError):
