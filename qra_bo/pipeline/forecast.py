@@ -12,7 +12,6 @@ from qra_bo.finetune.training.final import LEAST_APART
 from qra_bo.memory import Plan
 from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
 from qra_bo.memory.cards import Card, card_named
-from qra_bo.pipeline.pricing import worker_cards
 from qra_bo.report.next_steps import OF_A_SEARCH, command
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
@@ -177,8 +176,8 @@ def card_of(setting: Setting) -> Card | None:
     if setting.config.card is not None:
         return setting.config.card
     import torch  # a plan for a CPU does without it
-    cards = worker_cards(setting.config)
-    return card_named(torch.cuda.get_device_name(cards[0])) if cards else None
+    index = int(setting.config.device.partition(":")[2] or 0)
+    return card_named(torch.cuda.get_device_name(index)) if index < torch.cuda.device_count() else None
 
 
 def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
