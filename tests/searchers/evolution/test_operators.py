@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from qra_bo.searchers.evolution.variation import Operators, random_near_budget, warm_population
 from qra_bo.sensitivity.importance import warm_start
 from qra_bo.sensitivity.repair import Repair
-from qra_bo.space.neighbourhood import distance, ladder_tops
-from tests.spaces import make_problem
+from qra_bo.space.neighbourhood import ladder_tops
+from tests.spaces import distance, make_problem
 
 
 def make(n_units: int = 6, quantile: float = 0.4, gamma: float = 1.0) -> tuple[Operators, Repair]:
