@@ -122,8 +122,6 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
     ``_target_`` is imported: the configuration must be the user's own, never one read from the folder of a run. Raises
     ``ConfigError`` if a target can't be imported, or an option is unknown or out of its range.
     """
-    if "_target_" not in config:
-        raise ConfigError("method._target_ must be the dotted path of a searcher's class or function; it is missing")
     if problems := list(_target_problems("method", config)):
         raise ConfigError(problems)
     made = instantiate({**config, "_partial_": True}, _convert_="all")

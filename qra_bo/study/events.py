@@ -3,17 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import PlainSerializer, PlainValidator
 from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.searchers.rates.model import Change
 from qra_bo.space import Allocation
 from qra_bo.trials import RESERVED, Stored, Trial
 
-StoredChange = Annotated[Change, PlainValidator(lambda c: c if isinstance(c, Change) else Change.from_json(c)),
-                         PlainSerializer(Change.to_json)]
 LEAST_AGREEMENT = 0.0
 """Spearman correlation of left-out losses, over their better half, above which the surrogate's ranking is followed."""
 
@@ -106,7 +103,7 @@ class Objective:
 
     steps: int
     before: int
-    change: StoredChange
+    change: Change
 
 
 @dataclass(frozen=True, slots=True)

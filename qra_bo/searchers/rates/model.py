@@ -16,11 +16,12 @@ the ratio of two lengths: first of a trial and those that taught the slopes, the
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import PlainSerializer, PlainValidator
+from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.importance import sensitivity_scales
@@ -36,7 +37,12 @@ LONGEST = 10.0
 """Longest ratio that was measured; beyond it the rates stay as they are there."""
 
 
-@dataclass(frozen=True)
+Stored = Annotated[FloatArray, PlainValidator(lambda values: np.array(values, dtype=np.float64)),
+                   PlainSerializer(np.ndarray.tolist)]
+"""An array of a record that a journal holds."""
+
+
+@checked(frozen=True)
 class Change:
     """What a longer training changes in the loss of an allocation, but for a constant (nats).
 
@@ -47,25 +53,14 @@ class Change:
     """
 
     formats: tuple[str, ...]
-    by_format: FloatArray
-    per_doubling: FloatArray
+    by_format: Stored
+    per_doubling: Stored
 
     def of(self, allocation: Allocation) -> float:
         """Return the change of an allocation with these formats; its ranks need not be on a ladder."""
         columns = [self.formats.index(f) for f in allocation.formats]
         ranks = np.log2(np.array(allocation.ranks, dtype=np.float64))
         return float(self.by_format[np.arange(len(columns)), columns].sum() + self.per_doubling @ ranks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return its fields as JSON."""
-        return {"formats": list(self.formats), "by_format": self.by_format.tolist(),
-                "per_doubling": self.per_doubling.tolist()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Change":
-        """Inverse of ``to_json``."""
-        return cls(tuple(map(str, data["formats"])), np.array(data["by_format"], dtype=np.float64),
-                   np.array(data["per_doubling"], dtype=np.float64))
 
 
 @dataclass(frozen=True)
