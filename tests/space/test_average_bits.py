@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import CostTable, Linear, SearchSpace, Unit, average_bits, limit_average_bits
@@ -51,18 +49,6 @@ def test_solvers_and_repair_keep_to_it(problem: tuple[SearchSpace, CostTable, Co
         for row in (solve_relaxed(values, limited, budget), repair(rows[rng.integers(len(rows))])):
             assert limited.feasible(row[None, :], budget)[0]
             assert average_bits(space.bits(space.decode(row)), space.unit_numel) <= limit + 1e-12
-
-
-@settings(max_examples=30, deadline=None)
-@given(limit=st.floats(2.0, 8.0), seed=st.integers(0, 1000))
-def test_any_limit(limit: float, seed: int) -> None:
-    space = uneven_space(4)
-    costs = make_costs(space)
-    rows = np.random.default_rng(seed).integers(0, 2, (20, 8)) * np.array([3] * 4 + [1] * 4)
-    budget = 10**9
-    bits = np.array([average_bits(space.bits(space.decode(row)), space.unit_numel) for row in rows])
-    clear = np.abs(bits - limit) > 1e-6
-    assert (limit_average_bits(costs, space, budget, limit).feasible(rows, budget) == (bits <= limit))[clear].all()
 
 
 def test_a_limit_below_the_ladder_is_refused() -> None:
