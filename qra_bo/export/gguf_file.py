@@ -59,7 +59,8 @@ class Source:
         writer.add_name(self.name)
         writer.add_quantization_version(2)
         self.layout.add_keys(writer)
-        add_vocabulary(writer, self.vocabulary, self.weights.tokenizer, self._ends())
+        ends = getattr(self.weights.generation_config, "eos_token_id", None)
+        add_vocabulary(writer, self.vocabulary, self.weights.tokenizer, [ends] if isinstance(ends, int) else ends or ())
         for setting, (key, _) in SAMPLING.items():  # by their keys: gguf has methods for them from 0.18 on
             if (value := getattr(self.weights.generation_config, setting, None)) is not None:
                 (writer.add_int32 if setting == "top_k" else writer.add_float32)(f"general.sampling.{key}", value)
@@ -81,10 +82,6 @@ class Source:
             entries += [_dense_entry(f"{name}.lora_a", linear.lora.down, Form.F32),
                         _dense_entry(f"{name}.lora_b", up if rows is None else up[rows], Form.F32)]
         _write(writer, path, entries)
-
-    def _ends(self) -> tuple[int, ...]:
-        ends = getattr(self.weights.generation_config, "eos_token_id", None)
-        return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
     def _others(self, dense: bool) -> Iterator[Entry]:
         for name, tensor in self.weights.others.items():

@@ -15,10 +15,6 @@ MOST_NODES = 500
 """Branch-and-bound nodes of a solve that need not be exact; the default search took 329 at most for 30 units."""
 
 
-class SolverError(QRABOError):
-    """The mixed-integer solver gave up on a problem that has a solution."""
-
-
 def solve_knapsack(values: FloatArray, costs: CostTable, budget_bytes: int, *, forbid: IntArray | None = None,
                    rel_gap: float = 0.0) -> IntArray:
     """Return the row (``2 L``) that minimises ``sum_u values[u, q_u, r_u]`` within the budget, forbidden ones excluded.
@@ -36,7 +32,7 @@ def solve_knapsack(values: FloatArray, costs: CostTable, budget_bytes: int, *, f
     Raises:
         SpaceError: If ``values`` has the wrong shape or is not finite.
         BudgetError: If no admissible row fits into the budget.
-        SolverError: If the solver fails for any other reason.
+        QRABOError: If the solver fails for any other reason.
     """
     if values.shape != costs.shape or not np.isfinite(values).all():
         raise SpaceError(f"values must be finite and of shape {costs.shape}; got shape {values.shape}")
@@ -87,7 +83,7 @@ def _solve(values: FloatArray, costs: CostTable, budget: int, cuts: list[IntArra
         raise BudgetError(f"no {'further ' if cuts else ''}allocation of the space fits into {budget} bytes; "
                           "raise the budget, or admit lower bits or ranks")
     if result.x is None:
-        raise SolverError(f"the knapsack of {n_units} units was not solved: {result.message}")
+        raise QRABOError(f"the knapsack of {n_units} units was not solved: {result.message}")
     choice = result.x[:flat.size].reshape(flat.shape).argmax(axis=1)
     return np.concatenate([choice // n_ranks, choice % n_ranks]).astype(np.int64)
 
