@@ -121,7 +121,7 @@ def refuse_formats(target: str, modules: Mapping[str, ModuleRecord], group: int 
                    if not holds(record.format)
                    or (record.format.bits < 16 and record.shape[1] % (group or record.format.block or 1))})
     if lost:
-        raise ConfigError(f"export.targets=[{target}] has no form for {', '.join(lost)} of this run. Search again with "
+        raise ConfigError(f"export.targets=[{target}] has no form for {', '.join(lost)} of this run. Run it again with "
                           f"{instead}, whose formats it holds, or export merged, a copy in 16 bits")
 
 

@@ -17,6 +17,8 @@ FOUR_BITS = 4
 """Width from which a uniform choice has been about as good as any mix (``docs/reference/limits.md``)."""
 ENOUGH_RANK = 4
 """Rank for which ``embeddings=auto`` packs the embedding; a step of its width costs about as much as halving a rank."""
+JUST = 5
+"""Per cent of a budget by which a choice just fails to fit."""
 MOST_BATCH = 1024
 """Most sequences of a batch that is priced."""
 
@@ -76,7 +78,7 @@ def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: 
     if further is not None:
         four = next((f for f in allowed if f.bits >= FOUR_BITS), further)
         over = 100 * (uniform_bytes(memory, space, four, 1) / size - 1)
-        fails = "just fails to fit" if four.bits == further.bits else "does not fit"
+        fails = "just fails to fit" if over < JUST else "does not fit"
         limit = f"{_named(four)} {fails}: with rank 1 it needs {over:.1f} % more than the budget"
     return Advice(MIXING_PAYS, f"{limit[0].upper()}{limit[1:]}. {_named(best).capitalize()} fits with rank {rank}. "
                    "Mixing can pay here; a run says whether it does.")
@@ -113,10 +115,16 @@ def with_embeddings(memory: MemoryModel, space: SearchSpace, size: int, *, most_
 
 
 def embeddings_note(memory: MemoryModel, space: SearchSpace, size: int, most_bits: float | None) -> str | None:
-    """Return one line on what packing the embedding buys within ``size`` bytes; ``None`` where it has 16 bits."""
-    if (bits := memory.shape.embeddings) == 16:
-        return None
-    usual = replace(memory, shape=replace(memory.shape, embeddings=16))
+    """Return one line on what packing the embedding buys within ``size`` bytes; ``None`` where it has 16 bits and 8
+    would not double the rank."""
+    bits, usual = memory.shape.embeddings, replace(memory, shape=replace(memory.shape, embeddings=16))
+    if bits == 16:
+        if memory.scope != "peak" or 8 not in packable_widths(memory.spec.hidden_size):
+            return None
+        packed = replace(memory, shape=replace(memory.shape, embeddings=8))
+        found, wider = (best_uniform(model, space, size, most_bits) for model in (memory, packed))
+        better = found is not None and wider is not None and found[0] == wider[0] and wider[1] >= 2 * found[1]
+        return f"With embeddings=8 rank {wider[1]} fits." if better and wider is not None else None
     best = [best_uniform(model, space, size, most_bits) for model in (memory, usual)]
     packed, whole = ("no uniform choice fits" if b is None else f"{b[0].name} fits with rank {b[1]}" for b in best)
     return f"embeddings={bits}: with embedding and head in {bits} bits {packed}; in 16 bits {whole}."

@@ -38,6 +38,7 @@ CARDS: Mapping[str, Card] = {
     "v100": Card("Tesla V100-SXM2-16GB", 15.75, 125, (7, 0)),
     "v100_32": Card("Tesla V100-SXM2-32GB", 31.73, 125, (7, 0)),
     "rtx3060": Card("GeForce RTX 3060", 11.62, 25.5, (8, 6)),
+    "rtx3070": Card("GeForce RTX 3070", 7.76, 40.6, (8, 6)),
     "rtx3090": Card("GeForce RTX 3090", 23.55, 71, (8, 6)),
     "rtx4080": Card("GeForce RTX 4080", 15.57, 97.5, (8, 9)),
     "rtx4090": Card("GeForce RTX 4090", 23.51, 165.2, (8, 9)),
@@ -53,9 +54,10 @@ CARDS: Mapping[str, Card] = {
 Memory: the lowest total that a public report names together with the card: torch's device properties and out-of-memory
 messages, start-up lines of Ultralytics and Unsloth, a server's log (rtx4080). Newer drivers leave less than older ones.
 
-Products: NVIDIA's data sheets (t4, v100, a10, a100, l4, l40s) and white papers (h100 and all rtx but rtx3060: "Peak
-FP16 Tensor TFLOPS with FP32 Accumulate"), as public repositories and pages quote them; the documents themselves were
-not read. That of rtx3060 is computed: 3,584 cores at 1.777 GHz, four operations each as on the rtx3090.
+Products: NVIDIA's data sheets (t4, v100, a10, a100, l4, l40s) and white papers (h100 and all rtx but two: "Peak FP16
+Tensor TFLOPS with FP32 Accumulate"), as public repositories and pages quote them; the documents themselves were not
+read. Those of rtx3060 and rtx3070 are computed: 3,584 cores at 1.777 GHz and 5,888 at 1.725, four operations each as
+on the rtx3090.
 Compute capabilities: NVIDIA's list of CUDA GPUs and torch's device properties.
 """
 

@@ -63,9 +63,9 @@ def check_same_run(path: Path, before: Header, now: Header) -> None:
     learned rates is another; it says what differs."""
     given = [None if h.given is None else (h.given.allocations, h.given.learning_rate) for h in (before, now)]
     if given[0] != given[1]:
-        one, other = ("searches" if side is None else "trains a given allocation" if None in given else
-                      "trains another given allocation" for side in given)
-        raise JournalError(f"the journal {path} belongs to a run that {one}, and this one {other}; nothing in its "
+        one, other = ("searches" if side is None else "trains a given allocation" for side in given)
+        differs = f"this one {other}" if one != other else "this one trains another, or at another learning rate"
+        raise JournalError(f"the journal {path} belongs to a run that {one}, and {differs}; nothing in its "
                            "folder was touched: continue it with the task and allocation that it was started with, or "
                            "start a new run with another out=")
     if before.config_sha256 != now.config_sha256:

@@ -19,6 +19,7 @@ from qra_bo.memory.plan import Plan, Row
 from qra_bo.memory.serving import ANY, gguf_bytes
 from qra_bo.pipeline.forecast import beginning, next_command, parts_of, recommendations, times, token_seconds
 from qra_bo.pipeline.given import judged
+from qra_bo.pipeline.host_memory import host_parts
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.text import TextSize, text_size
 from qra_bo.report.next_steps import command
@@ -56,7 +57,7 @@ def run(config: RunConfig) -> int:
     if unread is None and config.oracle.trains:
         region = plan.budgets[0].advice.region if len(plan.budgets) == 1 else None
         notes += _text(config, text)
-        notes += [_time(setting, plan), *recommendations(setting, region)] if plan.fits else []
+        notes += [_host(setting, plan), _time(setting, plan), *recommendations(setting, region)] if plan.fits else []
     if config.memory.format == "json":
         print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
                                                  "next": next_line}, indent=2))
@@ -197,7 +198,19 @@ def _text(config: RunConfig, text: TextSize | None) -> list[str]:
     if text.facts is not None and (cut := text.facts.told_cut(config.train.length)):
         refused = ": a run refuses that until train.length or data.max_cut is raised"
         lines.append(f"  {cut}{refused if _cuts_too_much(config, text) else ''}")
+    if text.facts is not None and 0 < (short := text.facts.usual_length) <= config.train.length // 2:
+        lines.append(f"  train.length={short} keeps 95 % of the records whole, and needs less memory")
     return lines
+
+
+def _host(setting: Setting, plan: Plan) -> str:
+    """RAM of a run, and what it downloads."""
+    config, spec = setting.config, plan.memory.spec
+    ram = sum(host_parts(config, spec, setting.space, plan.tightest, plan.memory.shape.device).values())
+    base = format_size(2 * (spec.linear_numel + spec.other_numel))
+    workers = f" for each of {config.executor.workers} workers" if config.executor.workers > 1 else ""
+    return f"RAM: about {format_size(ram)}{workers}" \
+        f"{f'; the base is a download of about {base}' if config.model['source'] == 'hub' else ''}"
 
 
 def _time(setting: Setting, plan: Plan) -> str:

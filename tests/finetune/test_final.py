@@ -28,6 +28,7 @@ def test_length_is_epochs_up_to_a_limit() -> None:
 
 def test_validations_end_with_the_training() -> None:
     assert FINAL.validations(8) == (8,)
+    assert FINAL.validations(24) == (12, 24)
     assert FINAL.validations(96) == (25, 50, 75, 96)
     assert FINAL.validations(1000) == tuple(range(100, 1001, 100))
     assert FINAL.with_changes(validate_every=3).validations(6) == (3, 6)

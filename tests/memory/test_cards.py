@@ -6,8 +6,8 @@ import pytest
 from qra_bo.memory.cards import CARDS, card_by_key, card_key, card_named
 from qra_bo.utils.errors import ConfigError
 
-NOMINAL_GIB = {"t4": 16, "v100": 16, "v100_32": 32, "rtx3060": 12, "rtx3090": 24, "rtx4080": 16, "rtx4090": 24,
-               "rtx5090": 32, "a10": 24, "a100_40": 40, "a100_80": 80, "l4": 24, "l40s": 48, "h100": 80}
+NOMINAL_GIB = {"t4": 16, "v100": 16, "v100_32": 32, "rtx3060": 12, "rtx3070": 8, "rtx3090": 24, "rtx4080": 16,
+               "rtx4090": 24, "rtx5090": 32, "a10": 24, "a100_40": 40, "a100_80": 80, "l4": 24, "l40s": 48, "h100": 80}
 
 
 def test_reported_memory_is_90_to_100_percent_of_the_printed() -> None:

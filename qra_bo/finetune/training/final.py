@@ -5,9 +5,9 @@ from typing import Literal
 
 from qra_bo.utils.fields import Count, Group, NonNegative
 
-VALIDATIONS, LEAST_APART = 10, 25
+VALIDATIONS, LEAST_APART, SHORT = 10, 25, 8
 """Validations of a final fine-tune where their distance is not given, and the least number of steps between two: one
-costs as much as a few steps."""
+costs as much as a few steps. A shorter training has one at its half, where that is at least ``SHORT`` steps."""
 Curve = Sequence[tuple[int, float]]
 """Steps and the validation loss after each, in nats per target token."""
 
@@ -19,7 +19,7 @@ class FinalConfig(Group):
         steps: Optimiser steps; ``None``: by ``epochs`` and ``max_steps``.
         epochs: Passes over the training split.
         max_steps: Most steps that ``epochs`` may come to; ``None``: no limit.
-        validate_every: Steps between two validations; ``None``: a tenth of the training, at least 25.
+        validate_every: Steps between two validations; ``None``: a tenth of the training, at least 25, at most half.
         keep: Adapter that is delivered: of the least validation loss (``"best"``), or of the last step.
         patience: Successive validations without a lower loss after which training ends; ``None``: it never ends early.
     """
@@ -42,7 +42,9 @@ class FinalConfig(Group):
     def validations(self, length: int) -> tuple[int, ...]:
         """Return the steps of a training of ``length`` steps after which the validation loss is taken; the last is
         ``length``."""
-        every = self.validate_every or max(LEAST_APART, round(length / VALIDATIONS))
+        half = -(-length // 2)
+        apart = min(LEAST_APART, half) if half >= SHORT else LEAST_APART
+        every = self.validate_every or max(apart, round(length / VALIDATIONS))
         return (*range(every, length, every), length)
 
     def ended(self, curve: Curve) -> bool:
