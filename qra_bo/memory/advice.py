@@ -121,8 +121,8 @@ def embeddings_note(memory: MemoryModel, space: SearchSpace, size: int, most_bit
     if bits == 16:
         if memory.scope != "peak" or 8 not in packable_widths(memory.spec.hidden_size):
             return None
-        packed = replace(memory, shape=replace(memory.shape, embeddings=8))
-        found, wider = (best_uniform(model, space, size, most_bits) for model in (memory, packed))
+        halved = replace(memory, shape=replace(memory.shape, embeddings=8))
+        found, wider = (best_uniform(model, space, size, most_bits) for model in (memory, halved))
         better = found is not None and wider is not None and found[0] == wider[0] and wider[1] >= 2 * found[1]
         return f"With embeddings=8 rank {wider[1]} fits." if better and wider is not None else None
     best = [best_uniform(model, space, size, most_bits) for model in (memory, usual)]
