@@ -1,7 +1,7 @@
 """What the final fine-tune changed: the delivered adapter against the model as it was before any training."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qra_bo.finetune.data.records import BlockFacts
@@ -40,6 +40,8 @@ def gain_of(study: Study) -> Gain | None:
     if untuned is None or final is None:
         return None
     versus = text_interval(final.sequences, untuned.sequences)
+    if versus is not None:  # no loss falls below 0
+        versus = replace(versus, low=max(versus.low, -untuned.loss))
     kind = GainKind.UNRESOLVED if versus is None or versus.includes_zero else \
         GainKind.BETTER if versus.mean < 0 else GainKind.WORSE
     return Gain(kind, untuned.loss, final.loss, versus)

@@ -45,6 +45,11 @@ def test_one_sequence_has_no_interval_and_decides_nothing() -> None:
     assert (gain.kind, gain.versus) == (GainKind.UNRESOLVED, None)
 
 
+def test_an_interval_promises_no_loss_below_0() -> None:
+    gain = gain_of(of([1.0, 399.0], [[400.0, 100], [410.0, 100]]).study)
+    assert gain.versus.low == -gain.before
+
+
 def test_sequences_of_one_document_count_as_one() -> None:
     before = [[400.0, 100, 0], [404.0, 100, 0], [396.0, 100, 1], [402.0, 100, 1]]
     gain = gain_of(of([390.0, 401.0, 385.0, 391.0], before).study)
