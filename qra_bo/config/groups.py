@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, T
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from qra_bo.memory import parse_format, parse_size
+from qra_bo.memory import FORMATS, parse_format, parse_size
 from qra_bo.memory.budget import headroom_bytes
 from qra_bo.memory.file_formats import STORED_FORMATS
 from qra_bo.oracle.protocol import FINETUNE
@@ -132,8 +132,8 @@ class SurrogateConfig(Group):
 
 def _check_formats(formats: Mapping[int, Sequence[str]]) -> None:
     for bits, names in formats.items():
-        if of_files := sorted(set(names) & STORED_FORMATS.keys()):
-            raise ConfigError(f"{', '.join(of_files)} are codes of GGUF files, which codes=stored trains on")
+        if of_files := sorted(set(names) & STORED_FORMATS.keys() - FORMATS.keys()):
+            raise ConfigError(f"{', '.join(of_files)} are formats of files, which codes=stored trains on")
         stored = [parse_format(name).bits for name in names]
         if set(stored) - {bits} or len(set(names)) < len(names):
             raise ConfigError(f"the formats of {bits} bits must be distinct and store {bits} bits; got {list(names)}, "

@@ -50,7 +50,7 @@ class RunConfig(Group):
     codes: Literal["chosen", "stored"]
     profiling: Literal["gradients", "direct"]
     embeddings: Literal["auto", 16, 8, 6]
-    serve: Literal["any", "transformers", "vllm", "llamacpp", "mlx"]
+    serve: Literal["any", "transformers", "vllm", "llamacpp", "mlx", "exllamav3"]
     effort: groups.EffortConfig
     seed: Natural
     out: UserPath | None

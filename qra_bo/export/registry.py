@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qra_bo.export import compressed_tensors, gguf, merged, mlx, vllm
+from qra_bo.export import compressed_tensors, exl3, gguf, merged, mlx, vllm
 from qra_bo.export.comparison import Loader, Reference, Row, View
 from qra_bo.export.foreign import read_adapter
 from qra_bo.export.load import load
@@ -64,6 +64,7 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
            refuse_base=compressed_tensors.refuse_base),
     Target("gguf", gguf.FOLDER, gguf.write, loader=gguf.LOADER, start=gguf.start, refuse_base=gguf.refuse_base),
     Target("mlx", mlx.FOLDER, mlx.write, loader=mlx.LOADER, start=mlx.start, refuse_base=mlx.refuse_base),
+    Target("exl3", exl3.FOLDER, exl3.write, loader=exl3.LOADER, refuse_base=exl3.refuse_base),
     Target("merged", merged.FOLDER, merged.write, loader=merged.LOADER))}
 """By name. A new target is one module (or template) in this package, one line here, and its name in
 ``memory.serving.EXPORT_TARGETS``."""

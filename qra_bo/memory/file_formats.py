@@ -1,4 +1,4 @@
-"""Formats that only files of others have, and that ``codes=stored`` trains on as they are. No torch."""
+"""Formats of files of others, which ``codes=stored`` trains on as they are. No torch."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -43,7 +43,7 @@ STORED_FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
     *(StorageFormat(name, TILES, -(-tiles.half_bits // 2), 0) for name, tiles in EXL3.items()),
     *(StorageFormat(f"{STORED}{bits}", BACKEND, bits, 0) for bits in range(1, 17)))}
 """GGML's types, ``int`` formats whose groups are of columns in any order (``g_idx`` of GPTQ), EXL3's, and the formats
-of units, by name. No search may name one."""
+of units, by name. A search may name those in ``formats.FORMATS`` alone, some of EXL3's."""
 
 
 def in_strips(side: int) -> int:

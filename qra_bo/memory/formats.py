@@ -54,7 +54,7 @@ class Width:
     Args:
         default: Name of the format where the configuration names none, as in ``conf/config.yaml``.
         kinds: Kinds of its formats: ``"hqq"``, ``"sym"`` (integer, zero is the middle code), ``"int"`` (integer, with
-            zeros), ``"t"`` (trellis).
+            zeros), ``"t"`` (trellis), ``"exl"`` (trellis of EXL3).
         planes: How codes of the other kinds are stored, the upper bits first; three planes at most, of HQQ two.
     """
 
@@ -66,9 +66,9 @@ class Width:
 _ONE, _TWO, _FOUR, _EIGHT = Plane(1, 8, 1), Plane(2, 4, 1), Plane(4, 2, 1), Plane(8, 1, 1)
 WIDTHS: Mapping[int, Width] = {
     1: Width("t1", ("t",), ()),
-    2: Width("t2", ("hqq", "sym", "int", "t"), (_TWO,)),
-    3: Width("t3", ("hqq", "sym", "int", "t"), (_TWO, _ONE)),
-    4: Width("nf4", ("hqq", "sym", "int", "t"), (_FOUR,)),
+    2: Width("t2", ("hqq", "sym", "int", "t", "exl"), (_TWO,)),
+    3: Width("t3", ("hqq", "sym", "int", "t", "exl"), (_TWO, _ONE)),
+    4: Width("nf4", ("hqq", "sym", "int", "t", "exl"), (_FOUR,)),
     5: Width("hqq5-g128", ("hqq", "sym"), (_FOUR, _ONE)),
     6: Width("hqq6-g128", ("hqq", "sym"), (_FOUR, _TWO)),
     8: Width("int8", ("hqq", "sym"), (_EIGHT,))}
@@ -141,6 +141,7 @@ BACKENDS: Mapping[str, str] = {
 
 
 _NAMES = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128), ("t{}", "trellis", 64),
+          ("exl3-mul1-{}", TILES, 0),
           *((f"{kind}{{}}-g{group}", "integer", group) for kind in ("sym", "int") for group in (32, 64, 128)))
 FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
     StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True), StorageFormat("nf4-nodq", "bitsandbytes", 4, 64),

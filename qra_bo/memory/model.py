@@ -143,7 +143,7 @@ class MemoryModel:
         converting = unit_gradients + (2 * largest[:, None] * ranks if c == 2 else 0)
         step = np.maximum(converting, unit_gradients + parts.update)
         fixed = (self.unquantised_bytes + self.embedding_bytes + SHARED_BYTES + shared_bytes(self.shape.optimizer)
-                 + rounding_bytes(self.spec, self.shape) + codebook_bytes(self.spec))
+                 + rounding_bytes(self.spec, self.shape) + codebook_bytes(self.spec, space.formats))
         extra, inputs = -self.layer.first_unsaved, self.layer.inputs
         rows = [("load", 0, 0, none, none),
                 ("forward", inputs, self.layer.loss_bytes + extra, (saved + earlier)[:, None, :], tables + none),

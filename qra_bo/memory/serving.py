@@ -9,6 +9,7 @@
 |                | 8 bits                            | bits, Q5_0 (22) for 5 bits and for 4 with zeros, Q8_0 (34)      |
 | `mlx`          | symmetric of `MLX_BITS`, and      | `b g / 8`, a 16-bit scale and bias                              |
 |                | integer zeros of 2 and 3 bits     |                                                                 |
+| `exllamav3`    | EXL3's of `mul1`                  | those of `memory.formats`                                       |
 
 All load 16 bits. compressed-tensors holds codes of 1 to 8 bits, and 0.18 to 0.20 read no integer zeros. MLX keeps a
 bias of ``-zero * scale`` in 16 bits, which is exact where the zero has at most 3 bits beside the 8 of the scale, or is
@@ -23,6 +24,7 @@ from itertools import chain
 
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.embeddings import n_tables, packed_tables_bytes, table_numel
+from qra_bo.memory.file_formats import TILES
 from qra_bo.memory.formats import BITS, WIDTHS, check_shape, default_format, has_zeros, matrix_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.stored import own_format
@@ -30,9 +32,9 @@ from qra_bo.space import Allocation, SearchSpace
 from qra_bo.space.space import GRANULARITIES, StorageFormat
 
 ANY = "any"
-WITHOUT_EXPERTS = ("compressed_tensors", "gguf", "mlx")
+WITHOUT_EXPERTS = ("compressed_tensors", "gguf", "mlx", "exl3")
 """Exports that have no form for a mixture of experts."""
-_SYMMETRIC, _ZEROS = "sym", "int"
+_SYMMETRIC, _ZEROS, _TILES = "sym", "int", "exl"
 MLX_BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 """Bit-widths that MLX has kernels for, and sizes of groups that all programs have."""
 SERVER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -66,11 +68,12 @@ class Consumer:
     Args:
         name: Value of ``serve``.
         title: Its name for people.
-        kinds: Bit-widths by kind of integer format (``sym``, ``int``) that it loads exactly.
+        kinds: Bit-widths by kind of format (as in ``WIDTHS``: ``sym``, ``int``, ``exl``) that it loads exactly.
         granularities: Units of which it can serve every allocation.
         group_bytes: Bytes of codes and of metadata of one group of an integer format; ``None``: as this package's.
         families: ``model_type`` of the decoders that its export covers; empty for any.
         exports: Export targets (``export.registry``) that it loads.
+        default: Name of its format of a bit-width where the configuration names none.
     """
 
     name: str
@@ -80,11 +83,12 @@ class Consumer:
     group_bytes: Callable[[StorageFormat], tuple[int, int]] | None = None
     families: tuple[str, ...] = ()
     exports: tuple[str, ...] = ()
+    default: str = "sym{}-g64"
 
     def loads(self, fmt: StorageFormat) -> bool:
         """Return whether it loads weights of that format exactly."""
         return not self.kinds or fmt.backend == "none" or (
-            fmt.backend == "integer" and fmt.block in GROUPS and fmt.bits in self.kinds.get(fmt.name[:3], ()))
+            fmt.backend in ("integer", TILES) and fmt.bits in self.kinds.get(fmt.name[:3], ()))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -94,8 +98,10 @@ class Consumer:
     @property
     def loaded(self) -> str:
         """The formats that it loads exactly, in words."""
-        names = [f"{kind}{bits}" for kind, widths in self.kinds.items() for bits in widths]
-        return f"{', '.join(names)}, each with -g32, -g64 or -g128, and fp16"
+        names = [self.default.format(bits).replace(_SYMMETRIC, kind).removesuffix("-g64")
+                 for kind, widths in self.kinds.items() for bits in widths]
+        groups = ", each with -g32, -g64 or -g128" * (_SYMMETRIC in self.kinds)
+        return f"{', '.join(names)}{groups}, and fp16"
 
     def matrix_bytes(self, fmt: StorageFormat, out_features: int, in_features: int) -> tuple[int, int]:
         """Return the bytes of codes and of metadata of one ``out_features x in_features`` matrix in its files.
@@ -113,7 +119,7 @@ class Consumer:
     def default_format(self, bits: int) -> StorageFormat:
         """Return its format of a bit-width where the configuration names none."""
         free = not self.kinds or bits == 16
-        return default_format(bits) if free else parse_format(f"{_SYMMETRIC}{bits}-g64")
+        return default_format(bits) if free else parse_format(self.default.format(bits))
 
 
 def _packed(fmt: StorageFormat) -> tuple[int, int]:
@@ -133,10 +139,12 @@ CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
              families=_FAMILIES, exports=("gguf",)),
     Consumer("mlx", "MLX", {_SYMMETRIC: tuple(b for b in _SYM if b in MLX_BITS),
                             _ZEROS: tuple(b for b in _INT if b <= 3)},
-             group_bytes=lambda fmt: (fmt.bits * fmt.block // 8, 4), families=_FAMILIES, exports=("mlx",)))}
+             group_bytes=lambda fmt: (fmt.bits * fmt.block // 8, 4), families=_FAMILIES, exports=("mlx",)),
+    Consumer("exllamav3", "exllamav3", {_TILES: tuple(b for b, width in WIDTHS.items() if _TILES in width.kinds)},
+             families=_FAMILIES[:4], exports=("exl3",), default="exl3-mul1-{}"))}
 """By the value of ``serve``."""
 
-EXPORT_TARGETS = ("card", "trl", "vllm", "compressed_tensors", "gguf", "mlx", "merged")
+EXPORT_TARGETS = ("card", "trl", "vllm", "compressed_tensors", "gguf", "mlx", "exl3", "merged")
 """Names of the exporters, whose package loads torch."""
 REMOVED_TARGETS: Mapping[str, str] = dict.fromkeys(
     ("axolotl", "llamafactory"), "that trainer quantises every layer alike, and so trains another base than the run's; "
@@ -149,7 +157,8 @@ REMOVED_TARGETS: Mapping[str, str] = dict.fromkeys(
 TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
     "compressed_tensors": (CONSUMERS["transformers"].loads, "serve=transformers"),
     "gguf": (lambda fmt: fmt.is_base or gguf_bits(fmt) is not None, "serve=llamacpp"),
-    "mlx": (in_mlx, "serve=mlx")}
+    "mlx": (in_mlx, "serve=mlx"),
+    "exl3": (CONSUMERS["exllamav3"].loads, "serve=exllamav3")}
 """By export target that holds some formats alone: whether it holds one, exactly or rounded, and what to search with."""
 
 

@@ -30,9 +30,10 @@ def code_bits(spec: DecoderSpec) -> float:
     return 8 * sum(sizes) / spec.linear_numel
 
 
-def codebook_bytes(spec: DecoderSpec) -> int:
-    """Return the bytes of the values of all states in fp32, which EXL3's layers of one codebook share."""
-    named = {*spec.tables, *(m.stored for m in spec.linears)} & EXL3.keys()
+def codebook_bytes(spec: DecoderSpec, formats: Sequence[StorageFormat]) -> int:
+    """Return the bytes of the values of all states in fp32, which EXL3's layers of one codebook share, of a file and
+    of a search's formats."""
+    named = {*spec.tables, *(m.stored for m in spec.linears), *(f.name for f in formats)} & EXL3.keys()
     return (4 << 16) * len({EXL3[name].codebook for name in named})
 
 

@@ -12,6 +12,7 @@ from qra_bo.finetune.training.final import LEAST_APART
 from qra_bo.memory import Plan
 from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
 from qra_bo.memory.cards import Card, card_named
+from qra_bo.memory.file_formats import TILES
 from qra_bo.report.next_steps import OF_A_SEARCH, command
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
@@ -31,9 +32,9 @@ CARD_SHARE = 0.5
 LAYER_SECONDS = 224 * 6e-6
 """Least seconds of a decoder layer's training step on a GPU: the operations that it dispatches (counted on a CPU, under
 LoRA), at an assumed host time each; it bounds small models and batches."""
-START_SECONDS, CODE_SECONDS = 10.0, 6.5e-7
+START_SECONDS, CODE_SECONDS = 10.0, {"trellis": 6.5e-7, TILES: 1.2e-5}
 """Seconds of imports, model, text and exports of the smallest model, its untuned loss apart, and core seconds of
-choosing a trellis code of a weight: measured on a CPU."""
+choosing a trellis code of a weight, by backend: measured on a CPU."""
 FINAL_PART = "final fine-tune"
 FEW, MOST_EPOCHS = LEAST_APART, 10
 """Steps of a final fine-tune below which it is called too short, and most epochs that are advised."""
@@ -63,11 +64,11 @@ def beginning(setting: Setting) -> list[Part]:
     config, formats = setting.config, [fmt for fmt in setting.space.formats if not fmt.is_base]
     if not config.oracle.trains or setting.memory.shape.device != "cpu":
         return []
-    coded = sum(fmt.backend == "trellis" for fmt in formats) * setting.memory.spec.linear_numel
+    coded = sum(CODE_SECONDS.get(fmt.backend, 0.0) for fmt in formats) * setting.memory.spec.linear_numel
     text = math.inf if setting.sequences is None else setting.sequences * config.train.length
     passed = min(setting.code_tokens, text) if formats and setting.given is not None else 0.0
     return [Part("start", setting.trial_tokens(0, "test"), seconds=START_SECONDS)] + \
-        [Part("choosing codes", passed, seconds=coded * CODE_SECONDS / cores())] * (coded + passed > 0)
+        [Part("choosing codes", passed, seconds=coded / cores())] * (coded + passed > 0)
 
 
 def parts_of(setting: Setting) -> list[Part]:

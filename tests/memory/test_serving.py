@@ -47,6 +47,7 @@ def test_consumers_load_integer_grids_and_16_bits_alone() -> None:
     assert {name.split("-")[0] for name in loaded["llamacpp"] - symmetric} == {"int2", "int3", "int4"}
     assert {name.split("-")[0] for name in loaded["mlx"] - symmetric} == {"int2", "int3"}
     assert {parse_format(name).bits for name in loaded["mlx"]} == {2, 3, 4, 5, 6, 8, 16}
+    assert loaded["exllamav3"] == {"exl3-mul1-2", "exl3-mul1-3", "exl3-mul1-4", "fp16"}
 
 
 def test_targets_hold_these_formats_exactly_or_rounded() -> None:
@@ -63,7 +64,7 @@ def test_targets_hold_these_formats_exactly_or_rounded() -> None:
 def test_default_formats_are_loaded_and_have_their_bits(serve: str) -> None:
     for bits in (*SYMMETRIC, 16):
         fmt = CONSUMERS[serve].default_format(bits)
-        assert CONSUMERS[serve].loads(fmt) == (serve != "mlx" or bits in (*MLX_BITS, 16))
+        assert CONSUMERS[serve].loads(fmt) == (bits in CONSUMERS[serve].widths)
         assert fmt.bits == bits
     assert CONSUMERS[ANY].default_format(3) == default_format(3)
 

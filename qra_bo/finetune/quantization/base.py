@@ -223,12 +223,16 @@ class LevelBackend(QuantizerBackend):
 
 
 class RingBackend(QuantizerBackend):
-    """A backend whose codes depend on each other: it chooses those of a whole input of a weight at a time."""
+    """A backend whose codes depend on each other: it chooses those of whole inputs of a weight at a time."""
+
+    @abstractmethod
+    def inputs(self, moments: Tensor) -> Inputs:
+        """Return the second moments of inputs (``in x in``, left as they are) as the backend rotates them, factored."""
 
     @abstractmethod
     def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> State:
-        """Return the packed tensors of a weight (``out x in``) with codes chosen by GPTQ. ``inputs`` are the second
-        moments of the inputs as such backends rotate them, factored."""
+        """Return the packed tensors of a weight (``out x in``) with codes chosen by GPTQ; ``inputs`` are what
+        the method of this name returns."""
 
 
 def frozen(tensor: Tensor | None) -> nn.Parameter | None:

@@ -1,25 +1,34 @@
-"""Linears and heads over EXL3's trellis codes, as a folder stores them (``codes=stored``).
+"""Linears and heads over EXL3's trellis codes: those of a folder (``codes=stored``), or chosen here.
 
 ``W = diag(suh) H T H diag(svh)`` with inputs as rows, ``H`` the orthonormal Hadamard matrix of 128 by blocks. ``T`` is
 made of tiles of 16 x 16, whose 256 weights, in the order of a tensor core's fragments, are one ring: the state of a
 weight is the 16 bits of the ring that end with its own. Layout: ``exl3_dq.cuh``, ``frac.cu``, ``codebook.cuh`` and
 ``exl3_lib/quantize.py`` of exllamav3. Values of ``T`` are exllamav3's bit for bit. It rounds products to fp16 between
 the steps; here all is fp32, and in one order on every device.
+
+Codes are chosen a row of tiles at a time, and GPTQ compensates the error of its 16 inputs in later ones. Vectors hold
+random signs and the scales of outputs.
 """
 
+from collections.abc import Mapping
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import HalfLinear, State, UnquantisedBackend
+from qra_bo.finetune.quantization.base import HalfLinear, RingBackend, State
+from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.finetune.quantization.tables import PackedTable
+from qra_bo.finetune.quantization.viterbi import ring_states
 from qra_bo.memory.file_formats import CODEBOOKS, EXL3, STRIP, in_strips
 from qra_bo.memory.formats import strips_at_once
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
 TILE = 16
+GAINS: Mapping[str, float] = {"exl3-mul1-2": 1.0, "exl3-mul1-3": 1.1, "exl3-mul1-4": 1.1}
+"""Scale of least squared error on normal numbers, over their root mean square, of each format whose codes are chosen
+here."""
 
 
 @cache
@@ -33,14 +42,19 @@ def table(codebook: str, device: torch.device) -> Tensor:
     return halves.float().sum(1).half().float().to(device)
 
 
+def _places() -> Tensor:
+    """Return which of a tile's weights, ``16 inputs x 16 outputs``, each weight of its ring is."""
+    place = torch.arange(TILE * TILE)
+    row = 2 * (place >> 3 & 3) + (place & 1) + 8 * (place >> 1 & 1)
+    return row * TILE + (place >> 5) + 8 * (place >> 2 & 1)
+
+
 @cache
 def windows(half_bits: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return for each weight of a tile, ``16 inputs x 16 outputs``, the pair of 16-bit words that its state is in, and
     how far to shift it right. With half a bit every second weight of a ring has one bit more."""
-    place = torch.arange(TILE * TILE)
-    row = 2 * (place >> 3 & 3) + (place & 1) + 8 * (place >> 1 & 1)
-    order = (row * TILE + (place >> 5) + 8 * (place >> 2 & 1)).argsort()
-    start = ((place + 1) * half_bits // 2 - 16) % (128 * half_bits)
+    order = _places().argsort()
+    start = (torch.arange(1, TILE * TILE + 1) * half_bits // 2 - 16) % (128 * half_bits)
     return (start // 16)[order].to(device), (16 - start % 16)[order].int().view(-1, 1, 1).to(device)
 
 
@@ -110,8 +124,19 @@ class Exl3Table(PackedTable):
                         self.target)
 
 
-class Exl3Backend(UnquantisedBackend):
-    """Tiles of EXL3, which are read from a folder and never made here."""
+def _signs(side: int) -> Tensor:
+    """Return the signs of a side's vector, the same for every matrix of that side."""
+    return 1 - 2 * torch.randint(2, (side,), generator=torch.Generator().manual_seed(side)).float()
+
+
+def _in_words(states: Tensor, bits: int) -> Tensor:
+    """Return packed rings, ``rings x words`` (int16), of states (``rings x 256``), whose last bits are their codes."""
+    single = (states.unsqueeze(-1) >> torch.arange(bits - 1, -1, -1) & 1).view(len(states), -1, 32)
+    return (single.long() << torch.arange(31, -1, -1)).sum(-1).to(torch.int32).view(torch.int16)
+
+
+class Exl3Backend(RingBackend):
+    """Tiles of EXL3, read from a folder or, in the formats of ``GAINS``, made here."""
 
     layer = Exl3Linear
 
@@ -122,7 +147,47 @@ class Exl3Backend(UnquantisedBackend):
         return layer
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
-        raise ConfigError(f"{fmt.name} is a format of EXL3 folders, whose codes codes=stored reads; none are made here")
+        return {name: tensor.to(device) for name, tensor in self._coded(weight.cpu(), fmt, None).items()}
+
+    def inputs(self, moments: Tensor) -> Inputs:
+        added = in_strips(len(moments)) - len(moments)
+        signs = _signs(len(moments) + added).to(moments.device)
+        turned = nn.functional.pad(moments, (0, added, 0, added)) * signs * signs.unsqueeze(1)
+        for dim in (0, 1):
+            _hadamard(turned, dim, STRIP)
+        return Inputs.of(turned.div_(STRIP), by_moment=False)
+
+    def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> State:
+        return self._coded(weight, fmt, inputs.factor)
+
+    def _coded(self, weight: Tensor, fmt: StorageFormat, factor: Tensor | None) -> State:
+        """Return the packed tensors of a weight (``out x in``) on the host: the nearest, or with the error of earlier
+        inputs compensated by the ``factor`` of their moments. Raises ``ConfigError`` for a format that is only read."""
+        if fmt.name not in GAINS:
+            raise ConfigError(f"{fmt.name} is read from EXL3 folders (codes=stored); made are {', '.join(GAINS)}")
+        (rows, width), levels = map(in_strips, weight.shape), table(EXL3[fmt.name].codebook, weight.device)
+        added = (0, width - weight.shape[1], 0, rows - weight.shape[0])
+        rest = nn.functional.pad(weight.float(), added).t().contiguous()
+        root = rest.square().mean(0).sqrt()
+        share = (root > 0).float().view(-1, STRIP).mean(1).sqrt().repeat_interleave(STRIP)  # the rest is thinner there
+        suh, svh = _signs(width), (root * share * GAINS[fmt.name] * _signs(rows)).half()
+        rest.mul_(suh.unsqueeze(1)).div_(torch.where(svh == 0, torch.inf, svh.float()))
+        for dim in (0, 1):
+            _hadamard(rest, dim, STRIP)
+        rest /= STRIP
+        state = {name: torch.empty_like(tensor, device="cpu")
+                 for name, tensor in self.empty_state(fmt, (rows, width), weight.dtype).items()}
+        places, tile = _places(), (TILE, rows // TILE, TILE)
+        for row, start in enumerate(range(0, width, TILE)):
+            end = start + TILE
+            rings = rest[start:end].view(tile).transpose(0, 1).reshape(-1, TILE * TILE)[:, places]
+            states = ring_states(rings, torch.ones_like(rings), levels, fmt.bits)
+            state["codes"][row] = _in_words(states, fmt.bits)
+            if factor is not None:
+                found = levels[states[:, places.argsort()]].view(-1, TILE, TILE).transpose(0, 1).reshape(TILE, rows)
+                later = torch.linalg.solve_triangular(factor[start:end, start:end], factor[start:end, end:], upper=True)
+                rest[end:] -= later.T @ (rest[start:end] - found)
+        return {**state, "suh": suh.half(), "svh": svh}
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
         (rows, width), words = map(in_strips, shape), 8 * EXL3[fmt.name].half_bits

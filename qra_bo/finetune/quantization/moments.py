@@ -104,8 +104,9 @@ class Inputs:
     factor: Tensor
 
     @classmethod
-    def of(cls, moments: Tensor) -> "Inputs":
-        """Factor ``X^T X`` (``in x in``) of inputs ``X`` (``tokens x in``), where the moments are.
+    def of(cls, moments: Tensor, by_moment: bool = True) -> "Inputs":
+        """Factor ``X^T X`` (``in x in``) of inputs ``X`` (``tokens x in``), where the moments are; ``by_moment``, or in
+        the order that they have.
 
         In fp64 on a CPU. A GPU factors in fp32, as the paper does: consumer cards compute fp64 at 1/64 of that rate.
         Where it has no room, or moments are not positive definite in fp32, they are factored in fp64 on the host.
@@ -115,13 +116,13 @@ class Inputs:
         """
         if moments.device.type != "cpu":
             try:
-                order, factor, failed = _factored(moments.float())
+                order, factor, failed = _factored(moments.float(), by_moment)
                 if not failed:
                     return cls(order, factor)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-        order, factor, failed = _factored(moments.to("cpu", torch.float64))
+        order, factor, failed = _factored(moments.to("cpu", torch.float64), by_moment)
         if failed:
             raise ModelError("second moments of a linear's inputs are not positive definite; use another dtype, or "
                              "quantizer.rounding=rtn, which needs none")
@@ -134,7 +135,7 @@ class Inputs:
         return self.factor.diagonal().square().reciprocal()[torch.argsort(self.order)]
 
 
-def _factored(moments: Tensor) -> tuple[Tensor, Tensor, bool]:
+def _factored(moments: Tensor, by_moment: bool) -> tuple[Tensor, Tensor, bool]:
     """Return the order of the columns, the factor, and whether a decomposition failed.
 
     A matrix goes as soon as the next is made from it: for the widest layers each takes a GB of a GPU.
@@ -142,7 +143,8 @@ def _factored(moments: Tensor) -> tuple[Tensor, Tensor, bool]:
     diagonal = moments.diagonal()
     mean = diagonal.mean()
     damped = diagonal + torch.where(mean > 0, DAMPING * mean, 1.0)  # 1.0: inputs that are always 0
-    order = torch.argsort(damped, descending=True, stable=True)
+    order = torch.argsort(damped, descending=True, stable=True) if by_moment else \
+        torch.arange(len(damped), device=damped.device)
     rows = moments[order]
     del moments, diagonal  # a view of them
     matrix = rows[:, order]

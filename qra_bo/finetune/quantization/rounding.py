@@ -12,7 +12,6 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.quantization.base import Grid, LevelBackend, PackedLinear, RingBackend, State, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs, each_moments
-from qra_bo.finetune.quantization.rings import rotated_moments
 from qra_bo.finetune.threads import one_thread
 from qra_bo.memory.formats import RINGS_NUMEL
 from qra_bo.oracle.protocol import Progress
@@ -104,8 +103,9 @@ class Rounding:
                 for name, fmt, state in found:
                     made[name].update({f"{fmt.name}:{key}": tensor.to("cpu") for key, tensor in state.items()})
 
-            if rings:
-                keep(self._by_rings(weights, rings, Inputs.of(rotated_moments(moments))))
+            for kind in dict.fromkeys(type(backend) for _, backend in rings):  # each rotates inputs in its own way
+                same = [(fmt, backend) for fmt, backend in rings if type(backend) is kind]
+                keep(self._by_rings(weights, same, same[0][1].inputs(moments)))
             factored = Inputs.of(moments) if levels else None
             del moments  # as large as the factor, and not needed while codes are chosen
             if factored is not None:

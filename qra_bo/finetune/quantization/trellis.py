@@ -17,6 +17,7 @@ from qra_bo.finetune.quantization.rings import (
     fractions,
     in_rings,
     rotated,
+    rotated_moments,
     rotation,
     table,
     values_of,
@@ -72,6 +73,9 @@ class TrellisBackend(RingBackend):
                              _importance(spread).view(-1, length), table(fmt.bits, turned.device), fmt.bits)
         packed = in_rings(states.view(targets.shape).t(), fmt.bits)
         return {"codes": packed.to(device), "scale": scale.to(device), "steps": steps.to(device)}
+
+    def inputs(self, moments: Tensor) -> Inputs:
+        return Inputs.of(rotated_moments(moments))
 
     def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> State:
         """See ``RingBackend``: a ring can't be coded in part, so that a whole input is coded before its error is

@@ -30,5 +30,10 @@ class TestTrellis(QuantizerConformance):
     slow_formats = ("t2", "t4")
 
 
+class TestExl3(QuantizerConformance):
+    formats = ()
+    slow_formats = ("exl3-mul1-2", "exl3-mul1-3", "exl3-mul1-4")
+
+
 class TestUnquantised(QuantizerConformance):
     formats = ("fp16",)

@@ -1,0 +1,108 @@
+"""``exl3/``: the mixed base with the run's own codes, as exllamav3 loads it; the adapter stays beside it, as PEFT's.
+
+Tensors have the names of its ``LinearEXL3``: ``trellis``, ``suh``, ``svh``, and the codebook's number in ``mul1``. What
+is not packed keeps its type; biases of packed linears are padded as their outputs are. Layout: ``modules/linear.py``
+and ``conversion/quant_config.py`` of exllamav3.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qra_bo.export.comparison import Loader, Reference, View, with_adapter
+from qra_bo.export.run import FinishedRun, render
+from qra_bo.export.weights import LinearWeights, RunWeights, refuse_formats, save_model, weights_of
+from qra_bo.finetune.models.load import cast_parameters
+from qra_bo.finetune.quantization.stored_model import load_stored
+from qra_bo.memory.file_formats import CODEBOOKS, EXL3, TILES
+from qra_bo.memory.serving import CONSUMERS
+from qra_bo.utils.errors import ConfigError
+
+FOLDER, FACTS = "exl3", "quantization_config.json"
+RELEASE = "1.4.1"
+"""Release of exllamav3 whose sources were read; its own folders name the one that made them."""
+
+
+def write(run: FinishedRun) -> list[Path]:
+    """Write weights, both configurations, tokenizer with its chat template, and a card with the commands that load it.
+
+    Raises:
+        ConfigError: If a module is in a format that is not EXL3's, or the model of a family that is not covered.
+        OutputError: If a file of the run is missing, damaged or of another run.
+        ModelError: If the base model is not at hand or another.
+    """
+    refuse_formats("exl3", run.manifest.modules)
+    weights, folder = weights_of(run), run.folder / FOLDER
+    refuse_base(weights, weights.tokenizer)
+    tensors, facts = tensors_of(weights), quantization_config(weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FACTS).write_text(json.dumps({**facts, "tensor_storage": _storage(weights, tensors)}, indent=2) + "\n",
+                                encoding="utf-8")
+    config = {**json.loads(weights.config.to_json_string()), "quantization_config": facts}
+    return save_model(folder, weights, config, tensors, "pt", render("exl3.md", run))
+
+
+def refuse_base(model: Any, tokenizer: Any) -> None:
+    """Refuse a base model of a family whose names of tensors were not compared with exllamav3's; ``ConfigError`` names
+    those that were. The ``tokenizer`` is copied as it is."""
+    families, family = CONSUMERS["exllamav3"].families, model.config.model_type
+    if family not in families:
+        raise ConfigError(f"the target exl3 covers models of {', '.join(families)}; this one is of {family!r}: "
+                          "export.targets=[merged] writes 16-bit weights for programs that know it")
+
+
+def quantization_config(weights: RunWeights) -> dict[str, Any]:
+    """Return the entry of ``config.json``; bits are the average of the linears' codes."""
+    sizes = [(linear.shape[0] * linear.shape[1], linear.format.bits) for linear in weights.linears.values()]
+    average = sum(numel * bits for numel, bits in sizes) / sum(numel for numel, _ in sizes)
+    return {"quant_method": "exl3", "version": RELEASE, "bits": round(average, 2), "head_bits": 16, "codebook": "mul1"}
+
+
+def tensors_of(weights: RunWeights) -> dict[str, Tensor]:
+    """Return the tensors of the file by name; none shares storage with another."""
+    found = dict(weights.others)
+    for linear in weights.linears.values():
+        found |= {f"{linear.name}.{leaf}": tensor for leaf, tensor in _parts(linear).items()}
+    return {name: tensor.detach().contiguous() for name, tensor in found.items()}
+
+
+def _parts(linear: LinearWeights) -> dict[str, Tensor]:
+    bias = linear.bias
+    if linear.format.backend != TILES:
+        return {"weight": linear.state["codes"]} | ({} if bias is None else {"bias": bias})
+    state, number = linear.state, CODEBOOKS[EXL3[linear.format.name].codebook]
+    found = {"trellis": state["codes"], "suh": state["suh"], "svh": state["svh"],
+             "mul1": torch.tensor(number - 2**32, dtype=torch.int32)}
+    if bias is not None:  # 32 bits have no form beside tiles
+        half = bias.half() if bias.dtype == torch.float32 else bias
+        found["bias"] = nn.functional.pad(half, (0, len(state["svh"]) - len(half)))
+    return found
+
+
+def _storage(weights: RunWeights, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return what the headers of the file hold, by module."""
+    modules: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        module = modules.setdefault(name.rpartition(".")[0], {"stored_tensors": {}})
+        module["stored_tensors"][name] = {"shape": list(tensor.shape), "n_bytes": tensor.nbytes,
+                                          "dtype": str(tensor.dtype)}
+    for name, linear in weights.linears.items():
+        if linear.format.backend == TILES:
+            modules[name] |= {"quant_format": "exl3", "bits_per_weight": linear.format.bits,
+                              "mul1_multiplier": CODEBOOKS["mul1"]}
+    return modules
+
+
+def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
+    model, _ = load_stored({"name": FOLDER, "source": "path", "path": str(run.folder / FOLDER), "gguf_file": None,
+                            "revision": None, "trust_remote_code": False}, torch.float32)
+    cast_parameters(model, torch.float32)
+    yield View("exl3, base", reference.logits(model), adapted=False)
+    yield View("exl3, with the adapter", reference.logits(with_adapter(model, run.adapter)))
+
+
+LOADER = Loader("qra_bo's own reader of EXL3", _views)  # exllamav3's needs CUDA
