@@ -143,7 +143,9 @@ class Exl3Backend(RingBackend):
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:
         layer = super().build(state, fmt, shape, bias, compute_dtype)
-        vars(layer)["tables"] = table(EXL3[fmt.name].codebook, state["codes"].device)  # counted as the layer's
+        kind, device = EXL3[fmt.name], state["codes"].device
+        windows(kind.half_bits, device)  # made and kept here, so that unpacking makes none
+        vars(layer)["tables"] = table(kind.codebook, device)  # counted as the layer's
         return layer
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
