@@ -23,8 +23,6 @@ from qra_bo.memory.serving import CONSUMERS
 from qra_bo.utils.errors import ConfigError
 
 FOLDER, FACTS = "exl3", "quantization_config.json"
-RELEASE = "1.4.1"
-"""Release of exllamav3 whose sources were read; its own folders name the one that made them."""
 
 
 def write(run: FinishedRun) -> list[Path]:
@@ -56,18 +54,18 @@ def refuse_base(model: Any, tokenizer: Any) -> None:
 
 
 def quantization_config(weights: RunWeights) -> dict[str, Any]:
-    """Return the entry of ``config.json``; bits are the average of the linears' codes."""
+    """Return the entry of ``config.json``: bits are the average of the linears', the release is that whose sources were
+    read."""
     sizes = [(linear.shape[0] * linear.shape[1], linear.format.bits) for linear in weights.linears.values()]
     average = sum(numel * bits for numel, bits in sizes) / sum(numel for numel, _ in sizes)
-    return {"quant_method": "exl3", "version": RELEASE, "bits": round(average, 2), "head_bits": 16, "codebook": "mul1"}
+    return {"quant_method": "exl3", "version": "1.4.1", "bits": round(average, 2), "head_bits": 16, "codebook": "mul1"}
 
 
 def tensors_of(weights: RunWeights) -> dict[str, Tensor]:
     """Return the tensors of the file by name; none shares storage with another."""
-    found = dict(weights.others)
-    for linear in weights.linears.values():
-        found |= {f"{linear.name}.{leaf}": tensor for leaf, tensor in _parts(linear).items()}
-    return {name: tensor.detach().contiguous() for name, tensor in found.items()}
+    packed = {f"{linear.name}.{leaf}": part for linear in weights.linears.values()
+              for leaf, part in _parts(linear).items()}
+    return {name: tensor.detach().contiguous() for name, tensor in {**weights.others, **packed}.items()}
 
 
 def _parts(linear: LinearWeights) -> dict[str, Tensor]:
