@@ -14,6 +14,7 @@ from qra_bo.config import load_config
 from qra_bo.export.registry import check_exports, export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.quantization.base import State, backend_of, packed
+from qra_bo.finetune.quantization.exl3 import Exl3Backend
 from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import CONSUMERS
@@ -36,7 +37,7 @@ def test_feedback_lowers_the_error_of_outputs() -> None:
     weight, mix = torch.randn(SHAPE, generator=draw), torch.randn(120, 120, generator=draw) / 6 + torch.eye(120)
     weight[3] = 0
     x = torch.randn(500, 120, generator=draw) @ mix
-    backend, moments = backend_of(FMT), x.T @ x
+    backend, moments = Exl3Backend(), x.T @ x
     before = moments.clone()
     states = [backend.pack(weight, FMT, CPU), backend.compensated(weight, FMT, backend.inputs(moments))]
     assert torch.equal(moments, before)
@@ -51,7 +52,7 @@ def test_feedback_lowers_the_error_of_outputs() -> None:
 def test_feedback_leaves_what_later_inputs_make_up_for() -> None:
     """Error of a tile of inputs, in rotated terms, moves into the targets of later ones by the factor's rule."""
     weight = torch.randn(128, 32, generator=torch.Generator().manual_seed(1))
-    backend = backend_of(FMT)
+    backend = Exl3Backend()
     plain_moments = backend.inputs(torch.eye(128))
     states = backend.pack(weight.repeat(1, 4), FMT, CPU), backend.compensated(weight.repeat(1, 4), FMT, plain_moments)
     assert torch.equal(states[0]["codes"], states[1]["codes"])  # independent inputs make up for nothing
