@@ -96,9 +96,9 @@ def made_on_host(data: Any, *, dtype: Any = None, device: Any = None, **options:
 FACTORED = moments_module._factored
 
 
-def factored(moments: Tensor) -> tuple[Tensor, Tensor, bool]:
+def factored(moments: Tensor, by_moment: bool) -> tuple[Tensor, Tensor, bool]:
     """Factor moments, and answer that wide ones have no factor on the device, so that they are factored on the host."""
-    order, factor, _ = FACTORED(moments)
+    order, factor, _ = FACTORED(moments, by_moment)
     return order, factor, moments.device == DEVICE and len(order) > HOST_WIDTH
 
 

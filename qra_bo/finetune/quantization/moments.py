@@ -135,7 +135,7 @@ class Inputs:
         return self.factor.diagonal().square().reciprocal()[torch.argsort(self.order)]
 
 
-def _factored(moments: Tensor, by_moment: bool) -> tuple[Tensor, Tensor, bool]:
+def _factored(moments: Tensor, by_moment: bool = True) -> tuple[Tensor, Tensor, bool]:
     """Return the order of the columns, the factor, and whether a decomposition failed.
 
     A matrix goes as soon as the next is made from it: for the widest layers each takes a GB of a GPU.

@@ -205,11 +205,11 @@ def test_a_device_without_room_has_moments_factored_on_the_host(error: Exception
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     factored, given = moments_module._factored, list[Any]()
 
-    def fails_at_first(moments: Any) -> Any:
+    def fails_at_first(moments: Any, by_moment: bool) -> Any:
         given.append(moments)
         if len(given) == 1:
             raise error
-        return factored(moments)
+        return factored(moments, by_moment)
 
     monkeypatch.setattr(moments_module, "_factored", fails_at_first)
     moments: Any = OnDevice(mixed_moments(8, 20))
