@@ -117,16 +117,16 @@ def with_embeddings(memory: MemoryModel, space: SearchSpace, size: int, *, most_
 def embeddings_note(memory: MemoryModel, space: SearchSpace, size: int, most_bits: float | None) -> str | None:
     """Return one line on what packing the embedding buys within ``size`` bytes; ``None`` where it has 16 bits and 8
     would not double the rank."""
-    bits, usual = memory.shape.embeddings, replace(memory, shape=replace(memory.shape, embeddings=16))
+    bits = memory.shape.embeddings
+    if bits == 16 and (memory.scope != "peak" or 8 not in packable_widths(memory.spec.hidden_size)):
+        return None
+    other = replace(memory, shape=replace(memory.shape, embeddings=8 if bits == 16 else 16))
+    best, beside = (best_uniform(model, space, size, most_bits) for model in (memory, other))
     if bits == 16:
-        if memory.scope != "peak" or 8 not in packable_widths(memory.spec.hidden_size):
-            return None
-        halved = replace(memory, shape=replace(memory.shape, embeddings=8))
-        found, wider = (best_uniform(model, space, size, most_bits) for model in (memory, halved))
-        better = found is not None and wider is not None and found[0] == wider[0] and wider[1] >= 2 * found[1]
-        return f"With embeddings=8 rank {wider[1]} fits." if better and wider is not None else None
-    best = [best_uniform(model, space, size, most_bits) for model in (memory, usual)]
-    packed, whole = ("no uniform choice fits" if b is None else f"{b[0].name} fits with rank {b[1]}" for b in best)
+        doubled = best and beside and best[0] == beside[0] and beside[1] >= 2 * best[1]
+        return f"With embeddings=8 rank {beside[1]} fits." if beside and doubled else None
+    packed, whole = ("no uniform choice fits" if b is None else f"{b[0].name} fits with rank {b[1]}"
+                     for b in (best, beside))
     return f"embeddings={bits}: with embedding and head in {bits} bits {packed}; in 16 bits {whole}."
 
 

@@ -184,13 +184,13 @@ def card_of(setting: Setting) -> Card | None:
 def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
     """Return rough seconds of a training token, from the model's operations and the device's assumed rate; ``None`` for
     a simulation, and on a GPU whose ``card`` is not known."""
-    spec, shape = setting.memory.spec, setting.memory.shape
-    if not setting.config.oracle.trains or (shape.device != "cpu" and (card is None or card.tflops is None)):
+    spec, shape, tflops = setting.memory.spec, setting.memory.shape, None if card is None else card.tflops
+    if not setting.config.oracle.trains or (shape.device != "cpu" and tflops is None):
         return None
     # Frozen linears: forward, once more under checkpointing, and backward to inputs alone; the head thrice.
     operations = (6 if shape.checkpointing else 4) * spec.active_numel + 6 * spec.vocab_size * spec.hidden_size
-    if card is not None and card.tflops is not None:
-        return max(operations / (CARD_SHARE * card.tflops * 1e12), spec.n_layers * LAYER_SECONDS / shape.tokens)
+    if tflops is not None:
+        return max(operations / (CARD_SHARE * tflops * 1e12), spec.n_layers * LAYER_SECONDS / shape.tokens)
     slow = resolve_dtype(setting.config.dtype, "cpu") == "bfloat16" and not multiplies_bf16()
     return operations / ((SLOW_BF16_FLOPS if slow else CORE_FLOPS) * cores())
 

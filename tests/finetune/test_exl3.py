@@ -22,12 +22,12 @@ from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.quantization.base import PackedLinear, backend_of, packed, state_bytes
 from qra_bo.finetune.quantization.exl3 import Exl3Table
 from qra_bo.finetune.quantization.stored_model import load_stored
-from qra_bo.finetune.quantization.tables import PackedHead
 from qra_bo.memory.formats import matrix_bytes, parse_format, scratch_bytes
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
 from qra_bo.utils.errors import ConfigError, ModelError
 from tests.finetune.packed_folders import Packed, write
+from tests.finetune.quantization.test_stored import assert_head
 from tests.finetune.test_packed_folders import assert_equal, cut, formats, mutated, node, scaled
 from tests.pipeline.test_stored_run import SMALL
 
@@ -109,11 +109,7 @@ def test_tiles_of_a_head_are_rows_of_the_whole() -> None:
     table, dense = Exl3Table(state, fmt, (700, 200), torch.float32), plain(state, "mul1", 700, 200)
     assert torch.equal(table.unpacked(), dense)
     assert torch.equal(table.tile(130, 515), dense[130:515])
-    x = torch.randn(6, 200, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    out = PackedHead(table)(x)
-    torch.testing.assert_close(out, x @ dense.t())
-    out.sum().backward()
-    torch.testing.assert_close(x.grad, dense.sum(0).expand(6, -1), rtol=1e-5, atol=1e-5)
+    assert_head(table, dense)
 
 
 def test_product_and_gradient_equal_autograds() -> None:

@@ -180,13 +180,14 @@ class Exl3Backend(RingBackend):
         state = {name: torch.empty_like(tensor, device="cpu")
                  for name, tensor in self.empty_state(fmt, (rows, width), weight.dtype).items()}
         places, tile = _places(), (TILE, rows // TILE, TILE)
+        order = places.argsort()
         for row, start in enumerate(range(0, width, TILE)):
             end = start + TILE
             rings = rest[start:end].view(tile).transpose(0, 1).reshape(-1, TILE * TILE)[:, places]
             states = ring_states(rings, torch.ones_like(rings), levels, fmt.bits)
             state["codes"][row] = _in_words(states, fmt.bits)
             if factor is not None:
-                found = levels[states[:, places.argsort()]].view(-1, TILE, TILE).transpose(0, 1).reshape(TILE, rows)
+                found = levels[states[:, order]].view(-1, TILE, TILE).transpose(0, 1).reshape(TILE, rows)
                 later = torch.linalg.solve_triangular(factor[start:end, start:end], factor[start:end, end:], upper=True)
                 rest[end:] -= later.T @ (rest[start:end] - found)
         return {**state, "suh": suh.half(), "svh": svh}

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -19,6 +20,15 @@ from qra_bo.memory.formats import check_shape, matrix_bytes, parse_format, scrat
 from qra_bo.utils.errors import ConfigError, SpaceError
 
 EVERY_TYPE = pytest.mark.parametrize("name", TYPES)
+
+
+def assert_head(table: Any, dense: torch.Tensor) -> None:
+    """The product of a head over ``table``, and its gradient, are those of the ``dense`` weights."""
+    x = torch.randn(6, dense.shape[1], generator=torch.Generator().manual_seed(2), requires_grad=True)
+    out = PackedHead(table)(x)
+    torch.testing.assert_close(out, x @ dense.t())
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, dense.sum(0).expand(6, -1), rtol=1e-5, atol=1e-5)
 
 
 def blocks_of(name: str, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -84,11 +94,7 @@ def test_tables_give_rows_and_logits_of_the_dense_matrix(name: str) -> None:
     ids = torch.tensor([[3, 39, 0], [7, 7, 1]])
     assert torch.equal(table.rows(ids), dense[ids])
     assert torch.equal(table.tile(5, 21), dense[5:21])
-    x = torch.randn(6, 256, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    out = PackedHead(table)(x)
-    torch.testing.assert_close(out, x @ dense.t())
-    out.sum().backward()
-    torch.testing.assert_close(x.grad, dense.sum(0).expand(6, -1), rtol=1e-5, atol=1e-5)
+    assert_head(table, dense)
 
 
 @EVERY_TYPE
