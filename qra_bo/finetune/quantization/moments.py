@@ -16,6 +16,8 @@ DAMPING = 0.01
 """Added to the diagonal of the second moments, as a share of its mean (the paper's)."""
 ROWS = 2048
 """Inputs that are widened to fp32 at a time, and tokens that go forward at once."""
+COLUMNS = 512
+"""Columns of second moments that are computed together, from the diagonal down."""
 
 
 @torch.no_grad()
@@ -86,12 +88,18 @@ def each_moments(model: Any, linears: Sequence[str], ids: Tensor, device: torch.
 
 
 def second_moments(inputs: Tensor, total: Tensor | None = None) -> Tensor:
-    """Return ``X^T X``, ``in x in`` in fp32, of inputs ``... x in``; it is added to ``total`` in place, if given."""
+    """Return ``X^T X``, ``in x in`` in fp32, of inputs ``... x in``; it is added to ``total`` in place, if given.
+
+    The product is symmetric: half of it is computed, and mirrored.
+    """
     rows = inputs.reshape(-1, inputs.shape[-1])
     moments = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device) if total is None else total
     for part in torch.split(rows, ROWS):
         wide = part.float()
-        moments += wide.T @ wide
+        for left in range(0, len(moments), COLUMNS):
+            right = left + COLUMNS
+            moments[left:, left:right] += wide[:, left:].T @ wide[:, left:right]
+            moments[left:right, right:] = moments[right:, left:right].T
     return moments
 
 

@@ -64,6 +64,15 @@ def test_second_moments_are_those_of_all_inputs() -> None:
         torch.outer(r, r) for r in rows.bfloat16().float()), rtol=1e-4, atol=1e-2)
 
 
+def test_second_moments_computed_by_half_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qra_bo.finetune.quantization.moments.COLUMNS", 4)
+    inputs, total = torch.randn(64, 11, generator=torch.Generator().manual_seed(1)), torch.eye(11)
+    for _ in range(2):
+        assert second_moments(inputs, total) is total
+    assert torch.equal(total, total.T)
+    torch.testing.assert_close(total, torch.eye(11) + 2 * inputs.T @ inputs)
+
+
 def test_gptq_reduces_output_errors_in_the_same_bytes() -> None:
     plain, chosen, moments = LayerBank(MODEL, SPEC, FORMATS, torch.float32, CPU), make_bank(), inputs_of_linears()
     chosen.build()
