@@ -121,7 +121,7 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
     for step in range(task.steps):
         with probe.watch(step) if watches else nullcontext(lambda phase: None) as mark:
             result["training_tokens"] += train_step(oracle.model, optimizer, data.train, order, step, settings,
-                                                    oracle.device, mark)
+                                                    oracle.device, mark)[1]
         progress(TRAINING, step + 1, task.steps)
     ranks = realise(oracle.model, allocator.kept)
     found = held_out(oracle.model, oracle.held_out_text(task.split), settings, oracle.device)

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from qra_bo.execution.base import Executor, ProfileResult, failure
-from qra_bo.oracle.protocol import TRAINING, Progress, quiet
+from qra_bo.oracle.protocol import TRAINING, Progress, activity, quiet
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import QRABOError, WorkerError
 
@@ -135,7 +135,7 @@ class WorkerHandle(ABC):
     def _progressed(self, what: str, done: int, total: int, progress: Progress) -> None:
         """Pass progress on."""
         self._silent = 0.0
-        if what == TRAINING:
+        if activity(what) == TRAINING:
             self.done = done
         progress(what, done, total)
 

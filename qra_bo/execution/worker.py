@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm  # comes with transformers and datasets, whose progress bars it draws
 
 from qra_bo.execution.base import NO_RESULT, failure_of, oracle_method, run_profile
-from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested
+from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested, activity
 from qra_bo.trials import TrialSpec
 from qra_bo.utils import errors
 from qra_bo.utils.errors import (
@@ -90,7 +90,7 @@ class Reporter:
         self._tell, self._stopped, self.done = tell, stopped, 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if what == TRAINING:
+        if activity(what) == TRAINING:
             self.done = done
         if self._stopped():
             raise StopRequested

@@ -215,7 +215,8 @@ class FinetuneOracle:
         there are none, ``state`` is ``"oom"``, and ``message`` is the error.
         """
         request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, 0.0)
-        measured = self._run(TrialRun(request, None, most_blocks=self.settings.train.batch), progress)
+        run = TrialRun(request, None, most_blocks=self.settings.train.batch, purpose="measure memory")
+        measured = self._run(run, progress)
         return {"state": measured.state.value, "message": measured.message, "measured_bytes": measured.measured_bytes,
                 "peaks": peaks_to_json(measured.peaks)}
 
@@ -310,8 +311,9 @@ class FinetuneOracle:
                 break
             while at.step < stop:
                 with probe.watch(at.step - resumed_at) as mark:
-                    at.training_tokens += train_step(self.model, optimizer, train, order, at.step, settings,
-                                                     self.device, mark)
+                    loss, tokens = train_step(self.model, optimizer, train, order, at.step, settings, self.device, mark)
+                run.losses.append(loss)
+                at.training_tokens += tokens
                 at.step += 1
                 try:
                     progress(run.activity, at.step, request.steps)

@@ -11,7 +11,12 @@ Progress = Callable[[str, int, int], None]
 FINETUNE, SYNTHETIC = "finetune", "synthetic"
 """Names of the oracle that really fine-tunes, and of the planted landscape in its unit; others are the user's own."""
 TRAINING = "train"
-"""``what`` of optimiser steps: they alone measure how far a trial got."""
+"""``activity`` of optimiser steps: they alone measure how far a trial got."""
+
+
+def activity(what: str) -> str:
+    """Return the name of what is done, without the facts that follow it in brackets."""
+    return what.partition(" (")[0]
 
 
 def quiet(what: str, done: int, total: int) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.budget import format_size
 from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.protocol import activity
 from qra_bo.report.text import duration, rough
 from qra_bo.space import Allocation
 from qra_bo.study.events import (
@@ -130,12 +131,12 @@ class LiveView:
     def progress(self, what: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` parts of ``what`` are done, at most every 20 s, and by the rate since its
         beginning how long the others take."""
-        now, name = self._clock(), what.partition(" (")[0]
+        now, name = self._clock(), activity(what)
         if name != self._activity[0] or done < self._activity[2]:
             self._activity = (name, now, done)
         _, since, before = self._activity
-        if what != self._last_progress[0] or now - self._last_progress[1] >= QUIET_SECONDS:
-            self._last_progress = (what, now)
+        if name != self._last_progress[0] or now - self._last_progress[1] >= QUIET_SECONDS:
+            self._last_progress = (name, now)
             known = done > before and done < total and now - since >= RATE_SECONDS
             left = f", about {rough((total - done) * (now - since) / (done - before))} left" if known else ""
             self._print(f"{what}: {done} of {total}{left}")

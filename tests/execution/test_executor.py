@@ -52,7 +52,7 @@ def test_worker_answers_as_the_oracle_does_and_passes_progress_on(faulty: Any) -
     there = executor.evaluate(REQUEST, lambda *p: seen.append(p))
     here = direct.evaluate(REQUEST, quiet)
     assert (there.loss, there.curve, there.training_tokens) == (here.loss, here.curve, here.training_tokens)
-    assert seen[-1] == ("train", 8, 8)
+    assert seen[-1] == ("train (loss 4.0000)", 8, 8)
     assert executor.describe() == direct.describe()
     profile, expected = executor.profile(quiet), direct.profile(quiet)
     np.testing.assert_array_equal(profile.profile.quantization_sensitivity, expected.profile.quantization_sensitivity)

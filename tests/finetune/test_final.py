@@ -1,17 +1,20 @@
 """The final fine-tune: its length, its curve, the adapter it delivers, and how it continues after a kill."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from qra_bo.finetune.training.loop import HeldOut
+from qra_bo.finetune.training.loop import HeldOut, train_step
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from qra_bo.oracle.protocol import TRAINING, activity
 from qra_bo.space import uniform
 from tests.finetune.models import FINAL, final_options
 from tests.finetune.test_finetune import MIXED, REQUEST, make, quiet
@@ -81,6 +84,24 @@ def test_the_best_adapter_is_delivered(tmp_path: Path) -> None:
     assert early["training_tokens"] == 8 * 2 * 32
     assert same(adapter(tmp_path / "early"), adapter(tmp_path / "best"))
     assert early["loss"] == best["loss"]
+
+
+def test_progress_has_the_mean_loss_of_ten_steps_and_the_latest_validation(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[float] = []
+    told: list[list[float]] = []
+
+    def recorded(*args: Any) -> tuple[float, int]:
+        found = train_step(*args)
+        losses.append(found[0])
+        return found
+
+    monkeypatch.setattr("qra_bo.finetune.oracle.train_step", recorded)
+    finalise(tmp_path / "run", progress=lambda what, at, total: told.append(
+        [float(n) for n in re.findall(r"\d+\.\d+", what)]) if activity(what) == TRAINING else None)
+    assert [t[0] for t in told] == pytest.approx([np.mean(losses[max(0, n - 10):n]) for n in range(1, 13)], abs=1e-4)
+    assert losses[-1] < losses[0]
+    assert [t[1:] for t in told] == [[]] * 2 + [[loss] for loss in (5.4, 5.2, 5.0, 5.2, 5.4) for _ in range(2)]
 
 
 @pytest.mark.parametrize(("dies_at", "patience"), [(3, None), (8, 2), (12, None)])

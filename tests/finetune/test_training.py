@@ -69,7 +69,7 @@ def test_training_learns_and_padding_counts_for_nothing() -> None:
                                               settings, 5e-3), settings.optimizer)
         before = held_out(MODEL, TokenBlocks(BLOCKS, labels), settings, CPU)
         order = np.arange(8).reshape(2, 4)[np.arange(20) % 2]
-        tokens = sum(train_step(MODEL, optimizer, TokenBlocks(BLOCKS, labels), order, step, settings, CPU)
+        tokens = sum(train_step(MODEL, optimizer, TokenBlocks(BLOCKS, labels), order, step, settings, CPU)[1]
                      for step in range(20))
         after = held_out(MODEL, TokenBlocks(BLOCKS, labels), settings, CPU)
         assert tokens == 20 * 4 * 16
@@ -103,8 +103,8 @@ def gradients_and_step(batch: int, accumulate: int,
         if phase == "backward":
             found[:] = [w.working.grad.float() / 49 for w, _ in optimizer.weights()]
 
-    tokens = train_step(model, optimizer, TokenBlocks(BLOCKS, labels), np.tile(np.arange(8), (4, 1)), 0, settings, CPU,
-                        mark)
+    _, tokens = train_step(model, optimizer, TokenBlocks(BLOCKS, labels), np.tile(np.arange(8), (4, 1)), 0, settings,
+                           CPU, mark)
     assert tokens == BLOCKS.size
     assert int((labels[:, 1:] != -100).sum()) == 49
     return found, [w.master.detach().clone() for w, _ in optimizer.weights()]

@@ -54,7 +54,7 @@ class PlantedOracle:
         start = time.monotonic()
         for step in range(10**6 if fault == "crawl" else request.steps):
             try:
-                progress("train", step + 1, 10**6 if fault == "crawl" else request.steps)
+                progress("train (loss 4.0000)", step + 1, 10**6 if fault == "crawl" else request.steps)
             except StopRequested:
                 if self.folder is not None:
                     (self.folder.parent / "kept").write_text(str(step + 1))

@@ -67,9 +67,10 @@ class DivergedError(Exception):
 
 
 def train_step(model: Any, optimizer: UnitwiseAdamW, blocks: TokenBlocks, order: IntArray, step: int,
-               settings: TrainSettings, device: torch.device, mark: Callable[[str], None] = lambda phase: None) -> int:
-    """Run the optimiser step number ``step`` (from 0) of a schedule; return the tokens that went forward and backward,
-    padding counted.
+               settings: TrainSettings, device: torch.device,
+               mark: Callable[[str], None] = lambda phase: None) -> tuple[float, int]:
+    """Run the optimiser step number ``step`` (from 0) of a schedule; return its loss before the update, in nats per
+    target token, and the tokens that went forward and backward, padding counted.
 
     ``order`` holds the rows of ``blocks`` of each step, ``steps x (accumulate batch)``. Gradients of a step's batches
     are summed in the compute type, and divided by the number of target tokens of the whole step, so that every token
@@ -89,7 +90,7 @@ def train_step(model: Any, optimizer: UnitwiseAdamW, blocks: TokenBlocks, order:
     mark("step")
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise DivergedError(f"loss {loss} and gradient norm {norm} at step {step + 1}")
-    return int(order[step].size * blocks.input_ids.shape[1])
+    return loss, int(order[step].size * blocks.input_ids.shape[1])
 
 
 def _tensors(blocks: TokenBlocks, rows: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:

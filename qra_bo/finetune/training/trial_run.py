@@ -3,9 +3,11 @@
 import logging
 import os
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from statistics import fmean
 
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.files import replacing
 
 log = logging.getLogger(__name__)
+LATEST = 10
+"""Steps over which the training loss that is shown is averaged."""
 _BEST = "best|"
 """Prefix of the names that the tensors of ``Checkpoint.best`` have in a file."""
 
@@ -127,6 +131,8 @@ class TrialRun:
         store: Store of checkpoints, or ``None`` to keep none.
         final: Rules of the final fine-tune; ``None`` in trials.
         most_blocks: Most held-out sequences of a look; ``None``: as the oracle is set.
+        purpose: Name of its steps in reports of progress.
+        losses: Training losses of the latest steps of this process.
         at: Steps, tokens and curve so far, and the seconds of earlier processes that were interrupted.
         start: Time at which this process began with it.
         saved: Time of the last checkpoint.
@@ -136,6 +142,8 @@ class TrialRun:
     store: CheckpointStore | None
     final: FinalConfig | None = None
     most_blocks: int | None = None
+    purpose: str = TRAINING
+    losses: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=LATEST))
     at: Checkpoint = field(init=False)
     start: float = field(init=False, default_factory=time.monotonic)
     saved: float = field(init=False, default_factory=time.monotonic)
@@ -150,11 +158,10 @@ class TrialRun:
 
     @property
     def activity(self) -> str:
-        """What progress is reported of."""
-        if self.final is None or not self.at.curve:
-            return TRAINING
-        step, loss = self.at.curve[-1]
-        return f"{TRAINING} (validation loss {loss:.4f} after {step} steps)"
+        """What progress is reported of, with the mean loss of the latest steps and the latest validation loss."""
+        held_out = f", validation loss {self.at.curve[-1][1]:.4f} after {self.at.curve[-1][0]} steps" \
+            if self.at.curve else ""
+        return f"{self.purpose} (loss {fmean(self.losses):.4f}{held_out})"
 
     @property
     def ended(self) -> bool:
