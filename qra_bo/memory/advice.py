@@ -15,8 +15,6 @@ NOTHING_BINDS, RANKS, BITS, MIXING_PAYS, NOTHING_FITS = \
 """Regions of a budget, from generous to too small."""
 FOUR_BITS = 4
 """Width from which a uniform choice has been about as good as any mix (``docs/reference/limits.md``)."""
-ENOUGH_RANK = 4
-"""Rank for which ``embeddings=auto`` packs the embedding; a step of its width costs about as much as halving a rank."""
 JUST = 5
 """Per cent of a budget by which a choice just fails to fit."""
 MOST_BATCH = 1024
@@ -88,21 +86,21 @@ def with_embeddings(memory: MemoryModel, space: SearchSpace, size: int, *, most_
                     given: Allocation | None = None) -> MemoryModel:
     """Return ``memory`` with the embedding's bits that ``embeddings=auto`` takes within ``size`` bytes.
 
-    Of 16, 8 and 6 bits it is the width with which a uniform choice has the most bits, 4 at most, then the largest rank,
-    4 at most; the widest of equals, and the narrowest where nothing fits. For a ``given`` allocation of ``space`` it is
-    the widest with which that fits. Where embeddings do not count (scope ``stored``) they have 16 bits.
+    Of 16, 8 and 6 bits it is the width with which a uniform choice has the most bits, then the largest rank; the widest
+    of equals, and the narrowest where nothing fits. So more bytes never buy fewer bits, nor a smaller rank of equal
+    bits. For a ``given`` allocation of ``space`` it is the widest with which that fits. Where embeddings do not count
+    (scope ``stored``) they have 16 bits.
 
     Raises:
         SpaceError: If a format can't store a matrix.
     """
-    formats, top = within_average(space, most_bits), min(ENOUGH_RANK, space.ranks.values[-1])
-    most = (min(FOUR_BITS, max((f.bits for f in formats), default=0)), top)
+    most = (max((f.bits for f in within_average(space, most_bits)), default=0), space.ranks.values[-1])
 
     def worth(model: MemoryModel) -> tuple[int, int]:
         if given is not None:
             return most if model.table(space).totals(space.encode(given)[None, :])[0] <= size else (0, 0)
-        ranks = ((f.bits, largest_rank(model, space, f, size, top)) for f in formats)
-        return max(((min(FOUR_BITS, bits), rank) for bits, rank in ranks if rank), default=(0, 0))
+        fitting = best_uniform(model, space, size, most_bits)
+        return (0, 0) if fitting is None else (fitting[0].bits, fitting[1])
 
     best, found = memory, (0, 0)
     for bits in packable_widths(memory.spec.hidden_size) if memory.scope == "peak" else ():
@@ -115,19 +113,13 @@ def with_embeddings(memory: MemoryModel, space: SearchSpace, size: int, *, most_
 
 
 def embeddings_note(memory: MemoryModel, space: SearchSpace, size: int, most_bits: float | None) -> str | None:
-    """Return one line on what packing the embedding buys within ``size`` bytes; ``None`` where it has 16 bits and 8
-    would not double the rank."""
+    """Return one line on what packing the embedding buys within ``size`` bytes; ``None`` where it has 16 bits."""
     bits = memory.shape.embeddings
-    if bits == 16 and (memory.scope != "peak" or 8 not in packable_widths(memory.spec.hidden_size)):
-        return None
-    other = replace(memory, shape=replace(memory.shape, embeddings=8 if bits == 16 else 16))
-    best, beside = (best_uniform(model, space, size, most_bits) for model in (memory, other))
     if bits == 16:
-        doubled = best and beside and best[0] == beside[0] and beside[1] >= 2 * best[1]
-        return f"With embeddings=8 rank {beside[1]} fits." if beside and doubled else None
-    packed, whole = ("no uniform choice fits" if b is None else f"{b[0].name} fits with rank {b[1]}"
-                     for b in (best, beside))
-    return f"embeddings={bits}: with embedding and head in {bits} bits {packed}; in 16 bits {whole}."
+        return None
+    best = best_uniform(replace(memory, shape=replace(memory.shape, embeddings=16)), space, size, most_bits)
+    whole = "no uniform choice fits" if best is None else f"{best[0].name} fits with rank {best[1]}"
+    return f"embeddings={bits} packs embedding and head; in 16 bits {whole}."
 
 
 def best_uniform(memory: MemoryModel, space: SearchSpace, size: int,
@@ -142,17 +134,16 @@ def within_average(space: SearchSpace, most_bits: float | None) -> list[StorageF
     return [f for f in space.formats if most_bits is None or f.bits <= most_bits]
 
 
-def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, budget: int,
-                 most: int | None = None) -> int:
-    """Return the largest integer rank that fits with ``fmt`` on every unit, of at most ``most`` (``None``: the largest
-    of the space); 0 where none does.
+def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, budget: int) -> int:
+    """Return the largest integer rank that fits with ``fmt`` on every unit, of at most the largest of the space; 0
+    where none does.
 
     Bytes grow with the rank but where optimiser states shrink, so that each run of ranks between is bisected alone.
     """
     def fits(rank: int) -> bool:
         return uniform_bytes(memory, space, fmt, rank) <= budget
 
-    last = space.ranks.values[-1] if most is None else most
+    last = space.ranks.values[-1]
     sides = {side for unit in space.units for m in unit.adapted for side in (m.out_features, m.in_features)}
     for first in reversed([1, *shrinking_ranks(memory.shape.optimizer, sides)]):
         if first <= last:

@@ -41,6 +41,7 @@ def run(config: RunConfig) -> int:
         ModelError: If the model's shapes are not available, or its template renders no conversation; likewise.
     """
     plan = make_plan(config)
+    config = config.with_changes(embeddings=plan.memory.shape.embeddings)  # as a run's, which the RAM depends on
     text, unread = None, None
     try:
         text = text_size(config) if config.oracle.trains else None

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from qra_bo.memory import MemoryModel, TrainShape, parse_format
@@ -12,13 +13,14 @@ from qra_bo.memory.advice import (
     NOTHING_FITS,
     RANKS,
     advice_on,
+    best_uniform,
     largest_rank,
     with_embeddings,
     within_average,
 )
 from qra_bo.memory.budget import smallest, uniform_bytes
 from qra_bo.memory.embeddings import WIDTHS
-from qra_bo.space import uniform
+from qra_bo.space import DecoderSpec, uniform
 from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
 
 MODEL = MemoryModel(TINY, TrainShape(4, 64))
@@ -93,8 +95,8 @@ def test_spare_bytes_buy_a_batch_that_keeps_the_sequences_of_a_step(scope: str, 
 
 
 @pytest.mark.parametrize("most_bits", [None, 3.0])
-def test_an_embedding_is_packed_as_far_as_it_buys_bits_or_rank_4(most_bits: float | None) -> None:
-    space, ranks = space_of(SMOLLM2, formats=("t2", "t3", "nf4"), ranks=(1, 2, 8)), (1, 2, 3, 4)
+def test_an_embedding_is_packed_as_far_as_it_buys_bits_or_ranks(most_bits: float | None) -> None:
+    space, ranks = space_of(SMOLLM2, formats=("t2", "t3", "nf4"), ranks=(1, 2, 8)), range(1, 9)
     models = {bits: MemoryModel(SMOLLM2, TrainShape(1, 64, embeddings=bits)) for bits in WIDTHS}
     costs = {(bits, fmt, rank): uniform_bytes(model, space, fmt, rank) for bits, model in models.items()
              for fmt in within_average(space, most_bits) for rank in ranks}
@@ -111,3 +113,18 @@ def test_an_embedding_is_packed_as_far_as_it_buys_bits_or_rank_4(most_bits: floa
     assert found == set(WIDTHS)
     stored = replace(models[16], scope="stored")
     assert with_embeddings(stored, space, 10**9) == stored  # there it takes no bytes
+
+
+@pytest.mark.parametrize("spec", [SMOLLM2, LLAMA2_7B])
+def test_more_bytes_never_buy_fewer_bits_nor_a_smaller_rank_of_equal_bits(spec: DecoderSpec) -> None:
+    space = space_of(spec, formats=("t2", "t3", "nf4", "int8"), ranks=(1, 8, 32))
+    memory, widths = MemoryModel(spec, TrainShape(1, 64, device="cuda")), set()
+    last, most = (0, 0), (8, 32)
+    for size in np.linspace(*(smallest(memory.table(space), space)[0] * n for n in (0.7, 3.0)), 150).astype(int):
+        own = with_embeddings(memory, space, int(size))
+        best = best_uniform(own, space, int(size), None)
+        now = (0, 0) if best is None else (best[0].bits, best[1])
+        assert now >= last
+        last, widths = now, widths | {own.shape.embeddings}
+    assert last == most
+    assert {16, 6} <= widths

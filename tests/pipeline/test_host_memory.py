@@ -1,17 +1,19 @@
 """RAM of a run before it starts."""
 
+import json
 from collections.abc import Mapping
 
 import pytest
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.finetune.quantization.moments import ROWS
-from qra_bo.memory.budget import parse_size
+from qra_bo.memory.budget import format_size, parse_size
 from qra_bo.pipeline import host_memory, pricing
 from qra_bo.pipeline.host_memory import CUDA_LIBRARIES, packed_bytes
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.pipeline.pricing import bank_formats, budget_bytes, make_memory
 from qra_bo.space import DecoderSpec, SearchSpace
+from qra_bo.tasks.memory import run as plan
 from qra_bo.utils.errors import DeviceError
 
 
@@ -147,3 +149,15 @@ def test_a_card_is_planned_for_and_not_trained_on_a_cpu(device: str, lacks: str,
     monkeypatch.setattr("qra_bo.pipeline.pricing.resolve_device", lambda device: "cuda")
     monkeypatch.setattr(host_memory, "free_bytes", lambda device: parse_size("900GB"))
     assert make_setting(load_config(["+model=llama2_7b", "gpu=rtx4090", "data=tiny"])).memory.shape.device == "cuda"
+
+
+def test_the_plan_counts_the_embedding_as_its_budget_packs_it(capsys: pytest.CaptureFixture[str]) -> None:
+    config, spec, space = setting("+model=smollm2_135m", "task=memory", "budget=560MB", "memory.format=json")
+    assert plan(config) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["budgets"][0]["embeddings"] == 6
+    whole, packed = (format_size(sum(host_parts(config.with_changes(embeddings=bits), spec, space).values()))
+                     for bits in (16, 6))
+    assert whole != packed
+    assert any(packed in note for note in found["notes"])
+    assert not any(whole in note for note in found["notes"])
