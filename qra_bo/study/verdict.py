@@ -247,8 +247,7 @@ def _expected(study: Study, v: Verdict, names: Mapping[str, str]) -> str:
             f"The best simple choice is {names['reference']}.")
     found = "" if p.mixed is None else f": {signed(p.mixed.mean)}{study.header.unit} predicted for the best mixed " \
         f"allocation (95 % interval {signed(p.mixed.low)} to {signed(p.mixed.high)})"
-    return f"No benefit expected from mixing bits and ranks{found}. The best simple choice is delivered, " \
-        f"{names['reference']}."
+    return f"No benefit expected over the best simple choice, {names['reference']}, which is delivered{found}."
 
 
 def _number(v: Verdict, unit: str) -> tuple[str, str, str]:
