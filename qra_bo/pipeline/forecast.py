@@ -132,8 +132,8 @@ def worthwhile(setting: Setting) -> tuple[str | None, str]:
             ratios[name] = sum(part.tokens for part in parts[:-1]) / parts[-1].tokens
     best = next((name for name in reversed(ratios) if ratios[name] <= 1), None)
     if best is None:
-        return None, "" if not ratios else f"Recommended: no search. Even effort={next(iter(ratios))} costs " \
-            f"{min(ratios.values()):.2g} times the final fine-tune; the best simple choice is trained at once."
+        return None, "" if not ratios else f"Recommended: no search, as even effort={next(iter(ratios))} costs " \
+            f"{min(ratios.values()):.2g} times the final fine-tune: task=finetune trains the best simple choice."
     return best, f"Recommended: effort={best}, whose search with its confirmation costs "\
         f"{ratios[best]:.2g} times the final fine-tune."
 
