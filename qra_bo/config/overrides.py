@@ -130,13 +130,15 @@ def _problem(text: str, override: Override, sweep: bool, known: dict[str, tuple[
         return None
     if override.is_delete():
         return Problem(key, f"{text!r}: keys of the configuration can't be deleted; give {key} another value.")
+    removed = key in REMOVED and not key.startswith("oracle.")  # which one of the user's own may have
+    if key not in known and (removed or not _is_value(key)):
+        return unknown_key(key, [*VALUES, *known])
     if override.is_sweep_override() and not sweep:
         values = text.split("=", 1)[1]
         as_list = f"write {key}=[{values}] for a list, or " if "tuple" in repr(VALUES.get(key)) else ""
         return Problem(key, f"{text!r} gives {key} several values: {as_list}add --multirun for one run each.")
     if key not in known:
-        removed = key in REMOVED and not key.startswith("oracle.")  # which one of the user's own may have
-        return None if _is_value(key) and not removed else unknown_key(key, [*VALUES, *known])
+        return None
     for value in override.sweep_string_iterator() if override.is_sweep_override() else (override.value(),):
         if not isinstance(value, str) or value.strip("'\"") not in known[key]:
             if key == "model" and "/" in str(value):

@@ -68,10 +68,11 @@ def _task(config: RunConfig) -> Iterator[Problem]:
     if (task == "evaluate") != asks:
         yield Problem("eval.tasks", "task=evaluate and eval.tasks=[...], questions for a finished run's model, need "
                                     f"each other; got task={task} and {'some' if asks else 'no'} eval.tasks.")
-    if (task == "finetune") != (config.allocation is not None):
-        yield Problem("allocation", "task=finetune and allocation=uniform:BITS,RANK, mix:BITS,RANK, a best.json or a "
-                                    f"run's folder need each other; got task={task} and "
-                                    f"allocation={config.allocation or 'null'}. "
+    if task == "finetune" and config.allocation is None:
+        yield Problem("allocation", "task=finetune needs allocation=uniform:BITS,RANK such as uniform:4,16, "
+                                    "mix:BITS,RANK, a best.json or a run's folder; task=memory names one that fits.")
+    if task != "finetune" and config.allocation is not None:
+        yield Problem("allocation", f"allocation={config.allocation} is trained by task=finetune; got task={task}. "
                                     "task=memory budget=uniform:BITS,RANK plans for one.")
     if task == "finetune" and not config.oracle.trains:
         yield Problem("oracle", f"task=finetune trains a model, and oracle={config.oracle.name} trains none: leave "

@@ -199,7 +199,7 @@ def times(parts: Sequence[Part], each: float | None) -> str:
     """Return the time of every part at ``each`` seconds a token, and of all; without a speed, the tokens."""
     if each is None:
         return "; ".join(f"{part.what}: {part.tokens:,.0f} tokens" for part in parts) + \
-            "; times are known after the first trial, and gpu=NAME estimates them for a card of the table"
+            "; times are known after the first trial, and before it for a card of the table, such as gpu=rtx3060"
     return "; ".join([*(f"{part.what}: about {rough(part.time(each))}" for part in parts),
                       f"in all about {rough(sum(part.time(each) for part in parts))}"])
 

@@ -87,8 +87,8 @@ def _of_trial(e: Trial, study: Study, before: Trial | None) -> str:
     if e.loss is None:
         return f"{e.stage}: {_of(e.allocation, study)} {m.state.value} ({m.message or 'no loss'})"
     mark = "  <- best so far" if best is not None and best is not before and best.id == e.id else ""
-    return (f"{e.stage}: {_of(e.allocation, study)} loss {e.loss:.4f} after {e.spec.steps} steps, "
-            f"{format_size(e.predicted_bytes)}, {m.seconds:.1f} s{mark}")
+    return (f"{e.stage}: {_of(e.allocation, study)} loss {e.loss:.4f} after {e.spec.steps} steps "
+            f"at learning rate {e.spec.learning_rate:.2g}, {format_size(e.predicted_bytes)}, {m.seconds:.1f} s{mark}")
 
 
 def _of(allocation: Allocation, study: Study) -> str:

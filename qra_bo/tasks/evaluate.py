@@ -91,8 +91,8 @@ def _ask(model: Any, tokenizer: Any, path: Path, config: RunConfig, chat: bool, 
         if answers:
             asked.add(answers)
         known = asked.known
-        print(f"{asked.path.stem}: {sum(q in known for q in wanted):,} of {len(wanted):,} questions answered",
-              file=sys.stderr)
+        print(f"{asked.path.parent.name}/{asked.path.stem}: {sum(q in known for q in wanted):,} of {len(wanted):,} "
+              "questions answered", file=sys.stderr)
     by_question = {a.question: a for a in asked.answers}
     return [by_question[question] for question in wanted]
 
