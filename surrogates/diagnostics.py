@@ -3,29 +3,8 @@
 import math
 from dataclasses import dataclass
 
-import torch
-from scipy.stats import norm, rankdata
+from scipy.stats import norm, spearmanr
 from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnostics:
-    """Quality of ``n`` held-out predictions.
-
-    Args:
-        spearman: Rank correlation of mean and truth; ``nan`` where either is constant.
-        spearman_good: The same over the better (smaller) half of the truths, where a search decides; large errors on
-            bad designs raise ``spearman`` alone.
-        nll: Mean negative log-likelihood of the truths (nats), in their own units.
-        coverage_50: Share of truths within the central interval of probability 0.5; ``coverage_90``: of 0.9.
-    """
-
-    n: int
-    spearman: float
-    spearman_good: float
-    nll: float
-    coverage_50: float
-    coverage_90: float
 
 
 @dataclass(frozen=True)
@@ -45,13 +24,16 @@ class HeldOut:
     score: Tensor
     nll: Tensor
 
-    def diagnostics(self) -> Diagnostics:
-        """Return rank correlation, likelihood and coverage of the predictions."""
-        good = self.truth <= self.truth.median()
-        far = self.score.abs()
-        inside = [float((far <= float(norm.ppf(0.5 + level / 2))).double().mean()) for level in (0.5, 0.9)]
-        return Diagnostics(len(self.truth), spearman(self.mean, self.truth),
-                           spearman(self.mean[good], self.truth[good]), float(self.nll.mean()), *inside)
+    def diagnostics(self) -> dict[str, float]:
+        """Return ``n``, the rank correlation of means and truths, ``spearman``, and over the better (smaller) half of
+        the truths, ``spearman_good`` (large errors on bad designs raise the first alone); their mean ``nll``; and the
+        shares of truths within the central intervals of probability 0.5 and 0.9, ``coverage_50`` and ``coverage_90``.
+        """
+        good, far = self.truth <= self.truth.median(), self.score.abs()
+        inside = {f"coverage_{level}": float((far <= float(norm.ppf(0.5 + level / 200))).double().mean())
+                  for level in (50, 90)}
+        return {"n": len(self.truth), "spearman": spearman(self.mean, self.truth),
+                "spearman_good": spearman(self.mean[good], self.truth[good]), "nll": float(self.nll.mean()), **inside}
 
 
 def gaussian_nll(score: Tensor, sd: Tensor) -> Tensor:
@@ -61,7 +43,5 @@ def gaussian_nll(score: Tensor, sd: Tensor) -> Tensor:
 
 def spearman(a: Tensor, b: Tensor) -> float:
     """Return the rank correlation of two vectors of ``n``, ties averaged; ``nan`` where either is constant."""
-    ranks = [torch.from_numpy(rankdata(v.numpy())) for v in (a, b)]
-    centred = [r - r.mean() for r in ranks]
-    norms = [float(c.square().sum().sqrt()) for c in centred]
-    return math.nan if min(norms) == 0.0 else float(centred[0] @ centred[1]) / (norms[0] * norms[1])
+    constant = any(v.min() == v.max() for v in (a, b))
+    return math.nan if constant else float(spearmanr(a.numpy(), b.numpy()).statistic)

@@ -1,6 +1,5 @@
 """Gaussian processes on scaled designs (the published Stage 2)."""
 
-import copy
 import math
 import warnings
 
@@ -10,7 +9,7 @@ from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.models.transforms.outcome import Standardize
 from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-from gpytorch.kernels import Kernel
+from botorch.utils.sampling import manual_seed
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
@@ -23,8 +22,6 @@ def matern52(distance: Tensor) -> Tensor:
     return (1.0 + a + a.square() / 3.0) * torch.exp(-a)
 
 
-_START_SCALES = (1.0, 3.0, 0.3)
-"""Factors on the initial length-scales, one an attempt: restarts without random numbers."""
 _MAX_ITERATIONS = 100
 
 
@@ -38,31 +35,20 @@ def fit_gp(train_X: Tensor, train_Y: Tensor) -> SingleTaskGP:
     Raises:
         SurrogateError: If all targets are equal.
         botorch.exceptions.BotorchError: If the data are unfit: shapes that disagree, values that are not numbers.
-        SurrogateFitError: If the fit fails from each of three starting points.
+        SurrogateFitError: If the fit fails, from starting points drawn from the priors too.
     """
     if train_Y.min() == train_Y.max():
         raise SurrogateError(f"all {train_Y.shape[0]} targets equal {train_Y[0].item():g}: there is nothing to learn")
     covar = get_covar_module_with_dim_scaled_prior(ard_num_dims=train_X.shape[1], use_rbf_kernel=False)
-    problems = []
-    for scale in _START_SCALES:
-        try:
-            return _fit_once(train_X, train_Y, copy.deepcopy(covar).double(), scale)
-        except (ModelFittingError, RuntimeError) as error:
-            problems.append(str(error))
-    raise SurrogateFitError(f"the GP could not be fitted to {train_X.shape[0]} points of dimension "
-                            f"{train_X.shape[1]} in {len(problems)} attempts: {'; '.join(problems)}")
-
-
-def _fit_once(train_X: Tensor, train_Y: Tensor, covar: Kernel, scale: float) -> SingleTaskGP:
-    """Fit once from length-scales of ``scale`` times their initial values."""
-    for module in covar.modules():
-        if isinstance(module, Kernel) and module.has_lengthscale:
-            module.lengthscale = module.lengthscale.detach() * scale
     model = SingleTaskGP(train_X, train_Y, covar_module=covar, outcome_transform=Standardize(m=1))
-    with warnings.catch_warnings():  # numerical ones end in a failed fit or do no harm
+    with warnings.catch_warnings(), manual_seed(0):  # numerical warnings end in a failed fit or do no harm
         warnings.simplefilter("ignore")
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), max_attempts=1,
-                         optimizer_kwargs={"options": {"maxiter": _MAX_ITERATIONS}})
+        try:
+            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model),
+                             optimizer_kwargs={"options": {"maxiter": _MAX_ITERATIONS}})
+        except ModelFittingError as error:
+            raise SurrogateFitError(f"the GP could not be fitted to {train_X.shape[0]} points of dimension "
+                                    f"{train_X.shape[1]}: {error}") from error
     return model.eval()
 
 

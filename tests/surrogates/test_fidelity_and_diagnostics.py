@@ -55,7 +55,7 @@ def test_diagnostics_by_hand() -> None:
     mean = torch.tensor([0.2, 0.1, 0.0, -0.1], dtype=torch.float64)
     score, ones = truth - mean, torch.ones(4, dtype=torch.float64)
     result = HeldOut(truth, mean, ones, score, gaussian_nll(score, ones)).diagnostics()
-    assert (result.coverage_50, result.coverage_90) == (0.5, 0.75)  # errors of 0.2, 0, 3 and 1.1 deviations
-    assert result.nll == pytest.approx(0.5 * math.log(2 * math.pi) + 0.5 * (0.04 + 9 + 1.21) / 4)
-    assert result.spearman == pytest.approx(-0.8)
-    assert result.spearman_good == pytest.approx(-1.0)
+    assert (result["coverage_50"], result["coverage_90"]) == (0.5, 0.75)  # errors of 0.2, 0, 3 and 1.1 deviations
+    assert result["nll"] == pytest.approx(0.5 * math.log(2 * math.pi) + 0.5 * (0.04 + 9 + 1.21) / 4)
+    assert result["spearman"] == pytest.approx(-0.8)
+    assert result["spearman_good"] == pytest.approx(-1.0)

@@ -48,16 +48,12 @@ def test_unfit_data_are_refused() -> None:
 
 
 def test_a_failed_fit_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
     def fail(*args: object, **kwargs: object) -> None:
-        calls.append(1)
         raise ModelFittingError("no")
 
     monkeypatch.setattr(surrogates.gp, "fit_gpytorch_mll", fail)
-    with pytest.raises(SurrogateFitError, match="in 3 attempts"):
+    with pytest.raises(SurrogateFitError, match="12 points of dimension 4"):
         fit_gp(*data())
-    assert len(calls) == 3
 
 
 def test_pending_points_keep_the_mean_and_lower_the_variance() -> None:

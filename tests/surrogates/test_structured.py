@@ -99,7 +99,7 @@ def test_leave_one_out_equals_leaving_out() -> None:
     slope, = torch.autograd.grad(model.warp.forward(moved).sum(), moved)
     density = torch.distributions.Normal(mean, sd).log_prob(model.warp.forward(model.y)) + slope.log()
     torch.testing.assert_close(judged.nll, -density)
-    assert judged.diagnostics().n == n
+    assert judged.diagnostics()["n"] == n
 
 
 def test_mean_table_predicts_up_to_a_constant() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ class StructuredSearch(ObservingSearcher):
         if model is None or len(model.y) < LEAST_CHECKED:
             return None
         held_out = model.held_out()
-        quality = {key: None if math.isnan(value) else value for key, value in asdict(held_out.diagnostics()).items()}
+        quality = {key: None if math.isnan(value) else value for key, value in held_out.diagnostics().items()}
         return {"observed": held_out.truth.tolist(), "predicted": held_out.mean.tolist(), "sd": held_out.sd.tolist(),
                 **quality}
 
