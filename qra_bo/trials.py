@@ -1,15 +1,15 @@
 """Records that searchers, engine, oracles and journal exchange: frozen, with a JSON codec."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, TypeAdapter
+from typing_extensions import TypedDict
 
 from qra_bo.space import Allocation, FloatArray
-from qra_bo.utils.errors import JournalError
 
 Stored = Annotated[Allocation, PlainValidator(lambda a: a if isinstance(a, Allocation) else Allocation.from_json(a)),
                    PlainSerializer(Allocation.to_json)]
@@ -76,7 +76,7 @@ class TrialSpec:
         codes: ``"rtn"``: round to nearest, as the formats' libraries do; ``None``: as configured.
     """
 
-    allocation: Allocation
+    allocation: Stored
     steps: int
     schedule_steps: int
     train_seed: int
@@ -103,28 +103,23 @@ class TrialSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {**self.allocation.to_json(), **{field.name: getattr(self, field.name) for field in fields(self)[1:]}}
+        return {**self.allocation.to_json(), **{f.name: getattr(self, f.name) for f in fields(self)[1:]}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TrialSpec":
-        """Inverse of ``to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
-        return cls(Allocation.from_json(data), int(data["steps"]), int(data["schedule_steps"]), int(data["train_seed"]),
-                   float(data["learning_rate"]), str(data["split"]), data["codes"])
+        """Inverse of ``to_json``; raises ``SpaceError`` or ``ValueError`` for anything else."""
+        return _SPEC.validate_python({**data, "allocation": data})
 
 
-@dataclass(frozen=True, slots=True)
-class PhasePeak:
+_SPEC = TypeAdapter(TrialSpec)
+
+
+class PhasePeak(TypedDict):
     """The largest memory of one phase of a trial (e.g. ``"backward"``): bytes of live storages, and those that the CUDA
     allocator reserved (``None`` on a CPU)."""
 
-    phase: str
     allocated: int
     reserved: int | None
-
-
-def peaks_to_json(peaks: Iterable[PhasePeak]) -> dict[str, dict[str, int | None]]:
-    """Return the peaks as JSON values, by phase."""
-    return {p.phase: {"allocated": p.allocated, "reserved": p.reserved} for p in peaks}
 
 
 def read_sequence_losses(stored: Sequence[Sequence[float]]) -> tuple[tuple[float, int, int], ...]:
@@ -163,8 +158,7 @@ class TrialResult:
     seconds: float
     switch_seconds: float = 0.0
     message: str = ""
-    peaks: Annotated[tuple[PhasePeak, ...], PlainSerializer(peaks_to_json), BeforeValidator(
-        lambda by_phase: [{"phase": phase, **peak} for phase, peak in by_phase.items()])] = ()
+    peaks: Mapping[str, PhasePeak] = field(default_factory=dict)
     sequence_losses: Annotated[tuple[tuple[float, int, int], ...], BeforeValidator(read_sequence_losses)] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -174,7 +168,7 @@ class TrialResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TrialResult":
-        """Inverse of ``to_json``; raises ``TypeError`` or ``ValueError`` for anything else."""
+        """Inverse of ``to_json``; raises ``ValueError`` for anything else."""
         return _RESULT.validate_python(dict(data))
 
 
@@ -206,7 +200,7 @@ class Trial:
     """
 
     id: int
-    allocation: Allocation
+    allocation: Stored
     bits: tuple[int, ...]
     stage: str
     fidelity: Fidelity
@@ -235,11 +229,9 @@ class Trial:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Trial":
-        """Inverse of ``to_json``; raises ``JournalError`` if a field is missing or of the wrong type."""
-        try:
-            spec = TrialSpec.from_json(data)
-            return cls(int(data["id"]), spec.allocation, tuple(int(b) for b in data["bits"]), str(data["stage"]),
-                       Fidelity(data["fidelity"]), spec, int(data["seed"]), TrialResult.from_json(data),
-                       int(data["predicted_bytes"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise JournalError(f"a trial in the journal is malformed: {error!r}") from error
+        """Inverse of ``to_json``; raises ``SpaceError`` or ``ValueError`` for anything else."""
+        spec, result = TrialSpec.from_json(data), TrialResult.from_json(data)
+        return _TRIAL.validate_python({**data, "allocation": spec.allocation, "spec": spec, "result": result})
+
+
+_TRIAL = TypeAdapter(Trial)

@@ -127,14 +127,14 @@ def run(spec: DecoderSpec, shapes: Sequence[TrainShape], device: Any) -> list[Ro
     for space, allocation, shape in tuples(spec, shapes):
         memory = MemoryModel(spec, shape)
         probe = measure(spec, space, allocation, shape, device)
-        peaks, measured = {p.phase: p for p in probe.peaks}, int(probe.bytes)
+        peaks, measured = probe.peaks, int(probe.bytes)
         del probe
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
         row = space.encode(allocation)[None, :]
-        phases = {p.name: {"predicted": int(CostTable((p,)).totals(row)[0]), "allocated": peaks[p.name].allocated,
-                           "reserved": peaks[p.name].reserved} for p in memory.phases(space)}
+        phases = {p.name: {"predicted": int(CostTable((p,)).totals(row)[0]), **peaks[p.name]}
+                  for p in memory.phases(space)}
         alive = total(replace(memory, allowance=Allowance(0, 0)), space, allocation)
         twice = total(replace(memory, allowance=Allowance(0, PPM)), space, allocation)
         predicted = total(memory, space, allocation)

@@ -139,7 +139,7 @@ class MemoryProbe:
     def __init__(self, optimizer: UnitwiseAdamW, bank: LayerBank, scope: str | None) -> None:
         self.device, self.model, self.bank = bank.device, bank.model, bank
         self.optimizer, self.scope = optimizer, scope
-        self._found: dict[str, PhasePeak] = {}
+        self.peaks: dict[str, PhasePeak] = {}  # the largest of every phase so far, in the order in which phases came
         if self.device.type == "cuda":
             self._read("load")
             release_unused(self.device)  # memory that loading reserved is no part of training
@@ -148,18 +148,14 @@ class MemoryProbe:
                 self._note("load", live_bytes(self.model), None)
 
     @property
-    def peaks(self) -> tuple[PhasePeak, ...]:
-        """The largest peak of every phase so far, in the order in which phases came."""
-        return tuple(self._found.values())
-
-    @property
     def bytes(self) -> int | None:
         """Bytes in the configured scope; ``None`` where nothing was measured in it."""
         if self.scope == "stored":
             adapters = sum(p.numel() for pair in adapter_parameters(self.model).values() for p in pair.values())
             return sum(self.bank.stored_bytes(self.bank.current)) + 2 * adapters
-        trained = [p.allocated if p.reserved is None else p.reserved for p in self.peaks if p.phase != "load"]
-        return max(trained) if self.scope == "peak" and "step" in self._found else None
+        trained = [peak["allocated"] if peak["reserved"] is None else peak["reserved"]
+                   for phase, peak in self.peaks.items() if phase != "load"]
+        return max(trained) if self.scope == "peak" and "step" in self.peaks else None
 
     def watch(self, step: int) -> AbstractContextManager[Mark]:
         """Wrap the ``step``-th optimiser step (from 0) since the model was built; yield a function to end a phase."""
@@ -168,7 +164,7 @@ class MemoryProbe:
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Wrap one batch of an evaluation."""
-        with self._watched("step" in self._found and "evaluation" not in self._found) as mark:
+        with self._watched("step" in self.peaks and "evaluation" not in self.peaks) as mark:
             yield
             mark("evaluation")
 
@@ -198,6 +194,6 @@ class MemoryProbe:
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def _note(self, phase: str, allocated: int, reserved: int | None) -> None:
-        before = self._found.get(phase, PhasePeak(phase, allocated, reserved))
-        most = None if reserved is None or before.reserved is None else max(reserved, before.reserved)
-        self._found[phase] = PhasePeak(phase, max(allocated, before.allocated), most)
+        before = self.peaks.get(phase, PhasePeak(allocated=allocated, reserved=reserved))
+        most = None if reserved is None or before["reserved"] is None else max(reserved, before["reserved"])
+        self.peaks[phase] = PhasePeak(allocated=max(allocated, before["allocated"]), reserved=most)

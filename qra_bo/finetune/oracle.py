@@ -29,7 +29,7 @@ from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
 from qra_bo.oracle.protocol import Progress, StopRequested, quiet
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
-from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import TrainingError, is_out_of_memory
 from qra_bo.utils.files import follow_umask, writing
 from qra_bo.utils.redact import printable
@@ -218,7 +218,7 @@ class FinetuneOracle:
         run = TrialRun(request, None, most_blocks=self.settings.train.batch, purpose="measure memory")
         measured = self._run(run, progress)
         return {"state": measured.state.value, "message": measured.message, "measured_bytes": measured.measured_bytes,
-                "peaks": peaks_to_json(measured.peaks)}
+                "peaks": measured.peaks}
 
     def finalise(self, allocation: Mapping[str, Any], options: Mapping[str, Any], train_seed: int,
                  learning_rate: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

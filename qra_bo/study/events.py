@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
+from pydantic import StrictInt
 from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.searchers.rates.model import Change
@@ -47,13 +49,13 @@ class Warned:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, slots=True)
 class FinishedTrial:
     """A trial, the seconds that the search itself took since the last one, and the workers that were kept busy."""
 
     trial: Trial
-    overhead_seconds: float
-    workers: int
+    overhead_seconds: float = 0.0
+    workers: Annotated[StrictInt, Ge(1)] = 1
 
     def to_json(self) -> dict[str, Any]:
         workers = {} if self.workers == 1 else {"workers": self.workers}
@@ -61,10 +63,7 @@ class FinishedTrial:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "FinishedTrial":
-        workers = data.get("workers", 1)
-        if type(workers) is not int or workers < 1:
-            raise ValueError(f"it was made by {workers!r} workers")
-        return cls(Trial.from_json(data), float(data.get("overhead_seconds", 0.0)), workers)
+        return cls(Trial.from_json(data), **{k: data[k] for k in ("overhead_seconds", "workers") if k in data})
 
 
 @checked(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from qra_bo.study.status import StatusFile
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.utils.errors import BudgetError, JournalError
 from qra_bo.utils.files import write_json
+from tests.report.fixtures import make_events
 from tests.study.oracles import DAMAGE, FORMATS, UNITS
 from tests.study.problem import BUDGET, EQUIVALENT, compared, make_problem, predict_bytes, run
 
@@ -123,7 +124,7 @@ def test_malformed_events_are_named() -> None:
         study_of([{"event": "trial", "id": 1}])
     for workers in (0, -1, True, "4", 2.5):
         with pytest.raises(JournalError, match="workers"):
-            study_of([{"event": "trial", "id": 1, "workers": workers}])
+            study_of([{**next(line for line in make_events() if line["event"] == "trial"), "workers": workers}])
 
 
 def test_status_is_replaced_whole_and_a_full_disk_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
