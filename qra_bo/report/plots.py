@@ -18,6 +18,7 @@ from qra_bo.report import style
 from qra_bo.report.data import BREAKDOWN, ReportData
 from qra_bo.report.style import axes, dress, figure, legend, literal, png_bytes
 from qra_bo.report.text import short_names
+from qra_bo.space.cost import pareto_front
 from qra_bo.study import loss_of
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import signed
@@ -29,15 +30,6 @@ GROUPS = {"": ("search", "o", style.BLUE, 26.0), "baseline": ("simple choices", 
 """Label, mark, colour and area of trials by their stage; ``""`` for all other stages."""
 FEW_UNITS = 48
 """Most units that are named one by one, with their values."""
-
-
-def front(points: Sequence[Trial]) -> list[Trial]:
-    """Points that no other beats in both predicted bytes and loss, in increasing order of bytes."""
-    out: list[Trial] = []
-    for e in sorted(points, key=lambda e: (e.predicted_bytes, loss_of(e))):
-        if not out or loss_of(e) < loss_of(out[-1]):
-            out.append(e)
-    return out
 
 
 def pareto(d: ReportData) -> Figure | None:
@@ -54,7 +46,8 @@ def pareto(d: ReportData) -> Figure | None:
                 ax.scatter([e.predicted_bytes / style.MB for e in shown], [min(loss_of(e), top) for e in shown],
                            marker=shape, label=name, color=colour, s=area, edgecolors=style.PAPER, linewidths=0.6,
                            zorder=4)
-    steps = [e for e in front(d.points) if loss_of(e) <= top]
+    front = pareto_front(np.array([loss_of(e) for e in d.points]), np.array([e.predicted_bytes for e in d.points]))
+    steps = [e for e in (d.points[i] for i in reversed(front)) if loss_of(e) <= top]
     ax.plot([e.predicted_bytes / style.MB for e in steps], [loss_of(e) for e in steps], color=style.GREEN,
             linewidth=1.4, drawstyle="steps-post", label="Pareto front", zorder=2)
     ax.axvline(d.header.budget_bytes / style.MB, color=style.INK, linestyle="--", linewidth=1.2,

@@ -11,6 +11,7 @@ from qra_bo.searchers.observations import ObservingSearcher, TrustRegion
 from qra_bo.sensitivity.importance import min_max, scaled_by_value
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import FloatArray, IntArray, SearchSpace
+from qra_bo.space.cost import pareto_front
 from qra_bo.space.neighbourhood import neighbours_within
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import check_all
@@ -107,13 +108,6 @@ def unit_importance(profile: SensitivityProfile) -> FloatArray:
     """
     i_q = min_max(profile.quantization_sensitivity[:, 0])
     return i_q if profile.rank_sensitivity is None else (i_q + min_max(profile.rank_sensitivity[:, -1])) / 2
-
-
-def pareto_front(losses: FloatArray, memory: IntArray) -> IntArray:
-    """Return indices of the points that no other point beats in both loss and bytes (``n`` each), ascending in loss."""
-    order = np.lexsort((memory, losses))
-    least = np.minimum.accumulate(memory[order])
-    return np.asarray(order[np.diff(least, prepend=np.iinfo(np.int64).max) < 0])
 
 
 def published_utility(losses: FloatArray, memory: IntArray, alpha: float = 0.6) -> FloatArray:

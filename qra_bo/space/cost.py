@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from qra_bo.space.space import IntArray, SearchSpace
+from qra_bo.space.space import FloatArray, IntArray, SearchSpace
 from qra_bo.utils.errors import BudgetError
 
 CODES = "codes"
@@ -81,3 +81,10 @@ def limit_average_bits(costs: CostTable, space: SearchSpace, budget_bytes: int, 
 def with_allowance(costs: CostTable, allowance: int) -> CostTable:
     """Return ``costs`` with ``allowance`` more bytes in every phase of memory; a limit on average bits stays."""
     return CostTable(tuple(p if p.name == CODES else replace(p, fixed=p.fixed + allowance) for p in costs.phases))
+
+
+def pareto_front(losses: FloatArray, memory: IntArray) -> IntArray:
+    """Return indices of the points that no other point beats in both loss and bytes (``n`` each), ascending in loss."""
+    order = np.lexsort((memory, losses))
+    least = np.minimum.accumulate(memory[order])
+    return np.asarray(order[np.diff(least, prepend=np.iinfo(np.int64).max) < 0])

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from qra_bo.report.data import parse_events
-from qra_bo.report.plots import PLOTS, front, write_plots
+from qra_bo.report.plots import PLOTS, write_plots
 from qra_bo.report.style import VARIABLES, svg_element
 from tests.report.fixtures import L, failed_alone, make_events, without_mixed
 
@@ -32,13 +32,6 @@ def test_figures_that_there_are_become_png(drawn, tmp_path):
 def test_a_run_that_has_just_begun_has_none():
     d = parse_events(make_events()[:2])
     assert not any(draw(d) for draw in PLOTS.values())
-
-
-def test_the_front_is_the_non_dominated_set_by_brute_force(data):
-    points = data.points
-    expected = {e.id for e in points if not any(
-        o.predicted_bytes <= e.predicted_bytes and o.loss <= e.loss and o.id != e.id for o in points)}
-    assert {e.id for e in front(points)} == expected
 
 
 def test_no_legend_lies_outside(drawn):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from qra_bo.searchers.trust_region import embed, pareto_front, published_utility, unit_importance
+from qra_bo.searchers.trust_region import embed, published_utility, unit_importance
 from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space.cost import pareto_front
 from tests.searchers.landscape import make_landscape
 
 
@@ -38,6 +39,15 @@ def test_eq8_utility_by_hand() -> None:
     # On the front losses span 4.0 to 4.4 and bytes 100 to 300; the last point lies off it.
     want = [0.6 * 1.0 - 0.4 * 1.0, 0.6 * 0.5 - 0.4 * 0.5, 0.6 * 0.0 - 0.4 * 0.0, 0.6 * -0.25 - 0.4 * 0.75]
     np.testing.assert_allclose(published_utility(losses, memory), want, atol=1e-12)
+
+
+def test_the_front_is_the_non_dominated_set_by_brute_force() -> None:
+    losses, memory = np.random.default_rng(0).integers(0, 9, (2, 30))
+    beaten = (losses[None] <= losses[:, None]) & (memory[None] <= memory[:, None]) & (
+        (losses[None] < losses[:, None]) | (memory[None] < memory[:, None]))
+    front = pareto_front(losses.astype(np.float64), memory)
+    kept = {(losses[i], memory[i]) for i in np.flatnonzero(~beaten.any(axis=1))}
+    assert [(losses[i], memory[i]) for i in front] == sorted(kept)
 
 
 def test_equal_losses_leave_the_smaller_on_the_front() -> None:
