@@ -3,7 +3,7 @@
 import numpy as np
 
 from qra_bo.space import CostTable, FloatArray, IntArray
-from qra_bo.utils.errors import BudgetError, SpaceError
+from qra_bo.utils.errors import BudgetError
 
 EPS = 1e-8
 """Added to every importance, so that among unimportant units the bytes saved decide."""
@@ -13,8 +13,7 @@ class Repair:
     """Applies, while the allocation does not fit, the downgrade with the least (importance + eps) / (bytes saved).
 
     Bytes saved are counted in the phase that binds (the first of the largest). Where no edit saves bytes there
-    (e.g. several units share the largest spike), the least important one is applied. Raises ``SpaceError`` if an
-    importance has the wrong shape, is negative or not finite.
+    (e.g. several units share the largest spike), the least important one is applied.
 
     Args:
         importance_q: I_q, ``L``, min-max scaled.
@@ -22,12 +21,8 @@ class Repair:
     """
 
     def __init__(self, costs: CostTable, budget_bytes: int, importance_q: FloatArray, importance_r: FloatArray) -> None:
-        weights, wanted = np.concatenate([importance_q, importance_r]), (costs.shape[0],)
-        if importance_q.shape != wanted or importance_r.shape != wanted or not np.isfinite(weights).all() \
-                or (weights < 0).any():
-            raise SpaceError(f"importances must be finite, at least 0 and of shape {wanted}; got shapes "
-                             f"{importance_q.shape} and {importance_r.shape}")
-        self._weights, self._budget, self._units = weights + EPS, budget_bytes, np.arange(costs.shape[0])
+        self._weights = np.concatenate([importance_q, importance_r]) + EPS
+        self._budget, self._units = budget_bytes, np.arange(costs.shape[0])
         self._fixed = np.array([p.fixed for p in costs.phases])
         self._sizes, self._spikes = (np.stack(tables) for tables in zip(*((p.unit, p.spike) for p in costs.phases),
                                                                         strict=True))
