@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -82,24 +83,9 @@ class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def module_tensors(model: nn.Module) -> list[Tensor]:
     """Return every tensor that a model holds: parameters, buffers, tensors in attributes."""
-    found: list[Tensor] = []
-    seen: set[int] = set()
-    for module in model.modules():
-        for holder in (*module.parameters(recurse=False), *module.buffers(recurse=False),
-                       *(v for k, v in vars(module).items() if not k.startswith("_"))):
-            _collect(holder, found, seen)
-    return found
-
-
-def _collect(value: Any, found: list[Tensor], seen: set[int]) -> None:
-    if id(value) in seen or isinstance(value, nn.Module):
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        found.append(value)
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            _collect(part, found, seen)
+    held = (tree_iter([*module.parameters(recurse=False), *module.buffers(recurse=False),
+                       *(v for k, v in vars(module).items() if not k.startswith("_"))]) for module in model.modules())
+    return list({id(leaf): leaf for leaf in chain.from_iterable(held) if isinstance(leaf, Tensor)}.values())
 
 
 def live_bytes(model: nn.Module) -> int:
