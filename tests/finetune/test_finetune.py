@@ -95,7 +95,7 @@ def test_trials_that_accumulate_see_the_same_text_and_promote_alike(tmp_path: Pa
     assert single.training_tokens == whole.training_tokens
     assert single.loss == pytest.approx(whole.loss, abs=1e-5)
     alone = make().evaluate(request, quiet).peaks
-    assert whole.peaks["forward"]["allocated"] > alone["forward"]["allocated"], "gradients of the batch before are alive"
+    assert whole.peaks["forward"]["allocated"] > alone["forward"]["allocated"], "gradients of a batch before are alive"
 
 
 def test_an_interrupted_trial_resumes_to_the_same_result(tmp_path: Path, whole: TrialResult,

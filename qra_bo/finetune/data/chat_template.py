@@ -14,7 +14,6 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -61,15 +60,8 @@ _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, 
              MemoryError)
 """Errors of templates, which are programs."""
 Span = tuple[int, int]
+"""The first of some characters, and one past the last."""
 Tools = list[dict[str, Any]] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation's text and the characters (first, one past the last) on which the loss is taken."""
-
-    text: str
-    spans: tuple[Span, ...]
 
 
 class ChatTemplate:
@@ -99,13 +91,13 @@ class ChatTemplate:
                             "conversations are found; give prompt and completion as texts, or another base model")
         for start in range(0, len(conversations), _AT_ONCE):
             rendered = [self.render(c) for c in conversations[start:start + _AT_ONCE]]
-            coded = self.tokenizer([r.text for r in rendered], add_special_tokens=False, return_offsets_mapping=True,
-                                   verbose=False)
-            for one, ids, offsets in zip(rendered, coded["input_ids"], coded["offset_mapping"], strict=True):
-                yield ids, overlapping(one.spans, offsets)
+            coded = self.tokenizer([text for text, _ in rendered], add_special_tokens=False,
+                                   return_offsets_mapping=True, verbose=False)
+            for (_, spans), ids, offsets in zip(rendered, coded["input_ids"], coded["offset_mapping"], strict=True):
+                yield ids, overlapping(spans, offsets)
 
-    def render(self, conversation: Conversation) -> Rendered:
-        """Return the text of a conversation with the characters of its trained turns.
+    def render(self, conversation: Conversation) -> tuple[str, list[Span]]:
+        """Return the text of a conversation, and the characters of its trained turns, on which the loss is taken.
 
         Raises:
             DataError: See ``encode``.
@@ -121,10 +113,10 @@ class ChatTemplate:
         _check_reasoning(conversation, text)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if marked and tuple(turns) == conversation.trained:
-            return Rendered(text, tuple(marked))
+            return text, marked
         if marked and len(marked) == len(turns):
-            return Rendered(text, tuple(s for i, s in zip(turns, marked, strict=True) if i in conversation.trained))
-        return Rendered(text, tuple(self._span(messages, tools, i, text, where) for i in conversation.trained))
+            return text, [s for i, s in zip(turns, marked, strict=True) if i in conversation.trained]
+        return text, [self._span(messages, tools, i, text, where) for i in conversation.trained]
 
     def question(self, conversation: Conversation) -> str:
         """Return the text before the last trained turn, with the beginning of an answer. Raises ``DataError`` if the

@@ -7,7 +7,7 @@ arguments as objects. The formats are those of OpenAI, ShareGPT and TRL ("conver
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from qra_bo.utils.errors import DataError
@@ -78,10 +78,6 @@ class Conversation:
         messages = self.messages
         return not any(messages[i]["content"].strip() or any(messages[i].get(key) for key in ("tool_calls", *REASONING))
                        for i in self.trained)
-
-    def last_turn(self) -> "Conversation":
-        """Return the conversation with the loss on the assistant's last trained turn alone."""
-        return replace(self, trained=self.trained[-1:])
 
 
 def from_messages(fields: Fields, where: str) -> Conversation:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
             raise DataError(f"{where}: a record of {record.characters:,} characters; more than {MOST_CHARACTERS:,} "
                             "take too much memory to tokenise at once: cut it into several records")
         if last_turns and isinstance(record, Conversation):
-            record = record.last_turn()
+            record = replace(record, trained=record.trained[-1:])
         if record.is_empty:
             left_out[EMPTY_TARGET] += 1
         else:
