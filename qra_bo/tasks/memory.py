@@ -54,11 +54,12 @@ def run(config: RunConfig) -> int:
     next_line = None if unread is not None else next_command(plan, config.words, setting)
     if text is not None and text.facts is not None and _cuts_too_much(config, text):  # a run would end with a message
         next_line = command(config.words, {"train.length": str(text.facts.usual_length)})
-    notes = preset_notes(config)
+    notes = list[str]()
     if unread is None and config.oracle.trains:
         region = plan.budgets[0].advice.region if len(plan.budgets) == 1 else None
         notes += _text(config, text)
-        notes += [_host(setting, plan), _time(setting, plan), *recommendations(setting, region)] if plan.fits else []
+        notes += [_time(setting, plan), *recommendations(setting, region), _host(setting, plan)] if plan.fits else []
+    notes += preset_notes(config)
     if config.memory.format == "json":
         print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
                                                  "next": next_line}, indent=2))
@@ -101,7 +102,7 @@ def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
         f"{_named(b.text, b.size)}: {b.advice.sentence}", b.advice.offered, b.note, None if b.fractional is None else
         f"Without a search: task=finetune allocation={b.fractional.what} needs {format_size(b.fractional.total)}.")))
               for b in plan.budgets]
-    lines = filter(None, (*advice, plan.serving, *notes, _head(plan)))
+    lines = filter(None, (*advice, *notes, plan.serving, _head(plan)))
     parts: list[RenderableType] = [*map(Text, lines), _uniform(plan)]
     usual = [f" {row.what} ({row.fmt}, rank {row.rank}) needs {format_size(row.total)} and "
              f"{'fits' if row.total <= plan.tightest else 'does not fit'}." for row in plan.references]
