@@ -1,5 +1,6 @@
 """Choice of the codes of a model's linears by GPTQ instead of the libraries' round-to-nearest."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.cache import TensorStore
-from qra_bo.finetune.quantization.base import Grid, LevelBackend, PackedLinear, RingBackend, State, backend_of
+from qra_bo.finetune.quantization.base import LevelBackend, PackedLinear, RingBackend, State, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs, each_moments
 from qra_bo.finetune.threads import one_thread
@@ -116,8 +117,6 @@ class Rounding:
                 progress(CHOOSE, done, len(linears))
 
         try:
-            # No pool of threads packs: each would keep a team of OpenMP's, and with more threads than cores that
-            # library lets them sleep at every barrier. Codes took twice as long.
             each_moments(self.model, linears, self.ids, self.device, choose, self.is_text)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -128,18 +127,22 @@ class Rounding:
 
     def _by_levels(self, weights: Mapping[str, Tensor], formats: Sequence[tuple[StorageFormat, LevelBackend]],
                    inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:
-        """Yield the packed tensors of all weights in ``formats`` whose codes are levels of a grid."""
-        free = list[tuple[str, StorageFormat, LevelBackend, State]]()
-        stack = list[tuple[Tensor, Grid]]()
-        with one_thread():
-            for name, weight in weights.items():
-                for fmt, backend in formats:
-                    state = backend.pack_for_inputs(weight, fmt, self.device, inputs.importance)
-                    free.append((name, fmt, backend, state))
-                    stack.append((weight, backend.grid(state, fmt, (weight.shape[0], weight.shape[1]))))
-            codes = compensated_codes(stack, inputs)
-        for (name, fmt, backend, state), chosen in zip(free, codes, strict=True):
-            yield name, fmt, backend.recoded(state, fmt, chosen)
+        """Yield the packed tensors of all weights in ``formats`` whose codes are levels of a grid. A core codes a
+        matrix in a format; a GPU all of them at once."""
+        jobs = [(name, fmt, backend) for name in weights for fmt, backend in formats]
+        host, workers = self.device.type == "cpu", torch.get_num_threads()
+
+        def coded(several: Sequence[tuple[str, StorageFormat, LevelBackend]]) -> list[State]:
+            states = [backend.pack_for_inputs(weights[name], fmt, self.device, inputs.importance)
+                      for name, fmt, backend in several]
+            stack = [(weights[name], backend.grid(state, fmt, (weights[name].shape[0], weights[name].shape[1])))
+                     for (name, fmt, backend), state in zip(several, states, strict=True)]
+            return [backend.recoded(state, fmt, codes) for (_, fmt, backend), state, codes in
+                    zip(several, states, compensated_codes(stack, inputs), strict=True)]
+
+        with one_thread(), ThreadPoolExecutor(workers) as pool:
+            made = itertools.chain.from_iterable(pool.map(coded, ([job] for job in jobs)) if host else [coded(jobs)])
+            yield from ((name, fmt, state) for (name, fmt, _), state in zip(jobs, made, strict=True))
 
     def _by_rings(self, weights: Mapping[str, Tensor], formats: Sequence[tuple[StorageFormat, RingBackend]],
                   inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qra_bo.finetune.quantization.compiling import compiled
+
 RUN_UP = 32
 """Weights before the ring and after it, about five times those of a state: paths have met within so many."""
 
@@ -40,14 +42,13 @@ def ring_states(targets: Tensor, weights: Tensor, table: Tensor, bits: int) -> T
 def _compiled(state_bits: int, code_bits: int) -> Any:
     """Return the compiled function ``(targets, weights, table, states)``, which fills ``states``; it needs no lock of
     the interpreter."""
-    import numba  # heavy to import
     fan, stems = 1 << code_bits, 1 << state_bits - code_bits
     runs, shift = stems >> code_bits, state_bits - code_bits
 
     # State ``(stem << K) | code`` lies at ``[code, stem]``, stem ``(run << K) | code`` of a choice at ``[code, run]``:
     # but for one transposition of the stems, every loop runs over vectors. Costs of states are compared as they are
-    # computed, without the square of the target, which is common to all. One function, whose closure holds numbers
-    # alone: others are compiled again in every process.
+    # computed, without the square of the target, which is common to all.
+
     def encode(targets: Any, weights: Any, table: Any, states: Any) -> None:
         rings, n = targets.shape
         levels = np.ascontiguousarray(table.reshape(stems, fan).T)
@@ -99,8 +100,4 @@ def _compiled(state_bits: int, code_bits: int) -> Any:
                     break
                 overlap, run_up = end, 0
 
-    options = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}
-    try:
-        return numba.njit(encode, cache=True, **options)
-    except RuntimeError:  # no folder for it can be written
-        return numba.njit(encode, **options)
+    return compiled(encode, fastmath={"contract", "reassoc", "nsz"})

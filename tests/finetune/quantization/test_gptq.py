@@ -108,9 +108,17 @@ def test_a_group_without_a_scale_holds_its_offset() -> None:
     assert grid_values(grid, codes).tolist() == [[0.5, 0.5], [3.0, 3.0]]
 
 
+@pytest.fixture(params=["cpu", "none"], ids=["compiled", "by torch's operators"])
+def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose codes with both loops."""
+    monkeypatch.setattr(gptq, "HOST", request.param)
+
+
+@pytest.mark.usefixtures("loop")
 @pytest.mark.parametrize("rows", [7, 2048])
 def test_stacked_matrices_and_formats_get_the_codes_of_each_alone(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq, "STACKED_ROWS", rows)
+    monkeypatch.setattr(gptq, "STACKED_NUMEL", rows * 192)
     inp, device = 192, torch.device("cpu")
     moments, stack = mixed_moments(inp, 400), []
     for seed, out in enumerate((16, 40)):
@@ -222,6 +230,7 @@ def test_a_device_without_room_has_moments_factored_on_the_host(error: Exception
     assert (found.factor.shape, found.factor.dtype, found.factor.device) == ((8, 8), torch.float32, OnDevice.device)
 
 
+@pytest.mark.usefixtures("loop")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_positions_between_two_levels_take_the_lower(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)

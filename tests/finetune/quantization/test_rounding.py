@@ -105,7 +105,7 @@ def test_moments_are_gone_while_codes_are_chosen(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(package + "moments.second_moments", moments_of)
     monkeypatch.setattr(package + "rounding.compensated_codes", codes_of)
     make_bank(formats=("hqq3",)).choose_codes()
-    assert kept == [3, 2, 1, 0] * 2  # inputs of the layer that are still to come
+    assert kept == [3, 3, 3, 2, 1, 1, 0] * 2  # inputs of the layer that are still to come, for each of its linears
 
 
 @pytest.mark.parametrize("padded", [False, True])
