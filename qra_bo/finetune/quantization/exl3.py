@@ -117,9 +117,7 @@ class Exl3Linear(HalfLinear):
 class Exl3Table(PackedTable):
     """A head in tiles."""
 
-    def tile(self, first: int, last: int) -> Tensor:
-        if self.dense is not None:
-            return super().tile(first, last)
+    def _tile(self, first: int, last: int) -> Tensor:
         return unpacked(self.packed_state(), self.fmt, range(first, last), self.shape[1], self.compute_dtype,
                         self.target)
 

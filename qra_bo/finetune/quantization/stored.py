@@ -127,14 +127,10 @@ class StoredLinear(HalfLinear):
 class StoredTable(PackedTable):
     """An embedding or a head in blocks, ``v x bytes``."""
 
-    def rows(self, ids: Tensor) -> Tensor:
-        if self.dense is not None:
-            return super().rows(ids)
+    def _rows(self, ids: Tensor) -> Tensor:
         return unpacked(self.codes[ids.reshape(-1)], self.fmt, self.compute_dtype).view(*ids.shape, self.shape[1])
 
-    def tile(self, first: int, last: int) -> Tensor:
-        if self.dense is not None:
-            return super().tile(first, last)
+    def _tile(self, first: int, last: int) -> Tensor:
         return unpacked(self.codes[first:last], self.fmt, self.compute_dtype, self.target)
 
 

@@ -57,8 +57,9 @@ class PackedTable(nn.Module):
 
     def rows(self, ids: Tensor) -> Tensor:
         """Return the rows of integer ``ids`` of any shape, ``... x d`` in the compute type."""
-        if self.dense is not None:
-            return nn.functional.embedding(ids, self.dense)
+        return self._rows(ids) if self.dense is None else nn.functional.embedding(ids, self.dense)
+
+    def _rows(self, ids: Tensor) -> Tensor:
         per_row = self.shape[1] // self.fmt.block
         groups = (ids.reshape(-1, 1) * per_row + torch.arange(per_row, device=ids.device)).view(-1)
         values = codes_at(words_of(self.packed_state()), self.fmt, groups).float()
@@ -74,8 +75,9 @@ class PackedTable(nn.Module):
 
     def tile(self, first: int, last: int) -> Tensor:
         """Return the rows from ``first`` to ``last`` (exclusive), ``n x d`` in the compute type."""
-        if self.dense is not None:
-            return self.dense[first:last]
+        return self._tile(first, last) if self.dense is None else self.dense[first:last]
+
+    def _tile(self, first: int, last: int) -> Tensor:
         per_row = self.shape[1] // self.fmt.block
         return weight_of(words_of(self.packed_state()), self.fmt, self.scale[first:last], self.middle,
                          (last - first, self.shape[1]), self.compute_dtype, self.target, first * per_row)
