@@ -8,9 +8,7 @@ from qra_bo.finetune.models.files import check_layers, check_unquantised, may_ru
 from qra_bo.finetune.models.gguf_header import stored_header, stored_spec
 from qra_bo.finetune.models.hub import small_files
 from qra_bo.finetune.models.packed_folder import folder_spec
-from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.stored import code_bits
 from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
 from qra_bo.space.decoder import OWN_CODE, check_mixture, spec_from_hf_config, spec_from_numbers, with_adapters
 from qra_bo.utils.errors import ModelError
@@ -41,9 +39,9 @@ def make_spec(config: RunConfig) -> DecoderSpec:
     if spec.n_experts:
         raise ModelError(f"codes=stored does not read the experts of a file, and {config.model_name!r} has "
                          f"{spec.n_experts} a layer: leave codes=stored out, and give its weights in 16 bits or a GGUF")
-    from qra_bo.finetune.models.load import gguf_of, packed_folder_of  # loads torch, which other plans do without
+    from qra_bo.finetune.models.load import ggufs_of, packed_folder_of  # loads torch, which other plans do without
     return folder_spec(spec, packed_folder_of(model)) if model["gguf_file"] is None else \
-        stored_spec(spec, stored_header(gguf_of(model)))
+        stored_spec(spec, *map(stored_header, ggufs_of(model)))
 
 
 def hf_config(config: RunConfig) -> Any:
@@ -55,8 +53,8 @@ def hf_config(config: RunConfig) -> Any:
     """
     model = config.model
     if model["gguf_file"] is not None:
-        from qra_bo.finetune.models.load import gguf_config, gguf_of
-        return gguf_config(gguf_of(model))
+        from qra_bo.finetune.models.load import gguf_config, ggufs_of
+        return gguf_config(ggufs_of(model)[0])
     from transformers import AutoConfig  # heavy, and not needed where conf/model has the numbers
 
     from qra_bo.finetune.models.text_part import text_part
@@ -96,6 +94,6 @@ def gptq_sequences(config: RunConfig, spec: DecoderSpec) -> int:
 
 def make_space(config: RunConfig, spec: DecoderSpec) -> SearchSpace:
     """Return the units and ladders of the search."""
-    names = (f"{STORED}{round(code_bits(spec))}",) if config.stored else config.format_names
-    formats = tuple(parse_format(name) for name in names)
-    return SearchSpace(make_units(spec, config.granularity), formats, Ladder("ranks", config.ranks))
+    names = [name for name, _ in spec.linears[0].stored] if config.stored else config.format_names
+    return SearchSpace(make_units(spec, config.granularity), tuple(map(parse_format, names)),
+                       Ladder("ranks", config.ranks))

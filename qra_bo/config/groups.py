@@ -80,7 +80,7 @@ class ModelConfig(TypedDict):
     name: str
     source: Literal["wheel", "random", "hub", "path"]
     path: UserPath | None
-    gguf_file: str | None
+    gguf_file: str | tuple[str, ...] | None
     revision: str | None
     family: str | None
     n_layers: Count | None

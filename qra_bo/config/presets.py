@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -15,14 +14,15 @@ from qra_bo.config.derive import NUMBERS
 from qra_bo.config.overrides import CONF
 from qra_bo.config.rules import TRAINING
 from qra_bo.config.schema import RunConfig
-from qra_bo.finetune.models.gguf_header import EMBEDDING, read_header
+from qra_bo.finetune.models.gguf_header import EMBEDDING, names_of, read_header
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.file_formats import STORED
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.device import planned_device, resolve_device, resolve_dtype
-from qra_bo.utils.errors import UserError
+from qra_bo.utils.errors import ConfigError, UserError
 from qra_bo.utils.files import read_object, user_path
+from qra_bo.utils.formatting import cut
 
 CPU_PARAMETERS = 10**9
 """Largest model that ``train=cpu`` is chosen for: a rule of thumb, as larger ones are fine-tuned on a GPU."""
@@ -104,11 +104,10 @@ def with_workers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 def _width(model: Mapping[str, Any]) -> int | None:
     """Return the width of a node of ``conf/model``, or else of the model in the folder that its path names."""
     width, folder = model.get("hidden_size"), user_path(str(model.get("path")))
-    if width is None and model.get("gguf_file") is not None:
+    if width is None:  # of a hub id, whose file is not here, nothing is known; a wrong path is refused later
         with suppress(UserError, KeyError):
-            return int(read_header(folder / str(model["gguf_file"])).tensors[EMBEDDING].shape[0])
-    if width is None:
-        with suppress(UserError):  # a hub id, whose file is not here; a wrong path is refused where the model is read
+            if names := names_of(model):
+                return int(read_header(folder / names[0]).tensors[EMBEDDING].shape[0])
             found = read_object(folder / "config.json")
             part = found.get("text_config", found)
             width = part.get("hidden_size") if isinstance(part, Mapping) else None
@@ -116,12 +115,17 @@ def _width(model: Mapping[str, Any]) -> int | None:
 
 
 def with_gguf_file(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return plain values in which a GGUF file that ``model.path`` names is a folder and ``model.gguf_file``."""
+    """Return plain values in which GGUF files that ``model.path`` names are their folder and ``model.gguf_file``.
+    Raises ``ConfigError`` if a list is not of such files in one folder."""
     model = _group(raw, "model")
-    path = Path(str(model.get("path")))
-    if path.suffix != ".gguf" or not path.is_file():
+    given = model.get("path")
+    paths = [user_path(str(path)) for path in (given if isinstance(given, list) else [given])]
+    folders, names = {path.parent for path in paths}, [path.name for path in paths]
+    if isinstance(given, list) and (len(folders) != 1 or any(path.suffix != ".gguf" for path in paths)):
+        raise ConfigError(f"model.path takes a list of GGUF files of one folder alone; got {cut(given)}")
+    if not isinstance(given, list) and (paths[0].suffix != ".gguf" or not paths[0].is_file()):
         return raw
-    return {**raw, "model": {**model, "path": str(path.parent), "gguf_file": path.name}}
+    return {**raw, "model": {**model, "path": str(*folders), "gguf_file": names if names[1:] else names[0]}}
 
 
 def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:

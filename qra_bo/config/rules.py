@@ -11,6 +11,7 @@ from qra_bo.config.check import Problem
 from qra_bo.config.derive import NUMBERS, make_space, make_spec
 from qra_bo.config.overrides import CONF, options
 from qra_bo.config.schema import RunConfig
+from qra_bo.finetune.models.gguf_header import names_of
 from qra_bo.memory.budget import OF_ALLOCATION, OfAllocation
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
@@ -100,6 +101,8 @@ def _codes(config: RunConfig) -> Iterator[Problem]:
     if config.stored:
         yield from (Problem(key, f"{key} beside codes=stored: {why}.")
                     for key, (given, why) in reasons.items() if given)
+    elif len(names_of(config.model)) > 1:
+        yield Problem("codes", "several files in model.gguf_file are for codes=stored: give that, or name one file.")
     elif not config.bits:
         yield Problem("bits", "bits must name the bit-widths that a unit may have, e.g. [2,4,8]; got [].")
 

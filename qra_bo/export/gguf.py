@@ -17,7 +17,7 @@ from qra_bo.export.gguf_tokenizer import vocabulary_of
 from qra_bo.export.llamacpp import PACKAGE, LlamaCpp
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import RunWeights, refuse_formats, weights_of
-from qra_bo.finetune.models.load import gguf_of
+from qra_bo.finetune.models.load import ggufs_of
 
 FOLDER, MODELFILE = "gguf", "Modelfile"
 ADAPTER, UNPACKED = "adapter", "base-f32"
@@ -53,7 +53,7 @@ def write(run: FinishedRun) -> list[Path]:
     if run.renew:
         for name in (*(f"{name}.gguf" for name in FILES), MODELFILE):
             (folder / name).unlink(missing_ok=True)
-    wanted = [name for name in run.gguf if name != "base" or not run.manifest.stored]  # which is the user's file
+    wanted = [name for name in run.gguf if name != "base" or not run.manifest.untouched]  # which is the user's file
     written = [folder / f"{name}.gguf" for name in wanted]
     for name, path in zip(wanted, written, strict=True):
         if name == ADAPTER:
@@ -128,7 +128,7 @@ def _at_hand(run: FinishedRun) -> list[str]:
 
 def _base(run: FinishedRun, files: Sequence[str]) -> str | None:
     """Return the base's path, from the export's folder: of the run's own file, or the one that it trained on."""
-    return str(gguf_of(run.manifest.model)) if run.manifest.stored else "base.gguf" if "base" in files else None
+    return str(ggufs_of(run.manifest.model)[0]) if run.manifest.untouched else "base.gguf" if "base" in files else None
 
 
 def _merged(files: Sequence[str]) -> str | None:
@@ -137,7 +137,7 @@ def _merged(files: Sequence[str]) -> str | None:
 
 def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
     folder, ids, files = run.folder / FOLDER, reference.ids.tolist(), _at_hand(run)
-    for name in (name for name in dict.fromkeys(["base"] * run.manifest.stored + files) if name != ADAPTER):
+    for name in (name for name in dict.fromkeys(["base"] * run.manifest.untouched + files) if name != ADAPTER):
         path = folder / (_base(run, files) or "" if name == "base" else f"{name}.gguf")
         for lora in (False,) if name in MERGED or ADAPTER not in files else (False, True):
             with LlamaCpp(path, folder / f"{ADAPTER}.gguf" if lora else None, length=len(ids),

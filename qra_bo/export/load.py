@@ -28,7 +28,7 @@ from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, pack_for
 from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings, packed_tables
-from qra_bo.finetune.quantization.stored_model import load_stored, stored_state
+from qra_bo.finetune.quantization.stored_model import load_others, load_stored, stored_state
 from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
@@ -199,10 +199,12 @@ def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tupl
         raise ModelError("the base model is not the one that this run fine-tuned: its embeddings, norms or biases "
                          f"differ; expected {dict(manifest.model)}")
     stored = stored_states(manifest, folder)
+    models = [model, *load_others(manifest.model, dtype)] if manifest.stored else []
     for name, record in records.items():
         of_base = manifest.stored or record.format.is_base
         if manifest.stored:
-            state = stored_state(model, name, record.format)
+            states = [stored_state(file, name, record.format) for file in models]
+            state = next((found for found in states[:-1] if tensors_digest(found) == record.sha256), states[-1])
         elif of_base:
             state = pack_for(dense[name].weight.detach(), record.format, dtype, torch.device("cpu"))
         else:

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from qra_bo.finetune.checked_tensors import add_tensors, load_checked, save_checked, save_tensors
 from qra_bo.finetune.data.records import TokenBlocks
+from qra_bo.finetune.models.gguf_header import names_of
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.quantization.embeddings import embedding_modules, packed_tables
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.file_formats import BACKEND, STORED_FORMATS
 from qra_bo.memory.formats import format_from_json, parse_format
+from qra_bo.memory.stored import own_format
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
 from qra_bo.utils.files import COPY_AGAIN, MAY_READ, check_plain, check_readable, strict_json, write_json
@@ -118,6 +120,11 @@ class Manifest:
         return self.stored and self.model.get("gguf_file") is None
 
     @property
+    def untouched(self) -> bool:
+        """Whether the base is one such file: a mix of two is in none."""
+        return self.stored and len(names_of(self.model)) < 2
+
+    @property
     def packed_weights(self) -> dict[str, ModuleRecord]:
         """Record of every linear, then of embedding and head where they are packed, by module."""
         return {**self.modules, **self.tables}
@@ -183,8 +190,9 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     records = {}
     for linear in bank.spec.linears:
         name, rank = linear.name, ranks.get(linear.name, 0)
-        records[name] = ModuleRecord(parse_format(current[name]), (linear.out_features, linear.in_features), rank,
-                                     rank * alpha_over_rank, tensors_digest(states[name]))
+        records[name] = ModuleRecord(own_format(parse_format(current[name]), linear),
+                                     (linear.out_features, linear.in_features), rank, rank * alpha_over_rank,
+                                     tensors_digest(states[name]))
     packed = packed_tables(bank.model)
     table_tensors = {name: {key: tensor.cpu() for key, tensor in table.packed_state().items()}
                      for name, table in packed.items()}

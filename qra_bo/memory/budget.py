@@ -159,12 +159,8 @@ def space_of(space: SearchSpace, allocation: Allocation) -> SearchSpace:
 def simple_choice(choice: Simple, space: SearchSpace, order: Sequence[int] | None = None) -> Allocation:
     """Return the allocation of a simple choice: of whole bits the uniform one, else that of the two widths of the space
     on both sides of its bits, see ``space.simple.mix``, with units in ``order`` (``None``: by the blind rule). The rank
-    may be off the ladder. Raises ``SpaceError`` if the space has no width on one side, or a file's own bits."""
-    stored = space.formats[0].backend == BACKEND
-    if stored and choice.bits.denominator > 1:
-        raise SpaceError(f"{choice}: codes=stored keeps the bits of the file, which no fractional choice changes; use "
-                         f"uniform:{round(choice.bits)},{choice.rank}, of which the rank alone counts there")
-    if stored or choice.bits in BITS:
+    may be off the ladder. Raises ``SpaceError`` if the space has no width on one side."""
+    if choice.bits in BITS:
         return uniform(space.n_units, format_for(int(choice.bits), space).name, choice.rank)
     below, above = ([f for f in space.formats if side * (f.bits - choice.bits) > 0] for side in (-1, 1))
     if not below or not above:

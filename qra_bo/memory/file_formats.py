@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from qra_bo.space.space import StorageFormat
 
-BACKEND, ORDERED, TILES, STORED = "gguf", "ordered", "exl3", "stored"
+BACKEND, ORDERED, TILES, STORED, OTHER = "gguf", "ordered", "exl3", "stored", "other"
 
 
 class BlockType(NamedTuple):
@@ -41,9 +41,10 @@ STORED_FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
     *(StorageFormat(name, BACKEND, kind.bits, kind.weights) for name, kind in TYPES.items()),
     *(StorageFormat(f"gidx{bits}-g{group}", ORDERED, bits, group) for bits in (2, 3, 4, 8) for group in (32, 64, 128)),
     *(StorageFormat(name, TILES, -(-tiles.half_bits // 2), 0) for name, tiles in EXL3.items()),
-    *(StorageFormat(f"{STORED}{bits}", BACKEND, bits, 0) for bits in range(1, 17)))}
+    *(StorageFormat(f"{kind}{bits}", backend, bits, 0) for kind, backend in ((STORED, BACKEND), (OTHER, OTHER))
+      for bits in range(1, 17)))}
 """GGML's types, ``int`` formats whose groups are of columns in any order (``g_idx`` of GPTQ), EXL3's, and the formats
-of units, by name. A search may name those in ``formats.FORMATS`` alone, some of EXL3's."""
+of units (``memory.stored``), by name. A search may name those in ``formats.FORMATS`` alone, some of EXL3's."""
 
 
 def in_strips(side: int) -> int:

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.memory.file_formats import BACKEND, EXL3, ORDERED, STORED_FORMATS, STRIP, TILES, TYPES, in_strips
+from qra_bo.memory.file_formats import BACKEND, EXL3, ORDERED, OTHER, STORED_FORMATS, STRIP, TILES, TYPES, in_strips
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError, SpaceError, nearest_first
 
@@ -132,6 +132,7 @@ BACKENDS: Mapping[str, str] = {
     "bitsandbytes": "qra_bo.finetune.quantization.bnb:BitsAndBytesBackend",
     "hqq": "qra_bo.finetune.quantization.half_quadratic:HQQBackend",
     BACKEND: "qra_bo.finetune.quantization.stored:StoredBackend",
+    OTHER: "qra_bo.finetune.quantization.stored:StoredBackend",
     TILES: "qra_bo.finetune.quantization.exl3:Exl3Backend",
     "integer": "qra_bo.finetune.quantization.integer:IntegerBackend",
     ORDERED: "qra_bo.finetune.quantization.integer:OrderedBackend",

@@ -16,6 +16,7 @@ many sequences as a batch, of which nothing is saved, so that it is not priced.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -158,7 +159,7 @@ class MemoryModel:
     def _parts(self, space: SearchSpace) -> _Parts:
         ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
         sizes_of = self.matrix_bytes if self.scope == "stored" else matrix_bytes
-        by_shape: dict[tuple[tuple[int, int, str, bool], ...], tuple[IntArray, ...]] = {}
+        by_shape: dict[tuple[tuple[Any, ...], ...], tuple[IntArray, ...]] = {}
         shapes = [tuple((m.out_features, m.in_features, m.stored, m.adapted) for m in unit.linears)
                   for unit in space.units]
         for shape, unit in dict(zip(shapes, space.units, strict=True)).items():
@@ -192,7 +193,7 @@ class MemoryModel:
         for linear in self.spec.linears:
             members.setdefault(linear.layer, []).append(linear)
         ranks = np.array(space.ranks.values, dtype=np.int64)
-        by_key: dict[tuple[tuple[int, int, str, str, bool], ...], IntArray] = {}
+        by_key: dict[tuple[tuple[Any, ...], ...], IntArray] = {}
         rows = []
         for unit in space.units:
             own = set(unit.linears)

@@ -26,7 +26,7 @@ from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.memory.serving import ANY, CONSUMERS, Consumer, serving_note
-from qra_bo.memory.stored import stored_facts, stored_note
+from qra_bo.memory.stored import stored_facts
 from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import SpaceError, UserError
 
@@ -236,7 +236,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)),
                 _row(memory, space, least, "smallest allocation"), describe(least, space), largest(table, space)[0],
                 cards, _levers(memory, space, need, consumer), card, consumer,
-                serving_note(consumer, memory, space) if stored is None else stored_note(stored), stored)
+                serving_note(consumer, memory, space), stored)
 
 
 def _common(values: Sequence[_T]) -> _T | None:

@@ -27,7 +27,7 @@ from qra_bo.memory.embeddings import n_tables, packed_tables_bytes, table_numel
 from qra_bo.memory.file_formats import TILES
 from qra_bo.memory.formats import BITS, WIDTHS, check_shape, default_format, has_zeros, matrix_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.memory.stored import own_format
+from qra_bo.memory.stored import own_format, stored_note
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.space.space import GRANULARITIES, StorageFormat
 
@@ -165,6 +165,8 @@ TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
 def serving_note(consumer: Consumer, memory: MemoryModel, space: SearchSpace) -> str:
     """Return one line on what loads the result: of a search for ``consumer`` the formats that it loads, with bit-widths
     of no use, which take as many bytes as a wider one; for any program those that load every format."""
+    if memory.spec.linears[0].stored:
+        return stored_note(memory.spec)
     if consumer.name == ANY:
         programs = [c for c in CONSUMERS.values() if c.kinds]
         able = [c.title for c in programs if all(map(c.loads, space.formats))]
@@ -202,7 +204,7 @@ def gguf_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) 
             adapter += 4 * rank * (m.in_features + m.out_features) * m.adapted
             half += 2 * m.numel
             byte += 2 * m.numel if m.in_features % 32 else _q8_0(m.numel)
-    served = {} if spec.tables else {"base": base}  # else it is the user's own file
+    served = {} if len(spec.linears[0].stored) == 1 else {"base": base}  # else it is the user's own file
     return {**served, "adapter": adapter, "merged-f16": half, "merged-q8_0": byte}
 
 

@@ -1,14 +1,16 @@
 """Codes of a file that ``codes=stored`` trains on as they are, and their bytes. No torch.
 
-Every unit of such a base has one format, ``stored4`` or the like: each linear keeps the format that it has in the file,
-and the number is the rounded average of their code bits.
+Linears of a unit in ``stored4`` or the like keep the formats of the base's file, in ``other3`` those of a further GGUF
+file of the model. The number is the rounded average of code bits, and falls by one at least from file to file.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
-from qra_bo.memory.file_formats import BACKEND, EXL3, TYPES
+from qra_bo.memory.file_formats import BACKEND, EXL3, OTHER, STORED, TYPES
 from qra_bo.memory.formats import matrix_bytes, parse_format
 from qra_bo.space.decoder import DecoderSpec, Linear
 from qra_bo.space.space import StorageFormat, Unit
@@ -17,42 +19,59 @@ from qra_bo.utils.errors import SpaceError
 
 def own_format(fmt: StorageFormat, linear: Linear) -> StorageFormat:
     """Return the format of a linear in a unit of format ``fmt``; raises ``SpaceError`` if no file stores it."""
-    if fmt.backend != BACKEND or fmt.block:
+    if fmt.backend not in (BACKEND, OTHER) or fmt.block:
         return fmt
-    if not linear.stored:
+    if fmt.name not in (own := dict(linear.stored)):
         raise SpaceError(f"{fmt.name} stands for the codes of a file; give codes=stored and a model with one")
-    return parse_format(linear.stored)
+    return parse_format(own[fmt.name])
 
 
-def code_bits(spec: DecoderSpec) -> float:
-    """Return the average code bits of the linears of a decoder that has the formats of a file."""
-    sizes = (matrix_bytes(parse_format(m.stored), m.out_features, m.in_features)[0] for m in spec.linears)
-    return 8 * sum(sizes) / spec.linear_numel
+def with_stored(spec: DecoderSpec, *files: Sequence[str]) -> DecoderSpec:
+    """Return a decoder whose linears have these formats in files, the base's first; formats of units differ in their
+    number. Raises ``SpaceError`` unless code bits fall from file to file."""
+    averages = [8 * sum(matrix_bytes(parse_format(kind), m.out_features, m.in_features)[0]
+                        for m, kind in zip(spec.linears, kinds, strict=True)) / spec.linear_numel for kinds in files]
+    if any(more <= less for more, less in pairwise(averages)):
+        raise SpaceError("files of one model must be given from the most code bits to the fewest; these have "
+                         f"{', '.join(f'{bits:.2f}' for bits in averages)} on average")
+    names, bits = list[str](), 17
+    for average in averages:
+        bits = min(round(average), bits - 1)
+        names.append(f"{OTHER if names else STORED}{bits}")
+    return replace(spec, linears=tuple(
+        replace(m, stored=tuple(zip(names, kinds, strict=True))[::-1])
+        for m, kinds in zip(spec.linears, zip(*files, strict=True), strict=True)))
 
 
 def codebook_bytes(spec: DecoderSpec, formats: Sequence[StorageFormat]) -> int:
     """Return the bytes of the values of all states in fp32, which EXL3's layers of one codebook share, of a file and
     of a search's formats."""
-    named = {*spec.tables, *(m.stored for m in spec.linears), *(f.name for f in formats)} & EXL3.keys()
+    of_files = (own for m in spec.linears for _, own in m.stored)
+    named = {*spec.tables, *of_files, *(f.name for f in formats)} & EXL3.keys()
     return (4 << 16) * len({EXL3[name].codebook for name in named})
 
 
 def stored_facts(spec: DecoderSpec, units: Sequence[Unit]) -> dict[str, Any] | None:
-    """Return the formats by linear, the types of embedding and own head where they are packed, the average code bits of
-    the linears, and bytes by unit; ``None`` where codes are chosen."""
-    return None if not spec.linears[0].stored else {
-        "types": {m.name: m.stored for m in spec.linears}, "tables": list(spec.tables),
-        "average_bits": code_bits(spec),
-        "unit_bytes": [sum(sum(matrix_bytes(parse_format(m.stored), m.out_features, m.in_features))
-                           for m in unit.linears) for unit in units]}
+    """Return the types of embedding and own head where they are packed, and by file, named as units in it, the formats
+    by linear, and bytes of codes alone and of all by unit; ``None`` where codes are chosen."""
+    files = {}
+    for name, _ in spec.linears[0].stored:
+        own = {m.name: own_format(parse_format(name), m) for m in spec.linears}
+        sizes = [[matrix_bytes(own[m.name], m.out_features, m.in_features) for m in unit.linears] for unit in units]
+        files[name] = {"types": {module: fmt.name for module, fmt in own.items()},
+                       "unit_codes": [sum(codes for codes, _ in part) for part in sizes],
+                       "unit_bytes": [sum(map(sum, part)) for part in sizes]}
+    return {"tables": list(spec.tables), "files": files} if files else None
 
 
-def stored_note(facts: Mapping[str, Any]) -> str:
-    """Return a line on ``stored_facts`` for a plan."""
-    kinds = ", ".join(f"{kind} in {n} linears" for kind, n in Counter(facts["types"].values()).most_common())
-    of_file = bool(facts["tables"]) and facts["tables"][0] in TYPES
-    served = "llama.cpp serves the untouched file with the adapter; Ollama from 0.34.1 on takes no adapters" \
-        if of_file else "programs that load the untouched folder take the adapter beside it"
-    tables = facts["tables"] if of_file else ["16 bits", *facts["tables"]]
-    return (f"codes=stored: {kinds}, {' and '.join(tables)} for embedding and head; "
-            f"{facts['average_bits']:.2f} code bits on average. {served}")
+def stored_note(spec: DecoderSpec) -> str:
+    """Return one line on a stored base and what loads it."""
+    files, tables = zip(*(m.stored for m in spec.linears), strict=True), spec.tables
+    listed = [", ".join(f"{kind} in {n} linears" for kind, n in Counter(kind for _, kind in file).most_common())
+              + f" ({file[0][0]})" for file in files]
+    if not tables or tables[0] not in TYPES:
+        tables, served = ("16 bits", *tables), "programs that load the untouched folder take the adapter beside it"
+    else:
+        base = "base.gguf, which holds the chosen codes of both files," if listed[1:] else "the untouched file"
+        served = f"llama.cpp serves {base} with the adapter; Ollama from 0.34.1 on takes no adapters"
+    return f"codes=stored: {' or '.join(listed)}, {' and '.join(tables)} for embedding and head. {served}"

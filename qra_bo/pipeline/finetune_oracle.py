@@ -24,7 +24,7 @@ from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_form
 from qra_bo.finetune.quantization.base import backend_of, storage_bytes
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.quantization.rounding import Rounding
-from qra_bo.finetune.quantization.stored_model import load_stored
+from qra_bo.finetune.quantization.stored_model import load_others, load_stored
 from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.loss import check_isolation
@@ -71,8 +71,10 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                          "mend its numbers, or use +model=hf model.path=...")
     linears = [linear.name for linear in spec.linears]
     cast_parameters(model, dtype, linears)
-    packed_tensors = {f"{name}:{key}": tensor for name in linears if cfg.stored  # a state dict may lack scales
-                      for key, tensor in model.get_submodule(name).packed_state().items()}
+    states = {(name, fmt): file.get_submodule(name).packed_state() for (fmt, _), file in zip(
+        spec.linears[0].stored[::-1], (model, *load_others(cfg.model, dtype)), strict=False) for name in linears}
+    packed_tensors = {":".join((*key, part)): tensor for key, state in states.items()  # a state dict may lack scales
+                      for part, tensor in state.items()}
     weights = fast_hash({**model.state_dict(), **packed_tensors})
     kernel = use_fast_attention(model, device, dtype)
     space = make_space(cfg, spec)
@@ -80,10 +82,10 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     keep_dense = device.type == "cpu" and keeps_dense(spec, formats)
     pack_embeddings(model, cfg.embedding_bits, dtype, device, keep_dense=keep_dense)
     on_host = not cfg.stored and is_too_large(storage_bytes(model.state_dict()), device, room)
-    # The bank itself puts copies on the device, where there is room; codes of a file are there once.
-    apart = not cfg.stored and (device.type != "cpu" or on_host)
-    if not cfg.stored:
-        keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
+    # The bank itself puts copies on the device, where there is room; codes of a single file are there once.
+    apart = len(spec.linears[0].stored) != 1 and (device.type != "cpu" or on_host)
+    keep_on_host(model, [name for name in linears if apart or not (
+        cfg.stored or model.get_submodule(name).weight.dtype == dtype)])
     model.to(device)
     data, overlap = split_calibration(load_data(cfg.data, tokenizer, cfg.train.length, isolate=cfg.train.isolated),
                                       gptq_sequences(cfg, spec), cfg.data.calibration)
@@ -108,9 +110,9 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
         rounding = Rounding(model, linears, [f for f in space.formats if not f.is_base],
                             torch.from_numpy(text.input_ids), model.device, codes, torch.from_numpy(text.is_text))
     bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding, keep_dense=keep_dense, store=bank_store,
-                     dense_on_device=cfg.stored or (apart and not on_host))
+                     dense_on_device=cfg.stored or (apart and not on_host), states=states)
     bank.restore_dense()
-    refuse_reproducing_formats(bank, space.formats)
+    refuse_reproducing_formats(bank, () if cfg.stored else space.formats)  # whose files are what they are
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "data_render": data.render, "data_chats": data.chats,

@@ -41,12 +41,11 @@ def packed_bytes(config: RunConfig, spec: DecoderSpec, space: SearchSpace, devic
 
     It keeps no 16 bits, but layers on a CPU that are not the base itself.
     """
-    if config.stored and config.model["gguf_file"] is None:  # most are not mapped, but put in another order
-        return sum(sum(matrix_bytes(own_format(space.widest, m), m.out_features, m.in_features)) for m in spec.linears)
     in_half = BYTES[resolve_dtype(config.dtype, device_type)] == 2 or is_mapped(config)
-    keeps_half = device_type == "cpu" and not in_half
-    return sum(sum(matrix_bytes(fmt, m.out_features, m.in_features))
-               for fmt in bank_formats(config, space) if not fmt.is_base or keeps_half for m in spec.linears)
+    keeps_half = config.stored or (device_type == "cpu" and not in_half)  # a folder's are put in another order
+    return 0 if config.stored and config.model["gguf_file"] else sum(
+        sum(matrix_bytes(own_format(fmt, m), m.out_features, m.in_features))
+        for fmt in bank_formats(config, space) if not fmt.is_base or keeps_half for m in spec.linears)
 
 
 def is_mapped(config: RunConfig) -> bool:

@@ -19,7 +19,7 @@ class Linear:
         group: ``"attn"`` or ``"mlp"`` (granularity ``block``).
         fused: Projections that share an input: ``"qkv"``, ``"o"``, ``"gateup"``, ``"down"`` (granularity ``fused``).
         bias: Whether it has a bias (kept in 16 bits, never trained).
-        stored: Its format in a file whose codes are trained on (``memory.stored``); empty elsewhere.
+        stored: Its formats in files whose codes are trained on, by format of units (``memory.stored``); else empty.
         expert: Whether it is one of an expert: a part of the tokens reaches it.
         adapted: Whether it takes an adapter of its unit's rank.
     """
@@ -31,7 +31,7 @@ class Linear:
     group: str
     fused: str
     bias: bool = False
-    stored: str = ""
+    stored: tuple[tuple[str, str], ...] = ()
     expert: bool = False
     adapted: bool = True
 

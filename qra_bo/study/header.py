@@ -108,9 +108,10 @@ class Header(Effort):
 
     def average_bits(self, bits: Sequence[int]) -> float:
         """Return the code bits of an allocation, weighted by parameters, from those of its units; where these are
-        rounded, as of stored codes, the file's own."""
-        return average_bits(bits, np.array(self.unit_numel)) if self.stored is None else \
-            float(self.stored["average_bits"])
+        rounded, as of stored codes, from those in the file."""
+        own = {fmt.bits: self.stored["files"][fmt.name]["unit_codes"] for fmt in self.formats} if self.stored else {}
+        return 8 * sum(own[n][unit] for unit, n in enumerate(bits)) / sum(self.unit_numel) if own else \
+            average_bits(bits, np.array(self.unit_numel))
 
     @property
     def unit(self) -> str:

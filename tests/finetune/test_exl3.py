@@ -222,14 +222,16 @@ def test_plan_counts_padding_and_the_head(whole: Path) -> None:
     found = load_file(whole / "model.safetensors")
     sizes = [t.nbytes for name, t in found.items() if name.rpartition(".")[2] in ("trellis", "suh", "svh")
              or name.endswith("o_proj.weight")]
-    assert sum(facts["unit_bytes"]) == sum(sizes) - sum(found[f"lm_head.{x}"].nbytes for x in ("trellis", "suh", "svh"))
+    (own,) = facts["files"].values()
+    assert sum(own["unit_bytes"]) == sum(sizes) - sum(found[f"lm_head.{x}"].nbytes for x in ("trellis", "suh", "svh"))
     assert facts["tables"] == ["exl3-mul1-6"]
 
 
 def test_runs_are_trained_saved_and_loaded_again(tmp_path: Path) -> None:
     write_exl3(tmp_path / "m", tied=True)
     best = run(load_config(overrides(tmp_path / "m", f"out={tmp_path / 'run'}"))).best
-    assert formats(qra_bo.load(tmp_path / "run")[0]) == set(best["stored"]["types"].values())
+    (own,) = best["stored"]["files"].values()
+    assert formats(qra_bo.load(tmp_path / "run")[0]) == set(own["types"].values())
     assert not (tmp_path / "run" / "packed.safetensors").exists()
     assert best["memory"]["measured_bytes"] == pytest.approx(best["memory"]["predicted_bytes"], rel=0.03)
     export_all(FinishedRun.read(tmp_path / "run"), ["merged", "vllm"])

@@ -41,7 +41,8 @@ def test_results_load_with_the_codes_of_the_folder(finished: tuple[str, Path, An
     name, folder, best = finished
     model, _ = qra_bo.load(folder / "run")
     kinds = {module.fmt.name for module in model.modules() if isinstance(module, PackedLinear)}
-    assert kinds == set(best["stored"]["types"].values()) == {name, *(["fp16"] if name == "sym3-g32" else [])}
+    (file,) = best["stored"]["files"].values()
+    assert kinds == set(file["types"].values()) == {name, *(["fp16"] if name == "sym3-g32" else [])}
     assert best["codes"] == "stored"
     assert not (folder / "run" / "packed.safetensors").exists()
     assert best["memory"]["measured_bytes"] == pytest.approx(best["memory"]["predicted_bytes"], rel=0.03)
@@ -80,7 +81,7 @@ def test_plan_reads_headers_alone(tmp_path: Path) -> None:
     write(tmp_path / "m", *gptq(4, 128))
     plan = make_plan(load_config(overrides(tmp_path / "m", "task=memory", "budget=uniform:4,2")))
     assert set(plan.budgets[0].ranks) == {"stored4"}
-    assert set(json.loads(json.dumps(plan.to_json()))["stored"]["types"].values()) == {"sym4-g128"}
+    assert set(plan.to_json()["stored"]["files"]["stored4"]["types"].values()) == {"sym4-g128"}
 
 
 def test_folders_and_codes_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs on the codes of a GGUF file: from the plan to the adapter in llama.cpp, beside the untouched file."""
+"""Runs on the codes of a GGUF file, or of two: from the plan to the adapter in llama.cpp, beside the untouched file."""
 
 import json
 import math
@@ -6,62 +6,75 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import qra_bo
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.export.registry import check_exports
 from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.models.gguf_header import read_header
+from qra_bo.finetune.models.host_linear import keep_on_host
+from qra_bo.finetune.models.load import load_base
+from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.stored import StoredLinear
+from qra_bo.finetune.quantization.stored_model import load_others, load_stored
 from qra_bo.memory.file_formats import TYPES
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
+from qra_bo.study.reading import load_study
 from qra_bo.utils.errors import ConfigError, ModelError, SpaceError
 from tests.finetune.stored_files import MIXED, write_file
+from tests.finetune.test_stored_model import changed, logits, node
 
 SMALL = ("codes=stored", "data=tiny", "device=cpu", "dtype=float32", "train.batch=2", "train.length=32",
          "eval.sequences=4", "data.max_records=64", "data.calibration=4", "ranks=[1,2,4]", "display=none",
          "effort=instant", "final.steps=8", "adapter.lr=0.02")
+EXPORTS = ("export.targets=[gguf,merged]", "export.gguf=[base,adapter,merged-q8_0,base-f32]")
+WIDE = {**dict.fromkeys(MIXED, "Q5_1"), "ffn_down": "Q8_0"}
+BOTH = ["other4", "stored6"]  # of the two layers, the first with the codes of m.gguf
 
 
-def overrides(file: Path, *more: str) -> list[str]:
+def overrides(file: Path | str, *more: str) -> list[str]:
     return ["+model=hf", f"model.path={file}", *SMALL, *more]
+
+
+def two(folder: Path, *more: str) -> list[str]:
+    return overrides(f"[{folder / 'w.gguf'},{folder / 'm.gguf'}]", *more)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("stored")
     file = write_file(folder / "m.gguf", tables=("Q8_0", "Q6_K"))
-    config = load_config(overrides(file, f"out={folder / 'run'}", "export.targets=[gguf,merged]",
-                                   "export.gguf=[base,adapter,merged-q8_0,base-f32]"))
-    best = run(config).best
+    best = run(load_config(overrides(file, f"out={folder / 'run'}", *EXPORTS))).best
+    write_file(folder / "w.gguf", types=WIDE, tables=("Q8_0", "Q4_K"))
+    (folder / "mix.json").write_text(json.dumps({"formats": BOTH, "ranks": [2, 4]}))
+    run(load_config(two(folder, f"out={folder / 'mix'}", "task=finetune", f"allocation={folder / 'mix.json'}",
+                        "budget=1GB", *EXPORTS)))
     return folder, dict(best)
 
 
-def test_best_json_gives_types_bits_and_bytes(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_best_json_gives_types_bits_and_bytes_of_the_file(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, best = finished
     stored, spec = best["stored"], make_spec(load_config(overrides(folder / "m.gguf")))
-    assert set(stored["types"].values()) == set(MIXED.values())
+    assert set(stored["files"]["stored4"]["types"].values()) == set(MIXED.values())
     assert stored["tables"] == ["Q8_0", "Q6_K"]
-    weighted = sum(TYPES[m.stored].bits * m.numel for m in spec.linears) / spec.linear_numel
+    kinds = [(m.numel, TYPES[m.stored[0][1]]) for m in spec.linears]
+    weighted = sum(kind.bits * numel for numel, kind in kinds) / spec.linear_numel
     assert math.isclose(best["average_bits"], weighted)
     assert best["codes"] == "stored"
-    assert sum(stored["unit_bytes"]) == sum(m.numel // TYPES[m.stored].weights * TYPES[m.stored].size
-                                            for m in spec.linears)
+    assert sum(stored["files"]["stored4"]["unit_bytes"]) == sum(
+        numel // kind.weights * kind.size for numel, kind in kinds)
     assert best["memory"]["measured_bytes"] == pytest.approx(best["memory"]["predicted_bytes"], rel=0.03)
-
-
-def test_results_load_with_the_blocks_of_the_file(finished: tuple[Path, dict[str, Any]]) -> None:
-    folder, _ = finished
-    model, _ = qra_bo.load(folder / "run")
-    assert sum(isinstance(m, StoredLinear) for m in model.modules()) == 14
+    assert sum(isinstance(m, StoredLinear) for m in qra_bo.load(folder / "run")[0].modules()) == 14
     assert not (folder / "run" / "packed.safetensors").exists()
     assert not (folder / "run" / "gguf" / "base.gguf").exists()
 
 
-def test_llamacpp_computes_the_adapter_beside_the_file(finished: tuple[Path, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("name", ["run", "mix"])
+def test_llamacpp_computes_the_adapter_beside_the_file(finished: tuple[Path, dict[str, Any]], name: str) -> None:
     pytest.importorskip("llama_cpp_py_sync")
-    folder, _ = finished
-    rows = {row.what: row for row in check_exports(FinishedRun.read(folder / "run"))}
+    rows = {row.what: row for row in check_exports(FinishedRun.read(finished[0] / name))}
     assert rows["manifest and adapter"].largest == 0
     for what in ("gguf, base-f32", "gguf, base-f32 with the adapter"):
         assert rows[what].largest is not None and rows[what].largest <= 1e-3  # noqa: PT018
@@ -80,10 +93,74 @@ def test_another_file_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:
         with pytest.raises(ModelError, match="lm_head"):
             qra_bo.load(folder / "run")
         write_file(file, types={**MIXED, "ffn_up": "Q4_0"}, tables=("Q8_0", "Q6_K"))
-        with pytest.raises(ModelError, match="up_proj"):
-            qra_bo.load(folder / "run")
+        for name in ("run", "mix"):
+            with pytest.raises(ModelError, match="up_proj"):
+                qra_bo.load(folder / name)
     finally:
         file.write_bytes(kept)
+
+
+def test_a_mix_of_two_files_has_the_weights_and_the_very_tensors_of_each(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    mixed, narrow = (load_base(node(folder / f"{name}.gguf"))[0].float() for name in "wm")
+    for linear in make_spec(load_config(two(folder))).linears[:7]:
+        mixed.get_submodule(linear.name).weight = narrow.get_submodule(linear.name).weight
+    torch.testing.assert_close(logits(qra_bo.load(folder / "mix", adapter=False)[0]), logits(mixed), rtol=1e-5,
+                               atol=1e-5)
+    wide, narrow, base = (read_header(folder / name).tensors for name in ("w.gguf", "m.gguf", "mix/gguf/base.gguf"))
+    assert base.keys() == wide.keys()
+    for name, tensor in {**wide, **{name: t for name, t in narrow.items() if name.startswith("blk.0.")}}.items():
+        assert (base[name].tensor_type, base[name].data.tobytes()) == (tensor.tensor_type, tensor.data.tobytes())
+    best = json.loads((folder / "mix" / "best.json").read_text())
+    parts = best["memory"]["breakdown"]
+    assert parts["weights"] + parts["quant_metadata"] == sum(
+        t.n_bytes for name, t in base.items() if name.startswith("blk.") and t.data.ndim == 2)
+    assert best["average_bits"] == 8 * parts["weights"] / sum(best["unit_numel"])
+
+
+@pytest.mark.slow
+def test_a_mix_of_two_files_is_chosen_by_a_profile_of_the_second(finished: tuple[Path, dict[str, Any]]) -> None:
+    config = load_config(two(finished[0], f"out={finished[0] / 'instant'}", "memory.scope=stored", "budget=mix:5,2",
+                             "final.steps=2"))
+    best, found = run(config).best, load_study(finished[0] / "instant").profile
+    assert found is not None
+    assert (found.profile.quantization_kl > 0).tolist() == [[True, False]] * 2
+    assert best["memory"]["measured_bytes"] == best["memory"]["predicted_bytes"] <= best["memory"]["budget_bytes"]
+    assert run(config).best["delivered"] == best["delivered"]
+
+
+def test_codes_of_two_files_on_the_host_are_built_where_they_run(finished: tuple[Path, dict[str, Any]]) -> None:
+    config = load_config(two(finished[0]))
+    spec, model = make_spec(config), load_stored(config.model, torch.float32)[0]
+    plain, (other,) = logits(model), load_others(config.model, torch.float32)
+    names = [linear.name for linear in spec.linears]
+    keep_on_host(model, names)  # as on a GPU, whose memory holds what is installed alone
+    bank = LayerBank(model, spec, make_space(config, spec).formats, torch.float32, "cpu", dense_on_device=True,
+                     states={(name, BOTH[0]): other.get_submodule(name).packed_state() for name in names})
+    bank.install(dict.fromkeys(names, BOTH[0]))
+    assert not torch.equal(logits(model), plain)
+    bank.restore_dense()
+    assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize(("what", "named"), [
+    ("order", "3.50"), ("codes=chosen", "gguf_file"), ("place", "one folder"), ("llama", "general.architecture"),
+    ("<|endoftext|>", "tokenizer.ggml.tokens"), ("blk.1.ffn_up", "blk.1.ffn_up.weight"),
+    ("norms", "output_norm.weight"), ("shapes", "blk.0.attn_q.weight")])
+def test_files_that_are_not_of_one_model_are_refused(tmp_path: Path, what: str, named: str) -> None:
+    file = write_file(tmp_path / "m.gguf")
+    write_file(tmp_path / "w.gguf", types=MIXED if what == "order" else WIDE)
+    norm = read_header(file).tensors["output_norm.weight"].data.tobytes()
+    old, new = {"norms": (norm, norm[::-1]), "llama": (b"llama", b"qwen2")}.get(
+        what, (what.encode(), what.swapcase().encode()))
+    file.write_bytes(file.read_bytes().replace(old, new))
+    if what == "shapes":
+        changed(file, named, rows=128).rename(file)
+    words = [word.replace("m.gguf", "sub/m.gguf") if what == "place" else word for word in two(tmp_path)]
+    with pytest.raises(ConfigError) as caught:
+        load_config([*words, *[what] * ("=" in what)])
+    assert len(caught.value.problems) == 1
+    assert named in caught.value.problems[0]
 
 
 def test_plan_reads_the_header_alone(tmp_path: Path) -> None:
@@ -93,7 +170,7 @@ def test_plan_reads_the_header_alone(tmp_path: Path) -> None:
     assert set(answer.ranks) == {"stored4"}
     assert answer.ranks["stored4"] >= 2
     assert json.loads(json.dumps(plan.to_json()))["stored"]["tables"] == ["Q8_0"]
-    with pytest.raises(SpaceError, match="uniform:4,2"):
+    with pytest.raises(SpaceError, match=r"no two of bits=\[4\]"):
         make_plan(load_config(overrides(file, "task=memory", "budget=mix:3.5,2")))
 
 

@@ -1,5 +1,6 @@
 """Header of a GGUF file: types and shapes of its tensors, all within the file's bounds. No torch."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import gguf
 import numpy as np
 
 from qra_bo.memory.file_formats import TYPES
+from qra_bo.memory.stored import with_stored
 from qra_bo.space.decoder import MOST_LAYERS, DecoderSpec
 from qra_bo.utils.errors import ModelError
 
@@ -44,7 +46,7 @@ class QuickReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf has no types
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Plain values of the first part of a file by key, and the tensors of all parts, as gguf reads them, by name."""
+    """Values of a file's first part by key (of lists a checksum), and gguf's tensors of all its parts, by name."""
 
     path: Path
     values: Mapping[str, Any]
@@ -59,14 +61,21 @@ class Header:
         return self.values.get(f"{self.architecture}.{key}", usual)
 
 
-def parts_of(name: str) -> list[str]:
-    """Return the names of all parts of a GGUF file of this name.
+def parts_of(*names: str) -> list[str]:
+    """Return the names of all parts of GGUF files of these names.
 
-    >>> parts_of("m-00001-of-00002.gguf"), parts_of("m.gguf")
-    (['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf'], ['m.gguf'])
+    >>> parts_of("m-00001-of-00002.gguf", "m.gguf")
+    ['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf', 'm.gguf']
     """
-    match = _PART.fullmatch(name)
-    return [name] if match is None else [f"{match[1]}-{i:05d}-of-{match[2]}.gguf" for i in range(1, int(match[2]) + 1)]
+    matches = {name: _PART.fullmatch(name) for name in names}
+    return [part for name, m in matches.items() for part in (
+        [name] if m is None else [f"{m[1]}-{i:05d}-of-{m[2]}.gguf" for i in range(1, int(m[2]) + 1)])]
+
+
+def names_of(model: Mapping[str, Any]) -> list[str]:
+    """Return the names of the GGUF files of a node of ``conf/model``, the base's first; none for a folder."""
+    given = model.get("gguf_file") or ()
+    return [given] if isinstance(given, str) else list(map(str, given))
 
 
 def read_header(path: Path) -> Header:
@@ -95,23 +104,36 @@ def _read(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path.is_file():  # a pipe would wait for ever
         raise ValueError("it is a folder, a pipe or a device")
     reader = QuickReader(str(path))
-    values = {name: field.contents() for name, field in reader.fields.items() if len(field.data) == 1}
+    values: dict[str, Any] = {name: field.contents() if len(field.data) == 1 else hashlib.sha256(
+        reader.data[field.offset:field.offset + sum(part.nbytes for part in field.parts)]).hexdigest()
+        for name, field in reader.fields.items()}
     if any(n > MOST_LAYERS for name, n in values.items() if name.endswith(".block_count")):  # each would be listed
         raise ValueError(f"it states more than {MOST_LAYERS} layers")
     return values, {tensor.name: tensor for tensor in reader.tensors}
 
 
-def stored_spec(spec: DecoderSpec, header: Header) -> DecoderSpec:
-    """Return a decoder whose linears and tables have the types of a file; errors: those of ``tensor_of``."""
-    def kind(module: str, *shape: int) -> str:
+def stored_spec(spec: DecoderSpec, header: Header, *others: Header) -> DecoderSpec:
+    """Return a decoder whose linears and tables have the types of a file; its linears also those of ``others``, which
+    differ from it in nothing but the codes of matrices. Errors: those of ``tensor_of`` and ``with_stored``."""
+    def kind(header: Header, module: str, *shape: int) -> str:
         return str(tensor_of(header, spec.n_layers, f"{module}.weight", shape).tensor_type.name)
 
+    same = "general.architecture", f"{header.architecture}.", "tokenizer.ggml."
+    for other in others:
+        unlike = [key for key in sorted(header.values.keys() | other.values.keys())
+                  if key.startswith(same) and header.values.get(key) != other.values.get(key)]
+        unlike += [name for name, tensor in header.tensors.items() if len(tensor.shape) == 1 and not (
+            name in other.tensors and np.array_equal(tensor.data, other.tensors[name].data))]
+        if unlike:
+            raise ModelError(f"{other.path} and {header.path} differ in {unlike[0]}: they are not of one model, or of "
+                             "different releases of it; give files that were quantised from the same weights")
     if spec.tied == (HEAD in header.tensors):
         raise ModelError(f"{header.path} has {'a' if spec.tied else 'no'} head of its own, and {spec.name!r} says "
                          "otherwise; mend its numbers, or use +model=hf model.path=FILE.gguf")
     tables = ("model.embed_tokens", "lm_head")[:2 - spec.tied]
-    return replace(spec, tables=tuple(kind(name, spec.vocab_size, spec.hidden_size) for name in tables), linears=tuple(
-        replace(m, stored=kind(m.name, m.out_features, m.in_features)) for m in spec.linears))
+    spec = replace(spec, tables=tuple(kind(header, name, spec.vocab_size, spec.hidden_size) for name in tables))
+    return with_stored(spec, *([kind(file, m.name, m.out_features, m.in_features) for m in spec.linears]
+                               for file in (header, *others)))
 
 
 def tensor_of(header: Header, n_layers: int, name: str, shape: Sequence[int], types: Sequence[str] = tuple(TYPES)) \

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.finetune.models.files import CONFIG, INDEX, WEIGHTS, check_model_files
-from qra_bo.finetune.models.gguf_header import parts_of
+from qra_bo.finetune.models.gguf_header import names_of, parts_of
 from qra_bo.memory import format_size
 from qra_bo.utils.errors import ModelError
 
@@ -62,8 +62,7 @@ def small_files(model: Mapping[str, Any]) -> Path:
 def tokenizer_folder(model: Mapping[str, Any]) -> Path | None:
     """Return the folder of the hub's cache with the tokenizer of a model of the hub, ``None`` where the cache lacks it;
     asks no network."""
-    repo, gguf = _Repository(model), model.get("gguf_file")
-    return repo.local(SMALL if gguf is None else parts_of(str(gguf)))
+    return _Repository(model).local(parts_of(*names_of(model)) or SMALL)
 
 
 def cached(model: Mapping[str, Any]) -> Path:
@@ -73,7 +72,7 @@ def cached(model: Mapping[str, Any]) -> Path:
         ModelError: If the cache lacks a part of it.
     """
     repo = _Repository(model)
-    folder = repo.local([CONFIG] if model.get("gguf_file") is None else parts_of(str(model["gguf_file"])))
+    folder = repo.local(parts_of(*names_of(model)) or [CONFIG])
     if folder is None or repo.local(_weights(folder, model)) is None:
         raise ModelError(f"the hub's cache on this machine lacks {model['path']!r} or a part of it; run a command with "
                          "a network, which downloads it, or give a folder as model.path")
@@ -86,8 +85,8 @@ def _weights(folder: Path, model: Mapping[str, Any]) -> list[str]:
     Raises:
         ModelError: If something in ``folder`` would make transformers read other files.
     """
-    if model.get("gguf_file") is not None:
-        return parts_of(str(model["gguf_file"]))
+    if named := parts_of(*names_of(model)):
+        return named
     check_model_files(folder, str(model["name"]))
     if not (folder / INDEX).exists():
         return [WEIGHTS]

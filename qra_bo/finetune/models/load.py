@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.experts import unfuse
 from qra_bo.finetune.models.files import check_model_files, check_unquantised, may_run
-from qra_bo.finetune.models.gguf_header import EMBEDDING, HEAD, read_header
+from qra_bo.finetune.models.gguf_header import EMBEDDING, HEAD, names_of, read_header
 from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
 from qra_bo.finetune.models.packed_folder import PackedFolder, packed_folder
@@ -70,22 +70,20 @@ def load_tokenizer(model_cfg: Mapping[str, Any]) -> Any:
     Raises:
         ModelError: If it is missing or can't be read.
     """
-    if is_on_hub(model_cfg) and model_cfg.get("gguf_file") is not None:
-        fetch(model_cfg)  # a GGUF holds both
-    elif is_on_hub(model_cfg):
-        return _pretrained(model_cfg, small_files(model_cfg), weights=False)[1]
-    folder = source_folder(model_cfg)
+    folder = ggufs_of(model_cfg)[0].parent if names_of(model_cfg) else \
+        small_files(model_cfg) if is_on_hub(model_cfg) else source_folder(model_cfg)
     return byte_tokenizer() if folder is None else _pretrained(model_cfg, folder, weights=False)[1]
 
 
-def gguf_of(model_cfg: Mapping[str, Any]) -> Path:
-    """Return the GGUF file of a model, downloaded where it is of the hub; raises ``ModelError`` if there is none."""
-    name = str(model_cfg.get("gguf_file") or "")
-    if not name or Path(name).name != name:
-        raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {name!r}")
+def ggufs_of(model_cfg: Mapping[str, Any]) -> list[Path]:
+    """Return a model's GGUF files, the base first, downloaded where needed; raises ``ModelError`` if there is none."""
+    names = names_of(model_cfg)
+    if not names or any(Path(name).name != name for name in names):
+        raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {', '.join(names)!r}")
     if is_on_hub(model_cfg) and tokenizer_folder(model_cfg) is None:
         fetch(model_cfg)
-    return (source_folder(model_cfg) or Path()) / name
+    folder = source_folder(model_cfg) or Path()
+    return [folder / name for name in names]
 
 
 def packed_folder_of(model_cfg: Mapping[str, Any], framework: str = "np") -> PackedFolder:
@@ -207,9 +205,7 @@ def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
     """Return the model, ``None`` without ``weights``, and the tokenizer in ``folder``."""
-    trust, gguf = may_run(cfg), cfg.get("gguf_file")
-    if gguf is not None and Path(gguf).name != gguf:
-        raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {gguf!r}")
+    trust, gguf = may_run(cfg), ggufs_of(cfg)[0].name if names_of(cfg) else None
     file = {} if gguf is None else {"gguf_file": gguf}
     safe = {"use_safetensors": True} if gguf is None else file  # a pickle can run code when it is read
     try:

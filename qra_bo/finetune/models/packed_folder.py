@@ -14,6 +14,7 @@ from safetensors import safe_open
 from qra_bo.finetune.models.files import CONFIG, check_model_files, quantization_marks, weight_files
 from qra_bo.memory.file_formats import CODEBOOKS, STORED_FORMATS, in_strips
 from qra_bo.memory.formats import FORMATS, NESTED_BLOCK
+from qra_bo.memory.stored import with_stored
 from qra_bo.space.decoder import DecoderSpec
 from qra_bo.utils.errors import ModelError
 
@@ -112,8 +113,7 @@ def _check(folder: Path, part: str, fields: Any) -> None:
 def folder_spec(spec: DecoderSpec, folder: PackedFolder) -> DecoderSpec:
     """Return a decoder whose linears, and the head where it is packed, have the formats of a folder; errors: those of
     ``format_in``."""
-    spec = replace(spec, linears=tuple(
-        replace(m, stored=format_in(folder, m.name, m.out_features, m.in_features)) for m in spec.linears))
+    spec = with_stored(spec, [format_in(folder, m.name, m.out_features, m.in_features) for m in spec.linears])
     if not folder.packs("lm_head"):
         return spec
     sides = spec.vocab_size, spec.hidden_size

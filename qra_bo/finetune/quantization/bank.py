@@ -29,8 +29,8 @@ from qra_bo.finetune.quantization.base import (
 )
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.quantization.tables import PackedTable
-from qra_bo.memory.file_formats import BACKEND
 from qra_bo.memory.formats import check_shape, parse_format
+from qra_bo.memory.stored import own_format
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.space import DecoderSpec, StorageFormat
 from qra_bo.utils.errors import ConfigError, ModelError, OracleError
@@ -71,6 +71,7 @@ class LayerBank:
         dense_on_device: Whether dense linears are copied to the device when they are in place; else a ``HostLinear``
             copies each weight when it runs.
         store: Store on disk of the packed tensors, which are then mapped from its files; ``None`` keeps them in memory.
+        states: Packed tensors that are there already, on the host, by linear and format: the codes of files.
 
     Raises:
         ModelError: If the model lacks a linear of ``spec`` or has it in another shape.
@@ -78,12 +79,14 @@ class LayerBank:
 
     def __init__(self, model: Any, spec: DecoderSpec, formats: Sequence[StorageFormat], compute_dtype: torch.dtype,
                  device: torch.device | str, *, keep_dense: bool = False, rounding: Rounding | None = None,
-                 dense_on_device: bool = False, store: TensorStore | None = None) -> None:
+                 dense_on_device: bool = False, store: TensorStore | None = None,
+                 states: Mapping[tuple[str, str], State] | None = None) -> None:
         self.model, self.spec, self.formats, self.compute_dtype = model, spec, tuple(formats), compute_dtype
         self.device, self.keep_dense, self.rounding = torch.device(device), keep_dense, rounding
         self.dense_on_device, self.store = dense_on_device, store
         self._product_dtype: torch.dtype | None = None
-        self._states: dict[tuple[str, str], State] = {}
+        self._states = dict(states or {})
+        self._linears = {linear.name: linear for linear in spec.linears}
         self._layers: dict[tuple[str, str], nn.Module] = {}
         self._installed: dict[str, str | OwnBase] = {}
         self._placed: dict[str, nn.Module] = {}
@@ -104,8 +107,7 @@ class LayerBank:
     @property
     def current(self) -> Mapping[str, str]:
         """Format of every quantised linear."""
-        kinds = {name: layer.fmt.name for name, layer in self._originals.items() if isinstance(layer, PackedLinear)}
-        return {n: own.fmt if isinstance(own, OwnBase) else kinds.get(n, own) for n, own in self._installed.items()}
+        return {n: own.fmt if isinstance(own, OwnBase) else own for n, own in self._installed.items()}
 
     @property
     def streams(self) -> bool:
@@ -174,11 +176,11 @@ class LayerBank:
                 self._installed.pop(name, None)
 
     def _dense(self, name: str) -> nn.Module:
-        original = self._originals[name]
+        original, hosted = self._originals[name], name in self._hosted
         if isinstance(original, PackedLinear):
-            return self._kept(original)
+            return self._built(name, original.fmt.name, original.packed_state()) if hosted else self._kept(original)
         if not self.dense_on_device:
-            return HostLinear(original) if name in self._hosted else original
+            return HostLinear(original) if hosted else original
         copy = nn.Linear(original.in_features, original.out_features, bias=False, device="meta")
         copy.weight = nn.Parameter(original.weight.detach().to(self.device, self.compute_dtype), requires_grad=False)
         bias = None if original.bias is None else original.bias.detach().to(self.device)
@@ -240,7 +242,7 @@ class LayerBank:
 
     def _check(self, name: str, fmt: StorageFormat) -> None:
         original = self._originals[name]
-        if isinstance(original, PackedLinear) and fmt != original.fmt and (fmt.backend != BACKEND or fmt.block):
+        if isinstance(original, PackedLinear) and own_format(fmt, self._linears[name]) != original.fmt:
             raise ConfigError(f"{name} has the codes of its file, {original.fmt.name}, and no weights in 16 bits that "
                               f"{fmt.name} could be made from")
         check_shape(fmt, original.out_features, original.in_features)
@@ -254,8 +256,8 @@ class LayerBank:
     def _layer(self, name: str, wanted: str | OwnBase) -> nn.Module:
         if isinstance(wanted, OwnBase):
             return self._built(name, wanted.fmt, wanted.state)
-        if isinstance(original := self._originals[name], PackedLinear):
-            return self._kept(original)
+        if isinstance(self._originals[name], PackedLinear) and parse_format(wanted).is_base:
+            return self._dense(name)
         if (name, wanted) in self._layers:
             return self._layers[name, wanted]
         layer = self._built(name, wanted, self.state(name, wanted))
@@ -269,11 +271,11 @@ class LayerBank:
         return layer  # type: ignore[no-any-return]
 
     def _built(self, name: str, fmt_name: str, state: State) -> nn.Module:
-        original, fmt = self._originals[name], parse_format(fmt_name)
+        original, fmt = self._originals[name], own_format(parse_format(fmt_name), self._linears[name])
         bias = None if original.bias is None else original.bias.detach().to(self.device)
         layer = backend_of(fmt).build({k: t.to(self.device) for k, t in state.items()}, fmt,
                                       (original.out_features, original.in_features), bias, self.compute_dtype)
-        return layer if fmt.is_base else self._kept(layer)
+        return layer if fmt.backend == "none" else self._kept(layer)
 
     def _check_place(self, name: str) -> None:
         if name not in self._placed:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
-from qra_bo.finetune.models.gguf_header import Header, stored_header, tensor_of
+from qra_bo.finetune.models.gguf_header import Header, names_of, stored_header, tensor_of
 from qra_bo.finetune.models.gguf_reading import reading_gguf
-from qra_bo.finetune.models.load import gguf_config, gguf_of, load_tokenizer, packed_folder_of, without_dropout
+from qra_bo.finetune.models.load import gguf_config, ggufs_of, load_tokenizer, packed_folder_of, without_dropout
 from qra_bo.finetune.models.packed_folder import FLOATS, LEAVES, PackedFolder, format_in
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
 from qra_bo.finetune.quantization.embeddings import embedding_modules, put_head, put_tables
@@ -42,18 +42,26 @@ def load_stored(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, 
     """Return the model of a node of ``conf/model`` whose codes are stored, on the CPU, and its tokenizer. Unpacked
     weights, norms and biases have the type ``dtype``, but for what a folder has in its own. Raises ``ModelError`` if a
     file is damaged or not read here."""
+    with reading_gguf():
+        return _model(model_cfg, dtype), load_tokenizer(model_cfg)
+
+
+def load_others(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> list[Any]:
+    """Return the models of the GGUF files beside the base of such a node, likewise."""
+    return [_model({**model_cfg, "gguf_file": name}, dtype) for name in names_of(model_cfg)[1:]]
+
+
+def _model(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> Any:
     if model_cfg.get("gguf_file") is None:
         folder = packed_folder_of(model_cfg, "pt")
         path, config = folder.path, AutoConfig.from_pretrained(str(folder.path))
         del config.quantization_config  # a mark that refuses trainers and saving
         fill = partial(_fill_from_folder, folder=folder, dtype=dtype)
     else:
-        path = gguf_of(model_cfg)
+        path = ggufs_of(model_cfg)[0]
         with reading_gguf():
             header, config = stored_header(path), gguf_config(path)
         fill = partial(_fill, header=header, dtype=dtype)
-    with reading_gguf():
-        tokenizer = load_tokenizer(model_cfg)
     check_sizes(config)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config)
@@ -61,7 +69,7 @@ def load_stored(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, 
     fill(model)
     model.name_or_path = config._name_or_path = str(path)
     without_dropout(model.requires_grad_(False).eval())
-    return model, tokenizer
+    return model
 
 
 def _fill_from_folder(model: Any, folder: PackedFolder, dtype: torch.dtype) -> None:
