@@ -27,7 +27,7 @@ from bench.report import RESULTS, Target, publish
 from bench.store import append_line, read_lines
 from bench.tasks import DATA, RATES, REFERENCE_BUDGETS, TASKS
 from qra_bo.config import RunConfig, load_config
-from qra_bo.execution import InProcessExecutor
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import quiet
 from qra_bo.oracle.synthetic import KNEE, Landscape, SyntheticOracle
 from qra_bo.pipeline.prepare import checked_budget, make_setting
@@ -37,8 +37,9 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import of_training
 from qra_bo.space import Allocation, FloatArray, SearchSpace, StorageFormat
 from qra_bo.space.lagrangian import solve_relaxed
-from qra_bo.study import Engine, Setting
 from qra_bo.study.baselines import fractional_choices, uniform_choices
+from qra_bo.study.engine import Engine
+from qra_bo.study.setting import Setting
 from qra_bo.study.state import ENGINE_STAGES
 from qra_bo.trials import Trial
 

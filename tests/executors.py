@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qra_bo.config import RunConfig
-from qra_bo.execution import InProcessExecutor
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.pipeline.pricing import with_dtype
 

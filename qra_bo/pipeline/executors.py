@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.config import RunConfig
-from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
+from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
+from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.on_ray import RayExecutor
+from qra_bo.execution.pool import Limits
 from qra_bo.memory import parse_size
 from qra_bo.pipeline.host_memory import HEAP_PAD
 from qra_bo.pipeline.oracles import make_oracle

@@ -17,10 +17,9 @@ from qra_bo.report.next_steps import OF_A_SEARCH, command
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
 from qra_bo.sensitivity.profile import gradient_passes
-from qra_bo.study import Event, Setting, cost_of
-from qra_bo.study.cost import FORWARD_SHARE, affordable_steps
-from qra_bo.study.events import FinishedTrial
-from qra_bo.study.setting import FINAL
+from qra_bo.study.cost import FORWARD_SHARE, affordable_steps, cost_of
+from qra_bo.study.events import Event, FinishedTrial
+from qra_bo.study.setting import FINAL, Setting
 from qra_bo.trials import TrialState
 from qra_bo.utils.device import cores, multiplies_bf16, resolve_dtype
 

@@ -21,9 +21,10 @@ from qra_bo.pipeline.forecast import FirstTrial, beginning, card_of, parts_of, r
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.tables import print_line, progress_console
-from qra_bo.study import Event, Listener, Setting
-from qra_bo.study.events import Prediction, Stage
+from qra_bo.study.events import Event, Prediction, Stage
 from qra_bo.study.lines import as_line
+from qra_bo.study.setting import Setting
+from qra_bo.study.trial_runner import Listener
 from qra_bo.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)

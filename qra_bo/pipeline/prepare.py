@@ -13,10 +13,10 @@ from qra_bo.pipeline.host_memory import check_ram
 from qra_bo.pipeline.pricing import budget_bytes, check_card, make_memory, training_device, with_dtype
 from qra_bo.pipeline.text import RunText
 from qra_bo.space import SearchSpace
-from qra_bo.study import Setting
 from qra_bo.study.baselines import check_uniform
 from qra_bo.study.header import Given
 from qra_bo.study.reading import begun_study
+from qra_bo.study.setting import Setting
 from qra_bo.trials import embeddings_of
 from qra_bo.utils.errors import ConfigError
 

@@ -24,8 +24,10 @@ from qra_bo.report.html import write_report
 from qra_bo.report.tables import print_result
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.profile import typical_profile
-from qra_bo.study import Engine, MakeSearcher, RunInterrupted, RunOutcome
+from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.reading import begun_study
+from qra_bo.study.search_loop import MakeSearcher
+from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.formatting import number
 from qra_bo.utils.process import tolerant
 

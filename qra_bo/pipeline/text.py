@@ -14,7 +14,7 @@ from qra_bo.finetune.data.packing import pack
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.finetune.data.records import BlockFacts, Record, split_records
 from qra_bo.report.tables import print_data, progress_console
-from qra_bo.study import JOURNAL_NAME
+from qra_bo.study.journal import JOURNAL_NAME
 
 CHARACTERS_PER_TOKEN = 3.2
 """Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""

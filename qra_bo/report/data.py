@@ -9,12 +9,13 @@ from typing import Any
 
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation
-from qra_bo.study import JOURNAL_NAME, Study, Verdict, read_journal, session_seconds, verdict_of
 from qra_bo.study.events import End
 from qra_bo.study.gain import told_gain
 from qra_bo.study.header import Header
+from qra_bo.study.journal import JOURNAL_NAME, read_journal, session_seconds
 from qra_bo.study.lines import MOST_SHOWN, decode
-from qra_bo.study.verdict import Told, told
+from qra_bo.study.state import Study
+from qra_bo.study.verdict import Told, Verdict, told, verdict_of
 from qra_bo.trials import Trial, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError, UserError
 

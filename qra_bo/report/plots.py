@@ -19,7 +19,7 @@ from qra_bo.report.data import BREAKDOWN, ReportData
 from qra_bo.report.style import axes, dress, figure, legend, literal, png_bytes
 from qra_bo.report.text import short_names
 from qra_bo.space.cost import pareto_front
-from qra_bo.study import loss_of
+from qra_bo.study.state import loss_of
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import signed
 

@@ -8,9 +8,10 @@ from qra_bo.memory.budget import format_size
 from qra_bo.report.data import ReportData
 from qra_bo.report.text import ITSELF, describe_allocation, duration
 from qra_bo.space import Allocation
-from qra_bo.study import VerdictKind, metadata_bits
 from qra_bo.study.gain import GainKind, gain_of
+from qra_bo.study.results import metadata_bits
 from qra_bo.study.state import COMPARISON
+from qra_bo.study.verdict import VerdictKind
 from qra_bo.trials import Trial
 from qra_bo.utils.formatting import DASH, number
 

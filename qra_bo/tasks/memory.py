@@ -24,7 +24,7 @@ from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.text import TextSize, text_size
 from qra_bo.report.next_steps import command
 from qra_bo.report.text import rough
-from qra_bo.study import Setting
+from qra_bo.study.setting import Setting
 from qra_bo.utils.errors import BudgetError, DataError, ModelError
 
 WIDTH = 120

@@ -177,7 +177,9 @@ def test_a_worker_that_is_stopped_and_continued_is_not_hung(faulty: Any, caplog:
 BUILDING = """
 import sys, time
 from pathlib import Path
-from qra_bo.execution import Limits, LocalExecutor, OracleSpec
+from qra_bo.execution.pool import Limits
+from qra_bo.execution.local import LocalExecutor
+from qra_bo.execution.base import OracleSpec
 drawn = Path(sys.argv[1])
 executor = LocalExecutor([OracleSpec("tests.study.oracles:draws_a_bar", {"drawn": str(drawn)})], Limits(30))
 executor._workers[0].begin({"op": "describe"})

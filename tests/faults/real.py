@@ -15,7 +15,7 @@ import torch
 
 from qra_bo.cli.app import main
 from qra_bo.config import RunConfig
-from qra_bo.execution import InProcessExecutor
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.export.load import load
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.utils.errors import UserError

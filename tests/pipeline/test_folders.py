@@ -8,7 +8,8 @@ import pytest
 import qra_bo
 from qra_bo.config import load_config
 from qra_bo.pipeline.folders import run_folder
-from qra_bo.study import Engine, RunInterrupted
+from qra_bo.study.engine import Engine
+from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import OutputError
 
 PLANTED = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick"]

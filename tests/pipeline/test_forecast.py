@@ -24,9 +24,9 @@ from qra_bo.pipeline.forecast import (
 )
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import uniform
-from qra_bo.study import Setting
 from qra_bo.study.events import Event, FinishedTrial, Stage
 from qra_bo.study.header import Given
+from qra_bo.study.setting import Setting
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 CARD = CARDS["rtx4090"]

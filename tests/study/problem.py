@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 
 from qra_bo.config import RunConfig, load_config
-from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
+from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
+from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.on_ray import RayExecutor
+from qra_bo.execution.pool import Limits
 from qra_bo.memory.formats import parse_format
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, Unit, uniform
-from qra_bo.study import JOURNAL_NAME, Engine, RunInterrupted, RunOutcome, Setting, read_journal
+from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.journal import JOURNAL_NAME, read_journal
+from qra_bo.study.setting import Setting
+from qra_bo.study.signals import RunInterrupted
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 from tests.study.oracles import FORMATS, TOKENS, UNITS, PlantedOracle
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qra_bo.execution import InProcessExecutor
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
 from qra_bo.study.baselines import BY_TRIES, calibration_choices, next_rate

@@ -8,7 +8,7 @@ import pytest
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation
-from qra_bo.study import VerdictKind, verdict_of
+from qra_bo.study.verdict import VerdictKind, verdict_of
 from qra_bo.trials import Fidelity, Proposal
 from tests.study.problem import Walk, run
 

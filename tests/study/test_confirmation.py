@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from qra_bo.execution import InProcessExecutor
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
-from qra_bo.study import RunOutcome, VerdictKind, verdict_of
+from qra_bo.study.engine import RunOutcome
 from qra_bo.study.reading import load_study
 from qra_bo.study.state import Study
+from qra_bo.study.verdict import VerdictKind, verdict_of
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import comparable, lines_of, make_setting, run

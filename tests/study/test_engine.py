@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qra_bo.execution import InProcessExecutor
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qra_bo.config import load_config
-from qra_bo.execution import InProcessExecutor
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.pipeline.run import searcher_factory
 from qra_bo.report.html import write_report

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from qra_bo.execution import InProcessExecutor
-from qra_bo.study import RunOutcome
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.study.cost import affordable_steps
+from qra_bo.study.engine import RunOutcome
 from qra_bo.trials import Fidelity
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import HIGH, TOKENS, Recorded, Walk, run

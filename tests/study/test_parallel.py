@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
+from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
+from qra_bo.execution.local import LocalExecutor
+from qra_bo.execution.pool import Limits
 from qra_bo.oracle.protocol import Progress
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import read_journal

@@ -13,11 +13,13 @@ from qra_bo.report.data import load_run, parse_events
 from qra_bo.report.html import render_html
 from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.rates.files import load_rates
-from qra_bo.study import VerdictKind, load_study, prediction
+from qra_bo.study import prediction
 from qra_bo.study.journal import read_journal
 from qra_bo.study.prediction import solved, updated
+from qra_bo.study.reading import load_study
 from qra_bo.study.results import build_best
 from qra_bo.study.trial_runner import TrialRunner
+from qra_bo.study.verdict import VerdictKind
 from qra_bo.trials import Fidelity, Trial
 from qra_bo.utils.errors import JournalError
 from tests.conformance.searcher import make_problem

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from qra_bo.study import RunOutcome, read_journal
+from qra_bo.study.engine import RunOutcome
+from qra_bo.study.journal import read_journal
 from tests.study.problem import Walk, run
 from tests.study.test_parallel import ShuffledExecutor
 

@@ -7,12 +7,11 @@ import pytest
 from qra_bo.report.data import parse_events
 from qra_bo.report.story import comparison
 from qra_bo.space import uniform
-from qra_bo.study import VerdictKind, verdict_of
 from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.study.reading import study_of
 from qra_bo.study.results import _versus
 from qra_bo.study.state import Study
-from qra_bo.study.verdict import Evidence, told
+from qra_bo.study.verdict import Evidence, VerdictKind, told, verdict_of
 from tests.report.fixtures import L, failed_alone, make_events, minimised_at, without_mixed
 
 Lines = list[dict[str, Any]]
