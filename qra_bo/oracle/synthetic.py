@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -156,20 +156,17 @@ class SyntheticOracle:
         eval_tokens: Forward tokens of one look at held-out text.
         test_times: A look at the test split has so many times 64 sequences, and times these tokens.
         calibration_tokens: Forward tokens of one pass over calibration text.
-        record_at: Steps after which the loss is recorded, besides the last.
         checkpoints: Folder of ``StepsDone``; ``None`` remembers within this process.
     """
 
     def __init__(self, space: SearchSpace, seed: int, *, learning_rate: float = 2e-3, noise: float = 0.005,
                  high_steps: int = 24, tokens_per_step: int = 256, eval_tokens: int = 4096, test_times: int = 1,
-                 calibration_tokens: int = 4096, record_at: tuple[int, ...] = (),
-                 checkpoints: Path | None = None) -> None:
+                 calibration_tokens: int = 4096, checkpoints: Path | None = None) -> None:
         self.landscape = Landscape(space, seed)
         self._space, self._seed, self._noise, self._high_steps = space, seed, noise, high_steps
         self._learning_rate = learning_rate
         self._tokens_per_step, self._eval_tokens, self._test_times = tokens_per_step, eval_tokens, test_times
-        self.calibration_tokens, self._record_at = calibration_tokens, record_at
-        self._done = StepsDone(checkpoints)
+        self.calibration_tokens, self._done = calibration_tokens, StepsDone(checkpoints)
         self.profile_cost: dict[str, float] = {}
 
     def describe(self) -> Mapping[str, Any]:
@@ -203,27 +200,23 @@ class SyntheticOracle:
         if len(allocation) != self._space.n_units or not 0 < steps <= request.schedule_steps:
             raise OracleError(f"expected {self._space.n_units} units and 1 to {request.schedule_steps} steps; got "
                               f"{len(allocation)} units and {steps} steps")
-        curve = self._curve(request)
+        planted = self._planted(request)
         first = self._done.start(request)
         times = self._test_times if request.split == "test" else 0
         text = [self._normal("test", allocation.fingerprint, str(i)) for i in range(_SEQUENCES * times)]
         own = [_TEST_OFFSET + self._noise * math.sqrt(_SEQUENCES) * x for x in text]  # the same for every training seed
-        offset = sum(own) / len(own) if own else 0.0
-        shown = [s for s in self._record_at if s < steps]
-        losses = [(s, curve(s)) for s in shown] + [(steps, curve(steps) + offset)]
+        loss = planted + (sum(own) / len(own) if own else 0.0)
         progress(TRAINING, steps, steps)
-        looks = sum(s > first for s in shown) + max(1, times)
-        return TrialResult(TrialState.OK, losses[-1][1], 2.0 * self._noise, tuple(losses), steps - first,
-                           (steps - first) * self._tokens_per_step, looks * self._eval_tokens, None,
+        return TrialResult(TrialState.OK, loss, 2.0 * self._noise, ((steps, loss),), steps - first,
+                           (steps - first) * self._tokens_per_step, max(1, times) * self._eval_tokens, None,
                            time.monotonic() - start, sequence_losses=tuple(
-                               ((curve(steps) + x) * _SEQUENCE_TOKENS, _SEQUENCE_TOKENS, i)
-                               for i, x in enumerate(own)))
+                               ((planted + x) * _SEQUENCE_TOKENS, _SEQUENCE_TOKENS, i) for i, x in enumerate(own)))
 
     def close(self) -> None:
         """Do nothing: no device is held."""
 
-    def _curve(self, request: TrialSpec) -> Callable[[int], float]:
-        """Return the loss by step: exponential, and exactly the planted loss at the schedule's end."""
+    def _planted(self, request: TrialSpec) -> float:
+        """Return the loss after the steps: exponential, and exactly the planted loss at the schedule's end."""
         allocation, schedule = request.allocation, request.schedule_steps
         index = self._space.format_index
         formats = [self._space.formats[index[f]] if f in index else parse_format(f) for f in allocation.formats]
@@ -236,12 +229,8 @@ class SyntheticOracle:
         rank = max(float(np.mean(allocation.ranks)), 0.5)
         drawn = self._normal("speed", allocation.fingerprint)
         speed = _SPEED * (rank / 8.0) ** 0.1 * math.exp(_SPEED_SPREAD * drawn)
-
-        def loss(step: int) -> float:
-            way = math.expm1(-speed * step / schedule) / math.expm1(-speed)
-            return before + (after - before) * way + (level + own)
-
-        return loss
+        way = math.expm1(-speed * request.steps / schedule) / math.expm1(-speed)
+        return before + (after - before) * way + (level + own)
 
     def _normal(self, *words: str) -> float:
         return named_normal(str(self._seed), *words)

@@ -14,7 +14,7 @@ from qra_bo.space import FloatArray, IntArray, SearchSpace
 from qra_bo.space.cost import pareto_front
 from qra_bo.space.neighbourhood import neighbours_within
 from qra_bo.trials import Trial
-from qra_bo.utils.errors import check_all
+from qra_bo.utils.errors import ConfigError
 from surrogates.gp import condition_on_pending, fit_gp
 
 _BATCH = 1024
@@ -42,13 +42,11 @@ class TrustRegionBO(ObservingSearcher):
 
     def __init__(self, problem: SearchProblem, *, alpha: float = 0.6, n_initial: int = 5, radius: int = 2,
                  largest_radius: int = 4, tolerance: float = 1e-4, max_candidates: int = 4000) -> None:
-        check_all({
-            f"alpha must lie in [0, 1]; got {alpha}": 0 <= alpha <= 1,
-            f"radius must lie between 1 and largest_radius ({largest_radius}); got {radius}":
-                1 <= radius <= largest_radius,
-            "n_initial must be at least 2, max_candidates at least 1 and tolerance at least 0; got "
-            f"{n_initial}, {max_candidates} and {tolerance}":
-                n_initial >= 2 and max_candidates >= 1 and tolerance >= 0})
+        if not (0 <= alpha <= 1 <= radius <= largest_radius and n_initial >= 2 and max_candidates >= 1
+                and tolerance >= 0):
+            raise ConfigError("trust_region needs 0 <= alpha <= 1 <= radius <= largest_radius, n_initial >= 2, "
+                              f"max_candidates >= 1 and tolerance >= 0; got {alpha}, {radius}, {largest_radius}, "
+                              f"{n_initial}, {max_candidates} and {tolerance}")
         super().__init__(problem)
         self._alpha, self._n_initial = alpha, n_initial
         self._tolerance, self._max_candidates = tolerance, max_candidates

@@ -3,7 +3,7 @@
 import difflib
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
                  "CUDA error: out of memory", "CUDA driver error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
@@ -43,12 +43,6 @@ class ConfigError(UserError):
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__(" ".join(f"({i}) {p}" if len(self.problems) > 1 else p
                                   for i, p in enumerate(self.problems, start=1)))
-
-
-def check_all(checks: Mapping[str, bool]) -> None:
-    """Raise ``ConfigError`` with the texts of all checks that do not hold, if any."""
-    if problems := [problem for problem, holds in checks.items() if not holds]:
-        raise ConfigError(problems)
 
 
 class SpaceError(UserError):

@@ -34,7 +34,7 @@ SEED, RATES, SEEDS = 5, (0.5, 1.0, 2.0), (11, 12, 13)
 
 
 def make_oracle(n_units: int = 4, noise: float = 0.003) -> SyntheticOracle:
-    return SyntheticOracle(make_space(n_units), SEED, noise=noise, high_steps=24, record_at=(6, 12))
+    return SyntheticOracle(make_space(n_units), SEED, noise=noise, high_steps=24)
 
 
 def make_facts(n_units: int = 4) -> TaskFacts:
@@ -78,11 +78,11 @@ def make_table(folder: Path, n_units: int = 4, noise: float = 0.003) -> Path:
                                                  "forward_tokens": 9000}) + "\n", encoding="utf-8")
 
     def row(allocation: Allocation, origin: str, seed: int = SEEDS[0], scale: float = 1.0) -> TableRow:
-        m = oracle.evaluate(TrialSpec(allocation, 24, 24, seed, facts.learning_rate * scale), quiet)
+        *early, m = (oracle.evaluate(TrialSpec(allocation, steps, 24, seed, facts.learning_rate * scale), quiet)
+                     for steps in (*facts.record_at, 24))
         size = int(costs.totals(space.encode(allocation)[None, :])[0])
         return TableRow(allocation, origin, seed, scale, m.state, m.loss, m.loss_se,
-                        tuple(dict(m.curve)[step] for step in facts.record_at), {"peak": size, "stored": size}, 1.0,
-                        "a")
+                        tuple(e.loss for e in early), {"peak": size, "stored": size}, 1.0, "a")
 
     rng = np.random.default_rng(SEED)
     drawn = [space.decode(np.concatenate([rng.integers(0, n, n_units) for n in (len(space.formats),

@@ -21,7 +21,7 @@ SPACE = make_space(6)
 
 
 class TestConformance(OracleSuite):
-    make = staticmethod(lambda: SyntheticOracle(SPACE, 3, record_at=(3, 6, 12)))
+    make = staticmethod(lambda: SyntheticOracle(SPACE, 3))
     allocations = (uniform(6, "nf4", 4), uniform(6, "int8", 1))
     high_steps, low_steps = 24, 6
 

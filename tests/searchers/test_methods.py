@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def run(folder: Path, method: str, equivalents: int = 14) -> RunOutcome:
     oracle = SyntheticOracle(make_space(), 3, high_steps=HIGH, tokens_per_step=TOKENS, eval_tokens=15,
-                             calibration_tokens=15, record_at=(4,), checkpoints=folder.parent / "checkpoints")
+                             calibration_tokens=15, checkpoints=folder.parent / "checkpoints")
 
     def build(problem: SearchProblem) -> Searcher:
         return make_searcher(method_target(method, OPTIONS.get(method)), problem)

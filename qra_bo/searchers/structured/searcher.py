@@ -17,7 +17,7 @@ from qra_bo.searchers.structured.features import build_components, prior_tables
 from qra_bo.space import Allocation, IntArray
 from qra_bo.space.lagrangian import Region, solve_relaxed
 from qra_bo.trials import Trial
-from qra_bo.utils.errors import check_all
+from qra_bo.utils.errors import ConfigError
 from surrogates.structured import Design, StructuredModel
 
 REL_GAP = 1e-3
@@ -51,9 +51,9 @@ class StructuredSearch(ObservingSearcher):
 
     def __init__(self, problem: SearchProblem, *, draws: int = 6, temperatures: Sequence[float] = (1.0, 0.5),
                  rates: str | None = None) -> None:
-        check_all({f"draws must be at least 1; got {draws}": draws >= 1,
-                   f"temperatures must be at least 0, and at least one; got {temperatures}":
-                       bool(temperatures) and min(temperatures) >= 0})
+        if draws < 1 or min(temperatures, default=-1.0) < 0:
+            raise ConfigError("structured needs draws >= 1, and temperatures that are at least 0; got "
+                              f"{draws} and {temperatures}")
         super().__init__(problem)
         self._draws, self._temperatures = draws, temperatures
         parts = build_components(problem)
