@@ -25,7 +25,8 @@ from qra_bo.config.presets import with_learning_rate
 from qra_bo.pipeline.pricing import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.rates.files import rates_file
-from qra_bo.study.reading import load_study
+from qra_bo.study.reading import begun_study
+from qra_bo.utils.errors import JournalError
 
 SHIPPED = "smollm2_135m"
 
@@ -44,7 +45,8 @@ def study_of_table(folder: Path) -> tuple[str, Study]:
 def study_of_run(folder: Path) -> Study | None:
     """Return what a run's trials tell; ``None`` where they are too few. The code that a model may come with is never
     run: a run's folder is data. Raises ``UserError`` if it is not the folder of a run."""
-    study = load_study(folder)
+    if (study := begun_study(folder)) is None:
+        raise JournalError(f"{folder} holds no journal, or an empty one; give the folder of a run")
     if study.profile is None:
         return None
     config = config_from_dict(study.header.config)

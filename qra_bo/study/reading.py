@@ -7,7 +7,6 @@ from typing import Any
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.lines import decode
 from qra_bo.study.state import Study
-from qra_bo.utils.errors import JournalError
 
 
 def study_of(lines: Iterable[Mapping[str, Any]]) -> Study:
@@ -25,11 +24,3 @@ def begun_study(folder: Path) -> Study | None:
     path = folder / JOURNAL_NAME
     lines = read_journal(path).events if path.exists() else ()
     return study_of(lines) if lines else None
-
-
-def load_study(folder: Path) -> Study:
-    """Return the run in ``folder``; raises ``JournalError`` if none has begun or its journal can't be read."""
-    study = begun_study(folder)
-    if study is None:
-        raise JournalError(f"{folder} holds no journal, or an empty one; the run did not begin")
-    return study

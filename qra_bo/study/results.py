@@ -16,7 +16,8 @@ from qra_bo.study.events import End
 from qra_bo.study.gain import gain_of
 from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import health
-from qra_bo.study.reading import load_study
+from qra_bo.study.journal import JOURNAL_NAME, read_journal
+from qra_bo.study.reading import study_of
 from qra_bo.study.state import FRACTIONAL, Study, is_uniform
 from qra_bo.study.verdict import verdict_card, verdict_of
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
@@ -53,7 +54,7 @@ def check_best(folder: Path, best: Mapping[str, Any]) -> None:
     """Compare the contents of ``best.json`` with the journal beside it, where that is at hand and ended; raises
     ``OutputError`` where they differ. The checks are passed over: another release may word them otherwise."""
     try:
-        known = json.loads(json.dumps(build_best(load_study(folder))))
+        known = json.loads(json.dumps(build_best(study_of(read_journal(folder / JOURNAL_NAME).events))))
     except JournalError:
         return
     if {**known, "checks": None} != {**best, "checks": None}:

@@ -17,6 +17,7 @@ from qra_bo.finetune.manifest import MANIFEST, adapter_digest, sealed
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import EXPORT_TARGETS
 from qra_bo.pipeline.exports import commands, warn_of_stale
+from qra_bo.study.journal import JournalContent
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.finished import exported
 from tests.export.fixtures import manifest_json, module_ranks, write_finished
@@ -68,7 +69,7 @@ def test_vllm_wants_one_format_for_projections_of_one_input(formats, said):
 def test_checks_of_another_release_are_passed_over_and_other_changes_refused(tmp_path, monkeypatch):
     run = write_finished(tmp_path / "run")
     best = json.loads((run / "best.json").read_text())
-    monkeypatch.setattr("qra_bo.study.results.load_study", lambda folder: None)
+    monkeypatch.setattr("qra_bo.study.results.read_journal", lambda path: JournalContent((), (), (), 0))
     monkeypatch.setattr("qra_bo.study.results.build_best", lambda study: {**best, "checks": [{"action": "Reworded."}]})
     assert exported(run, ["card"])
     (run / "best.json").write_text(json.dumps({**best, "ranks": best["ranks"][::-1], "loss": 0.1}))

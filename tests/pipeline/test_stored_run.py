@@ -21,7 +21,7 @@ from qra_bo.finetune.quantization.stored_model import load_others, load_stored
 from qra_bo.memory.file_formats import TYPES
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
-from qra_bo.study.reading import load_study
+from qra_bo.study.reading import begun_study
 from qra_bo.utils.errors import ConfigError, ModelError, SpaceError
 from tests.finetune.stored_files import MIXED, write_file
 from tests.finetune.test_stored_model import changed, logits, node
@@ -122,7 +122,7 @@ def test_a_mix_of_two_files_has_the_weights_and_the_very_tensors_of_each(finishe
 def test_a_mix_of_two_files_is_chosen_by_a_profile_of_the_second(finished: tuple[Path, dict[str, Any]]) -> None:
     config = load_config(two(finished[0], f"out={finished[0] / 'instant'}", "memory.scope=stored", "budget=mix:5,2",
                              "final.steps=2"))
-    best, found = run(config).best, load_study(finished[0] / "instant").profile
+    best, found = run(config).best, begun_study(finished[0] / "instant").profile
     assert found is not None
     assert (found.profile.quantization_kl > 0).tolist() == [[True, False]] * 2
     assert best["memory"]["measured_bytes"] == best["memory"]["predicted_bytes"] <= best["memory"]["budget_bytes"]

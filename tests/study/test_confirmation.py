@@ -11,7 +11,7 @@ from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
 from qra_bo.study.engine import RunOutcome
-from qra_bo.study.reading import load_study
+from qra_bo.study.reading import begun_study
 from qra_bo.study.state import Study
 from qra_bo.study.verdict import VerdictKind, verdict_of
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
@@ -137,7 +137,7 @@ def test_a_damaged_trial_of_the_confirmation_is_done_again(tmp_path: Path) -> No
     lines[number] = lines[number].replace(b'"state":"ok"', b'"state":"xx"')
     path.write_bytes(b"".join(lines))
     favoured(tmp_path)
-    assert {e.spec.key for e in load_study(tmp_path).trials} == {e.spec.key for e in whole.study.trials}
+    assert {e.spec.key for e in begun_study(tmp_path).trials} == {e.spec.key for e in whole.study.trials}
 
 
 def test_a_candidate_that_an_extension_finds_is_confirmed(tmp_path: Path) -> None:

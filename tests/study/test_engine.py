@@ -20,7 +20,7 @@ from qra_bo.study.engine import RunOutcome
 from qra_bo.study.events import Event
 from qra_bo.study.journal import Journal, checksum, read_journal, session_seconds
 from qra_bo.study.lines import as_line
-from qra_bo.study.reading import load_study
+from qra_bo.study.reading import begun_study
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import SearcherError
 from qra_bo.study.signals import RunInterrupted
@@ -153,7 +153,7 @@ def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]
     assert best["memory"]["measured_bytes"] == 1
     setting = make_setting()
     assert best["provenance"]["train_seeds"] == [setting.train_seed, *setting.confirm_seeds]
-    assert write_best(whole[0], load_study(whole[0])) == best  # from the journal alone
+    assert write_best(whole[0], begun_study(whole[0])) == best  # from the journal alone
 
 
 def test_the_same_again_repeats_nothing(whole: tuple[Path, RunOutcome]) -> None:
@@ -216,7 +216,7 @@ def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_
 
 def test_an_extension_adds_the_anchors_that_were_left_out(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     run(tmp_path, effort__max_full_trials=8, effort__uniform_baselines=2)
-    first = [e.allocation for e in load_study(tmp_path).baselines]
+    first = [e.allocation for e in begun_study(tmp_path).baselines]
     assert first.pop(0) == uniform(4, "nf4", 2)  # of the calibration
     assert first[0] == uniform(4, "nf4", 4)
     assert (len(set(first[1].formats)), len(set(first[1].ranks))) == (2, 1)

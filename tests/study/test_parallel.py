@@ -15,7 +15,7 @@ from qra_bo.execution.pool import Limits
 from qra_bo.oracle.protocol import Progress
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import read_journal
-from qra_bo.study.reading import load_study
+from qra_bo.study.reading import begun_study
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import TrialResult, TrialSpec
 from tests.study import problem
@@ -161,7 +161,7 @@ def test_worker_processes_share_the_work_and_a_lost_one_is_replaced(tmp_path: Pa
     outcome = run(tmp_path / "run", executor)
     assert outcome.study.states["failed"] == 0
     assert {e["workers"] for e in lines_of(tmp_path / "run", "trial")} == {3}
-    assert load_study(tmp_path / "run").winner == outcome.winner
+    assert begun_study(tmp_path / "run").winner == outcome.winner
     assert all(w.process is None for w in executor._workers)
 
 

@@ -16,7 +16,7 @@ from qra_bo.searchers.rates.files import load_rates
 from qra_bo.study import prediction
 from qra_bo.study.journal import read_journal
 from qra_bo.study.prediction import solved, updated
-from qra_bo.study.reading import load_study
+from qra_bo.study.reading import begun_study
 from qra_bo.study.results import build_best
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.study.verdict import VerdictKind
@@ -64,7 +64,7 @@ def test_solution_is_the_exact_optimum_within_the_budget() -> None:
 @pytest.mark.usefixtures("sure")
 def test_instant_checks_its_prediction_at_low_fidelity_and_delivers_the_best(tmp_path: Path) -> None:
     result = instant(tmp_path)
-    best, study, d = result.best, load_study(tmp_path), load_run(tmp_path)
+    best, study, d = result.best, begun_study(tmp_path), load_run(tmp_path)
     assert repr(result) == f"Result({tmp_path}: mixed allocation of tiny, loss \u2013, predicted)"
     assert {(e.stage, e.fidelity, e.spec.train_seed) for e in study.trials} == {
         ("comparison", Fidelity.LOW, study.header.train_seed)}
@@ -138,7 +138,7 @@ def test_a_uniform_prediction_is_not_compared_with_itself(tmp_path: Path) -> Non
 def test_search_after_instant_equals_one_without_it(tmp_path: Path) -> None:
     instant(tmp_path / "grown")
     grown, alone = quick(tmp_path / "grown"), quick(tmp_path / "alone")
-    after, apart = load_study(tmp_path / "grown"), load_study(tmp_path / "alone")
+    after, apart = begun_study(tmp_path / "grown"), begun_study(tmp_path / "alone")
     assert kept(after.trials) == kept(apart.trials)
     assert after.calibrated
     assert after.learning_rate == apart.learning_rate
@@ -150,7 +150,7 @@ def test_search_after_instant_equals_one_without_it(tmp_path: Path) -> None:
     assert "effort quick" in render_html(load_run(tmp_path / "grown"), {})
     assert after.planned_cost == apart.planned_cost
     longer = quick(tmp_path / "grown", **{"effort.max_full_trials": 12})
-    assert kept(load_study(tmp_path / "grown").trials)[:len(apart.trials) - 4] == kept(apart.trials)[:-4]
+    assert kept(begun_study(tmp_path / "grown").trials)[:len(apart.trials) - 4] == kept(apart.trials)[:-4]
     assert longer.best["searched"]
 
 
@@ -167,10 +167,10 @@ def test_instant_predicts_in_the_folder_of_a_search_that_proposed_nothing(tmp_pa
     lines = journal.read_text().splitlines(keepends=True)
     kept_lines = lines[:1 + next(i for i, line in enumerate(lines) if re.search(reached, line))]
     journal.write_text("".join(kept_lines))
-    rate = load_study(tmp_path).learning_rate
+    rate = begun_study(tmp_path).learning_rate
     best = instant(tmp_path).best
     assert (best["searched"], best["prediction"]["label"]) == (False, "predicted, not searched")
-    assert [e.stage for e in load_study(tmp_path).trials].count("baseline") == ("baseline" in reached)
+    assert [e.stage for e in begun_study(tmp_path).trials].count("baseline") == ("baseline" in reached)
     assert rate in (None, best["learning_rate"])
     assert quick(tmp_path).best["searched"]
 
@@ -192,7 +192,7 @@ def test_other_rates_are_refused_in_a_folder_that_predicted(tmp_path: Path) -> N
 def test_qlora_stands_beside_a_prediction_without_a_verdict(tmp_path: Path) -> None:
     asked = {"effort.references": True}
     best = instant(tmp_path, **asked).best
-    study, d = load_study(tmp_path), load_run(tmp_path)
+    study, d = begun_study(tmp_path), load_run(tmp_path)
     (trial,) = (e for e in study.trials if e.fidelity is Fidelity.HIGH)
     assert (trial.stage, trial.spec.split, set(trial.allocation.formats)) == ("comparison", "test", {"nf4"})
     assert (study.points, best["searched"], best["versus_best_uniform"]) == ([], False, None)
@@ -200,7 +200,7 @@ def test_qlora_stands_beside_a_prediction_without_a_verdict(tmp_path: Path) -> N
     row = comparison(d)[-1]
     assert (row.role, row.test_loss, row.search_loss) == ("QLoRA", trial.loss, None)
     assert instant(tmp_path, **asked).best == best
-    assert len(load_study(tmp_path).trials) == len(study.trials)
+    assert len(begun_study(tmp_path).trials) == len(study.trials)
     assert quick(tmp_path).best["searched"]
 
 
