@@ -90,14 +90,17 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
 
 def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape: TrainShape, device: Any) -> Any:
     """Peaks by phase (``PhasePeak``) of three real training steps and one batch of an evaluation on ``device``."""
+    import torch
+
     from bench.memory.trace import DTYPES
     from qra_bo.finetune.adapters.lora import adapter_parameters, attach
     from qra_bo.finetune.data.records import TokenBlocks
-    from qra_bo.finetune.memory_probe import MemoryProbe, begin_load
+    from qra_bo.finetune.memory_probe import MemoryProbe
     from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step, unit_groups
     from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 
-    begin_load(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     model = random_model(spec, space, allocation, shape, device)
     ranks = dict(zip((u.name for u in space.units), allocation.ranks, strict=True))
     unit_of = {m.name: u.name for u in space.units for m in u.linears}

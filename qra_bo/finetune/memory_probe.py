@@ -93,12 +93,6 @@ def live_bytes(model: nn.Module) -> int:
     return sum({s._cdata: int(s.nbytes()) for s in (t.untyped_storage() for t in module_tensors(model))}.values())
 
 
-def begin_load(device: torch.device) -> None:
-    """Begin the phase ``load``, which ends when a probe is made."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def release_unused(device: torch.device) -> None:
     """Free what only reference cycles keep alive, and return unused segments of the CUDA allocator to the device.
 

@@ -15,7 +15,7 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
 from qra_bo.finetune.gradient_profile import measure_by_gradients
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
-from qra_bo.finetune.memory_probe import MemoryProbe, begin_load, release_unused
+from qra_bo.finetune.memory_probe import MemoryProbe, release_unused
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import located
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
@@ -288,7 +288,8 @@ class FinetuneOracle:
 
     def _evaluate(self, run: TrialRun, progress: Progress) -> TrialResult:
         request = run.request
-        begin_load(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)  # the phase "load" ends when the probe is made
         self.build(request.allocation, request.train_seed, progress, request.codes)
         optimizer = self.optimizer(request.allocation, request.learning_rate, request.schedule_steps)
         switch_seconds = time.monotonic() - run.start
