@@ -6,7 +6,6 @@
 
 from qra_bo.utils.lazy import lazy_names
 
-_HOMES = {"ReportData": "data", "load_run": "data", "LiveView": "live", "print_result": "tables",
-          "write_report": "html", "PLOTS": "plots"}
+_HOMES = {"load_run": "data", "PLOTS": "plots"}
 __all__ = sorted(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)
