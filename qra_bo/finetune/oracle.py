@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import located
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.training.final import FinalConfig
+from qra_bo.finetune.training.final import VALIDATIONS, FinalConfig
 from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_step, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
@@ -261,8 +262,10 @@ class FinetuneOracle:
                 + {TrialState.DIVERGED: "start a run with a lower adapter.lr or fewer final.steps",
                    TrialState.OOM: "start a run with a smaller budget or train.batch"}.get(
                     measured.state, "run the same command again"))
-        curve = run.at.curve
-        return {"steps": curve[-1][0], "planned_steps": total, "kept_step": final.kept(curve),
+        curve, losses = run.at.curve, run.at.losses
+        apart = -(-len(losses) // (10 * VALIDATIONS)) or 1  # about ten points between two validations
+        training = [[stop, fmean(losses[stop - apart:stop])] for stop in range(apart, len(losses) + 1, apart)]
+        return {"training": training, "steps": curve[-1][0], "planned_steps": total, "kept_step": final.kept(curve),
                 "curve": [list(point) for point in curve], "loss": measured.loss, "loss_se": measured.loss_se,
                 "sequences": measured.sequence_losses, "text": texts[0], "training_tokens": measured.training_tokens}
 
@@ -313,7 +316,7 @@ class FinetuneOracle:
             while at.step < stop:
                 with probe.watch(at.step - resumed_at) as mark:
                     loss, tokens = train_step(self.model, optimizer, train, order, at.step, settings, self.device, mark)
-                run.losses.append(loss)
+                at.losses.append(loss)
                 at.training_tokens += tokens
                 at.step += 1
                 try:

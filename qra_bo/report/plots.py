@@ -71,11 +71,13 @@ def _top(points: Sequence[Trial], uniform: Trial | None) -> float:
 
 
 def final(d: ReportData) -> Figure | None:
-    """Validation loss of the final fine-tune by step, and the step that is delivered; ``None`` before it."""
+    """Losses of the final fine-tune by step, and the step that is delivered; ``None`` before it."""
     found = d.study.final
     if found is None:
         return None
     fig, ax = axes(8.0, 3.6)
+    if found.training:
+        ax.plot(*zip(*found.training, strict=True), color=style.ORANGE, linewidth=1.0, label="training loss")
     steps, losses = zip(*found.curve, strict=True)
     ax.plot(steps, losses, color=style.BLUE, linewidth=1.6, marker="o", markersize=4.5, label="validation loss")
     kept = found.kept_step
@@ -85,7 +87,7 @@ def final(d: ReportData) -> Figure | None:
         ax.axvline(found.steps, color=style.INK, linestyle=":", linewidth=1.2,
                    label=f"ended early (of {found.planned_steps:,} steps)")
     ax.set_xlim(0, 1.03 * max(steps))
-    dress(ax, "optimiser steps of the final fine-tune", "validation loss (nats per token)")
+    dress(ax, "optimiser steps of the final fine-tune", "loss (nats per token)")
     legend(fig, ax)
     return fig
 

@@ -248,8 +248,9 @@ class Measured:
 class Final:
     """The final fine-tune, with the test loss (nats) of the adapter of ``kept_step``, which is delivered.
 
-    ``curve`` is ``(step, validation loss)``; ``sequences`` and ``text`` are as those of ``Untuned``. ``winner`` is the
-    fingerprint of the allocation that won, ``delivered`` that of the first that measured within the budget.
+    ``curve`` is ``(step, validation loss)``, ``training`` ``(step, mean training loss since the point before)``;
+    ``sequences`` and ``text`` are as those of ``Untuned``. ``winner`` is the fingerprint of the allocation that won,
+    ``delivered`` that of the first that measured within the budget.
     """
 
     steps: int
@@ -262,6 +263,7 @@ class Final:
     text: str
     winner: str
     delivered: str
+    training: tuple[tuple[int, float], ...] = ()
 
 
 @checked(frozen=True, slots=True)

@@ -54,10 +54,9 @@ def run(config: RunConfig) -> int:
     next_line = None if unread is not None else next_command(plan, config.words, setting)
     if text is not None and text.facts is not None and _cuts_too_much(config, text):  # a run would end with a message
         next_line = command(config.words, {"train.length": str(text.facts.usual_length)})
-    notes = list[str]()
+    notes = _text(config, text)
     if unread is None and config.oracle.trains:
         region = plan.budgets[0].advice.region if len(plan.budgets) == 1 else None
-        notes += _text(config, text)
         notes += [_time(setting, plan), *recommendations(setting, region), _host(setting, plan)] if plan.fits else []
     notes += preset_notes(config)
     if config.memory.format == "json":

@@ -97,10 +97,11 @@ def test_progress_has_the_mean_loss_of_ten_steps_and_the_latest_validation(
         return found
 
     monkeypatch.setattr("qra_bo.finetune.oracle.train_step", recorded)
-    finalise(tmp_path / "run", progress=lambda what, at, total: told.append(
+    found = finalise(tmp_path / "run", progress=lambda what, at, total: told.append(
         [float(n) for n in re.findall(r"\d+\.\d+", what)]) if activity(what) == TRAINING else None)
     assert [t[0] for t in told] == pytest.approx([np.mean(losses[max(0, n - 10):n]) for n in range(1, 13)], abs=1e-4)
     assert losses[-1] < losses[0]
+    assert found["training"] == [[step, loss] for step, loss in enumerate(losses, 1)]
     assert [t[1:] for t in told] == [[]] * 2 + [[loss] for loss in (5.4, 5.2, 5.0, 5.2, 5.4) for _ in range(2)]
 
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -38,6 +37,7 @@ class Checkpoint:
         curve: Validation loss of a final fine-tune so far; empty in trials.
         state: Masters and moments by name.
         best: Masters at the least validation loss of a final fine-tune, by name; empty in trials.
+        losses: Training loss of every step since ``first``.
     """
 
     step: int = 0
@@ -49,6 +49,7 @@ class Checkpoint:
     curve: tuple[tuple[int, float], ...] = ()
     state: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 class CheckpointStore:
@@ -132,7 +133,6 @@ class TrialRun:
         final: Rules of the final fine-tune; ``None`` in trials.
         most_blocks: Most held-out sequences of a look; ``None``: as the oracle is set.
         purpose: Name of its steps in reports of progress.
-        losses: Training losses of the latest steps of this process.
         at: Steps, tokens and curve so far, and the seconds of earlier processes that were interrupted.
         start: Time at which this process began with it.
         saved: Time of the last checkpoint.
@@ -143,7 +143,6 @@ class TrialRun:
     final: FinalConfig | None = None
     most_blocks: int | None = None
     purpose: str = TRAINING
-    losses: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=LATEST))
     at: Checkpoint = field(init=False)
     start: float = field(init=False, default_factory=time.monotonic)
     saved: float = field(init=False, default_factory=time.monotonic)
@@ -159,9 +158,8 @@ class TrialRun:
     @property
     def activity(self) -> str:
         """What progress is reported of, with the mean loss of the latest steps and the latest validation loss."""
-        held_out = f", validation loss {self.at.curve[-1][1]:.4f} after {self.at.curve[-1][0]} steps" \
-            if self.at.curve else ""
-        return f"{self.purpose} (loss {fmean(self.losses):.4f}{held_out})"
+        held_out = [f", validation loss {loss:.4f} after {step} steps" for step, loss in self.at.curve[-1:]]
+        return f"{self.purpose} (loss {fmean(self.at.losses[-LATEST:]):.4f}{''.join(held_out)})"
 
     @property
     def ended(self) -> bool:
