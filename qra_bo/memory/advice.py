@@ -94,11 +94,9 @@ def with_embeddings(memory: MemoryModel, space: SearchSpace, size: int, *, most_
     Raises:
         SpaceError: If a format can't store a matrix.
     """
-    most = (max((f.bits for f in within_average(space, most_bits)), default=0), space.ranks.values[-1])
-
     def worth(model: MemoryModel) -> tuple[int, int]:
         if given is not None:
-            return most if model.table(space).totals(space.encode(given)[None, :])[0] <= size else (0, 0)
+            return int(model.table(space).totals(space.encode(given)[None, :])[0] <= size), 0
         fitting = best_uniform(model, space, size, most_bits)
         return (0, 0) if fitting is None else (fitting[0].bits, fitting[1])
 
@@ -107,8 +105,6 @@ def with_embeddings(memory: MemoryModel, space: SearchSpace, size: int, *, most_
         model = replace(memory, shape=replace(memory.shape, embeddings=bits))
         if (value := worth(model)) > found or not any(found):
             best, found = model, value
-        if found == most:
-            break
     return best
 
 
