@@ -10,8 +10,8 @@ compiles the loop, as its cost with torch's operators is that of calling them.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,10 @@ STACKED_ROWS = 2048
 """Rows that a CPU holds in fp32 at once."""
 STACKED_NUMEL = 1 << 27
 """Weights that a GPU rounds together, half a GiB in fp32."""
+
+
+_Block = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""From weights, scale, offset, factor and codes to fill, of a block of columns, to its errors."""
 
 
 class _Piece(NamedTuple):
@@ -83,21 +87,24 @@ def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs) -> T
     order, factor = inputs.order, inputs.factor
     rest = torch.cat([weight[p.first:p.last, order].t().float() for weight, _, p in pieces], dim=1)
     n, rows = rest.shape
-    host = rest.device.type == HOST
-    block = _on_host if host else _on_device
-    levels = _table(pieces[0][1]) if host else _levels([(grid, p.last - p.first) for _, grid, p in pieces], rest.device)
+    if rest.device.type == HOST:
+        levels, middles = _table(pieces[0][1])
+        block: _Block = partial(_on_host, levels=levels, middles=middles)
+    else:
+        low, high, tables = _levels([(grid, p.last - p.first) for _, grid, p in pieces], rest.device)
+        block = partial(_on_device, low=low, high=high, tables=tables)
     codes = torch.empty(n, rows, dtype=torch.uint8, device=rest.device)
     for start in range(0, n, BLOCK):
         end = min(start + BLOCK, n)
         spread = [grid.spread(order[start:end], p.first, p.last) for _, grid, p in pieces]
         scale, offset = (torch.cat([pair[i] for pair in spread], dim=1) for i in range(2))
-        errors = block(rest[start:end], scale, offset, factor[start:end, start:end], *levels, codes[start:end])
+        errors = block(rest[start:end], scale, offset, factor[start:end, start:end], codes[start:end])
         rest[end:] -= factor[start:end, end:].t() @ errors
     return codes
 
 
-def _on_device(part: Tensor, scale: Tensor, offset: Tensor, within: Tensor, low: Tensor, high: Tensor,
-               tables: list[tuple[slice, Tensor, Tensor]], codes: Tensor) -> Tensor:
+def _on_device(part: Tensor, scale: Tensor, offset: Tensor, within: Tensor, codes: Tensor, *, low: Tensor, high: Tensor,
+               tables: list[tuple[slice, Tensor, Tensor]]) -> Tensor:
     """Fill the codes of a block of columns (``columns x rows``), and return their errors over the factor's pivots."""
     divisor = torch.where(scale > 0, scale, torch.inf)  # a group without a scale holds its offset
     errors, step, chosen = torch.empty_like(part), torch.empty_like(part[:NARROW]), torch.empty_like(part)
@@ -121,8 +128,8 @@ def _on_device(part: Tensor, scale: Tensor, offset: Tensor, within: Tensor, low:
     return errors
 
 
-def _on_host(part: Tensor, scale: Tensor, offset: Tensor, within: Tensor, levels: Tensor, middles: Tensor,
-             codes: Tensor) -> Tensor:
+def _on_host(part: Tensor, scale: Tensor, offset: Tensor, within: Tensor, codes: Tensor, *, levels: Tensor,
+             middles: Tensor) -> Tensor:
     """Like ``_on_device``, of rows of one grid with ``levels`` and the ``middles`` between them."""
     errors = torch.empty_like(part)
     _compiled()(*(t.numpy() for t in (part, scale, offset, within, levels, middles, codes, errors)))
