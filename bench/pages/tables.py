@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from bench.pages import comparison
+from bench.pages import answers, comparison
 from bench.pages.blocks import (
     Row,
     Tables,
@@ -211,4 +211,5 @@ TABLES: Tables = {
     "proposals": partial(columns, "scale", PROPOSALS, lambda row: "pending" in row),
     "memory-traces": partial(columns, "memory", TRACES, _kind("summary")),
     "memory-real": partial(columns, "memory", REAL_STEPS, _kind("real")),
-    "choices": choices, "memory-allocator": partial(targets, "memory_allocator")}
+    "choices": choices, **{f"answers-{what}": partial(answers.table, f"answers_{what}") for what in ("size", "steps")},
+    "memory-allocator": partial(targets, "memory_allocator")}
