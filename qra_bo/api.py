@@ -82,7 +82,7 @@ def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | N
     """Price uniform choices, budgets and cards; needs no weights, no GPU and no download. Arguments as for ``search``.
 
     >>> plan(model="llama2_7b", budget="10GB", device="cpu", dtype="float32")
-    Plan(llama2_7b, 32 units, 10GB: int8, rank 19)
+    Plan(llama2_7b, 32 units, 10GB: int8, rank 32, embeddings=8)
 
     Raises:
         UserError: If a value is wrong or the model's shapes are not available.

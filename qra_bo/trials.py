@@ -158,7 +158,7 @@ class TrialResult:
     seconds: float
     switch_seconds: float = 0.0
     message: str = ""
-    peaks: Mapping[str, PhasePeak] = field(default_factory=dict)
+    peaks: Mapping[str, PhasePeak] = field(default_factory=dict, hash=False)
     sequence_losses: Annotated[tuple[tuple[float, int, int], ...], BeforeValidator(read_sequence_losses)] = ()
 
     def to_json(self) -> dict[str, Any]:
