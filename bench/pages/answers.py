@@ -9,6 +9,7 @@ last run to ``NAME.md`` there; ``python -m bench.pages`` makes the table from th
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -72,8 +73,9 @@ def beside(row: Row) -> str:
     for head, good in (("Right", 1), ("Wrong", 0)):
         parts.append(f"## {head}")
         for number, a in enumerate([a for a in answers if a.right[METRIC] == good][:SHOWN], 1):
-            parts.append(f"{number}. {' '.join(a.prompt.split())}\n\n   *Wanted:* {a.target}. *Written:* "
-                         f"{' '.join(a.answer.split())}")
+            texts = ((f"{number}.", a.prompt), ("*Wanted:*", a.target), ("*Written:*", a.answer))
+            parts.append("\n\n   ".join(f"{what} {' '.join(re.sub(r'<[|].*?[|]>', ' ', text).split())}"
+                                        for what, text in texts))
     return "\n\n".join(parts) + "\n"
 
 
