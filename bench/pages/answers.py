@@ -9,7 +9,6 @@ last run to ``NAME.md`` there; ``python -m bench.pages`` makes the table from th
 
 import argparse
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -67,15 +66,14 @@ def table(name: str) -> str:
 
 
 def beside(row: Row) -> str:
-    """Return ten right beside ten wrong answers as Markdown."""
+    """Return ten right beside ten wrong answers as Markdown, texts as they are."""
     answers = [Answer(**answer) for answer in row["answers"]]
     parts = [f"# Answers of {row['choice']}", "The first ten that are right, and the first ten that are wrong."]
     for head, good in (("Right", 1), ("Wrong", 0)):
         parts.append(f"## {head}")
         for number, a in enumerate([a for a in answers if a.right[METRIC] == good][:SHOWN], 1):
-            texts = ((f"{number}.", a.prompt), ("*Wanted:*", a.target), ("*Written:*", a.answer))
-            parts.append("\n\n   ".join(f"{what} {' '.join(re.sub(r'<[|].*?[|]>', ' ', text).split())}"
-                                        for what, text in texts))
+            texts = ((f"### {number}", a.prompt), ("*Wanted:*", a.target), ("*Written:*", a.answer))
+            parts += [f"{what}\n\n~~~text\n{text.strip()}\n~~~" for what, text in texts]
     return "\n\n".join(parts) + "\n"
 
 
