@@ -213,7 +213,8 @@ class Session:
         return self.config.adapter.lr * lr_scale
 
     def evaluate(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> Event:
-        """Fine-tune and evaluate: ``state``, ``message``, ``loss``, ``loss_se``, ``average_rank``, tokens, seconds."""
+        """Fine-tune and evaluate: ``state``, ``message``, ``loss``, ``loss_se``, ``average_rank``, tokens, seconds, and
+        on the test split the losses of its sequences, for intervals that hold for other text."""
         key = f"{recipe.key}-{self.steps}-lr{lr_scale:g}-t{train_seed}-{split}"
         return self.results.once("trial", key, lambda: self._evaluated(recipe, lr_scale, train_seed, split))
 
@@ -226,9 +227,10 @@ class Session:
         m = TrialResult.from_json(self.call("bench.table1.starts:evaluate_started", {"spec": spec.to_json()}, None,
                                             recipe)) if recipe.init in STARTS else \
             self._any_executor(None, recipe).evaluate(spec, quiet)
+        kept = {"sequence_losses": m.to_json()["sequence_losses"]} if split == "test" and m.sequence_losses else {}
         return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
                 "average_rank": recipe.average_rank(self.space), "training_tokens": m.training_tokens,
-                "forward_tokens": m.forward_tokens, "seconds": m.seconds}
+                "forward_tokens": m.forward_tokens, "seconds": m.seconds, **kept}
 
     def _adalora(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str, measure: bool,
                  scope: str | None = None) -> Event:

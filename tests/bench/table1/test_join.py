@@ -50,7 +50,9 @@ def test_joined_parts_are_the_whole_and_nothing_is_evaluated_again(parts: tuple[
     events = Store(tmp_path / "t" / "table1.jsonl").events
     there = {(e["event"], e["key"]) for part in (a, b) for e in Store(part / "table1.jsonl").events}
     assert {(e["event"], e["key"]) for e in events} <= there
-    assert any(e["event"] == "trial" for e in events)
+    trials = [e for e in events if e["event"] == "trial"]
+    assert trials
+    assert all(("sequence_losses" in e) == e["key"].endswith("-test") for e in trials)  # for intervals over text
     assert make(tmp_path / "t", LIMITS, f"table1.join=[{b}]") == table
     assert Store(tmp_path / "t" / "table1.jsonl").events == events
 
