@@ -105,8 +105,9 @@ def _row(session: Session, r: CellResult, others: Mapping[tuple[str, str], CellR
              "rates": None if r.rate is None else [[c.adapter.lr * s, loss] for s, loss in r.rate.trials],
              "mean": float(values.mean()) if len(values) else None,
              "se": float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None}
-    gap = gap_closed(r.losses, *(others[name, OWN.name].losses if (name, OWN.name) in others else {}
-                                 for name in (QLORA, LORA_16)))
+    ends = [others.get((name, OWN.name)) for name in (QLORA, LORA_16)]
+    gap = gap_closed(r.losses, *({} if end is None else end.losses for end in ends), r.sequences,
+                     *(None if end is None else end.sequences for end in ends))
     own = qra_bo_among(name for name, within in others if within == limit.name)
 
     def less(mine: str) -> Difference | None:

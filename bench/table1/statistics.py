@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.study.intervals import LEAST_SEEDS, LEVEL, interval_of, paired_interval
+from qra_bo.study.intervals import LEAST_SEEDS, LEVEL, interval_of
 from qra_bo.trials import SequenceLosses
 
 Losses = Mapping[int, float]
@@ -29,7 +29,7 @@ class GapClosed:
 
     Args:
         share: 1 if the row reaches LoRA-16; ``None`` if unresolved.
-        low: Lower end of the 95 % interval.
+        low: Lower end of the 95 % interval, which holds for other text too where the losses of sequences are known.
         high: Upper end.
         note: Why it is unresolved, or empty.
     """
@@ -40,9 +40,11 @@ class GapClosed:
     note: str = ""
 
 
-def gap_closed(row: Losses, qlora: Losses, lora_16: Losses) -> GapClosed:
+def gap_closed(row: Losses, qlora: Losses, lora_16: Losses, row_text: Sequences | None = None,
+               qlora_text: Sequences | None = None, lora_16_text: Sequences | None = None) -> GapClosed:
     """Return the share, with the interval of the residuals ``(QLoRA - row) - share (QLoRA - LoRA-16)`` (linearised).
 
+    A residual is the loss that lies at ``share`` between QLoRA and LoRA-16, less the row's: so sequence by sequence.
     Unresolved where QLoRA's gap is under ``LEAST_RATIO`` standard errors, or fewer than two seeds are shared.
     """
     seeds = shared(row, qlora, lora_16)
@@ -56,7 +58,11 @@ def gap_closed(row: Losses, qlora: Losses, lora_16: Losses) -> GapClosed:
         return GapClosed(None, None, None, f"unresolved: the gap between QLoRA and LoRA-16 is {mean:.4f}, its standard "
                                            f"error {se:.4f}, and at least {LEAST_RATIO:g} times that is needed")
     share = float(gain.mean()) / mean
-    interval = paired_interval((gain - share * gap).tolist())
+    own, theirs, best = ([(text or {}).get(seed, ()) for seed in seeds]
+                         for text in (row_text, qlora_text, lora_16_text))
+    between = [tuple(((1 - share) * q[0] + share * b[0], q[1], q[2]) for q, b in zip(*pair, strict=True)) if all(pair)
+               else () for pair in zip(theirs, best, strict=True)]
+    interval, _ = interval_of((gain - share * gap).tolist(), between, own)
     half = (interval.high - interval.mean) / mean
     return GapClosed(share, share - half, share + half)
 

@@ -95,3 +95,17 @@ def test_differences_hold_for_other_text_where_sequences_are_known() -> None:
     alone = difference(*losses, (), texts[0])
     assert alone is not None
     assert not alone.over_text
+
+
+def test_the_share_of_the_gap_holds_for_other_text_where_sequences_are_known() -> None:
+    draw = np.random.default_rng(1)
+    sides = ((4.04, draw.normal(0, 0.05, 12)), (4.1, np.zeros(12)), (4.0, np.zeros(12)))
+    texts = [{s: [(100 * (level + of_text + draw.normal(0, 0.001)), 100, i) for i, of_text in enumerate(spread)]
+              for s in SEEDS} for level, spread in sides]
+    losses = [{s: sum(loss for loss, _, _ in text) / 1200 for s, text in side.items()} for side in texts]
+    seeds_alone, both = gap_closed(*losses), gap_closed(*losses, *texts)
+    assert both.share == seeds_alone.share
+    narrow, wide = (found.high - found.low for found in (seeds_alone, both) if None not in (found.low, found.high))
+    shifts = [np.mean([loss for loss, _, i in texts[0][0] if i == j]) / 100 for j in range(12)]
+    assert wide == pytest.approx(2 * stats.t.ppf(0.975, 11) * np.std(shifts, ddof=1) / np.sqrt(12) / 0.1, rel=0.05)
+    assert wide > 5 * narrow
