@@ -9,17 +9,22 @@ BACKEND, ORDERED, TILES, STORED, OTHER = "gguf", "ordered", "exl3", "stored", "o
 
 
 class BlockType(NamedTuple):
-    """Code bits of a weight; weights and bytes of a block, which is a run of a row (``ggml-common.h`` of llama.cpp)."""
+    """Code bits of a weight, rounded down; weights and bytes of a block, which is a run of a row (``ggml-common.h`` of
+    llama.cpp); bytes of the tables that its codes are looked up in (``finetune.quantization.stored``)."""
 
     bits: int
     weights: int
     size: int
+    table: int = 0
 
 
 TYPES: Mapping[str, BlockType] = {name: BlockType(*numbers) for name, numbers in {
     "Q4_0": (4, 32, 18), "Q4_1": (4, 32, 20), "Q5_0": (5, 32, 22), "Q5_1": (5, 32, 24), "Q8_0": (8, 32, 34),
     "Q2_K": (2, 256, 84), "Q3_K": (3, 256, 110), "Q4_K": (4, 256, 144), "Q5_K": (5, 256, 176), "Q6_K": (6, 256, 210),
-    "IQ4_NL": (4, 32, 18), "IQ4_XS": (4, 256, 136), "F16": (16, 1, 2)}.items()}
+    "IQ1_S": (1, 256, 50, 32768), "IQ1_M": (1, 256, 56, 32768), "IQ2_XXS": (2, 256, 66, 3072),
+    "IQ2_XS": (2, 256, 74, 5120), "IQ2_S": (2, 256, 82, 10240), "IQ3_XXS": (3, 256, 98, 2048),
+    "IQ3_S": (3, 256, 110, 4096), "IQ4_NL": (4, 32, 18, 16), "IQ4_XS": (4, 256, 136, 16), "TQ1_0": (1, 256, 54),
+    "TQ2_0": (2, 256, 66), "MXFP4": (4, 32, 17, 16), "F16": (16, 1, 2)}.items()}
 """By GGML's name."""
 
 

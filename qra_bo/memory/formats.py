@@ -260,7 +260,7 @@ def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, devic
         width, strips = in_strips(in_features), in_strips(out_features) // STRIP
         return 8 * min(strips, strips_at_once(width, device)) * STRIP * width
     if fmt.backend == BACKEND:
-        return min(tile, numel) * (18 if fmt.name.startswith("IQ") else 11) // 2  # measured: 4.0 to 6.1, and 9.2
+        return min(tile, numel) * 11 // 2  # measured: 4.0 to 6.1
     if fmt.bits == 4:
         return 4 * numel // fmt.block if fmt.double_quant else 0
     return 4 * out_features + (4 * min(max(tile, in_features), numel) if device == "cpu" else 0)

@@ -34,21 +34,22 @@ def with_stored(spec: DecoderSpec, *files: Sequence[str]) -> DecoderSpec:
     if any(more <= less for more, less in pairwise(averages)):
         raise SpaceError("files of one model must be given from the most code bits to the fewest; these have "
                          f"{', '.join(f'{bits:.2f}' for bits in averages)} on average")
-    names, bits = list[str](), 17
-    for average in averages:
-        bits = min(round(average), bits - 1)
-        names.append(f"{OTHER if names else STORED}{bits}")
+    names, bits = list[str](), 0
+    for place, average in reversed([*enumerate(averages)]):
+        bits = max(round(average), bits + 1)
+        names.append(f"{OTHER if place else STORED}{bits}")
     return replace(spec, linears=tuple(
-        replace(m, stored=tuple(zip(names, kinds, strict=True))[::-1])
+        replace(m, stored=tuple(zip(names, kinds[::-1], strict=True)))
         for m, kinds in zip(spec.linears, zip(*files, strict=True), strict=True)))
 
 
 def codebook_bytes(spec: DecoderSpec, formats: Sequence[StorageFormat]) -> int:
-    """Return the bytes of the values of all states in fp32, which EXL3's layers of one codebook share, of a file and
-    of a search's formats."""
+    """Return the bytes of the tables that layers of one type of GGUF share, and those of one codebook of EXL3 (values
+    of all states in fp32), of a file and of a search's formats."""
     of_files = (own for m in spec.linears for _, own in m.stored)
-    named = {*spec.tables, *of_files, *(f.name for f in formats)} & EXL3.keys()
-    return (4 << 16) * len({EXL3[name].codebook for name in named})
+    named = {*spec.tables, *of_files, *(f.name for f in formats)}
+    return (4 << 16) * len({EXL3[name].codebook for name in named & EXL3.keys()}) + sum(
+        TYPES[name].table for name in named & TYPES.keys())
 
 
 def stored_facts(spec: DecoderSpec, units: Sequence[Unit]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from bench.choices import markdown
 from bench.pages.blocks import DOCS, read, refreshed
 from bench.pages.tables import TABLES
 from qra_bo.execution.base import ProfileResult
+from qra_bo.memory.file_formats import TYPES
 from qra_bo.memory.formats import BITS, FORMATS
 from qra_bo.study.events import FinishedTrial, Provenance
 from qra_bo.study.lines import KINDS, decode, encode
@@ -35,6 +36,12 @@ def test_storage_formats_are_those_that_the_pages_name() -> None:
     *fewer, most = map(str, BITS)
     page = DOCS / "reference" / "configuration.md"
     assert f"of {', '.join(fewer)} and {most} |" in page.read_text(encoding="utf-8")
+
+
+def test_types_of_gguf_files_are_those_that_the_page_names() -> None:
+    named = re.search(r"^- Types: (.*?)\. ", (DOCS / "use" / "stored.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert named
+    assert sorted(re.findall(r"\w+", named[1].replace(" and ", " "))) == sorted(TYPES)
 
 
 def test_journal_and_result_have_the_fields_that_their_page_names() -> None:

@@ -8,16 +8,16 @@ import numpy as np
 from gguf import GGMLQuantizationType as Form
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from qra_bo.finetune.quantization.stored import SCALES
 from qra_bo.memory.file_formats import TYPES
-from tests.finetune.quantization.test_stored import blocks_of
+from tests.finetune.quantization.test_stored import blocks_of, put_scales, scales_of
 
 SPREAD = 0.05
 """Standard deviation of the weights."""
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, ROWS = 2, 256, 512, 4, 2, 320
-MIXED: Mapping[str, str] = {"attn_q": "Q4_K", "attn_k": "Q5_1", "attn_v": "Q6_K", "attn_output": "Q4_1",
-                            "ffn_gate": "Q2_K", "ffn_up": "IQ4_XS", "ffn_down": "Q3_K"}
-"""Types of the linears, by GGUF's names."""
+MIXED: Mapping[str, str] = {"attn_q": "Q4_K IQ2_S", "attn_k": "Q5_1 IQ1_M", "attn_v": "Q6_K IQ3_S",
+                            "attn_output": "Q4_1 IQ2_XXS", "ffn_gate": "Q2_K IQ2_XS", "ffn_up": "IQ4_XS IQ1_S",
+                            "ffn_down": "Q3_K IQ3_XXS"}
+"""Types of the linears, by GGUF's names; where two are named, in the first and in the last layer."""
 SHAPES = {"attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN // 2, HIDDEN), "attn_v": (HIDDEN // 2, HIDDEN),
           "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN),
           "ffn_down": (HIDDEN, INNER)}
@@ -53,9 +53,7 @@ def write_file(path: Path, *, types: Mapping[str, str] = MIXED, tables: Sequence
         blocks = blocks_of(kind, *shape, seed=len(name) + sum(name.encode())).numpy()
         single = blocks.reshape(-1, TYPES[kind].size)
         factor = SPREAD / gguf.quants.dequantize(blocks, Form[kind]).astype(np.float32).std()
-        for at in SCALES[kind]:
-            scale = single[:, at:at + 2].copy().view(np.float16) * factor
-            single[:, at:at + 2] = scale.astype(np.float16).view(np.uint8)
+        put_scales(kind, single, scales_of(kind, single) * factor)
         values = gguf.quants.dequantize(blocks, Form[kind]).astype(np.float32)
         if dense:
             writer.add_tensor(name, values)
@@ -65,7 +63,7 @@ def write_file(path: Path, *, types: Mapping[str, str] = MIXED, tables: Sequence
     matrix("token_embd.weight", tables[0], (ROWS, HIDDEN))
     for layer in range(LAYERS):
         for kind, shape in SHAPES.items():
-            matrix(f"blk.{layer}.{kind}.weight", types[kind], shape)
+            matrix(f"blk.{layer}.{kind}.weight", types[kind].split()[-(layer > 0)], shape)
             if architecture == "qwen2" and kind in ("attn_q", "attn_k", "attn_v"):
                 writer.add_tensor(f"blk.{layer}.{kind}.bias", rng.standard_normal(shape[0]).astype(np.float32) / 4)
         for norm in ("attn_norm", "ffn_norm"):

@@ -15,9 +15,11 @@ from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.gguf_header import read_header
 from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.quantization import stored_model
-from qra_bo.finetune.quantization.stored import StoredLinear, StoredTable
+from qra_bo.finetune.quantization.stored import StoredLinear, StoredTable, unpacked
 from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.finetune.quantization.tables import PackedEmbedding
+from qra_bo.memory.file_formats import TYPES
+from qra_bo.memory.formats import parse_format
 from qra_bo.utils.errors import ModelError
 from tests.export.test_decoders import DECODERS, decoder
 from tests.finetune.stored_files import HIDDEN, INNER, MIXED, write_file
@@ -59,6 +61,21 @@ def test_logits_and_gradients_equal_those_of_dequantised_weights(tmp_path: Path,
         gradients.append(rows.grad)
     scale = float(gradients[1].abs().max())
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("more", [{}, {"attn_q": "TQ1_0 TQ2_0", "attn_k": "MXFP4 IQ4_NL", "ffn_up": "Q5_0 Q5_K"}])
+def test_llamacpp_dequantises_to_the_same_bits(tmp_path: Path, more: dict[str, str]) -> None:
+    bindings = pytest.importorskip("llama_cpp_py_sync._cffi_bindings")
+    path, lib = write_file(tmp_path / "m.gguf", types={**MIXED, **more}), bindings.get_lib()
+    options = bindings.get_ffi().new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
+    options.ftype, options.allow_requantize, options.nthread = 0, True, 1  # all in F32
+    assert lib.llama_model_quantize(str(path).encode(), str(tmp_path / "f.gguf").encode(), options) == 0
+    theirs = read_header(tmp_path / "f.gguf").tensors
+    for name, tensor in read_header(path).tensors.items():
+        if tensor.tensor_type.name in TYPES:
+            blocks = torch.from_numpy(np.array(tensor.data))
+            ours = unpacked(blocks, parse_format(tensor.tensor_type.name), torch.float32)
+            assert ours.numpy().tobytes() == theirs[name].data.tobytes()
 
 
 @pytest.mark.parametrize("name", ["llama", "llama 3.1", "mistral", "qwen2, untied", "qwen3"])

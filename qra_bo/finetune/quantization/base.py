@@ -198,7 +198,12 @@ class QuantizerBackend(ABC):
         layer.weight = nn.Parameter(state["codes"], requires_grad=False)
         layer.others = {name: tensor for name, tensor in state.items() if name != "codes"}
         layer.fmt, layer.compute_dtype, layer.bias = fmt, compute_dtype, frozen(bias)
+        vars(layer)["tables"] = self.tables(fmt, state["codes"].device)  # counted as the layer's
         return layer
+
+    def tables(self, fmt: StorageFormat, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the tables on ``device`` that layers of a format share, made here so that unpacking makes none."""
+        return ()
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
         """Return meta tensors like those that ``pack`` gives for a matrix of ``shape`` (out, in) and ``dtype``."""

@@ -109,9 +109,5 @@ class BitsAndBytesBackend(LevelBackend):
         pairs = nn.functional.pad(codes.reshape(-1), (0, codes.numel() % 2)).view(-1, 2)
         return {**state, "codes": ((pairs[:, 0] << 4) | pairs[:, 1]).view_as(state["codes"])}
 
-    def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
-              compute_dtype: torch.dtype) -> nn.Module:
-        layer = super().build(state, fmt, shape, bias, compute_dtype)
-        if fmt.bits == 4:
-            vars(layer)["tables"] = _tables(state["codes"].device)  # counted as the layer's; unpacking makes none
-        return layer
+    def tables(self, fmt: StorageFormat, device: torch.device) -> tuple[Tensor, ...]:
+        return _tables(device) if fmt.bits == 4 else ()

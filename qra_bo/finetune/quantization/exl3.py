@@ -138,13 +138,9 @@ class Exl3Backend(RingBackend):
 
     layer = Exl3Linear
 
-    def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
-              compute_dtype: torch.dtype) -> nn.Module:
-        layer = super().build(state, fmt, shape, bias, compute_dtype)
-        kind, device = EXL3[fmt.name], state["codes"].device
-        windows(kind.half_bits, device)  # made and kept here, so that unpacking makes none
-        vars(layer)["tables"] = table(kind.codebook, device)  # counted as the layer's
-        return layer
+    def tables(self, fmt: StorageFormat, device: torch.device) -> tuple[Tensor, ...]:
+        windows(EXL3[fmt.name].half_bits, device)
+        return (table(EXL3[fmt.name].codebook, device),)
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         return {name: tensor.to(device) for name, tensor in self._coded(weight.cpu(), fmt, None).items()}

@@ -104,13 +104,11 @@ class TrellisBackend(RingBackend):
                 "scale": torch.empty(shape[0], dtype=torch.bfloat16, device="meta"),
                 "steps": torch.empty(shape[0], -(-shape[1] // (2 * ROTATION)), dtype=torch.uint8, device="meta")}
 
-    def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
-              compute_dtype: torch.dtype) -> nn.Module:
-        device = state["codes"].device
+    def tables(self, fmt: StorageFormat, device: torch.device) -> tuple[Tensor, ...]:
         for shared in (rotation, fractions):
-            shared(device)  # made and kept here, so that unpacking makes none
+            shared(device)
         table(fmt.bits, device)
-        return super().build(state, fmt, shape, bias, compute_dtype)
+        return ()  # counted where weights are unpacked
 
 
 def scales_of(turned: Tensor) -> tuple[Tensor, Tensor]:

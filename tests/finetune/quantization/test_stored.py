@@ -12,7 +12,7 @@ from torch import nn
 
 from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.gguf_header import read_header
-from qra_bo.finetune.quantization.base import backend_of, packed, state_bytes
+from qra_bo.finetune.quantization.base import backend_of, packed, state_bytes, storage_bytes
 from qra_bo.finetune.quantization.stored import SCALES, StoredTable, finite, unpacked
 from qra_bo.finetune.quantization.tables import PackedHead
 from qra_bo.memory.file_formats import TYPES
@@ -31,17 +31,41 @@ def assert_head(table: Any, dense: torch.Tensor) -> None:
     torch.testing.assert_close(x.grad, dense.sum(0).expand(6, -1), rtol=1e-5, atol=1e-5)
 
 
+PIECES = np.array([12, 8, 4, 0], dtype=np.uint16)
+
+
+def scales_of(name: str, blocks: Any) -> Any:
+    """Scale and offset of blocks, ``n x bytes``."""
+    if name == "MXFP4":
+        return 2.0 ** (blocks[:, :1].astype(float) - 128)
+    if name == "IQ1_M":
+        pieces = (blocks[:, 48:].copy().view(np.uint16) & 0xF000) >> PIECES
+        return pieces.sum(1, keepdims=True, dtype=np.uint16).view(np.float16)
+    return np.concatenate([blocks[:, at:at + 2].copy().view(np.float16) for at in SCALES[name]], 1)
+
+
+def put_scales(name: str, blocks: Any, scales: Any) -> None:
+    """Put other scales in blocks; of MXFP4 the nearest powers of two."""
+    if name == "MXFP4":
+        blocks[:, :1] = 255 if np.isnan(scales).any() else np.log2(np.abs(scales)).round() + 128
+    elif name == "IQ1_M":
+        pieces = scales.astype(np.float16).view(np.uint16) << PIECES & 0xF000
+        blocks[:, 48:] = (blocks[:, 48:].copy().view(np.uint16) & 0x0FFF | pieces).view(np.uint8)
+    for at, scale in zip(SCALES[name], scales.T, strict=False):
+        blocks[:, at:at + 2] = scale.astype(np.float16)[:, None].view(np.uint8)
+
+
 def blocks_of(name: str, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     """Random blocks with small finite scales."""
     kind, rng = TYPES[name], np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (rows * columns // kind.weights, kind.size), dtype=np.uint8)
-    for at in SCALES[name]:
-        blocks[:, at:at + 2] = (rng.standard_normal((len(blocks), 1)) / 64).astype(np.float16).view(np.uint8)
+    put_scales(name, blocks, rng.standard_normal((len(blocks), max(1, len(SCALES[name])))) / 64)
     return torch.from_numpy(blocks.reshape(rows, -1))
 
 
 def dequantised(name: str, blocks: torch.Tensor) -> np.ndarray:
-    return gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name]).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name]).astype(np.float32)
 
 
 def layer_of(name: str, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -52,7 +76,8 @@ def layer_of(name: str, rows: int, columns: int, dtype: torch.dtype = torch.floa
 @EVERY_TYPE
 def test_weights_equal_those_of_gguf(name: str) -> None:
     blocks = blocks_of(name, 48, 8192)  # more than a tile
-    assert np.array_equal(unpacked(blocks, parse_format(name), torch.float32).numpy(), dequantised(name, blocks))
+    weights = unpacked(blocks, parse_format(name), torch.float32).numpy()
+    assert np.array_equal(weights.view(np.int32), dequantised(name, blocks).view(np.int32))
     half = unpacked(blocks, parse_format(name), torch.bfloat16)
     assert torch.equal(half, torch.from_numpy(dequantised(name, blocks)).to(torch.bfloat16))
 
@@ -111,16 +136,22 @@ def test_bytes_and_scratch_are_predicted(name: str) -> None:
         dense = layer.unpack()
     measured = tracker.peak_bytes - before - dense.nbytes
     assert scratch_bytes(fmt, *shape, "cpu", 2) == pytest.approx(measured, abs=1.5 * 2**18)  # of a tile
+    assert storage_bytes(dict(enumerate(layer.tables))) == TYPES[name].table
     layer.target, cpu = torch.device("cpu"), dense
     assert layer.to("meta").unpack().shape == cpu.shape
 
 
 @EVERY_TYPE
 def test_numbers_that_are_not_finite_are_found(name: str) -> None:
-    blocks, at = blocks_of(name, 4, 256), SCALES[name][-1]
+    blocks, single = blocks_of(name, 4, 256), TYPES[name].size
     assert finite(blocks, parse_format(name))
-    blocks[2, at:at + 2] = torch.tensor([0xFF, 0xFF], dtype=torch.uint8)
-    assert not finite(blocks, parse_format(name))
+    assert np.isfinite(dequantised(name, blocks)).all()
+    for column in range((scales := scales_of(name, blocks.view(-1, single).numpy())).shape[1]):
+        damaged, wrong = blocks.clone(), scales.copy()
+        wrong[-1, column] = np.nan
+        put_scales(name, damaged.view(-1, single)[-1:].numpy(), wrong[-1:])
+        assert not np.isfinite(dequantised(name, damaged)).all()
+        assert not finite(damaged, parse_format(name))
 
 
 def test_types_are_read_and_never_packed() -> None:
