@@ -18,6 +18,7 @@ from qra_bo.finetune.quantization.tables import PackedHead
 from qra_bo.memory.file_formats import TYPES
 from qra_bo.memory.formats import check_shape, matrix_bytes, parse_format, scratch_bytes
 from qra_bo.utils.errors import ConfigError, SpaceError
+from tests.gpu.test_on_a_card import DEVICES
 
 EVERY_TYPE = pytest.mark.parametrize("name", TYPES)
 
@@ -73,13 +74,14 @@ def layer_of(name: str, rows: int, columns: int, dtype: torch.dtype = torch.floa
                                                 (rows, columns), torch.arange(rows).float(), dtype)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @EVERY_TYPE
-def test_weights_equal_those_of_gguf(name: str) -> None:
-    blocks = blocks_of(name, 48, 8192)  # more than a tile
-    weights = unpacked(blocks, parse_format(name), torch.float32).numpy()
-    assert np.array_equal(weights.view(np.int32), dequantised(name, blocks).view(np.int32))
-    half = unpacked(blocks, parse_format(name), torch.bfloat16)
-    assert torch.equal(half, torch.from_numpy(dequantised(name, blocks)).to(torch.bfloat16))
+def test_weights_equal_those_of_gguf(name: str, device: str) -> None:
+    blocks = blocks_of(name, 48, 8192)  # more than a CPU's tile
+    dense, there = torch.from_numpy(dequantised(name, blocks)), blocks.to(device)
+    weights = unpacked(there, parse_format(name), torch.float32).cpu()
+    assert torch.equal(weights.view(torch.int32), dense.view(torch.int32))
+    assert torch.equal(unpacked(there, parse_format(name), torch.bfloat16).cpu(), dense.to(torch.bfloat16))
 
 
 def test_weights_of_the_embedded_file_equal_those_of_gguf() -> None:
@@ -146,10 +148,10 @@ def test_numbers_that_are_not_finite_are_found(name: str) -> None:
     blocks, single = blocks_of(name, 4, 256), TYPES[name].size
     assert finite(blocks, parse_format(name))
     assert np.isfinite(dequantised(name, blocks)).all()
-    for column in range((scales := scales_of(name, blocks.view(-1, single).numpy())).shape[1]):
+    for column in range((scales := scales_of(name, blocks.view(-1, single)[-1:].numpy())).shape[1]):
         damaged, wrong = blocks.clone(), scales.copy()
-        wrong[-1, column] = np.nan
-        put_scales(name, damaged.view(-1, single)[-1:].numpy(), wrong[-1:])
+        wrong[:, column] = np.nan
+        put_scales(name, damaged.view(-1, single)[-1:].numpy(), wrong)
         assert not np.isfinite(dequantised(name, damaged)).all()
         assert not finite(damaged, parse_format(name))
 
