@@ -278,7 +278,8 @@ def check_budget(budget: int, table: CostTable, space: SearchSpace, memory: Memo
         return
     least = math.ceil(need / 10**5) / 10
     unit, peak = " (a bare number means bytes)" if budget < 10**5 else "", memory.scope == "peak"
-    ways = {"add lower bits": min(fmt.bits for fmt in space.formats) > LEAST_BITS,
+    fewer = "take a base in fewer bits" if memory.spec.linears[0].stored else "add lower bits"
+    ways = {fewer: min(fmt.bits for fmt in space.formats) > LEAST_BITS,
             "add a lower rank": space.ranks.values[0] > 1, "lower train.batch or train.length": peak,
             "set train.checkpointing=true": peak and not memory.shape.checkpointing, "take a smaller model": True}
     sizes = [format_size(budget), format_size(need)]
