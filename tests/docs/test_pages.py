@@ -39,9 +39,8 @@ def test_storage_formats_are_those_that_the_pages_name() -> None:
 
 
 def test_types_of_gguf_files_are_those_that_the_page_names() -> None:
-    named = re.search(r"^- Types: (.*?)\. ", (DOCS / "use" / "stored.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert named
-    assert sorted(re.findall(r"\w+", named[1].replace(" and ", " "))) == sorted(TYPES)
+    (named,) = re.findall(r"^- Types: (.*?)\. ", (DOCS / "use" / "stored.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert sorted(re.findall(r"\w+", named.replace(" and ", " "))) == sorted(TYPES)
 
 
 def test_journal_and_result_have_the_fields_that_their_page_names() -> None:
