@@ -18,6 +18,7 @@ from qra_bo.export.llamacpp import PACKAGE, LlamaCpp
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import RunWeights, refuse_formats, weights_of
 from qra_bo.finetune.models.load import ggufs_of
+from qra_bo.space.decoder import expert_of
 
 FOLDER, MODELFILE = "gguf", "Modelfile"
 ADAPTER, UNPACKED = "adapter", "base-f32"
@@ -75,7 +76,7 @@ def refuse_base(model: Any, tokenizer: Any) -> None:
         ConfigError: With the reason.
     """
     layout = layout_of(model.config)
-    for name in (name for name, _ in model.named_parameters()):  # packed tables are buffers
+    for name in (name for name, _ in model.named_parameters() if expert_of(name) is None):  # packed tables are buffers
         layout.name(name)
     vocabulary_of(tokenizer, model.get_input_embeddings().num_embeddings)
 

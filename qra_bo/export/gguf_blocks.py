@@ -51,16 +51,13 @@ def is_exact(fmt: StorageFormat) -> bool:
     return fmt.is_base or fmt.backend == "integer"
 
 
-def linear_blocks(linear: LinearWeights, rows: Tensor | None) -> Array:
-    """Return the blocks of a linear that has a form, ``out x bytes`` (uint8).
-
-    ``rows`` is the order in which its rows are stored, or ``None``.
-    """
+def linear_blocks(linear: LinearWeights, rows: Tensor) -> Array:
+    """Return the blocks of ``rows`` of a linear that has a form, ``rows x bytes`` (uint8), in their order."""
     if linear.format.backend == BACKEND:
-        stored: Array = (linear.state["codes"] if rows is None else linear.state["codes"][rows]).numpy()
+        stored: Array = linear.state["codes"][rows].numpy()
         return stored
-    form, parts = form_of(linear.format, linear.shape[1]), linear.affine(BLOCK)
-    codes, scale, zero = parts if rows is None else (part[rows] for part in parts)
+    form = form_of(linear.format, linear.shape[1])
+    codes, scale, zero = (part[rows] for part in linear.affine(BLOCK))
     codes = codes.to(torch.int16)
     halves = [scale]
     if form in _ROUNDED.values():

@@ -1,6 +1,6 @@
 """GGUF files of a finished run, tensor by tensor: the base as it was trained on, its adapter, both merged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from qra_bo.export.gguf_blocks import BLOCK, Array, form_of, linear_blocks
 from qra_bo.export.gguf_layout import Layout
 from qra_bo.export.gguf_tokenizer import Vocabulary, add_vocabulary
 from qra_bo.export.weights import LinearWeights, RunWeights
+from qra_bo.space.decoder import stack_of
 
 SAMPLING = {"temperature": ("temp", "temperature"), "top_k": ("top_k", "top_k"), "top_p": ("top_p", "top_p"),
             "min_p": ("min_p", "min_p"), "repetition_penalty": ("penalty_repeat", "repeat_penalty")}
@@ -74,13 +75,11 @@ class Source:
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", 0.0)  # llama.cpp then multiplies by its own scale, 1, alone
         entries = []
-        for module, linear in self.weights.linears.items():
-            if linear.lora is None:
-                continue
-            name, rows = f"{self.layout.name(module)}.weight", self.layout.rows(module)
-            up = linear.lora.scale * linear.lora.up
-            entries += [_dense_entry(f"{name}.lora_a", linear.lora.down, Form.F32),
-                        _dense_entry(f"{name}.lora_b", up if rows is None else up[rows], Form.F32)]
+        for name, stack, rows in self._stacks():
+            if pairs := [linear.lora for linear in stack if linear.lora is not None]:
+                down, up = [pair.down for pair in pairs], [pair.scale * pair.up[rows] for pair in pairs]
+                entries += [_dense_entry(f"{name}.weight.lora_{part}", torch.stack(both).squeeze(0), Form.F32)
+                            for part, both in (("a", down), ("b", up))]
         _write(writer, path, entries)
 
     def _others(self, dense: bool) -> Iterator[Entry]:
@@ -89,25 +88,36 @@ class Source:
                 continue
             packed = self.weights.tables.get(name.removesuffix(".weight"))
             if packed is not None and not dense:  # formats of embeddings have a form
-                yield _packed_entry(self.layout.name(name), packed, None)
+                yield _packed_entry(self.layout.name(name), [packed], torch.arange(packed.shape[0]))
                 continue
             value = self.layout.shifted(name, tensor)
-            form = Form.F32 if dense or value.ndim == 1 else half_form(value)
+            router = name.endswith(".mlp.gate.weight")  # rounded inputs would choose other experts
+            form = Form.F32 if dense or router or value.ndim == 1 else half_form(value)
             yield _dense_entry(self.layout.name(name), value, form)
         for name, table in self.layout.tables().items():
             yield _dense_entry(name, table, Form.F32)
 
     def _linears(self, adapted: Form | None, dense: bool) -> Iterator[Entry]:
-        for module, linear in self.weights.linears.items():
-            name, rows = self.layout.name(module), self.layout.rows(module)
+        for name, stack, rows in self._stacks():
+            linear = stack[0]
             merged = adapted is not None and linear.lora is not None
             if merged or dense or linear.format.backend == "none":
-                form = Form.F32 if dense else _dense_form(linear, adapted if merged else None)
-                yield Entry(f"{name}.weight", form, linear.shape, partial(_dense_bytes, linear, merged, rows, form))
+                form = Form.F32 if dense else _dense_form(stack, adapted if merged else None)
+                yield _entry(f"{name}.weight", form, stack, rows, partial(_dense_bytes, merged=merged, form=form))
             else:
-                yield _packed_entry(f"{name}.weight", linear, rows)
+                yield _packed_entry(f"{name}.weight", stack, rows)
             if linear.bias is not None:
-                yield _dense_entry(f"{name}.bias", linear.bias if rows is None else linear.bias[rows], Form.F32)
+                yield _dense_entry(f"{name}.bias", linear.bias[rows], Form.F32)
+
+    def _stacks(self) -> Iterator[tuple[str, list[LinearWeights], Tensor]]:
+        """Yield GGUF's tensors of linears: name, linear (of a mixture those of all experts), and the rows of each."""
+        stacks: dict[str, list[LinearWeights]] = {}
+        for module, linear in self.weights.linears.items():
+            stacks.setdefault(stack_of(module), []).append(linear)
+        for stack in stacks.values():
+            assert len({linear.format for linear in stack}) == 1, "units hold all experts of a layer"
+            for name, rows in self.layout.parts(stack[0].name, stack[0].shape[0]):
+                yield name, stack, rows
 
 
 def half_form(tensor: Tensor) -> Form:
@@ -117,21 +127,27 @@ def half_form(tensor: Tensor) -> Form:
     return Form.BF16 if exact[torch.bfloat16] and not exact[torch.float16] else Form.F16
 
 
-def _dense_form(linear: LinearWeights, adapted: Form | None) -> Form:
-    if adapted is None:
-        return half_form(linear.state["codes"])
-    return Form.F16 if linear.shape[1] % BLOCK else adapted
+def _dense_form(stack: Sequence[LinearWeights], adapted: Form | None) -> Form:
+    if adapted is None:  # one form for all: BF16 where one of them needs it
+        return max(half_form(linear.state["codes"]) for linear in stack)
+    return Form.F16 if stack[0].shape[1] % BLOCK else adapted
 
 
-def _dense_bytes(linear: LinearWeights, merged: bool, rows: Tensor | None, form: Form) -> Array:
-    weight = linear.merged(torch.float32) if merged else linear.dense(torch.float32)
-    return _bytes(weight if rows is None else weight[rows], form)
+def _dense_bytes(linear: LinearWeights, rows: Tensor, *, merged: bool, form: Form) -> Array:
+    return _bytes((linear.merged(torch.float32) if merged else linear.dense(torch.float32))[rows], form)
 
 
-def _packed_entry(name: str, linear: LinearWeights, rows: Tensor | None) -> Entry:
-    form = form_of(linear.format, linear.shape[1])
+def _packed_entry(name: str, stack: Sequence[LinearWeights], rows: Tensor) -> Entry:
+    form = form_of(stack[0].format, stack[0].shape[1])
     assert form is not None, "formats without a form are refused before a file is written"
-    return Entry(name, form, linear.shape, partial(linear_blocks, linear, rows))
+    return _entry(name, form, stack, rows, linear_blocks)
+
+
+def _entry(name: str, form: Form, stack: Sequence[LinearWeights], rows: Tensor,
+           make: Callable[[LinearWeights, Tensor], Array]) -> Entry:
+    """Return the tensor of some rows of a linear, or of a stack of linears."""
+    shape = (len(stack), len(rows), stack[0].shape[1])[len(stack) == 1:]
+    return Entry(name, form, shape, lambda: np.concatenate([make(linear, rows) for linear in stack]))
 
 
 def _dense_entry(name: str, tensor: Tensor, form: Form) -> Entry:

@@ -1,7 +1,8 @@
 """Decoders as GGUF describes them: architecture, names of tensors, their order of rows, and the keys of the header.
 
 Families are those that tests compare with transformers on random models: llama and mistral, qwen2, qwen3, gemma3_text,
-phi3. Another family, or a setting that llama.cpp computes otherwise, is refused.
+phi3; mixtral, qwen3_moe and olmoe, whose experts are one tensor of three sides a layer. Another family, or a setting
+that llama.cpp computes otherwise, is refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,10 +14,12 @@ from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 from torch import Tensor
 
 from qra_bo.finetune.models.gguf_header import name_map
+from qra_bo.space.decoder import expert_of, stack_of
 from qra_bo.utils.errors import ConfigError
 
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2,
-                 "qwen3": MODEL_ARCH.QWEN3, "gemma3_text": MODEL_ARCH.GEMMA3, "phi3": MODEL_ARCH.PHI3}
+                 "qwen3": MODEL_ARCH.QWEN3, "gemma3_text": MODEL_ARCH.GEMMA3, "phi3": MODEL_ARCH.PHI3,
+                 "mixtral": MODEL_ARCH.LLAMA, "qwen3_moe": MODEL_ARCH.QWEN3MOE, "olmoe": MODEL_ARCH.OLMOE}
 """GGUF's architecture of each family of transformers."""
 _GEMMA_PERIOD = 6
 """Gemma 3: every sixth layer sees the whole text, fixed in llama.cpp."""
@@ -52,16 +55,20 @@ class Layout:
                               f"{tensor!r} of this base model; choose another base model or another export target")
         return str(found)
 
-    def rows(self, module: str) -> Tensor | None:
-        """Return the order in which llama.cpp expects the rows of a linear, or ``None`` where it is transformers'.
+    def parts(self, module: str, rows: int) -> list[tuple[str, Tensor]]:
+        """Return the parts that GGUF keeps a linear of ``rows`` rows in: name, and its rows in llama.cpp's order.
 
         Llama's rotary embedding turns neighbouring rows of a head there, and rows of its two halves in transformers.
+        Experts have the names of their stacks, and gate and up are apart.
         """
-        part = module.rsplit(".", 1)[-1]
-        if self.architecture is not MODEL_ARCH.LLAMA or part not in ("q_proj", "k_proj"):
-            return None
-        heads = self.config.num_attention_heads if part == "q_proj" else self.config.num_key_value_heads
-        return torch.arange(heads * self.head_width).view(heads, 2, -1).transpose(1, 2).reshape(-1)
+        path, leaf = stack_of(module).rsplit(".", 1)
+        order = torch.arange(rows)
+        if self.architecture is MODEL_ARCH.LLAMA and leaf in ("q_proj", "k_proj"):
+            order = order.view(-1, 2, self.head_width // 2).transpose(1, 2).reshape(-1)
+        if expert_of(module) is None:
+            return [(self.name(module), order)]
+        names = [self.name(f"{path}.{part}_proj") for part in (("down",) if leaf == "down" else ("gate", "up"))]
+        return list(zip(names, order.chunk(len(names)), strict=True))
 
     def shifted(self, tensor: str, value: Tensor) -> Tensor:
         """Return a tensor outside the linears as llama.cpp uses it: Gemma's norms multiply by 1 + weight."""
@@ -82,6 +89,10 @@ class Layout:
         writer.add_vocab_size(config.vocab_size)
         writer.add_rope_dimension_count(self._rotated)
         writer.add_rope_freq_base(float(self.rope["rope_theta"]))
+        if experts := getattr(config, "num_local_experts", 0):
+            writer.add_expert_count(experts)
+            writer.add_expert_used_count(config.num_experts_per_tok)
+            writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
         if self.architecture is MODEL_ARCH.GEMMA3:
             writer.add_sliding_window(config.sliding_window)
         if self.architecture is MODEL_ARCH.PHI3:
@@ -143,6 +154,7 @@ def layout_of(config: Any) -> Layout:
 def _differences(config: Any, rope: Mapping[str, Any], local: Mapping[str, Any] | None) -> Iterator[str]:
     """Yield what llama.cpp computes otherwise; ``local`` is the rotary embedding of layers with a sliding window."""
     gemma, layers = config.model_type == "gemma3_text", config.num_hidden_layers
+    olmoe = config.model_type == "olmoe"
     window = getattr(config, "sliding_window", None)
     if not gemma and window is not None and getattr(config, "use_sliding_window", True) \
             and window < config.max_position_embeddings:
@@ -165,3 +177,9 @@ def _differences(config: Any, rope: Mapping[str, Any], local: Mapping[str, Any] 
         yield "scaling of the rotary embedding"
     if (getattr(config, "hidden_activation", None) or config.hidden_act) != ("gelu_pytorch_tanh" if gemma else "silu"):
         yield "activation of the MLP"
+    if getattr(config, "norm_topk_prob", not olmoe) == olmoe:
+        yield f"norm_topk_prob={config.norm_topk_prob}"
+    if getattr(config, "clip_qkv", None) is not None:
+        yield "clipped queries, keys and values"
+    if olmoe and (config.tie_word_embeddings or config.num_key_value_heads != config.num_attention_heads):
+        yield "tied embeddings or grouped heads"

@@ -29,10 +29,11 @@ from qra_bo.memory.formats import BITS, WIDTHS, check_shape, default_format, has
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.stored import own_format, stored_note
 from qra_bo.space import Allocation, SearchSpace
+from qra_bo.space.decoder import MIXTURES
 from qra_bo.space.space import GRANULARITIES, StorageFormat
 
 ANY = "any"
-WITHOUT_EXPERTS = ("compressed_tensors", "gguf", "mlx", "exl3")
+WITHOUT_EXPERTS = ("compressed_tensors", "mlx", "exl3")
 """Exports that have no form for a mixture of experts."""
 _SYMMETRIC, _ZEROS, _TILES = "sym", "int", "exl"
 MLX_BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
@@ -136,7 +137,7 @@ CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
              exports=("compressed_tensors", "vllm")),
     Consumer("llamacpp", "llama.cpp", {_SYMMETRIC: _SYM, _ZEROS: tuple(b for b in _INT if b < 8)},
              group_bytes=lambda fmt: ((gguf_bits(fmt) or 0) * fmt.block // 8, 2 * fmt.block // _GGUF_BLOCK),
-             families=_FAMILIES, exports=("gguf",)),
+             families=(*_FAMILIES, *MIXTURES), exports=("gguf",)),
     Consumer("mlx", "MLX", {_SYMMETRIC: tuple(b for b in _SYM if b in MLX_BITS),
                             _ZEROS: tuple(b for b in _INT if b <= 3)},
              group_bytes=lambda fmt: (fmt.bits * fmt.block // 8, 4), families=_FAMILIES, exports=("mlx",)),
@@ -189,7 +190,8 @@ def gguf_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) 
     ``export.gguf``.
 
     Headers come on top: the vocabulary, and an entry a tensor. Norms and biases have 32 bits there, adapters too; an
-    embedding in 8 or 6 bits is stored as Q8_0, and merged files hold every linear as F16 or Q8_0.
+    embedding in 8 or 6 bits is stored as Q8_0, and merged files hold linears with an adapter as F16 or Q8_0. Gate and
+    up of experts are apart, each with the LoRA A of both.
     """
     llamacpp, spec, tables = CONSUMERS["llamacpp"], memory.spec, n_tables(memory.spec)
     formats = {fmt.name: fmt for fmt in space.formats}
@@ -200,10 +202,12 @@ def gguf_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) 
     adapter = 0
     for unit, name, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
         for m in unit.linears:
-            base += sum(llamacpp.matrix_bytes(own_format(formats[name], m), m.out_features, m.in_features))
-            adapter += 4 * rank * (m.in_features + m.out_features) * m.adapted
-            half += 2 * m.numel
-            byte += 2 * m.numel if m.in_features % 32 else _q8_0(m.numel)
+            packed = sum(llamacpp.matrix_bytes(own_format(formats[name], m), m.out_features, m.in_features))
+            parts = 1 + (m.expert and m.fused == "gateup")
+            base += packed
+            adapter += 4 * rank * (parts * m.in_features + m.out_features) * m.adapted
+            half += 2 * m.numel if m.adapted else packed
+            byte += packed if not m.adapted else 2 * m.numel if m.in_features % 32 else _q8_0(m.numel)
     served = {} if len(spec.linears[0].stored) == 1 else {"base": base}  # else it is the user's own file
     return {**served, "adapter": adapter, "merged-f16": half, "merged-q8_0": byte}
 
@@ -217,7 +221,7 @@ def experts_problems(targets: Sequence[str], serve: str = ANY) -> list[str]:
     """Return why a mixture of experts can't be exported to some of ``targets``, or to what ``serve`` loads."""
     lost = [target for target in (*targets, *CONSUMERS[serve].exports) if target in WITHOUT_EXPERTS]
     return [f"export.targets and serve: {', '.join(dict.fromkeys(lost))} have no form for a mixture of experts; export "
-            "merged, a copy in 16 bits, or load the run by qra_bo.load (serve=any)"] if lost else []
+            "gguf (serve=llamacpp), or merged in 16 bits, or load the run by qra_bo.load (serve=any)"] if lost else []
 
 
 def server_rank(ranks: Sequence[int]) -> int:

@@ -29,7 +29,7 @@ from qra_bo.finetune.models.load import cast_parameters, load_base, without_bars
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.memory.formats import FORMATS, check_shape
-from qra_bo.space.decoder import spec_from_model
+from qra_bo.space.decoder import spec_from_model, stack_of
 from qra_bo.utils.errors import SpaceError
 from tests.export.fixtures import best_json
 
@@ -106,16 +106,18 @@ def build(case: Case, folder: Path) -> FinishedRun:
 
 def build_on(node: dict[str, Any], case: Case, folder: Path) -> FinishedRun:
     """Write the folder of a finished run on the base of a node of ``conf/model``; formats and ranks of the case are
-    repeated over its linears."""
+    repeated over its linears, of a mixture over its stacks."""
     model, _ = load_base(node)
     dtype = getattr(torch, case.compute)
     spec = spec_from_model(model, case.family)
     cast_parameters(model, dtype, [linear.name for linear in spec.linears])
     pack_embeddings(model, case.embeddings, dtype, torch.device("cpu"))
     bank = LayerBank(model, spec, (), dtype, "cpu")
+    stacks = dict.fromkeys(stack_of(linear.name) for linear in spec.linears)  # experts of one are alike
+    wanted = dict(zip(stacks, zip(cycle(case.formats), cycle(case.ranks), strict=False), strict=False))
     formats = {linear.name: fmt if stores(fmt, linear.out_features, linear.in_features) else "fp16"
-               for linear, fmt in zip(spec.linears, cycle(case.formats), strict=False)}
-    ranks = {linear.name: rank for linear, rank in zip(spec.linears, cycle(case.ranks), strict=False)}
+               for linear in spec.linears for fmt, _ in [wanted[stack_of(linear.name)]]}
+    ranks = {linear.name: wanted[stack_of(linear.name)][1] for linear in spec.linears}
     bank.install(formats)
     scale = (0.5, 1.0, 2.0)[case.number % 3]
     wrapped = attach(model, ranks, scale, case.number, dtype)

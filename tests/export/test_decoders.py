@@ -13,9 +13,11 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    OlmoeConfig,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from qra_bo.export.gguf_file import Source
@@ -147,6 +149,8 @@ def mlx(config: Any) -> None:
     (gguf_layout, Gemma3TextConfig(**SIZES, final_logit_softcapping=30.0), "capped"),
     (gguf_layout, LlamaConfig(**SIZES, rope_parameters={**LINEAR, "rope_type": "dynamic"}), "scaling of the rotary"),
     (gguf_layout, LlamaConfig(**SIZES, hidden_act="gelu"), "activation"),
+    (gguf_layout, Qwen3MoeConfig(**SIZES), "norm_topk_prob=False"),
+    (gguf_layout, OlmoeConfig(**SIZES, clip_qkv=8.0), "clipped queries.*; tied embeddings or grouped heads"),
     (mlx, MistralConfig(**SIZES, sliding_window=7), "no sliding window, here of 7 tokens, for models of 'mistral'"),
     (mlx, LlamaConfig(**SIZES, rope_parameters={**LINEAR, "rope_type": "dynamic"}), "this model has 'dynamic'"),
     (mlx, Gemma3TextConfig(**GEMMA, layer_types=["full_attention"] * 2 + ["sliding_attention"] * 5),
