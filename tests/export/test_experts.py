@@ -43,7 +43,7 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", name="run")
 def make_run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     return finish(tmp_path_factory.mktemp("experts") / "run", ("sym3-g32", "sym4-g32"), (2, 4), "dtype=float32",
-                  "adapter.experts=each", "quantizer.rounding=gptq", base=base)
+                  "adapter.experts=each", "quantizer.rounding=gptq", "serve=llamacpp", base=base)
 
 
 def probe(model: Any, run: Path) -> torch.Tensor:
