@@ -86,18 +86,32 @@ def check_printed() -> None:
 
 
 @contextmanager
-def bounded_memory(size: int) -> Iterator[None]:
-    """Let this process take at most ``size`` more bytes of addresses inside the block, which then raises
-    ``MemoryError``; one block at a time, and no shorter limit is lifted."""
+def bounded(size: int, seconds: float) -> Iterator[None]:
+    """Let this process take at most ``size`` more bytes of addresses and ``seconds`` of a CPU inside the block, which
+    then raises ``MemoryError`` or ``TimeoutError``, the latter until no ``except`` inside holds it up.
+
+    One block at a time, and no shorter limit is lifted. Outside the main thread, which signals reach alone, time is not
+    bounded.
+    """
     with _ALONE:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         with open("/proc/self/statm", encoding="ascii") as file:
             most = int(file.read().split()[0]) * resource.getpagesize() + size
+        timed = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGVTALRM, _late) if timed else None
         resource.setrlimit(resource.RLIMIT_AS, (most if soft < 0 else min(soft, most), hard))
         try:
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds * timed, 0.1)
             yield
         finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+            if timed:
+                signal.signal(signal.SIGVTALRM, before)
+
+
+def _late(*_: object) -> None:
+    raise TimeoutError("it computes for too long and may never end")
 
 
 def interpreter(code: str, *arguments: str) -> list[str]:

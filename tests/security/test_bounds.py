@@ -52,12 +52,18 @@ END = "{% endfor %}"
     (f"{{% macro m() %}}{COUNT}x{END}{{% endmacro %}}{COUNT}{{{{ m() }}}}{END}", True),
     ("{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(99) }}", True),
     (f"{{% for a in range(99999) recursive %}}{{{{ loop(range(99999)) }}}}{END}", True),
+    (f"{COUNT}{{% for j in range(99999) if 0 %}}{END}{END}", True),
+    (f"{COUNT}{{% set x = range(99999) | sum %}}{END}", True),
+    ("{{ range(99999) | select('in', range(99999) | list) | list | length }}", True),
+    (f"{{% for i in range(99999) if range(99999) | sum < 0 %}}{END}", True), ("{{ lipsum(n=9999999) | length }}", True),
+    (f"{{% set n = namespace(v=7) %}}{COUNT}{{% set n.v = n.v * n.v %}}{END}", True),
     ("{% if 0 %}{{ 9 ** 9 ** 9 }}{% endif %}", True),
     ("{% macro m() %}{{ kwargs }}{% endmacro %}{{ m(**{'a': 1}) }}", False), (f"{COUNT}x{END}", False),
     ("{% for m in range(9) | list %}{% for i in range(m) %}{% endfor %}{% endfor %}", False),
     ("{% for i in range(3) %}x{% endfor %}{% for i in range(3) %}y{% endfor %}", False),
     ("{% for m in messages %}{% for i in range(3) %}x{% endfor %}{% endfor %}", False)])
-def test_templates_that_may_never_end_are_refused(added: str, refused: bool) -> None:
+def test_templates_that_may_never_end_are_refused(added: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MOST_SECONDS", 0.3)
     template = ChatTemplate(chat_tokenizer(TEMPLATES["chatml"] + added))
     if refused:
         with pytest.raises(DataError, match=r"may never end|recursion depth"):

@@ -24,7 +24,7 @@ from qra_bo.finetune.data.conversations import REASONING, Conversation, Message
 from qra_bo.finetune.data.jsonl import MOST_CHARACTERS
 from qra_bo.utils.errors import DataError
 from qra_bo.utils.formatting import cut
-from qra_bo.utils.process import bounded_memory
+from qra_bo.utils.process import bounded
 
 PLAIN = """\
 {%- if tools %}{{ 'Tools: ' + tools | tojson + '\\n' }}{% endif %}
@@ -48,16 +48,12 @@ TODAY = date(2024, 7, 26)
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PLACEHOLDER = "\ue000placeholder\ue000"
-COUNTER = "{% set qra_bo = namespace(passes=0) %}\n"
-COUNT = "{% set qra_bo.passes = qra_bo.passes + 1 %}{% if qra_bo.passes > 200000 %}" \
-    "{{ raise_exception('it takes over 200,000 passes of loops and macros and may never end') }}{% endif %}"
-"""What counts the passes in one text, far more than a conversation has; a line break ends the tags as it did before."""
-MOST_WRITTEN, MOST_BYTES = 2 * MOST_CHARACTERS, 5 * 10**8
-"""Characters of the longest text of a conversation, and bytes that writing one may take."""
+MOST_WRITTEN, MOST_BYTES, MOST_SECONDS = 2 * MOST_CHARACTERS, 5 * 10**8, 5.0
+"""Characters of the longest text of a conversation, and bytes and CPU seconds that writing one may take."""
 _AT_ONCE = 256
 """Conversations tokenised at once: their character offsets take much memory."""
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
-             MemoryError)
+             MemoryError, TimeoutError)
 """Errors of templates, which are programs."""
 Span = tuple[int, int]
 """The first of some characters, and one past the last."""
@@ -104,9 +100,10 @@ class ChatTemplate:
         """
         messages, tools, where = conversation.messages, conversation.tools, conversation.where
         text, marked = self._text(messages, tools, where, marks=bool(_GENERATION.search(self.source(tools))))
+        lowered = text.lower()
         for message in messages:  # of a list of parts, a template may write nothing of a text
             words = re.findall(r"\w+", message["content"].lower()) if message["role"] in ("user", "assistant") else []
-            if words and not any(word in text.lower() for word in words):
+            if words and not any(word in lowered for word in words):
                 raise DataError(f"{where}: the model's chat template leaves out the text of the role "
                                 f"{message['role']!r}; take a base model whose template writes it")
         self._check_tools(conversation, text)
@@ -130,9 +127,10 @@ class ChatTemplate:
         Raises ``DataError`` if the template refuses them."""
         source = _CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), self.source(tools))
         try:
-            with bounded_memory(MOST_BYTES):  # a text can double on each pass
+            _check_powers(source)
+            with bounded(MOST_BYTES, MOST_SECONDS):  # a text can double on each pass, and loops multiply
                 texts, spans = render_jinja_template(
-                    conversations=[list(messages)], tools=tools, chat_template=_counted(source),
+                    conversations=[list(messages)], tools=tools, chat_template=source,
                     add_generation_prompt=begin, return_assistant_tokens_mask=marks,
                     **self.tokenizer.special_tokens_map)
             if len(texts[0]) > MOST_WRITTEN:
@@ -190,19 +188,13 @@ class ChatTemplate:
 
 
 @functools.cache
-def _counted(source: str) -> str:
-    """Return the template with ``COUNT`` at the start of every loop and macro: jinja bounds each range alone."""
-    parts, opened, before = [COUNTER], "", ""
-    for _, kind, text in Environment(trim_blocks=True, lstrip_blocks=True).lex(source):  # as transformers reads it
-        parts.append(text)
-        if kind == "operator" and text == "**" and before not in ("(", ","):  # behind these it unpacks
+def _check_powers(source: str) -> None:
+    """Refuse powers of numbers, one of which can take for ever; behind a bracket or a comma the sign unpacks."""
+    before = ""
+    for _, kind, text in Environment().lex(source):
+        if text == "**" and before not in ("(", ","):
             raise TemplateError("it has powers of numbers, which may never end")
-        if kind == "block_end" and opened in ("for", "macro"):
-            parts.append(COUNT + "\n" * text.endswith("\n"))
-        opened = text if before == "" else opened
-        if kind != "whitespace":
-            before = "" if kind == "block_begin" else text
-    return "".join(parts)
+        before = before if kind == "whitespace" else text
 
 
 def _check_reasoning(conversation: Conversation, text: str) -> None:
