@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from qra_bo.finetune.data.conversations import (
     from_sharegpt,
 )
 from qra_bo.finetune.data.records import Record
-from qra_bo.utils.errors import DataError
+from qra_bo.utils.errors import ConfigError, DataError
 from qra_bo.utils.files import strict_json, user_path
 from qra_bo.utils.formatting import cut
 
@@ -25,6 +25,8 @@ _UNREAD = ("system", "history")
 """Fields for which the text of an instruction, a question or a prompt has no place."""
 MOST_CHARACTERS = 10**7
 """Characters of a record, a hundred novels or so: a tokenizer takes some 200 bytes for each."""
+MOST_NAMED = 5
+"""Malformed records of a source that are named."""
 FALSE_LABEL, EMPTY_TARGET = "their label is false", "their target text is empty"
 """Reasons for which records are left out."""
 
@@ -52,31 +54,41 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
     trained turn alone.
 
     Raises:
-        DataError: If there is no record, or one is malformed; the message names its place.
+        DataError: If there is no record, or some are malformed; the message names their places.
     """
     records: list[Record | Conversation] = []
-    left_out: Counter[str] = Counter()
+    left_out, refused = Counter[str](), list[str]()
     for where, fields in rows:
         if max_records is not None and len(records) == max_records:
             break
         if isinstance(fields, Mapping) and fields.get("label") is False:
             left_out[FALSE_LABEL] += 1
             continue
-        record = to_record(fields, where)
-        if record.characters > MOST_CHARACTERS:
-            raise DataError(f"{where}: a record of {record.characters:,} characters; more than {MOST_CHARACTERS:,} "
-                            "take too much memory to tokenise at once: cut it into several records")
+        try:
+            record = to_record(fields, where)
+        except DataError as error:
+            refused.append(str(error) if len(refused) < MOST_NAMED else "")
+            continue
         if last_turns and isinstance(record, Conversation):
             record = replace(record, trained=record.trained[-1:])
         if record.is_empty:
             left_out[EMPTY_TARGET] += 1
         else:
             records.append(record)
+    refuse(refused)
     if not records:
         reasons = "".join(f"; left out, because {reason}: {n:,}" for reason, n in left_out.items())
         lack = "has no record to train on" if left_out else f"is empty; expected one JSON object a line with {KINDS}"
         raise DataError(f"data.path {source!r} {lack}{reasons}")
     return records, left_out
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise one ``DataError`` for all malformed records, which names the first of them; none where there are none."""
+    if problems:
+        named = ConfigError(problems[:MOST_NAMED])
+        more = f"{len(problems):,} malformed records, first: " if len(problems) > MOST_NAMED else ""
+        raise DataError(f"{more}{named}")
 
 
 def read_text(file: Path) -> str:
@@ -94,8 +106,8 @@ def read_text(file: Path) -> str:
 
 
 def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield each object of a JSON list, or of JSON lines, with the name of its place. Raises ``DataError`` if something
-    in it is not JSON; the message names the line."""
+    """Yield each object of a JSON list, or of JSON lines, with the name of its place; in place of a line that is not
+    JSON an error that names it. Raises ``DataError`` if a list is not JSON."""
     if text.lstrip().startswith("["):
         try:
             items = strict_json(text)
@@ -108,20 +120,23 @@ def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            item = strict_json(line)
+            yield where, strict_json(line)
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: not valid JSON ({getattr(error, 'msg', error)}); "
-                            "expected one JSON object a line") from error
-        yield f"{path}, line {number}", item
+            yield where, DataError(f"{where}: not valid JSON ({getattr(error, 'msg', error)}); expected one JSON "
+                                   "object a line")
 
 
 def to_record(fields: Any, where: str) -> Record | Conversation:
     """Return prompt and target, or the conversation, of one object.
 
     Raises:
-        DataError: If it is not an object, has no known fields, or a field is malformed.
+        DataError: If it is not an object, has no known fields, a field is malformed, or it is too long; an error in
+            its place as it is.
     """
+    if isinstance(fields, DataError):
+        raise fields
     if not isinstance(fields, Mapping):
         raise DataError(f"{where}: expected a JSON object, got {type(fields).__name__}")
     known = [(any(fields[name] is None for name in names), convert) for names, convert in _CONVERTERS
@@ -134,6 +149,9 @@ def to_record(fields: Any, where: str) -> Record | Conversation:
     text = record.messages_json + record.tools_json if isinstance(record, Conversation) \
         else record.prompt + record.target
     check_characters(text, where)
+    if record.characters > MOST_CHARACTERS:
+        raise DataError(f"{where}: a record of {record.characters:,} characters; more than {MOST_CHARACTERS:,} take "
+                        "too much memory to tokenise at once: cut it into several records")
     return record
 
 
