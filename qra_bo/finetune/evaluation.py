@@ -1,14 +1,16 @@
 """Task accuracy of a model in memory by lm-evaluation-harness: its tasks by name, and the user's files."""
 
 import hashlib
+import io
 import logging
 import random
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ MOST_TOKENS = 1024
 """Tokens of the longest answer that is waited for."""
 SPARE_TOKENS = 16
 """Tokens by which an answer may be longer than the longest target."""
-AT_ONCE = 64
+AT_ONCE = 16
 """Questions of a file between two looks at what is answered."""
 BOOTSTRAPS = 100
 """Samples for standard errors of metrics other than means, which have a formula."""
@@ -189,7 +191,8 @@ def answer_file(model: Any, tokenizer: Any, path: Path, *, batch: int, limit: in
     longest = max((len(tokenizer(item["target"])["input_ids"]) for item in items if "target" in item), default=0)
     for start in range(0, len(missing), AT_ONCE):
         asked = missing[start:start + AT_ONCE]
-        found = _evaluated(model, tokenizer, [_task(path.stem, asked, longest)], manager, batch, log_samples=True)
+        with redirect_stderr(io.StringIO()):  # its bars; the caller says how far it is
+            found = _evaluated(model, tokenizer, [_task(path.stem, asked, longest)], manager, batch, log_samples=True)
         by_number = {sample["doc_id"]: sample for sample in found["samples"][path.stem]}
         yield digests, [_answer(item, by_number[i]) for i, item in enumerate(asked)]
 
@@ -222,12 +225,14 @@ def _answer(item: Question, sample: Mapping[str, Any]) -> Answer:
 def _evaluated(model: Any, tokenizer: Any, tasks: Sequence[Any], manager: Any, batch: int,
                **options: Any) -> Mapping[str, Any]:
     """Return what the harness finds; the model's mode and the global generators of random numbers are restored."""
-    from lm_eval.evaluator import simple_evaluate  # an extra
+    from lm_eval import evaluator  # an extra
     from lm_eval.models.huggingface import HFLM
-    with _left_as_found(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    # Of git and other programs it asks what nothing here reads, for seconds each time, and git complains on the screen.
+    unasked = patch.multiple(evaluator, get_git_commit_hash=str, add_env_info=dict)
+    with _left_as_found(model), unasked, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         wrapped = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch)
-        return dict(simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, bootstrap_iters=BOOTSTRAPS,
-                                    **options) or {})
+        return dict(evaluator.simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager,
+                                              bootstrap_iters=BOOTSTRAPS, **options) or {})
 
 
 @contextmanager

@@ -83,12 +83,15 @@ def says_yes() -> Any:
     return model
 
 
-def test_generated_answers_are_matched(tmp_path: Path) -> None:
+def test_generated_answers_are_matched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                       capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval", reason="the extra 'eval' (lm-eval) is not installed")
+    monkeypatch.chdir(tmp_path)  # where git finds no repository
     model = says_yes()
     records = [{"question": f"Is {i} a number?", "answer": "no" if i == 2 else "yes"} for i in range(4)]
     path = write(tmp_path / "say.jsonl", *records)
     [_, (digests, answers)] = answer_file(model, byte_tokenizer(), path, batch=2)
+    assert capfd.readouterr().err == ""
     [score] = scores_of("say", answers)
     assert (digests, score) == ([a.question for a in answers], TaskScore("say", "exact_match", .75, score.stderr, 4))
     assert score.stderr == pytest.approx((.75 * .25 / 3) ** .5)
