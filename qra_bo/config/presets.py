@@ -51,7 +51,8 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     if raw.get("codes") == STORED and "bits" not in given:
         chosen.append("bits=[]")
     path = _group(raw, "data").get("path")
-    if "data.path" in given and "data" not in given and isinstance(path, str) and os.path.isfile(user_path(path)):
+    if "data.path" in given and "data" not in given and isinstance(path, str) and \
+            (path.endswith((".jsonl", ".json")) or os.path.isfile(user_path(path))):
         chosen.append("data=jsonl")
     if "method._target_" in given and "method" not in given:
         chosen.append("method=_own")
@@ -137,7 +138,7 @@ def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:
         return "gpu", "a CUDA device" if device == "auto" else f"device={device}"
     if count is not None and count > CPU_PARAMETERS:
         return "gpu", f"{count / 1e9:.1f} B parameters; train=cpu is for at most {CPU_PARAMETERS / 1e9:.0f} B on a CPU"
-    return "cpu", "a CPU" if count is None else f"{count / 1e6:,.0f} M parameters on a CPU"
+    return "cpu", "a CPU" if count is None else f"{count / 1e6:,.1f} M parameters on a CPU"
 
 
 def device_of(raw: Mapping[str, Any]) -> str:
