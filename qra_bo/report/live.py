@@ -27,7 +27,7 @@ from qra_bo.study.events import (
     Warned,
 )
 from qra_bo.study.header import Effort, Header
-from qra_bo.study.state import Study
+from qra_bo.study.state import UNSEARCHED_STAGES, Study
 from qra_bo.study.verdict import verdict_card
 from qra_bo.trials import Trial
 
@@ -122,8 +122,8 @@ class LiveView:
             self._print(f"resumed after {self._replayed} events of earlier sessions: {title(study.header)}")
             self._replayed = 0
         if (line := line_of(event.record, study, before)) is not None:
-            eta, left = study.eta_seconds if isinstance(event.record, FinishedTrial) else None, ""
-            if eta is not None:
+            record, eta, left = event.record, study.eta_seconds, ""
+            if eta is not None and isinstance(record, FinishedTrial) and record.trial.stage not in UNSEARCHED_STAGES:
                 share = min(100, 100 * study.search_cost.tokens / study.planned_cost)
                 left = f"  [{share:.0f} % of the planned search, about {rough(eta)} left]"
             self._print(line + left)

@@ -55,7 +55,7 @@ def pareto(d: ReportData) -> Figure | None:
     winner = d.winner_point
     if winner is not None:
         ax.scatter([winner.predicted_bytes / style.MB], [min(loss_of(winner), top)], marker="*", s=220,
-                   color=style.VERMILLION, edgecolors=style.PAPER, label="winner", zorder=6)
+                   color=style.VERMILLION, edgecolors=style.PAPER, label="chosen", zorder=6)
     ax.margins(x=0.12, y=0.1)
     dress(ax, f"predicted {d.header.scope} memory (MB)", f"validation {d.loss_text}")
     legend(fig, ax)
@@ -113,7 +113,7 @@ def confirmation(d: ReportData) -> Figure | None:
 
 
 def allocation(d: ReportData) -> Figure | None:
-    """Bits and ranks of the winner by unit; ``None`` without one."""
+    """Bits and ranks of the chosen allocation by unit; ``None`` without one."""
     if d.winner is None:
         return None
     fig = figure(8.0, 4.6)
@@ -179,7 +179,7 @@ def _symlog(ax: Axes, values: npt.NDArray[np.float64]) -> None:
 
 
 def memory(d: ReportData) -> Figure | None:
-    """Waterfall of the winner's predicted bytes against measured bytes and budget; ``None`` before the end."""
+    """Waterfall of predicted bytes against measured bytes and budget; ``None`` before the end."""
     if d.winner is None or d.study.end is None:
         return None
     parts = [(label, size) for key, label in BREAKDOWN.items() if (size := d.study.end.breakdown.get(key, 0)) > 0]

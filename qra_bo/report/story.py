@@ -108,7 +108,7 @@ def comparison(d: ReportData) -> list[Row]:
         tests[d.winner] = study.final.loss
     untried = "predicted" if study.prediction else "given" if study.given else None
     untried = untried if d.winner == study.chosen else None
-    leader = untried or ("winner" if c is not None or d.ended else "best so far")
+    leader = untried or ("delivered" if study.untried else "winner" if c is not None or d.ended else "best so far")
     chosen: list[tuple[str, Allocation, str | None]] = [] if d.winner is None else [(leader, d.winner, None)]
     if c is not None and c.candidate not in (c.reference, d.winner):
         chosen.append(("best mixed", c.candidate, None))

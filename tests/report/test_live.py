@@ -2,14 +2,17 @@
 
 import io
 import re
+from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from rich.console import Console
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, line_of
+from qra_bo.study.events import FinishedTrial
 from qra_bo.study.lines import decode
-from qra_bo.study.state import Study
+from qra_bo.study.state import UNSEARCHED_STAGES, Study
 from qra_bo.study.verdict import verdict_card
 from tests.report.fixtures import L, make_events
 
@@ -48,6 +51,17 @@ def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
     assert several.eta_seconds == pytest.approx(study.eta_seconds / 4)
     unsearched, _ = fed([{**first[0], "planned_cost": 0.0}, *first[1:]])
     assert (unsearched.eta_seconds, Study().eta_seconds) == (None, None)
+
+
+def test_only_trials_of_the_search_say_how_far_it_is():
+    out, shown = io.StringIO(), {}
+    view = LiveView(Console(file=out, width=300))
+    for event in map(decode, make_events()):
+        out.truncate(0)
+        view(replace(event, time=datetime.now().astimezone()))
+        if isinstance(event.record, FinishedTrial):
+            shown[event.record.trial.stage] = "of the planned search" in out.getvalue()
+    assert {stage for stage, told in shown.items() if not told} == UNSEARCHED_STAGES & shown.keys() != set()
 
 
 def test_a_comparison_has_the_line_of_the_verdict_s_card():
