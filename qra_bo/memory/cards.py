@@ -32,6 +32,9 @@ class Card:
 USABLE = 11.62 / 12
 """Share of the GiB on the box that CUDA reports, at least: that of the RTX 3060, without error correction."""
 
+ALIKE = 0.07
+"""Largest difference in memory of cards with one size on the box: error correction takes 6 %."""
+
 
 CARDS: Mapping[str, Card] = {
     "t4": Card("Tesla T4", 14.56, 65, (7, 5)),
@@ -71,6 +74,13 @@ def card_by_key(key: str) -> Card:
     """Return the card of a key, see ``card_key``. One that is known by its memory alone is taken for a recent one."""
     size = _SIZE.fullmatch(key)
     return CARDS[key] if size is None else Card(f"card of {size[1]} GB", USABLE * float(size[1]), None, (8, 0))
+
+
+def timed_card(card: Card) -> Card | None:
+    """Return the card by whose speed times on ``card`` are estimated: itself, and of one that is known by its memory
+    alone the slowest of the table with about as much; ``None`` where there is none."""
+    alike = [c for c in CARDS.values() if c.tflops is not None and abs(c.gib / card.gib - 1) < ALIKE]
+    return card if card.tflops is not None else min(alike, key=lambda c: c.tflops or 0.0, default=None)
 
 
 def card_key(name: str) -> str:

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig, named_efforts
 from qra_bo.finetune.training.final import LEAST_APART
-from qra_bo.memory import Plan
+from qra_bo.memory import Plan, parse_format
 from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
-from qra_bo.memory.cards import Card, card_named
+from qra_bo.memory.cards import Card, card_named, timed_card
 from qra_bo.memory.file_formats import TILES
 from qra_bo.report.next_steps import OF_A_SEARCH, command
 from qra_bo.report.tables import print_line
@@ -19,6 +19,7 @@ from qra_bo.report.text import rough
 from qra_bo.sensitivity.profile import gradient_passes
 from qra_bo.study.cost import FORWARD_SHARE, affordable_steps, cost_of
 from qra_bo.study.events import Event, FinishedTrial
+from qra_bo.study.header import BY_RULE, Given
 from qra_bo.study.setting import FINAL, Setting
 from qra_bo.trials import TrialState
 from qra_bo.utils.device import cores, multiplies_bf16, resolve_dtype
@@ -60,13 +61,16 @@ def beginning(setting: Setting) -> list[Part]:
 
     GPTQ's pass takes about as long a token as training; a search counts its pass as part of the profile.
     """
-    config, formats = setting.config, [fmt for fmt in setting.space.formats if not fmt.is_base]
+    config, used = setting.config, setting.space.formats
+    if setting.given is not None:
+        used = tuple({parse_format(name) for name in setting.given.allocations[0].formats})
+    formats = [fmt for fmt in used if not fmt.is_base]
     if not config.oracle.trains or setting.memory.shape.device != "cpu":
         return []
     coded = sum(CODE_SECONDS.get(fmt.backend, 0.0) for fmt in formats) * setting.memory.spec.linear_numel
     text = math.inf if setting.sequences is None else setting.sequences * config.train.length
     passed = min(setting.code_tokens, text) if formats and setting.given is not None else 0.0
-    return [Part("start", setting.trial_tokens(0, "test"), seconds=START_SECONDS)] + \
+    return [Part("start", _evaluated(setting, "test"), seconds=START_SECONDS)] + \
         [Part("choosing codes", passed, seconds=coded / cores())] * (coded + passed > 0)
 
 
@@ -90,12 +94,16 @@ def parts_of(setting: Setting) -> list[Part]:
     parts = [Part(what, cost, workers) for what, cost in costs.items() if cost]
     steps = final_steps(config, setting.sequences)
     if config.oracle.trains and steps is not None:
-        validations = config.final.validations(steps)
-        evaluated = len(validations) * config.eval.sequences * config.train.length * FORWARD_SHARE
-        alone = ", all that task=finetune does" if setting.given is None else ""
-        parts.append(Part(f"{FINAL_PART} of {steps:,} step{'s' * (steps > 1)}{alone}",
-                          setting.trial_tokens(steps, "test") + evaluated))
+        validations = len(config.final.validations(steps)) * _evaluated(setting, "validation")
+        parts.append(Part(f"{FINAL_PART} of {steps:,} step{'s' * (steps > 1)}",
+                          steps * config.train.step_tokens + validations + _evaluated(setting, "test")))
     return parts
+
+
+def _evaluated(setting: Setting, split: str) -> float:
+    """Return the cost of an evaluation, in training tokens; no split of a text has more sequences than the training."""
+    sequences = min(setting.config.eval.on(split), math.inf if setting.sequences is None else setting.sequences)
+    return sequences * setting.config.train.length * FORWARD_SHARE
 
 
 def profile_tokens(setting: Setting) -> float:
@@ -120,21 +128,16 @@ def confirmation_steps(setting: Setting) -> int:
                             final_steps(config, setting.sequences))
 
 
-def worthwhile(setting: Setting) -> tuple[str | None, str]:
-    """Return the longest effort that costs no more before the final fine-tune than that does, ``None`` where none does,
-    and a sentence; both are empty where nothing is trained or its length is not known. A longer training gains less
-    by a mix, and a shorter one is not worth a search of many times its cost."""
-    ratios = {}
+def recommended(setting: Setting, region: str | None) -> str | None:
+    """Return the longest effort that costs no more before the final fine-tune than that does, ``None`` where none does
+    and within a budget of a ``region`` where mixing does not pay. A longer training gains less by a mix, and a shorter
+    one is not worth a search of many times its cost."""
+    best = None
     for name, effort in sorted(named_efforts().items(), key=lambda item: item[1].max_full_trials):
-        parts = parts_of(replace(setting, config=setting.config.with_changes(effort=effort)))
-        if setting.config.oracle.trains and parts and parts[-1].what.startswith(FINAL_PART):
-            ratios[name] = sum(part.tokens for part in parts[:-1]) / parts[-1].tokens
-    best = next((name for name in reversed(ratios) if ratios[name] <= 1), None)
-    if best is None:
-        return None, "" if not ratios else f"Recommended: no search, as even effort={next(iter(ratios))} costs " \
-            f"{min(ratios.values()):.2g} times the final fine-tune: task=finetune trains the best simple choice."
-    return best, f"Recommended: effort={best}, whose search with its confirmation costs "\
-        f"{ratios[best]:.2g} times the final fine-tune."
+        *others, last = parts_of(replace(setting, config=setting.config.with_changes(effort=effort)))
+        if last.what.startswith(FINAL_PART) and sum(part.tokens for part in others) <= last.tokens:
+            best = name
+    return best if region == MIXING_PAYS else None
 
 
 def more_steps(setting: Setting) -> tuple[dict[str, str], str]:
@@ -157,7 +160,13 @@ def more_steps(setting: Setting) -> tuple[dict[str, str], str]:
 def recommendations(setting: Setting, region: str | None) -> list[str]:
     """Return what is advised on the length of the final fine-tune, and on a search where the budget's ``region`` is one
     in which mixing can pay."""
-    return list(filter(None, (more_steps(setting)[1], worthwhile(setting)[1] if region == MIXING_PAYS else "")))
+    lines, effort = [more_steps(setting)[1]], recommended(setting, region)
+    if effort is not None:
+        lines.append(f"Recommended: effort={effort}, whose search costs no more than the final fine-tune.")
+    elif region == MIXING_PAYS and setting.config.oracle.trains and final_steps(setting.config, setting.sequences):
+        lines.append("Recommended: no search, which costs more than the final fine-tune at every effort: task=finetune "
+                     "trains the best simple choice.")
+    return list(filter(None, lines))
 
 
 def final_steps(config: RunConfig, sequences: float | None) -> int | None:
@@ -195,12 +204,39 @@ def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
 
 
 def times(parts: Sequence[Part], each: float | None) -> str:
-    """Return the time of every part at ``each`` seconds a token, and of all; without a speed, the tokens."""
+    """Return the time of every part at ``each`` seconds a token, and of all; without a speed, what is missing."""
     if each is None:
-        return "; ".join(f"{part.what}: {part.tokens:,.0f} tokens" for part in parts) + \
-            "; times are known after the first trial, and before it for a card of the table, such as gpu=rtx3060"
+        return "; ".join(part.what for part in parts) + \
+            ". No times before the first trial: this card's speed is not known; gpu=NAME brings that of a named one"
     return "; ".join([*(f"{part.what}: about {rough(part.time(each))}" for part in parts),
                       f"in all about {rough(sum(part.time(each) for part in parts))}"])
+
+
+def plan_times(setting: Setting, plan: Plan) -> str:
+    """Return rough times for a plan: by its parts of what is recommended, or of the effort that the command names, and
+    in all of the rest; without a search that is the training of the first budget's best simple choice."""
+    config, first = setting.config, plan.budgets[0]
+    card, simple = None if plan.card is None else timed_card(plan.card), first.fractional or first.best
+    known, given = final_steps(config, setting.sequences) is not None, setting.given
+    options = {} if given is not None else {
+        f"effort={name}": replace(setting, config=config.with_changes(effort=effort))
+        for name, effort in named_efforts().items()}
+    if given is None and known and simple is not None:
+        given = Given((simple.allocation,), "", config.adapter.lr, BY_RULE)
+    chosen, effort = f"effort={config.effort.name}", recommended(setting, first.advice.region)
+    if given is not None:
+        options["task=finetune"] = replace(setting, given=given)
+        if chosen not in options or not any(text.startswith("effort=") for text in config.words):
+            chosen = "task=finetune" if effort is None else f"effort={effort}"
+    each = token_seconds(setting, card)
+    parts = {name: beginning(option) + parts_of(option) for name, option in options.items()}
+    slowest = "" if card == plan.card else ", the slowest of this memory in the table"
+    where = "" if card is None else f" for a {card.title}{slowest}, not measured on a GPU"
+    said = f"Time of {chosen}{'' if known else ' before the final fine-tune, whose steps follow from the text'}, " \
+        f"estimated from the number of operations{where}: {times(parts.pop(chosen), each)}"
+    others = {} if each is None else {name: sum(part.time(each) for part in rest) for name, rest in parts.items()}
+    listed = ", ".join(f"{name} about {rough(others[name])}" for name in sorted(others, key=others.__getitem__))
+    return f"{said}. Others in all: {listed}" if listed else said
 
 
 class FirstTrial:
@@ -235,10 +271,10 @@ def next_command(plan: Plan, words: Sequence[str], setting: Setting) -> str | No
     on_card = {} if plan.card is None else {"budget": "auto", "device": "cuda"}
     named = {text.lstrip("+").partition("=")[0] for text in words}
     changes: dict[str, str | None] = dict.fromkeys(OF_A_PLAN) | {k: v for k, v in on_card.items() if k not in named}
-    effort = worthwhile(setting)[0]
+    effort = recommended(setting, answer.advice.region)
     advised = more_steps(setting)[0] or answer.advice.offer
     changes |= {key: value for key, value in advised.items() if key not in named}
-    if answer.advice.region == MIXING_PAYS and (effort is not None or not setting.config.oracle.trains):
+    if effort is not None or (answer.advice.region == MIXING_PAYS and not setting.config.oracle.trains):
         return command(words, changes | ({} if effort is None or "effort" in named else {"effort": effort}))
     mixed = answer.fractional
     simple = f"uniform:{answer.best.bits},{answer.best.rank}" if mixed is None else mixed.what

@@ -3,27 +3,26 @@
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qra_bo.config import RunConfig, make_space, named_efforts
+from qra_bo.config import RunConfig, make_space
 from qra_bo.config.presets import preset_notes
 from qra_bo.finetune.data.options import UserData
 from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
 from qra_bo.memory.serving import ANY, gguf_bytes
-from qra_bo.pipeline.forecast import beginning, next_command, parts_of, recommendations, times, token_seconds
+from qra_bo.pipeline.forecast import next_command, plan_times, recommendations
 from qra_bo.pipeline.given import judged
 from qra_bo.pipeline.host_memory import host_parts
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.text import TextSize, text_size
 from qra_bo.report.next_steps import command
-from qra_bo.report.text import rough
 from qra_bo.study.setting import Setting
 from qra_bo.utils.errors import BudgetError, DataError, ModelError
 
@@ -55,9 +54,9 @@ def run(config: RunConfig) -> int:
     if text is not None and text.facts is not None and _cuts_too_much(config, text):  # a run would end with a message
         next_line = command(config.words, {"train.length": str(text.facts.usual_length)})
     notes = _text(config, text)
-    if unread is None and config.oracle.trains:
+    if unread is None and config.oracle.trains and plan.fits:
         region = plan.budgets[0].advice.region if len(plan.budgets) == 1 else None
-        notes += [_time(setting, plan), *recommendations(setting, region), _host(setting, plan)] if plan.fits else []
+        notes += [plan_times(setting, plan), *recommendations(setting, region), _host(setting, plan)]
     notes += preset_notes(config)
     if config.memory.format == "json":
         print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
@@ -212,21 +211,6 @@ def _host(setting: Setting, plan: Plan) -> str:
     workers = f" for each of {config.executor.workers} workers" if config.executor.workers > 1 else ""
     return f"RAM: about {format_size(ram)}{workers}" \
         f"{f'; the base is a download of about {base}' if config.model['source'] == 'hub' else ''}"
-
-
-def _time(setting: Setting, plan: Plan) -> str:
-    """Rough time of a run with the configured effort by its parts, and with the others in all where it searches."""
-    config = setting.config
-    where = "" if plan.card is None or plan.card.tflops is None else f" for a {plan.card.title}, not measured on a GPU"
-    chosen = f" with effort={config.effort.name}" if setting.given is None else ""
-    before, each = beginning(setting), token_seconds(setting, plan.card)
-    said = f"Time{chosen}, estimated from the number of operations{where}: {times(before + parts_of(setting), each)}"
-    if each is None or setting.given is not None:
-        return said
-    others = {name: before + parts_of(replace(setting, config=config.with_changes(effort=effort)))
-              for name, effort in named_efforts().items() if name != config.effort.name}
-    listed = [f"{name} about {rough(sum(part.time(each) for part in parts))}" for name, parts in others.items()]
-    return f"{said}. Other efforts in all: {', '.join(listed)}"
 
 
 def _cards(plan: Plan) -> Table:

@@ -1,6 +1,7 @@
 """``task=memory``: what it prints, and that it needs neither weights nor torch; and what a search prints without."""
 
 import json
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -63,6 +64,19 @@ def test_json_stands_alone_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     captured = capfd.readouterr()
     assert json.loads(captured.out)["fits"] is False
     assert captured.err.startswith("qra_bo: a budget of 10 bytes")
+
+
+@pytest.mark.parametrize(("words", "first"), [
+    (["budget=36MB", "memory.scope=stored", "final.steps=8"], "task=finetune"), (["effort=quick"], "effort=quick"),
+    (["budget=36MB", "memory.scope=stored", "final.steps=100000"], "effort=thorough"),
+    (["final.max_steps=null", "data=alpaca"], "effort=normal"), (["budget=1GB", "effort=quick"], "task=finetune"),
+    (["gpu=12GB"], "task=finetune")])
+def test_the_time_of_what_is_recommended_comes_first(words: list[str], first: str,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["task=memory", "device=cpu", *words]) == 0
+    found = re.search(r"Time of (\S+?)[, ]", " ".join(capsys.readouterr().out.split()))
+    assert found is not None
+    assert found[1] == first
 
 
 @pytest.mark.parametrize("words", [

@@ -3,7 +3,7 @@
 
 import pytest
 
-from qra_bo.memory.cards import CARDS, card_by_key, card_key, card_named
+from qra_bo.memory.cards import CARDS, card_by_key, card_key, card_named, timed_card
 from qra_bo.utils.errors import ConfigError
 
 NOMINAL_GIB = {"t4": 16, "v100": 16, "v100_32": 32, "rtx3060": 12, "rtx3070": 8, "rtx3090": 24, "rtx4080": 16,
@@ -37,3 +37,10 @@ def test_a_card_that_the_table_lacks_is_known_by_the_memory_on_its_box() -> None
     for wrong in ("8", "0GB", "8.5TB"):
         with pytest.raises(ConfigError):
             card_key(wrong)
+
+
+@pytest.mark.parametrize(("given", "timed"), [
+    ("8GB", "rtx3070"), ("12GB", "rtx3060"), ("16GB", "t4"), ("24GB", "rtx3090"), ("32GB", "v100_32"), ("48GB", "l40s"),
+    ("80GB", "a100_80"), ("rtx4090", "rtx4090"), ("6GB", None), ("10GB", None)])
+def test_times_on_a_card_of_a_size_are_those_of_the_slowest(given: str, timed: str | None) -> None:
+    assert timed_card(card_by_key(given)) is (None if timed is None else CARDS[timed])

@@ -1,6 +1,7 @@
 """What a run takes, by its parts: estimated from operations, and by its first trial; what to run next."""
 
 import io
+import math
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from qra_bo.config import load_config
+from qra_bo.memory.advice import BITS, MIXING_PAYS
 from qra_bo.memory.cards import CARDS
 from qra_bo.pipeline import forecast
 from qra_bo.pipeline.forecast import (
@@ -19,8 +21,8 @@ from qra_bo.pipeline.forecast import (
     card_of,
     more_steps,
     parts_of,
+    recommended,
     token_seconds,
-    worthwhile,
 )
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import uniform
@@ -72,8 +74,8 @@ def test_the_card_is_the_one_of_the_device(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(("final", "tokens"), [
-    (["final.steps=10"], (10 * 4 + (64 + 128) / 3) * 128), (["final.epochs=2"], None),
-    (["final.max_steps=5"], (5 * 4 + (64 + 128) / 3) * 128)])
+    (["final.steps=10"], (10 * 4 + (40 + 40) / 3) * 128), (["final.epochs=2"], None),
+    (["final.max_steps=5"], (5 * 4 + (40 + 40) / 3) * 128)])
 def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> None:
     run = replace(setting("+model=tiny", "data=tiny", *final), sequences=40.0)
     search, confirmation, last = parts_of(run)
@@ -82,7 +84,7 @@ def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> No
     assert confirmation.tokens >= 3 * 5 * each
     steps = round(2 * 40.0 / 4)
     validations = len(run.config.final.validations(steps))
-    assert last.tokens == pytest.approx((steps * 4 + (validations * 64 + 128) / 3) * 128 if tokens is None else tokens)
+    assert last.tokens == pytest.approx((steps * 4 + (validations + 1) * 40 / 3) * 128 if tokens is None else tokens)
 
 
 def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_the_first_timed_trial_gives_the_times(workers: int, search: str, whole:
 def test_a_search_is_recommended_where_it_costs_no_more_than_the_training(words: list[str], sequences: float,
                                                                          effort: str | None) -> None:
     run = replace(setting("+model=smollm2_135m", "device=cpu", *words), sequences=sequences)
-    assert worthwhile(run)[0] == effort
+    assert (recommended(run, MIXING_PAYS), recommended(run, BITS)) == (effort, None)
 
 
 @pytest.mark.parametrize(("words", "sequences", "epochs", "accumulate"), [
@@ -143,8 +145,9 @@ def test_a_final_fine_tune_of_few_steps_gets_more(words: list[str], sequences: f
 @pytest.mark.parametrize(("sequences", "words", "tokens"), [
     (None, [], 120 * 128), (1000.0, [], 120 * 128), (40.0, [], 40 * 128), (40.0, ["quantizer.rounding=rtn"], 0)])
 def test_choosing_codes_is_part_of_a_fine_tune(sequences: float | None, words: list[str], tokens: int) -> None:
-    run = replace(setting("+model=smollm2_135m", "bits=[4]", *words), sequences=sequences)
+    run = replace(setting("+model=smollm2_135m", *words), sequences=sequences)
     start, *codes = beginning(replace(run, given=Given((uniform(30, "nf4", 4),), "", 2e-3, "")))
     assert [part.tokens for part in codes] == [tokens] * (tokens > 0)  # 10 tokens for each of 1,536 inputs
-    assert start.tokens == run.trial_tokens(0, "test")
-    assert beginning(run) == [start]  # a search counts it in its profile
+    assert [part.seconds for part in codes] == [0] * (tokens > 0)  # no trellis among the allocation's formats
+    assert start.tokens == pytest.approx(min(128, sequences or math.inf) * 128 / 3)
+    assert beginning(run)[0] == start
