@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import is_typeddict
 
-from qra_bo.config.other_names import answer
+from qra_bo.config.other_names import REMOVED, answer
 from qra_bo.utils.errors import nearest_first
 from qra_bo.utils.fields import MUST, REFUSED
 from qra_bo.utils.formatting import cut
@@ -50,7 +50,10 @@ def validated(cls: type[T], raw: Mapping[str, Any]) -> tuple[T | None, list[Prob
 
 
 def unknown_key(key: str, known: Iterable[str]) -> Problem:
-    """Return the problem of a key that is not in the schema; names of other trainers are answered with ours."""
+    """Return the problem of a key that is not in the schema; names of other trainers are answered with ours, removed
+    keys with what replaces them."""
+    if key in REMOVED:
+        return Problem(key, f"Key {key!r} was removed: {REMOVED[key]}.")
     if (ours := answer(key)) is not None:
         return Problem(key, f"Unknown key {key!r}; here it is {ours}.")
     ordered, last = nearest_first(key, known), key.rpartition(".")[2]

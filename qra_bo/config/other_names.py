@@ -1,4 +1,5 @@
-"""Names that other trainers (transformers, PEFT, TRL, axolotl, LLaMA-Factory) use for what a key here sets."""
+"""Names that other trainers (transformers, PEFT, TRL, axolotl, LLaMA-Factory) use for what a key here sets, and keys
+that were removed."""
 
 from collections.abc import Mapping
 
@@ -28,6 +29,27 @@ OURS: Mapping[str, str] = {
     "resume_from_checkpoint": "the same command with out=RUN",
     "eval_steps": "final.validate_every", "early_stopping_patience": "final.patience"}
 """By the other name, in lower case."""
+_TABLE = "--config-dir bench/conf oracle=emulator oracle.table=FOLDER searches a table, in a checkout of the project"
+_LENGTH = "the confirmation trains as long as the final fine-tune, where the effort affords it (search.length=final)"
+REMOVED: Mapping[str, str] = {
+    "confirm.ranking_factor": _LENGTH, "effort.ranking_top": _LENGTH,
+    "effort.compare": "the best uniform choice is trained beside a predicted allocation in any case, and "
+                      "effort.references=true trains QLoRA too",
+    "effort.rate_factors": "task=finetune with adapter.lr=RATE trains at another rate, and python -m bench.study PLAN "
+                           "compares allocations at several, in a checkout of the project",
+    "adapter.init": "adapters start at zero, A by Kaiming's draw",
+    "adapter.iterations": "LoftQ and LQ-LoRA are rows of python -m bench.table1, in a checkout of the project",
+    "export.merged_base": "export.targets=[merged] merges into the base that the adapter was trained on, and "
+                          "merge_and_unload of PEFT into the original",
+    "memory.calibrate": "a trial that measures above its prediction raises the allocator's allowance in its run",
+    "memory.verify": "make bench-memory compares predictions with traced training steps, in a checkout of the project",
+    "mirror": "python examples/journal_to_optuna.py RUN STORAGE copies a run into an Optuna storage",
+    "oracle.table": _TABLE, "oracle.emulator": _TABLE,
+    "sensitivity.path": "a profile is kept on disk, and a run of the same model, text and formats takes it from there",
+    "surrogate.prior": "surrogate.rates=FILE starts from exchange rates of a file",
+    "worker.slowdown": "worker.deadline_seconds=SECONDS limits the silence of a worker",
+    "worker.retries": "a trial whose worker died or hung is repeated once"}
+"""By the removed key: what does its work now, as a clause."""
 
 
 def answer(key: str) -> str | None:

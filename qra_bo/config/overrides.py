@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from qra_bo.config.check import Problem, fields_of, options_of, unknown_key
-from qra_bo.config.other_names import answer
+from qra_bo.config.other_names import REMOVED, answer
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import nearest_first
 from qra_bo.utils.fields import UserPath
@@ -130,7 +130,8 @@ def _problem(text: str, override: Override, sweep: bool, known: dict[str, tuple[
         return None
     if override.is_delete():
         return Problem(key, f"{text!r}: keys of the configuration can't be deleted; give {key} another value.")
-    if key not in known and not _is_value(key):
+    removed = key in REMOVED and not key.startswith("oracle.")  # which one of the user's own may have
+    if key not in known and (removed or not _is_value(key)):
         return unknown_key(key, [*VALUES, *known])
     if override.is_sweep_override() and not sweep:
         values = text.split("=", 1)[1]

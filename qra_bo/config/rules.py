@@ -15,7 +15,7 @@ from qra_bo.finetune.models.gguf_header import names_of
 from qra_bo.memory.budget import OF_ALLOCATION, OfAllocation
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
-from qra_bo.memory.serving import ANY, CONSUMERS, EXPORT_TARGETS, TARGET_FORMATS
+from qra_bo.memory.serving import ANY, CONSUMERS, EXPORT_TARGETS, REMOVED_TARGETS, TARGET_FORMATS
 from qra_bo.searchers.rates.files import shipped_rates
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import UserError, nearest_first
@@ -130,7 +130,8 @@ def target_problems(config: RunConfig, given: bool = False) -> Iterator[Problem]
     allocation has: the result could not be exported."""
     for name in (name for name in config.export.targets or () if name not in EXPORT_TARGETS):
         loaded = CONSUMERS[name].exports if name in CONSUMERS else ()
-        answer = f"a program, which loads {', '.join(loaded)}" if loaded else \
+        answer = f"no longer an export target: {REMOVED_TARGETS[name]}" if name in REMOVED_TARGETS else \
+            f"a program, which loads {', '.join(loaded)}" if loaded else \
             f"no export target; known, nearest first: {', '.join(nearest_first(name, EXPORT_TARGETS))}"
         yield Problem("export.targets", f"export.targets: {name!r} is {answer}.")
     why = "the allocation has" if given else "the search may choose"

@@ -147,6 +147,14 @@ CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
 
 EXPORT_TARGETS = ("card", "trl", "vllm", "compressed_tensors", "gguf", "mlx", "exl3", "merged")
 """Names of the exporters, whose package loads torch."""
+REMOVED_TARGETS: Mapping[str, str] = dict.fromkeys(
+    ("axolotl", "llamafactory"), "that trainer quantises every layer alike, and so trains another base than the run's; "
+    "export.targets=[trl] writes a script that goes on with the run's own") | {
+    "packed": "every run keeps packed.safetensors beside its manifest",
+    "uniform_rank": "export.targets=[vllm] writes the adapter with one rank",
+    "bitsandbytes": "serve=transformers searches 4 and 16 bits in formats that export.targets=[compressed_tensors] "
+                    "holds, for transformers and vLLM alike; export.targets=[merged] writes a copy in 16 bits"}
+"""By the name of a target that there is no more: what does its work."""
 TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
     "compressed_tensors": (CONSUMERS["transformers"].loads, "serve=transformers"),
     "gguf": (lambda fmt: fmt.is_base or gguf_bits(fmt) is not None, "serve=llamacpp"),

@@ -126,6 +126,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     (["task=memory", "data=alpaca", "data.path=x.jsonl"], "data.path is a key of data=jsonl and data=hub alone"),
     (["export.targets=[gguf]"], "the export gguf has no form for t2, t3, nf4, int8, .* use serve=llamacpp"),
+    (["oracle.table=bench/data/plays"], "'oracle.table' was removed: --config-dir bench/conf oracle=emu"),
     (["allocationn=uniform:4,8"], "Unknown key 'allocationn'; nearest: allocation"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),
     (["gradient_accumulation_steps=4"], r"Unknown key 'gradient_accumulation_steps'; here it is train\.accumulate\."),
