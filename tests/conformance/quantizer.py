@@ -98,6 +98,7 @@ class QuantizerConformance:
 
     formats: ClassVar[tuple[str, ...]]
     slow_formats: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[int] = 128  # a multiple of every group
     on_constants: ClassVar[float] = 1.5  # most error of equal weights in a ring's codes, in steps of their bits
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -114,7 +115,7 @@ class QuantizerConformance:
         return quantize(linear, fmt, dtype)
 
     def test_free_codes_mean_what_the_grid_says(self, fmt: StorageFormat) -> None:
-        backend, shape = self.backend(fmt), (40, 256)
+        backend, shape = self.backend(fmt), (40, 2 * self.columns)
         if not isinstance(backend, LevelBackend):
             return
         state = backend.pack(make_linear(*shape).weight, fmt, CPU)
@@ -153,7 +154,7 @@ class QuantizerConformance:
         check()
 
     def test_error_is_close_to_plain_rounding(self, fmt: StorageFormat) -> None:
-        linear = make_linear(128, 256)
+        linear = make_linear(self.columns, 2 * self.columns)
         error = relative_error(packed(self.layer(fmt, linear, torch.float32)).unpack(), linear.weight)
         if fmt.bits == 16:
             assert error < 3e-4
@@ -163,7 +164,7 @@ class QuantizerConformance:
         assert 0 < error <= wider * bound
 
     def test_dequantised_weight_is_rounded_once(self, fmt: StorageFormat) -> None:
-        linear = make_linear(64, 128)
+        linear = make_linear(64, self.columns)
         exact = packed(self.layer(fmt, linear, torch.float32)).unpack()
         half = packed(self.layer(fmt, linear, torch.bfloat16)).unpack()
         assert half.dtype == torch.bfloat16
@@ -173,10 +174,10 @@ class QuantizerConformance:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_output_and_gradient_are_of_the_dequantised_weight(
             self, fmt: StorageFormat, dtype: torch.dtype, bias: bool) -> None:
-        linear = make_linear(64, 128, bias=bias)
+        linear = make_linear(64, self.columns, bias=bias)
         layer = self.layer(fmt, linear, dtype)
         draw = torch.Generator().manual_seed(1)
-        x = torch.randn(2, 3, 128, generator=draw, dtype=dtype)
+        x = torch.randn(2, 3, self.columns, generator=draw, dtype=dtype)
         grad = torch.randn(2, 3, 64, generator=draw, dtype=dtype)
         dense = packed(layer).unpack()
         results = []
@@ -192,16 +193,16 @@ class QuantizerConformance:
 
     def test_nothing_dense_is_kept_for_the_backward(self, fmt: StorageFormat) -> None:
         kept: list[Tensor] = []
-        layer = self.layer(fmt, make_linear(64, 128))
-        x = torch.ones(2, 128, dtype=torch.bfloat16, requires_grad=True)
+        layer = self.layer(fmt, make_linear(64, self.columns))
+        x = torch.ones(2, self.columns, dtype=torch.bfloat16, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
             layer(x)
         assert kept == []
 
     def test_train_eval_train_changes_nothing(self, fmt: StorageFormat) -> None:
-        layer = self.layer(fmt, make_linear(64, 128))
+        layer = self.layer(fmt, make_linear(64, self.columns))
         before = digest(packed(layer).packed_state())
-        x = torch.ones(4, 128, dtype=torch.bfloat16)
+        x = torch.ones(4, self.columns, dtype=torch.bfloat16)
         first = layer.train()(x)
         with torch.no_grad():
             assert torch.equal(first, layer.eval()(x))
@@ -214,7 +215,7 @@ class QuantizerConformance:
         assert digest(packed(layer).packed_state()) == before
 
     def test_packing_is_deterministic_on_any_number_of_threads(self, fmt: StorageFormat) -> None:
-        linear, threads = make_linear(96, 384), torch.get_num_threads()  # more weights than torch leaves to one
+        linear, threads = make_linear(96, 3 * self.columns), torch.get_num_threads()  # more than torch leaves to one
         digests = set()
         try:
             for n in (1, 2):
@@ -226,18 +227,18 @@ class QuantizerConformance:
 
     def test_state_builds_the_same_layer(self, fmt: StorageFormat, tmp_path: Any) -> None:
         from safetensors.torch import load_file, save_file
-        linear = make_linear(64, 128, bias=True)
+        linear = make_linear(64, self.columns, bias=True)
         layer = self.layer(fmt, linear)
         save_file(packed(layer).packed_state(), tmp_path / "layer.safetensors")
         state = load_file(tmp_path / "layer.safetensors")
-        again = self.backend(fmt).build(state, fmt, (64, 128), linear.bias.detach(), torch.bfloat16)
-        x = torch.ones(4, 128, dtype=torch.bfloat16)
+        again = self.backend(fmt).build(state, fmt, (64, self.columns), linear.bias.detach(), torch.bfloat16)
+        x = torch.ones(4, self.columns, dtype=torch.bfloat16)
         assert torch.equal(layer(x), again(x))
         assert state_bytes(packed(again).packed_state()) == state_bytes(packed(layer).packed_state())
 
     def test_moves_with_its_model_and_keeps_its_types(self, fmt: StorageFormat) -> None:
-        layer = self.layer(fmt, make_linear(64, 128, bias=True))
-        x = torch.ones(4, 128, dtype=torch.bfloat16)
+        layer = self.layer(fmt, make_linear(64, self.columns, bias=True))
+        x = torch.ones(4, self.columns, dtype=torch.bfloat16)
         packed(layer).dense = packed(layer).unpack()
         first, given, model = layer(x), packed(layer).packed_state(), nn.Sequential(layer)
         before = digest(given)
@@ -255,13 +256,13 @@ class QuantizerConformance:
         assert torch.equal(layer(x), first)
 
     def test_original_is_left_alone(self, fmt: StorageFormat) -> None:
-        linear = make_linear(64, 128)
+        linear = make_linear(64, self.columns)
         before = linear.weight.clone()
         self.layer(fmt, linear)
         assert torch.equal(linear.weight, before)
 
     def test_constant_and_zero_weights(self, fmt: StorageFormat) -> None:
-        linear = make_linear(64, 128)
+        linear = make_linear(64, self.columns)
         for value in (0.0, 0.25):
             linear.weight.fill_(value)
             dense = packed(self.layer(fmt, linear, torch.float32)).unpack()
@@ -283,7 +284,7 @@ class QuantizerConformance:
                 out: Tensor = self.proj(x)
                 return out
 
-        layer = self.layer(fmt, make_linear(64, 128))
+        layer = self.layer(fmt, make_linear(64, self.columns))
         before = digest(packed(layer).packed_state())
         with torch.random.fork_rng(devices=[]):
             model = get_peft_model(Holder(layer), LoraConfig(r=4, lora_alpha=8, target_modules=["proj"]))
@@ -291,9 +292,9 @@ class QuantizerConformance:
             assert isinstance(wrapper, LoraLayer)
             assert wrapper.get_base_layer() is layer
             assert type(wrapper).__name__ == "Linear"
-            x = torch.ones(4, 128, dtype=torch.bfloat16)
+            x = torch.ones(4, self.columns, dtype=torch.bfloat16)
             trained = [p for p in model.parameters() if p.requires_grad]
-            assert sum(p.numel() for p in trained) == 4 * (64 + 128)
+            assert sum(p.numel() for p in trained) == 4 * (64 + self.columns)
             optimizer = torch.optim.AdamW(trained, lr=1e-2)
             losses = []
             for _ in range(5):

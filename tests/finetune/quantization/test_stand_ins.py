@@ -13,7 +13,7 @@ from qra_bo.memory.formats import FORMATS, parse_format, scratch_bytes
 from tests.conformance.quantizer import make_linear
 
 CPU = torch.device("cpu")
-SHAPES = [(64, 128), (192, 640), (1536, 640)]  # the last has more weights than a tile
+SHAPES = [(64, 384), (192, 768), (1536, 768)]  # the last has more weights than a tile
 
 
 def sizes(state: Mapping[str, torch.Tensor]) -> Counter[int]:
@@ -57,7 +57,7 @@ def test_stand_ins_have_storages_and_peaks_of_real_layers(name: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @EVERY_FORMAT
 def test_scratch_of_unpacking_is_predicted(name: str, dtype: torch.dtype) -> None:
-    fmt, shape = parse_format(name), (1536, 640)
+    fmt, shape = parse_format(name), (1536, 768)
     layer = stand_in(fmt, shape, False, dtype, CPU)
     stored = sum(tensor.untyped_storage().nbytes() for tensor in module_tensors(layer))
     peak = profile(layer, torch.device("meta"))[0]
