@@ -137,23 +137,16 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_config_dir_adds_options(seen: list[RunConfig], elsewhere: Path) -> None:
-    mine = elsewhere / "mine"
-    write(mine / "effort" / "tiniest.yaml", "defaults:\n  - quick\n  - _self_\nname: tiniest\nmax_full_trials: 2\n")
-    write(mine / "method" / "own.yaml", "name: own\n_target_: my_package.MySearcher\nradius: 3\n")
-    arguments = [f"--config-dir={mine}", "model=tiny", "effort=tiniest", "method=own", "method.radius=4"]
-    assert app.main(arguments) == app.main([*arguments, "-m", "seed=0"]) == 0
-    for config in seen:
-        assert config.effort.max_full_trials == 2
-        assert config.method.target == {"_target_": "my_package.MySearcher", "radius": 4}
-
-
-def test_config_dir_may_have_any_name(seen: list[RunConfig], elsewhere: Path) -> None:
+def test_config_dir_of_any_name_adds_options(seen: list[RunConfig], elsewhere: Path) -> None:
     mine = elsewhere / "o'hara's" / "lr=1, new"
     write(mine / "effort" / "tiniest.yaml", "defaults:\n  - quick\n  - _self_\nname: tiniest\nmax_full_trials: 2\n")
-    arguments = ["model=llama2_7b", "effort=tiniest", "task=memory", "--config-dir", str(mine)]
+    write(mine / "method" / "own.yaml", "name: own\n_target_: my_package.MySearcher\nradius: 3\n")
+    arguments = ["--config-dir", str(mine), "model=llama2_7b", "task=memory", "effort=tiniest", "method=own",
+                 "method.radius=4"]
     assert app.main(arguments) == app.main([*arguments, "-m", "seed=0"]) == 0
-    assert [(config.effort.max_full_trials, config.train.name) for config in seen] == [(2, "gpu")] * 2
+    for config in seen:
+        assert (config.effort.max_full_trials, config.train.name) == (2, "gpu")
+        assert config.method.target == {"_target_": "my_package.MySearcher", "radius": 4}
 
 
 def test_conf_in_the_working_directory_is_not_read(seen: list[RunConfig], elsewhere: Path) -> None:

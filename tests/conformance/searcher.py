@@ -21,7 +21,6 @@ from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, Tri
 from tests.spaces import corners, make_costs, make_space
 
 ROOT = Path(__file__).parents[2]
-Answer = Callable[[Proposal], float | None]
 _Record = tuple[list[Proposal], list[Trial]]
 
 

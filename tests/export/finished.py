@@ -3,10 +3,15 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from qra_bo.config import load_config
 from qra_bo.export.registry import SMALL, export_all
 from qra_bo.export.run import GGUF_FILES, FinishedRun
+from qra_bo.finetune.manifest import PROBE
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
@@ -53,3 +58,10 @@ def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: st
 def exported(folder: Path, targets: Sequence[str] = SMALL, gguf: Sequence[str] = GGUF_FILES) -> list[Path]:
     """Read the folder of a finished run and write exports of it; return the files."""
     return export_all(FinishedRun.read(folder, gguf=gguf), targets)
+
+
+def probe(model: Any, run: Path) -> torch.Tensor:
+    """Return the logits that a model computes of the ids whose logits the run kept."""
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(input_ids=load_file(run / PROBE)["input_ids"], use_cache=False).logits
+    return found.float()

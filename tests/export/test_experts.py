@@ -18,7 +18,7 @@ from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space.decoder import MIXTURES, spec_from_model, with_adapters
 from qra_bo.utils.errors import ConfigError, ModelError
 from tests.export.allocations import Case, build_on, rows_of
-from tests.export.finished import exported, finish
+from tests.export.finished import exported, finish, probe
 from tests.export.test_gguf import check_logits, check_planned_bytes
 from tests.finetune.test_experts import tiny_mixture
 
@@ -44,12 +44,6 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     return finish(tmp_path_factory.mktemp("experts") / "run", ("sym3-g32", "sym4-g32"), (2, 4), "dtype=float32",
                   "adapter.experts=each", "quantizer.rounding=gptq", "serve=llamacpp", base=base)
-
-
-def probe(model: Any, run: Path) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(input_ids=load_file(run / PROBE)["input_ids"], use_cache=False).logits
-    return found
 
 
 def test_the_run_reloads_to_the_logits_of_its_end(run: Path) -> None:

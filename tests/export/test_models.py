@@ -20,7 +20,7 @@ from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.tasks.export import run as export
 from tests.export.allocations import Case, base_folder, build_on
-from tests.export.finished import exported, finish
+from tests.export.finished import exported, finish, probe
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 RANKS = (1, 4, 2, 3)
@@ -34,18 +34,11 @@ def make_mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finish(tmp_path_factory.mktemp("mixed") / "run", ("hqq2", "nf4", "int8", "fp16"), RANKS, NEAREST)
 
 
-def logits(model: Any, run: Path) -> torch.Tensor:
-    with torch.no_grad():
-        ids = load_file(run / PROBE)["input_ids"]
-        found: torch.Tensor = model.eval()(input_ids=ids, use_cache=False).logits.float()
-    return found
-
-
 def test_packed_weights_load_to_the_same_logits(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = logits(load(mixed)[0], mixed)
+    before = probe(load(mixed)[0], mixed)
     assert read_manifest(mixed).packed == PACKED
     monkeypatch.setattr("qra_bo.export.load.backend_of", Unpacked)
-    assert torch.equal(logits(load(mixed)[0], mixed), before)
+    assert torch.equal(probe(load(mixed)[0], mixed), before)
 
 
 class Unpacked:
@@ -69,7 +62,7 @@ def test_merged_model_is_base_plus_update(mixed: Path) -> None:
         layer = quantised.get_submodule(name)
         layer.compute_dtype = torch.float32
         assert torch.equal(merged.get_submodule(name).weight, (layer.unpack() + 2.0 * (up @ down)).bfloat16())
-    assert float((logits(merged, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
+    assert float((probe(merged, mixed) - probe(load(mixed)[0], mixed)).abs().max()) < ROUNDING
 
 
 def test_generation_settings_that_transformers_does_not_save_are_kept(tmp_path: Path,

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import PROBE, read_manifest
 from tests.export.allocations import rows_of
-from tests.export.finished import exported, finish
+from tests.export.finished import exported, finish, probe
 from tests.finetune.models import tiny_gemma3_with_vision
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -34,13 +33,6 @@ def make_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run(tmp_path_factory: pytest.TempPathFactory, whole: Path) -> Path:
     folder = tmp_path_factory.mktemp("text") / "run"
     return finish(folder, FORMATS, RANKS, "quantizer.rounding=rtn", "dtype=float32", base=whole)
-
-
-def probe(model: Any, run: Path) -> torch.Tensor:
-    with torch.no_grad():
-        ids = load_file(run / PROBE)["input_ids"]
-        logits: torch.Tensor = model.eval()(input_ids=ids, use_cache=False).logits
-    return logits
 
 
 def test_the_run_reloads_to_the_logits_of_its_end(run: Path) -> None:

@@ -1,5 +1,6 @@
 """A small random decoder with the real modules, for tests of everything that touches a model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,17 @@ FINAL = FinalConfig(steps=None, epochs=1.0, max_steps=None, validate_every=None,
 def final_options(**changes: Any) -> dict[str, Any]:
     """Return the options of a final fine-tune."""
     return FINAL.with_changes(**changes).model_dump()
+
+
+def failing(function: Callable[..., Any], at: int, error: Callable[[], BaseException]) -> Callable[..., Any]:
+    """Return ``function`` with an error, a new one, at its call number ``at``, from 1."""
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise error()
+        return function(*args, **kwargs)
+
+    return wrapped

@@ -16,7 +16,7 @@ from qra_bo.finetune.training.loop import HeldOut, train_step
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING, activity
 from qra_bo.space import uniform
-from tests.finetune.models import FINAL, final_options
+from tests.finetune.models import FINAL, failing, final_options
 from tests.finetune.test_finetune import MIXED, REQUEST, make, quiet
 
 NODE = {"name": "tiny", "source": "random", "n_layers": 2}
@@ -109,18 +109,9 @@ def test_progress_has_the_mean_loss_of_ten_steps_and_the_latest_validation(
 def test_a_killed_final_fine_tune_continues_to_the_same_result(dies_at: int, patience: int | None, tmp_path: Path,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     whole = finalise(tmp_path / "whole", patience=patience)
-    step, calls = UnitwiseAdamW.step, 0
-
-    def dies(self: UnitwiseAdamW, *args: float) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == dies_at:
-            raise KeyboardInterrupt
-        return step(self, *args)
-
     killed = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(UnitwiseAdamW, "step", dies)
+        patch.setattr(UnitwiseAdamW, "step", failing(UnitwiseAdamW.step, dies_at, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             finalise(killed, make(killed, checkpoint_seconds=0.0), patience=patience)
     done: list[int] = []

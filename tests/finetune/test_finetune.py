@@ -26,7 +26,7 @@ from qra_bo.sensitivity.io import profile_to_json
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units, uniform
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
-from tests.finetune.models import tiny_llama
+from tests.finetune.models import failing, tiny_llama
 
 FORMATS = tuple(parse_format(name) for name in ("hqq3", "nf4", "int8"))
 DATA = load_data(TinyData(name="tiny", kind="tiny", held_out=0.2, max_records=64, calibration=4), byte_tokenizer(), 32)
@@ -100,21 +100,11 @@ def test_trials_that_accumulate_see_the_same_text_and_promote_alike(tmp_path: Pa
 
 def test_an_interrupted_trial_resumes_to_the_same_result(tmp_path: Path, whole: TrialResult,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    step, calls = UnitwiseAdamW.step, 0
-
-    def dies(self: UnitwiseAdamW, *args: float) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == 6:
-            raise KeyboardInterrupt
-        return step(self, *args)
-
     oracle = make(tmp_path, checkpoint_seconds=0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(UnitwiseAdamW, "step", dies)
+        patch.setattr(UnitwiseAdamW, "step", failing(UnitwiseAdamW.step, 6, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             oracle.evaluate(REQUEST, quiet)
-    calls = 0
     (path,) = tmp_path.glob("*.safetensors")
     cut_off = CheckpointStore(tmp_path).load(path.stem, REQUEST.steps)
     assert cut_off is not None

@@ -4,7 +4,8 @@ On a device every survivor takes memory that the next trial was promised.
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec, TrialState
+from tests.finetune.models import failing
 from tests.finetune.test_finetune import make, quiet
 
 OF_A_TRIAL = (LoraLayer, PeftModel, UnitwiseAdamW, torch.optim.Optimizer, memory_probe.MemoryProbe)
@@ -83,20 +85,7 @@ def test_packed_layer_dies_with_its_last_reference(name: str) -> None:
     assert alive(PackedLinear) == []
 
 
-def failing(function: Callable[..., Any], at: int) -> Callable[..., Any]:
-    """Return ``function`` with an out-of-memory error at its call number ``at``, from 1."""
-    calls = 0
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return function(*args, **kwargs)
-
-    return wrapped
-
-
+FULL = partial(torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB.")
 LINEARS = 14
 PLACES: dict[str, tuple[Any, str, int]] = {
     "first layer of the install": (LayerBank, "_built", 1),
@@ -118,7 +107,7 @@ def test_nothing_is_alive_after_an_injected_out_of_memory_error(place: str, monk
     oracle.bank.restore_dense()
     owner, name, at = PLACES[place]
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, failing(getattr(owner, name), at))
+        patch.setattr(owner, name, failing(getattr(owner, name), at, FULL))
         failed = oracle.evaluate(REQUEST, quiet)
         assert failed.state is TrialState.OOM
         assert_no_survivors(oracle)

@@ -1,8 +1,6 @@
 """A run's manifest, and the model that is rebuilt from it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,28 +93,6 @@ def test_the_adapter_is_read_onto_the_device_of_the_model(run: tuple[Path, torch
     assert torch.isfinite(logits(with_adapter(load(folder, adapter=False)[0], folder / "adapter"))).all()
 
 
-@pytest.mark.slow
-def test_loads_in_a_new_process(run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
-    folder, expected = run
-    code = ("import sys, torch\nfrom qra_bo.export.load import load\nmodel, _ = load(sys.argv[1])\n"
-            "with torch.no_grad():\n    out = model(input_ids=torch.arange(16).reshape(2, 8)).logits\n"
-            "torch.save(out, sys.argv[2])\n")
-    subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "out.pt")], check=True)
-    assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
-
-
-def test_packed_weights_load_without_quantising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = make_run(tmp_path)
-    from qra_bo.finetune.quantization.bnb import BitsAndBytesBackend
-
-    def fail(*args: Any) -> None:
-        raise AssertionError("quantised")
-
-    monkeypatch.setattr(BitsAndBytesBackend, "pack", fail)
-    model, _ = load(tmp_path)
-    assert torch.equal(logits(model), expected)
-
-
 def test_base_without_adapter(run: tuple[Path, torch.Tensor]) -> None:
     folder, expected = run
     model, _ = load(folder, adapter=False)
@@ -177,16 +153,6 @@ def test_what_does_not_fit_is_refused(run: tuple[Path, torch.Tensor], tmp_path: 
         load(folder)
 
 
-def test_damaged_packed_weights_are_refused(tmp_path: Path) -> None:
-    make_run(tmp_path)
-    path = tmp_path / PACKED
-    damaged = bytearray(path.read_bytes())
-    damaged[-1] ^= 1
-    path.write_bytes(bytes(damaged))
-    with pytest.raises(OutputError, match="damaged"):
-        load(tmp_path)
-
-
 @pytest.mark.parametrize("leaf", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj",
                                   "mlp.down_proj"])
 @pytest.mark.parametrize("change", [
@@ -215,31 +181,13 @@ def test_adapter_of_another_run_is_refused(run: tuple[Path, torch.Tensor], tmp_p
     tensors = load_file(path)
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, path)
-    with pytest.raises(OutputError, match="checksum of the run's manifest"):
+    with pytest.raises(OutputError, match="checksum of the run's manifest: it is damaged or belongs to another run"):
         load(folder)
+    load(folder, adapter=False)
     edit_again = json.loads((folder / MANIFEST).read_text()) | {"adapter_sha256": adapter_digest(folder / "adapter")}
     (folder / MANIFEST).write_text(json.dumps(sealed(edit_again)))
     with pytest.raises(OutputError, match="does not have the rank"):
         load(folder)
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def _nan(path: Path) -> None:
-    save_file({k: torch.full_like(v, float("nan")) for k, v in load_file(path).items()}, path)
-
-
-@pytest.mark.parametrize("damage", [_flip, _nan])
-def test_damaged_adapter_is_refused(run: tuple[Path, torch.Tensor], tmp_path: Path, damage: Any) -> None:
-    folder = edit(run[0], tmp_path / "copy", lambda d: None)
-    damage(folder / "adapter" / "adapter_model.safetensors")
-    with pytest.raises(OutputError, match="it is damaged or belongs to another run"):
-        load(folder)
-    load(folder, adapter=False)
 
 
 @pytest.mark.parametrize("change", [lambda d: d["model"].update(rope=1), lambda d: d["versions"].update(torch="1"),

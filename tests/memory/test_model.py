@@ -14,7 +14,7 @@ from qra_bo.memory.formats import matrix_bytes, parse_format, scratch_bytes
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.optimizers import LEAST_8BIT, OPTIMIZERS, shared_bytes, state_bytes, update_bytes
 from qra_bo.space import Allocation, CostTable, SearchSpace, uniform
-from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
+from tests.memory.spaces import SMOLLM2, TINY, space_of
 
 SHAPES = st.builds(TrainShape, batch=st.integers(1, 8), length=st.integers(2, 64), checkpointing=st.booleans(),
                    compute_dtype_bytes=st.sampled_from([2, 4]), logits_chunk=st.sampled_from([0, 1, 16, 128]),
@@ -103,8 +103,6 @@ def test_between_backends_fewer_bits_cost_at_most_their_scratch(shape: TrainShap
     scratch += scratch // 50  # CUDA's allowance for fragmentation
     table = MemoryModel(TINY, shape).table(space)
     assert (table.totals(higher) >= table.totals(rows) - scratch).all()
-    stored = MemoryModel(TINY, shape, "stored").table(space)
-    assert (stored.totals(higher) >= stored.totals(rows)).all()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -117,15 +115,6 @@ def test_twice_the_batch_doubles_only_activations(device: str) -> None:
     for key in ("weights", "quant_metadata", "unquantised", "adapters", "optimizer"):
         assert once[key] == twice[key]
     assert twice["activations"] == pytest.approx(2 * once["activations"], rel=0.01)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("spec", [SMOLLM2, LLAMA2_7B], ids=["smollm2", "llama2"])
-def test_uniform_bits_of_real_decoders_are_ordered(spec: object, checkpointing: bool) -> None:
-    space = space_of(spec, ranks=(4,))
-    model = MemoryModel(spec, TrainShape(4, 128, checkpointing))  # type: ignore[arg-type]
-    totals = [total(model, space, uniform(space.n_units, f.name, 4)) for f in space.formats]
-    assert totals == sorted(totals)
 
 
 def test_stored_scope_is_the_papers_accounting() -> None:

@@ -1,10 +1,8 @@
 """The memory plan: what fits, on what, and what to change when it does not."""
 
-import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.memory import MemoryModel, TrainShape
@@ -14,17 +12,10 @@ from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, Plan, memory_plan
 from qra_bo.pipeline.pricing import make_memory
 from qra_bo.space import SearchSpace, uniform
-from qra_bo.tasks.memory import render
 from tests.memory.spaces import LLAMA2_7B, TINY, space_of
 
 RANKS = (1, 2, 4, 8, 16, 32)
 BUDGETS = {"10GB": 10**10, "8GB": 8 * 10**9}
-
-
-def printed(plan: Plan) -> str:
-    out = io.StringIO()
-    Console(file=out, width=120).print(render(plan))
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")

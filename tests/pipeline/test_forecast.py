@@ -32,9 +32,6 @@ from qra_bo.study.setting import Setting
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 CARD = CARDS["rtx4090"]
-MODEL = "+model=llama3_1_8b"
-
-
 def setting(*overrides: str) -> Setting:
     return make_setting(load_config(["device=cpu", "dtype=bfloat16", *overrides]))
 

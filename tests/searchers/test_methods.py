@@ -127,14 +127,6 @@ def test_second_stage_leaves_out_pending_trials_of_the_first() -> None:
     assert [p.allocation.ranks[0] for p in both.ask(1)] == [2]
 
 
-class Own(Walk):
-    """A searcher from outside the package."""
-
-    def __init__(self, problem: SearchProblem, depth: int) -> None:
-        super().__init__(problem)
-        self.depth = depth
-
-
 def test_a_run_begins_with_learned_rates_and_a_comparison_with_none() -> None:
     assert load_config([]).method.target["rates"] == "smollm2_135m"
     assert method_target("default")["rates"] is None

@@ -43,15 +43,6 @@ def test_rates_know_nothing_of_the_rise_of_the_loss() -> None:
     assert terms(noisy) == pytest.approx(terms(problem))
 
 
-def test_table_sums_to_the_terms_of_a_row() -> None:
-    problem, _ = make_problem()
-    table, n = terms(problem) @ PLANTED, problem.space.n_units
-    row = np.array([0, 1, 2, 3, 1, 0, 1, 2, 3, 0])
-    summed = sum(table[u, row[u], row[n + u]] for u in range(n))
-    assert rows_terms(problem, row[None].astype(float))[0] @ PLANTED == pytest.approx(summed)
-    assert RATES.table(problem) == pytest.approx(table)
-
-
 def test_doubling_every_rank_is_worth_its_slope() -> None:
     problem, _ = make_problem()
     rates = replace(RATES, covariance=np.diag([0.0, 0.0, 4e-6]), error=0.001)

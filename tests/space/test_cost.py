@@ -11,7 +11,6 @@ def test_by_hand() -> None:
     unit = np.array([[[1, 2], [3, 4]], [[10, 20], [30, 40]]])
     spike = np.array([[[5, 5], [7, 7]], [[6, 6], [0, 0]]])
     table = CostTable((PhaseCost("a", 100, unit, spike), PhaseCost("b", 117, unit, 0 * spike)))
-    assert table.shape == (2, 2, 2)
     # formats 1, 0 and ranks 0, 1: 3 + 20, spikes 7 and 6
     assert table.totals(np.array([[1, 0, 0, 1]])).tolist() == [117 + 23]
     assert CostTable(table.phases[:1]).totals(np.array([[1, 0, 0, 1]])).tolist() == [100 + 23 + 7]

@@ -87,14 +87,6 @@ def test_a_flipped_bit_is_found_or_harmless(tmp_path_factory: pytest.TempPathFac
     assert content.events == good or content.warnings
 
 
-def test_header_cut_off_while_first_written_is_recovered(tmp_path: Path) -> None:
-    path = write(tmp_path, 0)
-    path.write_bytes(path.read_bytes()[:30])
-    content = read_journal(path)
-    assert content.events == ()
-    assert "cut off" in content.warnings[0]
-
-
 @pytest.mark.parametrize("text", ["hello", "hello\n", '{"event": "trial"}\n', "[]\n", "\n"])
 def test_foreign_file_is_refused_and_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "trials.jsonl"

@@ -24,12 +24,12 @@ def test_losses_that_follow_the_prior_mean_are_predicted_everywhere() -> None:
     torch.testing.assert_close(mean, 4.0 + additive(CENTRE, new), atol=2e-4, rtol=0.0)
 
 
-def test_fractional_ranks_interpolate_the_prior_mean() -> None:
-    plan, row = centred().design, random_rows(1).double()
-    low, high = row.clone(), row.clone()
+def test_fractional_ranks_interpolate() -> None:
+    plan, low, high = centred().design, random_rows(1).double(), random_rows(1).double()
     low[:, L:], high[:, L:] = 0.0, 1.0
-    torch.testing.assert_close(plan.centres(0.75 * low + 0.25 * high),
-                               0.75 * plan.centres(low) + 0.25 * plan.centres(high))
+    designs = low, high, 0.75 * low + 0.25 * high
+    for a, b, middle in zip(*([plan.centres(rows), *plan.blocks(rows)] for rows in designs), strict=True):
+        torch.testing.assert_close(middle, 0.75 * a + 0.25 * b)
 
 
 def test_deviations_from_the_prior_mean_are_learned() -> None:
@@ -60,7 +60,7 @@ def test_level_of_the_prior_mean_changes_nothing() -> None:
     torch.testing.assert_close(pending.latent(new)[0], at_three.latent(new)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_leaving_out_with_a_prior_mean_equals_refitting() -> None:
+def test_leave_one_out_equals_refitting() -> None:
     model = centred(shift=0.01)
     mean, sd = model.leave_one_out()
     kept = torch.arange(len(model.y)) != 2

@@ -263,11 +263,6 @@ def test_a_folder_of_an_unknown_user_is_not_there(path: str) -> None:
             read()
 
 
-def test_an_allocation_is_given_once() -> None:
-    with pytest.raises(TypeError, match="allocation"):
-        qra_bo.allocate("mix:3.8,2", model="tiny", allocation="uniform:4,4")
-
-
 def test_a_path_may_begin_like_a_uniform_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file_of(tmp_path).rename(tmp_path / "uniform_run")

@@ -8,8 +8,6 @@ from qra_bo.memory.budget import free_bytes
 from qra_bo.utils import device
 from qra_bo.utils.device import memory_groups
 
-NO_LIMIT = "9223372036854771712"
-
 
 @pytest.fixture(name="groups")
 def make_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

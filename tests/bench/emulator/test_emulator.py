@@ -13,7 +13,6 @@ from bench.emulator.levels import Noise, level_of, levelled
 from bench.emulator.oracle import EmulatorOracle
 from bench.emulator.table import Table, TableRow, load_costs, load_rows, load_table
 from bench.optimum import true_losses
-from qra_bo.oracle.synthetic import named_normal
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError
@@ -166,20 +165,9 @@ def test_trials_outside_the_domain_fail_and_other_steps_are_refused(emulator: Em
         oracle.evaluate(TrialSpec(uniform(4, "nf4", 4), 7, 24, 0, 2e-3), quiet)
 
 
-def test_every_row_of_the_table_is_within_reach(emulator: Emulator) -> None:
-    assert all(emulator.refusal(a) is None for a in emulator.data.allocations)
-
-
 def test_calibration_rows_at_other_rates_are_left_out(table: Table) -> None:
     rate = table_rate(table.rows)
     calibrated = [r for r in table.rows if r.origin == "calibration"]
     other = [r for r in calibrated if r.lr_scale != rate]
     assert 0 < len(other) < len(calibrated)
     assert sum(usable(table).counts) == len(table.rows) - len(other)
-
-
-def test_named_normals_are_normal() -> None:
-    drawn = [named_normal("a", str(i)) for i in range(2000)]
-    assert np.mean(drawn) == pytest.approx(0.0, abs=0.08)
-    assert np.std(drawn) == pytest.approx(1.0, abs=0.05)
-    assert named_normal("a", "1") == drawn[1]

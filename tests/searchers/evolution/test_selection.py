@@ -10,25 +10,12 @@ from qra_bo.searchers.evolution.selection import hypervolume, rank_and_crowd, su
 ONE = np.ones(2)
 
 
-def test_the_published_hypervolume_example_is_068() -> None:
-    # 0.9 x 0.6 + 0.7 x 0.8 - 0.7 x 0.6, where the authors' release gives 0.56
-    assert hypervolume(np.array([[0.1, 0.4], [0.3, 0.2]]), ONE) == pytest.approx(0.68, abs=1e-12)
-
-
 @pytest.mark.parametrize(("points", "volume"), [
     ([[0.5, 0.5]], 0.25), ([[1.0, 0.0]], 0.0), ([[2.0, -1.0]], 0.0), ([], 0.0), ([[0.5, 0.5], [0.5, 0.5]], 0.25),
-    ([[0.5, 0.5], [0.6, 0.6]], 0.25), ([[-1.0, 0.5]], 1.0)])
+    ([[0.5, 0.5], [0.6, 0.6]], 0.25), ([[-1.0, 0.5]], 1.0),
+    ([[0.1, 0.4], [0.3, 0.2]], 0.68)])  # 0.9 x 0.6 + 0.7 x 0.8 - 0.7 x 0.6, where the authors' release gives 0.56
 def test_hypervolume_of_few_points(points: list[list[float]], volume: float) -> None:
     assert hypervolume(np.array(points).reshape(-1, 2), ONE) == pytest.approx(volume, abs=1e-12)
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), n=st.integers(1, 12))
-def test_hypervolume_equals_the_union_of_cells(seed: int, n: int) -> None:
-    points = np.random.default_rng(seed).integers(0, 11, (n, 2)) / 10
-    centres = (np.arange(10) + 0.5) / 10
-    dominated = [any(p[0] < x and p[1] < y for p in points) for x in centres for y in centres]
-    assert hypervolume(points, ONE) == pytest.approx(np.mean(dominated), abs=1e-12)
 
 
 def dominates(a: np.ndarray, b: np.ndarray) -> bool:
