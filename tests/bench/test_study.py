@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 import bench.study as study_package
-from bench.store import TrialStore
 from bench.study.__main__ import main
 from bench.study.coverage import recorded, simulate
 from bench.study.plan import Arm, Study, load_study
@@ -192,12 +191,6 @@ def test_command_trains_the_tiny_model_and_makes_its_results(tmp_path: Path) -> 
 def test_command_refuses_a_wrong_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(written(tmp_path, nonsense=1))]) == 2
     assert "nonsense" in capsys.readouterr().err
-
-
-def test_store_of_the_study_is_plain_lines(finished: tuple[Study, Path]) -> None:
-    lines = [json.loads(line) for line in (finished[1] / "trials.jsonl").read_text().splitlines()]
-    assert {line["event"] for line in lines} == {"session", "trial"}
-    assert isinstance(TrialStore(finished[1] / "trials.jsonl").rows()[0]["loss"], float)
 
 
 @pytest.mark.parametrize("path", sorted(PLANS.glob("*.yaml")), ids=lambda path: path.stem)
