@@ -244,7 +244,7 @@ def read_manifest(folder: Path) -> Manifest:
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise OutputError(f"{path} has schema version {version}; this release reads {SCHEMA_VERSION}: "
-                          "use the release that wrote it, or a newer one")
+                          f"use the release that wrote it, or {COPY_AGAIN}")
     try:
         modules, tables = ({name: ModuleRecord.from_json(record) for name, record in data[kind].items()}
                            for kind in ("modules", "tables"))

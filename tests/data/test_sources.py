@@ -78,8 +78,9 @@ def test_json_lists_blank_lines_and_byte_order_marks_are_read(tmp_path: Path) ->
     ([{"prompt": "p", "completion": "c", "history": ["h"]}], "line 1: the field 'history' .* would be lost"),
     ([{"instruction": "i", "output": "o", "system": "s"}], "line 1: the field 'system' .* would be lost"),
     ([{"instruction": "i", "output": "o", "history": [["q", "a"]]}], "line 1: the field 'history' .* would be lost"),
-    ([{"txt": "a"}, "{", {"text": "b"}, {"text": 3}], r"^\(1\) .* line 1: .* line 2: .* \(3\) .* line 4: [^:]*$"),
-    ([{"text": 3}, *["{"] * 8], r"^9 malformed records, first: \(1\) .* line 1: .* \(5\) .* line 5: [^:]*$"),
+    ([{"txt": "a"}, "{", {"text": "b"}, {"text": 3}], r"^3 malformed .* line 2: .*jq -c.* \(3\) .* line 4: [^:]*$"),
+    ([{"text": 3}, *["{"] * 8], r"^9 malformed .* line 1: .* \(2\) .* line 2, line 3, line 4 and 5 more: [^:]*$"),
+    ([{f"k{i}": 3} for i in range(9)], r"^9 malformed .* \(5\) .* line 5: .* \(6\) .* and 1 more: other problems$"),
     ([], "is empty"),
     (["[]"], "is empty"),
 ])

@@ -26,7 +26,7 @@ _UNREAD = ("system", "history")
 MOST_CHARACTERS = 10**7
 """Characters of a record, a hundred novels or so: a tokenizer takes some 200 bytes for each."""
 MOST_NAMED = 5
-"""Malformed records of a source that are named."""
+"""Problems of a source's records that are named."""
 FALSE_LABEL, EMPTY_TARGET = "their label is false", "their target text is empty"
 """Reasons for which records are left out."""
 
@@ -57,7 +57,7 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
         DataError: If there is no record, or some are malformed; the message names their places.
     """
     records: list[Record | Conversation] = []
-    left_out, refused = Counter[str](), list[str]()
+    left_out, refused = Counter[str](), dict[str, list[str]]()
     for where, fields in rows:
         if max_records is not None and len(records) == max_records:
             break
@@ -67,7 +67,9 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
         try:
             record = to_record(fields, where)
         except DataError as error:
-            refused.append(str(error) if len(refused) < MOST_NAMED else "")
+            why = str(error).removeprefix(f"{where}: ")
+            named = why in refused or len(refused) < MOST_NAMED
+            refused.setdefault(why if named else "other problems", []).append(where)
             continue
         if last_turns and isinstance(record, Conversation):
             record = replace(record, trained=record.trained[-1:])
@@ -83,12 +85,16 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
     return records, left_out
 
 
-def refuse(problems: Sequence[str]) -> None:
-    """Raise one ``DataError`` for all malformed records, which names the first of them; none where there are none."""
-    if problems:
-        named = ConfigError(problems[:MOST_NAMED])
-        more = f"{len(problems):,} malformed records, first: " if len(problems) > MOST_NAMED else ""
-        raise DataError(f"{more}{named}")
+def refuse(problems: Mapping[str, Sequence[str]]) -> None:
+    """Raise one ``DataError`` with the first places of each problem of malformed records; none without a problem."""
+    if not problems:
+        return
+    count, named = sum(map(len, problems.values())), []
+    for why, places in problems.items():
+        others = "".join(f", {place.rpartition(', ')[2]}" for place in places[1:3])
+        more = f" and {len(places) - 3:,} more" if len(places) > 3 else ""
+        named.append(f"{places[0]}{others}{more}: {why}")
+    raise DataError(f"{f'{count:,} malformed records: ' if count > 1 else ''}{ConfigError(named)}")
 
 
 def read_text(file: Path) -> str:
@@ -124,8 +130,9 @@ def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
         try:
             yield where, strict_json(line)
         except ValueError as error:
+            many = "; jq -c . FILE writes an object of several lines so" if line.strip() == "{" else ""
             yield where, DataError(f"{where}: not valid JSON ({getattr(error, 'msg', error)}); expected one JSON "
-                                   "object a line")
+                                   f"object a line{many}")
 
 
 def to_record(fields: Any, where: str) -> Record | Conversation:
