@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qra_bo.config.check import Problem, validated
 from qra_bo.config.groups import EffortConfig
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
-from qra_bo.config.presets import choices, with_gguf_file, with_learning_rate, with_workers
+from qra_bo.config.presets import choices, with_learning_rate, with_model_path, with_workers
 from qra_bo.config.resume import flatten
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
@@ -164,7 +164,7 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = (), overrides
         ConfigError: With every problem at once.
     """
     unresolved = raw.unresolved if isinstance(raw, Resolved) else {}
-    raw = with_workers(with_learning_rate(with_gguf_file(raw)))
+    raw = with_workers(with_learning_rate(with_model_path(raw)))
     config, mismatches = validated(RunConfig, raw)
     if config is None:  # defaults stand in for broken values, so that the rules between the others are still checked
         config, _ = validated(RunConfig, _mended(raw, [p.key for p in mismatches]))

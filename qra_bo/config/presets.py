@@ -115,18 +115,20 @@ def _width(model: Mapping[str, Any]) -> int | None:
     return width if isinstance(width, int) and width > 0 else None
 
 
-def with_gguf_file(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return plain values in which GGUF files that ``model.path`` names are their folder and ``model.gguf_file``.
-    Raises ``ConfigError`` if a list is not of such files in one folder."""
+def with_model_path(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return plain values in which GGUF files that ``model.path`` names are their folder and ``model.gguf_file``, and a
+    model of ``+model=hf`` has its name. Raises ``ConfigError`` if a list is not of such files in one folder."""
     model = _group(raw, "model")
     given = model.get("path")
     paths = [user_path(str(path)) for path in (given if isinstance(given, list) else [given])]
     folders, names = {path.parent for path in paths}, [path.name for path in paths]
     if isinstance(given, list) and (len(folders) != 1 or any(path.suffix != ".gguf" for path in paths)):
         raise ConfigError(f"model.path takes a list of GGUF files of one folder alone; got {cut(given)}")
-    if not isinstance(given, list) and (paths[0].suffix != ".gguf" or not paths[0].is_file()):
-        return raw
-    return {**raw, "model": {**model, "path": str(*folders), "gguf_file": names if names[1:] else names[0]}}
+    if given and model.get("name") == "hf":
+        model = {**model, "name": (paths[0].parent if names[1:] else paths[0]).resolve().name or "hf"}
+    if isinstance(given, list) or (paths[0].suffix == ".gguf" and paths[0].is_file()):
+        model = {**model, "path": str(*folders), "gguf_file": names if names[1:] else names[0]}
+    return {**raw, "model": model} if model else raw
 
 
 def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:

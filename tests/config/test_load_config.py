@@ -123,6 +123,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["export.gguf=[bse]"], r"export\.gguf must be a list of the names base, .*; got \['bse'\]"),
     (["export.check=yes"], r"^export\.check must be one of true, false, auto; got 'yes'\.$"),
     (["data=jsonl", "data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
+    (["final.epochs=0"], "final.epochs must be above 0"),
     (["data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     (["task=memory", "data=alpaca", "data.path=x.jsonl"], "data.path is a key of data=jsonl and data=hub alone"),
     (["export.targets=[gguf]"], "the export gguf has no form for t2, t3, nf4, int8, .* use serve=llamacpp"),

@@ -67,6 +67,15 @@ def test_learning_rate_falls_with_the_width_in_a_folder(numbers: dict[str, Any],
     assert load_config(["+model=hf", f"model.path={tmp_path}", "train=cpu"]).adapter.lr == 1.3e-3
 
 
+@pytest.mark.parametrize(("path", "name"), [
+    ("org/name-0.5B", "name-0.5B"), ("a/mine/", "mine"), ("f.gguf", "f.gguf"),
+    ("org/name model.name=other", "other")])
+def test_a_model_of_a_path_has_its_name(path: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f.gguf").touch()
+    assert load_config(["+model=hf", *f"model.path={path}".split()]).model_name == name
+
+
 def test_budget_of_a_named_card_is_its_memory_less_the_headroom() -> None:
     plan = make_plan(load_config(["+model=llama2_7b", "task=memory", "gpu=rtx4090"]))
     assert [(b.text, b.size) for b in plan.budgets] == [("auto", CARDS["rtx4090"].total_bytes - 10**9)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from qra_bo.utils.fields import Count, Group, NonNegative
+from qra_bo.utils.fields import Count, Group, Positive
 
 VALIDATIONS, LEAST_APART, SHORT = 10, 25, 8
 """Validations of a final fine-tune where their distance is not given, and the least number of steps between two: one
@@ -25,7 +25,7 @@ class FinalConfig(Group):
     """
 
     steps: Count | None
-    epochs: NonNegative
+    epochs: Positive
     max_steps: Count | None
     validate_every: Count | None
     keep: Literal["best", "last"]
