@@ -157,18 +157,6 @@ def more_steps(setting: Setting) -> tuple[dict[str, str], str]:
         (f", and {' '.join(map('='.join, changes.items()))} makes {total}." if changes else ".")
 
 
-def recommendations(setting: Setting, region: str | None) -> list[str]:
-    """Return what is advised on the length of the final fine-tune, and on a search where the budget's ``region`` is one
-    in which mixing can pay."""
-    lines, effort = [more_steps(setting)[1]], recommended(setting, region)
-    if effort is not None:
-        lines.append(f"Recommended: effort={effort}, whose search costs no more than the final fine-tune.")
-    elif region == MIXING_PAYS and setting.config.oracle.trains and final_steps(setting.config, setting.sequences):
-        lines.append("Recommended: no search, which costs more than the final fine-tune at every effort: task=finetune "
-                     "trains the best simple choice.")
-    return list(filter(None, lines))
-
-
 def final_steps(config: RunConfig, sequences: float | None) -> int | None:
     """Return the optimiser steps of the final fine-tune on a training split of ``sequences``; of one that is not known
     (``None``) the most that the configuration allows, ``None`` without a limit."""
@@ -223,17 +211,18 @@ def plan_times(setting: Setting, plan: Plan) -> str:
         for name, effort in named_efforts().items()}
     if given is None and known and simple is not None:
         given = Given((simple.allocation,), "", config.adapter.lr, BY_RULE)
-    chosen, effort = f"effort={config.effort.name}", recommended(setting, first.advice.region)
+    chosen, advised = f"effort={config.effort.name}", ""
     if given is not None:
         options["task=finetune"] = replace(setting, given=given)
         if chosen not in options or not any(text.startswith("effort=") for text in config.words):
+            effort, advised = recommended(setting, first.advice.region), ", which is recommended"
             chosen = "task=finetune" if effort is None else f"effort={effort}"
     each = token_seconds(setting, card)
     parts = {name: beginning(option) + parts_of(option) for name, option in options.items()}
     slowest = "" if card == plan.card else ", the slowest of this memory in the table"
     where = "" if card is None else f" for a {card.title}{slowest}, not measured on a GPU"
-    said = f"Time of {chosen}{'' if known else ' before the final fine-tune, whose steps follow from the text'}, " \
-        f"estimated from the number of operations{where}: {times(parts.pop(chosen), each)}"
+    said = f"Time of {chosen}{advised if known else ' before a final fine-tune of unknown length'}, estimated from " \
+        f"the number of operations{where}: {times(parts.pop(chosen), each)}"
     others = {} if each is None else {name: sum(part.time(each) for part in rest) for name, rest in parts.items()}
     listed = ", ".join(f"{name} about {rough(others[name])}" for name in sorted(others, key=others.__getitem__))
     return f"{said}. Others in all: {listed}" if listed else said

@@ -17,7 +17,7 @@ from qra_bo.config.presets import preset_notes
 from qra_bo.memory.advice import Advice, embeddings_note
 from qra_bo.memory.budget import format_size
 from qra_bo.memory.serving import CONSUMERS, serving_note
-from qra_bo.pipeline.forecast import FirstTrial, beginning, card_of, parts_of, recommendations, times, token_seconds
+from qra_bo.pipeline.forecast import FirstTrial, beginning, card_of, more_steps, parts_of, times, token_seconds
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.tables import print_line, progress_console
@@ -38,13 +38,13 @@ def announced(setting: Setting, budget: int, advice: Advice | None, console: Con
         print_line(console, f"Advice: {advice.sentence} {advice.offered}".rstrip())
     of_serving = serving_note(CONSUMERS[config.serve], setting.memory, setting.space)
     packed = embeddings_note(setting.memory, setting.space, budget, config.max_average_bits)
-    for note in filter(None, (packed, of_serving, *preset_notes(config),
-                               *recommendations(setting, None if advice is None else advice.region))):
+    for note in filter(None, (packed, of_serving, *preset_notes(config), more_steps(setting)[1])):
         print_line(console, note)
     parts = parts_of(setting)
     rough = times([*beginning(setting), *parts], token_seconds(setting, card_of(setting)))
-    print_line(console, f"{config.model_name} within {format_size(budget)}, effort={config.effort.name}; "
-                        f"estimated from the number of operations: {rough}")
+    effort = "" if setting.given is not None else f", effort={config.effort.name}"
+    print_line(console, f"{config.model_name} within {format_size(budget)}{effort}; estimated from the "
+                        f"number of operations: {rough}")
     return FirstTrial(parts, console)
 
 

@@ -17,7 +17,7 @@ from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
 from qra_bo.memory.serving import ANY, gguf_bytes
-from qra_bo.pipeline.forecast import next_command, plan_times, recommendations
+from qra_bo.pipeline.forecast import more_steps, next_command, plan_times
 from qra_bo.pipeline.given import judged
 from qra_bo.pipeline.host_memory import host_parts
 from qra_bo.pipeline.pricing import make_plan
@@ -55,8 +55,7 @@ def run(config: RunConfig) -> int:
         next_line = command(config.words, {"train.length": str(text.facts.usual_length)})
     notes = _text(config, text)
     if unread is None and config.oracle.trains and plan.fits:
-        region = plan.budgets[0].advice.region if len(plan.budgets) == 1 else None
-        notes += [plan_times(setting, plan), *recommendations(setting, region), _host(setting, plan)]
+        notes += filter(None, [plan_times(setting, plan), more_steps(setting)[1], _host(setting, plan)])
     notes += preset_notes(config)
     if config.memory.format == "json":
         print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
