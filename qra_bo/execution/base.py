@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from qra_bo.oracle.protocol import Oracle, Progress
+from qra_bo.oracle.protocol import Oracle, Progress, quiet
 from qra_bo.sensitivity.io import profile_from_json, profile_to_json
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.trials import RESERVED, TrialResult, TrialSpec, TrialState
@@ -44,17 +44,21 @@ class ProfileResult:
         return cls(profile_from_json({"schema_version": 1} | fields, "the profile event"), *cost)
 
 
-def run_profile(oracle: Oracle, progress: Progress) -> ProfileResult:
-    """Measure the oracle's profile and add up its cost.
+def describe(oracle: Oracle, progress: Progress) -> Mapping[str, Any]:
+    """Return the oracle's provenance."""
+    return oracle.describe()
+
+
+def profile(oracle: Oracle, progress: Progress) -> dict[str, Any]:
+    """Measure the oracle's profile and add up its cost; returns a ``ProfileResult`` as JSON.
 
     Tokens are read from the mapping that the oracle leaves in ``profile_cost``: ``training_tokens`` and
     ``forward_tokens``. An oracle without it trains nothing. Seconds are wall time.
     """
     start = time.monotonic()
-    profile = oracle.profile(progress)
-    cost = getattr(oracle, "profile_cost", {})
-    return ProfileResult(profile, int(cost.get("training_tokens", 0)), int(cost.get("forward_tokens", 0)),
-                         time.monotonic() - start)
+    found, cost = oracle.profile(progress), getattr(oracle, "profile_cost", {})
+    return ProfileResult(found, int(cost.get("training_tokens", 0)), int(cost.get("forward_tokens", 0)),
+                         time.monotonic() - start).to_json()
 
 
 def oracle_method(oracle: Oracle, method: str) -> Callable[..., Mapping[str, Any]]:
@@ -96,16 +100,16 @@ class Executor(ABC):
     """Whether trials are told in the order in which they were submitted, so that no proposal depends on which of the
     workers is faster. A cluster's trials are told as they end: one that is slow would hold up all others."""
 
-    @abstractmethod
     def describe(self) -> Mapping[str, Any]:
         """Return the oracle's provenance, JSON values. Raises ``WorkerError`` if the worker is lost too often."""
+        return self.call(f"{__name__}:describe", {}, quiet)
 
-    @abstractmethod
     def profile(self, progress: Progress) -> ProfileResult:
         """Measure the sensitivities of every unit in every format (nats), with their cost.
 
         Raises ``WorkerError`` as ``describe``, and ``UserError`` or ``OracleError`` if the oracle can't measure them.
         """
+        return ProfileResult.from_json(self.call(f"{__name__}:profile", {}, progress))
 
     @abstractmethod
     def submit(self, spec: TrialSpec) -> None:
@@ -149,12 +153,6 @@ class InProcessExecutor(Executor):
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
         self._waiting: deque[TrialSpec] = deque()
-
-    def describe(self) -> Mapping[str, Any]:
-        return self._oracle.describe()
-
-    def profile(self, progress: Progress) -> ProfileResult:
-        return run_profile(self._oracle, progress)
 
     def submit(self, spec: TrialSpec) -> None:
         self._waiting.append(spec)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from qra_bo.execution.base import Executor, ProfileResult, failure
-from qra_bo.oracle.protocol import TRAINING, Progress, activity, quiet
+from qra_bo.execution.base import Executor, failure
+from qra_bo.oracle.protocol import TRAINING, Progress, activity
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import QRABOError, WorkerError
 
@@ -86,7 +86,7 @@ class WorkerHandle(ABC):
         Raises ``WorkerLost`` if the worker dies at that very moment.
 
         Args:
-            request: JSON values; ``op`` is ``"describe"``, ``"profile"``, ``"evaluate"`` or ``"call"``.
+            request: JSON values; ``op`` is ``"evaluate"`` or ``"call"``.
         """
 
     @abstractmethod
@@ -169,15 +169,13 @@ class PoolExecutor(Executor, Generic[Handle]):
         self._done: deque[tuple[TrialSpec, TrialResult]] = deque()
         self._answer: dict[str, Any] | None = None
 
-    def describe(self) -> Mapping[str, Any]:
-        return self._ask({"op": "describe"}, quiet)
-
-    def profile(self, progress: Progress) -> ProfileResult:
-        return ProfileResult.from_json(self._ask({"op": "profile"}, progress))
-
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
         _end(self._workers[1:])  # the memory that they hold is needed now
-        return self._ask({"op": "call", "method": method, "kwargs": dict(kwargs)}, progress)
+        self._waiting.append(Job({"op": "call", "method": method, "kwargs": dict(kwargs)}))
+        while self._answer is None:
+            self._work(progress)
+        answer, self._answer = self._answer, None
+        return answer
 
     def submit(self, spec: TrialSpec) -> None:
         self._waiting.append(Job({"op": "evaluate", "spec": spec.to_json()}, spec))
@@ -186,14 +184,6 @@ class PoolExecutor(Executor, Generic[Handle]):
         while not self._done:
             self._work(progress)
         return self._done.popleft()
-
-    def _ask(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """Return the answer to a request that is no trial, while nothing else is under way."""
-        self._waiting.append(Job(request))
-        while self._answer is None:
-            self._work(progress)
-        answer, self._answer = self._answer, None
-        return answer
 
     def close(self) -> None:
         """End the workers: those at work keep their trials on disk first; one that takes too long is killed."""
@@ -258,8 +248,9 @@ class PoolExecutor(Executor, Generic[Handle]):
             raise WorkerError(f"the worker was lost while it built the oracle: {lost}; if memory is short, free some, "
                               "choose a smaller model or fewer workers, and run the same command again") from lost
         elif job.spec is None:
-            raise WorkerError(f"the worker was lost before the oracle could answer {job.request['op']!r}: {lost}; run "
-                              "the same command again to go on") from lost
+            raise WorkerError("the worker was lost before the oracle could answer "
+                              f"{job.request['method'].rpartition(':')[2]!r}: {lost}; run the same command again to go "
+                              "on") from lost
         else:
             why = f"{lost}: the machine ran out of memory" if starved else str(lost)
             log.warning("a trial was lost: %s; another worker is started for the next one", why)

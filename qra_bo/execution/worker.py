@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm  # comes with transformers and datasets, whose progress bars it draws
 
-from qra_bo.execution.base import NO_RESULT, failure_of, oracle_method, run_profile
+from qra_bo.execution.base import NO_RESULT, failure_of, oracle_method
 from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested, activity
 from qra_bo.trials import TrialSpec
 from qra_bo.utils import errors
@@ -110,10 +110,6 @@ def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tup
     """
     start = time.monotonic()
     try:
-        if request["op"] == "describe":
-            return "result", dict(oracle.describe())
-        if request["op"] == "profile":
-            return "result", run_profile(oracle, reporter).to_json()
         if request["op"] == "call":
             return "result", dict(oracle_method(oracle, request["method"])(**request["kwargs"], progress=reporter))
         return "result", oracle.evaluate(TrialSpec.from_json(request["spec"]), reporter).to_json()

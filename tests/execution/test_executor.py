@@ -182,7 +182,7 @@ from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.base import OracleSpec
 drawn = Path(sys.argv[1])
 executor = LocalExecutor([OracleSpec("tests.study.oracles:draws_a_bar", {"drawn": str(drawn)})], Limits(30))
-executor._workers[0].begin({"op": "describe"})
+executor._workers[0].begin({"op": "call"})
 while not drawn.exists():
     time.sleep(.01)
 executor.close()
