@@ -45,7 +45,7 @@ def make_problem(model: str, granularity: str) -> SearchProblem:
     costs = make_memory(cfg, spec, "cuda").table(space)
     budget = int(costs.totals(space.encode(uniform(space.n_units, "nf4", 16))[None, :])[0])
     truth = Landscape(space, seed=0)
-    gain = np.outer(truth.task, np.sqrt(np.arange(1, space.ranks.values[-1] + 1)))
+    gain = np.outer(truth.task, np.sqrt(np.arange(1, space.ranks[-1] + 1)))
     profile = SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats),
                                  truth.quantization_sensitivity, truth.quantization_sensitivity, gain, 4.7, "planted")
     return SearchProblem(space, costs, budget, profile, 24, None, seed=0, step_tokens=512)

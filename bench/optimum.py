@@ -22,7 +22,7 @@ class Optimum:
 
 def planted_parts(landscape: Landscape) -> tuple[FloatArray, FloatArray]:
     """Return the sensitivity that adapters of every rank leave, ``L x F x R``, and the task they miss, ``L x R``."""
-    ranks = np.array(landscape.space.ranks.values, dtype=np.float64)[None, :]
+    ranks = np.array(landscape.space.ranks, dtype=np.float64)[None, :]
     return landscape.quantization_sensitivity[:, :, None] * landscape.kept(ranks)[:, None, :], landscape.missed(ranks)
 
 

@@ -68,7 +68,7 @@ class Planted(Landscape):
         self._left, self._alike = share, alike
         super().__init__(space, seed)
         self.task = share * (np.full_like(self.task, self.task.mean()) if alike else self.task)
-        self.unlearned = self.missed(np.array(space.ranks.values, dtype=np.float64)[None, :])
+        self.unlearned = self.missed(np.array(space.ranks, dtype=np.float64)[None, :])
 
     def format_sensitivity(self, fmt: StorageFormat) -> FloatArray:
         """As of the original, or the mean of its units."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space import CostTable, IntArray, Ladder, Linear, PhaseCost, SearchSpace, StorageFormat, Unit
+from qra_bo.space import CostTable, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat, Unit
 
 FORMATS = (StorageFormat("hqq2", "hqq", 2, 64), StorageFormat("hqq3", "hqq", 3, 64),
            StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True), StorageFormat("int8", "bitsandbytes", 8, 0))
@@ -16,7 +16,7 @@ def make_space(n_units: int, formats: tuple[StorageFormat, ...] = FORMATS,
                ranks: tuple[int, ...] = (1, 2, 4, 8)) -> SearchSpace:
     units = tuple(Unit(f"model.layers.{i}", (Linear(f"model.layers.{i}.mlp.up_proj", 128, 64, i, "mlp", "gateup"),))
                   for i in range(n_units))
-    return SearchSpace(units, formats, Ladder("ranks", ranks))
+    return SearchSpace(units, formats, ranks)
 
 
 def make_costs(space: SearchSpace, spike: int = 1000) -> CostTable:
@@ -24,7 +24,7 @@ def make_costs(space: SearchSpace, spike: int = 1000) -> CostTable:
     numel = space.unit_numel[:, None, None]
     sides = np.array([sum(m.out_features + m.in_features for m in u.linears) for u in space.units])[:, None, None]
     bits = np.array([f.bits for f in space.formats])[None, :, None]
-    ranks = np.array(space.ranks.values)[None, None, :]
+    ranks = np.array(space.ranks)[None, None, :]
     weights = numel * bits // 8 + 0 * ranks
     stored = weights + 4 * sides * ranks
     trained = weights + 16 * sides * ranks
@@ -42,7 +42,7 @@ def make_profile(space: SearchSpace, seed: int = 0) -> SensitivityProfile:
     rng = np.random.default_rng(seed)
     severity = 5.0 ** (4.0 - np.array([f.bits for f in space.formats]))
     damage = rng.lognormal(size=(space.n_units, 1)) * severity * 0.01
-    gain = np.cumsum(rng.random((space.n_units, space.ranks.values[-1])), axis=1)
+    gain = np.cumsum(rng.random((space.n_units, space.ranks[-1])), axis=1)
     return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), damage,
                               damage * 0.8, gain, 3.0, "a test")
 

@@ -175,7 +175,7 @@ def _check(table: Table, space: SearchSpace) -> None:
     if missing:
         problems.append(f"oracle.table: the table of {facts.task} has no row with the formats {missing}; choose bits "
                         f"among those of {list(facts.formats)}")
-    outside = [r for r in space.ranks.values if not min(facts.ranks) <= r <= max(facts.ranks)]
+    outside = [r for r in space.ranks if not min(facts.ranks) <= r <= max(facts.ranks)]
     if outside:
         problems.append(f"oracle.table: the table of {facts.task} has no row with the ranks {outside}; it goes from "
                         f"{min(facts.ranks)} to {max(facts.ranks)}")

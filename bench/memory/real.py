@@ -24,7 +24,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.pipeline.finetune_oracle import make_finetune
 from qra_bo.pipeline.pricing import make_memory
-from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace
+from qra_bo.space import Allocation, CostTable, SearchSpace
 
 FORMATS = ("nf4", "nf4-nodq", "int8", "hqq2", "hqq3", "fp16")
 RANKS = (4, 16)
@@ -85,7 +85,7 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
     from qra_bo.finetune.training.loop import held_out
 
     formats = sorted({f: parse_format(f) for f in allocation.formats}.values(), key=lambda f: (f.bits, f.name))
-    space = SearchSpace(oracle.units, tuple(formats), Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
+    space = SearchSpace(oracle.units, tuple(formats), tuple(sorted(set(allocation.ranks))))
     parts = memory.breakdown(space, allocation)
     optimizer, step = built(oracle, allocation)
     with oracle.bank.only_packed():

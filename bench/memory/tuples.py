@@ -6,7 +6,7 @@ import numpy as np
 
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, average_bits, make_units
+from qra_bo.space import Allocation, DecoderSpec, SearchSpace, average_bits, make_units
 from qra_bo.space.decoder import spec_from_numbers
 
 KEYS = ("family", "n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size",
@@ -38,7 +38,7 @@ def spec_of(name: str) -> DecoderSpec:
 
 def space_of(spec: DecoderSpec, granularity: str = "layer") -> SearchSpace:
     """Return the search space of a decoder with ``FORMATS`` and ``RANKS``."""
-    return SearchSpace(make_units(spec, granularity), tuple(map(parse_format, FORMATS)), Ladder("ranks", RANKS))
+    return SearchSpace(make_units(spec, granularity), tuple(map(parse_format, FORMATS)), RANKS)
 
 
 def drawn(space: SearchSpace, rng: np.random.Generator, uniform_share: float = 1 / 3) -> Allocation:

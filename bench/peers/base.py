@@ -38,7 +38,7 @@ class Peer(ABC):
         self._archive, self._rng = Archive(problem), problem.rng(self.name)
         self._seed = int(problem.rng(f"{self.name}.seed").integers(2**31))
         self._repair = Repair(problem.costs, problem.budget_bytes, fidelity_importance(problem.profile),
-                              plasticity_importance(problem.profile, problem.space.ranks.values[-1]))
+                              plasticity_importance(problem.profile, problem.space.ranks[-1]))
         self._tops = ladder_tops(problem.space)
 
     def ask(self, n: int) -> list[Proposal]:

@@ -73,7 +73,7 @@ class HillClimb(ObservingSearcher):
     def __init__(self, problem: SearchProblem) -> None:
         super().__init__(problem)
         i_q = fidelity_importance(problem.profile)
-        i_r = plasticity_importance(problem.profile, problem.space.ranks.values[-1])
+        i_r = plasticity_importance(problem.profile, problem.space.ranks[-1])
         repair = Repair(problem.costs, problem.budget_bytes, i_q, i_r)
         self._start = repair(warm_start(problem.space, problem.profile))
         self._centre: IntArray | None = None
@@ -111,7 +111,7 @@ class SequentialSearch(ObservingSearcher):
             raise ConfigError(f"quantization_sensitivity must be one of {', '.join(MEASURES)}; got "
                               f"{quantization_sensitivity!r}")
         self._sensitivity = MEASURES[quantization_sensitivity](problem.profile)
-        gain, ranks = problem.profile.require_rank_sensitivity(), np.array(problem.space.ranks.values)
+        gain, ranks = problem.profile.require_rank_sensitivity(), np.array(problem.space.ranks)
         self._gain = gain[:, np.minimum(ranks, gain.shape[1]) - 1]
         self._uniform = iter(self._bits_for_uniform_ranks())
 

@@ -207,7 +207,7 @@ def other_task(arena: Arena) -> str:
 def on_ladders(space: SearchSpace, evaluations: Sequence[Trial]) -> list[Trial]:
     """Anchors for methods that know ranks on the ladder alone: each at the next rank below, of those alike the first,
     or the one that was on the ladder."""
-    ranks = np.array(space.ranks.values)
+    ranks = np.array(space.ranks)
     found: dict[Allocation, Trial] = {}
     for e in evaluations:
         below = tuple(int(ranks[max(0, np.searchsorted(ranks, r, side="right") - 1)]) for r in e.allocation.ranks)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from qra_bo.memory.budget import format_size
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.space import Allocation, Ladder, SearchSpace
+from qra_bo.space import Allocation, SearchSpace
 from qra_bo.utils.errors import BudgetError
 
 START_OVER_TARGET = 1.5
@@ -31,7 +31,7 @@ def adalora_bytes(memory: MemoryModel, space: SearchSpace, formats: Sequence[str
     sides = sorted((m.in_features + m.out_features for u in space.units for m in u.linears), reverse=True)
 
     def priced(rank: int) -> int:
-        single = SearchSpace(space.units, ladder, Ladder("ranks", (rank,)))
+        single = SearchSpace(space.units, ladder, (rank,))
         row = single.encode(Allocation(tuple(formats), (rank,) * len(formats)))
         return int(memory.table(single).totals(row[None, :])[0])
 

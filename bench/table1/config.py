@@ -14,7 +14,7 @@ from bench.tasks import DATA, RATES, TASKS
 from qra_bo.config import RunConfig
 from qra_bo.config.check import validated
 from qra_bo.config.compose import HYDRA_ERRORS, hydra_app, resolved
-from qra_bo.space import Ladder
+from qra_bo.space.space import check_ladder
 from qra_bo.utils.errors import ConfigError, nearest_first
 from qra_bo.utils.fields import Count, Group, Texts, accepted_by
 
@@ -33,8 +33,8 @@ class TableOptions(Group):
     name: str
     methods: Texts | None
     limits: Texts
-    published_ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: Ladder("ranks", ranks))]
-    finer_bits: Annotated[tuple[StrictInt, ...], accepted_by(lambda bits: Ladder("bits", bits))]
+    published_ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: check_ladder("ranks", ranks))]
+    finer_bits: Annotated[tuple[StrictInt, ...], accepted_by(lambda bits: check_ladder("bits", bits))]
     rank_choices: Count
     amq_evaluations: Annotated[StrictInt, Ge(3)]
     lr_trials: Count

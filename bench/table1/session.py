@@ -18,7 +18,7 @@ from qra_bo.memory.model import MemoryModel
 from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.pipeline.prepare import make_setting
-from qra_bo.space import CostTable, Ladder, SearchSpace
+from qra_bo.space import CostTable, SearchSpace
 from qra_bo.study.journal import run_lock
 from qra_bo.study.setting import Setting, training_seeds
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
@@ -123,8 +123,7 @@ class Session:
         """Return the setting within ``limit``; ``changes`` are to top-level keys of the configuration."""
         config = self.config.with_changes(max_average_bits=limit.max_average_bits,
                                           memory=self.config.memory.with_changes(scope=limit.scope), **changes)
-        space = replace(self.space, ranks=Ladder("ranks", config.ranks),
-                        formats=tuple(parse_format(name) for name in config.format_names))
+        space = replace(self.space, ranks=config.ranks, formats=tuple(map(parse_format, config.format_names)))
         return replace(self.setting, config=config, space=space, memory=self.memory(limit.scope))
 
     def budget_bytes(self, limit: Limit) -> int:

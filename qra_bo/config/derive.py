@@ -9,7 +9,7 @@ from qra_bo.finetune.models.gguf_header import stored_header, stored_spec
 from qra_bo.finetune.models.hub import small_files
 from qra_bo.finetune.models.packed_folder import folder_spec
 from qra_bo.memory.formats import parse_format
-from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
+from qra_bo.space import DecoderSpec, SearchSpace, make_units
 from qra_bo.space.decoder import OWN_CODE, check_mixture, spec_from_hf_config, spec_from_numbers, with_adapters
 from qra_bo.utils.errors import ModelError
 
@@ -95,5 +95,4 @@ def gptq_sequences(config: RunConfig, spec: DecoderSpec) -> int:
 def make_space(config: RunConfig, spec: DecoderSpec) -> SearchSpace:
     """Return the units and ladders of the search."""
     names = [name for name, _ in spec.linears[0].stored] if config.stored else config.format_names
-    return SearchSpace(make_units(spec, config.granularity), tuple(map(parse_format, names)),
-                       Ladder("ranks", config.ranks))
+    return SearchSpace(make_units(spec, config.granularity), tuple(map(parse_format, names)), config.ranks)

@@ -16,7 +16,7 @@ from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.memory.budget import Budget, parse_budget
 from qra_bo.memory.cards import Card, card_by_key, card_key
 from qra_bo.memory.file_formats import STORED
-from qra_bo.space import Ladder
+from qra_bo.space.space import check_ladder
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import (
     ONE_IS_A_LIST,
@@ -43,8 +43,8 @@ class RunConfig(Group):
                       must_be("a size such as 10GB, or a list of sizes, each given once",
                               lambda sizes: 0 < len(sizes) == len(set(sizes)))]
     gpu: Annotated[str, converted_by(card_key)] | None
-    bits: Annotated[tuple[StrictInt, ...], accepted_by(lambda bits: bits and Ladder("bits", bits))]
-    ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: Ladder("ranks", ranks))]
+    bits: Annotated[tuple[StrictInt, ...], accepted_by(lambda bits: bits and check_ladder("bits", bits))]
+    ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: check_ladder("ranks", ranks))]
     max_average_bits: StrictFloat | None
     granularity: Literal["layer", "block", "fused", "module"]
     codes: Literal["chosen", "stored"]

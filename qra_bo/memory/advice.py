@@ -47,7 +47,7 @@ def advice_on(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: 
         size: Bytes of the budget.
         most_bits: Limit on average code bits; ``None``: none.
     """
-    top, wide = space.ranks.values[-1], space.widest
+    top, wide = space.ranks[-1], space.widest
     allowed = within_average(space, most_bits)
     if wide in allowed and (need := uniform_bytes(memory, space, wide, top)) <= size:
         most = "the most that bits and ranks allow" if wide == space.formats[-1] else \
@@ -139,7 +139,7 @@ def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, bu
     def fits(rank: int) -> bool:
         return uniform_bytes(memory, space, fmt, rank) <= budget
 
-    last = space.ranks.values[-1]
+    last = space.ranks[-1]
     sides = {side for unit in space.units for m in unit.adapted for side in (m.out_features, m.in_features)}
     for first in reversed([1, *shrinking_ranks(memory.shape.optimizer, sides)]):
         if first <= last:
@@ -167,7 +167,7 @@ def _offer(memory: MemoryModel, space: SearchSpace, size: int) -> tuple[dict[str
 
     def needs(batch: int) -> int:
         wider = replace(memory, shape=replace(shape, batch=batch))
-        return uniform_bytes(wider, space, space.widest, space.ranks.values[-1])
+        return uniform_bytes(wider, space, space.widest, space.ranks[-1])
 
     most = _most(lambda n: needs(n) <= size, min(step, MOST_BATCH))
     batch = max(n for n in range(1, most + 1) if step % n == 0)

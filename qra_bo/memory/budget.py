@@ -14,7 +14,7 @@ import numpy as np
 from qra_bo.memory.file_formats import BACKEND
 from qra_bo.memory.formats import BITS, LEAST_BITS, default_format, parse_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, StorageFormat, uniform
+from qra_bo.space import Allocation, CostTable, SearchSpace, StorageFormat, uniform
 from qra_bo.space.simple import mix
 from qra_bo.utils.device import memory_groups
 from qra_bo.utils.errors import BudgetError, SpaceError
@@ -152,7 +152,7 @@ def space_of(space: SearchSpace, allocation: Allocation) -> SearchSpace:
     hand an allocation has the bytes that the search's table gives it.
     """
     formats = sorted({parse_format(f) for f in allocation.formats}, key=lambda f: (f.bits, f.name))
-    ranks = Ladder("ranks", tuple(sorted({*space.ranks.values, *allocation.ranks})))
+    ranks = tuple(sorted({*space.ranks, *allocation.ranks}))
     return SearchSpace(space.units, tuple(formats), ranks)
 
 
@@ -280,7 +280,7 @@ def check_budget(budget: int, table: CostTable, space: SearchSpace, memory: Memo
     unit, peak = " (a bare number means bytes)" if budget < 10**5 else "", memory.scope == "peak"
     fewer = "take a base in fewer bits" if memory.spec.linears[0].stored else "add lower bits"
     ways = {fewer: min(fmt.bits for fmt in space.formats) > LEAST_BITS,
-            "add a lower rank": space.ranks.values[0] > 1, "lower train.batch or train.length": peak,
+            "add a lower rank": space.ranks[0] > 1, "lower train.batch or train.length": peak,
             "set train.checkpointing=true": peak and not memory.shape.checkpointing, "take a smaller model": True}
     sizes = [format_size(budget), format_size(need)]
     if sizes[0] == sizes[1]:

@@ -126,7 +126,7 @@ class MemoryModel:
         Transient bytes carry the allocator's allowance. Raises ``SpaceError`` if a format can't store some matrix of
         the space."""
         parts = self._parts(space)
-        ranks = np.array(space.ranks.values, dtype=np.int64)
+        ranks = np.array(space.ranks, dtype=np.int64)
         stored = (parts.weights + parts.metadata)[:, :, None]
         params = (parts.numel[:, None] * ranks)[:, None, :]
         none = np.zeros((space.n_units, len(space.formats), len(ranks)), dtype=np.int64)
@@ -157,7 +157,7 @@ class MemoryModel:
                      for name, given, beyond, unit, spikes in rows)
 
     def _parts(self, space: SearchSpace) -> _Parts:
-        ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
+        ranks, kind, device = np.array(space.ranks, dtype=np.int64), self.shape.optimizer, self.shape.device
         sizes_of = self.matrix_bytes if self.scope == "stored" else matrix_bytes
         by_shape: dict[tuple[tuple[Any, ...], ...], tuple[IntArray, ...]] = {}
         shapes = [tuple((m.out_features, m.in_features, m.stored, m.adapted) for m in unit.linears)
@@ -192,7 +192,7 @@ class MemoryModel:
         members: dict[int, list[Linear]] = {}
         for linear in self.spec.linears:
             members.setdefault(linear.layer, []).append(linear)
-        ranks = np.array(space.ranks.values, dtype=np.int64)
+        ranks = np.array(space.ranks, dtype=np.int64)
         by_key: dict[tuple[tuple[Any, ...], ...], IntArray] = {}
         rows = []
         for unit in space.units:
@@ -267,7 +267,7 @@ class MemoryModel:
         units, q, r = np.arange(n), row[:n], row[n:]
         totals = [int(CostTable((phase,)).totals(row[None, :])[0]) for phase in table.phases]
         phase = table.phases[int(np.argmax(totals))]
-        parts, ranks = self._parts(space), np.array(space.ranks.values, dtype=np.int64)
+        parts, ranks = self._parts(space), np.array(space.ranks, dtype=np.int64)
         params, c = parts.numel * ranks[r], 2 if self.scope == "stored" else self.shape.compute_dtype_bytes
         out = dict.fromkeys(KEYS, 0) | {
             "weights": int(parts.weights[units, q].sum()), "quant_metadata": int(parts.metadata[units, q].sum()),

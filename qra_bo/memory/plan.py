@@ -27,7 +27,7 @@ from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.memory.serving import ANY, CONSUMERS, Consumer, serving_note
 from qra_bo.memory.stored import stored_facts
-from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
+from qra_bo.space import Allocation, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import SpaceError, UserError
 
 CARDS_GB = (6, 8, 10, 12, 16, 24, 32, 40, 48, 80)
@@ -249,7 +249,7 @@ def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: 
 
 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:
-    single = SearchSpace(space.units, (fmt,), Ladder("ranks", (rank,)))
+    single = SearchSpace(space.units, (fmt,), (rank,))
     return _row(memory, single, uniform(single.n_units, fmt.name, rank), f"{fmt.name}, rank {rank}")
 
 
@@ -290,13 +290,13 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int, consumer: Consum
                     changed |= {"accumulate": shape.accumulate * (shape.batch // value)}
                     text += f" train.accumulate={changed['accumulate']}"
                 add(text, replace(memory, shape=replace(shape, **changed)), space)
-    bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
+    bits, ranks = sorted({f.bits for f in space.formats}), space.ranks
     if bits[0] > 2 and not memory.spec.linears[0].stored:
         with suppress(UserError):  # where two bits can't be packed into these shapes, they are no lever
             formats = (consumer.default_format(2), *space.formats)
             add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=formats))
     if ranks[0] > 1:
-        add(f"ranks={_listed((1, *ranks))}", memory, replace(space, ranks=Ladder("ranks", (1, *ranks))))
+        add(f"ranks={_listed((1, *ranks))}", memory, replace(space, ranks=(1, *ranks)))
     return {change: size for change, size in sorted(levers.items(), key=itemgetter(1)) if size < need}
 
 

@@ -176,7 +176,7 @@ def serving_note(consumer: Consumer, memory: MemoryModel, space: SearchSpace) ->
         return f"The result is loaded by qra_bo.load, and exactly by {', '.join(able)} too." if able else \
             f"The result is loaded by qra_bo.load alone: no other program has {', '.join(lost)}; export.targets=" \
             "[merged] unpacks it to 16 bits for others."
-    sizes = [(fmt.bits, uniform_bytes(memory, space, fmt, space.ranks.values[0])) for fmt in space.formats]
+    sizes = [(fmt.bits, uniform_bytes(memory, space, fmt, space.ranks[0])) for fmt in space.formats]
     useless = sorted({bits for bits, size in sizes if any(b > bits and s <= size for b, s in sizes)})
     kept = sorted({bits for bits, _ in sizes} - set(useless))
     advice = f" There {' and '.join(map(str, useless))} bits take as many bytes as wider ones: use bits=[" \

@@ -180,7 +180,7 @@ class SyntheticOracle:
     def profile(self, progress: Progress) -> SensitivityProfile:
         """Return sensitivities with a multiplicative error, as measured one unit at a time before any training."""
         space, rng = self._space, np.random.default_rng(np.random.SeedSequence([self._seed, 2]))
-        n, n_formats, largest = space.n_units, len(space.formats), space.ranks.values[-1]
+        n, n_formats, largest = space.n_units, len(space.formats), space.ranks[-1]
         error = rng.lognormal(0.0, 0.3, (n, 1)) * rng.lognormal(0.0, 0.1, (n, n_formats))
         rise = phi(self.landscape.quantization_sensitivity) * error
         kl = rise * rng.lognormal(-0.1, 0.05, rise.shape)

@@ -210,7 +210,7 @@ def judged(setting: Setting, budget: int) -> tuple[Setting, Advice]:
     advice = advice_on(setting.memory, space, budget, most_bits=config.max_average_bits)
     if advice.region != NOTHING_BINDS or not config.oracle.trains or config.search.force:
         return setting, advice
-    choices = tuple(uniform(space.n_units, space.widest.name, rank) for rank in reversed(space.ranks.values))
-    reason = (f"uniform {space.widest.bits} bits with rank {space.ranks.values[-1]}, the most that bits and ranks "
+    choices = tuple(uniform(space.n_units, space.widest.name, rank) for rank in reversed(space.ranks))
+    reason = (f"uniform {space.widest.bits} bits with rank {space.ranks[-1]}, the most that bits and ranks "
               f"allow, fits the budget. {advice.offered}")
     return replace(setting, given=Given(choices, reason.rstrip(" ."), config.adapter.lr, BY_RULE)), advice

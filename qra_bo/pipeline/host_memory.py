@@ -12,7 +12,7 @@ from qra_bo.memory.file_formats import TILES
 from qra_bo.memory.formats import RING_BYTES, RINGS_NUMEL, matrix_bytes
 from qra_bo.memory.stored import own_format
 from qra_bo.pipeline.pricing import bank_formats, make_memory, reference_formats
-from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
+from qra_bo.space import Allocation, DecoderSpec, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.device import BYTES, memory_groups, resolve_dtype
 from qra_bo.utils.errors import DeviceError
 
@@ -120,7 +120,7 @@ def _training(config: RunConfig, memory: MemoryModel, space: SearchSpace, budget
     if memory.scope == "peak" and budget is not None:  # which may lie above all allocations: auto is what is free
         needs = [min(budget - beside(space, smallest(table, space)[1]), *needs)]
     for fmt in reference_formats(config):
-        single = SearchSpace(space.units, (fmt,), Ladder("ranks", (16,)))
+        single = SearchSpace(space.units, (fmt,), (16,))
         allocation = uniform(space.n_units, fmt.name, 16)
         total = sum(peak.breakdown(single, allocation).values())
         needs.append(total - beside(single, allocation))

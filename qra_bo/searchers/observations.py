@@ -76,7 +76,7 @@ class Observations:
     def position(self, allocation: Allocation) -> FloatArray | None:
         """Return the ladder positions, ``2 L``; ``None`` where a format or rank lies outside the ladders."""
         space = self._problem.space
-        ladder = np.array(space.ranks.values, dtype=np.float64)
+        ladder = np.array(space.ranks, dtype=np.float64)
         ranks = np.array(allocation.ranks, dtype=np.float64)
         if len(allocation) != space.n_units or any(f not in space.format_index for f in allocation.formats) \
                 or ranks.min() < ladder[0] or ranks.max() > ladder[-1]:

@@ -64,8 +64,7 @@ def min_max(values: FloatArray) -> FloatArray:
 def scaled_by_value(rows: IntArray, space: SearchSpace) -> tuple[FloatArray, FloatArray]:
     """Bits and ranks of ``n x 2 L`` rows scaled to [0, 1] over their ladders by value, ``n x L`` each: formats of one
     bit-width share a value, and a ladder of one value gives 0."""
-    bits, ranks = (min_max(np.array(v, dtype=np.float64)) for v in ([f.bits for f in space.formats],
-                                                                    space.ranks.values))
+    bits, ranks = (min_max(np.array(v, dtype=np.float64)) for v in ([f.bits for f in space.formats], space.ranks))
     return bits[rows[:, :space.n_units]], ranks[rows[:, space.n_units:]]
 
 
@@ -94,7 +93,7 @@ def round_to_ladder(scaled: FloatArray, values: Sequence[int]) -> IntArray:
 def warm_start(space: SearchSpace, profile: SensitivityProfile) -> IntArray:
     """Eq. 6 with tau the identity: the row ``q = round_Q(I_q)``, ``r = round_R(I_r)``, ``2 L``; it need not fit the
     budget. Raises ``ProfileError`` if the profile holds no I_r."""
-    ranks = space.ranks.values
+    ranks = space.ranks
     q = round_to_ladder(fidelity_importance(profile), [f.bits for f in space.formats])
     r = round_to_ladder(plasticity_importance(profile, ranks[-1]), ranks)
     return np.concatenate([q, r])

@@ -78,6 +78,6 @@ def typical_profile(space: SearchSpace) -> SensitivityProfile:
     little larger from unit to unit."""
     units = np.linspace(0.9, 1.1, space.n_units)[:, None] * space.unit_share[:, None]
     quantization = TYPICAL * units * FALL ** (4.0 - np.array([fmt.bits for fmt in space.formats]))
-    rank = units * np.arange(1, space.ranks.values[-1] + 1)
+    rank = units * np.arange(1, space.ranks[-1] + 1)
     return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), quantization,
                               quantization, rank, 1.0, "typical", 0.1 * quantization)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
@@ -42,33 +43,14 @@ class StorageFormat:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Ladder:
-    """Strictly increasing admissible values of one axis, steps may be unequal.
-
-    Args:
-        name: Axis name used in messages, e.g. ``"ranks"``.
-        values: At least one positive integer, strictly increasing, e.g. ``(2, 3, 4, 8)``; else ``SpaceError``.
-    """
-
-    name: str
-    values: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        positive = bool(self.values) and all(type(v) is int and v > 0 for v in self.values)
-        if not positive or any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
-            usable = sorted({v for v in self.values if type(v) is int and v > 0}) or [2, 4, 8]  # for bits and ranks
-            raise SpaceError(f"the {self.name} ladder must be positive integers, strictly increasing, "
-                             f"e.g. [{','.join(map(str, usable))}]; got {list(self.values)}")
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def index(self, value: int) -> int:
-        """Position of ``value``; raises ``SpaceError`` if it is off the ladder."""
-        if value not in self.values:
-            raise SpaceError(f"{value} is not on the {self.name} ladder {list(self.values)}")
-        return self.values.index(value)
+def check_ladder(name: str, values: Sequence[int]) -> None:
+    """Raise ``SpaceError`` unless the admissible values of an axis, e.g. of ``"ranks"``, are at least one positive
+    integer, strictly increasing; steps may be unequal."""
+    positive = bool(values) and all(type(v) is int and v > 0 for v in values)
+    if not positive or any(a >= b for a, b in pairwise(values)):
+        usable = sorted({v for v in values if type(v) is int and v > 0}) or [2, 4, 8]  # for bits and ranks
+        raise SpaceError(f"the {name} ladder must be positive integers, strictly increasing, "
+                         f"e.g. [{','.join(map(str, usable))}]; got {list(values)}")
 
 
 IntArray = npt.NDArray[np.int64]
@@ -103,7 +85,7 @@ class SearchSpace:
 
     >>> from qra_bo.memory import parse_format
     >>> unit = Unit("layers.0", (Linear("layers.0.q", 64, 64, 0, "attn", "qkv"),))
-    >>> space = SearchSpace((unit,), (parse_format("nf4"), parse_format("int8")), Ladder("ranks", (4, 8)))
+    >>> space = SearchSpace((unit,), (parse_format("nf4"), parse_format("int8")), (4, 8))
     >>> space
     SearchSpace(1 units, formats nf4 int8, ranks 4 8)
     >>> space.encode(Allocation(("int8",), (4,))).tolist()
@@ -112,34 +94,35 @@ class SearchSpace:
     Args:
         units: The ``L`` units.
         formats: The ``F`` storage formats in increasing order of stored bits per weight.
-        ranks: The ``R`` admissible ranks.
+        ranks: The ``R`` admissible ranks, increasing.
 
     Raises:
-        SpaceError: If there is no unit or format, a format repeats, bits decrease along the ladder, or the
-            largest rank exceeds the smallest side of some matrix with an adapter.
+        SpaceError: If there is no unit or format, a format repeats, bits decrease along their ladder, ranks are none,
+            or the largest exceeds the smallest side of some matrix with an adapter.
     """
 
     units: tuple[Unit, ...]
     formats: tuple[StorageFormat, ...]
-    ranks: Ladder
+    ranks: tuple[int, ...]
 
     def __repr__(self) -> str:
         return (f"SearchSpace({self.n_units} units, formats {' '.join(f.name for f in self.formats)}, "
-                f"ranks {' '.join(map(str, self.ranks.values))})")
+                f"ranks {' '.join(map(str, self.ranks))})")
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.formats]
         if not self.units or not self.formats or len(set(names)) != len(names):
             raise SpaceError(f"a search space needs units and distinct formats; got {len(self.units)} units "
                              f"and the formats {names}")
-        if any(a.bits > b.bits for a, b in zip(self.formats, self.formats[1:], strict=False)):
+        check_ladder("ranks", self.ranks)
+        if any(a.bits > b.bits for a, b in pairwise(self.formats)):
             raise SpaceError(f"formats must be ordered by bits; got {names}")
         sides = [(min(m.out_features, m.in_features), m.name) for u in self.units for m in u.adapted]
         if not sides:
             raise SpaceError("no unit has a linear with an adapter; give adapter.experts=each")
         smallest = min(sides)
-        if self.ranks.values[-1] > smallest[0]:
-            raise SpaceError(f"rank {self.ranks.values[-1]} is larger than {smallest[1]} allows "
+        if self.ranks[-1] > smallest[0]:
+            raise SpaceError(f"rank {self.ranks[-1]} is larger than {smallest[1]} allows "
                              f"(its smaller side is {smallest[0]}); use no rank above {smallest[0]}")
 
     @property
@@ -169,7 +152,7 @@ class SearchSpace:
 
     def contains(self, allocation: Allocation) -> bool:
         return (len(allocation) == self.n_units and all(f in self.format_index for f in allocation.formats)
-                and all(r in self.ranks.values for r in allocation.ranks))
+                and all(r in self.ranks for r in allocation.ranks))
 
     def encode(self, allocation: Allocation) -> IntArray:
         """Index row, ``2 L``; raises ``SpaceError`` if the allocation is not of this space."""
@@ -178,6 +161,8 @@ class SearchSpace:
         unknown = sorted(set(allocation.formats) - self.format_index.keys())
         if unknown:
             raise SpaceError(f"formats {unknown} are not on the ladder {list(self.format_index)}")
+        if off := set(allocation.ranks) - set(self.ranks):
+            raise SpaceError(f"{min(off)} is not on the ranks ladder {list(self.ranks)}")
         return np.array([self.format_index[f] for f in allocation.formats]
                         + [self.ranks.index(r) for r in allocation.ranks], dtype=np.int64)
 
@@ -185,7 +170,7 @@ class SearchSpace:
         """Inverse of ``encode`` for one row of ``2 L`` integers."""
         n = self.n_units
         return Allocation(tuple(self.formats[int(i)].name for i in row[:n]),
-                          tuple(self.ranks.values[int(i)] for i in row[n:]))
+                          tuple(self.ranks[int(i)] for i in row[n:]))
 
     def bits(self, allocation: Allocation) -> tuple[int, ...]:
         """Code bits of every unit; a format off the ladder is an error."""

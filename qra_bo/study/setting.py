@@ -115,8 +115,8 @@ class Setting:
             bits = [parse_format(f).bits for f in a.formats]
             return limit is None or average_bits(bits, self.space.unit_numel) <= limit
 
-        return BaselineRules(self.space.n_units, tuple(f.name for f in self.space.formats),
-                             self.space.ranks.values[-1], budget, self.predictor, admits)
+        return BaselineRules(self.space.n_units, tuple(f.name for f in self.space.formats), self.space.ranks[-1],
+                             budget, self.predictor, admits)
 
     @property
     def full_trial_tokens(self) -> float:

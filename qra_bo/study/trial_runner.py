@@ -110,7 +110,7 @@ class TrialRunner:
         return Header(
             **self._effort, schema_version=SCHEMA_VERSION, config=c.to_journal(), config_sha256=c.config_sha256,
             version=__version__, seed=c.seed, train_seed=s.train_seed, model=c.model_name, granularity=c.granularity,
-            units=tuple(u.name for u in s.space.units), formats=s.space.formats, ranks=s.space.ranks.values,
+            units=tuple(u.name for u in s.space.units), formats=s.space.formats, ranks=s.space.ranks,
             unit_numel=tuple(int(n) for n in s.space.unit_numel), budget_bytes=self.budget_bytes,
             budget_text=str(c.budget[0]), max_average_bits=c.max_average_bits, scope=c.memory.scope,
             oracle=c.oracle.name, high_steps=c.fidelity.high, low_steps=c.fidelity.low,

@@ -46,7 +46,7 @@ def run(config: RunConfig) -> int:
 
 def print_profile(profile: SensitivityProfile, space: SearchSpace, console: Console) -> None:
     """Print a line for every unit: quantisation sensitivity by format (nats), rank sensitivity at the largest rank."""
-    rank, found, loss = space.ranks.values[-1], profile.rank_sensitivity, profile.quantization_sensitivity
+    rank, found, loss = space.ranks[-1], profile.rank_sensitivity, profile.quantization_sensitivity
     gain = None if found is None else found[:, min(rank, found.shape[1]) - 1]
     gains = [DASH] * (len(loss) + 1) if gain is None else [f"{g:.4g}" for g in (*gain, gain.sum())]
     rows = [[unit, *(f"{d:+.5f}" for d in row), g]

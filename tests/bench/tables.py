@@ -44,7 +44,7 @@ def make_facts(n_units: int = 4) -> TaskFacts:
     budgets = tuple(ReferenceBudget(f"share:{share}", scope, int(low + share * (high - low)))
                     for share, scope in ((0.3, "peak"), (0.45, "stored")))
     return TaskFacts("planted", "toy", "m0", "d0", 500, 8, "layer", tuple(u.name for u in space.units),
-                     tuple(f.name for f in space.formats), space.ranks.values, "float64", {"batch": 4, "lr": 2e-3},
+                     tuple(f.name for f in space.formats), space.ranks, "float64", {"batch": 4, "lr": 2e-3},
                      {"init": "kaiming", "alpha_over_rank": 2.0}, 128, 8192, 24, (6, 12), SEEDS, RATES, budgets)
 
 
@@ -57,9 +57,9 @@ def _planted(n_units: int) -> tuple[SearchSpace, CostTable]:
 def predict(allocation: Allocation) -> int:
     """Bytes at the next rank on the ladder; beyond it nothing fits."""
     space, costs = _planted(len(allocation))
-    if max(allocation.ranks) > space.ranks.values[-1]:
+    if max(allocation.ranks) > space.ranks[-1]:
         return 10**15
-    inside = Allocation(allocation.formats, tuple(min(r for r in space.ranks.values if r >= rank)
+    inside = Allocation(allocation.formats, tuple(min(r for r in space.ranks if r >= rank)
                                                   for rank in allocation.ranks))
     return int(costs.totals(space.encode(inside)[None, :])[0])
 
@@ -85,10 +85,9 @@ def make_table(folder: Path, n_units: int = 4, noise: float = 0.003) -> Path:
                         tuple(e.loss for e in early), {"peak": size, "stored": size}, 1.0, "a")
 
     rng = np.random.default_rng(SEED)
-    drawn = [space.decode(np.concatenate([rng.integers(0, n, n_units) for n in (len(space.formats),
-                                                                               len(space.ranks.values))]))
+    drawn = [space.decode(np.concatenate([rng.integers(0, n, n_units) for n in (len(space.formats), len(space.ranks))]))
              for _ in range(30)]
-    grid = [uniform(n_units, f.name, rank) for f in space.formats for rank in space.ranks.values]
+    grid = [uniform(n_units, f.name, rank) for f in space.formats for rank in space.ranks]
     rows = [row(uniform(n_units, "nf4", rank), "calibration", scale=s) for s in RATES for rank in (1, 4)]
     rows += [row(a, "wide") for a in dict.fromkeys((*drawn, *grid))]
     rows += [row(a, "repeat", seed) for a in drawn[:3] for seed in SEEDS[1:]]

@@ -11,7 +11,7 @@ from bench.memory.gpu import llama
 from bench.memory.replay import TrialTracer, reserved_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import ASSUMED, MemoryModel, TrainShape
-from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
+from qra_bo.space import Allocation, SearchSpace, make_units
 
 MIB = 1 << 20
 
@@ -111,7 +111,7 @@ def test_random_sequences_keep_the_books(expandable: bool) -> None:
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_prediction_covers_the_simulated_allocator(checkpointing: bool, accumulate: int) -> None:
     spec, shape = llama(4), TrainShape(1, 512, checkpointing, device="cuda", accumulate=accumulate)
-    space = SearchSpace(make_units(spec, "layer"), tuple(map(parse_format, ("hqq3", "nf4"))), Ladder("ranks", (4, 16)))
+    space = SearchSpace(make_units(spec, "layer"), tuple(map(parse_format, ("hqq3", "nf4"))), (4, 16))
     allocation = Allocation(("nf4", "hqq3", "nf4", "nf4"), (4, 16, 4, 16))
     trial = TrialTracer(spec).trial_of(space, allocation, shape)
     total = int(MemoryModel(spec, shape).table(space).totals(space.encode(allocation)[None, :])[0])

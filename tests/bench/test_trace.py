@@ -11,7 +11,7 @@ from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import Allowance, MemoryModel, TrainShape
 from qra_bo.memory.optimizers import update_bytes
-from qra_bo.space import Allocation, Ladder, SearchSpace, make_units, uniform
+from qra_bo.space import Allocation, SearchSpace, make_units, uniform
 from qra_bo.space.decoder import spec_from_model, spec_from_numbers
 from tests.memory.steps import config_of, run_step
 
@@ -35,7 +35,7 @@ def test_a_step_with_8_bit_moments_is_traced(compute: int) -> None:
 def test_a_mask_on_a_gpu_is_traced_and_predicted(checkpointing: bool) -> None:
     config = config_of("llama", num_hidden_layers=4)
     spec = spec_from_model(AutoModelForCausalLM.from_config(config))
-    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("r", (4,)))
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), (4,))
     shape = TrainShape(2, 512, checkpointing, 2, device="cuda", isolated=True)
     allocation = Allocation(("nf4",) * 4, (4,) * 4)
     traced = StepTracer(spec, config).trace(space, allocation, shape)
@@ -48,7 +48,7 @@ def test_a_mask_on_a_gpu_is_traced_and_predicted(checkpointing: bool) -> None:
 def test_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpointing: bool, compute: int) -> None:
     config = config_of(family, num_hidden_layers=4)
     spec = spec_from_model(AutoModelForCausalLM.from_config(config))
-    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("r", (4,)))
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), (4,))
     shape = TrainShape(2, 512, checkpointing, compute, device="cuda", grouped=False)
     allocation, tracer = Allocation(("nf4",) * 4, (4,) * 4), StepTracer(spec, config)
     traced = tracer.trace(space, allocation, shape)
@@ -68,7 +68,7 @@ def test_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpoin
 def test_layers_of_seventy_billion_parameters_are_traced() -> None:
     spec = spec_from_numbers("llama2_70b", "llama", n_layers=12, hidden_size=8192, intermediate_size=28672, n_heads=64,
                              n_kv_heads=8, head_dim=128, vocab_size=32000, tied=False)
-    space = SearchSpace(make_units(spec, "layer"), (parse_format("hqq3"), parse_format("nf4")), Ladder("r", (8, 16)))
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("hqq3"), parse_format("nf4")), (8, 16))
     allocation, shape = Allocation(("hqq3", "nf4") * 6, (8, 16) * 6), TrainShape(1, 512, True)
     traced = StepTracer(spec).trace(space, allocation, shape)
     predicted = int(MemoryModel(spec, shape).table(space).totals(space.encode(allocation)[None, :])[0])
@@ -79,7 +79,7 @@ def test_layers_of_seventy_billion_parameters_are_traced() -> None:
 def test_nothing_of_an_earlier_batch_is_traced_but_its_gradients() -> None:
     spec = spec_from_numbers("deep", "llama", n_layers=2, hidden_size=256, intermediate_size=512, n_heads=4,
                              n_kv_heads=4, head_dim=64, vocab_size=8192, tied=True)
-    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("ranks", (1,)))
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), (1,))
     tracer, once = StepTracer(spec), TrainShape(1, 256, True, 2, logits_chunk=256)
     single, twice = (tracer.trace(space, uniform(2, "nf4", 1), replace(once, accumulate=n)) for n in (1, 2))
     gradients = 2 * sum(linear.out_features + linear.in_features for linear in spec.linears)

@@ -162,7 +162,7 @@ class SearcherSuite:
     def test_search_goes_on_after_failures_and_uniform_baselines(self) -> None:
         problem, oracle = make_problem()
         searcher = self.make(problem)
-        n, formats, ranks = problem.space.n_units, problem.space.formats, problem.space.ranks.values
+        n, formats, ranks = problem.space.n_units, problem.space.formats, problem.space.ranks
         lowest, too_large = (Allocation((f.name,) * n, (r,) * n) for f, r in ((formats[0], ranks[0]),
                                                                               (formats[-1], ranks[-1])))
         baselines = [Proposal(a, Fidelity.HIGH, "baseline") for a in (lowest, too_large)]

@@ -23,7 +23,7 @@ from qra_bo.finetune.quantization.integer import IntegerBackend
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.serving import gguf_bytes
-from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
+from qra_bo.space import Allocation, SearchSpace, make_units
 from qra_bo.space.decoder import DecoderSpec, spec_from_model
 from tests.export.allocations import Case, build, rows_of
 from tests.export.finished import exported
@@ -126,7 +126,7 @@ def check_planned_bytes(run: FinishedRun, spec: DecoderSpec, embeddings: int = 1
     units, records = make_units(spec, "module"), run.manifest.modules
     chosen = [records[unit.linears[0].name] for unit in units]
     formats = sorted({record.format for record in chosen}, key=lambda fmt: fmt.bits)
-    space = SearchSpace(units, tuple(formats), Ladder("ranks", (2, 3, 5, 8)))
+    space = SearchSpace(units, tuple(formats), (2, 3, 5, 8))
     allocation = Allocation(tuple(r.format.name for r in chosen), tuple(r.rank or 2 for r in chosen))
     stated = gguf_bytes(MemoryModel(spec, TrainShape(2, 32, embeddings=embeddings)), space, allocation)
     exported(run.folder, ["gguf"], gguf=tuple(FILES))

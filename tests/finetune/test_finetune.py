@@ -23,7 +23,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.protocol import Progress, StopRequested, quiet
 from qra_bo.sensitivity.io import profile_to_json
-from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units, uniform
+from qra_bo.space import Allocation, CostTable, SearchSpace, make_units, uniform
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.finetune.models import failing, tiny_llama
@@ -165,7 +165,7 @@ def test_the_measured_peak_is_the_predicted_one(checkpointing: bool) -> None:
     found = oracle.measure_peak(MIXED.to_json(), 0, quiet)
     shape = TrainShape(2, 32, checkpointing, 4, logits_chunk=16)
     memory = MemoryModel(oracle.bank.spec, shape)
-    space = SearchSpace(oracle.units, FORMATS, Ladder("ranks", (1, 2, 3, 4)))
+    space = SearchSpace(oracle.units, FORMATS, (1, 2, 3, 4))
     row = space.encode(MIXED)[None]
     predicted = int(memory.table(space).totals(row)[0])
     assert found["measured_bytes"] <= predicted * 1.005

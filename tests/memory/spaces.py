@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from qra_bo.memory.formats import parse_format
-from qra_bo.space import Ladder, SearchSpace, make_units
+from qra_bo.space import SearchSpace, make_units
 from qra_bo.space.decoder import spec_from_numbers
 
 TINY = spec_from_numbers("tiny", "llama", n_layers=4, hidden_size=64, intermediate_size=192, n_heads=4, n_kv_heads=2,
@@ -17,4 +17,4 @@ SMOLLM2 = spec_from_numbers("smollm2_135m", "llama", n_layers=30, hidden_size=57
 def space_of(spec: object = TINY, granularity: str = "layer", formats: Sequence[str] = ("hqq2", "hqq3", "nf4", "int8"),
              ranks: Sequence[int] = (1, 2, 4, 8)) -> SearchSpace:
     return SearchSpace(make_units(spec, granularity), tuple(parse_format(f) for f in formats),  # type: ignore[arg-type]
-                       Ladder("ranks", tuple(ranks)))
+                       tuple(ranks))

@@ -20,7 +20,7 @@ from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
-from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
+from qra_bo.space import Allocation, DecoderSpec, SearchSpace, make_units
 from qra_bo.space.decoder import spec_from_model, with_adapters
 from tests.conformance.quantizer import quantize
 
@@ -72,7 +72,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
     pack_embeddings(model, shape.embeddings, dtype, torch.device("cpu"))
     units = make_units(spec, granularity)
     ladder = sorted({f: parse_format(f) for f in formats}.values(), key=lambda f: (f.bits, f.name))
-    space = SearchSpace(units, tuple(ladder), Ladder("ranks", tuple(sorted(set(ranks)))))
+    space = SearchSpace(units, tuple(ladder), tuple(sorted(set(ranks))))
     for unit, name in zip(units, formats, strict=True):
         for linear in unit.linears:
             fmt = parse_format(name)

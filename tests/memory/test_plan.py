@@ -55,7 +55,7 @@ def test_each_budget_has_its_own_answer(llama: tuple[MemoryModel, SearchSpace, P
         for fmt in space.formats:
             rank = answer.ranks[fmt.name]
             assert rank == 0 or uniform_bytes(model, space, fmt, rank) <= answer.size
-            assert rank == space.ranks.values[-1] or uniform_bytes(model, space, fmt, rank + 1) > answer.size
+            assert rank == space.ranks[-1] or uniform_bytes(model, space, fmt, rank + 1) > answer.size
         assert answer.best is not None
         assert (answer.best.fmt, answer.best.rank) == ("nf4", answer.ranks["nf4"])
         assert answer.best.total <= answer.size

@@ -46,7 +46,7 @@ def test_true_losses_equal_the_formula_and_the_noiseless_oracle() -> None:
     rows = np.stack([SPACE.encode(uniform(6, f, r)) for f in ("hqq2", "nf4") for r in (1, 8)])
     land, n = oracle.landscape, 6
     for row, loss in zip(rows, true_losses(oracle.landscape, rows), strict=True):
-        ranks = np.array([SPACE.ranks.values[i] for i in row[n:]], dtype=float)[:, None]
+        ranks = np.array([SPACE.ranks[i] for i in row[n:]], dtype=float)[:, None]
         left = (land.quantization_sensitivity[np.arange(n), row[:n]] * land.kept(ranks)[:, 0]).sum()
         assert loss == pytest.approx(FLOOR + phi(np.array([left]))[0] + land.missed(ranks).sum(), abs=1e-12)
         a = SPACE.decode(row)

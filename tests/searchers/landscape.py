@@ -11,7 +11,7 @@ import numpy as np
 
 from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space import CostTable, Ladder, Linear, PhaseCost, SearchSpace, StorageFormat, Unit, uniform
+from qra_bo.space import CostTable, Linear, PhaseCost, SearchSpace, StorageFormat, Unit, uniform
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 
 FORMATS = {2: StorageFormat("hqq2", "hqq", 2, 64), 3: StorageFormat("hqq3", "hqq", 3, 64),
@@ -45,8 +45,7 @@ def make_landscape(seed: int, *, n_units: int = 30, bits: tuple[int, ...] = (3, 
     """
     rng = np.random.default_rng([9173, seed])
     linear = [Linear(f"model.layers.{i}.w", 576, NUMEL // 576, i, "mlp", "down") for i in range(n_units)]
-    space = SearchSpace(tuple(Unit(m.name, (m,)) for m in linear), tuple(FORMATS[b] for b in bits),
-                        Ladder("ranks", ranks))
+    space = SearchSpace(tuple(Unit(m.name, (m,)) for m in linear), tuple(FORMATS[b] for b in bits), ranks)
     rank = np.array(ranks, dtype=np.float64)
     weights = np.array([int(NUMEL * BITS_STORED[b] / 8) for b in bits])
     unit = np.broadcast_to(weights[None, :, None] + (LORA * adapter_bytes * rank).astype(np.int64)[None, None, :],
@@ -101,7 +100,7 @@ def baselines(landscape: Landscape) -> list[Trial]:
     problem = landscape.problem
     found = []
     for fmt in problem.space.formats:
-        fitting = [a for r in problem.space.ranks.values
+        fitting = [a for r in problem.space.ranks
                    if problem.fits(a := uniform(problem.space.n_units, fmt.name, r))]
         found += [Proposal(a, Fidelity.HIGH, "baseline") for a in fitting[-2:]]
     return [evaluate(landscape, p, i) for i, p in enumerate(found)]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_bo.memory import parse_format
-from qra_bo.space import Allocation, Ladder, Linear, SearchSpace, Unit, average_bits
+from qra_bo.space import Allocation, Linear, SearchSpace, Unit, average_bits
 from qra_bo.space.simple import blind_order, mix, wider_units
 
 LOW, HIGH = parse_format("hqq3"), parse_format("nf4")
@@ -16,7 +16,7 @@ LOW, HIGH = parse_format("hqq3"), parse_format("nf4")
 def make_space(sizes: list[int], layers: list[int] | None = None) -> SearchSpace:
     units = [Unit(f"u{i}", (Linear(f"u{i}.up", 64 * n, 64, layer, "mlp", "up"),))
              for i, (n, layer) in enumerate(zip(sizes, layers or range(len(sizes)), strict=True))]
-    return SearchSpace(tuple(units), (LOW, HIGH), Ladder("ranks", (1, 2)))
+    return SearchSpace(tuple(units), (LOW, HIGH), (1, 2))
 
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=7)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qra_bo.space import Allocation, Ladder, SearchSpace, average_bits, make_units, uniform
+from qra_bo.space import Allocation, SearchSpace, average_bits, make_units, uniform
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.errors import SpaceError
 from tests.spaces import FORMATS, every_row, make_space
@@ -36,7 +36,7 @@ def test_codec_is_a_bijection() -> None:
 
 def test_average_bits_weigh_by_parameters() -> None:
     units = make_units(SPEC, "block")
-    space = SearchSpace(units, FORMATS, Ladder("ranks", (4, 8)))
+    space = SearchSpace(units, FORMATS, (4, 8))
     formats = tuple("int8" if u.name.endswith("mlp") else "hqq2" for u in units)
     attn, mlp = 4 * 4096**2, 3 * 4096 * 11008
     bits = space.bits(Allocation(formats, (4,) * 64))
@@ -56,7 +56,7 @@ def test_foreign_allocations_are_refused(allocation: Allocation, match: str) -> 
 
 
 def test_malformed_spaces_are_refused() -> None:
-    units, ranks = make_space(1).units, Ladder("ranks", (4,))
+    units, ranks = make_space(1).units, (4,)
     for formats in ((), (FORMATS[0], FORMATS[0])):
         with pytest.raises(SpaceError, match="distinct formats"):
             SearchSpace(units, formats, ranks)
@@ -66,4 +66,4 @@ def test_malformed_spaces_are_refused() -> None:
         SearchSpace(units, FORMATS[::-1], ranks)
     with pytest.raises(SpaceError, match=r"rank 65 is larger than model.layers.0.mlp.up_proj allows .* 64\); "
                                          r"use no rank above 64$"):
-        SearchSpace(units, FORMATS, Ladder("ranks", (64, 65)))
+        SearchSpace(units, FORMATS, (64, 65))

@@ -18,7 +18,7 @@ from qra_bo.execution.pool import Limits
 from qra_bo.memory.formats import parse_format
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, Unit, uniform
+from qra_bo.space import Allocation, CostTable, Linear, PhaseCost, SearchSpace, Unit, uniform
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.setting import Setting
@@ -43,7 +43,7 @@ OVERRIDES = {
 def make_space(ranks: Sequence[int] = RANKS) -> SearchSpace:
     linears = [Linear(f"{name}.mlp.up", 64, 32, u, "mlp", "up") for u, name in enumerate(UNITS)]
     return SearchSpace(tuple(Unit(n, (m,)) for n, m in zip(UNITS, linears, strict=True)),
-                       tuple(parse_format(f) for f in FORMATS), Ladder("ranks", tuple(ranks)))
+                       tuple(parse_format(f) for f in FORMATS), tuple(ranks))
 
 
 def predict_bytes(a: Allocation) -> int:
@@ -54,7 +54,7 @@ BUDGET = predict_bytes(uniform(4, "nf4", 4)) + 7  # with room for two more ranks
 
 
 def make_costs(space: SearchSpace) -> CostTable:
-    unit = np.array([[[FORMAT_BYTES[f.name] + RANK_BYTES * r for r in space.ranks.values] for f in space.formats]]
+    unit = np.array([[[FORMAT_BYTES[f.name] + RANK_BYTES * r for r in space.ranks] for f in space.formats]]
                     * space.n_units)
     return CostTable((PhaseCost("stored", FIXED, unit, np.zeros_like(unit)),))
 

@@ -53,7 +53,7 @@ class EvolutionarySearch:
         self._size, self._generations, self._promote = population, generations, promote
         self._tolerance, self._patience = tolerance, patience
         i_q = fidelity_importance(problem.profile)
-        i_r = plasticity_importance(problem.profile, problem.space.ranks.values[-1])
+        i_r = plasticity_importance(problem.profile, problem.space.ranks[-1])
         self._repair = Repair(problem.costs, problem.budget_bytes, i_q, i_r)
         self._operators = Operators(problem, self._repair, i_q, i_r, gamma)
         model_seed = int(problem.rng("evolution.promotion").integers(2**31))

@@ -104,7 +104,7 @@ class Rates:
 def terms(problem: SearchProblem) -> FloatArray:
     """Return the terms of the model by unit, format and rank, ``L x F x R x 3``: what ``slopes`` multiply."""
     level, root = sensitivity_scales(problem.profile.quantization_kl)
-    ranks = np.log2(np.array(problem.space.ranks.values, dtype=np.float64))
+    ranks = np.log2(np.array(problem.space.ranks, dtype=np.float64))
     parts = (level[:, :, None], root[:, :, None], -problem.space.unit_share[:, None, None] * ranks)
     return np.stack([np.broadcast_to(part, problem.costs.shape) for part in parts], axis=-1)
 

@@ -42,7 +42,7 @@ def build_components(problem: SearchProblem) -> list[Component]:
         "quantization_sensitivity x rank": (sensitivities[..., 1:2] * log_rank[None, None, :, None], 0.2),
     }
     if profile.rank_sensitivity is not None:  # by rank, and its square root, each over its mean
-        reach = np.minimum(np.array(space.ranks.values), profile.rank_sensitivity.shape[1]) - 1
+        reach = np.minimum(np.array(space.ranks), profile.rank_sensitivity.shape[1]) - 1
         values = np.clip(profile.rank_sensitivity[:, reach], 0.0, None)
         gain = np.stack([values, np.sqrt(values)], axis=-1)
         mean = gain.mean(axis=(0, 1))
@@ -56,7 +56,7 @@ def build_components(problem: SearchProblem) -> list[Component]:
 
 def rank_scale(problem: SearchProblem) -> FloatArray:
     """Return the logarithm of the rank, from 0 at the smallest to 1 at the largest, ``R``."""
-    logs = np.log(np.array(problem.space.ranks.values, dtype=np.float64))
+    logs = np.log(np.array(problem.space.ranks, dtype=np.float64))
     return (logs - logs[0]) / (logs[-1] - logs[0]) if len(logs) > 1 else np.zeros(1)
 
 

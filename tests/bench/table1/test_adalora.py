@@ -21,7 +21,7 @@ from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
-from qra_bo.space import Ladder, SearchSpace
+from qra_bo.space import SearchSpace
 from tests.finetune.models import tiny_llama
 from tests.finetune.test_finetune import make, quiet
 
@@ -146,7 +146,7 @@ def test_measured_bytes_lie_within_the_predicted(scope: str) -> None:
     found = evaluate_adalora(oracle, MIXED, 6, 4, 5, 0, "test", 1.0, True, quiet)
     shape = TrainShape(2, 32, False, 4, logits_chunk=16)
     memory = MemoryModel(oracle.bank.spec, shape, scope)
-    space = SearchSpace(oracle.units, oracle.formats, Ladder("ranks", (1,)))
+    space = SearchSpace(oracle.units, oracle.formats, (1,))
     predicted = adalora_bytes(memory, space, MIXED, 6, 4)
     assert found["measured_bytes"] <= predicted * 1.005
     assert predicted <= found["measured_bytes"] * 1.05
