@@ -24,7 +24,7 @@ from linear_operator import to_linear_operator
 from scipy.optimize import minimize
 from torch import Tensor
 
-from surrogates.diagnostics import HeldOut, gaussian_nll
+from surrogates.diagnostics import diagnostics, gaussian_nll
 from surrogates.errors import SurrogateError, SurrogateFitError, check_shape
 from surrogates.gp import matern52
 from surrogates.warp import LogWarp, candidate_warps
@@ -239,12 +239,13 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         variance = 1.0 / torch.cholesky_inverse(self._chol).diagonal()
         return self._z - self._alpha * variance, variance.sqrt()
 
-    def held_out(self) -> HeldOut:
-        """Predict every observation from the others, under the scales and the warp that were fitted to all."""
+    def held_out(self) -> dict[str, Any]:
+        """Predict every observation from the others, under the scales and the warp that were fitted to all; return the
+        ``diagnostics``."""
         mean, sd = self.leave_one_out()
         score = (self._z - mean) / sd
-        return HeldOut(self.y, *self.warp.moments(mean, sd), score,
-                       gaussian_nll(score, sd) - self.warp.log_jacobian(self.y))
+        return diagnostics(self.y, *self.warp.moments(mean, sd), score,
+                           gaussian_nll(score, sd) - self.warp.log_jacobian(self.y))
 
     def _centres(self, rows: Tensor) -> Tensor:
         """Return the latent prior mean of ``n x 2 L`` rows, ``n``: near 0, as the constant's prior expects."""

@@ -89,12 +89,7 @@ class StructuredSearch(ObservingSearcher):
     def surrogate_check(self) -> dict[str, Any] | None:
         """See ``SelfChecking``."""
         model = self._fitted()
-        if model is None or len(model.y) < LEAST_CHECKED:
-            return None
-        held_out = model.held_out()
-        quality = {key: None if math.isnan(value) else value for key, value in held_out.diagnostics().items()}
-        return {"observed": held_out.truth.tolist(), "predicted": held_out.mean.tolist(), "sd": held_out.sd.tolist(),
-                **quality}
+        return None if model is None or len(model.y) < LEAST_CHECKED else model.held_out()
 
     def _next(self) -> IntArray | None:
         self.chance_of_gain = None
