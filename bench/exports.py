@@ -27,7 +27,7 @@ import torch
 from bench.report import Target, publish
 from qra_bo.config import load_config
 from qra_bo.export import gguf, vllm
-from qra_bo.export.comparison import Reference, View
+from qra_bo.export.comparison import Reference
 from qra_bo.export.registry import TARGETS, export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.data.load import load_data
@@ -154,9 +154,8 @@ def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, refer
             "file_bytes": int(found.get("bytes", sum(weights.values())))}
     for variant, logits in found.items():
         if logits.ndim == 2:
-            view = View(variant, torch.from_numpy(logits), adapted=variant != "base")
             n = len(logits) if variant == SERVED else N_TOKENS
-            compared = beginning(reference, n).row(view, consumer.name)
+            compared = beginning(reference, n).row(variant, torch.from_numpy(logits), adapted=variant != "base")
             apart = {} if variant == "log_probabilities" else {"largest": compared.largest, "mean": compared.mean}
             yield {**row, "tokens": n, "variant": variant, **apart, "kl": compared.kl, "note": compared.note}
 

@@ -4,7 +4,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -51,23 +51,6 @@ class Row:
             return "exact"
         apart = f"logits differ by at most {self.largest:.2g}"
         return apart if self.kl is None else f"KL {self.kl:.2g}, {apart} (mean {self.mean:.2g})"
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """Logits of one way to load an export.
-
-    Args:
-        what: Its name in the table.
-        logits: ``n x v``, of the reference's tokens.
-        adapted: Whether the adapter is in them.
-        note: What explains a difference.
-    """
-
-    what: str
-    logits: Tensor
-    adapted: bool = True
-    note: str = ""
 
 
 class Reference:
@@ -119,17 +102,17 @@ class Reference:
             found: Tensor = model.eval()(input_ids=self.ids.unsqueeze(0), use_cache=False).logits[0].float()
         return found
 
-    def row(self, view: View, loaded_by: str) -> Row:
-        """Compare one view with the run's own logits."""
-        own = self.own if view.adapted else self.base
-        if view.logits.shape != own.shape:
-            return Row(view.what, loaded_by, f"failed: its logits are of shape {list(view.logits.shape)}, the run's "
-                       f"own of {list(own.shape)}")
-        if not torch.isfinite(view.logits).all():
-            return Row(view.what, loaded_by, "failed: it computes logits that are no finite numbers")
-        apart = (view.logits.float() - own).abs()
-        return Row(view.what, loaded_by, view.note, float(apart.max()), float(apart.mean()),
-                   divergence(own, view.logits.float()))
+    def row(self, what: str, logits: Tensor, note: str = "", *, adapted: bool = True, loaded_by: str = "") -> Row:
+        """Compare the ``logits``, ``n x v``, of one way to load an export with the run's own, those with the adapter
+        where it is in them (``adapted``); ``note`` is what explains a difference."""
+        own = self.own if adapted else self.base
+        if logits.shape != own.shape:
+            return Row(what, loaded_by, f"failed: its logits are of shape {list(logits.shape)}, the run's own of "
+                                        f"{list(own.shape)}")
+        if not torch.isfinite(logits).all():
+            return Row(what, loaded_by, "failed: it computes logits that are no finite numbers")
+        apart = (logits.float() - own).abs()
+        return Row(what, loaded_by, note, float(apart.max()), float(apart.mean()), divergence(own, logits.float()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,26 +121,26 @@ class Loader:
 
     Args:
         name: As in the table.
-        views: Loads a run's export and gives logits on the reference's tokens.
+        views: Loads a run's export in each of its ways, and compares its logits on the reference's tokens.
         packages: Import names that it needs.
         install: Arguments of ``pip install`` that bring them.
     """
 
     name: str
-    views: Callable[[FinishedRun, Reference], Iterable[View]]
+    views: Callable[[FinishedRun, Reference], Iterable[Row]]
     packages: tuple[str, ...] = ()
     install: str = ""
 
     def rows(self, what: str, run: FinishedRun, reference: Reference) -> Iterator[Row]:
-        """Compare every view of the export ``what``; where that is impossible, one row says why."""
+        """Compare the export ``what`` in every way; where that is impossible, one row says why."""
         if any(importlib.util.find_spec(package) is None for package in self.packages):
             yield Row(what, self.name, f"not installed: pip install {self.install}")
             return
         with warnings.catch_warnings(), without_bars(), redirect_stderr(StringIO()):  # other libraries draw bars too
             warnings.simplefilter("ignore")
             try:
-                for view in self.views(run, reference):
-                    yield reference.row(view, self.name)
+                for row in self.views(run, reference):
+                    yield replace(row, loaded_by=self.name)
             except Exception as error:  # loaders of other libraries raise anything; the table holds the reason
                 yield Row(what, self.name, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
+from qra_bo.export.comparison import Loader, Reference, Row, plain_model, with_adapter
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import RunWeights, refuse_formats, save_model, weights_of
 from qra_bo.finetune.models.activations import decoder_layers
@@ -94,10 +94,10 @@ def in_words(codes: Tensor, bits: int) -> Tensor:
     return words[:, :-(-columns * bits // WORD)].contiguous()
 
 
-def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
+def _views(run: FinishedRun, reference: Reference) -> Iterator[Row]:
     model = plain_model(run.folder / FOLDER, run.trust_remote_code)
-    yield View("compressed_tensors, base", reference.logits(model), adapted=False)
-    yield View("compressed_tensors, with the adapter", reference.logits(with_adapter(model, run.adapter)))
+    yield reference.row("compressed_tensors, base", reference.logits(model), adapted=False)
+    yield reference.row("compressed_tensors, with the adapter", reference.logits(with_adapter(model, run.adapter)))
 
 
 LOADER = Loader("transformers and peft", _views, ("compressed_tensors",), "compressed-tensors")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_bo.export.comparison import Loader, Reference, View, with_adapter
+from qra_bo.export.comparison import Loader, Reference, Row, with_adapter
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import LinearWeights, RunWeights, refuse_formats, save_model, weights_of
 from qra_bo.finetune.models.load import cast_parameters
@@ -95,12 +95,12 @@ def _storage(weights: RunWeights, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return modules
 
 
-def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
+def _views(run: FinishedRun, reference: Reference) -> Iterator[Row]:
     model, _ = load_stored({"name": FOLDER, "source": "path", "path": str(run.folder / FOLDER), "gguf_file": None,
                             "revision": None, "trust_remote_code": False}, torch.float32)
     cast_parameters(model, torch.float32)
-    yield View("exl3, base", reference.logits(model), adapted=False)
-    yield View("exl3, with the adapter", reference.logits(with_adapter(model, run.adapter)))
+    yield reference.row("exl3, base", reference.logits(model), adapted=False)
+    yield reference.row("exl3, with the adapter", reference.logits(with_adapter(model, run.adapter)))
 
 
 LOADER = Loader("qra_bo's own reader of EXL3", _views)  # exllamav3's needs CUDA

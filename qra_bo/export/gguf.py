@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from gguf import GGMLQuantizationType as Form
 
-from qra_bo.export.comparison import Loader, Reference, View
+from qra_bo.export.comparison import Loader, Reference, Row
 from qra_bo.export.gguf_blocks import BLOCK, is_exact
 from qra_bo.export.gguf_file import SAMPLING, Source
 from qra_bo.export.gguf_layout import layout_of
@@ -136,7 +136,7 @@ def _merged(files: Sequence[str]) -> str | None:
     return next((name for name in files if name in MERGED), None)
 
 
-def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
+def _views(run: FinishedRun, reference: Reference) -> Iterator[Row]:
     folder, ids, files = run.folder / FOLDER, reference.ids.tolist(), _at_hand(run)
     for name in (name for name in dict.fromkeys(["base"] * run.manifest.untouched + files) if name != ADAPTER):
         path = folder / (_base(run, files) or "" if name == "base" else f"{name}.gguf")
@@ -144,8 +144,8 @@ def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
             with LlamaCpp(path, folder / f"{ADAPTER}.gguf" if lora else None, length=len(ids),
                           exact=name == UNPACKED) as model:
                 logits = torch.from_numpy(model.logits(ids))
-            yield View(f"gguf, {name}{' with the adapter' if lora else ''}", logits, adapted=lora or name in MERGED,
-                       note="" if name == UNPACKED else _ROUNDING)
+            yield reference.row(f"gguf, {name}{' with the adapter' if lora else ''}", logits,
+                                "" if name == UNPACKED else _ROUNDING, adapted=lora or name in MERGED)
 
 
 LOADER = Loader("llama.cpp", _views, ("llama_cpp_py_sync",), PACKAGE)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from qra_bo.export.comparison import Loader, Reference, View, plain_model
+from qra_bo.export.comparison import Loader, Reference, Row, plain_model
 from qra_bo.export.load import dense_base
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import save_generation, weights_in
@@ -57,9 +57,9 @@ def merged_model(run: FinishedRun) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _views(run: FinishedRun, reference: Reference) -> list[View]:
+def _views(run: FinishedRun, reference: Reference) -> list[Row]:
     model = plain_model(run.folder / FOLDER, run.trust_remote_code)
-    return [View("merged", reference.logits(model), note="rounded to 16 bits")]
+    return [reference.row("merged", reference.logits(model), "rounded to 16 bits")]
 
 
 LOADER = Loader("transformers", _views)

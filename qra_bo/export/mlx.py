@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_bo.export.comparison import Loader, Reference, View
+from qra_bo.export.comparison import Loader, Reference, Row
 from qra_bo.export.compressed_tensors import in_words
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import LinearWeights, RunWeights, padded, refuse_formats, save_model, weights_of
@@ -189,13 +189,12 @@ def mlx_logits(folder: Path, ids: Tensor, *, adapted: bool, fp32: bool) -> Tenso
     return torch.from_numpy(np.array(model(mx.array(ids[None].numpy()))[0].astype(mx.float32)))
 
 
-def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
-    folder = run.folder / FOLDER
+def _views(run: FinishedRun, reference: Reference) -> Iterator[Row]:
+    folder, ids = run.folder / FOLDER, reference.ids
     adapted = (folder / ADAPTER).is_dir()
-    yield View("mlx, computed in fp32", mlx_logits(folder, reference.ids, adapted=adapted, fp32=True))
-    yield View("mlx, as served", mlx_logits(folder, reference.ids, adapted=adapted, fp32=False),
-               note="products in fp16")
-    yield View("mlx, without the adapter", mlx_logits(folder, reference.ids, adapted=False, fp32=True), adapted=False)
+    yield reference.row("mlx, computed in fp32", mlx_logits(folder, ids, adapted=adapted, fp32=True))
+    yield reference.row("mlx, as served", mlx_logits(folder, ids, adapted=adapted, fp32=False), "products in fp16")
+    yield reference.row("mlx, without the adapter", mlx_logits(folder, ids, adapted=False, fp32=True), adapted=False)
 
 
 def start(run: FinishedRun) -> dict[str, str]:

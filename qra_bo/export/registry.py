@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qra_bo.export import compressed_tensors, exl3, gguf, merged, mlx, vllm
-from qra_bo.export.comparison import Loader, Reference, Row, View
+from qra_bo.export.comparison import Loader, Reference, Row
 from qra_bo.export.foreign import read_adapter
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun, export_command, render
@@ -122,8 +122,8 @@ def check_exports(run: FinishedRun) -> list[Row]:
     rows = [Row("manifest and adapter", "qra_bo.load", f"{packed}, every checksum held; against the logits kept at the "
                 f"end of the run{then}", probe_difference(model, probe, torch.device("cpu")))]
     reference = Reference(run, read_probe(probe)[0][0], model)
-    rows.append(reference.row(View("adapter", reference.fused, note="the same sums in another order"),
-                              "peft on the mixed base"))
+    rows.append(reference.row("adapter", reference.fused, "the same sums in another order",
+                              loaded_by="peft on the mixed base"))
     stale = stale_exports(run)
     for target in TARGETS.values():
         if target.loader is not None and (run.folder / target.path).exists():

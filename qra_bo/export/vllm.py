@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qra_bo.export import compressed_tensors, merged
-from qra_bo.export.comparison import Loader, Reference, View
+from qra_bo.export.comparison import Loader, Reference, Row
 from qra_bo.export.foreign import read_adapter
 from qra_bo.export.run import FinishedRun, export_command, render
 from qra_bo.export.weights import padded
@@ -98,10 +98,10 @@ def start(run: FinishedRun) -> dict[str, str]:
     return {"vllm": _serve(run)} if base and adapter and {*_targets(run)} <= run.current_exports else {}
 
 
-def _views(run: FinishedRun, reference: Reference) -> list[View]:
+def _views(run: FinishedRun, reference: Reference) -> list[Row]:
     folder = run.folder / FOLDER
-    return [View("vllm, its adapter of one rank", reference.adapted(folder, one_rank=True),
-                 note="added rows and columns are zero")] if (folder / ADAPTER_WEIGHTS).is_file() else []
+    return [reference.row("vllm, its adapter of one rank", reference.adapted(folder, one_rank=True),
+                          "added rows and columns are zero")] if (folder / ADAPTER_WEIGHTS).is_file() else []
 
 
 LOADER = Loader("peft on the mixed base", _views)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from qra_bo.config import load_config
-from qra_bo.export.comparison import Reference, View, divergence
+from qra_bo.export.comparison import Reference, divergence
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import weights_of
@@ -118,6 +118,6 @@ def test_divergence_of_a_known_distribution() -> None:
 def test_logits_that_are_no_numbers_are_a_failure(value: float) -> None:
     reference = object.__new__(Reference)
     reference.own = torch.zeros(2, 3)
-    row = reference.row(View("as served", torch.tensor([[0.0, value, 0.0]] * 2)), "server")
+    row = reference.row("as served", torch.tensor([[0.0, value, 0.0]] * 2))
     assert (row.result, row.largest, row.kl) == ("", None, None)
     assert row.note == "failed: it computes logits that are no finite numbers"
