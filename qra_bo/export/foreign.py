@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from pydantic import StrictBool, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,10 +17,12 @@ from qra_bo.finetune.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest, 
 from qra_bo.space.allocation import peft_patterns
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.errors import ModelError, OutputError
+from qra_bo.utils.fields import Count, model_of
 from qra_bo.utils.files import COPY_AGAIN, check_readable, read_object
 
 TAKE_AGAIN = "take the adapter from the run again"
-SIZES = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
+_SIZES = model_of(name=str, tied=StrictBool, n_layers=Count, hidden_size=Count, intermediate_size=Count, n_heads=Count,
+                  n_kv_heads=Count, head_dim=Count, vocab_size=Count)
 """Numbers by which a manifest describes a base model of random weights."""
 _FREE = frozenset({"task_type", "peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode"})
 """Fields of PEFT's configuration that change nothing here; those that a run does not set have PEFT's defaults."""
@@ -96,21 +99,16 @@ def check_random_base(manifest: Manifest) -> None:
     Raises:
         OutputError: With the sizes.
     """
-    node: Mapping[str, Any] = manifest.model
-    sizes: dict[str, Any] = {key: node.get(key) for key in SIZES}
-    wrong = [f"{key}={value!r}" for key, value in sizes.items() if type(value) is not int or value < 1]
-    if wrong or type(node.get("tied")) is not bool:
-        raise OutputError("the manifest describes its base model badly: each of its sizes must be a whole number above "
-                          f"0, and 'tied' true or false; got {', '.join(wrong) or repr(node.get('tied'))}; "
-                          f"{COPY_AGAIN}")
     shapes = {name: record.shape for name, record in manifest.modules.items()}
-    if sizes["n_layers"] > len(shapes):  # before they are listed
-        raise OutputError(f"the manifest describes {sizes['n_layers']} layers and holds {len(shapes)} modules; "
-                          f"{COPY_AGAIN}")
     try:
-        spec = spec_from_numbers(str(node["name"]), "llama", tied=node["tied"], **sizes)
-    except ModelError as error:
-        raise OutputError(f"the manifest describes its base model badly: {error}; {COPY_AGAIN}") from error
+        sizes = _SIZES.model_validate(dict(manifest.model)).model_dump()
+        if sizes["n_layers"] > len(shapes):  # before they are listed
+            raise ModelError(f"it has {sizes['n_layers']} layers, and the manifest {len(shapes)} modules")
+        spec = spec_from_numbers(family="llama", **sizes)
+    except (ValidationError, ModelError) as error:
+        why = error if isinstance(error, ModelError) else \
+            ", ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
+        raise OutputError(f"the manifest describes its base model badly: {why}; {COPY_AGAIN}") from error
     if {linear.name: (linear.out_features, linear.in_features) for linear in spec.linears} != shapes:
         raise OutputError(f"the sizes of the base model in the manifest are not those of its modules; {COPY_AGAIN}")
     needed = 4 * (spec.linear_numel + spec.other_numel)
