@@ -2,7 +2,3 @@
 
 The oracle that really fine-tunes is in ``qra_bo.finetune``.
 """
-
-from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested, activity, quiet
-
-__all__ = ["TRAINING", "Oracle", "Progress", "StopRequested", "activity", "quiet"]
