@@ -214,7 +214,7 @@ def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tupl
                              f"the base that it used, {manifest.model.get('path')!r}") if of_base else OutputError(
                 f"the packed weights of {name} do not have the checksum of the manifest in {folder}: the file of "
                 "packed weights is damaged or belongs to another run")
-        if not of_base and name in manifest.modules:
+        if not of_base:
             empty = backend_of(record.format).empty_state(record.format, record.shape, dtype)
             found, wanted = ({key: (t.dtype, t.shape) for key, t in tensors.items()} for tensors in (state, empty))
             if found != wanted or not all(t.isfinite().all() for t in state.values() if t.is_floating_point()):

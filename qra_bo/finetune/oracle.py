@@ -154,28 +154,24 @@ class FinetuneOracle:
     def _run(self, run: TrialRun, progress: Progress, then: Callable[[], None] | None = None) -> TrialResult:
         if run.store is not None and run.name not in self._over:
             self.forget(progress)
-        result = self._result(run, progress, then)
-        ended = result.state is not TrialState.OK or run.request.steps == run.request.schedule_steps
-        if ended and run.store is not None:
-            self._over.add(run.name)
-        return result
-
-    def _result(self, run: TrialRun, progress: Progress, then: Callable[[], None] | None) -> TrialResult:
         try:
-            measured = self._evaluate(run, progress)
+            result = self._evaluate(run, progress)
             if then is not None:
                 then()
-            return measured
         except DivergedError as error:
-            return run.failed(TrialState.DIVERGED, str(error))
+            result = run.failed(TrialState.DIVERGED, str(error))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return run.failed(TrialState.OOM, (str(error) or type(error).__name__).splitlines()[0])
+            result = run.failed(TrialState.OOM, (str(error) or type(error).__name__).splitlines()[0])
         finally:
             detach(self.model)
             self.peft = None
             release_unused(self.device)
+        ended = result.state is not TrialState.OK or run.request.steps == run.request.schedule_steps
+        if ended and run.store is not None:
+            self._over.add(run.name)
+        return result
 
     def untuned(self, split: str, progress: Progress) -> dict[str, Any]:
         """Evaluate the base without adapters, its weights as they came: loss and standard error (nats), summed loss and

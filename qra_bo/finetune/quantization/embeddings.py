@@ -41,16 +41,11 @@ def pack_embeddings(model: Any, bits: int, compute_dtype: torch.dtype, device: t
 
 
 def install_embeddings(model: Any, states: Mapping[str, State], fmt: StorageFormat, compute_dtype: torch.dtype) -> None:
-    """Put packed tables (by the names of ``dense_tables``) in the place of a dense model's.
-
-    Raises:
-        ModelError: If the model's embedding or head is not one that can be packed, or a table has other tensors than
-            one of its shape.
-    """
-    embedding, (name, *heads) = model.get_input_embeddings(), dense_tables(model)
-    table = _table(states[name], fmt, embedding.weight, compute_dtype)
-    own = table if not heads else _table(states[heads[0]], fmt, model.get_output_embeddings().weight, compute_dtype)
-    put_tables(model, table, own)
+    """Put packed tables (by the names of ``dense_tables``) in the place of a dense model's; raises ``ModelError`` if
+    its embedding or head is not one that can be packed."""
+    shapes = {name: (module.weight.shape[0], module.weight.shape[1]) for name, module in dense_tables(model).items()}
+    tables = [PackedTable(states[name], fmt, shape, compute_dtype) for name, shape in shapes.items()]
+    put_tables(model, tables[0], tables[-1])
 
 
 def put_tables(model: Any, table: PackedTable, own: PackedTable) -> None:
@@ -100,15 +95,6 @@ def _nothing_to_tie(*_args: Any, **_options: Any) -> None:
 def _name_of(model: Any, wanted: Any) -> str:
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
     return names[id(wanted)]
-
-
-def _table(state: State, fmt: StorageFormat, weight: Tensor, compute_dtype: torch.dtype) -> PackedTable:
-    shape = (weight.shape[0], weight.shape[1])
-    wanted = backend_of(fmt).empty_state(fmt, shape, compute_dtype)
-    if {k: (t.shape, t.dtype) for k, t in state.items()} != {k: (t.shape, t.dtype) for k, t in wanted.items()}:
-        raise ModelError(f"the packed embedding is not one of {shape[0]} x {shape[1]} weights in {fmt.name}, the shape "
-                         "of this base model's")
-    return PackedTable(state, fmt, shape, compute_dtype)
 
 
 def _multiplier(model: Any) -> Tensor | None:
