@@ -15,7 +15,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ModuleRecord
 from qra_bo.finetune.quantization.base import State, backend_of, packed
-from qra_bo.finetune.quantization.planes import codes_of, words_of
+from qra_bo.finetune.quantization.planes import codes_at, words_of
 from qra_bo.memory.serving import TARGET_FORMATS
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
@@ -80,7 +80,7 @@ class LinearWeights:
         row: a divisor of the format's and of the columns; ``None`` for the format's own."""
         state, fmt, (rows, columns) = self.state, self.format, self.shape
         group = fmt.block if group is None else group
-        codes = codes_of(words_of(state), fmt, state["scale"].numel())
+        codes = codes_at(words_of(state), fmt, torch.arange(state["scale"].numel()))
         zero = state.get("zero", torch.full_like(state["scale"], float(1 << fmt.bits - 1)))
         scale, zero = (part.float().reshape(-1).repeat_interleave(fmt.block // group).view(rows, columns // group)
                        for part in (state["scale"], zero))

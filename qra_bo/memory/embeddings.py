@@ -41,12 +41,7 @@ def table_formats(spec: DecoderSpec, bits: int) -> tuple[StorageFormat, ...]:
     if spec.tables:
         return tuple(map(parse_format, spec.tables))
     fmt = embedding_format(bits, spec.hidden_size)
-    return () if fmt is None else (fmt,) * n_tables(spec)
-
-
-def n_tables(spec: DecoderSpec) -> int:
-    """Return 1 where the head shares the embedding's weights, else 2."""
-    return 1 if spec.tied else 2
+    return () if fmt is None else (fmt,) * (2 - spec.tied)
 
 
 def table_numel(spec: DecoderSpec) -> int:

@@ -42,10 +42,6 @@ class Plane:
     per_word: int
     word_bytes: int
 
-    def words(self, groups: int) -> int:
-        """Words of ``groups`` groups, a multiple of ``per_word``, for each of a group's weights."""
-        return groups // self.per_word
-
 
 @dataclass(frozen=True, slots=True)
 class Width:
@@ -203,7 +199,7 @@ def matrix_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> tup
     codes, blocks = numel * fmt.bits // 8, -(-numel // (fmt.block or in_features))
     if planes := planes_of(fmt):
         groups = padded_groups(planes, numel // fmt.block)
-        codes = sum(plane.words(groups) * plane.word_bytes * fmt.block for plane in planes)
+        codes = sum(groups // plane.per_word * plane.word_bytes * fmt.block for plane in planes)
     if fmt.backend == "none":
         return codes, 0
     if fmt.backend == BACKEND:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from qra_bo.memory.budget import uniform_bytes
-from qra_bo.memory.embeddings import n_tables, packed_tables_bytes, table_numel
+from qra_bo.memory.embeddings import packed_tables_bytes, table_numel
 from qra_bo.memory.file_formats import TILES
 from qra_bo.memory.formats import BITS, WIDTHS, check_shape, default_format, has_zeros, matrix_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
@@ -193,7 +193,7 @@ def gguf_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) 
     embedding in 8 or 6 bits is stored as Q8_0, and merged files hold linears with an adapter as F16 or Q8_0. Gate and
     up of experts are apart, each with the LoRA A of both.
     """
-    llamacpp, spec, tables = CONSUMERS["llamacpp"], memory.spec, n_tables(memory.spec)
+    llamacpp, spec, tables = CONSUMERS["llamacpp"], memory.spec, 2 - memory.spec.tied
     formats = {fmt.name: fmt for fmt in space.formats}
     others = 4 * (spec.other_numel - tables * table_numel(spec))
     others += packed_tables_bytes(spec, 16) if spec.tables else tables * (

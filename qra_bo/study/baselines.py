@@ -95,12 +95,6 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
         run.record(found)
 
 
-def on_ladders(problem: SearchProblem, choices: Sequence[Allocation]) -> Allocation | None:
-    """Return the first of ``choices`` whose ranks are on the search's ladders, ``None`` if none is there."""
-    seen = Observations(problem)
-    return next((a for a in choices if seen.position(a) is not None), None)
-
-
 def calibrate_check(run: TrialRunner, checked: Allocation, lr_scale: float) -> None:
     """Choose the learning rate of a prediction and of its check, from trials at low fidelity of the uniform choice
     ``checked`` in it: another one judges ranks by how well a wrong rate suits them. ``lr_scale`` is the factor that

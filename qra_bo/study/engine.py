@@ -10,6 +10,7 @@ from qra_bo.execution.base import Executor
 from qra_bo.memory.budget import space_of
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.searchers.base import Recommending, SelfChecking, is_published
+from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import of_training
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -22,7 +23,6 @@ from qra_bo.study.baselines import (
     evaluate_references,
     fractional_choices,
     in_turn,
-    on_ladders,
     train_qlora,
     uniform_choices,
 )
@@ -108,7 +108,8 @@ class Engine:
             if begun is None or not (effort.max_full_trials or searched):  # what stopped before its first proposal
                 from qra_bo.study.prediction import predict  # loads torch, which planning does without
                 if run.study.prediction is None or run.study.learning_rate is None:
-                    uniform = on_ladders(problem, uniforms)
+                    seen = Observations(problem)  # a rank may be off the ladder
+                    uniform = next((a for a in uniforms if seen.position(a) is not None), None)
                     with run.stage(COMPARISON):
                         calibrate_check(run, uniform or uniforms[0], rates.lr_scale)
                         predict(run, problem, uniform, fractional)

@@ -22,7 +22,7 @@ from qra_bo.finetune.quantization.base import (
     packed,
     state_bytes,
 )
-from qra_bo.finetune.quantization.planes import codes_of, words_of
+from qra_bo.finetune.quantization.planes import codes_at, words_of
 from qra_bo.memory.formats import check_shape, matrix_bytes, parse_format
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import SpaceError
@@ -82,7 +82,7 @@ def grid_values(grid: Grid, codes: Tensor) -> Tensor:
 
 def integer_codes(state: dict[str, Tensor], fmt: StorageFormat, shape: tuple[int, int]) -> Tensor:
     """Codes, ``out x in``, of a packed integer format."""
-    return codes_of(words_of(state), fmt, state["scale"].numel()).view(shape)
+    return codes_at(words_of(state), fmt, torch.arange(state["scale"].numel())).view(shape)
 
 
 def between_extremes(weight: Tensor, bits: int) -> Tensor:

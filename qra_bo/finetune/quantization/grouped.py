@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, LevelBackend, PackedLinear, State, tile_numel
 from qra_bo.finetune.quantization.planes import empty_planes, in_planes, weight_of, words_of
+from qra_bo.memory.formats import has_zeros
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
 
@@ -50,10 +51,6 @@ class GroupedBackend(LevelBackend):
         ``roots`` are factors on the weights' errors, ``n x group`` in fp32; ``None``: all count alike.
         """
 
-    def has_zeros(self, fmt: StorageFormat) -> bool:
-        """Whether zeros are stored; else all are the middle code."""
-        return True
-
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device,
              importance: Tensor | None = None) -> State:
         """See ``QuantizerBackend.pack``, and ``pack_for_inputs`` for ``importance``. On a CPU runs of groups are solved
@@ -85,12 +82,12 @@ class GroupedBackend(LevelBackend):
         return {**empty_planes(fmt, groups), **self._metadata(scale, zero, fmt, shape[0])}
 
     def _metadata(self, scale: Tensor, zero: Tensor, fmt: StorageFormat, rows: int) -> State:
-        found = {"scale": scale, "zero": zero} if self.has_zeros(fmt) else {"scale": scale}
+        found = {"scale": scale, "zero": zero} if fmt.backend == "hqq" or has_zeros(fmt) else {"scale": scale}
         return {name: values.view(rows, -1) for name, values in found.items()} if self.by_row else found
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
         scale = state["scale"].float()
-        zero = state["zero"].float() if self.has_zeros(fmt) else float(1 << fmt.bits - 1)
+        zero = state["zero"].float() if "zero" in state else float(1 << fmt.bits - 1)
         # Levels of a grid ascend: where the scale is negative they are those of the codes from the highest down.
         lowest = torch.where(scale < 0, (1 << fmt.bits) - 1 - zero, -zero) * scale
         return Grid(range(1 << fmt.bits), scale.abs(), lowest, fmt.block, shape[1])

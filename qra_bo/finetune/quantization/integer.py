@@ -91,9 +91,6 @@ class IntegerBackend(GroupedBackend):
     VERSION = 2
     metadata_types = torch.bfloat16, torch.uint8
 
-    def has_zeros(self, fmt: StorageFormat) -> bool:
-        return has_zeros(fmt)
-
     def pack_for_inputs(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor) -> State:
         return self.pack(weight, fmt, device, importance)
 

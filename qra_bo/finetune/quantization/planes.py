@@ -30,7 +30,7 @@ def in_planes(codes: Tensor, fmt: StorageFormat) -> State:
     below = fmt.bits
     for name, plane in zip(PLANE_NAMES[:len(planes)], planes, strict=True):
         below -= plane.bits
-        words = torch.zeros(plane.words(len(padded)), fmt.block, dtype=WORD_TYPES[plane.word_bytes],
+        words = torch.zeros(len(padded) // plane.per_word, fmt.block, dtype=WORD_TYPES[plane.word_bytes],
                             device=codes.device)
         for place, run in enumerate(padded.view(plane.per_word, -1, fmt.block)):
             field = ((run >> below) & ((1 << plane.bits) - 1)).to(words.dtype)
@@ -42,21 +42,14 @@ def in_planes(codes: Tensor, fmt: StorageFormat) -> State:
 def empty_planes(fmt: StorageFormat, groups: int) -> State:
     """Return meta tensors like those of ``in_planes`` for ``groups`` groups."""
     planes = planes_of(fmt)
-    return {name: torch.empty(plane.words(padded_groups(planes, groups)), fmt.block,
+    return {name: torch.empty(padded_groups(planes, groups) // plane.per_word, fmt.block,
                               dtype=WORD_TYPES[plane.word_bytes], device="meta")
             for name, plane in zip(PLANE_NAMES[:len(planes)], planes, strict=True)}
 
 
-def codes_of(words: Sequence[Tensor], fmt: StorageFormat, groups: int) -> Tensor:
-    """Return the codes, ``groups x group`` (uint8), of packed planes, the upper bits first."""
-    codes = torch.empty(groups, fmt.block, dtype=torch.uint8, device=words[0].device)
-    for start, end in _runs(words, 0, groups):
-        codes[start:end] = _codes(words, planes_of(fmt), start, end)
-    return codes
-
-
 def codes_at(words: Sequence[Tensor], fmt: StorageFormat, groups: Tensor) -> Tensor:
-    """Return the codes, ``n x group`` (uint8), of the groups with the numbers ``groups`` (``n``), in any order."""
+    """Return the codes, ``n x group`` (uint8), of the groups with the numbers ``groups`` (``n``), in any order; packed
+    planes have the upper bits first."""
     codes: Tensor | None = None
     for packed, plane in zip(words, planes_of(fmt), strict=True):
         part = packed[groups % len(packed)]
@@ -66,7 +59,7 @@ def codes_at(words: Sequence[Tensor], fmt: StorageFormat, groups: Tensor) -> Ten
             part.bitwise_right_shift_(shift).bitwise_and_((1 << plane.bits) - 1)
         codes = part if codes is None else codes.bitwise_left_shift_(plane.bits).bitwise_or_(part)
     assert codes is not None
-    return codes
+    return codes.to(torch.uint8)
 
 
 def weight_of(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: Tensor | int, shape: tuple[int, int],
