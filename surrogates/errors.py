@@ -1,14 +1,11 @@
-"""Errors of the surrogate models, and the check of a shape."""
+"""The error of the surrogate models, and the check of a shape."""
 
 from torch import Tensor
 
 
 class SurrogateError(ValueError):
-    """Training data or arguments that no model can be fitted to; the message says what was expected and given."""
-
-
-class SurrogateFitError(SurrogateError):
-    """The hyperparameters could not be fitted, from any of the starting points tried."""
+    """Training data or arguments that no model can be fitted to, from any starting point that was tried; the message
+    says what was expected and given."""
 
 
 def check_shape(name: str, value: Tensor, want: tuple[int | None, ...]) -> None:

@@ -13,7 +13,7 @@ from botorch.utils.sampling import manual_seed
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
-from surrogates.errors import SurrogateError, SurrogateFitError
+from surrogates.errors import SurrogateError
 
 
 def matern52(distance: Tensor) -> Tensor:
@@ -33,9 +33,8 @@ def fit_gp(train_X: Tensor, train_Y: Tensor) -> SingleTaskGP:
         train_Y: ``n x 1`` float64, standardised within the model.
 
     Raises:
-        SurrogateError: If all targets are equal.
+        SurrogateError: If all targets are equal, or the fit fails, from starting points drawn from the priors too.
         botorch.exceptions.BotorchError: If the data are unfit: shapes that disagree, values that are not numbers.
-        SurrogateFitError: If the fit fails, from starting points drawn from the priors too.
     """
     if train_Y.min() == train_Y.max():
         raise SurrogateError(f"all {train_Y.shape[0]} targets equal {train_Y[0].item():g}: there is nothing to learn")
@@ -47,8 +46,8 @@ def fit_gp(train_X: Tensor, train_Y: Tensor) -> SingleTaskGP:
             fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model),
                              optimizer_kwargs={"options": {"maxiter": _MAX_ITERATIONS}})
         except ModelFittingError as error:
-            raise SurrogateFitError(f"the GP could not be fitted to {train_X.shape[0]} points of dimension "
-                                    f"{train_X.shape[1]}: {error}") from error
+            raise SurrogateError(f"the GP could not be fitted to {train_X.shape[0]} points of dimension "
+                                 f"{train_X.shape[1]}: {error}") from error
     return model.eval()
 
 

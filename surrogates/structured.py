@@ -25,7 +25,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from surrogates.diagnostics import diagnostics, gaussian_nll
-from surrogates.errors import SurrogateError, SurrogateFitError, check_shape
+from surrogates.errors import SurrogateError, check_shape
 from surrogates.gp import matern52
 from surrogates.warp import LogWarp, candidate_warps
 
@@ -128,8 +128,8 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
             warp.
 
     Raises:
-        SurrogateError: If shapes disagree, there are fewer than 2 rows, or a value is not finite.
-        SurrogateFitError: If no warp gives a finite likelihood.
+        SurrogateError: If shapes disagree, there are fewer than 2 rows, a value is not finite, or no warp gives a
+            finite likelihood.
     """
 
     def __init__(self, design: Design, rows: Tensor, y: Tensor, counts: Tensor | None = None,
@@ -153,7 +153,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
             evidence, self.warp, log_scales = max((self._fit(warp) for warp in candidate_warps(y, warps)),
                                                   key=lambda fit: fit[0])
             if not math.isfinite(evidence):
-                raise SurrogateFitError(f"no warp gave a finite likelihood for {n} observations")
+                raise SurrogateError(f"no warp gave a finite likelihood for {n} observations")
         else:
             self.warp, log_scales = like.warp, like._scales.log()
         self._condition(log_scales)

@@ -19,18 +19,13 @@ MAPS_BYTES = 2 * 256 * 4
 """The two tables of what the 256 codes of a moment mean, shared by all units."""
 
 
-def has_8bit_states(kind: str) -> bool:
-    """Whether moments of large tensors have 8 bits."""
-    return kind.endswith("_8bit")
-
-
 def state_bytes(kind: str, numel: IntArray) -> IntArray:
     """Return the bytes of optimiser states of tensors with ``numel`` elements (any shape), in their shape.
 
     Two moments take 8 bytes an element, or 2 where they are quantised to 8 bits with two scales per block. Tensors
     below ``LEAST_8BIT`` elements keep fp32 moments. ``kind`` is one of ``OPTIMIZERS``.
     """
-    narrow = has_8bit_states(kind) & (numel >= LEAST_8BIT)
+    narrow = (kind == "adamw_8bit") & (numel >= LEAST_8BIT)
     beside = np.where(narrow, 8 * -(-numel // BLOCK), 4 if kind == "adamw" else 0)
     return np.where(narrow, 2, 8) * numel + beside
 
@@ -38,12 +33,12 @@ def state_bytes(kind: str, numel: IntArray) -> IntArray:
 def shrinking_ranks(kind: str, sides: Iterable[int]) -> list[int]:
     """Return the ranks from which on the states of an adapter's tensor, ``rank`` times one of ``sides`` elements, take
     fewer bytes than at the rank below."""
-    return sorted({-(-LEAST_8BIT // side) for side in sides}) if has_8bit_states(kind) else []
+    return sorted({-(-LEAST_8BIT // side) for side in sides}) if kind == "adamw_8bit" else []
 
 
 def shared_bytes(kind: str) -> int:
     """Return the bytes that all units share."""
-    return MAPS_BYTES if has_8bit_states(kind) else 0
+    return MAPS_BYTES if kind == "adamw_8bit" else 0
 
 
 def update_bytes(kind: str, numel: IntArray, device: str) -> IntArray:
@@ -55,4 +50,4 @@ def update_bytes(kind: str, numel: IntArray, device: str) -> IntArray:
     """
     if device != "cpu" or kind == "adamw":
         return np.zeros_like(numel)
-    return np.where(has_8bit_states(kind) & (numel >= LEAST_8BIT), 20, 12) * numel
+    return np.where((kind == "adamw_8bit") & (numel >= LEAST_8BIT), 20, 12) * numel

@@ -28,7 +28,7 @@ def neighbours_within(space: SearchSpace, row: IntArray, radius: int, *, costs: 
     same state of ``rng`` gives the same rows. ``radius`` and ``cap`` are at least 1.
     """
     ball = _Ball(space, row)
-    sizes = ball.sizes(radius)
+    sizes = ball.ways(radius)[1][0, 1:]  # of the shells 1 to radius
     complete = int((np.cumsum(sizes) <= cap).sum())
     found = np.vstack([row[None, :][:0], *ball.shells(complete)])
     found = found[costs.feasible(found, budget_bytes)]
@@ -71,7 +71,7 @@ class _Ball:
             out.append(rows)
         return out
 
-    def _ways(self, radius: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def ways(self, radius: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Ways to move one coordinate by ``t`` steps (``2 L x radius + 1``), and the coordinates from ``i`` on by
         ``t`` steps in all (``2 L + 1 x radius + 1``)."""
         steps = np.arange(radius + 1)
@@ -83,13 +83,9 @@ class _Ball:
             rest[i] = np.convolve(single[i], rest[i + 1])[: radius + 1]
         return single, rest
 
-    def sizes(self, radius: int) -> npt.NDArray[np.float64]:
-        """Number of rows in each of the shells 1 to ``radius``."""
-        return self._ways(radius)[1][0, 1:]
-
     def draw(self, n: int, nearest: int, furthest: int, rng: np.random.Generator) -> IntArray:
         """``n`` rows, uniform over all that are ``nearest`` to ``furthest`` edits away, with repeats."""
-        single, rest = self._ways(furthest)
+        single, rest = self.ways(furthest)
         shells, d = np.arange(nearest, furthest + 1), len(self.row)
         left = rng.choice(shells, size=n, p=rest[0, shells] / rest[0, shells].sum())
         rows, first = np.repeat(self.row[None, :], n, axis=0), np.zeros(n, dtype=np.int64)

@@ -71,26 +71,21 @@ class SearchLoop:
             SearcherError: If the searcher breaks its contract.
             JournalError: If it asks otherwise than the journal was written.
         """
-        searcher = self._search()
-        for trial, *_ in self.run.replay:  # of an effort that was spent when the session began: not asked for again
-            self._headroom.lower(trial)
-        return searcher
-
-    def _search(self) -> Searcher | None:
         run, planned = self.run, self.run.setting.planned_cost
         while run.under_way or self._spent < planned:
             if self._narrowed and not self._pending:
                 self._searcher, self._narrowed = self._new_searcher(), False
             if self._searcher is None:
                 run.warn("the search was ended: the memory that is left holds no allocation of the space")
-                return None
+                break
             now = (run.executor.workers, planned - self._spent)
             self._ask(*(run.replay[0][1:] if run.replay and self._whole else now))
-            trial = self._next()
-            if trial is None:
+            if (trial := self._next()) is None:
                 break
             del self._pending[trial.spec.key]
             self._tell(trial)
+        for trial, *_ in run.replay:  # of an effort that was spent when the session began: not asked for again
+            self._headroom.lower(trial)
         return self._searcher
 
     def _tell(self, trial: Trial) -> None:

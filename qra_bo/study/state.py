@@ -147,16 +147,12 @@ class Study:
         return self.header.high_steps if self.final is None else self.final.planned_steps
 
     @property
-    def pace(self) -> float | None:
-        """Seconds of a training token in the trials so far, ``workers`` of them at once; ``None`` before the first."""
-        return self.evaluation_seconds / (self._trial_tokens * self.workers) if self._trial_tokens else None
-
-    @property
     def eta_seconds(self) -> float | None:
-        """Time for the rest of the planned search at ``pace``; ``None`` where it is not known yet, or nothing is
-        searched."""
-        planned, pace = self.planned_cost, self.pace
-        return max(0.0, planned - self.search_cost.tokens) * pace if planned and pace is not None else None
+        """Time for the rest of the planned search, at the seconds of a training token in the trials so far, ``workers``
+        of them at once; ``None`` before the first, or where nothing is searched."""
+        left = max(0.0, self.planned_cost - self.search_cost.tokens)
+        return left * self.evaluation_seconds / (self._trial_tokens * self.workers) \
+            if self.planned_cost and self._trial_tokens else None
 
     @property
     def planned_cost(self) -> float:

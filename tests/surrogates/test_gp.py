@@ -8,7 +8,7 @@ from botorch.exceptions import InputDataError, ModelFittingError
 from gpytorch.kernels import MaternKernel
 
 import surrogates.gp
-from surrogates.errors import SurrogateError, SurrogateFitError
+from surrogates.errors import SurrogateError
 from surrogates.gp import condition_on_pending, fit_gp, gp_predict, matern52
 
 
@@ -47,7 +47,7 @@ def test_a_failed_fit_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModelFittingError("no")
 
     monkeypatch.setattr(surrogates.gp, "fit_gpytorch_mll", fail)
-    with pytest.raises(SurrogateFitError, match="12 points of dimension 4"):
+    with pytest.raises(SurrogateError, match="12 points of dimension 4"):
         fit_gp(*data())
 
 
