@@ -208,7 +208,8 @@ def _host(setting: Setting, plan: Plan) -> str:
     ram = sum(host_parts(config, spec, setting.space, plan.tightest, plan.memory.shape.device).values())
     base = format_size(2 * (spec.linear_numel + spec.other_numel))
     workers = f" for each of {config.executor.workers} workers" if config.executor.workers > 1 else ""
-    return f"RAM: about {format_size(ram)}{workers}" \
+    bound = "" if plan.memory.shape.device == "cuda" else ", of which the budget bounds training alone"
+    return f"RAM: about {format_size(ram)}{workers}{bound}" \
         f"{f'; the base is a download of about {base}' if config.model['source'] == 'hub' else ''}"
 
 

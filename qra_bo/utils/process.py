@@ -88,11 +88,8 @@ def check_printed() -> None:
 @contextmanager
 def bounded(size: int, seconds: float) -> Iterator[None]:
     """Let this process take at most ``size`` more bytes of addresses and ``seconds`` of a CPU inside the block, which
-    then raises ``MemoryError`` or ``TimeoutError``, the latter until no ``except`` inside holds it up.
-
-    One block at a time, and no shorter limit is lifted. Outside the main thread, which signals reach alone, time is not
-    bounded.
-    """
+    then raises ``MemoryError`` or ``TimeoutError``, the latter until no ``except`` inside holds it up. One block at a
+    time; no shorter limit is lifted. Outside the main thread, which alone gets signals, time is not bounded."""
     with _ALONE:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         with open("/proc/self/statm", encoding="ascii") as file:

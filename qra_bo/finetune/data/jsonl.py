@@ -77,7 +77,8 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
             left_out[EMPTY_TARGET] += 1
         else:
             records.append(record)
-    refuse(refused)
+    if refused:
+        raise malformed(refused)
     if not records:
         reasons = "".join(f"; left out, because {reason}: {n:,}" for reason, n in left_out.items())
         lack = "has no record to train on" if left_out else f"is empty; expected one JSON object a line with {KINDS}"
@@ -85,16 +86,14 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
     return records, left_out
 
 
-def refuse(problems: Mapping[str, Sequence[str]]) -> None:
-    """Raise one ``DataError`` with the first places of each problem of malformed records; none without a problem."""
-    if not problems:
-        return
+def malformed(problems: Mapping[str, Sequence[str]]) -> DataError:
+    """Return one error for all malformed records, from the places of each problem; it names the first of them."""
     count, named = sum(map(len, problems.values())), []
     for why, places in problems.items():
         others = "".join(f", {place.rpartition(', ')[2]}" for place in places[1:3])
         more = f" and {len(places) - 3:,} more" if len(places) > 3 else ""
         named.append(f"{places[0]}{others}{more}: {why}")
-    raise DataError(f"{f'{count:,} malformed records: ' if count > 1 else ''}{ConfigError(named)}")
+    return DataError(f"{f'{count:,} malformed records: ' if count > 1 else ''}{ConfigError(named)}")
 
 
 def read_text(file: Path) -> str:
