@@ -1,6 +1,5 @@
 """Quality of a surrogate's held-out predictions: rank correlation, likelihood and interval coverage."""
 
-import math
 from typing import Any
 
 from scipy.stats import norm, spearmanr
@@ -29,11 +28,6 @@ def diagnostics(truth: Tensor, mean: Tensor, sd: Tensor, score: Tensor, nll: Ten
     return {"observed": truth.tolist(), "predicted": mean.tolist(), "sd": sd.tolist(), "n": len(truth),
             "spearman": spearman(mean, truth), "spearman_good": spearman(mean[good], truth[good]),
             "nll": float(nll.mean()), **inside}
-
-
-def gaussian_nll(score: Tensor, sd: Tensor) -> Tensor:
-    """Return the negative log-density of a Gaussian at ``score`` deviations from its mean, ``n``."""
-    return 0.5 * score.square() + sd.log() + 0.5 * math.log(2 * math.pi)
 
 
 def spearman(a: Tensor, b: Tensor) -> float | None:

@@ -24,7 +24,7 @@ from linear_operator import to_linear_operator
 from scipy.optimize import minimize
 from torch import Tensor
 
-from surrogates.diagnostics import diagnostics, gaussian_nll
+from surrogates.diagnostics import diagnostics
 from surrogates.errors import SurrogateError, check_shape
 from surrogates.gp import matern52
 from surrogates.warp import LogWarp, candidate_warps
@@ -198,10 +198,6 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         found = self.posterior(rows.unsqueeze(1))
         return found.mean.flatten(), found.variance.sqrt().flatten()
 
-    def predict(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the noise-free value of rows in units of ``y``, each ``n``."""
-        return self.warp.moments(*self.latent(rows))
-
     def condition_on_pending(self, rows: Tensor) -> "StructuredModel":
         """Return the model with ``m x 2 L`` pending rows as if each had been observed once at its latent mean (kriging
         believer): deviations fall as one more value with the fitted noise lowers them; means, scales and warp stay."""
@@ -244,8 +240,8 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         ``diagnostics``."""
         mean, sd = self.leave_one_out()
         score = (self._z - mean) / sd
-        return diagnostics(self.y, *self.warp.moments(mean, sd), score,
-                           gaussian_nll(score, sd) - self.warp.log_jacobian(self.y))
+        nll = 0.5 * score.square() + sd.log() + 0.5 * math.log(2 * math.pi) - self.warp.log_jacobian(self.y)
+        return diagnostics(self.y, *self.warp.moments(mean, sd), score, nll)
 
     def _centres(self, rows: Tensor) -> Tensor:
         """Return the latent prior mean of ``n x 2 L`` rows, ``n``: near 0, as the constant's prior expects."""

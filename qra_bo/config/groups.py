@@ -63,15 +63,6 @@ class Target(Group, extra="allow"):
             raise PydanticCustomError(REFUSED, "its values must be finite numbers, texts, lists and mappings") from None
         return self
 
-    def make(self, **given: Any) -> Any:
-        """Import and call ``_target_`` with its own keyword arguments and ``given``.
-
-        Only for a configuration that the user composed: never for one that was read from a run's folder. Errors are
-        those of Hydra's ``instantiate``, of the import and of the call.
-        """
-        from hydra.utils import instantiate  # half a second that checking and planning do without
-        return instantiate({**self.target, "_partial_": True}, _convert_="all")(**given)
-
 
 @with_config(Group.model_config)
 class ModelConfig(TypedDict):

@@ -16,7 +16,7 @@ from qra_bo.export.gguf_layout import layout_of
 from qra_bo.export.gguf_tokenizer import vocabulary_of
 from qra_bo.export.llamacpp import PACKAGE, LlamaCpp
 from qra_bo.export.run import FinishedRun, render
-from qra_bo.export.weights import RunWeights, refuse_formats, weights_of
+from qra_bo.export.weights import refuse_formats, weights_of
 from qra_bo.finetune.models.load import ggufs_of
 from qra_bo.space.decoder import expert_of
 
@@ -63,7 +63,9 @@ def write(run: FinishedRun) -> list[Path]:
             source.write_model(path, MERGED.get(name), dense=name == UNPACKED)
     texts = {"README.md": _card(run, source)}
     if (merged := _merged(run.gguf)) is not None:
-        texts[MODELFILE] = modelfile(f"{merged}.gguf", source.weights)
+        settings = ((key, getattr(weights.generation_config, name, None)) for name, (_, key) in SAMPLING.items())
+        lines = [f"PARAMETER {key} {value:g}" for key, value in settings if value is not None]
+        texts[MODELFILE] = "\n".join([f"FROM ./{merged}.gguf", *lines]) + "\n"
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [*written, *(folder / name for name in texts)]
@@ -79,15 +81,6 @@ def refuse_base(model: Any, tokenizer: Any) -> None:
     for name in (name for name, _ in model.named_parameters() if expert_of(name) is None):  # packed tables are buffers
         layout.name(name)
     vocabulary_of(tokenizer, model.get_input_embeddings().num_embeddings)
-
-
-def modelfile(merged: str, weights: RunWeights) -> str:
-    """Return Ollama's Modelfile of a merged file, with the settings of the model's generation configuration."""
-    lines = [f"FROM ./{merged}"]
-    for setting, (_, key) in SAMPLING.items():
-        if (value := getattr(weights.generation_config, setting, None)) is not None:
-            lines.append(f"PARAMETER {key} {value:g}")
-    return "\n".join(lines) + "\n"
 
 
 def _card(run: FinishedRun, source: Source) -> str:

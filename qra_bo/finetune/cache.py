@@ -40,12 +40,6 @@ PATIENCE_SECONDS = 300.0
 """Time without a new file after which the holder of the lock is no longer waited for."""
 
 
-def _key(facts: Mapping[str, Any]) -> str:
-    """Return the hash of the facts; the number of threads decides the last bit."""
-    text = json.dumps({**facts, "threads": torch.get_num_threads()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
 def _may_go_on(user: Path) -> bool:
     """Whether the run that the file ``user`` of a key names used it lately and has not ended."""
     try:
@@ -100,7 +94,9 @@ class TensorStore:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], run: Path | None = None) -> None:
-        self.folder, self._run, self._touched = folder / _key(facts), run, False
+        text = json.dumps({**facts, "threads": torch.get_num_threads()}, sort_keys=True)  # these decide the last bit
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+        self._run, self._touched = run, False
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """Return the tensors saved as ``name``, or ``None``."""

@@ -57,7 +57,7 @@ class ModuleRecord:
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.format.to_json(), "shape": list(self.shape), "rank": self.rank, "alpha": self.alpha,
+        return {**asdict(self.format), "shape": list(self.shape), "rank": self.rank, "alpha": self.alpha,
                 "sha256": self.sha256}
 
     @classmethod

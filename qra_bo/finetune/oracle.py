@@ -45,8 +45,6 @@ class FinetuneSettings:
 
     Args:
         alpha_over_rank: LoRA's scale, the same at every rank.
-        eval_blocks: Held-out sequences of a look at the validation split.
-        test_blocks: Those of a look at the test split.
         largest_rank: Largest rank of I_r.
         scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``; ``None``: nothing is measured.
         checkpoint_seconds: Least time between two checkpoints of one trial.
@@ -55,8 +53,6 @@ class FinetuneSettings:
 
     train: TrainSettings
     alpha_over_rank: float
-    eval_blocks: int
-    test_blocks: int
     largest_rank: int
     scope: str | None = "peak"
     checkpoint_seconds: float = 60.0
@@ -67,6 +63,7 @@ class FinetuneOracle:
     """Oracle that keeps one base model and its quantised linears; each trial swaps these and trains fresh adapters.
 
     Args:
+        data: Its held-out splits are what one look at them takes.
         units: The ``L`` units.
         formats: The ladder's ``F`` formats; those of references are packed at their first use.
         bank: Quantised linears of the base model, which is dense.
@@ -328,9 +325,7 @@ class FinetuneOracle:
 
     def held_out_text(self, split: str) -> TokenBlocks:
         """Return the sequences of a look at ``split``, ``"validation"`` or ``"test"``."""
-        test = split == "test"
-        blocks = self.data.test if test else self.data.validation
-        return blocks.take(self.settings.test_blocks if test else self.settings.eval_blocks)
+        return self.data.test if split == "test" else self.data.validation
 
     def _held_out(self, split: str, run: TrialRun, probe: MemoryProbe) -> HeldOut:
         blocks = self.held_out_text(split)

@@ -47,11 +47,6 @@ class TrainShape:
         return self.batch * self.length
 
     @property
-    def accumulates(self) -> bool:
-        """Whether gradients are alive while a batch goes forward and backward."""
-        return self.accumulate > 1
-
-    @property
     def allocator(self) -> str:
         """Kind of allocator and of its load: a key of ``memory.model.ASSUMED``."""
         return "cuda, checkpointed" if self.device == "cuda" and self.checkpointing else self.device

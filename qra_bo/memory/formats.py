@@ -20,7 +20,7 @@ and not counted to any of them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from qra_bo.memory.file_formats import BACKEND, EXL3, ORDERED, OTHER, STORED_FORMATS, STRIP, TILES, TYPES, in_strips
@@ -168,12 +168,12 @@ def default_format(bits: int) -> StorageFormat:
 
 
 def format_from_json(data: Mapping[str, Any]) -> StorageFormat:
-    """Inverse of ``StorageFormat.to_json``; the facts must be those of the format of that name. Raises ``ConfigError``
+    """Inverse of ``dataclasses.asdict``; the facts must be those of the format of that name. Raises ``ConfigError``
     if the format is unknown, or its facts differ from those in this release."""
     fmt = parse_format(str(data.get("name")))
-    if fmt.to_json() != dict(data):
+    if asdict(fmt) != dict(data):
         raise ConfigError(f"the storage format {fmt.name!r} is recorded as {dict(data)}, this release knows it as "
-                          f"{fmt.to_json()}")
+                          f"{asdict(fmt)}")
     return fmt
 
 

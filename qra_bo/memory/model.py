@@ -135,7 +135,7 @@ class MemoryModel:
         c = self.shape.compute_dtype_bytes
         resident = stored + (c + self.master_item) * params + parts.states[:, None, :] + none
         saved, gradients = self._saved(space, parts, ranks), c * params[:, 0, :]
-        earlier = gradients if self.shape.accumulates else np.zeros_like(gradients)  # of the step's batches before
+        earlier = gradients if self.shape.accumulate > 1 else np.zeros_like(gradients)  # of the step's batches before
         tables = np.array([table_bytes(f) for f in space.formats], dtype=np.int64)[None, :, None]
         spike = self._spikes(space, saved, gradients)
         largest = np.array([max((max(m.in_features, m.out_features) for m in u.adapted), default=0)
@@ -203,7 +203,7 @@ class MemoryModel:
                 by_key[key] = self._unit_spike(unit.linears, others, space.formats, ranks)
             rows.append(by_key[key])
         layer_of = np.array([u.linears[0].layer for u in space.units])
-        slack, late = _slack(saved, gradients, layer_of, self.shape.accumulates)
+        slack, late = _slack(saved, gradients, layer_of, self.shape.accumulate > 1)
         # The final norm's backward pass, beyond all saved activations, its own included.
         final = self.layer.norm_saved + 2 * self.layer.stream + self.layer.norm_spike
         return np.asarray(np.maximum(np.stack(rows) - slack[:, None, None], max(0, final - late)))
@@ -243,7 +243,7 @@ class MemoryModel:
         gradient = self.shape.compute_dtype_bytes * sides * ranks
         kept = (self.layer.stream if checkpointing else self.layer.saved) * sides // total
         counted = np.asarray(kept + (0 if checkpointing else low_rank))
-        if not self.shape.accumulates:
+        if self.shape.accumulate == 1:
             counted = np.maximum(counted, gradient)
         return np.asarray(kept + (np.maximum(low_rank, gradient) if done else low_rank) - counted)
 
@@ -277,7 +277,7 @@ class MemoryModel:
         out["unquantised"], out["embeddings"] = self.unquantised_bytes, self.embedding_bytes
         out["optimizer"] = self.master_item * int(params.sum()) + int(parts.states[units, r].sum())
         saved, gradients = self._saved(space, parts, ranks)[units, r], c * params
-        step, both = phase.name == "step", self.shape.accumulates
+        step, both = phase.name == "step", self.shape.accumulate > 1
         later = (phase.name == "backward") & (gradients > saved)  # layers that count with their gradients
         out["gradients"] = int(gradients[later | step | both].sum())
         out["activations"] = self.layer.inputs

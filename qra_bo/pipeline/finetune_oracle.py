@@ -113,7 +113,9 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                      dense_on_device=cfg.stored or (apart and not on_host), states=states)
     bank.restore_dense()
     refuse_reproducing_formats(bank, () if cfg.stored else space.formats)  # whose files are what they are
-    return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
+    looked_at = replace(data, validation=data.validation.take(cfg.eval.on("validation")),
+                        test=data.test.take(cfg.eval.on("test")))
+    return FinetuneOracle(looked_at, space.units, space.formats, bank, finetune_settings(cfg),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "data_render": data.render, "data_chats": data.chats,
                            "data_facts": asdict(data.train.facts),
@@ -160,8 +162,7 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
                           t.warmup, t.lr_floor, t.logits_chunk, t.checkpointing, optimizer)
     # The files of a program that serves the result are not written yet: their bytes are known by arithmetic alone.
     scope = None if cfg.memory.scope == "stored" and cfg.serve != ANY else cfg.memory.scope
-    return FinetuneSettings(train, cfg.adapter.alpha_over_rank, cfg.eval.sequences,
-                            cfg.eval.on("test"), cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds,
+    return FinetuneSettings(train, cfg.adapter.alpha_over_rank, cfg.ranks[-1], scope, cfg.worker.checkpoint_seconds,
                             cfg.profiling == "gradients")
 
 

@@ -132,11 +132,6 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
     return cast(Searcher, made(problem))
 
 
-def is_published(config: Mapping[str, Any]) -> bool:
-    """Return whether the method that ``_target_`` names is a published one: its winner is its own."""
-    return bool(getattr(pkgutil.resolve_name(config["_target_"]), "published", False))
-
-
 def _target_problems(where: str, config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a message for every target that can't be imported and every unknown option, at any depth."""
     try:

@@ -1,10 +1,10 @@
 """The search space: units of a decoder x ladder of storage formats x ladder of ranks."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -38,9 +38,6 @@ class StorageFormat:
     def is_base(self) -> bool:
         """Whether weights in it are those of the base as it was loaded: nothing is quantised here."""
         return self.backend in ("none", "gguf")
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def check_ladder(name: str, values: Sequence[int]) -> None:

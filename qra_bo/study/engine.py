@@ -1,5 +1,6 @@
 """The run, from profile to winner: a deterministic program over the journal, and the only caller of oracles."""
 
+import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any
 from qra_bo.execution.base import Executor
 from qra_bo.memory.budget import space_of
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.searchers.base import Recommending, SelfChecking, is_published
+from qra_bo.searchers.base import Recommending, SelfChecking
 from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import of_training
@@ -117,7 +118,8 @@ class Engine:
             limit, begun_with_references = begun.uniform_baselines, begun.references
             with run.stage("calibration"):
                 calibrate(run, uniforms)
-            beside = "reference" if is_published(self.config.method.target) else "baseline"
+            method = pkgutil.resolve_name(self.config.method.target["_target_"])
+            beside = "reference" if getattr(method, "published", False) else "baseline"  # whose winner is its own
             with run.stage("baseline"):
                 known = evaluate_baselines(run, headroom, baselines[:limit], fractional_as=beside)
             if begun_with_references:  # the searcher observes those that are feasible

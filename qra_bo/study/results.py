@@ -68,7 +68,7 @@ def build_best(study: Study) -> dict[str, Any]:
     if end is None or winner is None:
         raise JournalError("the run has not ended, so that there is no best.json yet; run the same command again to "
                            "go on")
-    header, formats = study.header, {f.name: f.to_json() for f in study.header.formats}
+    header, formats = study.header, {f.name: asdict(f) for f in study.header.formats}
     point, measured = study.point(winner), study.measurement(winner)
     cost, full = study.cost, header.full_trial_tokens
     calibration = study.calibration

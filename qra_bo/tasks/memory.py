@@ -122,7 +122,7 @@ def _head(plan: Plan) -> str:
     if plan.memory.scope == "peak":
         what = (f"peak memory of training on {shape.device}, {8 * shape.compute_dtype_bytes}-bit compute, "
                 f"{shape.batch} x {shape.length} tokens"
-                f"{f', {shape.accumulate} batches a step' if shape.accumulates else ''}"
+                f"{f', {shape.accumulate} batches a step' if shape.accumulate > 1 else ''}"
                 f"{', checkpointing' if shape.checkpointing else ''}"
                 f"{'' if shape.optimizer == 'adamw' else f', {shape.optimizer}'}"
                 f"{'' if shape.embeddings == 16 else f', embedding and head in {shape.embeddings} bits'}")

@@ -7,7 +7,7 @@ run leaves, without a training: LoRA A and B are random.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -127,7 +127,7 @@ def build_on(node: dict[str, Any], case: Case, folder: Path) -> FinishedRun:
     wrapped.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)
     write_manifest(folder, bank, ranks, scale, node)
     best = best_json(units=list(formats), bits=[FORMATS[f].bits for f in formats.values()], ranks=list(ranks.values()),
-                     formats=[FORMATS[f].to_json() for f in formats.values()], alpha_over_rank=scale)
+                     formats=[asdict(FORMATS[f]) for f in formats.values()], alpha_over_rank=scale)
     (folder / "best.json").write_text(json.dumps(best))
     return FinishedRun.read(folder)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: st
         oracle.close()
     found = [parse_format(f) for f in formats]
     best = best_json(units=[f"model.layers.{i}" for i in range(len(formats))], bits=[f.bits for f in found],
-                     ranks=list(ranks), formats=[f.to_json() for f in found], alpha_over_rank=2.0,
+                     ranks=list(ranks), formats=[asdict(f) for f in found], alpha_over_rank=2.0,
                      learning_rate=config.adapter.lr * LR_SCALE, lr_rule=config.adapter.lr_rule,
                      training={"trial_steps": 24, "steps": 12,
                                **{key: config.to_dict()["train"][key] for key in TRAINING}})

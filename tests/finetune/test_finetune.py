@@ -39,10 +39,11 @@ def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, base: Any 
     model = tiny_llama(vocab=512)[0] if base is None else base
     spec = spec_from_model(model, "tiny")
     trainer = TrainSettings(**{"batch": 2, "logits_chunk": 16, **train})  # type: ignore[arg-type]
-    settings = FinetuneSettings(trainer, 2.0, 4, 4, 4, checkpoint_seconds=checkpoint_seconds)
+    settings = FinetuneSettings(trainer, 2.0, 4, checkpoint_seconds=checkpoint_seconds)
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)
-    return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, {}, checkpoints=store)
+    data = replace(DATA, validation=DATA.validation.take(4), test=DATA.test.take(4))
+    return FinetuneOracle(data, make_units(spec, "layer"), FORMATS, bank, settings, {}, checkpoints=store)
 
 
 def comparable(m: TrialResult) -> TrialResult:

@@ -1,6 +1,7 @@
 """A plausible journal of a whole run, made from a planted landscape: 12 layers, 25 search evaluations."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
         "schema_version": 3, "config": {"model": {"name": model}, "budget": "uniform:4,4", "effort": "normal"},
         "config_sha256": "c0ffee" + "0" * 58, "version": "0.1.0", "seed": seed, "model": model,
         "granularity": "layer", "units": [f"model.layers.{u}" for u in range(L)],
-        "formats": [f.to_json() for f in FORMATS], "ranks": list(RANKS), "unit_numel": [NUMEL] * L,
+        "formats": [asdict(f) for f in FORMATS], "ranks": list(RANKS), "unit_numel": [NUMEL] * L,
         "budget_bytes": budget, "budget_text": "uniform:4,4", "scope": "peak", "oracle": oracle, "train_seed": 0,
         "full_trial_tokens": HIGH * TOKENS_A_STEP + 2_000, "uniform_baselines": 3, "alpha_over_rank": 2,
         "max_full_trials": 30.0, "references": True, "max_average_bits": None, "rates_sha256": None,
