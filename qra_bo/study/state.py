@@ -171,13 +171,9 @@ class Study:
         return affordable_steps(self.planned_cost, int(config["confirm"]["seeds"]), step_tokens, trial,
                                 self.objective_steps)
 
-    def carried(self, allocation: Allocation) -> float:
-        """Return what is added to a trial's loss (nats) for the length that is minimised, but for a constant."""
-        return 0.0 if self.objective is None else self.objective.change.of(allocation)
-
     def value(self, e: Trial) -> float:
         """Return the loss that a trial predicts for the length that is minimised, but for a constant."""
-        return loss_of(e) + self.carried(e.allocation)
+        return loss_of(e) + (0.0 if self.objective is None else self.objective.change.of(e.allocation))
 
     def observation(self, e: Trial) -> Trial:
         """Return a trial as a searcher is told of it: with ``value`` for its loss."""
