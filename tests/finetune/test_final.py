@@ -26,7 +26,7 @@ def test_length_is_epochs_up_to_a_limit() -> None:
     assert FINAL.with_changes(steps=7).length(1e9, 1) == 7
     assert FINAL.with_changes(epochs=2.0).length(100, 8) == 25
     assert FINAL.with_changes(epochs=2.0, max_steps=20).length(100, 8) == 20
-    assert FINAL.with_changes(epochs=0.0).length(100, 8) == 1
+    assert FINAL.with_changes(epochs=0.001).length(100, 8) == 1
 
 
 def test_validations_end_with_the_training() -> None:
