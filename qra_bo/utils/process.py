@@ -101,10 +101,13 @@ def bounded(size: int, seconds: float) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_VIRTUAL, seconds * timed, 0.1)
             yield
         finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-            if timed:
-                signal.signal(signal.SIGVTALRM, before)
+            try:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            finally:  # a last signal may come on the way out
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+                resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+                if timed:
+                    signal.signal(signal.SIGVTALRM, before)
 
 
 def _late(*_: object) -> None:
