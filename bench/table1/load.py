@@ -5,13 +5,15 @@ from pathlib import Path
 
 from bench.table1.cells import make_cells
 from bench.table1.config import GROUP, NAME, TableConfig, TableOptions, learned_elsewhere, load_options
+from bench.table1.recipe import PUBLISHED_FORMATS
 from qra_bo.config import RunConfig, load_config
 from qra_bo.utils.errors import ConfigError, UserError
 from qra_bo.utils.redact import redact
 
 DEFAULTS = ("quantizer.rounding=rtn",  # rows choose their own codes
             "quantizer.tokens=16384",
-            "quantizer.formats.2=[int2-g64]", "quantizer.formats.3=[int3-g64]", "embeddings=16",  # as was published
+            *(f"quantizer.formats.{bits}=[{','.join(names)}]" for bits, names in PUBLISHED_FORMATS.items()),
+            "embeddings=16",  # as was published
             "dtype=bfloat16",  # whatever this CPU is fastest in
             "search.length=trial")  # all rows are compared after a trial's steps
 """Overrides of every table, unless one of the same key is given."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from bench.table1.adalora_memory import adalora_bytes
-from qra_bo.config import RunConfig
+from qra_bo.config import RunConfig, load_config
 from qra_bo.memory.budget import allocation_bytes
 from qra_bo.memory.formats import matrix_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
@@ -15,6 +16,9 @@ STARTS = {name: f"bench.table1.decompositions:{name}" for name in ("loftq", "lq_
 """Initialisations that decompose weights, by their names in recipes, and their functions (``bench.table1.starts``)."""
 OWN = "kaiming"
 """LoRA's own initialisation: A at random, B at 0."""
+PUBLISHED_FORMATS = {2: ("int2-g64",), 3: ("int3-g64",)}
+"""Storage formats, by bits, of rows that have round-to-nearest codes as published, unless others are given; rows that
+choose codes have those of a run by default."""
 ALTERNATIONS = 5
 """Alternations of LoftQ, and the most of LQ-LoRA."""
 
@@ -34,11 +38,19 @@ def embeddings_name(bits: int | None) -> str:
     return "" if bits is None else f"-embeddings{bits}"
 
 
+@cache
+def _formats_of_a_run() -> Mapping[int, tuple[str, ...]]:
+    return load_config().quantizer.formats
+
+
 def with_codes(config: RunConfig, gptq_tokens: int | None) -> RunConfig:
-    """Return ``config`` with a choice of codes, as in ``Recipe``."""
+    """Return ``config`` with a choice of codes as in ``Recipe``, and with its formats, see ``PUBLISHED_FORMATS``."""
     q = config.quantizer
-    rounding: Any = "rtn" if gptq_tokens is None else "gptq"
-    return config.with_changes(quantizer=q.with_changes(rounding=rounding, tokens=gptq_tokens or q.tokens))
+    if gptq_tokens is None:
+        return config.with_changes(quantizer=q.with_changes(rounding="rtn"))
+    formats = {bits: _formats_of_a_run()[bits] if names == PUBLISHED_FORMATS.get(bits) else names
+               for bits, names in q.formats.items()}
+    return config.with_changes(quantizer=q.with_changes(rounding="gptq", tokens=gptq_tokens, formats=formats))
 
 
 @dataclass(frozen=True, slots=True)

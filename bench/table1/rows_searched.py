@@ -32,8 +32,11 @@ class Searched(WithCodes):
         return f"{cost}eq{codes_name(self.tokens(session))}{self.ladder_name(session)}"
 
     def ladder_name(self, session: Session) -> str:
-        """Return the ladder of bits if it is not the configured one; else nothing."""
-        return f",bits={list(session.options.finer_bits)}" if self.finer else ""
+        """Return the ladder of bits, and the formats of chosen codes, where they are not the configured ones."""
+        c, tokens = session.config, self.tokens(session)
+        bits = session.options.finer_bits if self.finer else c.bits
+        own = [name for b in bits for name in with_codes(c, tokens).quantizer.formats[b]]
+        return (f",bits={list(bits)}" if self.finer else "") + ("" if tokens is None else f",formats={own}")
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return float(session.config.effort.max_full_trials)
