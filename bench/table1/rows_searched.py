@@ -8,7 +8,7 @@ from bench.published import calibration_and_baselines, published_changes, scaled
 from bench.table1.limits import Limit
 from bench.table1.recipe import OWN, Recipe, codes_name, with_codes
 from bench.table1.rows import Found, Row, WithCodes
-from bench.table1.search import UNIFORM, search
+from bench.table1.search import SIMPLE, UNIFORM, search
 from bench.table1.session import Session
 from qra_bo.trials import Fidelity, Trial
 
@@ -71,7 +71,9 @@ def stages_note(evaluations: Sequence[Trial]) -> str:
 
 @dataclass(frozen=True)
 class BestUniform(Searched):
-    """The best of all uniform choices that fit, and of *uniform + filled ranks*."""
+    """The best of all uniform choices that fit, and of *uniform + filled ranks*; with ``mixes``, also by rule."""
+
+    mixes: bool = False
 
     def takes(self, limit: Limit | None) -> bool:
         return super().takes(limit) and limit is not None and limit.budget is not None
@@ -84,7 +86,7 @@ class BestUniform(Searched):
         return calibration_and_baselines(session.config)
 
     def find(self, session: Session, limit: Limit) -> Found:
-        return self.searched(session, limit, "", UNIFORM)
+        return self.searched(session, limit, "", SIMPLE if self.mixes else UNIFORM)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ SEARCHED: tuple[Row, ...] = (
     BestUniform("best_uniform", "Best uniform that fits", key=True),
     BestUniform("best_uniform_gptq", "Best uniform that fits, codes by GPTQ", key=True, gptq=True),
     BestUniform("best_uniform_finer_gptq", "Best uniform that fits, finer bits, codes by GPTQ", key=True,
-                        gptq=True, finer=True),
+                gptq=True, finer=True),
+    BestUniform("best_simple_finer_gptq", "Best simple choice (mixes by rule too), finer bits, codes by GPTQ", key=True,
+                gptq=True, finer=True, mixes=True),
     QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
     AutoQRA("autoqra_gptq", "AutoQRA as published, codes by GPTQ", gptq=True),
     Searched("qra_bo", "qra_bo", key=True),

@@ -21,7 +21,8 @@ from qra_bo.study.setting import Setting
 from qra_bo.trials import Proposal, Trial
 
 FOLDER = "searches"
-UNIFORM = "uniform_only"
+UNIFORM, SIMPLE = "uniform_only", "simple_only"
+WITHOUT_PROPOSALS = {UNIFORM: f"{__name__}.UniformOnly", SIMPLE: f"{__name__}.SimpleOnly"}
 
 
 class UniformOnly:
@@ -37,6 +38,12 @@ class UniformOnly:
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Ignore all trials."""
+
+
+class SimpleOnly(UniformOnly):
+    """The same, of uniform choices and mixes by rule."""
+
+    name, published = SIMPLE, False
 
 
 def check_method(session: Session) -> None:
@@ -55,7 +62,7 @@ def search_setting(session: Session, limit: Limit, method: str, options: Mapping
                    changes: Mapping[str, Any]) -> Setting:
     """Return the setting of one search within ``limit``; arguments as in ``search``."""
     c = session.config
-    own = {"_target_": f"{__name__}.UniformOnly"} if method == UNIFORM else options
+    own = {"_target_": WITHOUT_PROPOSALS[method]} if method in WITHOUT_PROPOSALS else options
     return session.setting_of(limit, **{
         "task": "search", "effort": c.effort.with_changes(references=False, stop=None),
         "budget": (str(session.budget_bytes(limit)) if limit.budget is None else limit.budget,),
@@ -70,7 +77,7 @@ def search(session: Session, name: str, limit: Limit, method: str, options: Mapp
         session: Of the table.
         name: Of the row, for the folder.
         limit: Limit on memory and bits.
-        method: Name of a search method or peer, or ``UNIFORM`` for the uniform baselines alone.
+        method: Name of a search method or peer, or one ``WITHOUT_PROPOSALS`` for the baselines alone.
         options: Of the method.
         changes: Top-level keys of the configuration that differ from the table's.
 
