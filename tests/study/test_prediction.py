@@ -222,7 +222,7 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
         assert said.sentence.index(d.study.name(first)) < said.sentence.index(d.study.name(delivered))
         own = build_best(d.study)["prediction"]
         assert (own["label"], own["mean"], own["low"], own["high"]) == ("predicted, not searched", None, None, None)
-    assert [row.role for row in comparison(d)] == ["winner = best uniform"]
+    assert [row.role for row in comparison(d)] == ["delivered = best uniform"]
 
 
 def test_the_final_fine_tune_is_no_time_of_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
