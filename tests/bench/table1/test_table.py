@@ -18,7 +18,7 @@ from qra_bo.utils.errors import ConfigError, JournalError, OutputError
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
             "effort.max_full_trials=9", "table1=short", "table1.seeds=2", "table1.key_seeds=3",
             "table1.amq_evaluations=6", "effort.uniform_baselines=2"]
-FINER = ("best_uniform_finer_gptq", "qra_bo_finer_gptq")
+FINER = ("best_uniform_finer_gptq", "best_simple_finer_gptq", "qra_bo_finer_gptq")
 LIMITS = ("table1.limits=['peak uniform:4,8 <=4','stored uniform:4,4 for qra_bo,loftq,best_uniform," + ",".join(FINER)
           + "','free for qra_bo']")
 COLUMNS = {"method", "mean", "se", "seeds", "avg_bits", "avg_rank", "predicted_bytes", "measured_bytes", "search_steps",
@@ -51,7 +51,7 @@ def test_every_method_has_a_row_within_its_limit(made: tuple[Path, dict[str, Any
     folder, table = made
     assert table["complete"]
     assert {r["method"] for r in table["rows"]} == set(ROWS) - {"qlora_published"}  # in 16 bits it is qlora
-    assert len(table["rows"]) == 6 + 12 + 5 + 1
+    assert len(table["rows"]) == 6 + 12 + 6 + 1
     limits = {limit["name"]: limit for limit in table["limits"]}
     for row in table["rows"]:
         assert set(row) >= COLUMNS
