@@ -42,9 +42,9 @@ class TableJournal(Store):
         self.provenance: Mapping[str, Any] = known[-1] if known else {}
         """Provenance of the last results."""
         if (header := self.find("header", "")) is None:
-            self.append("header", "", {"config": self._settings(), "table1": config.table.model_dump(mode="json"),
-                                       "version": qra_bo.__version__, "model": config.run.model_name,
-                                       "oracle": config.run.oracle.name})
+            options = config.table.model_dump(mode="json", exclude={"join"})  # folders of this machine
+            self.append("header", "", {"config": self._settings(), "table1": options, "version": qra_bo.__version__,
+                                       "model": config.run.model_name, "oracle": config.run.oracle.name})
         else:
             self.check_header(path, header)
 

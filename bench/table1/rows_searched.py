@@ -35,8 +35,11 @@ class Searched(WithCodes):
         """Return the ladder of bits, and the formats of chosen codes, where they are not the configured ones."""
         c, tokens = session.config, self.tokens(session)
         bits = session.options.finer_bits if self.finer else c.bits
-        own = [name for b in bits for name in with_codes(c, tokens).quantizer.formats[b]]
-        return (f",bits={list(bits)}" if self.finer else "") + ("" if tokens is None else f",formats={own}")
+        ladder = f",bits={list(bits)}" if self.finer else ""
+        if tokens is None:
+            return ladder
+        formats = with_codes(c, tokens).quantizer.formats
+        return f"{ladder},formats={[name for b in bits for name in formats[b]]}"
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return float(session.config.effort.max_full_trials)

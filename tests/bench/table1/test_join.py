@@ -51,6 +51,7 @@ def test_joined_parts_are_the_whole_and_nothing_is_evaluated_again(parts: tuple[
     events = Store(tmp_path / "t" / "table1.jsonl").events
     there = {(e["event"], e["key"]) for part in (a, b) for e in Store(part / "table1.jsonl").events}
     assert {(e["event"], e["key"]) for e in events} <= there
+    assert "join" not in events[0]["table1"]  # folders of one machine
     trials = [e for e in events if e["event"] == "trial"]
     assert trials
     assert all(("sequence_losses" in e) == e["key"].endswith("-test") for e in trials)  # for intervals over text
