@@ -69,7 +69,7 @@ class ModelConfig(TypedDict):
     """Keys of ``RunConfig.model``; numbers are given together, or all ``None`` and read from the model's own files."""
 
     name: str
-    source: Literal["wheel", "random", "hub", "path"]
+    source: Literal["wheel", "random", "path"]
     path: UserPath | None
     gguf_file: str | tuple[str, ...] | None
     revision: str | None

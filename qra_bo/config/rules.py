@@ -92,7 +92,7 @@ def _codes(config: RunConfig) -> Iterator[Problem]:
     server = ANY if folder else "llamacpp"
     others = [name for name in config.export.targets or () if name in TARGET_FORMATS and (folder or name != "gguf")]
     reasons = {
-        "model.gguf_file": (folder and config.model["source"] not in ("path", "hub"), "it trains on a GGUF file, such "
+        "model.gguf_file": (folder and config.model["source"] != "path", "it trains on a GGUF file, such "
                             "as +model=hf model.path=FILE.gguf, or model.path=ORG/NAME model.gguf_file=FILE.gguf"),
         "bits": (bool(config.bits), "each linear keeps the bits that it has in the file: leave bits out"),
         "max_average_bits": (config.max_average_bits is not None, "the file's bits are as they are: leave it out"),

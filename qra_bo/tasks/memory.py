@@ -13,6 +13,7 @@ from rich.text import Text
 from qra_bo.config import RunConfig, make_space
 from qra_bo.config.presets import preset_notes
 from qra_bo.finetune.data.options import UserData
+from qra_bo.finetune.models.hub import is_on_hub
 from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
@@ -210,7 +211,7 @@ def _host(setting: Setting, plan: Plan) -> str:
     workers = f" for each of {config.executor.workers} workers" if config.executor.workers > 1 else ""
     bound = "" if plan.memory.shape.device == "cuda" else ", of which the budget bounds training alone"
     return f"RAM: about {format_size(ram)}{workers}{bound}" \
-        f"{f'; the base is a download of about {base}' if config.model['source'] == 'hub' else ''}"
+        f"{f'; the base is a download of about {base}' if is_on_hub(config.model) else ''}"
 
 
 def _cards(plan: Plan) -> Table:

@@ -16,7 +16,7 @@ from qra_bo.config import load_config, make_spec
 from qra_bo.export.load import dense_base
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.hub import cached, fetch
-from qra_bo.finetune.models.load import load_base
+from qra_bo.finetune.models.load import load_base, source_folder
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.utils.errors import ModelError
 from tests.finetune.models import tiny_llama
@@ -140,3 +140,9 @@ def test_weights_are_mapped_and_not_copied(repo: Path) -> None:
         assert any(first <= parameter.data_ptr() < last for first, last in spans), name
     with safe_open(repo / f"model-00001-of-0000{SHARDS}.safetensors", framework="pt") as shard:
         assert set(shard.keys()) <= set(model.state_dict())
+
+
+def test_a_preset_takes_a_folder_instead_of_the_hub(hub: Hub, repo: Path) -> None:
+    node = load_config(["+model=qwen2_5_0_5b_instruct", f"model.path={repo}", "data=tiny"]).model
+    assert source_folder(node) == repo
+    assert hub.requests == []

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 def is_on_hub(model: Mapping[str, Any]) -> bool:
     """Whether a node of ``conf/model`` names a repository of the hub, and no folder of this machine."""
-    return model["source"] == "hub" or (
-        model["source"] == "path" and bool(model.get("path")) and not Path(str(model.get("path"))).exists())
+    path = model.get("path")
+    return model["source"] == "path" and bool(path) and not Path(str(path)).exists()
 
 
 def fetch(model: Mapping[str, Any], *, bars: bool = True) -> None:

@@ -142,9 +142,9 @@ def source_folder(model_cfg: Mapping[str, Any]) -> Path | None:
         case "path" if not path:
             raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json and "
                              "*.safetensors; got nothing")
-        case "path" | "hub":
+        case "path":
             return cached(model_cfg) if is_on_hub(model_cfg) else Path(str(path)).absolute()
-    raise ModelError(f"model.source must be wheel, random, hub or path; got {model_cfg['source']!r}")
+    raise ModelError(f"model.source must be wheel, random or path; got {model_cfg['source']!r}")
 
 
 def located(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
