@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from qra_bo.config.schema import RunConfig
-from qra_bo.finetune.models.files import check_layers, check_unquantised, may_run
+from qra_bo.finetune.models.files import bases_of, check_layers, check_unquantised, may_run
 from qra_bo.finetune.models.gguf_header import stored_header, stored_spec
 from qra_bo.finetune.models.hub import small_files
 from qra_bo.finetune.models.packed_folder import folder_spec
@@ -39,9 +39,10 @@ def make_spec(config: RunConfig) -> DecoderSpec:
     if spec.n_experts:
         raise ModelError(f"codes=stored does not read the experts of a file, and {config.model_name!r} has "
                          f"{spec.n_experts} a layer: leave codes=stored out, and give its weights in 16 bits or a GGUF")
-    from qra_bo.finetune.models.load import ggufs_of, packed_folder_of  # loads torch, which other plans do without
-    return folder_spec(spec, packed_folder_of(model)) if model["gguf_file"] is None else \
-        stored_spec(spec, *map(stored_header, ggufs_of(model)))
+    from qra_bo.finetune.models.load import gguf_of, packed_folder_of  # loads torch, which other plans do without
+    bases = bases_of(model)
+    return folder_spec(spec, *(packed_folder_of(base, "pt") for base in bases)) if model["gguf_file"] is None else \
+        stored_spec(spec, *(stored_header(gguf_of(base)) for base in bases))
 
 
 def hf_config(config: RunConfig) -> Any:
@@ -51,10 +52,10 @@ def hf_config(config: RunConfig) -> Any:
     Raises:
         ModelError: If there is none, or it is of weights that are quantised already.
     """
-    model = config.model
+    model = bases_of(config.model)[0]
     if model["gguf_file"] is not None:
-        from qra_bo.finetune.models.load import gguf_config, ggufs_of
-        return gguf_config(ggufs_of(model)[0])
+        from qra_bo.finetune.models.load import gguf_config, gguf_of
+        return gguf_config(gguf_of(model))
     from transformers import AutoConfig  # heavy, and not needed where conf/model has the numbers
 
     from qra_bo.finetune.models.text_part import text_part

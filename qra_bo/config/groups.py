@@ -70,9 +70,9 @@ class ModelConfig(TypedDict):
 
     name: str
     source: Literal["wheel", "random", "path"]
-    path: UserPath | None
+    path: UserPath | tuple[UserPath, ...] | None
     gguf_file: str | tuple[str, ...] | None
-    revision: str | None
+    revision: str | tuple[str, ...] | None
     family: str | None
     n_layers: Count | None
     hidden_size: Count | None

@@ -14,7 +14,8 @@ from qra_bo.config.derive import NUMBERS
 from qra_bo.config.overrides import CONF
 from qra_bo.config.rules import TRAINING
 from qra_bo.config.schema import RunConfig
-from qra_bo.finetune.models.gguf_header import EMBEDDING, names_of, read_header
+from qra_bo.finetune.models.files import bases_of
+from qra_bo.finetune.models.gguf_header import EMBEDDING, read_header
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.file_formats import STORED
 from qra_bo.oracle.protocol import FINETUNE
@@ -104,11 +105,12 @@ def with_workers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _width(model: Mapping[str, Any]) -> int | None:
     """Return the width of a node of ``conf/model``, or else of the model in the folder that its path names."""
-    width, folder = model.get("hidden_size"), user_path(str(model.get("path")))
+    width, base = model.get("hidden_size"), bases_of(model)[0]
+    folder = user_path(str(base.get("path")))
     if width is None:  # of a hub id, whose file is not here, nothing is known; a wrong path is refused later
         with suppress(UserError, KeyError):
-            if names := names_of(model):
-                return int(read_header(folder / names[0]).tensors[EMBEDDING].shape[0])
+            if name := base.get("gguf_file"):
+                return int(read_header(folder / str(name)).tensors[EMBEDDING].shape[0])
             found = read_object(folder / "config.json")
             part = found.get("text_config", found)
             width = part.get("hidden_size") if isinstance(part, Mapping) else None
@@ -117,16 +119,18 @@ def _width(model: Mapping[str, Any]) -> int | None:
 
 def with_model_path(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return plain values in which GGUF files that ``model.path`` names are their folder and ``model.gguf_file``, and a
-    model of ``+model=hf`` has its name. Raises ``ConfigError`` if a list is not of such files in one folder."""
+    model of ``+model=hf`` has its name. Raises ``ConfigError`` if a list is not of such files in one folder, or of
+    folders."""
     model = _group(raw, "model")
     given = model.get("path")
     paths = [user_path(str(path)) for path in (given if isinstance(given, list) else [given])]
     folders, names = {path.parent for path in paths}, [path.name for path in paths]
-    if isinstance(given, list) and (len(folders) != 1 or any(path.suffix != ".gguf" for path in paths)):
-        raise ConfigError(f"model.path takes a list of GGUF files of one folder alone; got {cut(given)}")
+    files = [path.suffix == ".gguf" and (isinstance(given, list) or path.is_file()) for path in paths]
+    if not files or (any(files) and not (all(files) and len(folders) == 1)):
+        raise ConfigError(f"model.path takes a list of GGUF files of one folder, or of folders; got {cut(given)}")
     if given and model.get("name") == "hf":
-        model = {**model, "name": (paths[0].parent if names[1:] else paths[0]).resolve().name or "hf"}
-    if isinstance(given, list) or (paths[0].suffix == ".gguf" and paths[0].is_file()):
+        model = {**model, "name": (paths[0].parent if files[0] and names[1:] else paths[0]).resolve().name or "hf"}
+    if files[0]:
         model = {**model, "path": str(*folders), "gguf_file": names if names[1:] else names[0]}
     return {**raw, "model": model} if model else raw
 

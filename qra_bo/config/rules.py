@@ -11,7 +11,7 @@ from qra_bo.config.check import Problem
 from qra_bo.config.derive import NUMBERS, make_space, make_spec
 from qra_bo.config.overrides import CONF, options
 from qra_bo.config.schema import RunConfig
-from qra_bo.finetune.models.gguf_header import names_of
+from qra_bo.finetune.models.files import bases_of
 from qra_bo.memory.budget import OF_ALLOCATION, OfAllocation
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
@@ -88,9 +88,9 @@ def _task(config: RunConfig) -> Iterator[Problem]:
 
 def _codes(config: RunConfig) -> Iterator[Problem]:
     """Keys that need codes made here, or weights in 16 bits, beside the codes of a file."""
-    folder = config.model["gguf_file"] is None
-    server = ANY if folder else "llamacpp"
-    others = [name for name in config.export.targets or () if name in TARGET_FORMATS and (folder or name != "gguf")]
+    folder, several = config.model["gguf_file"] is None, len(bases_of(config.model)) > 1
+    server = "llamacpp" if not folder else "exllamav3" if several else ANY
+    others = [name for name in config.export.targets or () if name in {*TARGET_FORMATS} - {*CONSUMERS[server].exports}]
     reasons = {
         "model.gguf_file": (folder and config.model["source"] != "path", "it trains on a GGUF file, such "
                             "as +model=hf model.path=FILE.gguf, or model.path=ORG/NAME model.gguf_file=FILE.gguf"),
@@ -101,8 +101,8 @@ def _codes(config: RunConfig) -> Iterator[Problem]:
     if config.stored:
         yield from (Problem(key, f"{key} beside codes=stored: {why}.")
                     for key, (given, why) in reasons.items() if given)
-    elif len(names_of(config.model)) > 1:
-        yield Problem("codes", "several files in model.gguf_file are for codes=stored: give that, or name one file.")
+    elif several:
+        yield Problem("codes", "several of model.path, gguf_file or revision are for codes=stored: give that, or one.")
     elif not config.bits:
         yield Problem("bits", "bits must name the bit-widths that a unit may have, e.g. [2,4,8]; got [].")
 

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from qra_bo.export.comparison import Loader, Reference, Row, with_adapter
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import LinearWeights, RunWeights, refuse_formats, save_model, weights_of
-from qra_bo.finetune.models.load import cast_parameters
+from qra_bo.finetune.models.files import bases_of
+from qra_bo.finetune.models.load import cast_parameters, packed_folder_of
+from qra_bo.finetune.models.packed_folder import PackedFolder
+from qra_bo.finetune.quantization.folder_states import values
 from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.memory.file_formats import CODEBOOKS, EXL3, TILES
 from qra_bo.memory.serving import CONSUMERS
@@ -36,9 +39,10 @@ def write(run: FinishedRun) -> list[Path]:
     refuse_formats("exl3", run.manifest.modules)
     weights, folder = weights_of(run), run.folder / FOLDER
     refuse_base(weights, weights.tokenizer)
-    tensors, facts = tensors_of(weights), quantization_config(weights)
+    base = packed_folder_of(bases_of(run.manifest.model)[0], "pt") if run.manifest.stored else None
+    tensors, facts = tensors_of(weights, base), quantization_config(weights, base)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FACTS).write_text(json.dumps({**facts, "tensor_storage": _storage(weights, tensors)}, indent=2) + "\n",
+    (folder / FACTS).write_text(json.dumps({**facts, "tensor_storage": _storage(tensors)}, indent=2) + "\n",
                                 encoding="utf-8")
     config = {**json.loads(weights.config.to_json_string()), "quantization_config": facts}
     return save_model(folder, weights, config, tensors, "pt", render("exl3.md", run))
@@ -53,45 +57,54 @@ def refuse_base(model: Any, tokenizer: Any) -> None:
                           "export.targets=[merged] writes 16-bit weights for programs that know it")
 
 
-def quantization_config(weights: RunWeights) -> dict[str, Any]:
-    """Return the entry of ``config.json``: bits are the average of the linears', the release is that whose sources were
-    read."""
-    sizes = [(linear.shape[0] * linear.shape[1], linear.format.bits) for linear in weights.linears.values()]
+def quantization_config(weights: RunWeights, base: PackedFolder | None = None) -> dict[str, Any]:
+    """Return the entry of ``config.json``: bits are the average of the linears', the rest is that of a stored ``base``,
+    or the release that of the sources that were read."""
+    sizes = [(linear.shape[0] * linear.shape[1], EXL3[linear.format.name].half_bits / 2
+              if linear.format.backend == TILES else 16) for linear in weights.linears.values()]
     average = sum(numel * bits for numel, bits in sizes) / sum(numel for numel, _ in sizes)
-    return {"quant_method": "exl3", "version": "1.4.1", "bits": round(average, 2), "head_bits": 16, "codebook": "mul1"}
+    own = {"quant_method": "exl3", "version": "1.6.5", "head_bits": 16, "codebook": "mul1"}
+    return {**(own if base is None else base.options), "bits": round(average, 2)}
 
 
-def tensors_of(weights: RunWeights) -> dict[str, Tensor]:
-    """Return the tensors of the file by name; none shares storage with another."""
+def tensors_of(weights: RunWeights, base: PackedFolder | None = None) -> dict[str, Tensor]:
+    """Return the tensors of the file by name; none shares storage with another. Beside the codes of linears they are
+    those of a stored ``base``, in its own types."""
     packed = {f"{linear.name}.{leaf}": part for linear in weights.linears.values()
               for leaf, part in _parts(linear).items()}
-    return {name: tensor.detach().contiguous() for name, tensor in {**weights.others, **packed}.items()}
+    others = weights.others if base is None else {
+        name: values(base, name) for name in base.tensors
+        if name.rpartition(".")[0] not in weights.linears or name.endswith(".bias")}
+    return {name: tensor.detach().contiguous() for name, tensor in {**packed, **others}.items()}
 
 
 def _parts(linear: LinearWeights) -> dict[str, Tensor]:
     bias = linear.bias
     if linear.format.backend != TILES:
         return {"weight": linear.state["codes"]} | ({} if bias is None else {"bias": bias})
-    state, number = linear.state, CODEBOOKS[EXL3[linear.format.name].codebook]
-    found = {"trellis": state["codes"], "suh": state["suh"], "svh": state["svh"],
-             "mul1": torch.tensor(number - 2**32, dtype=torch.int32)}
+    state, book = linear.state, EXL3[linear.format.name].codebook
+    found = {"trellis": state["codes"], "suh": state["suh"], "svh": state["svh"]}
+    if book != "3inst":
+        found[book] = torch.tensor(CODEBOOKS[book] - 2**32, dtype=torch.int32)
     if bias is not None:  # 32 bits have no form beside tiles
         half = bias.half() if bias.dtype == torch.float32 else bias
         found["bias"] = nn.functional.pad(half, (0, len(state["svh"]) - len(half)))
     return found
 
 
-def _storage(weights: RunWeights, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _storage(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Return what the headers of the file hold, by module."""
     modules: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        module = modules.setdefault(name.rpartition(".")[0], {"stored_tensors": {}})
+        place, _, leaf = name.rpartition(".")
+        module = modules.setdefault(place, {"stored_tensors": {}})
         module["stored_tensors"][name] = {"shape": list(tensor.shape), "n_bytes": tensor.nbytes,
                                           "dtype": str(tensor.dtype)}
-    for name, linear in weights.linears.items():
-        if linear.format.backend == TILES:
-            modules[name] |= {"quant_format": "exl3", "bits_per_weight": linear.format.bits,
-                              "mul1_multiplier": CODEBOOKS["mul1"]}
+        if leaf == "trellis":
+            whole, half = divmod(tensor.shape[2], 16)
+            module |= {"quant_format": "exl3", "bits_per_weight": whole + half / 16 if half else whole}
+        elif leaf in CODEBOOKS:
+            module[f"{leaf}_multiplier"] = CODEBOOKS[leaf]
     return modules
 
 

@@ -17,7 +17,8 @@ from qra_bo.export.gguf_tokenizer import vocabulary_of
 from qra_bo.export.llamacpp import PACKAGE, LlamaCpp
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import refuse_formats, weights_of
-from qra_bo.finetune.models.load import ggufs_of
+from qra_bo.finetune.models.files import bases_of
+from qra_bo.finetune.models.load import gguf_of
 from qra_bo.space.decoder import expert_of
 
 FOLDER, MODELFILE = "gguf", "Modelfile"
@@ -122,7 +123,9 @@ def _at_hand(run: FinishedRun) -> list[str]:
 
 def _base(run: FinishedRun, files: Sequence[str]) -> str | None:
     """Return the base's path, from the export's folder: of the run's own file, or the one that it trained on."""
-    return str(ggufs_of(run.manifest.model)[0]) if run.manifest.untouched else "base.gguf" if "base" in files else None
+    if run.manifest.untouched:
+        return str(gguf_of(*bases_of(run.manifest.model)))
+    return "base.gguf" if "base" in files else None
 
 
 def _merged(files: Sequence[str]) -> str | None:

@@ -24,6 +24,7 @@ from qra_bo.finetune.manifest import (
     unquantised_digest,
 )
 from qra_bo.finetune.models.facts import facts_of
+from qra_bo.finetune.models.files import bases_of
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, pack_for
@@ -143,10 +144,10 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
                          "a command")
     if node["source"] == "random":
         check_random_base(manifest)
-    where = Path(str(node.get("path")))
-    if node["source"] == "path" and where.is_absolute() and not where.exists():
-        raise ModelError(f"the run in {folder} trained on the model in {where}, which is not there: copy that model "
-                         f"to {where}, or make it a link to the folder that holds the same model now")
+    for where in (Path(str(base.get("path"))) for base in bases_of(node)):
+        if node["source"] == "path" and where.is_absolute() and not where.exists():
+            raise ModelError(f"the run in {folder} trained on the model in {where}, which is not there: copy that "
+                             f"model to {where}, or make it a link to the folder that holds the same model now")
     try:
         named = {**node, "trust_remote_code": runs_code}
         if not manifest.stored:

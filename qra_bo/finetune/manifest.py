@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qra_bo.finetune.checked_tensors import add_tensors, load_checked, save_checked, save_tensors
 from qra_bo.finetune.data.records import TokenBlocks
-from qra_bo.finetune.models.gguf_header import names_of
+from qra_bo.finetune.models.files import bases_of
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.quantization.embeddings import embedding_modules, packed_tables
@@ -122,7 +122,7 @@ class Manifest:
     @property
     def untouched(self) -> bool:
         """Whether the base is one such file: a mix of two is in none."""
-        return self.stored and len(names_of(self.model)) < 2
+        return self.stored and len(bases_of(self.model)) < 2
 
     @property
     def packed_weights(self) -> dict[str, ModuleRecord]:

@@ -159,7 +159,7 @@ TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
     "compressed_tensors": (CONSUMERS["transformers"].loads, "serve=transformers"),
     "gguf": (lambda fmt: fmt.is_base or gguf_bits(fmt) is not None, "serve=llamacpp"),
     "mlx": (in_mlx, "serve=mlx"),
-    "exl3": (CONSUMERS["exllamav3"].loads, "serve=exllamav3")}
+    "exl3": (lambda fmt: fmt.is_base or fmt.backend == TILES, "serve=exllamav3")}
 """By export target that holds some formats alone: whether it holds one, exactly or rounded, and what to search with."""
 
 

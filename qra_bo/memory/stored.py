@@ -1,7 +1,7 @@
 """Codes of a file that ``codes=stored`` trains on as they are, and their bytes. No torch.
 
-Linears of a unit in ``stored4`` or the like keep the formats of the base's file, in ``other3`` those of a further GGUF
-file of the model. The number is the rounded average of code bits, and falls by one at least from file to file.
+Linears of a unit in ``stored4`` or the like keep the formats of the base's file or folder, in ``other3`` those of
+another of the model. The number is the rounded average of code bits, and falls by one at least from file to file.
 """
 
 from collections import Counter
@@ -71,7 +71,8 @@ def stored_note(spec: DecoderSpec) -> str:
     listed = [", ".join(f"{kind} in {n} linears" for kind, n in Counter(kind for _, kind in file).most_common())
               + f" ({file[0][0]})" for file in files]
     if not tables or tables[0] not in TYPES:
-        tables, served = ("16 bits", *tables), "programs that load the untouched folder take the adapter beside it"
+        folder = "exl3/, which holds the chosen codes," if listed[1:] else "the untouched folder"
+        tables, served = ("16 bits", *tables), f"programs that load {folder} take the adapter beside it"
     else:
         base = "base.gguf, which holds the chosen codes of both files," if listed[1:] else "the untouched file"
         served = f"llama.cpp serves {base} with the adapter; Ollama from 0.34.1 on takes no adapters"

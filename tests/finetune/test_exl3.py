@@ -4,7 +4,7 @@ the same weights, trained, saved and loaded again; damaged folders."""
 import json
 import shutil
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +143,9 @@ KINDS = {"q_proj": "mul1-4", "k_proj": "mul1-2.5", "v_proj": "mcg-5", "gate_proj
          "down_proj": "mul1-8", "lm_head": "mul1-6"}
 
 
-def pack(name: str, weight: Tensor, generator: torch.Generator) -> Packed:
+def pack(name: str, weight: Tensor, generator: torch.Generator, kinds: Mapping[str, str] = KINDS) -> Packed:
     """Pack a linear by its name; ``o_proj`` stays dense."""
-    kind = KINDS.get(name.rpartition(".")[2])
+    kind = kinds.get(name.rpartition(".")[2])
     if kind is None:
         return {"weight": weight}, weight.float()
     book, state = kind.partition("-")[0], drawn(f"exl3-{kind}", *weight.shape, seed=generator.initial_seed())
@@ -154,9 +154,10 @@ def pack(name: str, weight: Tensor, generator: torch.Generator) -> Packed:
     return {"trellis": state.pop("codes"), **state, **mark}, dense
 
 
-def write_exl3(folder: Path, tied: bool = False) -> Any:
+def write_exl3(folder: Path, tied: bool = False, kinds: Mapping[str, str] = KINDS) -> Any:
     """Write a folder as exllamav3 does: the head is packed, also where it shares weights, and biases are padded."""
-    dense = write(folder, {"quant_method": "exl3", "version": "1.6", "bits": 3.4, "head_bits": 6}, pack, tied)
+    marks = {"quant_method": "exl3", "version": "1.6", "bits": 3.4, "head_bits": 6}
+    dense = write(folder, marks, partial(pack, kinds=kinds), tied)
     found = load_file(folder / "model.safetensors")
     head, weight = pack("lm_head", dense.lm_head.weight, torch.Generator())
     dense.lm_head.weight = nn.Parameter(weight, requires_grad=False)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-_NO_NUMBERS = frozenset({"architectures", "dtype", "id2label", "label2id", "problem_type", "return_dict", "torch_dtype",
+NO_NUMBERS = frozenset({"architectures", "dtype", "id2label", "label2id", "problem_type", "return_dict", "torch_dtype",
                          "transformers_version", "use_cache"})
 """Fields of a configuration that change nothing here; so do those of output and of names."""
 
@@ -15,5 +15,5 @@ def facts_of(model: Any, tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
     return {"config": {key: value for key, value in config.items()
-                       if key not in _NO_NUMBERS and not key.startswith(("_", "output_"))},
+                       if key not in NO_NUMBERS and not key.startswith(("_", "output_"))},
             "tokenizer": hashlib.sha256(text.encode()).hexdigest()}

@@ -84,6 +84,25 @@ def check_layers(folder: Path) -> None:
             raise ModelError(f"{folder / CONFIG} states more than {MOST_LAYERS} layers; copy the model again")
 
 
+def check_alike(facts: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raise ``ModelError`` unless files or folders of one model, the base's first, differ in nothing but the codes of
+    matrices; ``facts`` are what else is in each."""
+    (base, own), *others = facts.items()
+    for path, found in others:
+        for key in {**own, **found}:
+            if own.get(key) != found.get(key):
+                raise ModelError(f"{path} and {base} differ in {key}: they are not of one model, or of different "
+                                 "releases of it; give files that were quantised from the same weights")
+
+
+def bases_of(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a node of ``conf/model`` for each GGUF file, revision or folder that a node lists, the base's first."""
+    for key in ("gguf_file", "revision", "path"):
+        if isinstance(given := model.get(key), list | tuple) and given:
+            return [base for one in given for base in bases_of({**model, key: one})]
+    return [{**model}]
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the files that hold a model's weights, which transformers takes too: one, or the parts that an index
     names; without either all. ``check_model_files`` goes before."""

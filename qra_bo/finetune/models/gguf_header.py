@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from qra_bo.finetune.models.files import check_alike
 from qra_bo.memory.file_formats import TYPES
 from qra_bo.memory.stored import with_stored
 from qra_bo.space.decoder import MOST_LAYERS, DecoderSpec
@@ -61,21 +62,14 @@ class Header:
         return self.values.get(f"{self.architecture}.{key}", usual)
 
 
-def parts_of(*names: str) -> list[str]:
-    """Return the names of all parts of GGUF files of these names.
+def parts_of(name: str | None) -> list[str]:
+    """Return the names of all parts of a GGUF file of this name; none without a file.
 
-    >>> parts_of("m-00001-of-00002.gguf", "m.gguf")
-    ['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf', 'm.gguf']
+    >>> parts_of("m-00001-of-00002.gguf")
+    ['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf']
     """
-    matches = {name: _PART.fullmatch(name) for name in names}
-    return [part for name, m in matches.items() for part in (
-        [name] if m is None else [f"{m[1]}-{i:05d}-of-{m[2]}.gguf" for i in range(1, int(m[2]) + 1)])]
-
-
-def names_of(model: Mapping[str, Any]) -> list[str]:
-    """Return the names of the GGUF files of a node of ``conf/model``, the base's first; none for a folder."""
-    given = model.get("gguf_file") or ()
-    return [given] if isinstance(given, str) else list(map(str, given))
+    m = _PART.fullmatch(name or "")
+    return [f"{m[1]}-{i:05d}-of-{m[2]}.gguf" for i in range(1, int(m[2]) + 1)] if m else [name] if name else []
 
 
 def read_header(path: Path) -> Header:
@@ -114,19 +108,15 @@ def _read(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def stored_spec(spec: DecoderSpec, header: Header, *others: Header) -> DecoderSpec:
     """Return a decoder whose linears and tables have the types of a file; its linears also those of ``others``, which
-    differ from it in nothing but the codes of matrices. Errors: those of ``tensor_of`` and ``with_stored``."""
+    differ from it in nothing but the codes of matrices. Errors: those of ``tensor_of``, ``check_alike`` and
+    ``with_stored``."""
     def kind(header: Header, module: str, *shape: int) -> str:
         return str(tensor_of(header, spec.n_layers, f"{module}.weight", shape).tensor_type.name)
 
     same = "general.architecture", f"{header.architecture}.", "tokenizer.ggml."
-    for other in others:
-        unlike = [key for key in sorted(header.values.keys() | other.values.keys())
-                  if key.startswith(same) and header.values.get(key) != other.values.get(key)]
-        unlike += [name for name, tensor in header.tensors.items() if len(tensor.shape) == 1 and not (
-            name in other.tensors and np.array_equal(tensor.data, other.tensors[name].data))]
-        if unlike:
-            raise ModelError(f"{other.path} and {header.path} differ in {unlike[0]}: they are not of one model, or of "
-                             "different releases of it; give files that were quantised from the same weights")
+    check_alike({file.path: {key: value for key, value in file.values.items() if key.startswith(same)} | {
+        name: tensor.data.tolist() for name, tensor in file.tensors.items() if len(tensor.shape) == 1}
+        for file in (header, *others)})
     if spec.tied == (HEAD in header.tensors):
         raise ModelError(f"{header.path} has {'a' if spec.tied else 'no'} head of its own, and {spec.name!r} says "
                          "otherwise; mend its numbers, or use +model=hf model.path=FILE.gguf")

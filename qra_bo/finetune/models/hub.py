@@ -12,8 +12,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from qra_bo.finetune.models.files import CONFIG, INDEX, WEIGHTS, check_model_files
-from qra_bo.finetune.models.gguf_header import names_of, parts_of
+from qra_bo.finetune.models.files import CONFIG, INDEX, WEIGHTS, bases_of, check_model_files
+from qra_bo.finetune.models.gguf_header import parts_of
 from qra_bo.memory import format_size
 from qra_bo.utils.errors import ModelError
 
@@ -40,14 +40,13 @@ def fetch(model: Mapping[str, Any], *, bars: bool = True) -> None:
     Raises:
         ModelError: If the repository can't be reached or read, holds no safetensors, or the disk is too small.
     """
-    if not is_on_hub(model):
-        return
-    repo = _Repository(model)
-    folder = repo.get(SMALL) if model.get("gguf_file") is None else Path()  # a GGUF file holds all
-    repo.get(_weights(folder, model), bars=bars and sys.stderr.isatty())
-    if model.get("revision") is None:
-        log.warning("model.revision is not set: the newest revision of %s, commit %s, was taken; pin it with "
-                    "model.revision=%s", model.get("path"), folder.name, folder.name)
+    for base in filter(is_on_hub, bases_of(model)):
+        repo = _Repository(base)
+        folder = repo.get(SMALL) if base.get("gguf_file") is None else Path()  # a GGUF file holds all
+        repo.get(_weights(folder, base), bars=bars and sys.stderr.isatty())
+        if base.get("revision") is None:
+            log.warning("model.revision is not set: the newest revision of %s, commit %s, was taken; pin it with "
+                        "model.revision=%s", base.get("path"), folder.name, folder.name)
 
 
 def small_files(model: Mapping[str, Any]) -> Path:
@@ -62,7 +61,7 @@ def small_files(model: Mapping[str, Any]) -> Path:
 def tokenizer_folder(model: Mapping[str, Any]) -> Path | None:
     """Return the folder of the hub's cache with the tokenizer of a model of the hub, ``None`` where the cache lacks it;
     asks no network."""
-    return _Repository(model).local(parts_of(*names_of(model)) or SMALL)
+    return _Repository(model).local(parts_of(model.get("gguf_file")) or SMALL)
 
 
 def cached(model: Mapping[str, Any]) -> Path:
@@ -72,7 +71,7 @@ def cached(model: Mapping[str, Any]) -> Path:
         ModelError: If the cache lacks a part of it.
     """
     repo = _Repository(model)
-    folder = repo.local(parts_of(*names_of(model)) or [CONFIG])
+    folder = repo.local(parts_of(model.get("gguf_file")) or [CONFIG])
     if folder is None or repo.local(_weights(folder, model)) is None:
         raise ModelError(f"the hub's cache on this machine lacks {model['path']!r} or a part of it; run a command with "
                          "a network, which downloads it, or give a folder as model.path")
@@ -85,7 +84,7 @@ def _weights(folder: Path, model: Mapping[str, Any]) -> list[str]:
     Raises:
         ModelError: If something in ``folder`` would make transformers read other files.
     """
-    if named := parts_of(*names_of(model)):
+    if named := parts_of(model.get("gguf_file")):
         return named
     check_model_files(folder, str(model["name"]))
     if not (folder / INDEX).exists():

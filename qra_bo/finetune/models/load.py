@@ -24,8 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.experts import unfuse
-from qra_bo.finetune.models.files import check_model_files, check_unquantised, may_run
-from qra_bo.finetune.models.gguf_header import EMBEDDING, HEAD, names_of, read_header
+from qra_bo.finetune.models.files import bases_of, check_model_files, check_unquantised, may_run
+from qra_bo.finetune.models.gguf_header import EMBEDDING, HEAD, read_header
 from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
 from qra_bo.finetune.models.packed_folder import PackedFolder, packed_folder
@@ -43,8 +43,9 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     Raises:
         ModelError: If the weights are missing or can't be read.
     """
-    folder = source_folder(model_cfg)
-    model, tokenizer = _random(model_cfg) if folder is None else _pretrained(model_cfg, folder)
+    base = bases_of(model_cfg)[0]
+    folder = source_folder(base)
+    model, tokenizer = _random(base) if folder is None else _pretrained(base, folder)
     model.requires_grad_(False)
     unfuse(model)
     _untie_own_head(model)
@@ -70,20 +71,20 @@ def load_tokenizer(model_cfg: Mapping[str, Any]) -> Any:
     Raises:
         ModelError: If it is missing or can't be read.
     """
-    folder = ggufs_of(model_cfg)[0].parent if names_of(model_cfg) else \
-        small_files(model_cfg) if is_on_hub(model_cfg) else source_folder(model_cfg)
-    return byte_tokenizer() if folder is None else _pretrained(model_cfg, folder, weights=False)[1]
+    base = bases_of(model_cfg)[0]
+    folder = gguf_of(base).parent if base.get("gguf_file") else \
+        small_files(base) if is_on_hub(base) else source_folder(base)
+    return byte_tokenizer() if folder is None else _pretrained(base, folder, weights=False)[1]
 
 
-def ggufs_of(model_cfg: Mapping[str, Any]) -> list[Path]:
-    """Return a model's GGUF files, the base first, downloaded where needed; raises ``ModelError`` if there is none."""
-    names = names_of(model_cfg)
-    if not names or any(Path(name).name != name for name in names):
-        raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {', '.join(names)!r}")
+def gguf_of(model_cfg: Mapping[str, Any]) -> Path:
+    """Return a model's GGUF file, downloaded where needed; raises ``ModelError`` if there is none."""
+    name = str(model_cfg.get("gguf_file") or "")
+    if not name or Path(name).name != name:
+        raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {name!r}")
     if is_on_hub(model_cfg) and tokenizer_folder(model_cfg) is None:
         fetch(model_cfg)
-    folder = source_folder(model_cfg) or Path()
-    return [folder / name for name in names]
+    return (source_folder(model_cfg) or Path()) / name
 
 
 def packed_folder_of(model_cfg: Mapping[str, Any], framework: str = "np") -> PackedFolder:
@@ -116,11 +117,12 @@ def _gguf_config(path: Path, _changed: int) -> Any:
 def tokenizer_at_hand(model_cfg: Mapping[str, Any]) -> Any | None:
     """Return the tokenizer of a node of ``conf/model`` that this machine holds, ``None`` where it lacks one that can be
     read; asks no network."""
+    base = bases_of(model_cfg)[0]
     with suppress(ModelError):
-        if not is_on_hub(model_cfg):
-            return load_tokenizer(model_cfg)
-        folder = tokenizer_folder(model_cfg)
-        return None if folder is None else _pretrained(model_cfg, folder, weights=False)[1]
+        if not is_on_hub(base):
+            return load_tokenizer(base)
+        folder = tokenizer_folder(base)
+        return None if folder is None else _pretrained(base, folder, weights=False)[1]
     return None
 
 
@@ -148,9 +150,10 @@ def source_folder(model_cfg: Mapping[str, Any]) -> Path | None:
 
 
 def located(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a node of ``conf/model`` that means the same in any working directory: of a folder, its absolute path."""
-    here = model_cfg["source"] == "path" and not is_on_hub(model_cfg)
-    return {**model_cfg, "path": str(source_folder(model_cfg))} if here else dict(model_cfg)
+    """Return a node of ``conf/model`` that means the same in any working directory: absolute paths of its folders."""
+    paths = [str(source_folder(base)) if base["source"] == "path" and not is_on_hub(base) else base.get("path")
+             for base in bases_of({**model_cfg, "gguf_file": None, "revision": None})]
+    return {**model_cfg, "path": paths if paths[1:] else paths[0]}
 
 
 def without_dropout(model: Any) -> None:
@@ -205,7 +208,7 @@ def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
     """Return the model, ``None`` without ``weights``, and the tokenizer in ``folder``."""
-    trust, gguf = may_run(cfg), ggufs_of(cfg)[0].name if names_of(cfg) else None
+    trust, gguf = may_run(cfg), gguf_of(cfg).name if cfg.get("gguf_file") else None
     file = {} if gguf is None else {"gguf_file": gguf}
     safe = {"use_safetensors": True} if gguf is None else file  # a pickle can run code when it is read
     try:

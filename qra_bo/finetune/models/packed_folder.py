@@ -4,6 +4,7 @@ their configuration and tensors, within the files' bounds. No torch.
 Bits and groups of each linear follow from the shapes of its tensors, so that a folder may mix them.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from qra_bo.finetune.models.files import CONFIG, check_model_files, quantization_marks, weight_files
+from qra_bo.finetune.models.facts import NO_NUMBERS
+from qra_bo.finetune.models.files import CONFIG, check_alike, check_model_files, quantization_marks, weight_files
 from qra_bo.memory.file_formats import CODEBOOKS, STORED_FORMATS, in_strips
 from qra_bo.memory.formats import FORMATS, NESTED_BLOCK
 from qra_bo.memory.stored import with_stored
@@ -110,15 +112,32 @@ def _check(folder: Path, part: str, fields: Any) -> None:
                              f"{' or '.join(map(str, values)) or 'an object'}: choose another model")
 
 
-def folder_spec(spec: DecoderSpec, folder: PackedFolder) -> DecoderSpec:
-    """Return a decoder whose linears, and the head where it is packed, have the formats of a folder; errors: those of
-    ``format_in``."""
-    spec = with_stored(spec, [format_in(folder, m.name, m.out_features, m.in_features) for m in spec.linears])
+def folder_spec(spec: DecoderSpec, *folders: PackedFolder) -> DecoderSpec:
+    """Return a decoder whose linears have the formats of folders, and the head, where it is packed, that of the first.
+    Several are of EXL3 and of one model. Errors: those of ``format_in``, ``check_alike`` and ``with_stored``."""
+    folder, *others = folders
+    if others:
+        if unlike := [f"{each.path} has {each.method}" for each in folders if each.method != "exl3"]:
+            raise ModelError(f"several folders of one model are read of quant_method=exl3 alone, and {unlike[0]}: give "
+                             "one folder")
+        check_alike({each.path: _facts(each) for each in folders})
+    spec = with_stored(spec, *([format_in(each, m.name, m.out_features, m.in_features) for m in spec.linears]
+                               for each in folders))
     if not folder.packs("lm_head"):
         return spec
     sides = spec.vocab_size, spec.hidden_size
     return replace(spec, tables=(format_in(folder, "lm_head", *sides),), tied=False,
                    other_numel=spec.other_numel + spec.tied * sides[0] * sides[1])
+
+
+def _facts(folder: PackedFolder) -> dict[str, Any]:
+    """Return what folders of one model have alike: configuration, tokenizer, norms and biases."""
+    fields, tokens = json.loads((folder.path / CONFIG).read_text(encoding="utf-8")), folder.path / "tokenizer.json"
+    own = NO_NUMBERS | {"_name_or_path", "quantization_config"}
+    return {key: value for key, value in fields.items() if key not in own} | {
+        tokens.name: tokens.read_bytes() if tokens.is_file() else None} | {
+        name: tensor.reader.get_tensor(name).tolist() for name, tensor in folder.tensors.items()
+        if len(tensor.shape) == 1 and not name.endswith((".suh", ".svh"))}
 
 
 def format_in(folder: PackedFolder, name: str, rows: int, columns: int) -> str:

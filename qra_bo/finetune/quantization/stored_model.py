@@ -7,6 +7,7 @@ the linears alone are packed, of EXL3's the head too.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
-from qra_bo.finetune.models.gguf_header import Header, names_of, stored_header, tensor_of
+from qra_bo.finetune.models.files import bases_of
+from qra_bo.finetune.models.gguf_header import Header, stored_header, tensor_of
 from qra_bo.finetune.models.gguf_reading import reading_gguf
-from qra_bo.finetune.models.load import gguf_config, ggufs_of, load_tokenizer, packed_folder_of, without_dropout
+from qra_bo.finetune.models.load import gguf_config, gguf_of, load_tokenizer, packed_folder_of, without_dropout
 from qra_bo.finetune.models.packed_folder import FLOATS, LEAVES, PackedFolder, format_in
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
 from qra_bo.finetune.quantization.embeddings import embedding_modules, put_head, put_tables
@@ -43,12 +45,12 @@ def load_stored(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, 
     weights, norms and biases have the type ``dtype``, but for what a folder has in its own. Raises ``ModelError`` if a
     file is damaged or not read here."""
     with reading_gguf():
-        return _model(model_cfg, dtype), load_tokenizer(model_cfg)
+        return _model(bases_of(model_cfg)[0], dtype), load_tokenizer(model_cfg)
 
 
 def load_others(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> list[Any]:
-    """Return the models of the GGUF files beside the base of such a node, likewise."""
-    return [_model({**model_cfg, "gguf_file": name}, dtype) for name in names_of(model_cfg)[1:]]
+    """Return the models of the files or folders beside the base of such a node, likewise."""
+    return [_model(other, dtype) for other in bases_of(model_cfg)[1:]]
 
 
 def _model(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> Any:
@@ -58,7 +60,7 @@ def _model(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> Any:
         del config.quantization_config  # a mark that refuses trainers and saving
         fill = partial(_fill_from_folder, folder=folder, dtype=dtype)
     else:
-        path = ggufs_of(model_cfg)[0]
+        path = gguf_of(model_cfg)
         with reading_gguf():
             header, config = stored_header(path), gguf_config(path)
         fill = partial(_fill, header=header, dtype=dtype)
@@ -75,6 +77,8 @@ def _model(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> Any:
 def _fill_from_folder(model: Any, folder: PackedFolder, dtype: torch.dtype) -> None:
     """Put every tensor of a folder in its place in a model without weights."""
     left, tables = set(folder.tensors), embedding_modules(model)
+    with suppress(OSError):  # not every folder has one
+        model.generation_config = GenerationConfig.from_pretrained(str(folder.path))
     if folder.packs(head := tables[1]):
         rows, columns = model.get_output_embeddings().weight.shape
         fmt = parse_format(format_in(folder, head, rows, columns))
