@@ -19,7 +19,7 @@ class Hub:
     """State of the server.
 
     Args:
-        repos: Folder with the files of every repository by its id.
+        repos: Folder with the files of every repository by its id, or by ``ID@BRANCH``.
         gated: Ids that are listed and whose files are refused with 401.
         cut: Bytes after which the connection is closed in the middle of a file, by the file's name; each once.
         broken: Whether every answer with contents of weights breaks off.
@@ -60,26 +60,29 @@ class _Handler(BaseHTTPRequestHandler):
         repo, revision = (api[1], api[3] or "main") if api else (found[1], found[2]) if found else ("", "")
         if repo not in self.hub.repos:
             return self._error(401 if repo.startswith("private") else 404, "RepoNotFound")
-        if revision not in ("main", COMMIT):
+        commits = {"main": COMMIT} | {key.partition("@")[2]: hashlib.sha1(key.encode()).hexdigest()
+                                      for key in self.hub.repos if key.startswith(f"{repo}@")}
+        branch = next((name for name, commit in commits.items() if revision in (name, commit)), None)
+        if branch is None:
             return self._error(404, "RevisionNotFound")
-        folder = self.hub.repos[repo]
+        folder, commit = self.hub.repos.get(f"{repo}@{branch}", self.hub.repos[repo]), commits[branch]
         if api:
             files = [{"type": "file", "path": file.relative_to(folder).as_posix(), "size": file.stat().st_size,
                       "oid": _etag(file)} for file in sorted(folder.rglob("*")) if file.is_file()]
             return self._json(files if api[2] == "tree" else {
-                "id": repo, "sha": COMMIT, "siblings": [{"rfilename": file["path"]} for file in files]})
+                "id": repo, "sha": commit, "siblings": [{"rfilename": file["path"]} for file in files]})
         assert found
         if repo in self.hub.gated:
             return self._error(401, "GatedRepo")
         file = folder / found[3]
-        return self._file(file, contents) if file.is_file() else self._error(404, "EntryNotFound")
+        return self._file(file, contents, commit) if file.is_file() else self._error(404, "EntryNotFound")
 
-    def _file(self, file: Path, contents: bool) -> None:
+    def _file(self, file: Path, contents: bool, commit: str) -> None:
         data, wanted = file.read_bytes(), self.headers.get("Range")
         first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         self.send_response(206 if wanted else 200)
         self.send_header("ETag", f'"{_etag(file)}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("X-Linked-Size", str(len(data)))
         if wanted:
             self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")

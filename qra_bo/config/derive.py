@@ -41,7 +41,7 @@ def make_spec(config: RunConfig) -> DecoderSpec:
                          f"{spec.n_experts} a layer: leave codes=stored out, and give its weights in 16 bits or a GGUF")
     from qra_bo.finetune.models.load import gguf_of, packed_folder_of  # loads torch, which other plans do without
     bases = bases_of(model)
-    return folder_spec(spec, *(packed_folder_of(base, "pt") for base in bases)) if model["gguf_file"] is None else \
+    return folder_spec(spec, *map(packed_folder_of, bases)) if model["gguf_file"] is None else \
         stored_spec(spec, *(stored_header(gguf_of(base)) for base in bases))
 
 

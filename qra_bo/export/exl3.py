@@ -39,7 +39,7 @@ def write(run: FinishedRun) -> list[Path]:
     refuse_formats("exl3", run.manifest.modules)
     weights, folder = weights_of(run), run.folder / FOLDER
     refuse_base(weights, weights.tokenizer)
-    base = packed_folder_of(bases_of(run.manifest.model)[0], "pt") if run.manifest.stored else None
+    base = packed_folder_of(bases_of(run.manifest.model)[0]) if run.manifest.stored else None
     tensors, facts = tensors_of(weights, base), quantization_config(weights, base)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FACTS).write_text(json.dumps({**facts, "tensor_storage": _storage(tensors)}, indent=2) + "\n",

@@ -41,7 +41,7 @@ def merged_model(run: FinishedRun) -> tuple[Any, Any]:
     """Return the merged model, on the CPU in the 16-bit type nearest to the run's compute type, and its tokenizer."""
     half = torch.float16 if run.manifest.compute_dtype == "float16" else torch.bfloat16
     model, tokenizer = dense_base(run.manifest, run.folder, run.trust_remote_code)
-    from_gguf = run.manifest.stored and not run.manifest.in_folder  # whose tables are no dense modules
+    from_gguf = run.manifest.stored and run.manifest.model.get("gguf_file")  # whose tables are no dense modules
     packed, model = model, load_base(run.manifest.model)[0] if from_gguf else model
     with torch.no_grad():
         for module, weights in weights_in(packed, run):

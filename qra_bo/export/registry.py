@@ -91,7 +91,7 @@ def export_all(run: FinishedRun, targets: Sequence[str] = SMALL) -> list[Path]:
 
 
 def _written(target: Target, run: FinishedRun) -> list[Path]:
-    if run.manifest.in_folder and target.name not in (*SMALL, "merged", *["exl3"] * (not run.manifest.untouched)):
+    if run.manifest.in_folder and target.name not in (*SMALL, "merged"):
         raise ConfigError(f"export.targets=[{target.name}] can't hold the codes of {run.base}, which programs load "
                           "as it is, with the adapter beside it; leave it out, or export merged")
     if target.small:  # it speaks of the adapter, which the others read

@@ -116,8 +116,8 @@ class Manifest:
 
     @property
     def in_folder(self) -> bool:
-        """Whether that file is a folder of transformers, which other programs load too."""
-        return self.stored and self.model.get("gguf_file") is None
+        """Whether that file is one folder of transformers, which other programs load too."""
+        return self.untouched and self.model.get("gguf_file") is None
 
     @property
     def untouched(self) -> bool:

@@ -237,8 +237,7 @@ class FinetuneOracle:
         def save() -> None:
             texts[0] = self._text(self._continued()[1])
             ranks = rank_choice(self.units, chosen.ranks)
-            commit = getattr(self.model.config, "_commit_hash", None)  # of a model of the hub
-            node = {**located(model_cfg), "revision": model_cfg.get("revision") or commit,
+            node = {**located(model_cfg, getattr(self.model.config, "_commit_hash", None)),  # of a model of the hub
                     "text_part": getattr(self.model, "is_text_part", False), "base": self._provenance.get("base")}
             with writing(folder, "run the same command again"):
                 self.peft.save_pretrained(str(folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)

@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import qra_bo
 from qra_bo.config import load_config, make_space, make_spec
-from qra_bo.export.registry import check_exports
+from qra_bo.export.registry import check_exports, export_all
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.models.files import bases_of
 from qra_bo.finetune.models.host_linear import keep_on_host
+from qra_bo.finetune.models.load import located
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.stored_model import load_others, load_stored
 from qra_bo.pipeline.pricing import make_plan
@@ -23,6 +25,7 @@ from qra_bo.study.reading import begun_study
 from qra_bo.utils.errors import ConfigError
 from tests.finetune.test_exl3 import write_exl3
 from tests.finetune.test_packed_folders import logits, node
+from tests.hub_server import serving
 from tests.pipeline.test_stored_run import SMALL
 
 WIDE = {**dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"), "mul1-3"),
@@ -53,7 +56,13 @@ def test_a_mix_is_trained_saved_loaded_and_exported_unchanged(folders: Path, tmp
     best = run(load_config(overrides(folders, f"out={tmp_path / 'run'}", "task=finetune", "budget=1GB",
                                      f"allocation={tmp_path / 'mix.json'}", "serve=exllamav3"))).best
     finished = FinishedRun.read(tmp_path / "run")
+    export_all(finished, ["merged"])
+    assert "needs its mixed base" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+    with pytest.raises(ConfigError, match="exl3-mul1-2"):
+        export_all(finished, ["gguf"])
     rows = {row.what: row for row in check_exports(finished)}
+    assert rows["merged"].kl is not None
+    assert rows["merged"].kl <= 0.001
     assert {rows[what].largest for what in ("manifest and adapter", "exl3, base", "exl3, with the adapter")} == {0}
     read = load_stored(node(tmp_path / "run" / "exl3"), torch.float32)[0]
     assert torch.equal(logits(qra_bo.load(tmp_path / "run", adapter=False)[0]), logits(read.float()))
@@ -154,5 +163,23 @@ def test_order_and_kinds_of_lists(folders: Path) -> None:
         load_config(["+model=hf", f"model.path=[{folders / 'wide'},{folders / 'm.gguf'}]", *SMALL])
     config = load_config(["+model=hf", f"model.path=[{folders / 'wide'}]", *SMALL])
     assert [name for name, _ in make_spec(config).linears[0].stored] == ["stored3"]
-    revisions = bases_of({"path": "ORG/NAME", "revision": ("3.0bpw", "2.0bpw"), "gguf_file": None})
-    assert [base["revision"] for base in revisions] == ["3.0bpw", "2.0bpw"]
+
+
+@pytest.mark.parametrize("lists", [("model.path=[org/wide,org/narrow]",),
+                                   ("model.path=org/wide", "model.revision=[main,2.0bpw]")])
+def test_repositories_and_branches_are_lists_too(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                 lists: tuple[str, ...]) -> None:
+    repos = {"org/wide": folders / "wide", "org/narrow": folders / "narrow", "org/wide@2.0bpw": folders / "narrow"}
+    with serving(repos) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                            hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        config = load_config(["+model=hf", *lists, *SMALL])
+        assert make_spec(config) == replace(make_spec(load_config(overrides(folders))), name="wide")
+        (narrow,) = load_others(config.model, torch.float32)
+        expected = load_stored(node(folders / "narrow"), torch.float32)[0]
+    assert torch.equal(logits(narrow.float()), logits(expected.float()))
+    there = located(config.model, "0123")  # the commit of the first repository, which another one lacks
+    assert there["path"] in (["org/wide", "org/narrow"], "org/wide")
+    assert there["revision"] == config.model["revision"]

@@ -87,10 +87,10 @@ def gguf_of(model_cfg: Mapping[str, Any]) -> Path:
     return (source_folder(model_cfg) or Path()) / name
 
 
-def packed_folder_of(model_cfg: Mapping[str, Any], framework: str = "np") -> PackedFolder:
+def packed_folder_of(model_cfg: Mapping[str, Any]) -> PackedFolder:
     """Return the ``packed_folder`` of a model, downloaded where it is of the hub. Errors are its errors."""
     fetch(model_cfg)
-    return packed_folder(source_folder(model_cfg) or Path(), framework)
+    return packed_folder(source_folder(model_cfg) or Path())
 
 
 def gguf_config(path: Path) -> Any:
@@ -149,11 +149,13 @@ def source_folder(model_cfg: Mapping[str, Any]) -> Path | None:
     raise ModelError(f"model.source must be wheel, random or path; got {model_cfg['source']!r}")
 
 
-def located(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a node of ``conf/model`` that means the same in any working directory: absolute paths of its folders."""
+def located(model_cfg: Mapping[str, Any], commit: str | None = None) -> dict[str, Any]:
+    """Return a node of ``conf/model`` that means the same in any working directory, and later: with absolute paths of
+    its folders and, of one repository without a revision, the ``commit`` that was taken."""
     paths = [str(source_folder(base)) if base["source"] == "path" and not is_on_hub(base) else base.get("path")
              for base in bases_of({**model_cfg, "gguf_file": None, "revision": None})]
-    return {**model_cfg, "path": paths if paths[1:] else paths[0]}
+    node = {**model_cfg, "path": paths if paths[1:] else paths[0]}
+    return node if commit is None or node.get("revision") or paths[1:] else {**node, "revision": commit}
 
 
 def without_dropout(model: Any) -> None:

@@ -1,5 +1,5 @@
 """Folders of transformers whose linears bitsandbytes (nf4), GPTQ, AWQ, compressed-tensors or exllamav3 (EXL3) packed:
-their configuration and tensors, within the files' bounds. No torch.
+their configuration and tensors, within the files' bounds.
 
 Bits and groups of each linear follow from the shapes of its tensors, so that a folder may mix them.
 """
@@ -75,9 +75,9 @@ class PackedFolder:
         return found.shape
 
 
-def packed_folder(folder: Path, framework: str = "np") -> PackedFolder:
-    """Read the configuration and the headers of a folder, for tensors of safetensors' ``framework``; raises
-    ``ModelError`` if its weights are not packed, packed in a way that is not read here, or damaged."""
+def packed_folder(folder: Path) -> PackedFolder:
+    """Read the configuration and the headers of a folder; raises ``ModelError`` if its weights are not packed, packed
+    in a way that is not read here, or damaged."""
     check_model_files(folder, folder.name)
     marks = quantization_marks(folder)
     method = str(marks.get("quant_method"))[:40] if isinstance(marks, dict) else "none"
@@ -92,7 +92,7 @@ def packed_folder(folder: Path, framework: str = "np") -> PackedFolder:
     tensors: dict[str, Stored] = {}
     for file in weight_files(folder):
         try:
-            reader: Any = safe_open(str(file), framework)
+            reader: Any = safe_open(str(file), "pt")
             found = {name: Stored(reader, part.get_dtype(), tuple(part.get_shape()))
                      for name in sorted(reader.keys()) for part in [reader.get_slice(name)]}
         except Exception as error:  # of a damaged header the library raises anything

@@ -55,7 +55,7 @@ def load_others(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> list[Any]:
 
 def _model(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> Any:
     if model_cfg.get("gguf_file") is None:
-        folder = packed_folder_of(model_cfg, "pt")
+        folder = packed_folder_of(model_cfg)
         path, config = folder.path, AutoConfig.from_pretrained(str(folder.path))
         del config.quantization_config  # a mark that refuses trainers and saving
         fill = partial(_fill_from_folder, folder=folder, dtype=dtype)
