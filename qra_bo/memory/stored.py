@@ -71,8 +71,8 @@ def stored_note(spec: DecoderSpec) -> str:
     listed = [", ".join(f"{kind} in {n} linears" for kind, n in Counter(kind for _, kind in file).most_common())
               + f" ({file[0][0]})" for file in files]
     if not tables or tables[0] not in TYPES:
-        folder = "exl3/, which holds the chosen codes," if listed[1:] else "the untouched folder"
-        tables, served = ("16 bits", *tables), f"programs that load {folder} take the adapter beside it"
+        folder, tables = "exl3/ with its chosen codes" if listed[1:] else "the untouched folder", ("16 bits", *tables)
+        served = f"Programs that load {folder} take the adapter beside it"
     else:
         base = "base.gguf, which holds the chosen codes of both files," if listed[1:] else "the untouched file"
         served = f"llama.cpp serves {base} with the adapter; Ollama from 0.34.1 on takes no adapters"

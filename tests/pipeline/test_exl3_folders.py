@@ -16,6 +16,7 @@ from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.export.registry import check_exports, export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.models.host_linear import keep_on_host
+from qra_bo.finetune.models.hub import is_on_hub
 from qra_bo.finetune.models.load import located
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.stored_model import load_others, load_stored
@@ -109,7 +110,9 @@ def test_codes_of_two_folders_on_the_host_are_built_where_they_run(folders: Path
 
 
 def test_plan_names_both_folders_and_the_program(folders: Path) -> None:
-    plan = make_plan(load_config(overrides(folders, "task=memory", "serve=exllamav3")))
+    config = load_config(overrides(folders, "task=memory", "serve=exllamav3"))
+    plan = make_plan(config)
+    assert not is_on_hub(config.model)
     assert "exl3-mul1-3 in 12 linears" in plan.serving
     assert "exl3/" in plan.serving
     facts = json.loads(json.dumps(plan.to_json()))["stored"]

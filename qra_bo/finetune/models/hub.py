@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 def is_on_hub(model: Mapping[str, Any]) -> bool:
     """Whether a node of ``conf/model`` names a repository of the hub, and no folder of this machine."""
-    path = model.get("path")
-    return model["source"] == "path" and bool(path) and not Path(str(path)).exists()
+    paths = (base.get("path") for base in bases_of(model))
+    return model["source"] == "path" and any(path and not Path(str(path)).exists() for path in paths)
 
 
 def fetch(model: Mapping[str, Any], *, bars: bool = True) -> None:
