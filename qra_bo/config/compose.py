@@ -3,9 +3,8 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -31,8 +30,6 @@ from qra_bo.utils.redact import hide
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError)
 """What Hydra raises for groups and files that it can't read."""
 MAIN = "config"  # in conf/
-MOST_VALUES = 100_000
-"""Values of a user's file of a group, aliases written out."""
 _VARIABLE = re.compile(r"\$\{oc\.env:\s*([^},\s]+)\s*(?:,\s*([^}]*?)\s*)?\}")
 
 
@@ -63,15 +60,9 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
     Raises:
         ConfigError: If ``config_dir`` is no folder.
     """
-    if config_dir is not None and not os.path.isdir(config_dir):
-        raise ConfigError(f"--config-dir must name a folder of groups such as method/ or model/; there is no folder "
+    if config_dir is not None and not (os.path.isdir(config_dir) and os.access(config_dir, os.R_OK | os.X_OK)):
+        raise ConfigError("--config-dir must name a folder of groups such as method/ or model/, which can be read; got "
                           f"{config_dir!r}.")
-    if config_dir is not None and not os.access(config_dir, os.R_OK | os.X_OK):
-        raise ConfigError("--config-dir must name a folder that can be read; change the permissions of "
-                          f"{config_dir!r}.")
-    for pattern in () if config_dir is None else ("*.yaml", "*/*.yaml"):
-        for file in Path(str(config_dir)).glob(pattern):
-            check_size(file)
     outer = get_gh_backup()
     GlobalHydra.instance().clear()  # a Hydra application may call this from its own job
     try:
@@ -81,24 +72,6 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
             yield app
     finally:
         restore_gh_from_backup(outer)
-
-
-def check_size(file: Path) -> None:
-    """Refuse a YAML file whose aliases make it larger than ``MOST_VALUES``, before they are written out. Raises
-    ``ConfigError``; a file that can't be read is left to Hydra."""
-    sizes: dict[int, int] = {}
-
-    def size(node: Any) -> int:  # a node that several aliases name is looked at once
-        if id(node) not in sizes:
-            sizes[id(node)] = 1  # of a loop, which Hydra refuses
-            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
-            sizes[id(node)] = 1 + sum(size(part) for pair in inner for part in (pair if isinstance(pair, tuple) else
-                                                                                (pair,)))
-        return sizes[id(node)]
-
-    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-        if size(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)) > MOST_VALUES:
-            raise ConfigError(f"{file} comes to more than {MOST_VALUES:,} values by its aliases; write a smaller one")
 
 
 def search_path(config_dir: str | None) -> list[str]:

@@ -158,7 +158,7 @@ def test_messages_about_long_overrides_are_short(override: str) -> None:
 
 @pytest.mark.parametrize("folder", ["", "nowhere", "/dev/null", "x" * 300])
 def test_a_folder_of_groups_is_a_folder(folder: str) -> None:
-    with pytest.raises(ConfigError, match="there is no folder"):
+    with pytest.raises(ConfigError, match="--config-dir must name a folder"):
         load_config([], folder)
 
 

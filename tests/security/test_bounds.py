@@ -9,38 +9,15 @@ from typing import Any
 import pytest
 
 from qra_bo.config import load_config
-from qra_bo.config.compose import MOST_VALUES, check_size
 from qra_bo.config.derive import make_spec
 from qra_bo.finetune.data import chat_template
 from qra_bo.finetune.data.chat_template import ChatTemplate
 from qra_bo.finetune.data.jsonl import MOST_CHARACTERS, records_of
 from qra_bo.finetune.models.gguf_header import read_header
 from qra_bo.space.decoder import MOST_LAYERS
-from qra_bo.utils.errors import ConfigError, DataError, ModelError
+from qra_bo.utils.errors import DataError, ModelError
 from tests.data.chat_templates import TEMPLATES, chat_tokenizer
 from tests.data.test_chat import chat, talk
-
-
-def doubled(depth: int, width: int = 9) -> str:
-    """YAML whose aliases come to ``width ** depth`` values."""
-    lines = ["a0: &a0 [1, 2]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, depth)]
-    return "\n".join(lines) + "\n"
-
-
-@pytest.mark.parametrize(("text", "refused"), [
-    (doubled(6), True), (doubled(30), True), (doubled(18, 2), True), (doubled(3), False), ("name: mine\n", False),
-    ("a: &a {b: 1}\nc: {<<: *a, d: *a}\n", False), ("a: &a [*a]\n", False), ("\t: [", False), ("", False),
-    ("a: [" + "1, " * (MOST_VALUES + 5) + "1]\n", True)])
-def test_yaml_that_its_aliases_multiply_is_refused(text: str, refused: bool, tmp_path: Path) -> None:
-    file = tmp_path / "x.yaml"
-    file.write_text(text)
-    if refused:
-        with pytest.raises(ConfigError, match="values by its aliases"):
-            check_size(file)
-    else:
-        check_size(file)
-
 
 COUNT = "{% for i in range(99999) %}"
 END = "{% endfor %}"
