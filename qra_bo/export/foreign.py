@@ -17,9 +17,8 @@ from qra_bo.finetune.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest, 
 from qra_bo.space.allocation import peft_patterns
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.errors import ModelError, OutputError
-from qra_bo.utils.fields import Count, model_of
+from qra_bo.utils.fields import Count, model_of, refusals
 from qra_bo.utils.files import COPY_AGAIN, check_readable, read_object
-from qra_bo.utils.formatting import cut
 
 TAKE_AGAIN = "take the adapter from the run again"
 _SIZES = model_of(name=str, tied=StrictBool, n_layers=Count, hidden_size=Count, intermediate_size=Count, n_heads=Count,
@@ -107,9 +106,7 @@ def check_random_base(manifest: Manifest) -> None:
             raise ModelError(f"it has {sizes['n_layers']} layers, and the manifest {len(shapes)} modules")
         spec = spec_from_numbers(family="llama", **sizes)
     except (ValidationError, ModelError) as error:
-        why = error if isinstance(error, ModelError) else ", ".join(
-            str(e["loc"][0]) + ("" if e["type"] == "missing" else f"={cut(repr(e['input']))}") + f": {e['msg']}"
-            for e in error.errors())
+        why = error if isinstance(error, ModelError) else "; ".join(refusals(error))
         raise OutputError(f"the manifest describes its base model badly: {why}; {COPY_AGAIN}") from error
     if {linear.name: (linear.out_features, linear.in_features) for linear in spec.linears} != shapes:
         raise OutputError(f"the sizes of the base model in the manifest are not those of its modules; {COPY_AGAIN}")

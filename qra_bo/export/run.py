@@ -22,7 +22,7 @@ from qra_bo.report.text import allocation_rows
 from qra_bo.space.decoder import expert_of
 from qra_bo.study.results import TRAINING, check_best
 from qra_bo.utils.errors import OutputError
-from qra_bo.utils.fields import Count, Natural, NonNegative, model_of
+from qra_bo.utils.fields import Count, Natural, NonNegative, model_of, refusals
 from qra_bo.utils.files import check_run_folder, read_object, write_json
 from qra_bo.utils.formatting import number, override_value, signed
 
@@ -56,7 +56,7 @@ def problems_of(best: Mapping[str, Any]) -> Sequence[str]:
     try:
         BEST.model_validate(dict(best))
     except ValidationError as error:
-        return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)][:5]
+        return refusals(error)[:5]
     lengths = {len(best[key]) for key in ("units", "bits", "ranks", "formats")}
     return [] if len(lengths) == 1 and 0 not in lengths else ["units, bits, ranks and formats must be of one length"]
 

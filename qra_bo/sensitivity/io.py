@@ -3,51 +3,34 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.utils.errors import ProfileError
+from qra_bo.utils.fields import refusals
 from qra_bo.utils.files import replace_text
 
-_Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-_Matrix = Annotated[list[Annotated[list[float], Field(min_length=1)]], Field(min_length=1),
-                    AfterValidator(lambda rows: np.array(rows, dtype=np.float64)), PlainSerializer(np.ndarray.tolist)]
-
-
-class _ProfileFile(BaseModel):
-    """Fields of ``profile.json``, as in ``SensitivityProfile``."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    schema_version: Literal[1]
-    units: _Names
-    formats: _Names
-    quantization_sensitivity: _Matrix
-    quantization_kl: _Matrix
-    quantization_se: _Matrix | None = None
-    rank_sensitivity: _Matrix | None
-    base_loss: float
-    source: str
+SCHEMA_VERSION = 1
+_PROFILE = TypeAdapter(SensitivityProfile)
 
 
 def profile_to_json(profile: SensitivityProfile) -> dict[str, Any]:
     """Return the profile as JSON values."""
-    return _ProfileFile.model_construct(schema_version=1, **vars(profile)).model_dump(mode="json")
+    return {"schema_version": SCHEMA_VERSION, **_PROFILE.dump_python(profile, mode="json")}
 
 
 def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile:
     """Inverse of ``profile_to_json``; ``where`` names the origin of ``data`` in messages. Raises ``ProfileError`` if a
     key is missing, unknown or of the wrong type, or the schema is another."""
+    if (version := data.get("schema_version")) != SCHEMA_VERSION:
+        raise ProfileError(f"{where}: schema_version is {version!r}, this release reads {SCHEMA_VERSION}")
     try:
-        found = _ProfileFile.model_validate(data)
-    except ValidationError as error:
-        said = {"missing": "is missing", "extra_forbidden": "is unknown"}
-        problems = dict.fromkeys(f"{str(e['loc'][0])!r} {said.get(e['type'], e['msg'])}" for e in error.errors())
-        raise ProfileError(f"{where}: {'; '.join(problems)}; expected the keys {list(_ProfileFile.model_fields)}") \
-            from error
-    return SensitivityProfile(**{name: value for name, value in found if name != "schema_version"})
+        return _PROFILE.validate_python({name: value for name, value in data.items() if name != "schema_version"})
+    except (ValidationError, TypeError, OverflowError) as error:
+        said = "; ".join(refusals(error)) if isinstance(error, ValidationError) else error
+        raise ProfileError(f"{where}: {said}") from error
 
 
 def save_profile(profile: SensitivityProfile, path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import ConfigDict, PlainSerializer, PlainValidator
 
 from qra_bo.space import FloatArray, SearchSpace
 from qra_bo.utils.errors import ProfileError
@@ -11,7 +13,9 @@ from qra_bo.utils.errors import ProfileError
 TYPICAL, FALL = 0.34, 5.0
 """Divergence of a 4-bit SmolLM2-135M from the one in 16 bits (nats; 0.38 on the plays, 0.29 on GSM8K), and the factor
 by which a further bit lowers it."""
-
+Stored = Annotated[FloatArray, PlainValidator(lambda values: np.array(values, dtype=np.float64)),
+                   PlainSerializer(np.ndarray.tolist)]
+"""An array of a record that a journal or a file holds."""
 DRAWS = 6
 """Draws of labels for every sequence of a profile from gradients."""
 
@@ -43,12 +47,13 @@ class SensitivityProfile:
 
     units: tuple[str, ...]
     formats: tuple[str, ...]
-    quantization_sensitivity: FloatArray
-    quantization_kl: FloatArray
-    rank_sensitivity: FloatArray | None
+    quantization_sensitivity: Stored
+    quantization_kl: Stored
+    rank_sensitivity: Stored | None
     base_loss: float
     source: str
-    quantization_se: FloatArray | None = None
+    quantization_se: Stored | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
         n, f = len(self.units), len(self.formats)

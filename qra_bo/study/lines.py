@@ -11,6 +11,7 @@ from qra_bo.execution.base import ProfileResult
 from qra_bo.study import events as ev
 from qra_bo.study.header import Effort, Header
 from qra_bo.utils.errors import JournalError, ProfileError, SpaceError
+from qra_bo.utils.fields import refusals
 
 OwnCodec = ev.Provenance | ev.FinishedTrial | ProfileResult
 Record = (Header | Effort | ev.Stage | ev.Warned | ev.Calibration | ev.Untuned | ev.Objective | ev.Prediction
@@ -47,8 +48,7 @@ def decode(line: Mapping[str, Any]) -> ev.Event:
         record = kind.from_json(line) if issubclass(kind, OwnCodec) else _adapter(kind).validate_python(dict(line))
         return ev.Event(str(name), record, datetime.fromisoformat(line["time"]))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        why = refusals(error)[0]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, SpaceError, ProfileError) as error:
         why = repr(error)
     raise JournalError(f"the {str(name)[:MOST_SHOWN]} event in the journal is malformed: {why[:MOST_SHOWN]}; it was "

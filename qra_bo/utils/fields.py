@@ -40,9 +40,16 @@ class Group(BaseModel):
         try:
             checked = self.model_validate({**dict(self), **changes})
         except ValidationError as error:
-            raise ConfigError(f"{'.'.join(map(str, e['loc']))}: {e['msg']}; got {cut(e['input'])}."
-                              for e in error.errors()) from error
+            raise ConfigError(refusals(error)) from error
         return self.model_copy(update={name: getattr(checked, name) for name in changes})
+
+
+def refusals(error: ValidationError) -> list[str]:
+    """Return a text for every value that a model refuses or misses: its place, what was expected, and what was given.
+    """
+    return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" + ("" if e["type"] == "missing" else
+                                                            f"; got {cut(repr(e['input']))}")
+            for e in error.errors(include_url=False)]
 
 
 def model_of(default: Any = ..., **kinds: Any) -> Any:

@@ -17,14 +17,13 @@ the ratio of two lengths: first of a trial and those that taught the slopes, the
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import numpy as np
-from pydantic import PlainSerializer, PlainValidator
 from pydantic.dataclasses import dataclass as checked
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.importance import sensitivity_scales
+from qra_bo.sensitivity.profile import Stored
 from qra_bo.space import Allocation, FloatArray
 
 NAMES = ("sensitivity", "root_sensitivity", "log2_rank")
@@ -35,11 +34,6 @@ DEVIATIONS = np.array([0.01, 0.01, 0.08])
 """Standard deviations of the exponents."""
 LONGEST = 10.0
 """Longest ratio that was measured; beyond it the rates stay as they are there."""
-
-
-Stored = Annotated[FloatArray, PlainValidator(lambda values: np.array(values, dtype=np.float64)),
-                   PlainSerializer(np.ndarray.tolist)]
-"""An array of a record that a journal holds."""
 
 
 @checked(frozen=True)
