@@ -6,7 +6,7 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 
 from qra_bo.config.compose import named_efforts
-from qra_bo.config.overrides import CONF
+from qra_bo.config.overrides import options
 
 HELP = """\
 qra_bo finds the bit-width and LoRA rank of every layer that fine-tune best within a memory budget.
@@ -57,9 +57,6 @@ def public_options() -> Iterator[None]:
 
 def short_help() -> str:
     """Return the help of one screen, with the options that ``conf/`` has."""
-    def names(group: str) -> list[str]:
-        return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
-
     efforts = sorted(named_efforts().values(), key=lambda effort: effort.max_full_trials)
-    return HELP.format(models=len(names("model")), efforts=" | ".join(effort.name for effort in efforts),
-                       data=", ".join(sorted({*names("data")} - {"jsonl", "tiny"})))
+    return HELP.format(models=len(options()["model"]), efforts=" | ".join(effort.name for effort in efforts),
+                       data=", ".join(name for name in options()["data"] if name not in ("jsonl", "tiny")))
