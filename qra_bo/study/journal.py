@@ -1,12 +1,11 @@
 """The append-only journal of a run (one checksummed event a line, synced to disk at once), and its folder's lock."""
 
 import errno
-import itertools
 import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -79,7 +78,7 @@ def read_journal(path: Path) -> JournalContent:
         warnings.append(f"the last line of {path.name} was cut off (a process was killed while it wrote); it was "
                         "dropped, and what it held is done again")
     kept, strays = _own_and_once(events)
-    warnings += [f"left out of {path.name}, because {why}: {_listed(numbers)}"
+    warnings += [f"lines of {path.name} left out, because {why}: {len(numbers)}, the first of them line {numbers[0]}"
                  for why, numbers in strays.items() if numbers]
     return JournalContent(tuple(kept), tuple(warnings), tuple(damaged), good_bytes)
 
@@ -103,14 +102,6 @@ def _own_and_once(lines: Iterable[tuple[int, Line]]) -> tuple[list[Line], dict[s
             seen |= names
             kept.append(event)
     return kept, {"they belong to another run": foreign, "they repeat earlier lines": repeated}
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """Return ``"line 3"`` or ``"lines 3, 5-9"``."""
-    spans = [[number for _, number in run] for _, run in
-             itertools.groupby(enumerate(numbers), lambda placed: placed[1] - placed[0])]
-    text = ", ".join(f"{span[0]}" if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
-    return f"line {text}" if len(numbers) == 1 else f"lines {text}"
 
 
 def _decode(line: bytes) -> Line | None:
