@@ -27,13 +27,7 @@ TILE = 1 << 20
 
 
 def write(run: FinishedRun) -> list[Path]:
-    """Write weights, configuration, tokenizer with its chat template, and a card with the commands that load it.
-
-    Raises:
-        ConfigError: If a module is in a format that has no form there, or is of a kind that is not loaded.
-        OutputError: If a file of the run is missing, damaged or of another run.
-        ModelError: If the base model is not at hand or another.
-    """
+    """Write weights, configuration, tokenizer with its chat template, and a card with the commands that load it."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING  # slow to import
     refuse_formats("compressed_tensors", run.manifest.modules)
     weights = weights_of(run)

@@ -23,18 +23,12 @@ from qra_bo.finetune.quantization.folder_states import values
 from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.memory.file_formats import CODEBOOKS, EXL3, TILES
 from qra_bo.memory.serving import CONSUMERS
-from qra_bo.utils.errors import ConfigError
 
 FOLDER, FACTS = "exl3", "quantization_config.json"
 
 
 def write(run: FinishedRun) -> list[Path]:
     """Write weights, both configurations, tokenizer with its chat template, and a card with the commands that load it.
-
-    Raises:
-        ConfigError: If a module is in a format that is not EXL3's, or the model of a family that is not covered.
-        OutputError: If a file of the run is missing, damaged or of another run.
-        ModelError: If the base model is not at hand or another.
     """
     refuse_formats("exl3", run.manifest.modules)
     weights, folder = weights_of(run), run.folder / FOLDER
@@ -49,12 +43,8 @@ def write(run: FinishedRun) -> list[Path]:
 
 
 def refuse_base(model: Any, tokenizer: Any) -> None:
-    """Refuse a base model of a family whose names of tensors were not compared with exllamav3's; ``ConfigError`` names
-    those that were. The ``tokenizer`` is copied as it is."""
-    families, family = CONSUMERS["exllamav3"].families, model.config.model_type
-    if family not in families:
-        raise ConfigError(f"the target exl3 covers models of {', '.join(families)}; this one is of {family!r}: "
-                          "export.targets=[merged] writes 16-bit weights for programs that know it")
+    """Refuse a base model of a family whose names of tensors were not compared with exllamav3's."""
+    CONSUMERS["exllamav3"].check_family(model.config.model_type)
 
 
 def quantization_config(weights: RunWeights, base: PackedFolder | None = None) -> dict[str, Any]:

@@ -38,13 +38,7 @@ _ROUNDING = "llama.cpp multiplies packed weights by activations rounded to 8 bit
 
 
 def write(run: FinishedRun) -> list[Path]:
-    """Write the files that ``run.gguf`` names, a README with the commands of servers, and Ollama's Modelfile.
-
-    Raises:
-        ConfigError: If the base model, its tokenizer or a format has no form in GGUF.
-        ModelError: If the base model is not at hand or another.
-        OutputError: If the run lacks a file, or its adapter is not the manifest's.
-    """
+    """Write the files that ``run.gguf`` names, a README with the commands of servers, and Ollama's Modelfile."""
     refuse_formats("gguf", run.manifest.modules, BLOCK)
     weights = weights_of(run)
     layout = layout_of(weights.config)  # first: in other families the embedding has another name
@@ -73,11 +67,7 @@ def write(run: FinishedRun) -> list[Path]:
 
 
 def refuse_base(model: Any, tokenizer: Any) -> None:
-    """Refuse a base model of transformers, or its tokenizer, that has no form in GGUF.
-
-    Raises:
-        ConfigError: With the reason.
-    """
+    """Refuse a base model, or its tokenizer, that has no form in GGUF."""
     layout = layout_of(model.config)
     for name in (name for name, _ in model.named_parameters() if expert_of(name) is None):  # packed tables are buffers
         layout.name(name)

@@ -14,6 +14,7 @@ from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 from torch import Tensor
 
 from qra_bo.finetune.models.gguf_header import name_map
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.space.decoder import expert_of, stack_of
 from qra_bo.utils.errors import ConfigError
 
@@ -138,9 +139,7 @@ def layout_of(config: Any) -> Layout:
         ConfigError: If its family, or settings of it, are not supported; all problems at once.
     """
     family = config.model_type
-    if family not in ARCHITECTURES:
-        raise ConfigError(f"export.targets=[gguf] writes models of the families {', '.join(ARCHITECTURES)}; the base "
-                          f"model is of {family!r}: choose another base model, or another export target")
+    CONSUMERS["llamacpp"].check_family(family)
     nested = dict(config.rope_parameters)
     rope = nested.get("full_attention", nested)
     rope = {"rope_type": "default", **rope}

@@ -19,12 +19,7 @@ FOLDER = "export/merged"
 
 
 def write(run: FinishedRun) -> list[Path]:
-    """Write the merged model, its defaults for generation, its tokenizer, and a card.
-
-    Raises:
-        ModelError: If the base model is not at hand or another.
-        OutputError: If the run lacks a file, or its adapter is not the manifest's.
-    """
+    """Write the merged model, its defaults for generation, its tokenizer, and a card."""
     target = run.folder / FOLDER
     model, tokenizer = merged_model(run)
     fuse(model)

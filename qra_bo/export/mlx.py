@@ -30,18 +30,11 @@ from qra_bo.utils.errors import ConfigError
 
 FOLDER, ADAPTER = "mlx", "adapter"
 MIXED = torch.float16
-FAMILIES = CONSUMERS["mlx"].families
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 
 def write(run: FinishedRun) -> list[Path]:
-    """Write base and adapter, each with its configuration, the tokenizer, and the commands that serve them.
-
-    Raises:
-        ConfigError: If some format, or the model's architecture, has no form in MLX.
-        OutputError: If a file of the run is missing, damaged or of another run.
-        ModelError: If the base model is not at hand or another.
-    """
+    """Write base and adapter, each with its configuration, the tokenizer, and the commands that serve them."""
     refuse_formats("mlx", run.manifest.modules)
     weights = weights_of(run)
     rounded = sorted({linear.format.name for linear in weights.linears.values()
@@ -67,8 +60,7 @@ def write_model(weights: RunWeights, folder: Path, card: str = "") -> list[Path]
 
 
 def refuse_base(model: Any, tokenizer: Any) -> None:
-    """Refuse a base model of transformers that mlx-lm computes otherwise; ``ConfigError`` says why. The ``tokenizer``
-    is copied as it is."""
+    """Refuse a base model that mlx-lm computes otherwise."""
     mlx_config(model.config, {})
 
 
@@ -119,10 +111,8 @@ def mlx_config(config: Any, quantization: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: If mlx-lm computes such a decoder in another way than transformers, or that is not known.
     """
     data = dict(config.to_dict())
-    family = data.get("model_type")
-    if family not in FAMILIES:
-        raise ConfigError(f"the target mlx covers models of {', '.join(FAMILIES)}; this one is of {family!r}: "
-                          "export.targets=[merged] writes 16-bit weights for programs that know it")
+    family = str(data.get("model_type"))
+    CONSUMERS["mlx"].check_family(family)
     for key in ("quantization_config", "_name_or_path", "transformers_version"):
         data.pop(key, None)
     data |= _rope(family, data)

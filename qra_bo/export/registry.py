@@ -28,7 +28,8 @@ class Target:
         name: As in ``export.targets``.
         path: File or folder that ``write`` makes in the run's folder.
         write: Writes it and returns the files. Raises ``ConfigError`` where the run has something that has no form
-            there, with the formats to search instead.
+            there, with the formats to search instead; ``OutputError`` where a file of the run is missing, damaged or of
+            another run; ``ModelError`` where the base model is not at hand or another.
         small: Whether it is written unless targets are named: it copies no weights of the base.
         loader: Program that loads it again; ``None`` for texts.
         start: Return the commands that serve it, from any folder, by the server; none where its files serve nothing.

@@ -26,11 +26,7 @@ FOLDER, COMMANDS = "export/vllm", "serve.txt"
 
 
 def write(run: FinishedRun) -> list[Path]:
-    """Write the commands and, where vLLM loads the run's own mix, the adapter with one rank; returns the files.
-
-    Raises:
-        OutputError: If the adapter's weights are missing, or they or its configuration differ from the manifest.
-    """
+    """Write the commands and, where vLLM loads the run's own mix, the adapter with one rank; returns the files."""
     folder = run.folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):

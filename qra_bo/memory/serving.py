@@ -31,6 +31,7 @@ from qra_bo.memory.stored import own_format, stored_note
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.space.decoder import MIXTURES
 from qra_bo.space.space import GRANULARITIES, StorageFormat
+from qra_bo.utils.errors import ConfigError
 
 ANY = "any"
 WITHOUT_EXPERTS = ("compressed_tensors", "mlx", "exl3")
@@ -90,6 +91,13 @@ class Consumer:
         """Return whether it loads weights of that format exactly."""
         return not self.kinds or fmt.backend == "none" or (
             fmt.backend in ("integer", TILES) and fmt.bits in self.kinds.get(fmt.name[:3], ()))
+
+    def check_family(self, family: str) -> None:
+        """Raise ``ConfigError`` if its export does not cover decoders of a family."""
+        if family not in self.families:
+            raise ConfigError(f"the export {self.exports[0]} covers models of {', '.join(self.families)}; this one is "
+                              f"of {family!r}: choose another base model, or export.targets=[merged], 16-bit weights "
+                              "for programs that know it")
 
     @property
     def widths(self) -> tuple[int, ...]:

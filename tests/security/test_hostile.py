@@ -52,11 +52,11 @@ def changed(whole: Path, target: Path, name: str, change: Callable[[dict[str, An
     (lambda d: d.update(model={}), OutputError, "names no base model"),
     (lambda d: d["model"].pop("vocab_size"), OutputError, "vocab_size"),
     *((lambda d, changes=changes: d["model"].update(changes), OutputError, message) for changes, message in [
-        ({"n_heads": 0}, "n_heads=0"), ({"n_layers": "2"}, "n_layers='2'"), ({"hidden_size": 64.0}, "hidden_size=64"),
-        ({"tied": 1}, "tied=1: "), ({"n_kv_heads": 3}, "n_kv_heads must divide"),
-        ({"n_layers": 10**12}, "n_layers=1000000000000: "), ({"n_layers": 10**6}, "1000000 layers"),
-        ({"hidden_size": 10**9}, "not those of its modules"), ({"head_dim": True}, "head_dim=True"),
-        ({"vocab_size": 10**9}, "bytes of memory")]),
+        ({"n_heads": 0}, "n_heads: .* got 0"), ({"n_layers": "2"}, "n_layers: .* got '2'"),
+        ({"hidden_size": 64.0}, "hidden_size: .* got 64"), ({"tied": 1}, "tied: .* got 1"),
+        ({"n_kv_heads": 3}, "n_kv_heads must divide"), ({"n_layers": 10**12}, "n_layers: .* got 1000000000000"),
+        ({"n_layers": 10**6}, "1000000 layers"), ({"hidden_size": 10**9}, "not those of its modules"),
+        ({"head_dim": True}, "head_dim: .* got True"), ({"vocab_size": 10**9}, "bytes of memory")]),
     (lambda d: d.update(packed="../../etc/passwd"), OutputError, "packed"),
     *((lambda d, name=name: d["modules"].update({name: next(iter(d["modules"].values()))}), OutputError, "a name of")
       for name in ("." * 30_000, "a." * 15_000, "a" * 30_000)),
