@@ -68,7 +68,8 @@ def test_a_trial_that_was_written_twice_counts_once(tmp_path: Path) -> None:
             journal.append("trial", {"key": "a", "loss": loss})
     content = read_journal(tmp_path / "trials.jsonl")
     assert [e.get("loss") for e in content.events] == [None, 3.0]
-    assert content.warnings == ("left out of trials.jsonl, because they repeat earlier lines: line 3",)
+    assert content.warnings == ("lines of trials.jsonl left out, because they repeat earlier lines: 1, the first of "
+                                "them line 3",)
     assert content.damaged == ()
 
 
