@@ -57,6 +57,9 @@ def main(connection: int, driver: int) -> None:
 
 
 def _work(connection: Connection) -> None:
+    def tell(what: str, done: int, total: int) -> None:
+        _send(connection, "progress", {"what": what, "done": done, "total": total})
+
     try:
         wanted = json.loads(connection.recv_bytes())
         oracle: Oracle = pkgutil.resolve_name(wanted["target"])(**wanted["kwargs"])
@@ -67,7 +70,7 @@ def _work(connection: Connection) -> None:
     try:
         while (request := json.loads(connection.recv_bytes()))["op"] != "close":
             # during work the driver sends nothing but a request to end, or dies
-            _send(connection, *serve(oracle, request, Reporter(_teller(connection), connection.poll)))
+            _send(connection, *serve(oracle, request, Reporter(tell, connection.poll)))
     except (EOFError, OSError, StopRequested):
         return  # the driver is gone, or asked for the end: the trial has been kept
     finally:
@@ -80,21 +83,25 @@ def _end_with_driver(driver: int) -> None:
 
 
 class Reporter:
-    """Progress of one request, passed on to ``tell``; a trial ends where ``stopped`` says so.
+    """Progress of one request, passed on to ``tell`` at most every ``PROGRESS_SECONDS``; a trial ends where ``stopped``
+    says so.
 
     Attributes:
         done: Optimiser steps of the trial so far.
     """
 
     def __init__(self, tell: Progress, stopped: Callable[[], bool]) -> None:
-        self._tell, self._stopped, self.done = tell, stopped, 0
+        self._tell, self._stopped, self.done, self._last = tell, stopped, 0, float("-inf")
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if activity(what) == TRAINING:
             self.done = done
         if self._stopped():
             raise StopRequested
-        self._tell(what, done, total)
+        now = time.monotonic()
+        if done >= total or now - self._last >= PROGRESS_SECONDS:
+            self._last = now
+            self._tell(what, done, total)
 
 
 def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tuple[str, dict[str, Any]]:
@@ -141,20 +148,6 @@ def error_from_body(body: Mapping[str, Any]) -> QRABOError:
         error.args = (body["message"],)
         return error
     return OracleError(f"{body['type']}: {body['message']}\n{body['trace']}")
-
-
-def _teller(connection: Connection) -> Progress:
-    """Return what sends progress to the driver, at most every ``PROGRESS_SECONDS``."""
-    last = float("-inf")
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done >= total or now - last >= PROGRESS_SECONDS:
-            last = now
-            _send(connection, "progress", {"what": what, "done": done, "total": total})
-
-    return tell
 
 
 def _send(connection: Connection, kind: str, body: dict[str, Any]) -> None:
