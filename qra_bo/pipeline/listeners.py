@@ -50,7 +50,7 @@ def announced(setting: Setting, budget: int, advice: Advice | None, console: Con
 
 def listeners_of(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[LiveView | None, list[Listener]]:
     """Return the live view, if any, and all listeners to the run's events; ``stack`` closes them."""
-    own = own_listener(config.logger.target, folder)
+    own = OwnListener(config.logger.target, folder) if config.logger.target.get("_target_") else None
     if own is not None:
         stack.callback(own.close)
     view = None if config.display == "none" else LiveView(progress_console(config.display == "plain"))
@@ -62,10 +62,26 @@ def listeners_of(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[Liv
 
 class OwnListener:
     """Guard of the listener that ``logger._target_`` names: its first failure is logged, after which it gets no further
-    event."""
+    event.
 
-    def __init__(self, name: str, call: Callable[[Mapping[str, Any]], object]) -> None:
-        self._name, self._call, self._failed = name, call, False
+    It is any callable that takes one journal event, a mapping with the key ``event``, and is made with the keyword
+    ``folder``, which exists from the first event on, and the other keys of ``logger``. A resumed run gives all its
+    events again. A method ``close`` is called at the end.
+
+    Raises:
+        ConfigError: If the target can't be imported, or does not take these keys.
+    """
+
+    def __init__(self, logger: Mapping[str, Any], folder: Path) -> None:
+        self._name, self._failed = logger["_target_"], False
+        try:
+            self._call = instantiate(dict(logger), folder=folder)
+        except InstantiationException as error:
+            raise ConfigError(f"logger._target_ must name a class or function that takes folder and the other keys of "
+                              f"logger; got {self._name}: {error}") from error
+        if not callable(self._call):
+            raise ConfigError(f"logger._target_ must build a callable that takes a journal event; {self._name} built "
+                              f"{type(self._call).__name__}")
 
     def __call__(self, event: Event) -> None:
         self._guard(self._call, as_line(event))
@@ -83,30 +99,6 @@ class OwnListener:
             self._failed = True
             log.warning("logger=%s failed and gets no further events; the run continues: %s: %s", self._name,
                         type(error).__name__, error)
-
-
-def own_listener(logger: Mapping[str, Any], folder: Path) -> OwnListener | None:
-    """Build the configured listener of the run in ``folder``; ``None`` without a ``_target_``.
-
-    It is any callable that takes one journal event, a mapping with the key ``event``, and is made with the keyword
-    ``folder``, which exists from the first event on, and the other keys of ``logger``. A resumed run gives all its
-    events again. A method ``close`` is called at the end.
-
-    Raises:
-        ConfigError: If the target can't be imported, or does not take these keys.
-    """
-    target = logger.get("_target_")
-    if target is None:
-        return None
-    try:
-        call = instantiate(dict(logger), folder=folder)
-    except InstantiationException as error:
-        raise ConfigError(f"logger._target_ must name a class or function that takes folder and the other keys of "
-                          f"logger; got {target}: {error}") from error
-    if not callable(call):
-        raise ConfigError(f"logger._target_ must build a callable that takes a journal event; {target} built "
-                          f"{type(call).__name__}")
-    return OwnListener(str(target), call)
 
 
 def _report_early(folder: Path, since: datetime, event: Event) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from qra_bo.pipeline.listeners import own_listener
+from qra_bo.pipeline.listeners import OwnListener
 from qra_bo.study.lines import decode
 from qra_bo.utils.errors import ConfigError
 from tests.report.fixtures import make_events
@@ -36,7 +36,7 @@ class Own:
 
 
 def test_own_listener_gets_every_event_and_is_closed(tmp_path: Path) -> None:
-    listener = own_listener({"_target_": f"{HERE}.Own", "suffix": "_x"}, tmp_path)
+    listener = OwnListener({"_target_": f"{HERE}.Own", "suffix": "_x"}, tmp_path)
     for event in make_events():
         listener(decode(event))
     listener.close()
@@ -44,13 +44,10 @@ def test_own_listener_gets_every_event_and_is_closed(tmp_path: Path) -> None:
 
     assert Loaded.events == [f"{e['event']}_x" for e in make_events()]
     assert Loaded.closed
-    assert own_listener({"_target_": None}, tmp_path) is None
-    assert own_listener({}, tmp_path) is None
 
 
 def test_failing_listener_is_logged_once_and_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    listener = own_listener({"_target_": f"{HERE}.Own", "suffix": "fail"}, tmp_path)
-    assert listener is not None
+    listener = OwnListener({"_target_": f"{HERE}.Own", "suffix": "fail"}, tmp_path)
     with caplog.at_level(logging.WARNING):
         for event in make_events():
             listener(decode(event))
@@ -66,4 +63,4 @@ def test_failing_listener_is_logged_once_and_dropped(tmp_path: Path, caplog: pyt
     ({"_target_": "builtins.dict"}, "built dict")])
 def test_wrong_targets_are_refused_before_the_run(logger: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)logger\._target_ must .*{message}"):
-        own_listener(logger, tmp_path)
+        OwnListener(logger, tmp_path)
