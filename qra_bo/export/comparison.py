@@ -102,6 +102,11 @@ class Reference:
             found: Tensor = model.eval()(input_ids=self.ids.unsqueeze(0), use_cache=False).logits[0].float()
         return found
 
+    def rows(self, what: str, model: Any) -> list[Row]:
+        """Compare a base that was loaded, without the adapter and with it; ``what`` is the export."""
+        return [self.row(f"{what}, base", self.logits(model), adapted=False),
+                self.row(f"{what}, with the adapter", self.logits(with_adapter(model, self.run.adapter)))]
+
     def row(self, what: str, logits: Tensor, note: str = "", *, adapted: bool = True, loaded_by: str = "") -> Row:
         """Compare the ``logits``, ``n x v``, of one way to load an export with the run's own, those with the adapter
         where it is in them (``adapted``); ``note`` is what explains a difference."""

@@ -5,7 +5,6 @@ row, a scale a group, and one scheme for the modules of each storage format. The
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qra_bo.export.comparison import Loader, Reference, Row, plain_model, with_adapter
+from qra_bo.export.comparison import Loader, Reference, Row, plain_model
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import RunWeights, refuse_formats, save_model, weights_of
 from qra_bo.finetune.models.activations import decoder_layers
@@ -63,7 +62,7 @@ def quantization_config(weights: RunWeights) -> dict[str, Any]:
 
 
 def tensors_of(weights: RunWeights) -> dict[str, Tensor]:
-    """Return the tensors of the file by name; none shares storage with another."""
+    """Return the tensors of the file by name."""
     found = dict(weights.others)
     for name, linear in weights.linears.items():
         if linear.bias is not None:
@@ -73,7 +72,7 @@ def tensors_of(weights: RunWeights) -> dict[str, Tensor]:
             continue
         found |= {f"{name}.weight_packed": in_words(linear.affine()[0], linear.format.bits),
                   f"{name}.weight_scale": linear.state["scale"], f"{name}.weight_shape": torch.tensor(linear.shape)}
-    return {name: tensor.detach().contiguous() for name, tensor in found.items()}
+    return found
 
 
 def in_words(codes: Tensor, bits: int) -> Tensor:
@@ -88,10 +87,8 @@ def in_words(codes: Tensor, bits: int) -> Tensor:
     return words[:, :-(-columns * bits // WORD)].contiguous()
 
 
-def _views(run: FinishedRun, reference: Reference) -> Iterator[Row]:
-    model = plain_model(run.folder / FOLDER, run.trust_remote_code)
-    yield reference.row("compressed_tensors, base", reference.logits(model), adapted=False)
-    yield reference.row("compressed_tensors, with the adapter", reference.logits(with_adapter(model, run.adapter)))
+def _views(run: FinishedRun, reference: Reference) -> list[Row]:
+    return reference.rows("compressed_tensors", plain_model(run.folder / FOLDER, run.trust_remote_code))
 
 
 LOADER = Loader("transformers and peft", _views, ("compressed_tensors",), "compressed-tensors")

@@ -6,14 +6,13 @@ and ``conversion/quant_config.py`` of exllamav3.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qra_bo.export.comparison import Loader, Reference, Row, with_adapter
+from qra_bo.export.comparison import Loader, Reference, Row
 from qra_bo.export.run import FinishedRun, render
 from qra_bo.export.weights import LinearWeights, RunWeights, refuse_formats, save_model, weights_of
 from qra_bo.finetune.models.files import bases_of
@@ -58,14 +57,14 @@ def quantization_config(weights: RunWeights, base: PackedFolder | None = None) -
 
 
 def tensors_of(weights: RunWeights, base: PackedFolder | None = None) -> dict[str, Tensor]:
-    """Return the tensors of the file by name; none shares storage with another. Beside the codes of linears they are
-    those of a stored ``base``, in its own types."""
+    """Return the tensors of the file by name. Beside the codes of linears they are those of a stored ``base``, in its
+    own types."""
     packed = {f"{linear.name}.{leaf}": part for linear in weights.linears.values()
               for leaf, part in _parts(linear).items()}
     others = weights.others if base is None else {
         name: values(base, name) for name in base.tensors
         if name.rpartition(".")[0] not in weights.linears or name.endswith(".bias")}
-    return {name: tensor.detach().contiguous() for name, tensor in {**packed, **others}.items()}
+    return {**packed, **others}
 
 
 def _parts(linear: LinearWeights) -> dict[str, Tensor]:
@@ -98,12 +97,11 @@ def _storage(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return modules
 
 
-def _views(run: FinishedRun, reference: Reference) -> Iterator[Row]:
+def _views(run: FinishedRun, reference: Reference) -> list[Row]:
     model, _ = load_stored({"name": FOLDER, "source": "path", "path": str(run.folder / FOLDER), "gguf_file": None,
                             "revision": None, "trust_remote_code": False}, torch.float32)
     cast_parameters(model, torch.float32)
-    yield reference.row("exl3, base", reference.logits(model), adapted=False)
-    yield reference.row("exl3, with the adapter", reference.logits(with_adapter(model, run.adapter)))
+    return reference.rows("exl3", model)
 
 
 LOADER = Loader("qra_bo's own reader of EXL3", _views)  # exllamav3's needs CUDA

@@ -76,7 +76,7 @@ def linear_tensors(linear: LinearWeights) -> dict[str, Tensor]:
 
 def _half(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor in fp16; raises ``ConfigError`` if a value is beyond its range."""
-    half = tensor.detach().to(MIXED).contiguous()
+    half = tensor.to(MIXED)
     if not torch.isfinite(half).all():
         raise ConfigError(f"{name} has values beyond the range of fp16, in which MLX files keep what is not quantised: "
                           "export.targets=[merged] writes 16-bit weights in the type of the run")

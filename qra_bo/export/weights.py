@@ -174,12 +174,13 @@ def save_model(folder: Path, weights: RunWeights, config: Mapping[str, Any], ten
         folder: Made where it is missing.
         weights: Their tokenizer, with its chat template, and defaults for generation are written as they are.
         config: Contents of ``config.json``.
-        tensors: By the program's names.
+        tensors: By the program's names; none shares storage with another.
         kind: ``format`` in the header of ``model.safetensors``.
         card: Text of ``README.md``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "model.safetensors", tensors, {"format": kind})
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_tensors(folder / "model.safetensors", whole, {"format": kind})
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     weights.tokenizer.save_pretrained(str(folder))
     save_generation(weights.generation_config, folder)
