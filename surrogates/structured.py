@@ -156,7 +156,13 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
                 raise SurrogateError(f"no warp gave a finite likelihood for {n} observations")
         else:
             self.warp, log_scales = like.warp, like._scales.log()
-        self._condition(log_scales)
+        self._scales: Tensor = log_scales.exp()
+        self._z = self.warp.forward(y)
+        squares, n_parts = self._scales.square(), len(self._blocks)
+        other = self._observed(squares[n_parts:], self._grams[n_parts:])
+        self._other_chol = torch.linalg.cholesky(other)
+        self._chol = torch.linalg.cholesky(other + torch.einsum("k,kij->ij", squares[:n_parts], self._grams[:n_parts]))
+        self._alpha = torch.cholesky_solve((self._z - self._centres(rows))[:, None], self._chol)[:, 0]
 
     @property
     def num_outputs(self) -> int:
@@ -289,16 +295,6 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
                           bounds=[(float(m - 4 * s), float(m + 4 * s)) for m, s in zip(location, spread, strict=True)])
         evidence = -float(result.fun) + float(warp.log_jacobian(self.y).sum())
         return evidence, warp, torch.from_numpy(result.x)
-
-    def _condition(self, log_scales: Tensor) -> None:
-        """Factor the covariance of the observations under the given scales."""
-        self._scales = log_scales.exp()
-        self._z = self.warp.forward(self.y)
-        squares, n_parts = self._scales.square(), len(self._blocks)
-        other = self._observed(squares[n_parts:], self._grams[n_parts:])
-        self._other_chol = torch.linalg.cholesky(other)
-        self._chol = torch.linalg.cholesky(other + torch.einsum("k,kij->ij", squares[:n_parts], self._grams[:n_parts]))
-        self._alpha = torch.cholesky_solve((self._z - self._centres(self.rows))[:, None], self._chol)[:, 0]
 
     @staticmethod
     def _observed(squares: Tensor, grams: Tensor) -> Tensor:

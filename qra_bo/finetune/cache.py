@@ -59,18 +59,13 @@ def _bytes(folder: Path) -> int:
     return total
 
 
-def _remove_halves(cache: Path) -> None:
-    """Remove files whose writer ended before they had their name."""
-    for file in cache.glob("*/*/.*.safetensors.*"):
-        with suppress(OSError):
-            if time.time() - file.stat().st_mtime > HALF_SECONDS:
-                file.unlink()
-
-
 def make_room(cache: Path, kept: Path) -> None:
     """Remove the least recently used keys of all kinds below ``cache`` until the rest is within the limit, but not the
     key ``kept``. Raises ``OSError`` if the disk can't be asked what it has free."""
-    _remove_halves(cache)
+    for half in cache.glob("*/*/.*.safetensors.*"):  # its writer may have ended before it had its name
+        with suppress(OSError):
+            if time.time() - half.stat().st_mtime > HALF_SECONDS:
+                half.unlink()
     used: dict[Path, float] = {}
     for key in cache.glob("*/" + 32 * "[0-9a-f]"):
         with suppress(OSError):  # another process makes room too

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -156,7 +155,11 @@ def sensitivity(d: ReportData) -> Figure | None:
     for j, name in enumerate(p.formats):
         above.plot(x, p.quantization_kl[:, j], color=style.SERIES[j % len(style.SERIES)], label=literal(name),
                    marker=style.MARKERS[j % len(style.MARKERS)], markersize=5, linewidth=1.3)
-    _symlog(above, p.quantization_kl)
+    sizes = np.abs(p.quantization_kl[p.quantization_kl != 0])
+    least = max(float(np.quantile(sizes, 0.1)), 1e-5) if sizes.size else 1e-3
+    above.set_yscale("symlog", linthresh=least, linscale=0.6)
+    above.yaxis.set_major_formatter("{x:g}")
+    above.minorticks_off()
     dress(above, y="divergence (nats)", title="Quantisation: only this unit quantised")
     legend(fig, above)
     if rank is not None:
@@ -168,14 +171,6 @@ def sensitivity(d: ReportData) -> Figure | None:
     _name_units(last, short_names(p.units))
     last.set_xlabel("unit", color=style.INK)
     return fig
-
-
-def _symlog(ax: Axes, values: npt.NDArray[np.float64]) -> None:
-    """Make an axis logarithmic away from 0, with plain numbers."""
-    sizes = np.abs(values[values != 0])
-    ax.set_yscale("symlog", linthresh=max(float(np.quantile(sizes, 0.1)), 1e-5) if sizes.size else 1e-3, linscale=0.6)
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.minorticks_off()
 
 
 def memory(d: ReportData) -> Figure | None:

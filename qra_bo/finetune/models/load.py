@@ -48,21 +48,14 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     model, tokenizer = _random(base) if folder is None else _pretrained(base, folder)
     model.requires_grad_(False)
     unfuse(model)
-    _untie_own_head(model)
-    without_dropout(model)
-    return model, tokenizer
-
-
-def _untie_own_head(model: Any) -> None:
-    """Let the configuration of a model say that its head has weights of its own, where it has.
-
-    A checkpoint may hold both although its configuration ties them, as one does that an adapter of the head was merged
-    into. transformers then loads both and leaves the configuration, by which exports and servers drop the head.
-    """
     head = model.get_output_embeddings()
     if head is not None and head.weight is not model.get_input_embeddings().weight:
+        # A checkpoint may hold a head although its configuration ties it, as one does that an adapter was merged into.
+        # transformers loads both and leaves the configuration, by which exports and servers drop the head.
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
+    without_dropout(model)
+    return model, tokenizer
 
 
 def load_tokenizer(model_cfg: Mapping[str, Any]) -> Any:

@@ -127,12 +127,6 @@ def _signs(side: int) -> Tensor:
     return 1 - 2 * torch.randint(2, (side,), generator=torch.Generator().manual_seed(side)).float()
 
 
-def _in_words(states: Tensor, bits: int) -> Tensor:
-    """Return packed rings, ``rings x words`` (int16), of states (``rings x 256``), whose last bits are their codes."""
-    single = (states.unsqueeze(-1) >> torch.arange(bits - 1, -1, -1) & 1).view(len(states), -1, 32)
-    return (single.long() << torch.arange(31, -1, -1)).sum(-1).to(torch.int32).view(torch.int16)
-
-
 class Exl3Backend(RingBackend):
     """Tiles of EXL3, read from a folder or, in the formats of ``GAINS``, made here."""
 
@@ -179,7 +173,9 @@ class Exl3Backend(RingBackend):
             end = start + TILE
             rings = rest[start:end].view(tile).transpose(0, 1).reshape(-1, TILE * TILE)[:, places]
             states = ring_states(rings, torch.ones_like(rings), levels, fmt.bits)
-            state["codes"][row] = _in_words(states, fmt.bits)
+            bits = (states.unsqueeze(-1) >> torch.arange(fmt.bits - 1, -1, -1) & 1).view(len(states), -1, 32)
+            words = (bits.long() << torch.arange(31, -1, -1)).sum(-1)  # a state's last bits are its code
+            state["codes"][row] = words.to(torch.int32).view(torch.int16)
             if factor is not None:
                 found = levels[states[:, order]].view(-1, TILE, TILE).transpose(0, 1).reshape(TILE, rows)
                 later = torch.linalg.solve_triangular(factor[start:end, start:end], factor[start:end, end:], upper=True)

@@ -48,7 +48,11 @@ def build_components(problem: SearchProblem) -> list[Component]:
         mean = gain.mean(axis=(0, 1))
         gain = (gain / np.where(mean > 0, mean, 1.0))[:, None]
         parts["rank_sensitivity"] = (np.broadcast_to(gain, (n_units, n_formats, n_ranks, 2)), 0.2)
-    reference = _reference_rows(problem)
+    rng = problem.rng("reference")  # a part's variance is measured over random allocations and all uniform ones
+    random = np.hstack([rng.integers(0, n_formats, (_REFERENCE_ROWS, n_units)),
+                        rng.integers(0, n_ranks, (_REFERENCE_ROWS, n_units))])
+    uniform = [[f] * n_units + [r] * n_units for f in range(n_formats) for r in range(n_ranks)]
+    reference = torch.from_numpy(np.vstack([random, np.array(uniform, dtype=np.int64)]))
     built = [_normalised(name, phi, scale, reference) for name, (phi, scale) in parts.items() if phi.shape[-1]]
     return [c for c in built if c is not None] or [
         Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64))]
@@ -58,16 +62,6 @@ def rank_scale(problem: SearchProblem) -> FloatArray:
     """Return the logarithm of the rank, from 0 at the smallest to 1 at the largest, ``R``."""
     logs = np.log(np.array(problem.space.ranks, dtype=np.float64))
     return (logs - logs[0]) / (logs[-1] - logs[0]) if len(logs) > 1 else np.zeros(1)
-
-
-def _reference_rows(problem: SearchProblem) -> Tensor:
-    """Draw random allocations and add all uniform ones, ``n x 2 L``: a part's variance is measured over them."""
-    n_units, n_formats, n_ranks = problem.costs.shape
-    rng = problem.rng("reference")
-    random = np.hstack([rng.integers(0, n_formats, (_REFERENCE_ROWS, n_units)),
-                        rng.integers(0, n_ranks, (_REFERENCE_ROWS, n_units))])
-    uniform = [[f] * n_units + [r] * n_units for f in range(n_formats) for r in range(n_ranks)]
-    return torch.from_numpy(np.vstack([random, np.array(uniform, dtype=np.int64)]))
 
 
 def _normalised(name: str, phi: FloatArray, scale: float, rows: Tensor) -> Component | None:
