@@ -27,7 +27,7 @@ SLOW = {"overrides": 0.03, "configuration": 0.1}
 """Parsers that take a millisecond and more, with their share of an equal part of the runs."""
 MODULES = ("qra_bo.memory.budget", "qra_bo.memory.formats", "qra_bo.config.overrides", "qra_bo.config.check",
            "qra_bo.config.rules", "qra_bo.utils.files", "qra_bo.study.journal", "qra_bo.study.state", "qra_bo.trials",
-           "qra_bo.sensitivity.io", "qra_bo.sensitivity.profile",
+           "qra_bo.sensitivity.profile",
            "qra_bo.finetune.manifest",
            "qra_bo.finetune.data.jsonl", "qra_bo.space.allocation", "qra_bo.pipeline.given",
            "qra_bo.searchers.rates.files")

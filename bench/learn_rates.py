@@ -25,7 +25,7 @@ from qra_bo.config.presets import with_learning_rate
 from qra_bo.pipeline.pricing import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.rates.files import rates_file
-from qra_bo.study.reading import begun_study
+from qra_bo.study.lines import begun_study
 from qra_bo.utils.errors import JournalError
 
 SHIPPED = "smollm2_135m"

@@ -21,8 +21,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.store import read_lines
-from qra_bo.sensitivity.io import profile_from_json
-from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.sensitivity.profile import SensitivityProfile, profile_from_json
 from qra_bo.space import Allocation, CostTable, PhaseCost
 from qra_bo.trials import TrialState
 from qra_bo.utils.errors import DataError, SpaceError

@@ -12,8 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from qra_bo.oracle.protocol import Oracle, Progress, quiet
-from qra_bo.sensitivity.io import profile_from_json, profile_to_json
-from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.sensitivity.profile import SensitivityProfile, profile_from_json, profile_to_json
 from qra_bo.trials import RESERVED, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError, UserError, is_out_of_memory
 

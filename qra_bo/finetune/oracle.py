@@ -22,10 +22,19 @@ from qra_bo.finetune.models.load import located
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.final import VALIDATIONS, FinalConfig
-from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_step, unit_groups
+from qra_bo.finetune.training.loop import (
+    NEW_TOKENS,
+    DivergedError,
+    HeldOut,
+    TrainSettings,
+    continuation,
+    held_out,
+    prompt_of,
+    train_step,
+    unit_groups,
+)
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
-from qra_bo.finetune.training.sample import NEW_TOKENS, continuation, prompt_of
 from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
 from qra_bo.oracle.protocol import Progress, StopRequested, quiet
 from qra_bo.sensitivity.profile import SensitivityProfile

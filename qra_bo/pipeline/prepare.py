@@ -15,7 +15,7 @@ from qra_bo.pipeline.text import RunText
 from qra_bo.space import SearchSpace
 from qra_bo.study.baselines import check_uniform
 from qra_bo.study.header import Given
-from qra_bo.study.reading import begun_study
+from qra_bo.study.lines import begun_study
 from qra_bo.study.setting import Setting
 from qra_bo.trials import embeddings_of
 from qra_bo.utils.errors import ConfigError

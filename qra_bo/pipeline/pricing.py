@@ -11,7 +11,7 @@ from qra_bo.searchers.rates.model import of_training
 from qra_bo.sensitivity.profile import typical_profile
 from qra_bo.space import Allocation, DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.study.baselines import fractional_choices
-from qra_bo.study.reading import begun_study
+from qra_bo.study.lines import begun_study
 from qra_bo.study.setting import Setting
 from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype, takes_groups
 from qra_bo.utils.errors import BudgetError, DeviceError

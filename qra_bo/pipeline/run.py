@@ -25,7 +25,7 @@ from qra_bo.report.tables import print_result
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.profile import typical_profile
 from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.reading import begun_study
+from qra_bo.study.lines import begun_study
 from qra_bo.study.search_loop import MakeSearcher
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.formatting import number

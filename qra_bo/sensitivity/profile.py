@@ -1,15 +1,21 @@
-"""Sensitivities of every unit: to quantisation, and to the rank of an adapter."""
+"""Sensitivities of every unit: to quantisation, and to the rank of an adapter; and their ``profile.json``."""
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import ConfigDict, PlainSerializer, PlainValidator
+from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 from qra_bo.space import FloatArray, SearchSpace
 from qra_bo.utils.errors import ProfileError
+from qra_bo.utils.fields import refusals
+from qra_bo.utils.files import replace_text
 
+SCHEMA_VERSION = 1
 TYPICAL, FALL = 0.34, 5.0
 """Divergence of a 4-bit SmolLM2-135M from the one in 16 bits (nats; 0.38 on the plays, 0.29 on GSM8K), and the factor
 by which a further bit lowers it."""
@@ -86,3 +92,29 @@ def typical_profile(space: SearchSpace) -> SensitivityProfile:
     rank = units * np.arange(1, space.ranks[-1] + 1)
     return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), quantization,
                               quantization, rank, 1.0, "typical", 0.1 * quantization)
+
+
+_PROFILE = TypeAdapter(SensitivityProfile)
+
+
+def profile_to_json(profile: SensitivityProfile) -> dict[str, Any]:
+    """Return the profile as JSON values."""
+    return {"schema_version": SCHEMA_VERSION, **_PROFILE.dump_python(profile, mode="json")}
+
+
+def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile:
+    """Inverse of ``profile_to_json``; ``where`` names the origin of ``data`` in messages. Raises ``ProfileError`` if a
+    key is missing, unknown or of the wrong type, or the schema is another."""
+    if (version := data.get("schema_version")) != SCHEMA_VERSION:
+        raise ProfileError(f"{where}: schema_version is {version!r}, this release reads {SCHEMA_VERSION}")
+    try:
+        return _PROFILE.validate_python({name: value for name, value in data.items() if name != "schema_version"})
+    except (ValidationError, TypeError, OverflowError) as error:
+        said = "; ".join(refusals(error)) if isinstance(error, ValidationError) else error
+        raise ProfileError(f"{where}: {said}") from error
+
+
+def save_profile(profile: SensitivityProfile, path: Path) -> None:
+    """Write ``profile`` as JSON, atomically; numbers survive exactly."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(profile_to_json(profile), allow_nan=False) + "\n")

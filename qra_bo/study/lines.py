@@ -1,8 +1,9 @@
-"""Lines of a journal to events and back."""
+"""Lines of a journal to events and back, and the state of the run that they tell."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -10,6 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from qra_bo.execution.base import ProfileResult
 from qra_bo.study import events as ev
 from qra_bo.study.header import Effort, Header
+from qra_bo.study.journal import JOURNAL_NAME, read_journal
+from qra_bo.study.state import Study
 from qra_bo.utils.errors import JournalError, ProfileError, SpaceError
 from qra_bo.utils.fields import refusals
 
@@ -53,3 +56,20 @@ def decode(line: Mapping[str, Any]) -> ev.Event:
         why = repr(error)
     raise JournalError(f"the {str(name)[:MOST_SHOWN]} event in the journal is malformed: {why[:MOST_SHOWN]}; it was "
                        "not written by this program")
+
+
+def study_of(lines: Iterable[Mapping[str, Any]]) -> Study:
+    """Return the run of a journal's lines in their order, of which the first is the header. Raises ``JournalError`` if
+    one is malformed."""
+    study = Study()
+    for line in lines:
+        study.add(decode(line))
+    return study
+
+
+def begun_study(folder: Path) -> Study | None:
+    """Return the run in ``folder``, or ``None`` where none has begun: where its first line could not be written, an
+    empty journal is left. Raises ``JournalError`` if a journal can't be read."""
+    path = folder / JOURNAL_NAME
+    lines = read_journal(path).events if path.exists() else ()
+    return study_of(lines) if lines else None

@@ -17,7 +17,7 @@ from qra_bo.study.gain import gain_of
 from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import health
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
-from qra_bo.study.reading import study_of
+from qra_bo.study.lines import study_of
 from qra_bo.study.state import FRACTIONAL, Study, is_uniform
 from qra_bo.study.verdict import verdict_card, verdict_of
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of

@@ -14,8 +14,7 @@ from qra_bo.pipeline.prepare import make_setting
 from qra_bo.pipeline.text import RunText
 from qra_bo.report.live import LiveView
 from qra_bo.report.tables import print_table, progress_console
-from qra_bo.sensitivity.io import save_profile
-from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.sensitivity.profile import SensitivityProfile, save_profile
 from qra_bo.space import SearchSpace
 from qra_bo.utils.formatting import DASH
 

@@ -25,7 +25,7 @@ from bench.emulator.table import (
 )
 from qra_bo.oracle.protocol import quiet
 from qra_bo.oracle.synthetic import SyntheticOracle
-from qra_bo.sensitivity.io import save_profile
+from qra_bo.sensitivity.profile import save_profile
 from qra_bo.space import Allocation, CostTable, SearchSpace, uniform
 from qra_bo.trials import TrialSpec
 from tests.spaces import corners, make_costs, make_space

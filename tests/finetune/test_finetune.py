@@ -22,7 +22,7 @@ from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.protocol import Progress, StopRequested, quiet
-from qra_bo.sensitivity.io import profile_to_json
+from qra_bo.sensitivity.profile import profile_to_json
 from qra_bo.space import Allocation, CostTable, SearchSpace, make_units, uniform
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.trials import TrialResult, TrialSpec, TrialState

@@ -22,9 +22,9 @@ from qra_bo.memory.budget import Simple, Size, format_size, parse_budget, parse_
 from qra_bo.memory.formats import BITS
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.searchers.rates.files import load_rates
-from qra_bo.sensitivity.io import profile_from_json, profile_to_json
+from qra_bo.sensitivity.profile import profile_from_json, profile_to_json
 from qra_bo.study.journal import checksum, read_journal
-from qra_bo.study.reading import study_of
+from qra_bo.study.lines import study_of
 from qra_bo.utils.errors import UserError
 from qra_bo.utils.files import strict_json
 from tests.spaces import make_space

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qra_bo.memory.budget import parse_budget, parse_size
 from qra_bo.pipeline.given import read_allocation
-from qra_bo.sensitivity.io import profile_from_json, profile_to_json
+from qra_bo.sensitivity.profile import profile_from_json, profile_to_json
 from qra_bo.study.journal import Journal, read_journal
 from qra_bo.utils.errors import BudgetError, ConfigError, OracleError, ProfileError, UserError
 from tests.fuzz.targets import FINETUNE, PARSERS, SCRATCH, SPACE

@@ -21,7 +21,7 @@ from qra_bo.finetune.quantization.stored_model import load_others, load_stored
 from qra_bo.memory.file_formats import TYPES
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
-from qra_bo.study.reading import begun_study
+from qra_bo.study.lines import begun_study
 from qra_bo.utils.errors import ConfigError, ModelError, SpaceError
 from tests.finetune.stored_files import MIXED, write_file
 from tests.finetune.test_stored_model import changed, logits, node

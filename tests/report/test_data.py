@@ -5,7 +5,7 @@ import pytest
 
 from qra_bo.report.data import parse_events
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.reading import study_of
+from qra_bo.study.lines import study_of
 from qra_bo.study.results import _versus
 from qra_bo.utils.errors import JournalError
 from tests.report.fixtures import HIGH, TOKENS_A_STEP, L, failed_alone, make_events

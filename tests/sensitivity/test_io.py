@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qra_bo.sensitivity.io import profile_from_json, profile_to_json, save_profile
-from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.sensitivity.profile import SensitivityProfile, profile_from_json, profile_to_json, save_profile
 from qra_bo.utils.errors import ProfileError
 from tests.spaces import make_profile, make_space
 

@@ -11,7 +11,7 @@ from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
 from qra_bo.study.engine import RunOutcome
-from qra_bo.study.reading import begun_study
+from qra_bo.study.lines import begun_study
 from qra_bo.study.state import Study
 from qra_bo.study.verdict import VerdictKind, verdict_of
 from qra_bo.trials import TrialResult, TrialSpec, TrialState

@@ -19,8 +19,7 @@ from qra_bo.study import trial_runner
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.events import Event
 from qra_bo.study.journal import Journal, checksum, read_journal, session_seconds
-from qra_bo.study.lines import as_line
-from qra_bo.study.reading import begun_study
+from qra_bo.study.lines import as_line, begun_study
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import SearcherError
 from qra_bo.study.signals import RunInterrupted

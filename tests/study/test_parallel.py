@@ -15,7 +15,7 @@ from qra_bo.execution.pool import Limits
 from qra_bo.oracle.protocol import Progress
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import read_journal
-from qra_bo.study.reading import begun_study
+from qra_bo.study.lines import begun_study
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import TrialResult, TrialSpec
 from tests.study import problem

@@ -20,7 +20,7 @@ from qra_bo.study.confirmation import confirmation
 from qra_bo.study.cost import cost_of
 from qra_bo.study.intervals import paired_interval
 from qra_bo.study.journal import read_journal
-from qra_bo.study.reading import study_of
+from qra_bo.study.lines import study_of
 from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.status import StatusFile
 from qra_bo.study.trial_runner import TrialRunner

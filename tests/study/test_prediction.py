@@ -15,8 +15,8 @@ from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.rates.files import load_rates
 from qra_bo.study import prediction
 from qra_bo.study.journal import read_journal
+from qra_bo.study.lines import begun_study
 from qra_bo.study.prediction import solved, updated
-from qra_bo.study.reading import begun_study
 from qra_bo.study.results import build_best
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.study.verdict import VerdictKind

@@ -12,7 +12,7 @@ from qra_bo.cli.app import main
 from qra_bo.config import load_config
 from qra_bo.finetune.evaluation import TaskScore
 from qra_bo.pipeline.prepare import make_setting
-from qra_bo.sensitivity.io import profile_from_json
+from qra_bo.sensitivity.profile import profile_from_json
 from qra_bo.tasks.evaluate import asks_in_chats
 
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none"]

@@ -1,4 +1,5 @@
-"""Fine-tuning of one allocation: schedule, steps, held-out loss; the same code on a CPU and on CUDA."""
+"""Fine-tuning of one allocation: schedule, steps, held-out loss, and how the model goes on from a held-out prompt; the
+same code on a CPU and on CUDA."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -15,6 +17,11 @@ from qra_bo.finetune.training.learning_rate import RATE_RULES, RateRule
 from qra_bo.finetune.training.loss import hidden_states, logits_of, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.trials import by_document
+
+PROMPT_TOKENS = 48
+"""Tokens of a text that serve as a prompt where the data has none of its own."""
+NEW_TOKENS = 24
+"""Tokens that the model adds to a prompt: on a CPU they cost about as much as two training steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,3 +191,25 @@ def unit_groups(parameters: Mapping[str, Mapping[str, Parameter]], unit_of: Mapp
         for which, parameter in pair.items():
             grouped.setdefault(unit_of[module], {})[f"{module}.{which}"] = parameter
     return [(named, settings.peak_lr(rate, ranks[unit], steps)) for unit, named in grouped.items()]
+
+
+def prompt_of(blocks: TokenBlocks) -> list[int]:
+    """Return the first record's prompt: its tokens before the first on which a loss is taken, else the beginning of the
+    text."""
+    ids, trained = blocks.input_ids[0], np.flatnonzero(blocks.labels[0] != NO_LOSS)
+    first = int(trained[0]) if len(trained) else len(ids)
+    return [int(token) for token in ids[:first if first > 1 else min(PROMPT_TOKENS, len(ids) // 2)]]
+
+
+@torch.no_grad()
+def continuation(model: Any, prompt: list[int], end: int | None, device: torch.device) -> list[int]:
+    """Return the most likely next tokens, ``NEW_TOKENS`` or up to the token ``end``. Logits of one token are alive at
+    once, and no cache of keys: it takes no more memory than an evaluation."""
+    model.eval()
+    ids = list(prompt)
+    while len(ids) < len(prompt) + NEW_TOKENS:
+        token = int(logits_of(model, hidden_states(model, torch.tensor([ids], device=device))[0, -1:]).argmax())
+        if token == end:
+            break
+        ids.append(token)
+    return ids[len(prompt):]
