@@ -16,13 +16,6 @@ ALIASES = {"ollama": "llamacpp"}
 """Options that stand for another."""
 
 
-def test_every_yaml_is_a_known_option_or_hydras() -> None:
-    names = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
-    known = {f"{group}/{option}.yaml" for group, option in OPTIONS}
-    assert names - known == {"config.yaml", "method/_own.yaml", "model/_hub.yaml", "serve/_symmetric.yaml",
-                             "hydra/job_logging/stderr.yaml", "hydra/hydra_logging/stderr.yaml"}
-
-
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: str(v))
 def test_every_option_composes_and_fits_the_schema(group: str, option: str) -> None:
     overrides = [f"+model={option}"] if group == "model" else [f"+model={DEFAULT_MODEL}", f"{group}={option}"]

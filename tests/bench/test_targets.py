@@ -16,10 +16,3 @@ def test_published_results_have_the_contracts_fields(tmp_path: Path, capsys: pyt
     assert content["targets"] == [{"what": "a", "target": ">= 1", "value": 2.0, "met": True},
                                   {"what": "b", "target": ">= 1", "value": None, "met": False, "why": "no time"}]
     assert "NOT MET: b: not measured (no time); target >= 1" in capsys.readouterr().out
-
-
-def test_what_was_not_measured_is_never_met() -> None:
-    with pytest.raises(ValueError, match="was not measured"):
-        Target("a", ">= 1", None, True, "because")
-    with pytest.raises(ValueError, match="was not measured"):
-        Target("a", ">= 1", None, False)

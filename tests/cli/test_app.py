@@ -63,17 +63,6 @@ def test_exit_statuses(seen: list[RunConfig], capfd: pytest.CaptureFixture[str],
         assert err.count("\n") == 1
 
 
-def test_bad_input_is_one_paragraph_before_anything_starts(seen: list[RunConfig],
-                                                           capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["model=tinny", "budget=ten"]) == 2
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("qra_bo: (1) Unknown model 'tinny'; known, nearest first: tiny")
-    assert "(2) budget: 'ten' is not a size" in captured.err
-    assert captured.err.count("\n") == 1
-    assert seen == []
-
-
 class Stopped(KeyboardInterrupt):
     exit_status = 143
 

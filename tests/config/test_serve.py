@@ -26,8 +26,6 @@ def test_formats_that_the_consumer_loads_may_be_chosen() -> None:
      ["MLX", "the formats nf4, int4-g64, int8 of quantizer.formats", "leave quantizer.formats out", "sym4", "int3"]),
     (["serve=vllm", "granularity=module", "quantizer.formats.3=[hqq3]"],
      ["hqq3", "granularity=module", "use granularity=layer or block or fused"]),
-    (["serve=transformers", "quantizer.formats.2=[int2-g64]"], ["int2-g64", "or use serve=any"]),
-    (["serve=mlx", "+model.family=gpt_neox"], ["family gpt_neox", "llama, mistral"]),
     (["serve=llamacpp", "+model.family=gpt_neox"], ["llama.cpp", "family gpt_neox", "llama, mistral"])])
 def test_what_the_consumer_does_not_load_is_named_at_once(overrides: list[str], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -2,14 +2,11 @@
 
 import re
 from dataclasses import fields
-from itertools import product
 
 from bench.choices import markdown
 from bench.pages.blocks import DOCS, read, refreshed
 from bench.pages.tables import TABLES
 from qra_bo.execution.base import ProfileResult
-from qra_bo.memory.file_formats import TYPES
-from qra_bo.memory.formats import BITS, FORMATS
 from qra_bo.study.events import FinishedTrial, Provenance
 from qra_bo.study.lines import KINDS, decode, encode
 from qra_bo.trials import RESERVED
@@ -22,25 +19,6 @@ def test_tables_are_of_the_committed_results() -> None:
     old = [page for page in PAGES if (text := page.read_text(encoding="utf-8")) != refreshed(text, TABLES)]
     assert old == [], "python -m bench.pages writes the tables anew"
     assert markdown(read("simple_choices")["rows"]) in (DOCS.parent / "README.md").read_text(encoding="utf-8")
-
-
-def test_storage_formats_are_those_that_the_pages_name() -> None:
-    section = (DOCS / "reference" / "memory.md").read_text(encoding="utf-8").split("## Storage formats")[1]
-    found: set[str] = set()
-    for cell in re.findall(r"^\| (`.*?) \|", section.split("\n## ")[0], re.M):
-        first, *others = re.findall(r"`(.*?)`", cell)
-        for name in (first, *(first * other.startswith("-") + other for other in others)):
-            parts = [part.split(",") for part in re.split(r"[{}]", name)]
-            found |= {"".join(chosen) for chosen in product(*parts)}
-    assert found == {name for name, fmt in FORMATS.items() if fmt.backend != "none"}
-    *fewer, most = map(str, BITS)
-    page = DOCS / "reference" / "configuration.md"
-    assert f"of {', '.join(fewer)} and {most} |" in page.read_text(encoding="utf-8")
-
-
-def test_types_of_gguf_files_are_those_that_the_page_names() -> None:
-    (named,) = re.findall(r"^- Types: (.*?)\. ", (DOCS / "use" / "stored.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert sorted(re.findall(r"\w+", named.replace(" and ", " "))) == sorted(TYPES)
 
 
 def test_journal_and_result_have_the_fields_that_their_page_names() -> None:

@@ -15,7 +15,6 @@ from qra_bo.export.registry import TARGETS, export_all, stale_exports
 from qra_bo.export.run import GGUF_FILES, FinishedRun
 from qra_bo.finetune.manifest import MANIFEST, adapter_digest, sealed
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.serving import EXPORT_TARGETS
 from qra_bo.pipeline.exports import commands, warn_of_stale
 from qra_bo.study.journal import JournalContent
 from qra_bo.utils.errors import ConfigError, OutputError
@@ -159,10 +158,6 @@ def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, mon
         assert str(again.out) == str(run)
         assert (list(again.export.targets), tuple(again.export.gguf)) == (targets, gguf_files)
         assert again.model["trust_remote_code"]
-
-
-def test_configurations_know_the_names_of_all_targets():
-    assert set(EXPORT_TARGETS) == set(TARGETS)
 
 
 @pytest.mark.parametrize(("target", "formats", "said"), [

@@ -63,19 +63,6 @@ def test_a_limit_on_average_bits_binds_where_memory_does_not() -> None:
     assert advice_on(MODEL, SPACE, size, most_bits=6).region == BITS
 
 
-@pytest.mark.parametrize(("size", "most_bits", "region", "words"), [
-    (needs("int8", 8), 4, BITS, "Uniform 4 bits (nf4) fits with rank 8, and no uniform choice of more bits keeps to "
-                                "max_average_bits=4."),
-    (needs("int8", 8), 3.5, MIXING_PAYS, "No uniform choice of more bits keeps to max_average_bits=3.5. Uniform 3"),
-    (needs("hqq3", 1) - 1, 3, MIXING_PAYS, "Uniform 3 bits (hqq3) just fails to fit: with rank 1 it needs 0.0 % more"),
-    (needs("nf4", 2), 4.5, BITS, "and no uniform choice of more bits keeps to max_average_bits=4.5."),
-    (needs("nf4", 2), 8, BITS, "and 8 bits do not fit")])
-def test_the_limit_that_binds_is_named(size: int, most_bits: float, region: str, words: str) -> None:
-    found = advice_on(MODEL, SPACE, size, most_bits=most_bits)
-    assert found.region == region
-    assert words in found.sentence
-
-
 @pytest.mark.parametrize(("formats", "widest"), [
     (("hqq2", "nf4", "int8", "fp16"), "int8"), (("nf4", "fp16"), "fp16"), (("hqq2", "hqq3"), "hqq3"),
     (("int8", "hqq8", "fp16"), "int8")])

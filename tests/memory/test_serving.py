@@ -6,7 +6,7 @@ import pytest
 from qra_bo.memory import MemoryModel, TrainShape, default_format
 from qra_bo.memory.formats import FORMATS, WIDTHS, matrix_bytes, parse_format
 from qra_bo.memory.plan import memory_plan
-from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, TARGET_FORMATS, gguf_bytes, server_rank, serving_note
+from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, TARGET_FORMATS, gguf_bytes, server_rank
 from qra_bo.space import uniform
 from qra_bo.utils.errors import SpaceError
 from tests.memory.spaces import TINY, space_of
@@ -97,21 +97,6 @@ def test_peak_of_training_does_not_depend_on_the_consumer() -> None:
     space = space_of(formats=SYM)
     models = [MemoryModel(TINY, SHAPE, matrix_bytes=consumer.matrix_bytes) for consumer in CONSUMERS.values()]
     assert len({model.breakdown(space, uniform(space.n_units, "sym3-g64", 4))["weights"] for model in models}) == 1
-
-
-def test_note_names_formats_and_useless_bits() -> None:
-    space = space_of(formats=SYM)
-    notes = {name: serving_note(consumer, MemoryModel(TINY, SHAPE, "stored", matrix_bytes=consumer.matrix_bytes), space)
-             for name, consumer in CONSUMERS.items()}
-    exactly = [c.title for name, c in CONSUMERS.items() if name != ANY and all(map(c.loads, space.formats))]
-    assert [c.title for c in CONSUMERS.values() if c.title in notes[ANY]] == exactly
-    trellis = serving_note(CONSUMERS[ANY], MemoryModel(TINY, SHAPE), space_of(formats=("t2", "sym4-g64")))
-    assert "t2" in trellis
-    assert not any(c.title in trellis for c in CONSUMERS.values())
-    assert notes["mlx"] == f"serve=mlx: {' '.join(SYM)}, which MLX loads exactly."
-    assert str(notes["llamacpp"]).endswith("2 and 3 bits take as many bytes as wider ones: use bits=[4,8].")
-    peak = MemoryModel(TINY, SHAPE, matrix_bytes=CONSUMERS["llamacpp"].matrix_bytes)
-    assert "as many bytes" not in str(serving_note(CONSUMERS["llamacpp"], peak, space))
 
 
 def test_lever_of_fewer_bits_is_priced_for_the_consumer() -> None:

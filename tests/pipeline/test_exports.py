@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from qra_bo.config import load_config
 from qra_bo.export.run import FinishedRun
@@ -67,17 +67,6 @@ def test_figures_of_an_earlier_adapter_are_not_kept(tmp_path: Path, monkeypatch:
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4,
                          "num_key_value_heads": 2, "vocab_size": 320, "pad_token_id": None, "bos_token_id": None,
                          "eos_token_id": None}
-
-
-@pytest.mark.parametrize(("words", "parts"), [
-    (["serve=llamacpp"], ["llama.cpp computes this mistral model otherwise", "sliding window", "serve=llamacpp"]),
-    (["serve=mlx"], ["mlx-lm has no sliding window, here of 8 tokens", "serve=mlx writes this export"]),
-    (["serve=mlx", "export.targets=[mlx,merged]"], ["mlx-lm has no sliding window, here of 8 tokens"])])
-def test_base_that_an_export_can_not_hold_is_refused(words: list[str], parts: list[str]) -> None:
-    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8, max_position_embeddings=64))
-    with pytest.raises(ConfigError) as caught:
-        refuse_base(load_config(["+model=tiny", "data=tiny", *words]), model, byte_tokenizer())
-    assert all(part in str(caught.value) for part in parts)
 
 
 def test_tokenizer_without_a_form_in_gguf_is_refused_and_all_else_accepted() -> None:

@@ -103,11 +103,3 @@ def test_a_running_search_and_a_journal_cut_off_can_be_reported(tmp_path):
     write_report(run)
     page = Page((run / "report.html").read_text())
     assert "cut off" in "".join(page.text)
-
-
-def test_test_losses_are_of_the_confirmations_own_steps():
-    events = make_events()
-    steps = next(e["steps"] for e in events if e["event"] == "confirmation")
-    d = parse_events(events)
-    assert d.study.confirmation_steps != steps  # those of a repeated run with a smaller effort
-    assert f"mean over unseen training seeds, after {steps} steps." in render_html(d, {})

@@ -34,15 +34,6 @@ def test_a_run_that_has_just_begun_has_none():
     assert not any(draw(d) for draw in PLOTS.values())
 
 
-def test_no_legend_lies_outside(drawn):
-    for name, fig in drawn.items():
-        fig.draw_without_rendering()
-        for box in fig.legends:
-            extent = box.get_window_extent()
-            assert extent.x0 >= 0, name
-            assert extent.x1 <= fig.bbox.x1, name
-
-
 def test_memory_bars_are_the_parts_their_sum_and_the_measurement(data, drawn):
     *parts, predicted, measured = [bar.get_width() * 1e6 for bar in reversed(drawn["memory"].axes[0].patches)]
     assert predicted == pytest.approx(sum(data.study.end.breakdown.values())) == pytest.approx(sum(parts))

@@ -17,7 +17,7 @@ from qra_bo.finetune.models.gguf_header import read_header
 from qra_bo.space.decoder import MOST_LAYERS
 from qra_bo.utils.errors import DataError, ModelError
 from tests.data.chat_templates import TEMPLATES, chat_tokenizer
-from tests.data.test_chat import chat, talk
+from tests.data.test_chat import talk
 
 COUNT = "{% for i in range(99999) %}"
 END = "{% endfor %}"
@@ -109,19 +109,3 @@ def test_a_gguf_file_that_is_a_pipe_is_refused(name: str, tmp_path: Path) -> Non
     os.mkfifo(tmp_path / name)
     with pytest.raises(ModelError, match="a pipe or a device"):
         read_header(tmp_path / name)
-
-
-LONG = "x" * 25_000
-
-
-@pytest.mark.parametrize("fields", [
-    {"messages": [{"role": LONG, "content": "a"}]}, {"conversations": [{"from": LONG, "value": "a"}]}, {LONG: 1},
-    {"messages": [{"role": "user", "content": [{"type": LONG}]}]},
-    {"messages": [{"role": "assistant", "content": "a", "weight": LONG}]},
-    {"messages": [{"role": "assistant", "tool_calls": [LONG]}]}, {"messages": [{"role": "assistant", "content": "a"}],
-                                                                   "tools": [LONG]},
-    {"messages": [{"role": "assistant", "tool_calls": [{"name": LONG}]}]}])
-def test_messages_about_long_values_are_short(fields: Any) -> None:
-    with pytest.raises(DataError) as caught:
-        ChatTemplate(chat_tokenizer(TEMPLATES["chatml"])).render(chat(fields))
-    assert len(str(caught.value)) < 900

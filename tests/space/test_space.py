@@ -53,17 +53,3 @@ def test_foreign_allocations_are_refused(allocation: Allocation, match: str) -> 
     assert not space.contains(allocation)
     with pytest.raises(SpaceError, match=match):
         space.encode(allocation)
-
-
-def test_malformed_spaces_are_refused() -> None:
-    units, ranks = make_space(1).units, (4,)
-    for formats in ((), (FORMATS[0], FORMATS[0])):
-        with pytest.raises(SpaceError, match="distinct formats"):
-            SearchSpace(units, formats, ranks)
-    with pytest.raises(SpaceError, match="distinct formats"):
-        SearchSpace((), FORMATS, ranks)
-    with pytest.raises(SpaceError, match="ordered by bits"):
-        SearchSpace(units, FORMATS[::-1], ranks)
-    with pytest.raises(SpaceError, match=r"rank 65 is larger than model.layers.0.mlp.up_proj allows .* 64\); "
-                                         r"use no rank above 64$"):
-        SearchSpace(units, FORMATS, (64, 65))

@@ -116,10 +116,3 @@ def test_what_was_delivered_instead_keeps_what_is_known_of_it() -> None:
     verdict = verdict_of(lost)
     assert (verdict.delivered, verdict.delivers_reference) == (lost.confirmation.candidate, False)
     assert verdict_of(study_of(delivering("reference"))).delivers_reference
-
-
-def test_more_seeds_than_the_configuration_has_take_another_run() -> None:
-    for asked, part in ((3, "another out="), (5, "the same out=")):
-        lines = changed("header", changed("confirmation", **seeds(3, -.1)), config={"confirm": {"seeds": asked}})
-        study = study_of(lines)
-        assert part in told(study, verdict_of(study)).action

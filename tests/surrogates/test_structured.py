@@ -13,7 +13,6 @@ from botorch.sampling import SobolQMCNormalSampler
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from surrogates.errors import SurrogateError
 from surrogates.structured import Component, Design, StructuredModel
 from surrogates.warp import LogWarp, candidate_warps
 
@@ -154,17 +153,6 @@ def test_scales_that_are_taken_over_condition_as_fitted_ones() -> None:
     fewer = StructuredModel(model.design, model.rows[:9], model.y[:9], like=model)
     assert fewer.scales == model.scales
     assert bool((fewer.latent(probes)[1] >= model.latent(probes)[1] - 1e-9).all())  # less is known
-
-
-def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(SurrogateError, match="at least one component"):
-        Design([])
-    with pytest.raises(SurrogateError, match="features of 'y' must have the shape 4"):
-        Design([Component("x", torch.zeros(L, F, R, 1)), Component("y", torch.zeros(L + 1, F, R, 1))])
-    with pytest.raises(SurrogateError, match="at least 2 finite"):
-        StructuredModel(design(), random_rows(1), torch.ones(1, dtype=torch.float64))
-    with pytest.raises(SurrogateError, match="rows must have the shape"):
-        StructuredModel(design(), random_rows(3)[:, :5], torch.ones(3, dtype=torch.float64))
 
 
 def test_posterior_equals_the_closed_form() -> None:
