@@ -48,11 +48,8 @@ def allocate(config: RunConfig | Sequence[str] | PurePath | None = None, *, conf
     as ``"mix:3.8,2"``, or a path, is an allocation and needs no profile: ``fine_tune`` with it as the ``allocation``.
 
     The same as ``search(effort="instant")``: ``best["prediction"]`` holds the predicted difference to the best uniform
-    choice. ``search`` with more effort and the same ``out`` goes on from it. Arguments are those of ``search``.
-
-    Raises:
-        UserError: If the input or the environment can't work.
-        RunInterrupted: On a signal that stops a run, after a clean journal.
+    choice. ``search`` with more effort and the same ``out`` goes on from it. Arguments and errors are those of
+    ``search``.
     """
     if isinstance(config, str | PurePath):
         return fine_tune(config_dir=config_dir, allocation=config, **keywords)
@@ -67,11 +64,8 @@ def allocate(config: RunConfig | Sequence[str] | PurePath | None = None, *, conf
 def fine_tune(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None,
               **keywords: Any) -> "Result":
     """Fine-tune one given ``allocation`` without a search, and write a run's folder: ``"uniform:BITS,RANK"``,
-    ``"mix:BITS,RANK"``, a ``best.json`` or the folder of a run. Arguments are those of ``search``.
-
-    Raises:
-        UserError: If the input or the environment can't work, or the allocation measured over the budget.
-        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+    ``"mix:BITS,RANK"``, a ``best.json`` or the folder of a run. Arguments and errors are those of ``search``; an
+    allocation that measured over the budget is a ``UserError`` too.
     """
     from qra_bo.pipeline.run import run  # loads matplotlib
     keywords = keywords if isinstance(config, RunConfig) else {"task": "finetune", **keywords}

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,8 @@ from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
 from qra_bo.utils.errors import BudgetError
 
 Row = tuple[int, ...]
+STREAK = 3
+"""Failures in a row that shrink a trust region."""
 
 
 class Observations:
@@ -159,34 +160,26 @@ def _key(row: IntArray | FloatArray) -> Row:
     return tuple(int(v) for v in row)
 
 
-@dataclass(frozen=True, slots=True)
 class TrustRegion:
-    """Radius and failures in a row: it grows on success, shrinks on failures, and starts anew when it would vanish.
+    """Edits from the centre that are admitted: more after a success, fewer after ``STREAK`` failures in a row, and the
+    first number again where none would be left.
 
     Args:
-        radius: Edits from the centre that are admitted.
-        smallest: Below this radius the region starts anew.
+        start: The first radius.
         largest: Cap of the radius.
-        start: Radius after a restart.
-        failure_streak: Failures in a row that shrink it.
+        smallest: Below this radius the region starts anew.
         factor: Growth and shrinkage (at least one edit either way).
-        failures: Failures in a row until now.
     """
 
-    radius: int
-    smallest: int
-    largest: int
-    start: int
-    failure_streak: int = 3
-    factor: float = 2.0
-    failures: int = 0
+    def __init__(self, start: int, largest: int, smallest: int = 1, factor: float = 2.0) -> None:
+        self.radius, self.largest = start, largest
+        self._start, self._smallest, self._factor, self._failures = start, smallest, factor, 0
 
-    def update(self, improved: bool) -> "TrustRegion":
-        """Return the state after one more trial of a proposal from this region."""
+    def update(self, improved: bool) -> None:
+        """Learn of one more trial of a proposal from this region."""
+        self._failures = 0 if improved else self._failures + 1
         if improved:
-            grown = max(self.radius + 1, int(self.radius * self.factor))
-            return replace(self, radius=min(grown, self.largest), failures=0)
-        if self.failures + 1 < self.failure_streak:
-            return replace(self, failures=self.failures + 1)
-        shrunk = min(self.radius - 1, int(self.radius / self.factor))
-        return replace(self, radius=self.start if shrunk < self.smallest else shrunk, failures=0)
+            self.radius = min(max(self.radius + 1, int(self.radius * self._factor)), self.largest)
+        elif self._failures == STREAK:
+            shrunk = min(self.radius - 1, int(self.radius / self._factor))
+            self.radius, self._failures = self._start if shrunk < self._smallest else shrunk, 0

@@ -50,7 +50,7 @@ class TrustRegionBO(ObservingSearcher):
         super().__init__(problem)
         self._alpha, self._n_initial = alpha, n_initial
         self._tolerance, self._max_candidates = tolerance, max_candidates
-        self.region = TrustRegion(radius, 1, largest_radius, radius)
+        self.region = TrustRegion(radius, largest_radius)
         self._importance = unit_importance(problem.profile)
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -62,21 +62,15 @@ class TrustRegionBO(ObservingSearcher):
         best = rows[int(np.argmax(self._objective(rows, losses)))].tolist() if len(rows) else None
         for trial in proposed:
             row = self._problem.space.encode(trial.allocation).tolist()
-            self.region = self.region.update(trial.loss is not None and row == best)
+            self.region.update(trial.loss is not None and row == best)
 
     def _next(self) -> IntArray | None:
         known, losses = self._known()
         if len(known) + len(self._seen.pending) < self._n_initial or len(np.unique(losses)) < 2:
             # A random additive objective: a random allocation on the edge of the budget.
             return self._solve(self._rng.standard_normal(self._problem.costs.shape), 1e-2)
-        return self._best_neighbour(known, self._objective(known, losses))
-
-    def _objective(self, rows: IntArray, losses: FloatArray) -> FloatArray:
-        """Return Eq. 8's utility, which is maximised, ``n``."""
-        return published_utility(losses, self._problem.costs.totals(rows), self._alpha)
-
-    def _best_neighbour(self, rows: IntArray, objective: FloatArray) -> IntArray | None:
-        centre = rows[int(np.argmax(objective))]
+        objective = self._objective(known, losses)
+        centre = known[int(np.argmax(objective))]
         wider = (neighbours_within(self._problem.space, centre, radius, costs=self._problem.costs, rng=self._rng,
                                    budget_bytes=self._problem.budget_bytes, cap=self._max_candidates)
                  for radius in range(self.region.radius, self.region.largest + 1))
@@ -86,7 +80,7 @@ class TrustRegionBO(ObservingSearcher):
         y = torch.from_numpy(objective)[:, None]
         if float(y.max() - y.min()) == 0.0:
             return np.asarray(candidates[0])
-        model, pending = fit_gp(self._embedded(rows), y), self._seen.pending
+        model, pending = fit_gp(self._embedded(known), y), self._seen.pending
         if len(pending):
             model = condition_on_pending(model, self._embedded(pending))
         acquisition = LogExpectedImprovement(model, best_f=float(y.max()))
@@ -94,6 +88,10 @@ class TrustRegionBO(ObservingSearcher):
             scores = torch.cat([acquisition(rows) for rows in torch.split(self._embedded(candidates)[:, None], _BATCH)])
         best = int(scores.argmax())
         return None if float(scores[best].exp()) < self._tolerance else np.asarray(candidates[best])
+
+    def _objective(self, rows: IntArray, losses: FloatArray) -> FloatArray:
+        """Return Eq. 8's utility, which is maximised, ``n``."""
+        return published_utility(losses, self._problem.costs.totals(rows), self._alpha)
 
     def _embedded(self, rows: IntArray) -> torch.Tensor:
         return torch.from_numpy(embed(rows, self._problem.space, self._importance))

@@ -1,7 +1,8 @@
 """Conversations from the fields of a record: messages, ShareGPT, prompt and completion as lists of messages.
 
 All forms become messages as chat templates of transformers take them: a role, a text, and tool calls with their
-arguments as objects. The formats are those of OpenAI, ShareGPT and TRL ("conversational" data sets).
+arguments as objects. The formats are those of OpenAI, ShareGPT and TRL ("conversational" data sets). Every reader
+raises ``DataError`` if a message is malformed, or the assistant has no turn that is trained.
 """
 
 import itertools
@@ -81,20 +82,12 @@ class Conversation:
 
 
 def from_messages(fields: Fields, where: str) -> Conversation:
-    """Return the conversation of a record with ``messages``.
-
-    Raises:
-        DataError: If a message is malformed, or the assistant has no turn.
-    """
+    """Return the conversation of a record with ``messages``."""
     return _conversation(_messages(fields["messages"], "messages", where), fields, where)
 
 
 def from_sharegpt(fields: Fields, where: str) -> Conversation:
-    """Return the conversation of a record with ``conversations``: ``from`` and ``value``, or role and content.
-
-    Raises:
-        DataError: If a turn is malformed, or the assistant has none.
-    """
+    """Return the conversation of a record with ``conversations``: ``from`` and ``value``, or role and content."""
     turns = fields["conversations"]
     if isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "role" in turns[0]:
         return _conversation(_messages(turns, "conversations", where), fields, where)
@@ -118,11 +111,7 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
 
 
 def from_prompt_and_completion(fields: Fields, where: str) -> Conversation:
-    """Return the conversation of lists of messages in ``prompt`` and ``completion``; only the completion is trained.
-
-    Raises:
-        DataError: If a message is malformed, or the completion has no turn of the assistant.
-    """
+    """Return the conversation of lists of messages in ``prompt`` and ``completion``; only the completion is trained."""
     prompt = _messages(fields["prompt"], "prompt", where)
     return _conversation(prompt, fields, where, _messages(fields["completion"], "completion", where))
 

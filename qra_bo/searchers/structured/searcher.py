@@ -66,7 +66,7 @@ class StructuredSearch(ObservingSearcher):
             self._design = Design([replace(c, scale=KNOWN * c.scale) for c in parts], torch.from_numpy(centre))
             self._prior = [centre]
         n_units = problem.space.n_units
-        self.region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
+        self.region = TrustRegion(max(2, n_units // 2), n_units, smallest=2, factor=1.5)
         self._model: StructuredModel | None = None
         self.chance_of_gain: float | None = None
 
@@ -78,7 +78,7 @@ class StructuredSearch(ObservingSearcher):
             improved = trial.loss is not None and trial.loss < best
             best = min(best, math.inf if trial.loss is None else trial.loss)
             if trial.stage == self.stage and len(before) >= 2:
-                self.region = self.region.update(improved)
+                self.region.update(improved)
             self._model = None
 
     def recommend(self) -> list[Allocation]:
@@ -97,9 +97,11 @@ class StructuredSearch(ObservingSearcher):
             row = self._solve(self._prior.pop(0), REL_GAP, forbid=False)
             if row is None or len(self._seen.fresh(row[None])):
                 return row
-        model = self._conditioned()
+        model, pending = self._fitted(), self._seen.pending
         if model is None:
             return self._solve(self._rng.standard_normal(self._problem.costs.shape), REL_GAP)
+        if len(pending):
+            model = model.condition_on_pending(torch.from_numpy(pending).double())
         candidates = self._seen.fresh(self._candidates(model))
         if not len(candidates):
             if (row := self._solve(model.mean_table().numpy(), REL_GAP)) is None:
@@ -110,7 +112,7 @@ class StructuredSearch(ObservingSearcher):
         with torch.no_grad():
             chosen = int(acquisition(torch.from_numpy(candidates).double()[:, None, :]).argmax())
         mean, sd = model.latent(torch.from_numpy(candidates[chosen:chosen + 1]))
-        incumbent = float(means[:len(means) - len(self._seen.pending)].min())  # a pending gain may not come true
+        incumbent = float(means[:len(means) - len(pending)].min())  # a pending gain may not come true
         needed = incumbent - math.sqrt(2.0) * model.scales["noise"] - float(mean)
         self.chance_of_gain = float(torch.special.ndtr(needed / sd))
         return np.asarray(candidates[chosen])
@@ -128,13 +130,6 @@ class StructuredSearch(ObservingSearcher):
             tables.append((model.sample_tables(self._rng, 1, temperature)[0], region if draw % 2 else None))
         return np.stack([solve_relaxed(table.numpy(), self._problem.costs, self._problem.budget_bytes, where)
                          for table, where in tables])
-
-    def _conditioned(self) -> StructuredModel | None:
-        """Return the surrogate of what is known, conditioned on pending proposals; ``None`` before 2 losses."""
-        model, pending = self._fitted(), self._seen.pending
-        if model is None or not len(pending):
-            return model
-        return model.condition_on_pending(torch.from_numpy(pending).double())
 
     def _fitted(self) -> StructuredModel | None:
         """Return the surrogate of what is known; ``None`` before 2 losses."""
