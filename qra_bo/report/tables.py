@@ -15,8 +15,8 @@ from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.next_steps import next_steps
 from qra_bo.report.side_by_side import COLUMNS, FoundRun, caveats
-from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.study.gain import told_gain
+from qra_bo.study.health import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.study.results import checks
 from qra_bo.utils.process import tolerant
 from qra_bo.utils.redact import printable

@@ -1,14 +1,19 @@
 """Health cards of a run: questions about its result, each with a status, one sentence and what to do."""
 
 import math
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from qra_bo.memory.budget import format_size
-from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.state import Study
 from qra_bo.utils.formatting import number, signed
 
+PASS: Final = "pass"
+WARN: Final = "warn"
+FAIL: Final = "fail"
+UNKNOWN: Final = "not measured"
 CHANCE = 1.645
 """Standard deviations that chance exceeds once in 20 times. A rank correlation of ``m`` pairs has a standard deviation
 of 1 / sqrt(m - 1) where there is no relation (Kendall, Rank Correlation Methods, 1970)."""
@@ -23,6 +28,25 @@ FALLING = 0.01
 Answered = tuple[str, str, str]
 """Status, finding and action of an answer."""
 LONGER = "Train longer: final.epochs, final.max_steps or final.steps."
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One question about a run's result.
+
+    Args:
+        name: Key for scripts.
+        question: A few words for people.
+        status: ``PASS``, ``WARN``, ``FAIL`` or ``UNKNOWN``.
+        finding: One sentence with the numbers.
+        action: What to do about it; empty where nothing is to be done.
+    """
+
+    name: str
+    question: str
+    status: str
+    finding: str
+    action: str = ""
 
 
 def health(study: Study) -> list[Card]:

@@ -11,11 +11,10 @@ import numpy as np
 from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.formats import parse_format
 from qra_bo.space.simple import BLIND_RULE
-from qra_bo.study.card import Card
 from qra_bo.study.events import End
 from qra_bo.study.gain import gain_of
 from qra_bo.study.header import BY_RULE
-from qra_bo.study.health import health
+from qra_bo.study.health import Card, health
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.lines import study_of
 from qra_bo.study.state import FRACTIONAL, Study, is_uniform

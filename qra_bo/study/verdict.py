@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qra_bo.space import Allocation
-from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.events import Compared, Confirmation, Prediction
+from qra_bo.study.health import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.intervals import AGAIN, LEAST_SEEDS
 from qra_bo.study.state import Study, loss_of
 from qra_bo.trials import Trial

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN, Card
+from qra_bo.study.health import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.lines import study_of
 from qra_bo.study.results import build_best, checks
 from tests.report.fixtures import make_events

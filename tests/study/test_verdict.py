@@ -7,7 +7,7 @@ import pytest
 from qra_bo.report.data import parse_events
 from qra_bo.report.story import comparison
 from qra_bo.space import uniform
-from qra_bo.study.card import FAIL, PASS, UNKNOWN, WARN
+from qra_bo.study.health import FAIL, PASS, UNKNOWN, WARN
 from qra_bo.study.lines import study_of
 from qra_bo.study.results import _versus
 from qra_bo.study.state import Study
