@@ -30,7 +30,7 @@ MODULES = ("qra_bo.memory.budget", "qra_bo.memory.formats", "qra_bo.config.overr
            "qra_bo.sensitivity.profile",
            "qra_bo.finetune.manifest",
            "qra_bo.finetune.data.jsonl", "qra_bo.space.allocation", "qra_bo.pipeline.given",
-           "qra_bo.searchers.rates.files")
+           "qra_bo.searchers.rates.model")
 CHILD = """
 import sys, atheris
 with atheris.instrument_imports(include={modules!r}):

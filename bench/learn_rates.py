@@ -24,7 +24,7 @@ from qra_bo.config.overrides import CONF
 from qra_bo.config.presets import with_learning_rate
 from qra_bo.pipeline.pricing import make_memory
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.rates.files import rates_file
+from qra_bo.searchers.rates.model import rates_file
 from qra_bo.study.lines import begun_study
 from qra_bo.utils.errors import JournalError
 

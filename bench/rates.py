@@ -8,8 +8,7 @@ import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
-from qra_bo.searchers.rates.files import SCHEMA_VERSION
-from qra_bo.searchers.rates.model import NAMES, Rates, rows_terms
+from qra_bo.searchers.rates.model import NAMES, SCHEMA_VERSION, Rates, rows_terms
 from qra_bo.space import FloatArray
 from qra_bo.trials import Trial
 from qra_bo.utils.files import write_json
@@ -102,7 +101,7 @@ def _error(study: Study, slopes: FloatArray) -> float:
 
 
 def save_rates(rates: Rates, path: Path) -> None:
-    """Write rates as JSON, atomically; ``qra_bo.searchers.rates.files.load_rates`` reads them."""
+    """Write rates as JSON, atomically; ``qra_bo.searchers.rates.model.load_rates`` reads them."""
     write_json(path, {
         "schema_version": SCHEMA_VERSION, "sources": list(rates.sources),
         "slopes": dict(zip(NAMES, rates.slopes.tolist(), strict=True)), "covariance": rates.covariance.tolist(),

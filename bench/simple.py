@@ -33,8 +33,7 @@ from qra_bo.oracle.synthetic import KNEE, Landscape, SyntheticOracle
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.pipeline.run import searcher_factory
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import of_training
+from qra_bo.searchers.rates.model import load_rates, of_training
 from qra_bo.space import Allocation, FloatArray, SearchSpace, StorageFormat
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.study.baselines import fractional_choices, uniform_choices

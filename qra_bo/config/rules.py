@@ -16,7 +16,7 @@ from qra_bo.memory.budget import OF_ALLOCATION, OfAllocation
 from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import BITS, default_format, parse_format
 from qra_bo.memory.serving import ANY, CONSUMERS, EXPORT_TARGETS, REMOVED_TARGETS, TARGET_FORMATS
-from qra_bo.searchers.rates.files import shipped_rates
+from qra_bo.searchers.rates.model import shipped_rates
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import UserError, nearest_first
 from qra_bo.utils.files import user_path

@@ -1,7 +1,8 @@
-"""Torch's threads on a CPU."""
+"""How a CPU computes: torch's threads, and loops over single numbers, compiled by numba."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -19,3 +20,17 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def compiled(loop: Callable[..., None], fastmath: Collection[str] = ()) -> Any:
+    """Return ``loop`` compiled at its first call, kept on disk where that can be; it needs no lock of the interpreter.
+
+    ``fastmath`` names what its arithmetic may do; by default nothing that rounds in another way. A closure may hold
+    numbers alone: what holds other functions is compiled again in every process.
+    """
+    import numba  # heavy to import
+    options = {"nogil": True, "fastmath": set(fastmath)}
+    try:
+        return numba.njit(loop, cache=True, **options)
+    except RuntimeError:  # no folder for it can be written
+        return numba.njit(loop, **options)

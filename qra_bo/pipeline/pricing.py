@@ -6,8 +6,7 @@ from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory import MemoryModel, Plan, TrainShape, default_format, format_size, memory_plan
 from qra_bo.memory.budget import Auto, Budget, Simple, free_bytes, headroom_bytes, resolve_budget, total_bytes
 from qra_bo.memory.serving import CONSUMERS
-from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import of_training
+from qra_bo.searchers.rates.model import load_rates, of_training
 from qra_bo.sensitivity.profile import typical_profile
 from qra_bo.space import Allocation, DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.study.baselines import fractional_choices

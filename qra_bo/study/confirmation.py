@@ -6,8 +6,7 @@ from dataclasses import asdict, fields, replace
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
-from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import change, change_of_difference
+from qra_bo.searchers.rates.model import change, change_of_difference, load_rates
 from qra_bo.space import Allocation
 from qra_bo.study.events import Choice, Compared, Confirmation, Objective
 from qra_bo.study.intervals import LEVEL, interval_of

@@ -12,8 +12,7 @@ from qra_bo.memory.budget import space_of
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.searchers.base import Recommending, SelfChecking
 from qra_bo.searchers.observations import Observations
-from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import of_training
+from qra_bo.searchers.rates.model import load_rates, of_training
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
 from qra_bo.study.baselines import (

@@ -10,8 +10,7 @@ from scipy.special import ndtri
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
-from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import of_training
+from qra_bo.searchers.rates.model import load_rates, of_training
 from qra_bo.space import Allocation, FloatArray, with_allowance
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.study.events import Interval, Prediction

@@ -14,7 +14,7 @@ from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.stored import stored_facts
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.searchers.rates.files import rates_sha256
+from qra_bo.searchers.rates.model import rates_sha256
 from qra_bo.space import Allocation
 from qra_bo.study.events import UNDER_WAY, Calibration, Event, FinishedTrial, Provenance, Stage, Warned
 from qra_bo.study.header import Effort, Header

@@ -10,8 +10,7 @@ from bench.learn_rates import main
 from bench.rates import LEAST_LOSSES, Study, learn, save_rates, study_of
 from qra_bo.api import search
 from qra_bo.searchers.evolution.searcher import RandomSearch
-from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import Rates
+from qra_bo.searchers.rates.model import Rates, load_rates
 from qra_bo.space import FloatArray
 from tests.conformance.searcher import make_problem, play
 

@@ -21,7 +21,7 @@ from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.memory.budget import Simple, Size, format_size, parse_budget, parse_size
 from qra_bo.memory.formats import BITS
 from qra_bo.pipeline.given import read_allocation
-from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import load_rates
 from qra_bo.sensitivity.profile import profile_from_json, profile_to_json
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.lines import study_of

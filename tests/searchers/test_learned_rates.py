@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from qra_bo.searchers.base import Forecasting, SearchProblem
-from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import Rates, of_training
+from qra_bo.searchers.rates.model import Rates, load_rates, of_training
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.space import CostTable, FloatArray, IntArray
 from qra_bo.space.knapsack import solve_knapsack

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 from bench.rates import save_rates
 from qra_bo.api import search
 from qra_bo.searchers.observations import Observations
-from qra_bo.searchers.rates.files import load_rates
 from qra_bo.searchers.rates.model import (
     DEVIATIONS,
     EXPONENTS,
@@ -21,6 +20,7 @@ from qra_bo.searchers.rates.model import (
     at_length,
     change,
     change_of_difference,
+    load_rates,
     of_training,
     rows_terms,
     terms,

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import of_training, rows_terms
+from qra_bo.searchers.rates.model import load_rates, of_training, rows_terms
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.baselines import fractional_choices, in_turn, largest_rank, uniform_choices

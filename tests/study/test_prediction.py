@@ -12,7 +12,7 @@ from qra_bo.pipeline.run import Result
 from qra_bo.report.data import load_run, parse_events
 from qra_bo.report.html import render_html
 from qra_bo.report.story import answer, comparison, versus
-from qra_bo.searchers.rates.files import load_rates
+from qra_bo.searchers.rates.model import load_rates
 from qra_bo.study import prediction
 from qra_bo.study.journal import read_journal
 from qra_bo.study.lines import begun_study

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.quantization.base import Grid
-from qra_bo.finetune.quantization.compiling import compiled
 from qra_bo.finetune.quantization.moments import Inputs
+from qra_bo.finetune.threads import compiled
 
 VERSION = 2
 """Goes up with every change of the codes that are chosen here, or of their moments: codes on disk are kept by it."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.quantization.compiling import compiled
+from qra_bo.finetune.threads import compiled
 
 RUN_UP = 32
 """Weights before the ring and after it, about five times those of a state: paths have met within so many."""

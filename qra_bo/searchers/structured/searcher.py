@@ -11,8 +11,7 @@ from botorch.acquisition.analytic import LogExpectedImprovement
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher, TrustRegion
-from qra_bo.searchers.rates.files import load_rates
-from qra_bo.searchers.rates.model import of_training
+from qra_bo.searchers.rates.model import load_rates, of_training
 from qra_bo.searchers.structured.features import build_components, prior_tables
 from qra_bo.space import Allocation, IntArray
 from qra_bo.space.lagrangian import Region, solve_relaxed
