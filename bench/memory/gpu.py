@@ -56,7 +56,7 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
     from transformers import AutoModelForCausalLM
 
     from bench.memory.trace import DTYPES, config_from_spec
-    from qra_bo.finetune.models.checkpointing import use_checkpointing
+    from qra_bo.finetune.models.activations import use_checkpointing
     from qra_bo.finetune.models.load import use_fast_attention
     from qra_bo.finetune.quantization.base import backend_of
 

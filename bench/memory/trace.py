@@ -24,7 +24,7 @@ from transformers.masking_utils import sdpa_mask
 from qra_bo.finetune.adapters.lora import fused_linear
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.memory_probe import PeakTracker
-from qra_bo.finetune.models.checkpointing import use_checkpointing
+from qra_bo.finetune.models.activations import use_checkpointing
 from qra_bo.finetune.models.load import choose_kernel, fp32_attention, ungrouped_attention
 from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.embeddings import (

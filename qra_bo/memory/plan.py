@@ -177,15 +177,13 @@ class Plan:
             "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits,
                          "embeddings": b.memory.shape.embeddings, "advice": asdict(b.advice),
                          "largest_uniform_rank": dict(b.ranks),
-                         "best_uniform": None if b.best is None else b.best.to_json(),
-                         "fractional": None if b.fractional is None else
-                         {"allocation": b.fractional.what, **b.fractional.to_json()}} for b in self.budgets],
+                         "best_uniform": b.best and b.best.to_json(), "fractional": b.fractional and {
+                             "allocation": b.fractional.what, **b.fractional.to_json()}} for b in self.budgets],
             "uniform": [row.to_json() | {"fits": [b.text for b in self.budgets if row.total <= b.size]}
                         for row in self.uniform],
             "references": [{"what": row.what} | row.to_json() for row in self.references],
             "smallest": {"allocation": self.least_is, **self.least.to_json()}, "largest_bytes": self.most,
-            "cards": [{"gb": gb, "best_uniform": None if row is None else row.to_json()}
-                      for gb, row in self.cards.items()],
+            "cards": [{"gb": gb, "best_uniform": row and row.to_json()} for gb, row in self.cards.items()],
             "levers": [{"change": change, "needs_bytes": needs, "saves_bytes": self.least.total - needs}
                        for change, needs in self.levers.items()]}
 

@@ -81,14 +81,14 @@ def interval_of(differences: Sequence[float], candidate: Sequence[SequenceLosses
     return paired_interval(differences, level), False
 
 
-def text_interval(candidate: SequenceLosses, reference: SequenceLosses, level: float = LEVEL) -> Interval | None:
+def text_interval(candidate: SequenceLosses, reference: SequenceLosses) -> Interval | None:
     """Return the difference of two models' mean losses on the same held-out sequences (nats a token), with an interval
     for other documents of the same kind; ``None`` of fewer than two sequences."""
     sides = [by_document([side]) for side in (candidate, reference)]
     if len(candidate) < 2 or sides[0].shape != sides[1].shape:
         return None
     mean = float((sides[0] - sides[1])[0, :, 0].sum() / sides[1][0, :, 1].sum())
-    return _around(mean, text_error([candidate], [reference]), sides[0].shape[1] - 1, level)
+    return _around(mean, text_error([candidate], [reference]), sides[0].shape[1] - 1, LEVEL)
 
 
 def text_error(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLosses]) -> float:

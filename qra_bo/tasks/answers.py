@@ -1,5 +1,6 @@
 """Answers to the questions of a file, kept in a run's folder as they come, and two models' answers compared."""
 
+import functools
 import hashlib
 import json
 import math
@@ -9,8 +10,10 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from qra_bo.utils.errors import OutputError
-from qra_bo.utils.files import strict_json, writing
+from qra_bo.utils.files import writing
 
 if TYPE_CHECKING:
     from qra_bo.finetune.evaluation import Answer
@@ -19,6 +22,7 @@ ANSWERS = "answers"
 LEVEL = 0.95
 METRICS = ({"exact_match"}, {"acc", "acc_norm"})
 """Of written answers, and of multiple choice."""
+_adapter: Any = functools.cache(TypeAdapter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +120,7 @@ def _answer(line: bytes) -> "Answer | None":
     """Return the answer in a line; ``None`` for a line that no run writes."""
     from qra_bo.finetune.evaluation import Answer
     try:
-        found = Answer(**strict_json(line))
-    except (TypeError, ValueError):
+        found: Answer = _adapter(Answer).validate_json(line, strict=True)
+    except ValidationError:
         return None
-    texts, right = (found.question, found.prompt, found.target, found.answer), found.right
-    whole = all(isinstance(text, str) for text in texts) and isinstance(right, dict) and set(right) in METRICS
-    return found if whole and all(value in (0, 1) for value in right.values()) else None
+    return found if set(found.right) in METRICS and all(value in (0, 1) for value in found.right.values()) else None

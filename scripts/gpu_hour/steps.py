@@ -12,7 +12,7 @@ from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.finetune.adapters.lora import detach
 from qra_bo.finetune.data.load import load_data
 from qra_bo.finetune.data.records import batches
-from qra_bo.finetune.models.checkpointing import use_checkpointing
+from qra_bo.finetune.models.activations import use_checkpointing
 from qra_bo.finetune.models.load import cast_parameters, load_base
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.training.loop import train_step

@@ -17,7 +17,7 @@ import torch
 
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach, detach
-from qra_bo.finetune.models.checkpointing import use_checkpointing
+from qra_bo.finetune.models.activations import use_checkpointing
 from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.finetune.gradient_profile import measure_by_gradients

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from qra_bo.finetune.models.checkpointing import use_checkpointing
+from qra_bo.finetune.models.activations import use_checkpointing
 
 
 @pytest.mark.parametrize("name", ["gradient", "activation"])

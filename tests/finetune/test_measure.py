@@ -9,7 +9,7 @@ import torch
 from qra_bo.finetune import profiling
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.memory_probe import PeakTracker
-from qra_bo.finetune.models.checkpointing import use_checkpointing
+from qra_bo.finetune.models.activations import use_checkpointing
 from qra_bo.finetune.profiling import leading_energy, measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loss import CalibrationText

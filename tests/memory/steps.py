@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.memory_probe import PeakTracker
-from qra_bo.finetune.models.checkpointing import use_checkpointing
+from qra_bo.finetune.models.activations import use_checkpointing
 from qra_bo.finetune.models.experts import Experts, unfuse
 from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.finetune.quantization.embeddings import pack_embeddings

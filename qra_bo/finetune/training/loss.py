@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.models.checkpointing import recomputes
+from qra_bo.finetune.models.activations import recomputes
 from qra_bo.utils.errors import ModelError
 
 
