@@ -94,10 +94,7 @@ def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> N
 
 def check_random_base(manifest: Manifest) -> None:
     """Refuse a base model of random weights whose sizes are none, not those of the manifest's modules, or beyond this
-    machine's memory. Nothing on disk bounds such a model.
-
-    Raises:
-        OutputError: With the sizes.
+    machine's memory. Nothing on disk bounds such a model. Raises ``OutputError`` with the sizes.
     """
     shapes = {name: record.shape for name, record in manifest.modules.items()}
     try:

@@ -45,11 +45,7 @@ class Layout:
         return int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads)
 
     def name(self, tensor: str) -> str:
-        """Return GGUF's name of a tensor or a module of the base model.
-
-        Raises:
-            ConfigError: If it has none.
-        """
+        """Return GGUF's name of a tensor or a module of the base model; raises ``ConfigError`` if it has none."""
         found = name_map(self.architecture, self.config.num_hidden_layers).get_name(tensor, (".weight", ".bias"))
         if found is None:
             raise ConfigError(f"export.targets=[gguf]: GGUF's {self.config.model_type} models have no tensor for "

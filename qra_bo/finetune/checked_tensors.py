@@ -30,11 +30,8 @@ def fast_hash(tensors: Mapping[str, Tensor], facts: str = "") -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Replace ``path`` by contiguous tensors and texts about them, with the permissions of any new file.
-
-    Raises:
-        OSError: If they can't be written.
-    """
+    """Replace ``path`` by contiguous tensors and texts about them, with the permissions of any new file. Raises
+    ``OSError``."""
     try:
         save_file(dict(tensors), path, metadata=None if about is None else dict(about))
     except SafetensorError as error:
@@ -43,11 +40,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 
 def save_checked(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and JSON values with the checksum of both.
-
-    Raises:
-        OSError: If they can't be written.
-    """
+    """Write tensors and JSON values with the checksum of both; raises ``OSError``."""
     text = json.dumps(facts)
     save_tensors(path, tensors, {"facts": text, "checksum": fast_hash(tensors, text)})
 

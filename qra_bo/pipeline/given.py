@@ -184,10 +184,7 @@ def with_ladders_of(config: RunConfig, allocations: Sequence[Allocation]) -> Run
 
 def check_given(setting: Setting, given: Given, budget: int) -> None:
     """Refuse a given allocation that is predicted to need more than ``budget`` bytes, or over ``max_average_bits``.
-
-    Raises:
-        BudgetError: With the bytes that it needs.
-    """
+    Raises ``BudgetError`` with what it needs."""
     allocation = given.allocations[0]
     need = setting.predictor(allocation)
     if need > budget:

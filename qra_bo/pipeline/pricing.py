@@ -60,11 +60,8 @@ def with_dtype(config: RunConfig, folder: Path | None = None) -> RunConfig:
     """Return ``config`` with one compute type for all workers where it says ``auto``: the one that a run in ``folder``
     recorded, else one that suits the least of their cards. Losses in different types would not compare.
 
-    Where the workers are on other machines, the device must be named: without, each resolves ``auto`` by itself.
-
-    Raises:
-        DeviceError: If a run needs a CUDA device and this machine has none.
-        JournalError: If the run's journal can't be read.
+    Where the workers are on other machines, the device must be named: without, each resolves ``auto`` by itself. Errors
+    are those of ``training_device``, and ``JournalError`` if the run's journal can't be read.
     """
     if config.dtype != "auto":
         return config

@@ -22,7 +22,7 @@ from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.stored_model import load_others, load_stored
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
-from qra_bo.study.reading import begun_study
+from qra_bo.study.lines import begun_study
 from qra_bo.utils.errors import ConfigError
 from tests.finetune.test_exl3 import write_exl3
 from tests.finetune.test_packed_folders import logits, node

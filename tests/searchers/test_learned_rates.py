@@ -129,8 +129,9 @@ def test_trust_region_is_around_an_evaluated_allocation(monkeypatch: pytest.Monk
     searcher = unlearned(problem, 0)
     searcher.tell([replace(e, result=replace(e.result, loss=4.0 + 0.02 * i)) for i, e in enumerate(known)])
     searcher.ask(1)
-    model = searcher._conditioned()
-    assert model is not None
+    fitted = searcher._fitted()
+    assert fitted is not None
+    model = fitted.condition_on_pending(torch.from_numpy(searcher._seen.pending).double())
     assert int(model.latent(model.rows)[0].argmin()) == len(known)  # the pending proposal has the best posterior mean
     monkeypatch.setattr("qra_bo.searchers.structured.searcher.solve_relaxed", noted)
     searcher.ask(1)

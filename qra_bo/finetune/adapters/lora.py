@@ -144,11 +144,7 @@ def lora_layers(model: Any) -> dict[str, LoraLayer]:
 
 
 def check_realised(model: Any, ranks: Mapping[str, int], alpha_over_rank: float) -> None:
-    """Compare every module's realised rank and scale with the requested ones.
-
-    Raises:
-        OracleError: If they differ.
-    """
+    """Compare every module's realised rank and scale with the requested ones; raises ``OracleError`` if they differ."""
     layers = lora_layers(model)
     wanted = {name: rank for name, rank in ranks.items() if rank > 0}
     if set(layers) != set(wanted):

@@ -94,10 +94,7 @@ class ChatTemplate:
 
     def render(self, conversation: Conversation) -> tuple[str, list[Span]]:
         """Return the text of a conversation, and the characters of its trained turns, on which the loss is taken.
-
-        Raises:
-            DataError: See ``encode``.
-        """
+        Errors are those of ``encode``."""
         messages, tools, where = conversation.messages, conversation.tools, conversation.where
         text, marked = self._text(messages, tools, where, marks=bool(_GENERATION.search(self.source(tools))))
         lowered = text.lower()

@@ -63,11 +63,8 @@ def check_model_files(folder: Path, name: str, *, gguf: bool = False) -> None:
 
 
 def check_unquantised(folder: Path, name: str) -> None:
-    """Refuse a model whose weights are packed in the format of a quantiser (bitsandbytes, GPTQ, AWQ, FP8 ...).
-
-    Raises:
-        ModelError: If its configuration says so.
-    """
+    """Raise ``ModelError`` if a model's weights are packed in the format of a quantiser (bitsandbytes, GPTQ, AWQ, FP8
+    ...), as its configuration says."""
     marks = quantization_marks(folder)
     if marks:
         method = marks.get("quant_method", "unknown") if isinstance(marks, dict) else "unknown"

@@ -213,7 +213,11 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
                 check_unquantised(folder, str(cfg["name"]))
             model = None
             if weights:
-                alone = {} if gguf is not None else _text_alone(cfg, folder, trust)
+                alone: dict[str, Any] = {}  # arguments for the text decoder of a checkpoint that has other parts too
+                if gguf is None:
+                    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
+                    if (text := text_part(config, str(cfg["path"]))) is not config:
+                        alone = {"config": text, "key_mapping": TEXT_NAMES}
                 with without_bars(warnings=not alone):  # one would list every weight of the parts that are left out
                     model, found = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust,
                                                                         output_loading_info=True, **safe, **alone)
@@ -238,13 +242,6 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
         model.config._commit_hash = folder.name
         model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(cfg["path"])
     return model, tokenizer
-
-
-def _text_alone(cfg: Mapping[str, Any], folder: Path, trust: bool) -> dict[str, Any]:
-    """Return the arguments that load the text decoder of a checkpoint alone; none where it is all there is."""
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
-    text = text_part(config, str(cfg["path"]))
-    return {} if text is config else {"config": text, "key_mapping": TEXT_NAMES}
 
 
 def _check_complete(model: Any, missing: Iterable[str], folder: Path, name: str) -> None:
@@ -288,11 +285,7 @@ def ungrouped_attention(module: torch.nn.Module, query: torch.Tensor, key: torch
 
 
 def use_fast_attention(model: Any, device: torch.device, dtype: torch.dtype) -> str:
-    """Choose the attention kernel for this device and type; return its name.
-
-    Raises:
-        ModelError: If the decoder can't use SDPA.
-    """
+    """Choose the attention kernel for this device and type; return its name. Errors are those of ``choose_kernel``."""
     name, kernel = "sdpa", None
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if device.type == "cpu" and dtype.itemsize == 2:

@@ -94,11 +94,7 @@ def _name_of(model: Any, wanted: Any) -> str:
 
 
 def _multiplier(model: Any) -> Tensor | None:
-    """Return the factor that an embedding applies to its rows, ``None`` for none.
-
-    Raises:
-        ModelError: If it does anything else with them.
-    """
+    """Return the factor that an embedding applies to its rows, ``None`` for none; ``ModelError`` if it does more."""
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
         raise ModelError(f"embeddings packs an nn.Embedding, and this model's is a {type(embedding).__name__}; use "
