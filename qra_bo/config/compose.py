@@ -3,8 +3,9 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -30,6 +31,7 @@ from qra_bo.utils.redact import hide
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError)
 """What Hydra raises for groups and files that it can't read."""
 MAIN = "config"  # in conf/
+MOST_ALIASES = 20
 _VARIABLE = re.compile(r"\$\{oc\.env:\s*([^},\s]+)\s*(?:,\s*([^}]*?)\s*)?\}")
 
 
@@ -58,11 +60,14 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
     """Hydra over ``conf/`` of the installed package, or ``config_path`` instead, and ``config_dir`` of more groups.
 
     Raises:
-        ConfigError: If ``config_dir`` is no folder.
+        ConfigError: If ``config_dir`` is no folder, or one of its files multiplies values by aliases.
     """
     if config_dir is not None and not (os.path.isdir(config_dir) and os.access(config_dir, os.R_OK | os.X_OK)):
         raise ConfigError("--config-dir must name a folder of groups such as method/ or model/, which can be read; got "
                           f"{config_dir!r}.")
+    for pattern in () if config_dir is None else ("*.yaml", "*/*.yaml"):
+        for file in Path(config_dir).glob(pattern):
+            check_aliases(file)
     outer = get_gh_backup()
     GlobalHydra.instance().clear()  # a Hydra application may call this from its own job
     try:
@@ -72,6 +77,15 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
             yield app
     finally:
         restore_gh_from_backup(outer)
+
+
+def check_aliases(file: Path) -> None:
+    """Refuse a YAML file with more than ``MOST_ALIASES``: aliases of aliases multiply values. Raises ``ConfigError``; a
+    file that can't be read is left to Hydra."""
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        tokens = yaml.scan(file.read_text(encoding="utf-8"), yaml.SafeLoader)
+        if sum(isinstance(token, yaml.AliasToken) for token in tokens) > MOST_ALIASES:
+            raise ConfigError(f"{file} has more than {MOST_ALIASES} aliases (*NAME); write their values out")
 
 
 def search_path(config_dir: str | None) -> list[str]:

@@ -3,21 +3,36 @@
 import json
 import os
 import resource
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qra_bo.config import load_config
+from qra_bo.config.compose import MOST_ALIASES
 from qra_bo.config.derive import make_spec
 from qra_bo.finetune.data import chat_template
 from qra_bo.finetune.data.chat_template import ChatTemplate
 from qra_bo.finetune.data.jsonl import MOST_CHARACTERS, records_of
 from qra_bo.finetune.models.gguf_header import read_header
 from qra_bo.space.decoder import MOST_LAYERS
-from qra_bo.utils.errors import DataError, ModelError
+from qra_bo.utils.errors import ConfigError, DataError, ModelError
 from tests.data.chat_templates import TEMPLATES, chat_tokenizer
 from tests.data.test_chat import talk
+
+
+@pytest.mark.parametrize(("text", "refused"), [
+    ("a0: &a0 [1, 2]\n" + "".join(f"a{i}: &a{i} [{9 * f'*a{i - 1}, '}]\n" for i in range(1, 30)), True),
+    ("a: &a 1\nb: [" + (MOST_ALIASES + 1) * "*a, " + "]\n", True),
+    ("a: &a 1\nb: [" + MOST_ALIASES * "*a, " + "]\n", False),
+    ("a: &a {b: 1}\nc: {<<: *a, d: *a}\n", False), ("a: &a [*a]\n", False), ("\t: [", False)])
+def test_yaml_whose_aliases_multiply_is_refused(text: str, refused: bool, tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="more than 20 aliases") if refused else nullcontext():
+        load_config(["data=tiny", "+model=tiny"], str(tmp_path))
+
 
 COUNT = "{% for i in range(99999) %}"
 END = "{% endfor %}"
