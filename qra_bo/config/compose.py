@@ -65,9 +65,9 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
     if config_dir is not None and not (os.path.isdir(config_dir) and os.access(config_dir, os.R_OK | os.X_OK)):
         raise ConfigError("--config-dir must name a folder of groups such as method/ or model/, which can be read; got "
                           f"{config_dir!r}.")
-    for pattern in () if config_dir is None else ("*.yaml", "*/*.yaml"):
-        for file in Path(config_dir).glob(pattern):
-            check_aliases(file)
+    groups = None if config_dir is None else Path(config_dir)
+    for file in () if groups is None else (*groups.glob("*.yaml"), *groups.glob("*/*.yaml")):
+        check_aliases(file)
     outer = get_gh_backup()
     GlobalHydra.instance().clear()  # a Hydra application may call this from its own job
     try:
