@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from qra_bo.config import load_config, make_spec
 from qra_bo.finetune.data.load import byte_tokenizer
+from qra_bo.finetune.models.gguf_header import QuickReader
 from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
 from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.models.load import cast_parameters, load_base, located, without_dropout
@@ -135,8 +137,8 @@ def test_base_in_a_relative_folder_is_found_from_elsewhere(tmp_path: Path, monke
 
 @pytest.mark.parametrize(("kind", "bits"), [(GGMLQuantizationType.Q4_0, "Q4_0, 4.5 bits"),
                                             (GGMLQuantizationType.F16, None)])
-def test_origin_of_a_gguf_is_the_format_of_most_weights(kind: GGMLQuantizationType, bits: str | None,
-                                                        tmp_path: Path) -> None:
+def test_origin_of_a_gguf_is_the_format_of_most_weights(kind: GGMLQuantizationType, bits: str | None, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     writer = GGUFWriter(tmp_path / "base.gguf", "llama")
     writer.add_tensor("blk.0.ffn_up.weight", quantize(np.zeros((4, 64), np.float32), kind), raw_dtype=kind)
     writer.add_tensor("output_norm.weight", np.zeros(64, np.float32))
@@ -144,6 +146,10 @@ def test_origin_of_a_gguf_is_the_format_of_most_weights(kind: GGMLQuantizationTy
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    parse, parsed = QuickReader._build_fields, list[int]()
+    monkeypatch.setattr(QuickReader, "_build_fields", lambda *given: parsed.append(1) or parse(*given))
     with reading_gguf():
+        gguf.GGUFReader(str(tmp_path / "base.gguf"))
         origin = origin_of(tmp_path / "base.gguf")
+    assert parsed == [1]
     assert origin is None if bits is None else bits in str(origin)

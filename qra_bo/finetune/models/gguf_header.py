@@ -97,7 +97,8 @@ def stored_header(path: Path) -> Header:
 def _read(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path.is_file():  # a pipe would wait for ever
         raise ValueError("it is a folder, a pipe or a device")
-    reader = QuickReader(str(path))
+    # Within ``reading_gguf`` the file is parsed already.
+    reader = (QuickReader if isinstance(gguf.GGUFReader, type) else gguf.GGUFReader)(str(path))
     values: dict[str, Any] = {name: field.contents() if len(field.data) == 1 else hashlib.sha256(
         reader.data[field.offset:field.offset + sum(part.nbytes for part in field.parts)]).hexdigest()
         for name, field in reader.fields.items()}
