@@ -16,6 +16,7 @@ from qra_bo.finetune.training.loop import HeldOut, train_step
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING, activity
 from qra_bo.space import uniform
+from qra_bo.trials import TrialSpec
 from tests.finetune.models import FINAL, failing, final_options
 from tests.finetune.test_finetune import MIXED, REQUEST, make, quiet
 
@@ -121,6 +122,20 @@ def test_a_killed_final_fine_tune_continues_to_the_same_result(dies_at: int, pat
     assert same(adapter(killed), adapter(tmp_path / "whole"))
     finished = finalise(killed, make(killed), patience=patience)  # and the journal's line was lost
     assert finished == whole
+
+
+@pytest.mark.parametrize(("steps", "again"), [(4, 8), (6, 6), (8, 12)])
+def test_final_fine_tune_goes_on_from_a_trial_before_its_first_validation(steps: int, again: int,
+                                                                          tmp_path: Path) -> None:
+    whole, folder = finalise(tmp_path / "whole", validate_every=6), tmp_path / "after"
+    folder.mkdir()
+    oracle = make(folder)
+    oracle.evaluate(TrialSpec(MIXED, steps, 12, 5, 5e-3), quiet)
+    done: list[int] = []
+    found = finalise(folder, oracle, lambda what, at, total: done.append(at), validate_every=6)
+    assert done == list(range(13 - again, 13))
+    assert found == {**whole, "training_tokens": again * 2 * 32}
+    assert same(adapter(folder), adapter(tmp_path / "whole"))
 
 
 def test_one_worker_removes_the_checkpoints_of_another(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Checkpoint:
         curve: Validation loss of a final fine-tune so far; empty in trials.
         state: Masters and moments by name.
         best: Masters at the least validation loss of a final fine-tune, by name; empty in trials.
-        losses: Training loss of every step since ``first``.
+        losses: Training loss of every step.
     """
 
     step: int = 0
@@ -194,14 +194,19 @@ class TrialRun:
         self.saved = time.monotonic()
 
     def restore(self, optimizer: UnitwiseAdamW) -> None:
-        """Continue from the checkpoint, if there is one."""
-        saved = None if self.store is None else self.store.load(self.name, self.request.steps)
+        """Continue from the checkpoint, if there is one. A final fine-tune also goes on from that of a trial of its own
+        schedule, up to the first validation."""
+        steps = self.request.steps
+        most = {self.name: steps} if self.final is None else \
+            {self.name: steps, self.request.training: self.final.validations(steps)[0]}
+        saved = None if self.store is None else \
+            next(filter(None, (self.store.load(name, at_most) for name, at_most in most.items())), None)
         if saved is None:
             return
         optimizer.load_state(saved.state)
         self.at = replace(saved, state={})
         if saved.target != self.request.steps:  # a finished trial of lower fidelity: its cost does not count
-            self.at = Checkpoint(saved.step, self.request.steps, saved.step)
+            self.at = Checkpoint(saved.step, self.request.steps, saved.step, losses=saved.losses)
 
     def stops(self) -> list[int]:
         """Return the steps at which training pauses: a trial's last, and those of a final fine-tune after which its
