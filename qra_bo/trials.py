@@ -142,7 +142,7 @@ class TrialResult:
         measured_bytes: Peak bytes of the configured memory scope, or ``None`` where not measured.
         switch_seconds: The part of it spent on switching the model to the allocation.
         message: Reason for a state other than ``ok``, or empty.
-        peaks: Measured memory by phase, whatever the scope; empty where nothing was measured.
+        peaks: Measured memory by phase; empty where nothing was measured.
         sequence_losses: Summed loss, number of target tokens and document of every held-out sequence; empty where not
             known.
     """

@@ -106,8 +106,8 @@ def release_unused(device: torch.device) -> None:
 class MemoryProbe:
     """Measurement of one trial's memory in the configured scope.
 
-    On CUDA the allocator counts every step at no cost. On a CPU following every storage makes a step several times as
-    long: one step and one batch of the evaluation are followed.
+    On CUDA the allocator counts every step at no cost. On a CPU following every storage makes a step up to twice as
+    long: in the scope ``"peak"`` one step and one batch of the evaluation are followed.
 
     Args:
         optimizer: Its tensors are alive at the peak.
@@ -154,7 +154,7 @@ class MemoryProbe:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             yield self._read
-        elif follow:
+        elif follow and self.scope == "peak":
             with self.bank.only_packed(), PeakTracker() as tracker:
                 tracker.track_existing(self.model)
                 tracker.track(self.optimizer.tensors())

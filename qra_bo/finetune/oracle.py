@@ -212,12 +212,14 @@ class FinetuneOracle:
         return printable(self.tokenizer.decode(tokens, skip_special_tokens=True).rstrip("\ufffd")) if tokens else ""
 
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress) -> dict[str, Any]:
-        """Measure an allocation's memory with two training steps and a batch of the evaluation; nothing is kept.
+        """Measure an allocation's memory with two training steps and a batch of the evaluation; nothing is kept. On a
+        CPU, whose RAM was checked, what is stored needs no step.
 
         Returns ``measured_bytes`` in the configured scope and ``peaks`` by phase. Where the device ran out of memory
         there are none, ``state`` is ``"oom"``, and ``message`` is the error.
         """
-        request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, 0.0)
+        steps = 2 if self.settings.scope == "peak" or self.device.type != "cpu" else 0
+        request = TrialSpec(Allocation.from_json(allocation), steps, 2, train_seed, 0.0)
         run = TrialRun(request, None, most_blocks=self.settings.train.batch, purpose="measure memory")
         measured = self._run(run, progress)
         return {"state": measured.state.value, "message": measured.message, "measured_bytes": measured.measured_bytes,

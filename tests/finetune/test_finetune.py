@@ -14,7 +14,7 @@ from qra_bo.finetune import profiling
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.load import byte_tokenizer, load_data
 from qra_bo.finetune.data.options import TinyData
-from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
+from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
@@ -191,6 +191,18 @@ def test_every_trial_records_the_peak_of_every_phase() -> None:
     assert all(larger.peaks[phase]["allocated"] > first.peaks[phase]["allocated"] for phase in PHASES)
     single = oracle.evaluate(replace(REQUEST, steps=1), quiet)  # the moments are not yet there at its only step
     assert (list(single.peaks), single.measured_bytes) == (["load"], None)
+
+
+def test_what_is_stored_is_measured_without_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = make()
+    oracle.settings = replace(oracle.settings, scope="stored")
+    trained = oracle.evaluate(REQUEST, quiet)
+    monkeypatch.setattr("qra_bo.finetune.oracle.train_step", lambda *_: pytest.fail("it trains"))
+    found = oracle.measure_peak(MIXED.to_json(), 0, quiet)
+    assert found["measured_bytes"] == trained.measured_bytes == 2 * sum(
+        rank * (linear.in_features + linear.out_features) for unit, rank in zip(oracle.units, MIXED.ranks, strict=True)
+        for linear in unit.linears) + sum(oracle.bank.stored_bytes(unit_choice(oracle.units, MIXED.formats)))
+    assert list(found["peaks"]) == list(trained.peaks) == ["load"]
 
 
 @pytest.mark.parametrize("by_gradients", [False, True])
