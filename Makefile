@@ -20,10 +20,12 @@ PINS_SUITE := tests/config tests/space tests/memory/test_model.py tests/memory/t
   tests/finetune/quantization/test_conformance.py tests/finetune/test_adapters.py tests/finetune/test_checkpointing.py \
   tests/finetune/test_finetune.py tests/finetune/test_library_contracts.py tests/finetune/test_training.py tests/gpu
 
-# Effort of run. The default is a demonstration in minutes: few formats, tokens and held-out sequences, one training seed.
+# Effort of run. The default is a demonstration in minutes: few formats, tokens, steps and held-out sequences, one
+# training seed.
 EFFORT ?= instant
 ifeq ($(EFFORT),instant)
-DEMO := bits=[3,4] quantizer.formats.3=[int3-g64] quantizer.tokens=4096 eval.sequences=32 effort.references=true calibrate.lr_scales=[1.0]
+DEMO := bits=[3,4] quantizer.formats.3=[int3-g64] quantizer.tokens=2048 data.calibration=2 profiling=gradients \
+  fidelity.low=8 eval.sequences=16 effort.references=true calibrate.lr_scales=[1.0]
 endif
 
 # Parts of first-gpu-hour, each in a process of its own.
