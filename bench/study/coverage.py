@@ -8,9 +8,8 @@ all that there are, and asks whether the interval of what was drawn holds the tr
 simulated too: a quarter of all seeds varies a little less than as many new ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,6 @@ from qra_bo.trials import SequenceLosses
 PLAN = Path(__file__).parent / "plans" / "coverage.yaml"
 TRIALS = RESULTS / "coverage"
 SEEDS, SEQUENCES, REPEATS = 5, 64, 4000
-FAR = 10.0
-"""Median deviations from the median loss beyond which a training failed to learn."""
 COLUMNS = ("choice", "of_seeds", "seeds", "sequences", "drawn",
            "coverage", "over_seeds_alone", "half_width", "half_width_over_seeds_alone")
 
@@ -62,25 +59,16 @@ def simulate(candidate: Sequence[SequenceLosses], reference: Sequence[SequenceLo
             "half_width_over_seeds_alone": width[1], "mean": float(truth), "repeats": repeats}
 
 
-def usual(losses: Mapping[int, float]) -> set[int]:
-    """Return the seeds whose training ended within ``FAR`` median deviations of the median loss."""
-    off = {seed: abs(loss - median(losses.values())) for seed, loss in losses.items()}
-    return {seed for seed, far in off.items() if far <= FAR * median(off.values())}
-
-
 def recorded(repeats: int = REPEATS) -> list[dict[str, Any]]:
-    """Return the rows of the committed trials: of each choice less the first one, over all seeds, and where a training
-    failed to learn, over the others too."""
+    """Return the rows of the committed trials: of each choice less the first one, over all seeds that both have."""
     [arms], find = load_study(PLAN).comparisons, finder(stores_in(TRIALS))
     first, *others = (settle(arm, find) for arm in arms)
     rows = []
     for other in others:
-        everyone = sorted(first.losses.keys() & other.losses.keys())
-        good = usual(first.losses) & usual(other.losses)
-        for kept in dict.fromkeys((tuple(everyone), tuple(s for s in everyone if s in good))):
-            sides = [[side.tested[seed].sequence_losses for seed in kept] for side in (other, first)]
-            rows += [{"choice": other.arm.name, "of_seeds": len(kept), **simulate(*sides, SEQUENCES, replace, repeats)}
-                     for replace in (True, False)]
+        kept = sorted(first.losses.keys() & other.losses.keys())
+        sides = [[side.tested[seed].sequence_losses for seed in kept] for side in (other, first)]
+        rows += [{"choice": other.arm.name, "of_seeds": len(kept), **simulate(*sides, SEQUENCES, replace, repeats)}
+                 for replace in (True, False)]
     return rows
 
 
