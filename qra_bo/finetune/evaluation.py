@@ -17,7 +17,7 @@ import torch
 
 from qra_bo.finetune.data.chat_template import ChatTemplate
 from qra_bo.finetune.data.conversations import Conversation
-from qra_bo.finetune.data.jsonl import check_characters, json_objects, question_prompt, read_text, to_record
+from qra_bo.finetune.data.jsonl import Refused, check_characters, json_objects, question_prompt, read_text, to_record
 from qra_bo.finetune.data.records import Record
 from qra_bo.utils.errors import ConfigError, DataError, MissingExtraError
 from qra_bo.utils.files import user_path
@@ -56,10 +56,14 @@ def read_task_file(path: Path, chat: bool = False) -> list[Question]:
     conversations.
 
     Raises:
-        DataError: If the file can't be read, is empty, mixes both kinds, or a record is malformed; names the line.
+        DataError: If the file can't be read, is empty, mixes both kinds, or records are malformed; names the lines.
     """
-    items = [_choice(fields, where) if isinstance(fields, Mapping) and "choices" in fields
-             else _written(fields, where, chat) for where, fields in json_objects(read_text(path), str(path))]
+    items, refused = list[Question](), Refused()
+    for where, fields in json_objects(read_text(path), str(path)):
+        with refused.at(where):
+            items.append(_choice(fields, where) if isinstance(fields, Mapping) and "choices" in fields
+                         else _written(fields, where, chat))
+    refused.check()
     if not items:
         raise DataError(f"{path} is empty; expected one JSON object a line with question, choices and answer, or with "
                         "the fields of a training record")

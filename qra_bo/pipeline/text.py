@@ -10,7 +10,7 @@ from qra_bo.config import RunConfig
 from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.load import load_data, read_data, render
 from qra_bo.finetune.data.options import HubData, PlaysData, UserData
-from qra_bo.finetune.data.packing import pack
+from qra_bo.finetune.data.packing import assemble
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.finetune.data.records import BlockFacts, Record, split_records
 from qra_bo.report.tables import print_data, progress_console
@@ -97,8 +97,7 @@ def text_size(config: RunConfig) -> TextSize | None:
     otherwise its tokens are estimated from its characters.
 
     Raises:
-        DataError: If the text is missing, malformed or too small.
-        ModelError: If a conversation can't be rendered.
+        DataError: If the text is missing, malformed or too small, or conversations can't be rendered.
     """
     cfg, length = config.data, config.train.length
     if isinstance(cfg, HubData):
@@ -122,11 +121,11 @@ def text_size(config: RunConfig) -> TextSize | None:
         if tokenizer is None:
             basis += "; this machine lacks the model's tokenizer"
         else:
-            sample = train[:SAMPLE]  # they are shuffled
-            blocks = pack(tokenizer, render(sample, cfg.render, tokenizer), length, 0, config.train.isolated)
-            times = len(train) / len(sample)
+            samples = [render(split[:SAMPLE], cfg.render, tokenizer) for split in splits]  # they are shuffled
+            blocks = assemble(tokenizer, samples, length, 1, 0, source, config.train.isolated).train
+            times = len(train) / len(samples[0])
             facts, sequences = blocks.facts, times * len(blocks)
             tokens = times * facts.used_tokens
             basis = "counted by the model's tokenizer" if times == 1 else \
-                f"estimated from {len(sample):,} of them that the model's tokenizer counted"
+                f"estimated from {len(samples[0]):,} of them that the model's tokenizer counted"
     return TextSize(source, records, read - records, len(train), round(tokens), sequences, facts, basis)

@@ -268,6 +268,21 @@ def test_malformed_conversations_name_the_line(fields: dict[str, Any], message: 
         chat(fields)
 
 
+def test_all_conversations_that_a_template_refuses_are_named_whatever_their_split(tmp_path: Path) -> None:
+    path = write(tmp_path, *[{"messages": talk(str(i), "b", system="s" if i % 2 else None).messages}
+                             for i in range(40)])
+    message = r"20 malformed records: .*, line 2, line 4, line 6 and 17 more: .* refuses the conversation \(System role"
+    with pytest.raises(DataError, match=message):
+        load_data(config("jsonl", path=path), chat_tokenizer(GEMMA), 64)
+
+
+def test_a_template_that_never_ends_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qra_bo.finetune.data.chat_template.MOST_SECONDS", 0.1)
+    tokenizer = chat_tokenizer("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    with pytest.raises(DataError, match=r"^f.jsonl, line 1: .* refuses the conversation \(it computes for too long"):
+        assemble(tokenizer, [[talk("a", "b"), talk("c", "d")]] * 3, 64, 1, 0, "f")
+
+
 def test_a_conversation_is_cut_at_its_end_and_keeps_an_answer() -> None:
     ids, loss = list(range(10)), [False] * 4 + [True] * 2 + [False] * 2 + [True] * 2
     assert piece_of_conversation(ids, loss, 10)[1] == [NO_LOSS] * 4 + [4, 5] + [NO_LOSS] * 2 + [8, 9]

@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qra_bo.finetune import evaluation
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.finetune.evaluation import Answer, TaskScore, answer_file, same_answer, scores_of
+from qra_bo.finetune.evaluation import Answer, TaskScore, answer_file, read_task_file, same_answer, scores_of
+from qra_bo.utils.errors import DataError
 from tests.finetune.models import tiny_llama
 
 ANIMALS = ("cat", "horse", "a very large whale", "ox")
@@ -102,3 +103,10 @@ def test_generated_answers_are_matched(tmp_path: Path, monkeypatch: pytest.Monke
     assert answers[2] == Answer(answers[2].question, "Question: Is 2 a number?\nAnswer:", "no", answers[2].answer,
                                 {"exact_match": 0.0})
     assert answers[2].answer.strip() == "yes"
+
+
+def test_all_malformed_questions_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"question": "q", "answer": "7"}\n{"question": "q"}\n{"prompt": 3, "answer": "8"}\nnot json\n')
+    with pytest.raises(DataError, match=r"^3 malformed records: .* line 2: .* line 3: .* line 4: not valid"):
+        read_task_file(file)

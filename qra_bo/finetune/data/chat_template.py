@@ -13,7 +13,7 @@ turn is trained too, with a line break after it, as in the templates with marks 
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import date
 from typing import Any
 
@@ -21,7 +21,7 @@ from jinja2 import Environment, TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qra_bo.finetune.data.conversations import REASONING, Conversation, Message
-from qra_bo.finetune.data.jsonl import MOST_CHARACTERS
+from qra_bo.finetune.data.jsonl import MOST_CHARACTERS, Refused
 from qra_bo.utils.errors import DataError
 from qra_bo.utils.formatting import cut
 from qra_bo.utils.process import bounded
@@ -75,8 +75,10 @@ class ChatTemplate:
         """Return the template's text for conversations with or without ``tools``: some tokenizers have one for each."""
         return PLAIN if self.is_plain else str(self.tokenizer.get_chat_template(None, tools))
 
-    def encode(self, conversations: Sequence[Conversation]) -> Iterator[tuple[list[int], list[bool]]]:
-        """Yield each conversation's token ids, and whether a loss is taken on each.
+    def encode(self, conversations: Sequence[Conversation],
+               refused: Refused | None = None) -> Iterator[tuple[list[int], list[bool]]]:
+        """Yield each conversation's token ids, and whether a loss is taken on each; none after one that is ``refused``,
+        where these are noted.
 
         Raises:
             DataError: If the template refuses or leaves out a part of a conversation, or its answers can't be told
@@ -86,7 +88,12 @@ class ChatTemplate:
             raise DataError("the tokenizer of this model gives no positions of characters, by which the answers in "
                             "conversations are found; give prompt and completion as texts, or another base model")
         for start in range(0, len(conversations), _AT_ONCE):
-            rendered = [self.render(c) for c in conversations[start:start + _AT_ONCE]]
+            rendered = []
+            for c in conversations[start:start + _AT_ONCE]:
+                with nullcontext() if refused is None else refused.at(c.where):
+                    rendered.append(self.render(c))
+            if refused:
+                continue
             coded = self.tokenizer([text for text, _ in rendered], add_special_tokens=False,
                                    return_offsets_mapping=True, verbose=False)
             for (_, spans), ids, offsets in zip(rendered, coded["input_ids"], coded["offset_mapping"], strict=True):

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,28 +58,22 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
         DataError: If there is no record, or some are malformed; the message names their places.
     """
     records: list[Record | Conversation] = []
-    left_out, refused = Counter[str](), dict[str, list[str]]()
+    left_out, refused = Counter[str](), Refused()
     for where, fields in rows:
         if max_records is not None and len(records) == max_records:
             break
         if isinstance(fields, Mapping) and fields.get("label") is False:
             left_out[FALSE_LABEL] += 1
             continue
-        try:
+        with refused.at(where):
             record = to_record(fields, where)
-        except DataError as error:
-            why = str(error).removeprefix(f"{where}: ")
-            named = why in refused or len(refused) < MOST_NAMED
-            refused.setdefault(why if named else "other problems", []).append(where)
-            continue
-        if last_turns and isinstance(record, Conversation):
-            record = replace(record, trained=record.trained[-1:])
-        if record.is_empty:
-            left_out[EMPTY_TARGET] += 1
-        else:
-            records.append(record)
-    if refused:
-        raise malformed(refused)
+            if last_turns and isinstance(record, Conversation):
+                record = replace(record, trained=record.trained[-1:])
+            if record.is_empty:
+                left_out[EMPTY_TARGET] += 1
+            else:
+                records.append(record)
+    refused.check()
     if not records:
         reasons = "".join(f"; left out, because {reason}: {n:,}" for reason, n in left_out.items())
         lack = "has no record to train on" if left_out else f"is empty; expected one JSON object a line with {KINDS}"
@@ -86,14 +81,31 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
     return records, left_out
 
 
-def malformed(problems: Mapping[str, Sequence[str]]) -> DataError:
-    """Return one error for all malformed records, from the places of each problem; it names the first of them."""
-    count, named = sum(map(len, problems.values())), []
-    for why, places in problems.items():
-        others = "".join(f", {place.rpartition(', ')[2]}" for place in places[1:3])
-        more = f" and {len(places) - 3:,} more" if len(places) > 3 else ""
-        named.append(f"{places[0]}{others}{more}: {why}")
-    return DataError(f"{f'{count:,} malformed records: ' if count > 1 else ''}{ConfigError(named)}")
+class Refused(dict[str, list[str]]):
+    """Places of the records of a source that can't be taken, by problem."""
+
+    @contextmanager
+    def at(self, where: str) -> Iterator[None]:
+        """Note a ``DataError`` of the block as one of the record at ``where``; a ``TimeoutError`` behind it would come
+        of every record, and ends all."""
+        try:
+            yield
+        except DataError as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise
+            why = str(error).removeprefix(f"{where}: ")
+            self.setdefault(why if why in self or len(self) < MOST_NAMED else "other problems", []).append(where)
+
+    def check(self) -> None:
+        """Raise one ``DataError`` for all of them, if any; it names the first places of each problem."""
+        count, named = sum(map(len, self.values())), []
+        for why, found in self.items():
+            places = sorted(found, key=lambda place: (len(place), place))  # splits are shuffled
+            others = "".join(f", {place.rpartition(', ')[2]}" for place in places[1:3])
+            more = f" and {len(places) - 3:,} more" if len(places) > 3 else ""
+            named.append(f"{places[0]}{others}{more}: {why}")
+        if named:
+            raise DataError(f"{f'{count:,} malformed records: ' if count > 1 else ''}{ConfigError(named)}")
 
 
 def read_text(file: Path) -> str:

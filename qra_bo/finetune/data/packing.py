@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qra_bo.finetune.data.conversations import Conversation
+from qra_bo.finetune.data.jsonl import Refused
 from qra_bo.finetune.data.records import (
     NO_LOSS,
     BlockFacts,
@@ -82,7 +83,7 @@ def piece_of_conversation(ids: Sequence[int], trained: Sequence[bool], length: i
 
 
 def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, seed: int,
-         isolate: bool = False) -> TokenBlocks:
+         isolate: bool = False, refused: Refused | None = None) -> TokenBlocks:
     """Pack ``records`` into shuffled sequences; an end token closes every text where the tokenizer has one.
 
     A text begins as the tokenizer begins it, and has that token and the end token once where it brings its own. A
@@ -92,7 +93,7 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
     its own, from 0, and its first token no label; padding counts as one more piece.
 
     Raises:
-        DataError: If a chat template can't render a conversation.
+        DataError: If a chat template can't render a conversation; such ones are noted in ``refused`` where it is given.
     """
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     pad = next((int(t) for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
@@ -115,7 +116,7 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
         from qra_bo.finetune.data.chat_template import ChatTemplate  # loads transformers, which other texts do without
         template = ChatTemplate(tokenizer)
         first = begin if template.is_plain else []  # a model's own template writes that token itself
-        for ids, trained in template.encode(conversations):
+        for ids, trained in template.encode(conversations, refused):
             pieces.append(piece_of_conversation([*first, *ids], [False] * len(first) + trained, length))
             ends.append(len(pieces))
             sizes.append(len(first) + len(ids))
@@ -167,9 +168,11 @@ def assemble(tokenizer: Any, splits: Sequence[Sequence[Record | Conversation]], 
     """Return token blocks of the records of (train, validation, test); ``isolate``: see ``pack``.
 
     Raises:
-        DataError: If a split holds no token on which a loss could be taken, or a conversation can't be rendered.
+        DataError: If a split holds no token on which a loss could be taken, or conversations can't be rendered.
     """
-    packed = [pack(tokenizer, split, length, seed, isolate) for split in splits]
+    refused = Refused()
+    packed = [pack(tokenizer, split, length, seed, isolate, refused) for split in splits]
+    refused.check()
     for name, split, blocks in zip(("training", "validation", "test"), splits, packed, strict=True):
         if not blocks.n_targets:
             raise DataError(f"the {name} split of {source} has {len(split)} records and no target token; "
