@@ -107,7 +107,7 @@ def _run(argv: list[str]) -> int:
         raise ConfigError([unknown_flag(flag).message for flag in unknown])
     sweep = args.multirun or any(a.replace(" ", "").lower() == "hydra.mode=multirun" for a in args.overrides)
     shows = args.help or args.hydra_help or args.cfg or args.info
-    good, problems = inspect(args.overrides, sweep, args.config_dir)
+    good, problems = inspect(args.overrides, sweep, args.config_dir, once=True)
     if problems and (sweep or args.cfg or args.info):
         raise ConfigError([p.message for p in problems])
     if shows:
