@@ -154,9 +154,9 @@ class Engine:
                 yield run
             except (Exception, RunInterrupted) as error:
                 state = "interrupted" if isinstance(error, RunInterrupted) else "failed"
+                run.status.write(state, str(error))  # first: a second signal may come at once
                 with suppress(OutputError):  # which may be the error itself
                     run.mark_time()
-                run.status.write(state, str(error))
                 raise
             run.status.stage = "end"
             run.status.write("done")

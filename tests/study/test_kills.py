@@ -15,7 +15,8 @@ import pytest
 from qra_bo.study.journal import read_journal
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.study.status import read_state
-from tests.study.problem import comparable, keys
+from qra_bo.study.trial_runner import TrialRunner
+from tests.study.problem import Walk, comparable, keys, run
 
 PAUSE = 0.02
 
@@ -139,3 +140,14 @@ def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_at_once_leaves_the_run_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise RunInterrupted(signal.SIGINT)
+
+    monkeypatch.setattr(TrialRunner, "mark_time", stopped)  # where the second one comes
+    monkeypatch.setattr(Walk, "ask", stopped)
+    with pytest.raises(RunInterrupted):
+        run(tmp_path)
+    assert read_state(tmp_path) == "interrupted"
