@@ -107,3 +107,13 @@ def test_task_report_of_a_folder_writes_one_page_and_one_a_run(outputs, capsys):
     for name in ("done", "uniform", "cut/short"):
         assert f'href="{name}/report.html"' in page
         assert (outputs / name / "report.html").is_file()
+
+
+def test_a_table_of_runs_says_what_each_alone_was_given(tmp_path, capsys):
+    for i in range(2):
+        words = ["+model=smollm2_135m", f"adapter.lr=0.00{i + 1}", f"out=sweep/{i}"]
+        write_run(tmp_path / str(i), [{**e, "command": words} if e["event"] == "provenance" else e
+                                      for e in make_events()])
+    assert main(["list", str(tmp_path)]) == 0
+    rows = [line.split("\t")[-1] for line in capsys.readouterr().out.splitlines() if "\t" in line]
+    assert rows == ["given alone", "adapter.lr=0.001", "adapter.lr=0.002"]

@@ -43,6 +43,12 @@ class ReportData:
     ended_at: datetime | None
 
     @property
+    def words(self) -> list[str]:
+        """Flags and overrides of the run's command; ``+model=MODEL`` where a program composed it."""
+        words = self.study.provenance.get("command")
+        return [str(word) for word in words] if isinstance(words, Sequence) else ["+model=MODEL"]
+
+    @property
     def header(self) -> Header:
         return self.study.header
 

@@ -33,9 +33,7 @@ def command(words: Sequence[str], changes: Mapping[str, str | None], without: Se
 
 def next_steps(d: ReportData, folder: str) -> list[tuple[str, str]]:
     """Return purpose and code of every use of the run in ``folder``."""
-    words = d.study.provenance.get("command")
-    words = [str(word) for word in words] if isinstance(words, Sequence) else ["+model=MODEL"]  # composed in a program
-    run = override_value(printable(folder))
+    words, run = d.words, override_value(printable(folder))
 
     def again(**changes: str | None) -> str:  # the command of this run, of which nothing but ``changes`` differs
         return command(words, {"resume": None, "task": None, "allocation": None} | changes)
@@ -47,7 +45,7 @@ def next_steps(d: ReportData, folder: str) -> list[tuple[str, str]]:
         ("From Python: the model, with the logits of the run's end",
          f"import qra_bo\nmodel, tokenizer = qra_bo.load({json.dumps(printable(folder))})"),
         ("For other trainers and servers", command((), {"task": "export", "out": run, "export.check": "true"})),
-        ("Your own questions to it and to the untuned model", command((), {
+        ("Your own questions to it and to the untuned model (pip install 'qra_bo[eval]' first)", command((), {
             "task": "evaluate", "out": run, "eval.tasks": "[questions.jsonl]", "eval.against": "untuned"})),
         ("The same bits and ranks on other data", command(words, on_other_data, (*OF_A_SEARCH, "data")))]
     if d.study.prediction is not None:

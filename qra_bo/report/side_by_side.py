@@ -1,8 +1,9 @@
 """Several runs: finding them, one line each, and the settings that keep their losses from being compared."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qra_bo.memory.budget import format_size
@@ -12,8 +13,8 @@ from qra_bo.report.text import duration
 from qra_bo.study.journal import JOURNAL_NAME, is_locked
 from qra_bo.study.status import read_state
 from qra_bo.utils.errors import JournalError, OutputError
-from qra_bo.utils.formatting import DASH, number
-from qra_bo.utils.redact import printable
+from qra_bo.utils.formatting import DASH, cut, number
+from qra_bo.utils.redact import printable, redact
 
 STOPPED = ("interrupted", "failed", "died")
 """States of a run that ended early: by a signal, by an error, or killed."""
@@ -22,12 +23,13 @@ STOPPED = ("interrupted", "failed", "died")
 @dataclass(frozen=True, slots=True)
 class FoundRun:
     """A run's folder: its report data, or the reason why its journal can't be read. ``name`` is its path from the
-    folder of all runs, by which their page links its own report."""
+    folder of all runs, by which their page links its own report; ``own`` what not all of them were given."""
 
     name: str
     folder: Path
     data: ReportData | None
     problem: str = ""
+    own: str = ""
 
     @property
     def state(self) -> str:
@@ -46,7 +48,8 @@ class FoundRun:
     def cells(self) -> tuple[str, ...]:
         """The run as text, in the order of ``COLUMNS``."""
         return (printable(self.name), self.state,
-                *(DASH if self.data is None else read(self.data) for read in FACTS.values()))
+                *(DASH if self.data is None else read(self.data) for read in FACTS.values()),
+                printable(self.own) or DASH)
 
 
 def find_runs(folder: Path) -> list[FoundRun]:
@@ -62,7 +65,10 @@ def find_runs(folder: Path) -> list[FoundRun]:
             runs.append(FoundRun(_name(folder, run), run, load_run(run)))
         except (JournalError, OutputError, OSError) as error:  # of the system: its files can't be reached
             runs.append(_unreadable(folder, run, error))
-    return sorted(runs, key=lambda run: run.folder)
+    given = {run.folder: run.data.words for run in runs if run.data is not None}
+    times = Counter(word for words in given.values() for word in words if not word.startswith("out="))
+    own = {at: cut(" ".join(w for w in words if 0 < times[w] < len(given))) for at, words in given.items()}
+    return sorted((replace(run, own=redact(own.get(run.folder, ""))) for run in runs), key=lambda run: run.folder)
 
 
 def _name(folder: Path, run: Path) -> str:
@@ -90,7 +96,7 @@ FACTS: dict[str, Reader] = {
     "final loss": lambda d: DASH if d.study.final is None else number(d.study.final.loss),
     "simple choice": lambda d: DASH if d.verdict.reference is None else d.study.name(d.verdict.reference),
     "versus it": story.versus, "time": lambda d: duration(d.wall_seconds)}
-COLUMNS = ("run", "state", *FACTS)
+COLUMNS = ("run", "state", *FACTS, "given alone")
 """Headings of a table of runs, in the order of ``FoundRun.cells``."""
 
 
