@@ -3,11 +3,10 @@
 A leaf package: it knows tensors and nothing of language models.
 """
 
-from surrogates.diagnostics import diagnostics, spearman
 from surrogates.errors import SurrogateError
 from surrogates.fidelity import FidelityModel
 from surrogates.gp import condition_on_pending, fit_gp, gp_predict
-from surrogates.structured import Component, Design, StructuredModel
+from surrogates.structured import Component, Design, StructuredModel, diagnostics, spearman
 
 __all__ = ["Component", "Design", "FidelityModel", "StructuredModel", "SurrogateError", "condition_on_pending",
            "diagnostics", "fit_gp", "gp_predict", "spearman"]

@@ -22,9 +22,9 @@ from botorch.posteriors import GPyTorchPosterior, Posterior
 from gpytorch.distributions import MultivariateNormal
 from linear_operator import to_linear_operator
 from scipy.optimize import minimize
+from scipy.stats import norm, spearmanr
 from torch import Tensor
 
-from surrogates.diagnostics import diagnostics
 from surrogates.errors import SurrogateError, check_shape
 from surrogates.gp import matern52
 from surrogates.warp import LogWarp, candidate_warps
@@ -301,3 +301,33 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         """Return the covariance of observations under ``k`` squared scales of ``k x n x n`` parts, ``n x n``."""
         jitter = _JITTER * torch.eye(grams.shape[-1], dtype=torch.float64)
         return torch.einsum("k,kij->ij", squares, grams) + _CONSTANT_VARIANCE + jitter
+
+
+def diagnostics(truth: Tensor, mean: Tensor, sd: Tensor, score: Tensor, nll: Tensor) -> dict[str, Any]:
+    """Return how good predictions are of observations that the model did not see, each of ``n``.
+
+    Args:
+        truth: The observations.
+        mean: Predicted mean, in the units of ``truth``.
+        sd: Predicted deviation of an observation (noise included), in these units.
+        score: Error over deviation, in the scale in which the prediction is Gaussian.
+        nll: Negative log-likelihood of every truth (nats), in the units of ``truth``.
+
+    Returns:
+        Lists ``observed``, ``predicted`` and ``sd``; ``n``; the rank correlation of means and truths, ``spearman``, and
+        over the better (smaller) half of the truths, ``spearman_good`` (large errors on bad designs raise the first
+        alone); their mean ``nll``; and the shares of truths within the central intervals of probability 0.5 and 0.9,
+        ``coverage_50`` and ``coverage_90``.
+    """
+    good, far = truth <= truth.median(), score.abs()
+    inside = {f"coverage_{level}": float((far <= float(norm.ppf(0.5 + level / 200))).double().mean())
+              for level in (50, 90)}
+    return {"observed": truth.tolist(), "predicted": mean.tolist(), "sd": sd.tolist(), "n": len(truth),
+            "spearman": spearman(mean, truth), "spearman_good": spearman(mean[good], truth[good]),
+            "nll": float(nll.mean()), **inside}
+
+
+def spearman(a: Tensor, b: Tensor) -> float | None:
+    """Return the rank correlation of two vectors of ``n``, ties averaged; ``None`` where either is constant."""
+    constant = any(v.min() == v.max() for v in (a, b))
+    return None if constant else float(spearmanr(a.numpy(), b.numpy()).statistic)

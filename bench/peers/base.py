@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.evolution.archive import Archive
+from qra_bo.searchers.evolution.searcher import Archive
 from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance
 from qra_bo.sensitivity.repair import Repair

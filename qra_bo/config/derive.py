@@ -58,7 +58,7 @@ def hf_config(config: RunConfig) -> Any:
         return gguf_config(gguf_of(model))
     from transformers import AutoConfig  # heavy, and not needed where conf/model has the numbers
 
-    from qra_bo.finetune.models.text_part import text_part
+    from qra_bo.finetune.models.files import text_part
     path = small_files(model)
     check_layers(path)
     try:

@@ -15,7 +15,7 @@ from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.finetune_oracle import make_finetune
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.delivery import fine_tune, first_that_fits
+from qra_bo.study.engine import fine_tune, first_that_fits
 from qra_bo.study.lines import NAMES, encode
 from qra_bo.utils.errors import TrainingError
 

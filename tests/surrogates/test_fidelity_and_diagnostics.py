@@ -4,9 +4,9 @@
 import pytest
 import torch
 
-from surrogates.diagnostics import diagnostics, spearman
 from surrogates.errors import SurrogateError
 from surrogates.fidelity import FidelityModel
+from surrogates.structured import diagnostics, spearman
 
 
 def data(n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,5 @@
-"""Checks before transformers reads a model's folder: no pickles, no redirects, no code unasked."""
+"""Before transformers reads a model's folder: no pickles, no redirects, no code unasked; and of a checkpoint with other
+parts, such as one for images, the text decoder alone."""
 
 import json
 import logging
@@ -14,6 +15,10 @@ CONFIG, ADAPTER = "config.json", "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 REDIRECTS = ("transformers_weights", "configuration_files")
 """Keys of a configuration that make transformers read files that are not checked here."""
+TEXT_NAMES = {r"^language_model\.lm_head\.": "lm_head.", r"^language_model\.model\.": "model.",
+              r"^model\.(language|text)_model\.": "model."}
+"""Patterns of a decoder's names in such checkpoints, as the hub's files and the modules of transformers have them, with
+their replacements in a model of text."""
 log = logging.getLogger(__name__)
 
 
@@ -147,3 +152,22 @@ def may_run(model_cfg: Mapping[str, Any]) -> bool:
     warn_once(f"model.trust_remote_code=true: code that comes with {model_cfg.get('path')} will run on this machine, "
               "with all that you may do; pin it with model.revision")
     return True
+
+
+def text_part(config: Any, where: str) -> Any:
+    """Return the configuration of the text decoder that ``config`` describes beside other parts, else ``config``.
+
+    transformers must have a causal language model of that decoder's type. A warning is logged once per process and
+    ``where``, which names the checkpoint. Code that comes with a checkpoint may compute anything: its configuration is
+    returned as it is.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING  # slow to import; a plan by conf/model's numbers needs none
+    text: Any = getattr(config, "text_config", None)
+    own_code = not type(config).__module__.startswith("transformers.")
+    if own_code or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING or text.is_encoder_decoder:
+        return config
+    if (ends := getattr(config, "eos_token_id", None)) is not None:
+        text.eos_token_id = ends  # the tokens that end an answer are often set for the whole checkpoint alone
+    warn_once(f"{where} ({config.model_type}) has other parts beside its text decoder: the decoder alone "
+              f"({text.model_type}) is planned, loaded and trained, and parts for images or sound are left out")
+    return text

@@ -24,12 +24,11 @@ from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.experts import unfuse
-from qra_bo.finetune.models.files import bases_of, check_model_files, check_unquantised, may_run
+from qra_bo.finetune.models.files import TEXT_NAMES, bases_of, check_model_files, check_unquantised, may_run, text_part
 from qra_bo.finetune.models.gguf_header import EMBEDDING, HEAD, read_header
 from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
 from qra_bo.finetune.models.packed_folder import PackedFolder, packed_folder
-from qra_bo.finetune.models.text_part import TEXT_NAMES, text_part
 from qra_bo.utils.device import takes_groups
 from qra_bo.utils.errors import ModelError
 

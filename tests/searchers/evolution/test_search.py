@@ -10,8 +10,7 @@ from bench.optimum import optimum, true_losses
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.searchers.evolution import selection
-from qra_bo.searchers.evolution.archive import Archive
-from qra_bo.searchers.evolution.searcher import EvolutionarySearch, RandomSearch
+from qra_bo.searchers.evolution.searcher import Archive, EvolutionarySearch, RandomSearch
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.trials import Fidelity, Proposal
 from surrogates.fidelity import FidelityModel
