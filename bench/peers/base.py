@@ -8,8 +8,7 @@ import numpy as np
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.searcher import Archive
 from qra_bo.searchers.evolution.variation import random_near_budget
-from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance
-from qra_bo.sensitivity.repair import Repair
+from qra_bo.sensitivity.importance import Repair, fidelity_importance, plasticity_importance
 from qra_bo.space import FloatArray, IntArray
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import ladder_tops, neighbours_within

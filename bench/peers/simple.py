@@ -7,9 +7,14 @@ import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher
-from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance, shrunk_sensitivity, warm_start
+from qra_bo.sensitivity.importance import (
+    Repair,
+    fidelity_importance,
+    plasticity_importance,
+    shrunk_sensitivity,
+    warm_start,
+)
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import CostTable, FloatArray, IntArray, PhaseCost
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import neighbours_within

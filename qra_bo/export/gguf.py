@@ -56,7 +56,11 @@ def write(run: FinishedRun) -> list[Path]:
             source.write_adapter(path)
         else:
             source.write_model(path, MERGED.get(name), dense=name == UNPACKED)
-    texts = {"README.md": _card(run, source)}
+    files = _at_hand(run)
+    rounded = sorted({linear.format.name for linear in weights.linears.values() if not is_exact(linear.format)})
+    texts = {"README.md": render("gguf.md", run, files=files, rounded=rounded, notes=source.vocabulary.notes,
+                                 meaning=FILES, merged=_merged(run.gguf) or _merged(files), label=_label(run),
+                                 base=_base(run, files))}
     if (merged := _merged(run.gguf)) is not None:
         settings = ((key, getattr(weights.generation_config, name, None)) for name, (_, key) in SAMPLING.items())
         lines = [f"PARAMETER {key} {value:g}" for key, value in settings if value is not None]
@@ -72,14 +76,6 @@ def refuse_base(model: Any, tokenizer: Any) -> None:
     for name in (name for name, _ in model.named_parameters() if expert_of(name) is None):  # packed tables are buffers
         layout.name(name)
     vocabulary_of(tokenizer, model.get_input_embeddings().num_embeddings)
-
-
-def _card(run: FinishedRun, source: Source) -> str:
-    formats = {linear.format.name: linear.format for linear in source.weights.linears.values()}
-    rounded = sorted(name for name, fmt in formats.items() if not is_exact(fmt))
-    files = _at_hand(run)
-    return render("gguf.md", run, files=files, rounded=rounded, notes=source.vocabulary.notes, meaning=FILES,
-                  merged=_merged(run.gguf) or _merged(files), label=_label(run), base=_base(run, files))
 
 
 def _label(run: FinishedRun) -> str:

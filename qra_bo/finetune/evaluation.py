@@ -36,8 +36,6 @@ BOOTSTRAPS = 100
 """Samples for standard errors of metrics other than means, which have a formula."""
 STOPS = ("\nQuestion:", "\n\n### ", "\nUser:")
 """Texts that end an answer: the beginnings of the next question as ``data=jsonl`` renders it."""
-
-
 Question = dict[str, Any]
 """A ``prompt`` with its possible ``choices`` and the index ``gold`` of the right one, or with the ``target`` that the
 answer is compared with. A conversation as the prompt asks for its last trained turn, by the tokenizer's template."""

@@ -14,7 +14,6 @@ from qra_bo.memory.budget import format_size
 from qra_bo.report import story
 from qra_bo.report.data import BREAKDOWN, ReportData, load_run
 from qra_bo.report.next_steps import next_steps
-from qra_bo.report.notes import notes
 from qra_bo.report.plots import PLOTS, write_plots
 from qra_bo.report.side_by_side import COLUMNS, FoundRun, caveats
 from qra_bo.report.style import svg_element
@@ -40,7 +39,7 @@ def _render(name: str, figures: Mapping[str, Figure | None], **values: Any) -> s
                               keep_trailing_newline=True)
     environment.filters |= {"size": format_size, "duration": duration, "number": number, "signed": signed,
                             "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True)}
-    environment.globals |= {"notes": notes, "versus": story.versus,
+    environment.globals |= {"notes": story.notes, "versus": story.versus,
                             "allocation_line": story.allocation_line, "most_sensitive": most_sensitive,
                             "BREAKDOWN": BREAKDOWN}
     return environment.get_template(name).render(values, figures=elements)
@@ -64,7 +63,7 @@ def report_json(d: ReportData) -> dict[str, Any]:
         "proxy_label": d.proxy_label, "budget_bytes": d.header.budget_bytes, "scope": d.header.scope,
         "answer": asdict(story.answer(d)), "comparison": [asdict(r) for r in story.comparison(d)],
         "checks": [asdict(c) for c in checks(d.study)],
-        "notes": dict(notes(d)), "warnings": list(d.warnings),
+        "notes": dict(story.notes(d)), "warnings": list(d.warnings),
         "surrogate_check": d.study.surrogate_check and encode(d.study.surrogate_check),
         "verdict": asdict(d.verdict),
         "units": [dict(zip(("unit", "format", "bits", "rank"), row, strict=True)) for row in _unit_rows(d)],

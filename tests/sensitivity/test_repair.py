@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.sensitivity.repair import EPS, Repair
+from qra_bo.sensitivity.importance import EPS, Repair
 from qra_bo.space import CostTable, PhaseCost
 from qra_bo.utils.errors import BudgetError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qra_bo.sensitivity.repair import Repair
+from qra_bo.sensitivity.importance import Repair
 from qra_bo.space import CostTable, Linear, SearchSpace, Unit, average_bits, limit_average_bits
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.lagrangian import solve_relaxed

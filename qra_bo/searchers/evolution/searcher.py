@@ -8,8 +8,7 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.selection import Promotion, hypervolume, rank_and_crowd, survivors, tournament
 from qra_bo.searchers.evolution.variation import Operators, random_near_budget, warm_population
 from qra_bo.searchers.observations import ObservingSearcher
-from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance
-from qra_bo.sensitivity.repair import Repair
+from qra_bo.sensitivity.importance import Repair, fidelity_importance, plasticity_importance
 from qra_bo.space import FloatArray, IntArray
 from qra_bo.trials import Fidelity, Proposal, Trial
 from qra_bo.utils.errors import ConfigError

@@ -4,8 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity.importance import warm_start
-from qra_bo.sensitivity.repair import Repair
+from qra_bo.sensitivity.importance import Repair, warm_start
 from qra_bo.space import FloatArray, IntArray
 from qra_bo.space.neighbourhood import atomic_neighbours, ladder_tops
 from qra_bo.utils.errors import BudgetError

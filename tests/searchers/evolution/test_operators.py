@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_bo.searchers.evolution.variation import Operators, random_near_budget, warm_population
-from qra_bo.sensitivity.importance import warm_start
-from qra_bo.sensitivity.repair import Repair
+from qra_bo.sensitivity.importance import Repair, warm_start
 from qra_bo.space.neighbourhood import ladder_tops
 from tests.spaces import distance, make_problem
 
