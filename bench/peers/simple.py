@@ -18,7 +18,7 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import CostTable, FloatArray, IntArray, PhaseCost
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import neighbours_within
-from qra_bo.space.simple import wider_units
+from qra_bo.space.space import wider_units
 from qra_bo.utils.errors import BudgetError, ConfigError
 
 _FURTHEST = 3

@@ -15,7 +15,7 @@ from qra_bo.memory.file_formats import BACKEND
 from qra_bo.memory.formats import BITS, LEAST_BITS, default_format, parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, CostTable, SearchSpace, StorageFormat, uniform
-from qra_bo.space.simple import mix
+from qra_bo.space.space import mix
 from qra_bo.utils.device import memory_groups
 from qra_bo.utils.errors import BudgetError, SpaceError
 from qra_bo.utils.formatting import cut
@@ -158,7 +158,7 @@ def space_of(space: SearchSpace, allocation: Allocation) -> SearchSpace:
 
 def simple_choice(choice: Simple, space: SearchSpace, order: Sequence[int] | None = None) -> Allocation:
     """Return the allocation of a simple choice: of whole bits the uniform one, else that of the two widths of the space
-    on both sides of its bits, see ``space.simple.mix``, with units in ``order`` (``None``: by the blind rule). The rank
+    on both sides of its bits, see ``space.space.mix``, with units in ``order`` (``None``: by the blind rule). The rank
     may be off the ladder. Raises ``SpaceError`` if the space has no width on one side."""
     if choice.bits in BITS:
         return uniform(space.n_units, format_for(int(choice.bits), space).name, choice.rank)

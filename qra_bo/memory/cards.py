@@ -31,11 +31,8 @@ class Card:
 
 USABLE = 11.62 / 12
 """Share of the GiB on the box that CUDA reports, at least: that of the RTX 3060, without error correction."""
-
 ALIKE = 0.07
 """Largest difference in memory of cards with one size on the box: error correction takes 6 %."""
-
-
 CARDS: Mapping[str, Card] = {
     "t4": Card("Tesla T4", 14.56, 65, (7, 5)),
     "v100": Card("Tesla V100-SXM2-16GB", 15.75, 125, (7, 0)),

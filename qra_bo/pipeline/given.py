@@ -16,7 +16,7 @@ from qra_bo.memory.embeddings import WIDTHS
 from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.model import SCOPES
 from qra_bo.space import Allocation, SearchSpace, uniform
-from qra_bo.space.simple import BLIND_RULE
+from qra_bo.space.space import BLIND_RULE
 from qra_bo.study.header import BY_RULE, CALIBRATED, Given
 from qra_bo.study.results import BEST_NAME, check_best
 from qra_bo.study.setting import Setting

@@ -10,7 +10,7 @@ from qra_bo.memory.budget import format_size
 from qra_bo.report.data import ReportData
 from qra_bo.report.text import ITSELF, describe_allocation, duration
 from qra_bo.space import Allocation
-from qra_bo.space.simple import BLIND_RULE
+from qra_bo.space.space import BLIND_RULE
 from qra_bo.study.gain import GainKind, gain_of
 from qra_bo.study.header import CALIBRATED
 from qra_bo.study.results import metadata_bits

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated
@@ -13,6 +14,11 @@ from annotated_types import Ge, Le
 from qra_bo.space.allocation import Allocation
 from qra_bo.space.decoder import DecoderSpec, Linear, stack_of
 from qra_bo.utils.errors import SpaceError
+
+BLIND_RULE = "both ends first"
+"""Name of the rule that decides which units of a fractional choice (two neighbouring formats, one rank) are wider. It
+measures nothing: layers at the ends of the depth come before those in the middle, the last layer first. With one format
+everywhere these are the simple choices, which any choice of layers must beat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +195,31 @@ def make_units(spec: DecoderSpec, granularity: str) -> tuple[Unit, ...]:
         key = stack_of(linear.name) if granularity == "module" else prefix + suffix[granularity]
         members.setdefault(key, []).append(linear)
     return tuple(Unit(name, tuple(linears)) for name, linears in members.items())
+
+
+def blind_order(space: SearchSpace) -> tuple[int, ...]:
+    """Return the ``L`` units in the order in which they get the wider format: layers from both ends of the depth in
+    turn, the last first; units of one layer in their own order."""
+    layers = [min(linear.layer for linear in unit.linears) for unit in space.units]
+    ranked = sorted(set(layers))
+    turn = {layer: min(2 * (len(ranked) - 1 - i), 2 * i + 1) for i, layer in enumerate(ranked)}
+    return tuple(sorted(range(space.n_units), key=lambda unit: turn[layers[unit]]))
+
+
+def wider_units(order: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Return which units are wider where the first 0 to ``L`` ones of ``order`` are, ``(L + 1) x L``."""
+    return np.asarray(np.argsort(order)[None, :] < np.arange(len(order) + 1)[:, None])
+
+
+def mix(space: SearchSpace, low: StorageFormat, high: StorageFormat, bits: Fraction, rank: int,
+        order: Sequence[int] | None = None) -> Allocation:
+    """Return the allocation of one rank in which as many first units of ``order`` (``None``: by the blind rule) have
+    the format ``high``, and the others ``low``, as keep the average of code bits, weighted by parameters, to ``bits``.
+
+    With more bits no unit gets fewer. ``bits`` are at least those of ``low``.
+    """
+    order = blind_order(space) if order is None else order
+    room = (bits - low.bits) * int(space.unit_numel.sum())
+    spent = (high.bits - low.bits) * np.cumsum(space.unit_numel[list(order)])
+    wider = wider_units(order)[sum(int(n) <= room for n in spent)]
+    return Allocation(tuple(high.name if w else low.name for w in wider), (rank,) * space.n_units)

@@ -12,7 +12,7 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.rates.model import Rates, rows_terms
 from qra_bo.space import Allocation, uniform
-from qra_bo.space.simple import blind_order, wider_units
+from qra_bo.space.space import blind_order, wider_units
 from qra_bo.study.events import Calibration
 from qra_bo.study.header import Given
 from qra_bo.study.intervals import text_error

@@ -10,7 +10,7 @@ import numpy as np
 
 from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.formats import parse_format
-from qra_bo.space.simple import BLIND_RULE
+from qra_bo.space.space import BLIND_RULE
 from qra_bo.study.events import End
 from qra_bo.study.gain import gain_of
 from qra_bo.study.header import BY_RULE

@@ -30,7 +30,7 @@ from qra_bo.memory.budget import (
 )
 from qra_bo.memory.formats import BITS
 from qra_bo.space import Allocation, DecoderSpec, average_bits
-from qra_bo.space.simple import blind_order, wider_units
+from qra_bo.space.space import blind_order, wider_units
 from qra_bo.utils.errors import BudgetError, ConfigError, SpaceError
 from tests.memory.spaces import TINY, space_of
 

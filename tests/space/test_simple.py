@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qra_bo.memory import parse_format
 from qra_bo.space import Allocation, Linear, SearchSpace, Unit, average_bits
-from qra_bo.space.simple import blind_order, mix, wider_units
+from qra_bo.space.space import blind_order, mix, wider_units
 
 LOW, HIGH = parse_format("hqq3"), parse_format("nf4")
 

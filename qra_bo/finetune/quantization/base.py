@@ -63,8 +63,6 @@ State = dict[str, Tensor]
 """
 PLANE_NAMES = ("codes", "lower_codes", "lowest_codes")
 """Tensors of a format's planes, the upper bits first."""
-
-
 SERIAL_NUMEL = (1 << 15) - 1
 """Torch splits reductions of more elements between threads, which changes their last bits."""
 
