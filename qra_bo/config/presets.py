@@ -1,6 +1,5 @@
 """Choices that follow from the model and the device where the user made none: trainer, budget, learning rate, text."""
 
-import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -61,7 +60,7 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
             _group(raw, "adapter").get("lr", "auto") != "auto":
         chosen.append("calibrate.lr_scales=[1.0]")
     budget = OF_ALLOCATION if raw.get("task") == "finetune" else None if raw.get("gpu") is None else "auto"
-    if budget is not None and "budget" not in given and raw.get("budget") == _default_budget():
+    if budget and "budget" not in given and raw.get("budget") == OmegaConf.load(CONF / "config.yaml").budget:
         chosen.append(f"budget={budget}")
     return chosen
 
@@ -70,11 +69,6 @@ def _group(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return the values of a group, which is not checked yet; empty where it is none."""
     group = raw.get(name)
     return group if isinstance(group, Mapping) else {}
-
-
-@functools.cache
-def _default_budget() -> Any:
-    return OmegaConf.select(OmegaConf.load(CONF / "config.yaml"), "budget")
 
 
 def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:

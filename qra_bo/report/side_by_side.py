@@ -57,27 +57,23 @@ def find_runs(folder: Path) -> list[FoundRun]:
     is no directory."""
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder; give the folder that holds your runs, e.g. outputs")
+    def found(run: Path, data: ReportData | None, error: Exception | None = None) -> FoundRun:
+        name = run.name if run == folder else run.relative_to(folder).as_posix()
+        why = f"it can't be read ({error.strerror})" if isinstance(error, OSError) else str(error or "")
+        return FoundRun(name, run, data, why)
+
     closed: list[OSError] = []
-    found = [Path(root) for root, _, names in os.walk(folder, onerror=closed.append) if JOURNAL_NAME in names]
-    runs = [_unreadable(folder, Path(error.filename), error) for error in closed]
-    for run in found:
+    places = [Path(root) for root, _, names in os.walk(folder, onerror=closed.append) if JOURNAL_NAME in names]
+    runs = [found(Path(error.filename), None, error) for error in closed]
+    for place in places:
         try:
-            runs.append(FoundRun(_name(folder, run), run, load_run(run)))
+            runs.append(found(place, load_run(place)))
         except (JournalError, OutputError, OSError) as error:  # of the system: its files can't be reached
-            runs.append(_unreadable(folder, run, error))
+            runs.append(found(place, None, error))
     given = {run.folder: run.data.words for run in runs if run.data is not None}
     times = Counter(word for words in given.values() for word in words if not word.startswith("out="))
     own = {at: cut(" ".join(w for w in words if 0 < times[w] < len(given))) for at, words in given.items()}
     return sorted((replace(run, own=redact(own.get(run.folder, ""))) for run in runs), key=lambda run: run.folder)
-
-
-def _name(folder: Path, run: Path) -> str:
-    return run.name if run == folder else run.relative_to(folder).as_posix()
-
-
-def _unreadable(folder: Path, run: Path, error: Exception) -> FoundRun:
-    why = f"it can't be read ({error.strerror})" if isinstance(error, OSError) else str(error)
-    return FoundRun(_name(folder, run), run, None, why)
 
 
 Reader = Callable[[ReportData], str]
@@ -103,6 +99,6 @@ COLUMNS = ("run", "state", *FACTS, "given alone")
 def caveats(runs: Sequence[FoundRun]) -> list[str]:
     """One sentence for each setting in which the runs differ and for each run that trained no model."""
     read = {run.name: run.data for run in runs if run.data is not None}
-    differ = [title for title, reader in SETTING if len(set(map(reader, read.values()))) > 1]
-    return [*(f"The runs differ in {title}: their losses are not directly comparable." for title in differ),
+    return [*(f"The runs differ in {title}: their losses are not directly comparable." for title, reader in SETTING
+              if len(set(map(reader, read.values()))) > 1),
             *(f"{name}: {data.proxy_label}." for name, data in read.items() if data.proxy_label)]

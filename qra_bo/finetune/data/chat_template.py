@@ -92,7 +92,7 @@ class ChatTemplate:
             for c in conversations[start:start + _AT_ONCE]:
                 with nullcontext() if refused is None else refused.at(c.where):
                     rendered.append(self.render(c))
-            if refused:
+            if refused:  # no text is made of the others
                 continue
             coded = self.tokenizer([text for text, _ in rendered], add_special_tokens=False,
                                    return_offsets_mapping=True, verbose=False)

@@ -178,10 +178,9 @@ def assemble(tokenizer: Any, splits: Sequence[Sequence[Record | Conversation]], 
             raise DataError(f"the {name} split of {source} has {len(split)} records and no target token; "
                             "give more records, or a larger data.held_out")
     train, validation, test = packed
-    sources, plain, begin = "", False, "".join(map(str, beginning_of(tokenizer)))
-    if any(isinstance(record, Record) for split in splits for record in split):
-        sources = begin
-    if chats := any(isinstance(record, Conversation) for split in splits for record in split):
+    kinds, begin = {type(record) for split in splits for record in split}, "".join(map(str, beginning_of(tokenizer)))
+    sources, plain = begin * (Record in kinds), False
+    if chats := Conversation in kinds:
         from qra_bo.finetune.data.chat_template import ChatTemplate  # see pack
         template = ChatTemplate(tokenizer)
         plain = template.is_plain
