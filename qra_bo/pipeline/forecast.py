@@ -17,6 +17,7 @@ from qra_bo.report.next_steps import OF_A_SEARCH, command
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
 from qra_bo.sensitivity.profile import gradient_passes
+from qra_bo.space.decoder import DecoderSpec
 from qra_bo.study.cost import FORWARD_SHARE, affordable_steps, cost_of
 from qra_bo.study.events import Event, FinishedTrial
 from qra_bo.study.header import BY_RULE, Given
@@ -59,7 +60,8 @@ class Part:
 def beginning(setting: Setting) -> list[Part]:
     """Return what a run that trains does before its first training, on a CPU; of a GPU it is not known.
 
-    GPTQ's pass takes about as long a token as training; a search counts its pass as part of the profile.
+    GPTQ's pass takes about as long a token as training; a search counts its pass as part of the profile. The moments of
+    wide inputs take longer.
     """
     config, used = setting.config, setting.space.formats
     if setting.given is not None:
@@ -69,9 +71,19 @@ def beginning(setting: Setting) -> list[Part]:
         return []
     coded = sum(CODE_SECONDS.get(fmt.backend, 0.0) for fmt in formats) * setting.memory.spec.linear_numel
     text = math.inf if setting.sequences is None else setting.sequences * config.train.length
-    passed = min(setting.code_tokens, text) if formats and setting.given is not None else 0.0
+    tokens = min(setting.code_tokens, text) if formats else 0.0
+    coded += _of_moments(setting.memory.spec, tokens) / CORE_FLOPS
+    passed = 0.0 if setting.given is None else tokens
     return [Part("start", _evaluated(setting, "test"), seconds=START_SECONDS)] + \
         [Part("choosing codes", passed, seconds=coded / cores())] * (coded + passed > 0)
+
+
+def _of_moments(spec: DecoderSpec, tokens: float) -> float:
+    """Return the operations of second moments over ``tokens`` of all inputs that linears share, and of factors."""
+    reached = tokens * spec.experts_per_token / max(1, spec.n_experts)
+    inputs = {(m.name.rpartition(".")[0], m.fused): m for m in spec.linears}.values()
+    return sum(m.in_features ** 2 * ((reached if m.expert else tokens) + 2 * m.in_features)
+               for m in inputs) * (tokens > 0)
 
 
 def parts_of(setting: Setting) -> list[Part]:

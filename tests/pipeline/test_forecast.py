@@ -15,6 +15,7 @@ from qra_bo.memory.advice import BITS, MIXING_PAYS
 from qra_bo.memory.cards import CARDS
 from qra_bo.pipeline import forecast
 from qra_bo.pipeline.forecast import (
+    CORE_FLOPS,
     FirstTrial,
     Part,
     beginning,
@@ -30,6 +31,7 @@ from qra_bo.study.events import Event, FinishedTrial, Stage
 from qra_bo.study.header import Given
 from qra_bo.study.setting import Setting
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
+from qra_bo.utils.device import cores
 
 CARD = CARDS["rtx4090"]
 def setting(*overrides: str) -> Setting:
@@ -145,6 +147,7 @@ def test_choosing_codes_is_part_of_a_fine_tune(sequences: float | None, words: l
     run = replace(setting("+model=smollm2_135m", *words), sequences=sequences)
     start, *codes = beginning(replace(run, given=Given((uniform(30, "nf4", 4),), "", 2e-3, "")))
     assert [part.tokens for part in codes] == [tokens] * (tokens > 0)  # 10 tokens for each of 1,536 inputs
-    assert [part.seconds for part in codes] == [0] * (tokens > 0)  # no trellis among the allocation's formats
+    of_inputs = 30 * (3 * 576**2 * (tokens + 2 * 576) + 1536**2 * (tokens + 2 * 1536))  # no trellis in this allocation
+    assert [part.seconds for part in codes] == [of_inputs / CORE_FLOPS / cores()] * (tokens > 0)
     assert start.tokens == pytest.approx(min(128, sequences or math.inf) * 128 / 3)
     assert beginning(run)[0] == start
