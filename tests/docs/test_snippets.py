@@ -158,8 +158,10 @@ def test_python(page: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_files_and_modules_that_a_page_names_exist() -> None:
-    for page in PAGES:
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md"):
         text = page.read_text(encoding="utf-8")
+        assert [f"{path}::{name}" for path, name in re.findall(r"`([\w/]+\.py)::(?:\w+\.)?(\w+)`", text)
+                if not re.search(rf"^ *(def|class) {name}\b", (ROOT / path).read_text("utf-8"), re.M)] == [], page
         assert [path for path in re.findall(r"`([\w.-]+/[\w./-]+\.\w+)`", text)
                 if not GIVEN.match(path) and not (ROOT / path).exists()] == [], page
         assert [module for module in set(re.findall(r"python -m ([\w.]*\w)", text))
