@@ -32,7 +32,7 @@ ALTERNATIVES = {"model": " Any other dense decoder: +model=hf model.path=FOLDER-
                 "oracle": " Losses emulated from a table of real trials: --config-dir bench/conf oracle=emulator "
                           "oracle.table=FOLDER."}
 """By group, how to give what no file of the group names."""
-_SIMPLE = re.compile(r"(?<!['\"\w])(uniform|mix)\s*:\s*[\d.]+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
+_SIMPLE = re.compile(r"(?<!['\"\w])(uniform|mix)\s*:\s*[\w.-]+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
 _TAKES_SIMPLE = re.compile(r"^(\+{0,2})(budget|allocation)=(?!['\"])")
 _MODEL = re.compile(r"^(\+{0,2})model=")
 _NUMBER = re.compile(r"[+-]?[\d_.]+(e[+-]?[\d_]+)?", re.IGNORECASE)

@@ -52,7 +52,8 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
             assert isinstance(chosen, Simple)
         except BudgetError as error:
             raise ConfigError(f"allocation={cut(text)} is no simple choice; give uniform:BITS,RANK such as "
-                              "uniform:4,16, or mix:BITS,RANK such as mix:3.8,2") from error
+                              "uniform:4,16, or mix:BITS,RANK such as mix:3.8,2; a format is named by "
+                              "quantizer.formats.BITS=[NAME]") from error
         allocation = simple_choice(chosen, space)
         mixed = len(set(allocation.formats)) > 1
         given = Given((allocation,), f"task=finetune was given {text}", config.adapter.lr, BY_RULE,

@@ -9,6 +9,7 @@ import pytest
 
 from qra_bo.config import RunConfig, config_from_dict, load_config
 from qra_bo.config.compose import config_from
+from qra_bo.config.overrides import normalise
 from qra_bo.finetune.data.options import HubData
 from qra_bo.memory.budget import parse_budget
 from qra_bo.utils.errors import ConfigError
@@ -67,6 +68,11 @@ def test_a_tilde_is_the_users_folder(quote: str, tmp_path: Path, monkeypatch: py
         ("out", "runs/a"), ("model.path", "models/mine"))}
     config = load_config(["+model=hf", given["model.path"], given["out"]])
     assert (config.model["path"], config.out) == (f"{home}/models/mine", f"{home}/runs/a")
+
+
+@pytest.mark.parametrize("value", ["uniform:4,16", "mix:3.8,2", "uniform:sym7-g64,4"])
+def test_a_choice_with_a_comma_is_one_value(value: str) -> None:
+    assert normalise([f"allocation={value}"]) == [f"allocation='{value}'"]
 
 
 @pytest.mark.parametrize("text", ["2026_05_01", "12e3"])
