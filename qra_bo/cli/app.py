@@ -34,7 +34,7 @@ from qra_bo.config.compose import (
     search_path,
     with_choices,
 )
-from qra_bo.config.overrides import CONF, inspect, normalise, unknown_flag, with_default_model
+from qra_bo.config.overrides import CONF, inspect, normalise, repeated, unknown_flag, with_default_model
 from qra_bo.config.presets import choices
 from qra_bo.config.rules import ON_A_RUN
 from qra_bo.study.signals import Interrupts, RunInterrupted
@@ -107,13 +107,15 @@ def _run(argv: list[str]) -> int:
         raise ConfigError([unknown_flag(flag).message for flag in unknown])
     sweep = args.multirun or any(a.replace(" ", "").lower() == "hydra.mode=multirun" for a in args.overrides)
     shows = args.help or args.hydra_help or args.cfg or args.info
-    good, problems = inspect(args.overrides, sweep, args.config_dir, once=True)
+    good, problems = inspect(args.overrides, sweep, args.config_dir)
     if problems and (sweep or args.cfg or args.info):
         raise ConfigError([p.message for p in problems])
     if shows:
         named = with_default_model(good)
         with public_options() if args.help else nullcontext():
             return _show([*flags, *([] if sweep else choices(named, compose_plain(named, args.config_dir))), *named])
+    for line in repeated(good):
+        print(f"qra_bo: {line}", file=sys.stderr)
     overrides = [*with_default_model(good), *search_path(args.config_dir)]
     with hydra_app(args.config_dir, args.config_path) as app:
         if sweep:

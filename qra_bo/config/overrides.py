@@ -81,12 +81,19 @@ def with_default_model(overrides: Sequence[str]) -> list[str]:
     return list(overrides) if named else [f"+model={DEFAULT_MODEL}", *overrides]
 
 
-def inspect(overrides: Sequence[str], sweep: bool, config_dir: str | None = None,
-            once: bool = False) -> tuple[list[str], list[Problem]]:
+def repeated(overrides: Iterable[str]) -> list[str]:
+    """Return a line for every key with several values, of which Hydra takes the last one without a word."""
+    given: dict[str, dict[str, None]] = {}
+    for key, _, value in (text.partition("=") for text in overrides):
+        given.setdefault(key.lstrip("+"), {})[value] = None
+    return [f"{key} was given as {' and '.join(values)}: the last one counts"
+            for key, values in given.items() if len(values) > 1]
+
+
+def inspect(overrides: Sequence[str], sweep: bool, config_dir: str | None = None) -> tuple[list[str], list[Problem]]:
     """Return the normalised overrides that Hydra can take, and the problems of the others.
 
     With ``sweep`` (``--multirun``) one key may have several values; ``config_dir`` is the user's own folder of groups.
-    With ``once`` a key that is given again must have the same value: Hydra takes the last one without a word.
     """
     parser, good, problems = OverridesParser.create(), [], []
     for text in overrides:
@@ -98,14 +105,11 @@ def inspect(overrides: Sequence[str], sweep: bool, config_dir: str | None = None
             good.append(text)
         else:
             problems.append(found)
-    given: dict[str, list[str]] = {}
-    for text in good:
-        given.setdefault(text.partition("=")[0].lstrip("+"), []).append(text)
-    for key, texts in given.items():
-        if (len(texts) > 1 and key == "model") or (once and len(set(texts)) > 1):
-            named = " and ".join(text.partition("=")[2] for text in texts)
-            problems.append(Problem(key, f"{key} must be given once; got {named}: leave all but one out."))
-            good = [text for text in good if text not in texts[:-1]]
+    models = [text for text in good if _MODEL.match(text)]
+    if len(models) > 1:  # Hydra's own message says to use an "override", which does not help
+        named = " and ".join(text.partition("=")[2] for text in models)
+        problems.append(Problem("model", f"model must be given once; got {named}: leave all but one out."))
+        good = [text for text in good if text not in models[:-1]]
     return good, problems
 
 
