@@ -60,8 +60,7 @@ class Part:
 def beginning(setting: Setting) -> list[Part]:
     """Return what a run that trains does before its first training, on a CPU; of a GPU it is not known.
 
-    GPTQ's pass takes about as long a token as training; a search counts its pass as part of the profile. The moments of
-    wide inputs take longer.
+    GPTQ's pass takes about as long a token as training; a search counts its pass as part of the profile.
     """
     config, used = setting.config, setting.space.formats
     if setting.given is not None:
@@ -80,10 +79,9 @@ def beginning(setting: Setting) -> list[Part]:
 
 def _of_moments(spec: DecoderSpec, tokens: float) -> float:
     """Return the operations of second moments over ``tokens`` of all inputs that linears share, and of factors."""
-    reached = tokens * spec.experts_per_token / max(1, spec.n_experts)
-    inputs = {(m.name.rpartition(".")[0], m.fused): m for m in spec.linears}.values()
-    return sum(m.in_features ** 2 * ((reached if m.expert else tokens) + 2 * m.in_features)
-               for m in inputs) * (tokens > 0)
+    met = tokens, tokens * spec.experts_per_token / max(1, spec.n_experts)
+    inputs = {(m.name.rpartition(".")[0], m.fused): (m.in_features, met[m.expert]) for m in spec.linears}
+    return sum(width ** 2 * (reached + 2 * width) for width, reached in inputs.values()) * (tokens > 0)
 
 
 def parts_of(setting: Setting) -> list[Part]:
