@@ -16,7 +16,8 @@ from qra_bo.execution.base import OracleSpec
 from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
 from qra_bo.execution.worker import error_from_body
 from qra_bo.oracle.protocol import Progress
-from qra_bo.utils.process import STOPPING, interpreter, is_stopped
+from qra_bo.utils.holder import is_stopped
+from qra_bo.utils.process import STOPPING, interpreter
 
 log = logging.getLogger(__name__)
 

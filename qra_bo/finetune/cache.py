@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qra_bo.finetune.checked_tensors import load_checked, save_checked
 from qra_bo.utils.files import replacing
-from qra_bo.utils.process import holder_of, name_holder
+from qra_bo.utils.holder import holder_of, name_holder
 
 log = logging.getLogger(__name__)
 LARGEST, SHARE = 20 * 10**9, 0.1

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from qra_bo.trials import RESERVED, SCHEMA_VERSION
 from qra_bo.utils.errors import JournalError, OracleError, OutputError
 from qra_bo.utils.files import bounded_int, check_plain
-from qra_bo.utils.process import holder_of, name_holder
+from qra_bo.utils.holder import holder_of, name_holder
 from qra_bo.utils.redact import printable, redact_all
 
 JOURNAL_NAME = "trials.jsonl"
