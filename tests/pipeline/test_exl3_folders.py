@@ -12,13 +12,11 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import qra_bo
-from qra_bo.config import load_config, make_space, make_spec
+from qra_bo.config import load_config, make_spec
 from qra_bo.export.registry import check_exports, export_all
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.models.hub import is_on_hub
 from qra_bo.finetune.models.load import located
-from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.stored_model import load_others, load_stored
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
@@ -27,7 +25,7 @@ from qra_bo.utils.errors import ConfigError
 from tests.finetune.test_exl3 import write_exl3
 from tests.finetune.test_packed_folders import logits, node
 from tests.hub_server import serving
-from tests.pipeline.test_stored_run import SMALL
+from tests.pipeline.test_stored_run import SMALL, assert_codes_on_the_host_are_built
 
 WIDE = {**dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"), "mul1-3"),
         "down_proj": "3inst-3", "lm_head": "mul1-6"}
@@ -96,17 +94,7 @@ def test_a_mix_is_chosen_by_a_profile_of_the_second_folder(folders: Path, tmp_pa
 
 
 def test_codes_of_two_folders_on_the_host_are_built_where_they_run(folders: Path) -> None:
-    config = load_config(overrides(folders))
-    spec, model = make_spec(config), load_stored(config.model, torch.float32)[0].float()
-    plain, (other,) = logits(model), load_others(config.model, torch.float32)
-    names = [linear.name for linear in spec.linears]
-    keep_on_host(model, names)  # as on a GPU, whose memory holds what is installed alone
-    bank = LayerBank(model, spec, make_space(config, spec).formats, torch.float32, "cpu", dense_on_device=True,
-                     states={(name, MIX[0]): other.get_submodule(name).packed_state() for name in names})
-    bank.install(dict.fromkeys(names, MIX[0]))
-    assert not torch.equal(logits(model), plain)
-    bank.restore_dense()
-    assert torch.equal(logits(model), plain)
+    assert_codes_on_the_host_are_built(load_config(overrides(folders)), MIX[0])
 
 
 def test_plan_names_both_folders_and_the_program(folders: Path) -> None:

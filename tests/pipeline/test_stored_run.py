@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qra_bo
-from qra_bo.config import load_config, make_space, make_spec
+from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.export.registry import check_exports
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.models.gguf_header import read_header
@@ -129,18 +129,22 @@ def test_a_mix_of_two_files_is_chosen_by_a_profile_of_the_second(finished: tuple
     assert run(config).best["delivered"] == best["delivered"]
 
 
-def test_codes_of_two_files_on_the_host_are_built_where_they_run(finished: tuple[Path, dict[str, Any]]) -> None:
-    config = load_config(two(finished[0]))
-    spec, model = make_spec(config), load_stored(config.model, torch.float32)[0]
+def assert_codes_on_the_host_are_built(config: RunConfig, fmt: str) -> None:
+    """Install the codes of ``fmt``, of the second base, from the host, and then the first base's again."""
+    spec, model = make_spec(config), load_stored(config.model, torch.float32)[0].float()
     plain, (other,) = logits(model), load_others(config.model, torch.float32)
     names = [linear.name for linear in spec.linears]
     keep_on_host(model, names)  # as on a GPU, whose memory holds what is installed alone
     bank = LayerBank(model, spec, make_space(config, spec).formats, torch.float32, "cpu", dense_on_device=True,
-                     states={(name, BOTH[0]): other.get_submodule(name).packed_state() for name in names})
-    bank.install(dict.fromkeys(names, BOTH[0]))
+                     states={(name, fmt): other.get_submodule(name).packed_state() for name in names})
+    bank.install(dict.fromkeys(names, fmt))
     assert not torch.equal(logits(model), plain)
     bank.restore_dense()
     assert torch.equal(logits(model), plain)
+
+
+def test_codes_of_two_files_on_the_host_are_built_where_they_run(finished: tuple[Path, dict[str, Any]]) -> None:
+    assert_codes_on_the_host_are_built(load_config(two(finished[0])), BOTH[0])
 
 
 @pytest.mark.parametrize(("what", "named"), [
