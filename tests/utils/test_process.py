@@ -34,7 +34,8 @@ def test_any_input_is_read(shell: str, read: str) -> None:
     assert (found.stdout.strip(), found.stderr) == (read, "")
 
 
-STOP = """import os
+STOP = """import os, signal
+signal.signal(2, signal.default_int_handler)  # a shell's background job ignores it
 class Stop:
     def find_spec(self, name, *_):
         if name == {name!r}: os.kill(os.getpid(), 2)
