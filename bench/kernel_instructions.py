@@ -8,7 +8,8 @@ padding and branches to itself, times threads over weights. ``nf4`` is bitsandby
 
 The modelled step is of one weight and ``TOKENS`` tokens: forward, the same for a checkpoint, and the gradient of the
 inputs. Each multiplies at the card's dense rate after it has unpacked, at one instruction a scheduler and clock, with
-the rotation's products beside. Nothing overlaps, and no memory is waited for, which favours ``nf4``: it reads more.
+the rotation's products beside (EXL3 rotates by sums, which are among its instructions). Nothing overlaps, and no memory
+is waited for, which favours ``nf4``: it reads more.
 The numbers go to ``bench/results/kernel_instructions.json``.
 """
 
@@ -26,12 +27,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from bench.report import Target, publish
-from qra_bo.finetune.quantization import plane_kernel, trellis_kernel
+from qra_bo.finetune.quantization import exl3_kernel, plane_kernel, trellis_kernel
 from qra_bo.finetune.quantization.base import PLANE_NAMES
 from qra_bo.finetune.quantization.rings import ROTATION, STATE_BITS
+from qra_bo.memory.file_formats import CODEBOOKS, EXL3, STRIP
 from qra_bo.memory.formats import RING_STEP, Plane, has_zeros, parse_format, planes_of
 
 RINGS, PLANES = ("t1", "t2", "t3", "t4"), ("int2-g64", "int3-g64", "int4-g64", "hqq5-g128", "hqq6-g128", "sym4-g32")
+TILES = ("exl3-mul1-2", "exl3-mul1-2.5", "exl3-mul1-3", "exl3-mul1-4", "exl3-mcg-4", "exl3-3inst-4")
 LENGTH = 256
 """Outputs of a ring."""
 TOKENS = 2048
@@ -67,7 +70,7 @@ def counted(*listing: Any) -> dict[str, int]:
     return found
 
 
-def compiled(kernel: Any, types: Mapping[str, str], fixed: Mapping[str, int], capability: int,
+def compiled(kernel: Any, types: Mapping[str, str], fixed: Mapping[str, int | str], capability: int,
              warps: int) -> dict[str, int]:
     """Return the instructions of one of our kernels, its pointers and numbers aligned as at a launch."""
     aligned = {(at,): [["tt.divisibility", 16]] for at in range(len(types))}
@@ -105,6 +108,16 @@ def of_planes(name: str, capability: int) -> tuple[dict[str, int], float]:
     return compiled(plane_kernel.unpack_kernel, types, fixed, capability, 4), plane_kernel.BLOCK / 128
 
 
+def of_tiles(name: str, capability: int) -> tuple[dict[str, int], float]:
+    """Return the instructions of the kernel of EXL3's codes, and the weights of a thread."""
+    types = {"codes": "*u32", "suh": "*fp16", "svh": "*fp16", "out": "*bf16", "first": "i32", "last": "i32",
+             "width": "i32", "tiles": "i32"}
+    book, half_bits = EXL3[name]
+    fixed = {"HALF_BITS": half_bits, "BOOK": book, "FACTOR": CODEBOOKS[book], "STRIP": STRIP}
+    weights = STRIP * STRIP / (32 * exl3_kernel.WARPS)
+    return compiled(exl3_kernel.unpack_kernel, types, fixed, capability, exl3_kernel.WARPS), weights
+
+
 def of_nf4(capability: int) -> tuple[dict[str, int], float]:
     """Return the instructions of bitsandbytes' kernel for NF4 in bf16, and the weights of a thread."""
     library = Path(bitsandbytes.__file__).parent / "libbitsandbytes_cuda128.so"
@@ -122,7 +135,7 @@ def main() -> None:
     for card in CARDS:
         at = card.capability
         found = {"nf4": of_nf4(at), **{name: of_rings(parse_format(name).bits, at) for name in RINGS},
-                 **{name: of_planes(name, at) for name in PLANES}}
+                 **{name: of_planes(name, at) for name in PLANES}, **{name: of_tiles(name, at) for name in TILES}}
         for name, (counts, weights) in found.items():
             each, nf4 = sum(counts.values()) / weights, sum(found["nf4"][0].values()) / found["nf4"][1]
             rows.append({"format": name, "card": card.name, "capability": card.capability, "instructions": each,

@@ -68,7 +68,7 @@ def unpack(stage: Stage) -> Iterator[dict[str, Any]]:
     for fmt in FORMATS.values():
         layer = layer_of(backend_of(fmt).pack(weight, fmt, stage.device), fmt, sides, torch.bfloat16, stage.device)
         found = seconds(stage.device, layer.unpack)
-        kernel = fused_unpack._equal.get((fmt.name, torch.bfloat16, layer.packed_state()["codes"].device))
+        kernel = fused_unpack.compared.get((fmt.name, torch.bfloat16, layer.packed_state()["codes"].device))
         yield {"format": fmt.name, "milliseconds": 1e3 * found, "fused_kernel": kernel,
                "GB_per_second": 2 * weight.numel() / found / 1e9}
 

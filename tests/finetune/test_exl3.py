@@ -3,9 +3,13 @@ the same weights, trained, saved and loaded again; damaged folders."""
 
 import json
 import shutil
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,7 @@ from qra_bo.config import load_config
 from qra_bo.export.registry import check_exports, export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.memory_probe import PeakTracker
+from qra_bo.finetune.quantization import exl3, fused_unpack
 from qra_bo.finetune.quantization.base import PackedLinear, backend_of, packed, state_bytes
 from qra_bo.finetune.quantization.exl3 import Exl3Table
 from qra_bo.finetune.quantization.stored_model import load_stored
@@ -137,6 +142,76 @@ def test_bytes_and_scratch_are_predicted(name: str, shape: tuple[int, int]) -> N
     assert layer.to("meta").unpack().shape == shape
     with pytest.raises(ConfigError, match="codes=stored"):  # they are read and never made
         backend_of(fmt).pack(dense, fmt, torch.device("cpu"))
+
+
+INTERPRETED = """
+import torch
+from qra_bo.finetune.quantization.exl3 import Exl3Backend, unpacked
+from qra_bo.finetune.quantization.exl3_kernel import fused_unpack
+from qra_bo.memory.file_formats import EXL3
+from qra_bo.memory.formats import parse_format
+
+draw = torch.Generator().manual_seed(3)
+for fmt in map(parse_format, EXL3):
+    for shape, rows, dtype in (((120, 100), range(120), torch.float32), ((300, 260), range(130, 290), torch.float16)):
+        empty = Exl3Backend().empty_state(fmt, shape, dtype)
+        state = {name: torch.randn(tensor.shape, generator=draw).half() for name, tensor in empty.items()}
+        state["codes"] = torch.randint(-2**15, 2**15, empty["codes"].shape, generator=draw).short()
+        found = fused_unpack(state, fmt, rows, shape[1], dtype)
+        assert torch.equal(found, unpacked(state, fmt, rows, shape[1], dtype)), (fmt.name, shape)
+"""
+COMPILED = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from qra_bo.finetune.quantization.exl3_kernel import WARPS, unpack_kernel
+from qra_bo.memory.file_formats import CODEBOOKS, EXL3, STRIP
+
+types = {"codes": "*u32", "suh": "*fp16", "svh": "*fp16", "out": "*bf16", "first": "i32", "last": "i32",
+         "width": "i32", "tiles": "i32"}
+for name in ("exl3-mul1-2.5", "exl3-mul1-4", "exl3-mcg-3", "exl3-3inst-8"):
+    book, half_bits = EXL3[name]
+    fixed = {"HALF_BITS": half_bits, "BOOK": book, "FACTOR": CODEBOOKS[book], "STRIP": STRIP}
+    source = ASTSource(unpack_kernel, {**types, **dict.fromkeys(fixed, "constexpr")}, fixed)
+    for capability in (75, 80, 86, 89, 90):
+        made = compile(source, GPUTarget("cuda", capability, 32), options={"num_warps": WARPS})
+        assert made.asm["cubin"], (name, capability)
+        assert made.metadata.shared <= 64 * 1024, (name, capability)  # what every such card gives a program
+"""
+
+
+@pytest.mark.parametrize(("code", "interpret"), [
+    (INTERPRETED, "1"), pytest.param(COMPILED, "0", marks=pytest.mark.slow)])
+def test_kernel_has_the_bits_of_the_operators_and_compiles(code: str, interpret: str,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+
+
+def test_kernel_is_compared_on_few_strips_and_runs_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, entered, calls = torch.device("cuda", 1), list[torch.device](), list[tuple[str, range]]()
+
+    @contextmanager
+    def enter(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    def path(name: str, _state: Any, _fmt: Any, rows: range, *_more: Any) -> Tensor:
+        calls.append((name, rows))
+        return torch.zeros(len(rows))
+
+    kernel: Any = SimpleNamespace(fused_unpack=partial(path, "kernel"))
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    monkeypatch.setitem(sys.modules, "qra_bo.finetune.quantization.exl3_kernel", kernel)
+    monkeypatch.setattr(exl3, "_by_operators", partial(path, "operators"))
+    monkeypatch.setattr(fused_unpack, "compared", {})
+    state: Any = {"codes": SimpleNamespace(device=device)}
+    for _ in range(2):
+        weight = exl3.unpacked(state, parse_format("exl3-mul1-3"), range(130, 700), 16000, torch.float32)
+        assert len(weight) == 570
+    few = range(130, 130 + 256)  # what operators unpack at a time
+    assert calls == [("operators", few), ("kernel", few), ("kernel", range(130, 700)), ("kernel", range(130, 700))]
+    assert set(entered) == {device}
 
 
 KINDS = {"q_proj": "mul1-4", "k_proj": "mul1-2.5", "v_proj": "mcg-5", "gate_proj": "3inst-3", "up_proj": "mul1-1",

@@ -16,6 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from qra_bo.finetune.quantization import fused_unpack
 from qra_bo.finetune.quantization.base import HalfLinear, RingBackend, State
 from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.finetune.quantization.tables import PackedTable
@@ -90,8 +91,26 @@ def _strips(codes: Tensor, suh: Tensor, svh: Tensor, fmt: StorageFormat) -> Tens
 
 def unpacked(state: State, fmt: StorageFormat, rows: range, width: int, dtype: torch.dtype,
              target: torch.device | None = None) -> Tensor:
-    """Return outputs of a matrix with ``width`` inputs, ``rows x width`` in ``dtype``. ``target`` is the device that
-    tensors on the meta device stand for."""
+    """Return outputs of a matrix with ``width`` inputs, ``rows x width`` in ``dtype``: on CUDA by one kernel.
+    ``target`` is the device that tensors on the meta device stand for."""
+    device = state["codes"].device
+    if device.type != "cuda":
+        return _by_operators(state, fmt, rows, width, dtype, target)
+
+    def fused() -> Tensor:
+        from qra_bo.finetune.quantization.exl3_kernel import fused_unpack as kernel  # not every platform has Triton
+
+        with torch.cuda.device(device):  # Triton launches on the current device
+            return kernel(state, fmt, rows, width, dtype)
+
+    kind, part = (fmt.name, dtype, device), rows[:STRIP * strips_at_once(in_strips(width), device.type)]
+    if kind not in fused_unpack.compared and part != rows:  # no second matrix is alive while both are compared
+        unpacked(state, fmt, part, width, dtype)
+    return fused_unpack.unpacked(kind, fused, lambda: _by_operators(state, fmt, rows, width, dtype))
+
+
+def _by_operators(state: State, fmt: StorageFormat, rows: range, width: int, dtype: torch.dtype,
+                  target: torch.device | None = None) -> Tensor:
     codes = state["codes"]
     out = torch.empty(len(rows), width, dtype=dtype, device=codes.device)
     step = STRIP * strips_at_once(codes.shape[0] * TILE, (target or codes.device).type)

@@ -15,7 +15,7 @@ from torch import Tensor
 from qra_bo.utils.errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
-_equal: dict[tuple[Any, ...], bool] = {}
+compared: dict[tuple[Any, ...], bool] = {}
 """Whether the kernel gives the bits of the operators, by format, type and device."""
 
 
@@ -27,16 +27,16 @@ def unpacked(kind: tuple[Any, ...], fused: Callable[[], Tensor], plain: Callable
         fused: Unpacks with the kernel.
         plain: Unpacks with operators.
     """
-    if kind in _equal:
-        return fused() if _equal[kind] else plain()
+    if kind in compared:
+        return fused() if compared[kind] else plain()
     expected, problem = plain(), "their kernel gives other numbers"
     try:
-        _equal[kind] = torch.equal(fused(), expected)
+        compared[kind] = torch.equal(fused(), expected)
     except Exception as error:  # Triton may be absent; the compiler and the driver raise errors of many kinds
         if is_out_of_memory(error):
             raise
-        _equal[kind], problem = False, str(error).strip().partition("\n")[0] or type(error).__name__
-    if not _equal[kind]:
+        compared[kind], problem = False, str(error).strip().partition("\n")[0] or type(error).__name__
+    if not compared[kind]:
         log.warning("weights of %s are unpacked by several operators instead of one kernel: %s. Training is slower, "
                     "with the same results", kind[0], problem)
     return expected

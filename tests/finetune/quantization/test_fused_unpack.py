@@ -79,7 +79,7 @@ def test_kernel_has_the_bits_of_the_operators_and_compiles(code: str, interpret:
 
 
 def test_kernel_is_used_once_it_gave_the_bits_of_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_unpack, "_equal", {})
+    monkeypatch.setattr(fused_unpack, "compared", {})
     calls: list[str] = []
 
     def path(name: str) -> torch.Tensor:
@@ -94,7 +94,7 @@ def test_kernel_is_used_once_it_gave_the_bits_of_the_operators(monkeypatch: pyte
 @pytest.mark.parametrize("problem", ["absent", "other bits", "no compiler"])
 def test_operators_stand_in_for_a_kernel_that_fails(problem: str, monkeypatch: pytest.MonkeyPatch,
                                                     caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(fused_unpack, "_equal", {})
+    monkeypatch.setattr(fused_unpack, "compared", {})
 
     def fused() -> torch.Tensor:
         if problem == "absent":
@@ -135,11 +135,11 @@ def test_kernel_runs_on_the_device_of_its_weights(monkeypatch: pytest.MonkeyPatc
 
 
 def test_lack_of_memory_is_no_fault_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_unpack, "_equal", {})
+    monkeypatch.setattr(fused_unpack, "compared", {})
 
     def full() -> torch.Tensor:
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError):
         unpacked(("hqq2",), full, lambda: torch.ones(3))
-    assert fused_unpack._equal == {}
+    assert fused_unpack.compared == {}
