@@ -33,9 +33,9 @@ CARD_SHARE = 0.5
 LAYER_SECONDS = 224 * 6e-6
 """Least seconds of a decoder layer's training step on a GPU: the operations that it dispatches (counted on a CPU, under
 LoRA), at an assumed host time each; it bounds small models and batches."""
-START_SECONDS, CODE_SECONDS = 10.0, {"trellis": 6.5e-7, TILES: 1.2e-5}
+START_SECONDS, CODE_SECONDS, LEVEL_SECONDS = 10.0, {"trellis": 6.5e-7, TILES: 1.2e-5}, 7e-8
 """Seconds of imports, model, text and exports of the smallest model, its untuned loss apart, and core seconds of
-choosing a trellis code of a weight, by backend: measured on a CPU."""
+choosing a weight's code: a trellis's by backend, and that of a level by GPTQ. Measured on a CPU."""
 FINAL_PART = "final fine-tune"
 FEW, MOST_EPOCHS = LEAST_APART, 10
 """Steps of a final fine-tune below which it is called too short, and most epochs that are advised."""
@@ -68,7 +68,8 @@ def beginning(setting: Setting) -> list[Part]:
     formats = [fmt for fmt in used if not fmt.is_base]
     if not config.oracle.trains or setting.memory.shape.device != "cpu":
         return []
-    coded = sum(CODE_SECONDS.get(fmt.backend, 0.0) for fmt in formats) * setting.memory.spec.linear_numel
+    level = LEVEL_SECONDS * (setting.code_tokens > 0)
+    coded = sum(CODE_SECONDS.get(fmt.backend, level) for fmt in formats) * setting.memory.spec.linear_numel
     text = math.inf if setting.sequences is None else setting.sequences * config.train.length
     tokens = min(setting.code_tokens, text) if formats else 0.0
     coded += _of_moments(setting.memory.spec, tokens) / CORE_FLOPS
@@ -78,10 +79,11 @@ def beginning(setting: Setting) -> list[Part]:
 
 
 def _of_moments(spec: DecoderSpec, tokens: float) -> float:
-    """Return the operations of second moments over ``tokens`` of all inputs that linears share, and of factors."""
+    """Return the operations of second moments over ``tokens`` of all inputs that linears share, and of factors, which
+    have about a quarter of a product's rate."""
     met = tokens, tokens * spec.experts_per_token / max(1, spec.n_experts)
     inputs = {(m.name.rpartition(".")[0], m.fused): (m.in_features, met[m.expert]) for m in spec.linears}
-    return sum(width ** 2 * (reached + 2 * width) for width, reached in inputs.values()) * (tokens > 0)
+    return sum(width ** 2 * (reached + 8 * width) for width, reached in inputs.values()) * (tokens > 0)
 
 
 def parts_of(setting: Setting) -> list[Part]:
