@@ -85,13 +85,13 @@ def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def with_workers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return plain values in which ``executor.workers`` is a number where it was ``auto``: in a search one a card that
-    torch sees, unless ``device`` names one of them, and 1 in all else."""
+    """Return plain values in which ``executor.workers`` is a number where it was ``auto``: in what ends in a final
+    fine-tune one a card that torch sees, unless ``device`` names one of them, and 1 in all else."""
     executor = _group(raw, "executor")
     if executor.get("workers") != "auto" or executor.get("name") != "local":
         return raw
-    workers = 1
-    if raw.get("task") == "search" and ":" not in str(raw.get("device")) and trains(raw) and device_of(raw) == "cuda":
+    workers, unnamed = 1, ":" not in str(raw.get("device"))
+    if raw.get("task") in ("search", "finetune") and unnamed and trains(raw) and device_of(raw) == "cuda":
         import torch  # a simulation and a run on a CPU do without it here
         workers = max(1, torch.cuda.device_count())
     return {**raw, "executor": {**executor, "workers": workers}}
@@ -180,7 +180,8 @@ def preset_notes(config: RunConfig) -> list[str]:
              f"trial has {config.fidelity.high} steps{low}"]
     if workers > 1 and not config.executor.elsewhere and device_of(raw) == "cuda":
         lines.append(f"executor.workers={workers}: {workers} trials at once, on a card each within the whole budget; "
-                     "the final fine-tune takes one card. Another number of cards gives other proposals")
+                     f"the final fine-tune runs on {config.final_workers} of these cards, which share every step (not "
+                     "tried on GPUs). Another number of cards gives other proposals")
     if config.gpu is None and not config.executor.elsewhere and device_of(raw) != planned_device(config.device):
         lines.append(f"device=auto: this machine has NVIDIA's driver, but torch {version('torch')} sees no CUDA "
                      "device: the run trains on the CPU. To train on the GPU, install a build of torch for the "

@@ -97,6 +97,11 @@ class RunConfig(Group):
         return 16 if self.embeddings == "auto" else self.embeddings
 
     @property
+    def final_workers(self) -> int:
+        """Workers that share the final fine-tune: those of this machine, and no more than a step has sequences."""
+        return min(self.executor.workers, self.train.step_sequences) if self.executor.name == "local" else 1
+
+    @property
     def stored(self) -> bool:
         """Whether the base keeps the codes of its GGUF file."""
         return self.codes == STORED

@@ -129,9 +129,10 @@ class Executor(ABC):
         return self.finished(progress)[1]
 
     @abstractmethod
-    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress, workers: int = 1) -> Mapping[str, Any]:
         """Call a method that only some oracles have, or ``"package.module:function"`` with the oracle as its first
-        argument; arguments and answer are JSON values. Errors are those of ``profile`` and of the method."""
+        argument; arguments and answer are JSON values. Errors are those of ``profile`` and of the method. Several
+        ``workers`` share the call where they are processes of this machine; see ``PoolExecutor``."""
 
     @abstractmethod
     def close(self) -> None:
@@ -165,7 +166,7 @@ class InProcessExecutor(Executor):
         except Exception as error:
             return spec, failure_of(error, 0, time.monotonic() - start)
 
-    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress, workers: int = 1) -> Mapping[str, Any]:
         return oracle_method(self._oracle, method)(**kwargs, progress=progress)
 
     def close(self) -> None:

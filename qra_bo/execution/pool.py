@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
 from qra_bo.execution.base import Executor, failure
-from qra_bo.oracle.protocol import TRAINING, Progress, activity
+from qra_bo.oracle.protocol import TRAINING, Progress, activity, quiet
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import QRABOError, WorkerError
 
@@ -143,13 +144,14 @@ class WorkerHandle(ABC):
 @dataclass(slots=True)
 class Job:
     """One request, of a trial where it has a ``spec``: when it was first begun (monotonic seconds), how often it was
-    begun again, and how many processes the kernel had killed for want of memory when it was begun."""
+    begun again, how many processes the kernel had killed for want of memory then, and if its progress is shown."""
 
     request: Mapping[str, Any]
     spec: TrialSpec | None = None
     begun: float = 0.0
     tries: int = 0
     kills: int = 0
+    shown: bool = True
 
 
 Handle = TypeVar("Handle", bound=WorkerHandle)
@@ -169,13 +171,34 @@ class PoolExecutor(Executor, Generic[Handle]):
         self._done: deque[tuple[TrialSpec, TrialResult]] = deque()
         self._answer: dict[str, Any] | None = None
 
-    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        _end(self._workers[1:])  # the memory that they hold is needed now
-        self._waiting.append(Job({"op": "call", "method": method, "kwargs": dict(kwargs)}))
-        while self._answer is None:
-            self._work(progress)
-        answer, self._answer = self._answer, None
-        return answer
+    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress, workers: int = 1) -> Mapping[str, Any]:
+        """See ``Executor.call``. Each of several workers gets ``share``: its ``number``, of how many (``size``), and an
+        empty ``folder`` to meet in when all have an oracle. The first alone answers, and its progress is shown."""
+        _end(self._workers[workers:])  # the memory that they hold is needed now
+        request = {"op": "call", "method": method, "kwargs": dict(kwargs)}
+        if workers == 1:
+            return self._answered([Job(request)], progress)
+        self._answered([Job({**request, "method": "qra_bo.execution.base:describe", "kwargs": {}})] * workers, quiet)
+        with TemporaryDirectory(prefix="qra_bo-") as folder:
+            return self._answered([
+                Job({**request, "kwargs": {**kwargs, "share": {"number": i, "size": workers, "folder": folder}}},
+                    tries=self._limits.retries, shown=i == 0) for i in range(workers)], progress)
+
+    def _answered(self, jobs: Sequence[Job], progress: Progress) -> dict[str, Any]:
+        """Return the answer to calls that workers share. The error of one ends all: they may wait for it for ever."""
+        self._waiting.extend(jobs)
+        try:
+            while self._answer is None or self._running:
+                self._work(progress)
+            return self._answer
+        except QRABOError:
+            for worker in self._workers if jobs[1:] else ():
+                worker.kill()
+            self._running.clear()
+            self._waiting.clear()
+            raise
+        finally:
+            self._answer = None
 
     def submit(self, spec: TrialSpec) -> None:
         self._waiting.append(Job({"op": "evaluate", "spec": spec.to_json()}, spec))
@@ -221,10 +244,10 @@ class PoolExecutor(Executor, Generic[Handle]):
             try:
                 if worker not in ready:
                     worker.check(progress)
-                elif (answer := worker.receive(progress)) is not None:
+                elif (answer := worker.receive(progress if self._running[worker].shown else quiet)) is not None:
                     job = self._running.pop(worker)
                     if job.spec is None:
-                        self._answer = answer
+                        self._answer = {**(self._answer or {}), **answer}
                     else:
                         self._done.append((job.spec, TrialResult.from_json(answer)))
             except WorkerLost as lost:

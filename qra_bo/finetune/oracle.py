@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -35,6 +36,7 @@ from qra_bo.finetune.training.loop import (
 )
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from qra_bo.finetune.training.processes import ALONE, joined
 from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
 from qra_bo.oracle.protocol import Progress, StopRequested, quiet
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -226,13 +228,14 @@ class FinetuneOracle:
                 "peaks": measured.peaks}
 
     def finalise(self, allocation: Mapping[str, Any], options: Mapping[str, Any], train_seed: int,
-                 learning_rate: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+                 learning_rate: float, out: str, model_cfg: Mapping[str, Any], progress: Progress,
+                 share: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Run the final fine-tune on a schedule of its own; save adapter, manifest and probe of the logits in ``out``.
 
-        ``allocation`` is the winner's JSON, ``options`` are the fields of ``FinalConfig``. ``model_cfg`` goes into
-        the manifest. Returns the steps planned and done, the step whose adapter is delivered, the validation loss by
-        step, the test loss of what is delivered with its standard error and those of every sequence, the ``text`` with
-        which it goes on from the prompt of ``untuned``, and the tokens.
+        ``allocation`` is the winner's JSON, ``options`` are the fields of ``FinalConfig``, ``model_cfg`` goes into the
+        manifest, ``share`` to ``joined``. Returns the steps planned and done, the step whose adapter is delivered, the
+        validation loss by step, the test loss of what is delivered with its standard error and those of every sequence,
+        the ``text`` with which it goes on from the prompt of ``untuned``, and the tokens.
 
         Raises:
             TrainingError: If the training did not end well.
@@ -256,21 +259,16 @@ class FinetuneOracle:
                 write_manifest(folder, self.bank, ranks, self.settings.alpha_over_rank, node)
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
-        run = TrialRun(request, self.checkpoints, final)
-        measured = self._run(run, progress, save)
-        if measured.state is not TrialState.OK:
-            raise TrainingError(
-                f"the final fine-tune of {total} steps did not end well ({measured.state.value}): {measured.message}. "
-                "The results of the search are in the run's trials.jsonl; "
-                + {TrialState.DIVERGED: "start a run with a lower adapter.lr or fewer final.steps",
-                   TrialState.OOM: "start a run with a smaller budget or train.batch"}.get(
-                    measured.state, "run the same command again"))
+        with nullcontext(ALONE) if share is None else joined(share) as processes:
+            run = TrialRun(request, self.checkpoints, final, processes=processes)
+            measured = run.checked(self._run(run, progress, None if processes.number else save))
         curve, losses = run.at.curve, run.at.losses
         apart = -(-len(losses) // (10 * VALIDATIONS)) or 1  # about ten points between two validations
         training = [[stop, fmean(losses[stop - apart:stop])] for stop in range(apart, len(losses) + 1, apart)]
-        return {"training": training, "steps": curve[-1][0], "planned_steps": total, "kept_step": final.kept(curve),
-                "curve": [list(point) for point in curve], "loss": measured.loss, "loss_se": measured.loss_se,
-                "sequences": measured.sequence_losses, "text": texts[0], "training_tokens": measured.training_tokens}
+        return {} if processes.number else {
+            "training": training, "steps": curve[-1][0], "planned_steps": total, "kept_step": final.kept(curve),
+            "curve": [list(point) for point in curve], "loss": measured.loss, "loss_se": measured.loss_se,
+            "sequences": measured.sequence_losses, "text": texts[0], "training_tokens": measured.training_tokens}
 
     def close(self) -> None:
         if self.device.type == "cpu":  # elsewhere the whole base would be copied to a device that is given back
@@ -318,15 +316,18 @@ class FinetuneOracle:
                 break
             while at.step < stop:
                 with probe.watch(at.step - resumed_at) as mark:
-                    loss, tokens = train_step(self.model, optimizer, train, order, at.step, settings, self.device, mark)
+                    loss, tokens = train_step(self.model, optimizer, train, order, at.step, settings, self.device, mark,
+                                              run.processes)
                 at.losses.append(loss)
                 at.training_tokens += tokens
                 at.step += 1
-                try:
+                stopped = True
+                with suppress(StopRequested):
                     progress(run.activity, at.step, request.steps)
-                except StopRequested:
+                    stopped = False
+                if any(run.processes.total(stopped)):  # all stop after the same step
                     run.save(optimizer)
-                    raise
+                    raise StopRequested
                 if time.monotonic() - run.saved > self.settings.checkpoint_seconds:
                     run.save(optimizer)
             if run.final is not None:
@@ -341,7 +342,8 @@ class FinetuneOracle:
         blocks = self.held_out_text(split)
         if run.most_blocks is not None:
             blocks = blocks.take(run.most_blocks)
-        result = held_out(self.model, blocks, self.settings.train, self.device, probe.evaluation)
+        result: HeldOut = run.processes.of_first(
+            lambda: held_out(self.model, blocks, self.settings.train, self.device, probe.evaluation))
         run.at.forward_tokens += result.tokens
         if not math.isfinite(result.loss):
             raise DivergedError(f"held-out loss {result.loss} after {run.at.step} steps")

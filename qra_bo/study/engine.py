@@ -258,5 +258,5 @@ def fine_tune(run: TrialRunner, allocation: Allocation, winner: Allocation, fold
         "allocation": allocation.to_json(), "options": run.config.final.model_dump(),
         "train_seed": run.setting.train_seed, "learning_rate": run.study.learning_rate,
         "out": str(folder.absolute()),  # a worker of a cluster has another working directory
-        "model_cfg": run.config.model}, run.progress)
+        "model_cfg": run.config.model}, run.progress, run.config.final_workers)
     return Final(**final, winner=winner.fingerprint, delivered=allocation.fingerprint)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,22 @@ def test_lack_of_memory_outside_a_trial_is_the_users_to_mend(faulty: Any) -> Non
     assert caught.value.exit_status == 2
     with pytest.raises(DeviceError, match=r"CUDA driver error: out of memory\).*lower train\.batch"):
         faulty().call("tests.study.oracles:asks_for_room", {}, quiet)
+
+
+def test_workers_share_a_call_and_the_fault_of_one_ends_it() -> None:
+    told: list[int] = []
+    with closing(LocalExecutor([OracleSpec(TARGET)] * 3, Limits(600, retries=1))) as executor:
+        def call(fault: str) -> Any:
+            return executor.call("tests.study.oracles:shared", {"fault": fault}, lambda _, at, __: told.append(at), 2)
+
+        assert call("") == call("") == {"size": 2}
+        assert told == [0, 0]
+        assert executor._workers[2].process is None
+        for fault, error, message in (("raise", ModelError, "no weights in process 1"),
+                                      ("exit", WorkerError, r"'shared'.*exit status 3.*run the same command again")):
+            with pytest.raises(error, match=message):
+                call(fault)
+            assert [worker.process for worker in executor._workers] == [None] * 3, "the first waits for ever"
 
 
 @pytest.mark.parametrize("retries", [0, 1])

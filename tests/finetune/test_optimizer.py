@@ -36,6 +36,21 @@ def test_equals_adamw_of_pytorch_with_two_groups_and_a_schedule() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
+def test_gradients_are_added_up_by_unit_and_an_expert_may_have_none() -> None:
+    a, b, c = _parameters(torch.bfloat16)
+    optimizer = UnitwiseAdamW([({"mlp.experts.0.A": a, "mlp.experts.1.A": b}, 1e-2), ({"c": c}, 1e-2)], AdamWSettings())
+    b.grad, c.grad = torch.full_like(b, 2.0), torch.ones_like(c)
+    sizes: list[int] = []
+
+    def add(flat: torch.Tensor) -> None:
+        sizes.append(flat.numel())
+        flat += 1
+
+    optimizer.add_up(add)
+    assert [float(p.grad.mean()) for p in (a, b, c) if p.grad is not None] == [1.0, 3.0, 2.0]
+    assert sizes == [24, 12]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "rows"), [("adamw", 4), ("adamw_8bit", 4), ("adamw_8bit", 1500)])
 def test_state_continues_bit_for_bit(kind: str, rows: int, dtype: torch.dtype) -> None:

@@ -37,9 +37,10 @@ def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch, device: str, g
 
 @pytest.mark.parametrize(("given", "gpus", "expected"), [
     ([], 2, ["cuda:0", "cuda:1"]), (["device=cuda:1"], 2, ["cuda:1"]), (["device=cpu"], 2, ["cpu"]), ([], 0, ["auto"]),
-    (["executor.workers=1"], 2, ["auto"]), (["task=profile"], 2, ["auto"])])
-def test_a_search_takes_every_card_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, given: list[str], gpus: int,
-                                                         expected: list[str]) -> None:
+    (["executor.workers=1"], 2, ["auto"]), (["task=profile"], 2, ["auto"]),
+    (["task=finetune", "allocation=uniform:4,4"], 2, ["cuda:0", "cuda:1"])])
+def test_every_card_is_taken_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, given: list[str], gpus: int,
+                                                   expected: list[str]) -> None:
     import torch
 
     monkeypatch.setattr("qra_bo.config.presets.planned_device", lambda device: device.partition(":")[0].replace(
@@ -48,8 +49,16 @@ def test_a_search_takes_every_card_unless_told_otherwise(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     config = load_config([*TINY[:2], *given])
     assert worker_devices(config) == expected
-    assert any("executor.workers=2" in line for line in preset_notes(config)) == (len(expected) > 1)
+    assert any("the final fine-tune runs on 2 of these cards" in line for line in preset_notes(config)) == \
+        (len(expected) > 1)
     assert load_config(["+model=tiny", "task=memory"]).executor.workers == 1
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    (["executor.workers=3"], 3), (["executor.workers=3", "train.batch=1", "train.accumulate=2"], 2), ([], 1),
+    (["executor=ray", "executor.workers=3"], 1)])
+def test_a_final_fine_tune_has_no_more_workers_than_a_step_has_sequences(given: list[str], expected: int) -> None:
+    assert load_config([*TINY, *given]).final_workers == expected
 
 
 def test_a_worker_trains_with_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -87,6 +87,11 @@ def test_parts_of_a_search_by_hand(final: list[str], tokens: float | None) -> No
     assert last.tokens == pytest.approx((steps * 4 + (validations + 1) * 40 / 3) * 128 if tokens is None else tokens)
 
 
+def test_cards_share_the_final_fine_tune() -> None:
+    words = ["+model=tiny", "data=tiny", "final.steps=10", "train.batch=1", "train.accumulate=2"]
+    assert [parts_of(on_gpu(*words, f"executor.workers={n}"))[-1].workers for n in (1, 2, 3)] == [1, 2, 2]
+
+
 def test_a_prediction_takes_profile_comparison_and_final_fine_tune(tmp_path: Path) -> None:
     words = ["+model=tiny", "data=tiny", "effort=instant", "effort.references=true", "final.steps=3"]
     run = setting(*words)

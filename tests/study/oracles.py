@@ -133,6 +133,22 @@ def finds_no_room() -> PlantedOracle:
     raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
 
 
+def shared(oracle: PlantedOracle, share: Mapping[str, Any], fault: str, progress: Progress) -> dict[str, Any]:
+    """A call that two share: the first waits for the second, which may have a fault."""
+    progress("train", share["number"], 2)
+    there = Path(share["folder"], "there")
+    if not share["number"]:
+        while not there.exists():
+            time.sleep(.01)
+        return {"size": share["size"]}
+    if fault == "exit":
+        os._exit(3)
+    if fault == "raise":
+        raise ModelError(f"no weights in process {share['number']}")
+    there.touch(exist_ok=False)
+    return {}
+
+
 def asks_for_room(oracle: PlantedOracle, progress: Progress) -> dict[str, Any]:
     """A method that finds no room."""
     raise RuntimeError("CUDA driver error: out of memory")

@@ -16,6 +16,7 @@ from qra_bo.finetune.data.records import NO_LOSS, IntArray, TokenBlocks
 from qra_bo.finetune.training.learning_rate import RATE_RULES, RateRule
 from qra_bo.finetune.training.loss import hidden_states, logits_of, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
+from qra_bo.finetune.training.processes import ALONE, Processes
 from qra_bo.trials import by_document
 
 PROMPT_TOKENS = 48
@@ -75,23 +76,27 @@ class DivergedError(Exception):
 
 def train_step(model: Any, optimizer: UnitwiseAdamW, blocks: TokenBlocks, order: IntArray, step: int,
                settings: TrainSettings, device: torch.device,
-               mark: Callable[[str], None] = lambda phase: None) -> tuple[float, int]:
+               mark: Callable[[str], None] = lambda phase: None, processes: Processes = ALONE) -> tuple[float, int]:
     """Run the optimiser step number ``step`` (from 0) of a schedule; return its loss before the update, in nats per
     target token, and the tokens that went forward and backward, padding counted.
 
     ``order`` holds the rows of ``blocks`` of each step, ``steps x (accumulate batch)``. Gradients of a step's batches
     are summed in the compute type, and divided by the number of target tokens of the whole step, so that every token
-    has the same weight however the rows are cut into batches. ``mark`` is called with the name of each phase at its
-    end: forward and backward of every batch, step.
+    has the same weight however the rows are cut into batches and shared between ``processes``. ``mark`` is called with
+    the name of each phase at its end: forward and backward of every batch, step.
 
     Raises:
         DivergedError: If the loss or the gradient is not finite.
     """
     model.train()
-    total, count = 0.0, 0
-    for rows in order[step].reshape(-1, settings.batch):
+    own = np.array_split(order[step], processes.size)[processes.number]  # two shares differ by one row at most
+    total, count = 0.0, 0.0
+    for rows in np.split(own, range(settings.batch, len(own), settings.batch)):
         summed, targets = _gradients(model, *_tensors(blocks, rows, device), settings.logits_chunk, mark)
         total, count = total + summed, count + targets
+    total, count = processes.total(total, count)
+    if processes.size > 1:
+        optimizer.add_up(torch.distributed.all_reduce)
     loss = total / max(1, count)
     norm = optimizer.step(settings.lr_factor(step, len(order)), 1.0 / max(1, count))
     mark("step")

@@ -6,7 +6,7 @@ master, 8 moments) and in fp32 (working copy and master are one). Moments of 8 b
 see ``memory.optimizers``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -74,6 +74,17 @@ class UnitwiseAdamW:
         """Return every tensor that it keeps alive between steps: masters and moments."""
         return [tensor for weight, state in self.weights() for tensor in (weight.master, *state.values())
                 if isinstance(tensor, Tensor)]
+
+    def add_up(self, add: Callable[[Tensor], Any]) -> None:
+        """Replace the gradients by their sums over several processes, by ``add`` in place and one unit at a time."""
+        for weights, _, _ in self.groups:
+            for name, working, _ in weights:
+                if working.grad is None and expert_of(name) is not None:  # other processes' tokens may reach it
+                    working.grad = torch.zeros_like(working)
+            gradients = [working.grad for _, working, _ in weights if working.grad is not None]
+            flat = torch.nn.utils.parameters_to_vector(gradients)
+            add(flat)
+            torch.nn.utils.vector_to_parameters(flat, gradients)
 
     @torch.no_grad()
     def step(self, lr_factor: float, gradient_scale: float) -> float:

@@ -13,8 +13,10 @@ from torch import Tensor
 from qra_bo.finetune.checked_tensors import load_checked, save_checked
 from qra_bo.finetune.training.final import FinalConfig
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from qra_bo.finetune.training.processes import ALONE, Processes
 from qra_bo.oracle.protocol import TRAINING
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
+from qra_bo.utils.errors import TrainingError
 from qra_bo.utils.files import replacing
 
 log = logging.getLogger(__name__)
@@ -133,6 +135,7 @@ class TrialRun:
         final: Rules of the final fine-tune; ``None`` in trials.
         most_blocks: Most held-out sequences of a look; ``None``: as the oracle is set.
         purpose: Name of its steps in reports of progress.
+        processes: Those that share it.
         at: Steps, tokens and curve so far, and the seconds of earlier processes that were interrupted.
         start: Time at which this process began with it.
         saved: Time of the last checkpoint.
@@ -143,6 +146,7 @@ class TrialRun:
     final: FinalConfig | None = None
     most_blocks: int | None = None
     purpose: str = TRAINING
+    processes: Processes = ALONE
     at: Checkpoint = field(init=False)
     start: float = field(init=False, default_factory=time.monotonic)
     saved: float = field(init=False, default_factory=time.monotonic)
@@ -187,9 +191,20 @@ class TrialRun:
         return TrialResult(state, None, None, (), self.at.step - self.at.first, self.at.training_tokens,
                            self.at.forward_tokens, None, self.seconds, 0.0, message)
 
+    def checked(self, found: TrialResult) -> TrialResult:
+        """Return the result of a final fine-tune; raise ``TrainingError`` if it did not end well."""
+        if found.state is TrialState.OK:
+            return found
+        raise TrainingError(
+            f"the final fine-tune of {self.request.steps} steps did not end well ({found.state.value}): "
+            f"{found.message}. The results of the search are in the run's trials.jsonl; " + {
+                TrialState.DIVERGED: "start a run with a lower adapter.lr or fewer final.steps",
+                TrialState.OOM: "start a run with a smaller budget or train.batch",
+            }.get(found.state, "run the same command again"))
+
     def save(self, optimizer: UnitwiseAdamW) -> None:
         """Write a checkpoint with the state of the optimiser."""
-        if self.store:
+        if self.store and not self.processes.number:
             self.store.save(self.name, replace(self.at, seconds=self.seconds, state=optimizer.state()))
         self.saved = time.monotonic()
 
@@ -199,8 +214,8 @@ class TrialRun:
         steps = self.request.steps
         most = {self.name: steps} if self.final is None else \
             {self.name: steps, self.request.training: self.final.validations(steps)[0]}
-        saved = None if self.store is None else \
-            next(filter(None, (self.store.load(name, at_most) for name, at_most in most.items())), None)
+        saved = self.processes.of_first(lambda: next(filter(None, (
+            store.load(name, at_most) for store in [self.store] if store for name, at_most in most.items())), None))
         if saved is None:
             return
         optimizer.load_state(saved.state)
