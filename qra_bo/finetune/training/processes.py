@@ -14,18 +14,16 @@ from qra_bo.oracle.protocol import StopRequested
 
 
 class Processes(NamedTuple):
-    """This one (``number``, from 0) of the ``size`` processes that train one model together; by default it is alone.
-    The first evaluates, keeps checkpoints and saves the result."""
+    """One of ``size`` processes that train one model: the first (``number`` 0) evaluates, keeps checkpoints, saves."""
 
     number: int = 0
     size: int = 1
 
     def total(self, *numbers: float) -> tuple[float, ...]:
         """Return the sum of each number over all processes."""
-        if self.size == 1:
-            return numbers
         sums = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(sums)
+        if self.size > 1:
+            dist.all_reduce(sums)
         return tuple(sums.tolist())
 
     def of_first(self, make: Callable[[], Any]) -> Any:
