@@ -96,17 +96,12 @@ def unpacked(state: State, fmt: StorageFormat, rows: range, width: int, dtype: t
     device = state["codes"].device
     if device.type != "cuda":
         return _by_operators(state, fmt, rows, width, dtype, target)
-
-    def fused() -> Tensor:
-        from qra_bo.finetune.quantization.exl3_kernel import fused_unpack as kernel  # not every platform has Triton
-
-        with torch.cuda.device(device):  # Triton launches on the current device
-            return kernel(state, fmt, rows, width, dtype)
-
     kind, part = (fmt.name, dtype, device), rows[:STRIP * strips_at_once(in_strips(width), device.type)]
     if kind not in fused_unpack.compared and part != rows:  # no second matrix is alive while both are compared
         unpacked(state, fmt, part, width, dtype)
-    return fused_unpack.unpacked(kind, fused, lambda: _by_operators(state, fmt, rows, width, dtype))
+    given = state, fmt, rows, width, dtype
+    return fused_unpack.unpacked(kind, lambda: fused_unpack.by_kernel("exl3_kernel", device, *given),
+                                 lambda: _by_operators(*given))
 
 
 def _by_operators(state: State, fmt: StorageFormat, rows: range, width: int, dtype: torch.dtype,

@@ -5,9 +5,10 @@ every format and type on a device is unpacked by the operators too: where the ke
 bits, these are used from then on, with a warning.
 """
 
+import importlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,14 @@ from qra_bo.utils.errors import is_out_of_memory
 log = logging.getLogger(__name__)
 compared: dict[tuple[Any, ...], bool] = {}
 """Whether the kernel gives the bits of the operators, by format, type and device."""
+
+
+def by_kernel(module: str, device: torch.device, *args: Any) -> Tensor:
+    """Return what ``fused_unpack`` of a module beside this one gives; it is imported now, as not every platform has
+    Triton."""
+    kernel = importlib.import_module(f"{__package__}.{module}").fused_unpack
+    with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
+        return cast(Tensor, kernel(*args))
 
 
 def unpacked(kind: tuple[Any, ...], fused: Callable[[], Tensor], plain: Callable[[], Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, LevelBackend, PackedLinear, State, tile_numel
-from qra_bo.finetune.quantization.planes import empty_planes, in_planes, weight_of, words_of
+from qra_bo.finetune.quantization.planes import in_planes, weight_of, words_of
 from qra_bo.memory.formats import has_zeros
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
@@ -78,8 +78,9 @@ class GroupedBackend(LevelBackend):
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
         groups = shape[0] * shape[1] // fmt.block
-        scale, zero = (torch.empty(groups, 1, dtype=kind, device="meta") for kind in self.metadata_types)
-        return {**empty_planes(fmt, groups), **self._metadata(scale, zero, fmt, shape[0])}
+        codes, scale, zero = (torch.empty(groups, width, dtype=kind, device="meta") for width, kind in zip(
+            (fmt.block, 1, 1), (torch.uint8, *self.metadata_types), strict=True))
+        return {**in_planes(codes, fmt), **self._metadata(scale, zero, fmt, shape[0])}
 
     def _metadata(self, scale: Tensor, zero: Tensor, fmt: StorageFormat, rows: int) -> State:
         found = {"scale": scale, "zero": zero} if fmt.backend == "hqq" or has_zeros(fmt) else {"scale": scale}

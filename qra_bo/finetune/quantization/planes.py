@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.quantization.base import PLANE_NAMES, State, tile_numel
-from qra_bo.finetune.quantization.fused_unpack import unpacked
+from qra_bo.finetune.quantization.fused_unpack import by_kernel, unpacked
 from qra_bo.memory.formats import Plane, padded_groups, planes_of
 from qra_bo.space.space import StorageFormat
 
@@ -37,14 +37,6 @@ def in_planes(codes: Tensor, fmt: StorageFormat) -> State:
             words.bitwise_or_(field << plane.bits * (plane.per_word - 1 - place))
         state[name] = words
     return state
-
-
-def empty_planes(fmt: StorageFormat, groups: int) -> State:
-    """Return meta tensors like those of ``in_planes`` for ``groups`` groups."""
-    planes = planes_of(fmt)
-    return {name: torch.empty(padded_groups(planes, groups) // plane.per_word, fmt.block,
-                              dtype=WORD_TYPES[plane.word_bytes], device="meta")
-            for name, plane in zip(PLANE_NAMES[:len(planes)], planes, strict=True)}
 
 
 def codes_at(words: Sequence[Tensor], fmt: StorageFormat, groups: Tensor) -> Tensor:
@@ -82,10 +74,8 @@ def weight_of(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: 
         return _tile_by_tile(words, fmt, scale, zero, dtype, target, first).view(shape)
 
     def fused() -> Tensor:
-        from qra_bo.finetune.quantization.plane_kernel import fused_unpack  # not every platform has Triton
-
-        with torch.cuda.device(scale.device):  # Triton launches on the current device, wherever the tensors are
-            return fused_unpack(words, planes_of(fmt), scale, zero, fmt.block, dtype, first).view(shape)
+        return by_kernel("plane_kernel", scale.device, words, planes_of(fmt), scale, zero, fmt.block, dtype,
+                         first).view(shape)
 
     return unpacked((fmt.name, dtype, scale.device), fused, plain) if scale.device.type == "cuda" else plain()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_bo.finetune.quantization.base import PackedLinear, RingBackend, State
-from qra_bo.finetune.quantization.fused_unpack import unpacked
+from qra_bo.finetune.quantization.fused_unpack import by_kernel, unpacked
 from qra_bo.finetune.quantization.gptq import BLOCK
 from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.finetune.quantization.rings import (
@@ -36,10 +36,7 @@ class TrellisLinear(PackedLinear):
             return self._by_operators()
 
         def fused() -> Tensor:
-            from qra_bo.finetune.quantization.trellis_kernel import fused_unpack  # not every platform has Triton
-
-            with torch.cuda.device(device):  # Triton launches on the current device
-                return fused_unpack(self.packed_state(), self.fmt.bits, self.compute_dtype)
+            return by_kernel("trellis_kernel", device, self.packed_state(), self.fmt.bits, self.compute_dtype)
 
         return unpacked((self.fmt.name, self.compute_dtype, device), fused, self._by_operators)
 
