@@ -57,8 +57,7 @@ def parse_size(text: str | int) -> int:
     match = _SIZE.fullmatch(str(text).strip().lower())
     if match is None or match[3] not in _UNITS or (match[2] and not match[3]) or isinstance(text, bool):
         raise BudgetError(f"{cut(repr(text))} is not a size: {RULE}")
-    fraction = (match[2] or ".")[1:]
-    size: int = int(match[1] + fraction) * _UNITS[match[3]] // 10 ** len(fraction)  # exact: no floating point
+    size = int(Fraction(match[1] + (match[2] or "")) * _UNITS[match[3]])  # exact: no floating point
     if size <= 0:
         raise BudgetError(f"{cut(repr(text))} is less than one byte: {RULE}")
     return size

@@ -61,7 +61,7 @@ def compensated_codes(stack: Sequence[tuple[Tensor, Grid]], inputs: Inputs) -> l
     host = inputs.factor.device.type == HOST
     together = _pieces([len(weight) for weight, _ in stack], STACKED_ROWS if host else max(1, STACKED_NUMEL // n))
     for pieces in ([piece] for several in together for piece in several) if host else together:
-        found = _rounded([(*stack[p.matrix], p) for p in pieces], inputs)[back]
+        found = _rounded([(*stack[p.matrix], p) for p in pieces], inputs, host)[back]
         first = 0
         for piece in pieces:
             last = first + piece.last - piece.first
@@ -79,15 +79,16 @@ def _pieces(heights: Sequence[int], rows: int) -> Iterator[list[_Piece]]:
         yield [_Piece(matrix, *end) for matrix, end in enumerate(ends) if end[0] < end[1]]
 
 
-def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs) -> Tensor:
-    """Return the codes, ``in x rows`` in the order of ``inputs``, of the stacked rows of ``pieces``.
+def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs, host: bool) -> Tensor:
+    """Return the codes, ``in x rows`` in the order of ``inputs``, of the stacked rows of ``pieces``; on the host they
+    are of one grid.
 
     Everything is transposed: a column of the weights is contiguous.
     """
     order, factor = inputs.order, inputs.factor
     rest = torch.cat([weight[p.first:p.last, order].t().float() for weight, _, p in pieces], dim=1)
     n, rows = rest.shape
-    if rest.device.type == HOST:
+    if host:
         levels, middles = _table(pieces[0][1])
         block: _Block = partial(_on_host, levels=levels, middles=middles)
     else:

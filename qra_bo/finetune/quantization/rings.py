@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 
 import torch
+from scipy.linalg import hadamard
 from torch import Tensor
 
 from qra_bo.memory.formats import RING_STEP, ring_length
@@ -39,11 +40,8 @@ def table(bits: int, device: torch.device) -> Tensor:
 @cache
 def rotation(device: torch.device) -> Tensor:
     """Return the signs, ``64 x 64`` in fp32, that a block of columns is multiplied by; over 8 they are orthonormal."""
-    hadamard = torch.ones(1, 1)
-    while len(hadamard) < ROTATION:
-        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
     signs = torch.tensor([1.0 if SIGNS >> row & 1 else -1.0 for row in range(ROTATION)])
-    return (signs.unsqueeze(1) * hadamard).to(device)
+    return (signs.unsqueeze(1) * torch.from_numpy(hadamard(ROTATION))).to(device)
 
 
 @cache
