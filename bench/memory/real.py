@@ -58,11 +58,6 @@ def begin_peak() -> int:
     return resident_bytes("VmRSS")
 
 
-def storage_bytes(tensors: list[Any]) -> int:
-    """Bytes of the distinct storages."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
-
-
 def built(oracle: Any, allocation: Allocation) -> tuple[Any, Callable[..., None]]:
     """The optimiser of a freshly built allocation, and what runs its step of some number, told what marks phases."""
     from qra_bo.finetune.data.records import batches
@@ -82,6 +77,7 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
     """Everything of one allocation under the optimiser of ``memory``."""
     from qra_bo.finetune.adapters.lora import detach
     from qra_bo.finetune.memory_probe import PeakTracker
+    from qra_bo.finetune.quantization.base import storage_bytes
     from qra_bo.finetune.training.loop import held_out
 
     formats = sorted({f: parse_format(f) for f in allocation.formats}.values(), key=lambda f: (f.bits, f.name))
@@ -112,7 +108,7 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
               if k.startswith("qmap")}  # of 8-bit moments, shared by all
     state = storage_bytes([t for t in optimizer.tensors()
                            if t.untyped_storage().data_ptr() not in working | tables])
-    stored = sum(oracle.bank.stored_bytes(oracle.bank.current))
+    stored = oracle.bank.stored_bytes(oracle.bank.current)
     traced = tracer.trace(space, allocation, memory.shape)
     detach(oracle.model)
     row = space.encode(allocation)[None, :]

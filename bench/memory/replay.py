@@ -17,7 +17,6 @@ from bench.memory.caching_allocator import Block, CachingAllocator
 from bench.memory.trace import META, MetaTracker, StepTracer, Traced, TracedLora, _step, traced_optimizer
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.memory_probe import module_tensors
-from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
@@ -122,7 +121,7 @@ class TrialTracer(StepTracer):
         del optimizer
         adapted = [m for m in self.model.modules() if isinstance(m, TracedLora)]
         own = {id(p) for m in adapted for p in (m.down, m.up)}
-        states = tuple(tuple(_nbytes(t) for t in packed(m.base).packed_state().values()) for m in adapted)
+        states = tuple(tuple(_nbytes(t) for t in m.base.packed_state().values()) for m in adapted)
         of_linears = {t.untyped_storage()._cdata for m in adapted for t in module_tensors(m.base)}
         fixed = {t.untyped_storage()._cdata: _nbytes(t) for t in module_tensors(self.model)
                  if id(t) not in own and t.untyped_storage()._cdata not in of_linears}

@@ -26,7 +26,7 @@ from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.activations import use_checkpointing
 from qra_bo.finetune.models.load import choose_kernel, fp32_attention, ungrouped_attention
-from qra_bo.finetune.quantization.base import backend_of, packed
+from qra_bo.finetune.quantization.base import backend_of
 from qra_bo.finetune.quantization.embeddings import (
     dense_tables,
     embedding_modules,
@@ -95,7 +95,7 @@ def stand_in(fmt: StorageFormat, shape: tuple[int, int], bias: bool, compute_dty
     backend = backend_of(fmt)
     offset = torch.empty(shape[0], dtype=compute_dtype, device="meta") if bias else None
     layer = backend.build(backend.empty_state(fmt, shape, compute_dtype), fmt, shape, offset, compute_dtype)
-    packed(layer).target = target
+    layer.target = target
     return layer
 
 
@@ -236,7 +236,7 @@ class TracedLora(nn.Module):
         if x.dtype != self.down.dtype:
             raise OracleError(f"an adapter in {self.down.dtype} is given inputs in {x.dtype}: this decoder changes "
                               "types between its layers, and can't be traced")
-        return fused_linear(x, self.down, self.up, packed(self.base), SCALE)
+        return fused_linear(x, self.down, self.up, self.base, SCALE)
 
 
 class _Kernel(TorchFunctionMode):

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 from qra_bo.finetune.adapters.lora import ADAPTER, fuse, lora_layers
-from qra_bo.finetune.quantization.base import PackedLinear, packed
+from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.utils.errors import ConfigError
 
@@ -121,7 +121,7 @@ def make_triplets(model: Any, train_seed: int) -> dict[str, dict[str, Parameter]
     """
     parameters = {}
     for name, layer in lora_layers(model).items():
-        packed(layer.get_base_layer())
+        assert isinstance(layer.get_base_layer(), PackedLinear)
         down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
         draw = torch.Generator().manual_seed(_seed_of(name, train_seed))
         for module in (down, up):

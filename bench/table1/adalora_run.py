@@ -128,7 +128,7 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
     result["forward_tokens"] = found.tokens
     if not math.isfinite(found.loss):
         raise DivergedError(f"held-out loss {found.loss} after {task.steps} steps")
-    stored = sum(oracle.bank.stored_bytes(oracle.bank.current)) + 2 * sum(
+    stored = oracle.bank.stored_bytes(oracle.bank.current) + 2 * sum(
         p.numel() for n, pair in adapter_parameters(oracle.model).items() if ranks[n] for p in pair.values())
     result.update(loss=found.loss, loss_se=found.se, ranks=ranks, average_rank=sum(ranks.values()) / len(ranks),
                   measured_bytes=stored if scope == "stored" else probe.bytes)

@@ -14,7 +14,7 @@ from qra_bo.finetune.adapters.lora import adapter_parameters, attach, rank_choic
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.profiling import unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank, OwnBase
-from qra_bo.finetune.quantization.base import State, backend_of, packed
+from qra_bo.finetune.quantization.base import State, backend_of
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.oracle.synthetic import SyntheticOracle
@@ -39,7 +39,7 @@ def unpacked(bank: LayerBank, fmt: StorageFormat, state: State, shape: Sequence[
     """Return the weight of a layer of ``shape`` (out, in) over ``state``, in fp32 on the bank's device."""
     layer = backend_of(fmt).build({k: t.to(bank.device) for k, t in state.items()}, fmt, (shape[0], shape[1]), None,
                                   bank.compute_dtype)
-    return packed(layer).unpack().float()
+    return layer.unpack().float()
 
 
 def requantise_in(bank: LayerBank, fmt: StorageFormat) -> Requantise:

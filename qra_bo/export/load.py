@@ -27,10 +27,9 @@ from qra_bo.finetune.models.facts import facts_of
 from qra_bo.finetune.models.files import bases_of
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
-from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, pack_for
+from qra_bo.finetune.quantization.base import Packed, State, backend_of, pack_for
 from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings, packed_tables
 from qra_bo.finetune.quantization.stored_model import load_others, load_stored, stored_state
-from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder, read_object
@@ -116,9 +115,9 @@ def keep_unpacked(model: Any, whatever: bool = False) -> None:
     """Keep every weight unpacked beside its packed form: all where ``whatever``, else as far as half of a card's free
     memory goes."""
     for module in model.modules():
-        if not isinstance(module, PackedLinear | PackedTable):
+        if not isinstance(module, Packed):
             continue
-        weight = module.unpack() if isinstance(module, PackedLinear) else module.unpacked()
+        weight = module.unpack()
         if not whatever and weight.is_cuda and 2 * weight.nbytes > torch.cuda.mem_get_info(weight.device)[0]:
             return
         module.dense = weight

@@ -14,7 +14,7 @@ from qra_bo.export.load import dense_base, packed_states
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ModuleRecord
-from qra_bo.finetune.quantization.base import State, backend_of, packed
+from qra_bo.finetune.quantization.base import State, backend_of
 from qra_bo.finetune.quantization.planes import codes_at, words_of
 from qra_bo.memory.serving import TARGET_FORMATS
 from qra_bo.space import StorageFormat
@@ -67,7 +67,7 @@ class LinearWeights:
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """Return the unpacked weight, ``out x in``, as a product in ``dtype`` sees it."""
-        return packed(backend_of(self.format).build(self.state, self.format, self.shape, None, dtype)).unpack()
+        return backend_of(self.format).build(self.state, self.format, self.shape, None, dtype).unpack()
 
     def merged(self, dtype: torch.dtype) -> Tensor:
         """Return the unpacked weight with the adapter added in fp32, ``out x in``, rounded to ``dtype`` once."""

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_iter
 
 from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.quantization.base import storage_bytes
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.trials import PhasePeak
 
@@ -88,11 +89,6 @@ def module_tensors(model: nn.Module) -> list[Tensor]:
     return list({id(leaf): leaf for leaf in chain.from_iterable(held) if isinstance(leaf, Tensor)}.values())
 
 
-def live_bytes(model: nn.Module) -> int:
-    """Return the bytes of the distinct storages that a model holds, quantisation states included."""
-    return sum({s._cdata: int(s.nbytes()) for s in (t.untyped_storage() for t in module_tensors(model))}.values())
-
-
 def release_unused(device: torch.device) -> None:
     """Free what only reference cycles keep alive, and return unused segments of the CUDA allocator to the device.
 
@@ -125,14 +121,14 @@ class MemoryProbe:
             release_unused(self.device)  # memory that loading reserved is no part of training
         else:
             with bank.only_packed():  # packed layers are handed over, so that loading needs no more than what stays
-                self._note("load", live_bytes(self.model), None)
+                self._note("load", storage_bytes(module_tensors(self.model)), None)
 
     @property
     def bytes(self) -> int | None:
         """Bytes in the configured scope; ``None`` where nothing was measured in it."""
         if self.scope == "stored":
             adapters = sum(p.numel() for pair in adapter_parameters(self.model).values() for p in pair.values())
-            return sum(self.bank.stored_bytes(self.bank.current)) + 2 * adapters
+            return self.bank.stored_bytes(self.bank.current) + 2 * adapters
         trained = [peak["allocated"] if peak["reserved"] is None else peak["reserved"]
                    for phase, peak in self.peaks.items() if phase != "load"]
         return max(trained) if self.scope == "peak" and "step" in self.peaks else None

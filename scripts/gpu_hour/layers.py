@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.steps import timed
 from qra_bo.finetune.quantization import fused_unpack
-from qra_bo.finetune.quantization.base import LevelBackend, PackedLinear, State, backend_of, packed
+from qra_bo.finetune.quantization.base import LevelBackend, PackedLinear, State, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs, second_moments
 from qra_bo.memory.formats import FORMATS
@@ -32,7 +32,7 @@ def layer_of(state: State, fmt: StorageFormat, sides: tuple[int, int], dtype: to
              ) -> PackedLinear:
     """Return the layer of packed tensors, which are copied to ``device``; ``sides`` are (out, in)."""
     there = {key: tensor.to(device) for key, tensor in state.items()}
-    return packed(backend_of(fmt).build(there, fmt, sides, None, dtype))
+    return backend_of(fmt).build(there, fmt, sides, None, dtype)
 
 
 def round_trip(stage: Stage) -> Iterator[dict[str, Any]]:

@@ -104,8 +104,8 @@ class Stage:
         gc.collect()
         if self.device.type == "cuda":
             return int(torch.cuda.memory_allocated(self.device))
-        return storage_bytes({str(i): o for i, o in enumerate(gc.get_objects()) if issubclass(type(o), Tensor)
-                              and o.device.type == "cpu" and o.layout == torch.strided})
+        return storage_bytes(o for o in gc.get_objects() if issubclass(type(o), Tensor)
+                             and o.device.type == "cpu" and o.layout == torch.strided)
 
     def release(self) -> None:
         """Free what nothing refers to, and return the device's unused segments."""

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -16,11 +17,11 @@ from qra_bo.finetune.quantization.base import (
     PLANE_NAMES,
     Grid,
     LevelBackend,
+    PackedLinear,
     QuantizerBackend,
     RingBackend,
     backend_of,
-    packed,
-    state_bytes,
+    storage_bytes,
 )
 from qra_bo.finetune.quantization.planes import codes_at, words_of
 from qra_bo.memory.formats import check_shape, matrix_bytes, parse_format
@@ -30,12 +31,19 @@ from qra_bo.utils.errors import SpaceError
 CPU = torch.device("cpu")
 
 
-def quantize(linear: nn.Linear, fmt: StorageFormat, dtype: torch.dtype) -> nn.Module:
+def quantize(linear: nn.Linear, fmt: StorageFormat, dtype: torch.dtype) -> PackedLinear:
     """Return the packed layer of ``linear``, on the CPU."""
     backend, shape = backend_of(fmt), (linear.out_features, linear.in_features)
     check_shape(fmt, *shape)
     bias = None if linear.bias is None else linear.bias.detach()
     return backend.build(backend.pack(linear.weight.detach(), fmt, CPU), fmt, shape, bias, dtype)
+
+
+def state_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return the bytes of codes and of metadata, measured on the storages."""
+    codes, others = ([tensor for key, tensor in state.items() if (key in PLANE_NAMES) == of_codes]
+                     for of_codes in (True, False))
+    return storage_bytes(codes), storage_bytes(others)
 
 
 def make_linear(out: int, inp: int, *, bias: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32
@@ -111,7 +119,7 @@ class QuantizerConformance:
     def backend(fmt: StorageFormat) -> QuantizerBackend:
         return backend_of(fmt)
 
-    def layer(self, fmt: StorageFormat, linear: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    def layer(self, fmt: StorageFormat, linear: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> PackedLinear:
         return quantize(linear, fmt, dtype)
 
     def test_free_codes_mean_what_the_grid_says(self, fmt: StorageFormat) -> None:
@@ -125,11 +133,11 @@ class QuantizerConformance:
         other = backend.recoded(state, fmt, codes)
         assert {k: (t.shape, t.dtype) for k, t in other.items()} == {k: (t.shape, t.dtype) for k, t in state.items()}
         assert all(torch.equal(other[k], state[k]) for k in state if k not in PLANE_NAMES)
-        weight = packed(backend.build(other, fmt, shape, None, torch.float32)).unpack()
+        weight = backend.build(other, fmt, shape, None, torch.float32).unpack()
         torch.testing.assert_close(weight, grid_values(grid, codes), rtol=1e-5, atol=1e-6)
-        own = packed(backend.build(state, fmt, shape, None, torch.float32)).unpack()
+        own = backend.build(state, fmt, shape, None, torch.float32).unpack()
         again = backend.recoded(state, fmt, nearest_codes(grid, own).to(torch.uint8))
-        torch.testing.assert_close(packed(backend.build(again, fmt, shape, None, torch.float32)).unpack(), own)
+        torch.testing.assert_close(backend.build(again, fmt, shape, None, torch.float32).unpack(), own)
 
     def test_bytes_and_weights_of_any_shape(self, fmt: StorageFormat) -> None:
         @settings(max_examples=12, deadline=None)
@@ -144,8 +152,8 @@ class QuantizerConformance:
                     self.layer(fmt, linear)
                 return
             layer = self.layer(fmt, linear, torch.float32)
-            assert state_bytes(packed(layer).packed_state()) == matrix_bytes(fmt, out, inp)
-            dense = packed(layer).unpack()
+            assert state_bytes(layer.packed_state()) == matrix_bytes(fmt, out, inp)
+            dense = layer.unpack()
             assert dense.shape == (out, inp)
             # No weight, clipped or not, is off by two steps of a coarse grid: a wrong block or order would be.
             step = float(linear.weight.max() - linear.weight.min()) / (2 ** fmt.bits - 1)
@@ -155,7 +163,7 @@ class QuantizerConformance:
 
     def test_error_is_close_to_plain_rounding(self, fmt: StorageFormat) -> None:
         linear = make_linear(self.columns, 2 * self.columns)
-        error = relative_error(packed(self.layer(fmt, linear, torch.float32)).unpack(), linear.weight)
+        error = relative_error(self.layer(fmt, linear, torch.float32).unpack(), linear.weight)
         if fmt.bits == 16:
             assert error < 3e-4
             return
@@ -165,8 +173,8 @@ class QuantizerConformance:
 
     def test_dequantised_weight_is_rounded_once(self, fmt: StorageFormat) -> None:
         linear = make_linear(64, self.columns)
-        exact = packed(self.layer(fmt, linear, torch.float32)).unpack()
-        half = packed(self.layer(fmt, linear, torch.bfloat16)).unpack()
+        exact = self.layer(fmt, linear, torch.float32).unpack()
+        half = self.layer(fmt, linear, torch.bfloat16).unpack()
         assert half.dtype == torch.bfloat16
         assert torch.equal(exact.to(torch.bfloat16), half)
 
@@ -179,7 +187,7 @@ class QuantizerConformance:
         draw = torch.Generator().manual_seed(1)
         x = torch.randn(2, 3, self.columns, generator=draw, dtype=dtype)
         grad = torch.randn(2, 3, 64, generator=draw, dtype=dtype)
-        dense = packed(layer).unpack()
+        dense = layer.unpack()
         results = []
         for call in (layer, lambda v: nn.functional.linear(v, dense, linear.bias.to(dtype) if bias else None)):
             leaf = x.clone().requires_grad_()
@@ -201,7 +209,7 @@ class QuantizerConformance:
 
     def test_train_eval_train_changes_nothing(self, fmt: StorageFormat) -> None:
         layer = self.layer(fmt, make_linear(64, self.columns))
-        before = digest(packed(layer).packed_state())
+        before = digest(layer.packed_state())
         x = torch.ones(4, self.columns, dtype=torch.bfloat16)
         first = layer.train()(x)
         with torch.no_grad():
@@ -212,7 +220,7 @@ class QuantizerConformance:
         again.sum().backward()
         assert torch.equal(first, again)
         assert leaf.grad is not None
-        assert digest(packed(layer).packed_state()) == before
+        assert digest(layer.packed_state()) == before
 
     def test_packing_is_deterministic_on_any_number_of_threads(self, fmt: StorageFormat) -> None:
         linear, threads = make_linear(96, 3 * self.columns), torch.get_num_threads()  # more than torch leaves to one
@@ -229,30 +237,30 @@ class QuantizerConformance:
         from safetensors.torch import load_file, save_file
         linear = make_linear(64, self.columns, bias=True)
         layer = self.layer(fmt, linear)
-        save_file(packed(layer).packed_state(), tmp_path / "layer.safetensors")
+        save_file(layer.packed_state(), tmp_path / "layer.safetensors")
         state = load_file(tmp_path / "layer.safetensors")
         again = self.backend(fmt).build(state, fmt, (64, self.columns), linear.bias.detach(), torch.bfloat16)
         x = torch.ones(4, self.columns, dtype=torch.bfloat16)
         assert torch.equal(layer(x), again(x))
-        assert state_bytes(packed(again).packed_state()) == state_bytes(packed(layer).packed_state())
+        assert state_bytes(again.packed_state()) == state_bytes(layer.packed_state())
 
     def test_moves_with_its_model_and_keeps_its_types(self, fmt: StorageFormat) -> None:
         layer = self.layer(fmt, make_linear(64, self.columns, bias=True))
         x = torch.ones(4, self.columns, dtype=torch.bfloat16)
-        packed(layer).dense = packed(layer).unpack()
-        first, given, model = layer(x), packed(layer).packed_state(), nn.Sequential(layer)
+        layer.dense = layer.unpack()
+        first, given, model = layer(x), layer.packed_state(), nn.Sequential(layer)
         before = digest(given)
         model._apply(torch.clone)
-        moved = packed(layer).packed_state()
-        tensors = [(moved[name], given[name]) for name in given] + [(packed(layer).dense, packed(layer).unpack())]
+        moved = layer.packed_state()
+        tensors = [(moved[name], given[name]) for name in given] + [(layer.dense, layer.unpack())]
         assert not {new.data_ptr() for new, _ in tensors} & {old.data_ptr() for _, old in tensors}
         for cast in (model.half, model.bfloat16, model.double, lambda: model.type(torch.float16)):
             cast()
-            state = packed(layer).packed_state()
+            state = layer.packed_state()
             assert {name: t.dtype for name, t in state.items()} == {name: t.dtype for name, t in given.items()}
             assert digest(state) == digest(given) == before
             assert torch.equal(layer(x), first)
-        packed(layer).dense = None
+        layer.dense = None
         assert torch.equal(layer(x), first)
 
     def test_original_is_left_alone(self, fmt: StorageFormat) -> None:
@@ -265,7 +273,7 @@ class QuantizerConformance:
         linear = make_linear(64, self.columns)
         for value in (0.0, 0.25):
             linear.weight.fill_(value)
-            dense = packed(self.layer(fmt, linear, torch.float32)).unpack()
+            dense = self.layer(fmt, linear, torch.float32).unpack()
             if isinstance(backend_of(fmt), RingBackend) and value:  # such codes are no better on equal weights
                 assert relative_error(dense, linear.weight) < self.on_constants * 2.0 ** -fmt.bits
             else:
@@ -285,7 +293,7 @@ class QuantizerConformance:
                 return out
 
         layer = self.layer(fmt, make_linear(64, self.columns))
-        before = digest(packed(layer).packed_state())
+        before = digest(layer.packed_state())
         with torch.random.fork_rng(devices=[]):
             model = get_peft_model(Holder(layer), LoraConfig(r=4, lora_alpha=8, target_modules=["proj"]))
             wrapper = model.base_model.model.proj
@@ -304,4 +312,4 @@ class QuantizerConformance:
                 optimizer.step()
                 losses.append(float(loss.detach()))
         assert losses[-1] < losses[0]
-        assert digest(packed(layer).packed_state()) == before
+        assert digest(layer.packed_state()) == before

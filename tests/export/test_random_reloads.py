@@ -7,7 +7,6 @@ import torch
 
 from qra_bo.export.load import load
 from qra_bo.finetune.manifest import PACKED, tensors_digest
-from qra_bo.finetune.quantization.base import packed
 from qra_bo.memory.formats import FORMATS
 from qra_bo.utils.errors import OutputError
 from tests.export.allocations import build, make_case
@@ -19,7 +18,7 @@ def test_packed_tensors_are_those_of_the_run(first: int, tmp_path: Path) -> None
         run = build(make_case(number), tmp_path / str(number))
         model = load(run.folder, adapter=False)[0]
         for name, record in run.manifest.modules.items():
-            layer = packed(model.get_submodule(name))
+            layer = model.get_submodule(name)
             assert layer.fmt == record.format
             assert tensors_digest(layer.packed_state()) == record.sha256
 

@@ -24,7 +24,7 @@ from qra_bo.export.registry import check_exports, export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.quantization import exl3, fused_unpack
-from qra_bo.finetune.quantization.base import PackedLinear, backend_of, packed, state_bytes
+from qra_bo.finetune.quantization.base import PackedLinear, backend_of, storage_bytes
 from qra_bo.finetune.quantization.exl3 import Exl3Table
 from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.memory.formats import matrix_bytes, parse_format, scratch_bytes
@@ -99,7 +99,7 @@ def drawn(name: str, rows: int, width: int, seed: int = 0) -> dict[str, Tensor]:
 
 def layer_of(name: str, rows: int, width: int, dtype: torch.dtype = torch.float32) -> PackedLinear:
     fmt = parse_format(name)
-    return packed(backend_of(fmt).build(drawn(name, rows, width), fmt, (rows, width), torch.ones(rows), dtype))
+    return backend_of(fmt).build(drawn(name, rows, width), fmt, (rows, width), torch.ones(rows), dtype)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +112,7 @@ def test_tiles_of_a_head_are_rows_of_the_whole() -> None:
     name = "exl3-mul1-2.5"
     state, fmt = drawn(name, 700, 200), parse_format(name)
     table, dense = Exl3Table(state, fmt, (700, 200), torch.float32), plain(state, "mul1", 700, 200)
-    assert torch.equal(table.unpacked(), dense)
+    assert torch.equal(table.unpack(), dense)
     assert torch.equal(table.tile(130, 515), dense[130:515])
     assert_head(table, dense)
 
@@ -132,7 +132,7 @@ def test_product_and_gradient_equal_autograds() -> None:
 @pytest.mark.parametrize("shape", [(2000, 300), (120, 4096)])
 def test_bytes_and_scratch_are_predicted(name: str, shape: tuple[int, int]) -> None:
     layer, fmt = layer_of(name, *shape, dtype=torch.bfloat16), parse_format(name)
-    assert matrix_bytes(fmt, *shape) == state_bytes(layer.packed_state())
+    assert sum(matrix_bytes(fmt, *shape)) == storage_bytes(layer.packed_state().values())
     with PeakTracker() as tracker:
         tracker.track(layer.packed_state().values())
         before = tracker.live_bytes

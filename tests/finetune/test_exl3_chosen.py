@@ -13,7 +13,7 @@ import qra_bo
 from qra_bo.config import load_config
 from qra_bo.export.registry import check_exports, export_all
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.quantization.base import State, backend_of, packed
+from qra_bo.finetune.quantization.base import State, backend_of
 from qra_bo.finetune.quantization.exl3 import Exl3Backend
 from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.memory.formats import parse_format
@@ -29,7 +29,7 @@ FMT = parse_format("exl3-mul1-2")
 
 
 def weights(state: State) -> Tensor:
-    return packed(backend_of(FMT).build(state, FMT, SHAPE, None, torch.float32)).unpack()
+    return backend_of(FMT).build(state, FMT, SHAPE, None, torch.float32).unpack()
 
 
 def test_feedback_lowers_the_error_of_outputs() -> None:

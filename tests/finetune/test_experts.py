@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach
 from qra_bo.finetune.models.experts import Experts, fuse, pooled, unfuse
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.quantization.grouped import GroupedLinear
 from qra_bo.finetune.quantization.moments import each_moments
 from qra_bo.memory.formats import parse_format
@@ -79,7 +78,7 @@ def test_packed_experts_train_as_on_the_unpacked_weights(family: str, experts: s
     bank.install({linear.name: "sym3-g32" for linear in spec.linears})
     unfuse(dense)
     for linear in spec.linears:
-        dense.get_submodule(linear.name).weight.data = packed(model.get_submodule(linear.name)).unpack()
+        dense.get_submodule(linear.name).weight.data = model.get_submodule(linear.name).unpack()
     fuse(dense)
     dense.set_experts_implementation("eager")
     assert close(model(IDS).logits, dense(IDS).logits)

@@ -201,7 +201,7 @@ def test_what_is_stored_is_measured_without_a_step(monkeypatch: pytest.MonkeyPat
     found = oracle.measure_peak(MIXED.to_json(), 0, quiet)
     assert found["measured_bytes"] == trained.measured_bytes == 2 * sum(
         rank * (linear.in_features + linear.out_features) for unit, rank in zip(oracle.units, MIXED.ranks, strict=True)
-        for linear in unit.linears) + sum(oracle.bank.stored_bytes(unit_choice(oracle.units, MIXED.formats)))
+        for linear in unit.linears) + oracle.bank.stored_bytes(unit_choice(oracle.units, MIXED.formats))
     assert list(found["peaks"]) == list(trained.peaks) == ["load"]
 
 

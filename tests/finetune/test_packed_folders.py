@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from qra_bo.finetune.models.load import without_bars
 from qra_bo.finetune.models.packed_folder import packed_folder
-from qra_bo.finetune.quantization.base import PackedLinear, packed
+from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.utils.errors import ModelError
 from tests.finetune.packed_folders import awq, compressed, gptq, write, write_nf4
@@ -85,7 +85,7 @@ def test_zeros_of_compressed_tensors_equal_its_library(tmp_path: Path) -> None:
     parts = {key.rpartition(".")[2]: tensor for key, tensor in found.items() if key.startswith(name)}
     parts["weight_scale"] = parts["weight_scale"].float()
     theirs = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
-    assert torch.equal(packed(stored.get_submodule(name)).unpack(), theirs)
+    assert torch.equal(stored.get_submodule(name).unpack(), theirs)
 
 
 def mutated(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:

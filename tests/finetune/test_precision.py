@@ -11,7 +11,6 @@ from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.precision import in_float32
 from qra_bo.finetune.profiling import measure_quantization_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.memory.formats import parse_format
@@ -45,7 +44,7 @@ def test_a_profile_in_bfloat16_has_the_divergences_of_its_weights_in_fp32(keep_d
         for f, fmt in enumerate(FORMATS):
             bank.install({m.name: fmt.name for m in unit.linears})
             for linear in unit.linears:
-                layer = packed(bank.model.get_submodule(linear.name))
+                layer = bank.model.get_submodule(linear.name)
                 exact.get_submodule(linear.name).weight.copy_(layer.weight_matrix())
             changed = _log_p(exact)
             bank.restore_dense()
@@ -65,7 +64,7 @@ def test_the_model_computes_in_its_own_type_afterwards() -> None:
     with torch.no_grad(), in_float32(bank):
         inside = bank.model(input_ids=ids).logits
         bank.install({second: "int8"})
-        assert all(packed(bank.model.get_submodule(name)).product_dtype is torch.float32 for name in (first, second))
+        assert all(bank.model.get_submodule(name).product_dtype is torch.float32 for name in (first, second))
         bank.restore_dense()
     bank.install({first: "int8"})
     after = bank.model(input_ids=ids).logits
@@ -118,7 +117,7 @@ def test_int8_weights_are_rounded_as_cuda_rounds_them_in_training() -> None:
     bank = _bank(False, False)
     name = bank.spec.linears[0].name
     bank.install({name: "int8"})
-    layer = packed(bank.model.get_submodule(name))
+    layer = bank.model.get_submodule(name)
     layer.target = torch.device("cuda")  # the way of that device, on the CPU's tensors
     outside = layer.unpack()
     with precision._Widened():

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qra_bo.finetune.memory_probe import PeakTracker, live_bytes, module_tensors
+from qra_bo.finetune.memory_probe import PeakTracker, module_tensors
+from qra_bo.finetune.quantization.base import storage_bytes
 
 
 def measure_peak(program: Callable[[], object], held: Iterable[Tensor] = ()) -> int:
@@ -62,13 +63,13 @@ def test_works_without_real_memory() -> None:
 
 def test_live_bytes_of_a_model_count_shared_storages_once() -> None:
     model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10, bias=False))
-    assert live_bytes(model) == 2 * 160
+    assert storage_bytes(module_tensors(model)) == 2 * 160
     model[1].weight = model[0].weight
-    assert live_bytes(model) == 160
+    assert storage_bytes(module_tensors(model)) == 160
     assert len(module_tensors(model)) == 1
     model.register_buffer("extra", torch.zeros(3))
     model.plain = torch.zeros(5)  # a tensor in an attribute, as some quantised layers keep
-    assert live_bytes(model) == 160 + 12 + 20
+    assert storage_bytes(module_tensors(model)) == 160 + 12 + 20
     with PeakTracker() as tracker:
         for _ in range(2):  # counted once
             tracker.track_existing(model)

@@ -18,17 +18,16 @@ from torch import nn
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.host_linear import HostLinear
 from qra_bo.finetune.quantization.base import (
+    Packed,
     PackedLinear,
     RingBackend,
     State,
     backend_of,
     frozen,
     pack_for,
-    packed,
-    state_bytes,
+    storage_bytes,
 )
 from qra_bo.finetune.quantization.rounding import Rounding
-from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.memory.formats import check_shape, parse_format
 from qra_bo.memory.stored import own_format
 from qra_bo.oracle.protocol import Progress, quiet
@@ -163,7 +162,7 @@ class LayerBank:
         """Let packed linears and a head multiply in a wider type from now on, those to come too; ``None`` ends it."""
         self._product_dtype = dtype
         for layer in self.model.modules():
-            if isinstance(layer, PackedLinear | PackedTable):
+            if isinstance(layer, Packed):
                 layer.product_dtype = dtype
 
     def restore_dense(self) -> None:
@@ -187,10 +186,9 @@ class LayerBank:
         copy.register_parameter("bias", frozen(bias))
         return copy
 
-    def stored_bytes(self, choice: Mapping[str, str]) -> tuple[int, int]:
-        """Return the bytes of codes and of metadata of the named linears."""
-        sizes = [state_bytes(self.state(name, fmt)) for name, fmt in choice.items()]
-        return sum(s[0] for s in sizes), sum(s[1] for s in sizes)
+    def stored_bytes(self, choice: Mapping[str, str]) -> int:
+        """Return the bytes of the packed tensors of the named linears."""
+        return sum(storage_bytes(self.state(name, fmt).values()) for name, fmt in choice.items())
 
     def dense_weight(self, name: str) -> torch.Tensor:
         """Return the original weight of one linear, on the host."""
@@ -214,7 +212,7 @@ class LayerBank:
     def only_packed(self) -> Iterator[None]:
         """Ignore kept unpacked weights within the block, so that the memory of packed layers is measured."""
         kept = {layer: layer.dense for layer in (*self._layers.values(), *self.model.modules())
-                if isinstance(layer, PackedLinear | PackedTable) and layer.dense is not None}
+                if isinstance(layer, Packed) and layer.dense is not None}
         for layer in kept:
             layer.dense = None
         try:
@@ -265,12 +263,12 @@ class LayerBank:
             self._layers[name, wanted] = layer
         return layer
 
-    def _kept(self, layer: Any) -> nn.Module:
+    def _kept(self, layer: PackedLinear) -> PackedLinear:
         if self.device.type == "cpu" and self.keep_dense and layer.dense is None:
             layer.dense = layer.unpack()
-        return layer  # type: ignore[no-any-return]
+        return layer
 
-    def _built(self, name: str, fmt_name: str, state: State) -> nn.Module:
+    def _built(self, name: str, fmt_name: str, state: State) -> PackedLinear:
         original, fmt = self._originals[name], own_format(parse_format(fmt_name), self._linears[name])
         bias = None if original.bias is None else original.bias.detach().to(self.device)
         layer = backend_of(fmt).build({k: t.to(self.device) for k, t in state.items()}, fmt,
@@ -298,7 +296,7 @@ def relative_error(bank: LayerBank, name: str, fmt: StorageFormat) -> float:
     weight = bank.dense_weight(name).float()
     layer = backend_of(fmt).build(bank.nearest(name, fmt), fmt, (weight.shape[0], weight.shape[1]), None,
                                   bank.compute_dtype)
-    return float((packed(layer).unpack().float() - weight).norm() / weight.norm())
+    return float((layer.unpack().float() - weight).norm() / weight.norm())
 
 
 def refuse_reproducing_formats(bank: LayerBank, formats: Sequence[StorageFormat]) -> None:

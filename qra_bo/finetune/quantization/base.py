@@ -7,7 +7,7 @@ see the same ``W`` on every device.
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, cast
@@ -19,7 +19,6 @@ from torch.autograd.function import once_differentiable
 from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.memory.formats import BACKENDS
 from qra_bo.space.space import StorageFormat
-from qra_bo.utils.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +84,8 @@ def keeping_types(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return moved
 
 
-class PackedLinear(nn.Linear, ABC):
-    """A frozen linear layer over packed weights; its ``weight`` holds the codes.
+class Packed(nn.Module, ABC):
+    """A frozen weight matrix in packed tensors.
 
     ``to``, ``cuda`` and their like, a parent's too, move all of its tensors and cast none.
 
@@ -94,16 +93,40 @@ class PackedLinear(nn.Linear, ABC):
         compute_dtype: Type of the unpacked weight and of the matrix product; the output has the type of the input.
         product_dtype: A wider type of the product alone, within ``precision.in_float32``; ``None`` elsewhere.
         dense: The unpacked weight, kept only where memory is traded for time; same numbers, bit for bit.
-        target: The device that a layer on the meta device stands for; ``None`` on real devices.
-        others: The packed tensors beside the codes.
+        target: The device that a module on the meta device stands for; ``None`` on real devices.
     """
 
     fmt: StorageFormat
     compute_dtype: torch.dtype
-    others: State
     product_dtype: torch.dtype | None = None
     dense: Tensor | None = None
     target: torch.device | None = None
+
+    @abstractmethod
+    def packed_state(self) -> State:
+        """Return the packed tensors by name."""
+
+    @abstractmethod
+    def unpack(self) -> Tensor:
+        """Return the dequantised weight, ``out x in`` in the compute type.
+
+        On the meta device this allocates what the real module allocates on ``target``, in the same order.
+        """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        move = keeping_types(fn)
+        self.dense = None if self.dense is None else move(self.dense)
+        return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+
+
+class PackedLinear(Packed, nn.Linear):
+    """A linear layer over packed weights; its ``weight`` holds the codes.
+
+    Attributes:
+        others: The packed tensors beside the codes.
+    """
+
+    others: State
     bias: Any
 
     def packed_state(self) -> State:
@@ -111,18 +134,8 @@ class PackedLinear(nn.Linear, ABC):
         return {"codes": self.weight.data, **self.others}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        move = keeping_types(fn)
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        self.others = {name: move(tensor) for name, tensor in self.others.items()}
-        self.dense = None if self.dense is None else move(self.dense)
-        return self
-
-    @abstractmethod
-    def unpack(self) -> Tensor:
-        """Return the dequantised weight, ``out x in`` in the compute type.
-
-        On the meta device this allocates what the real layer allocates on ``target``, in the same order.
-        """
+        self.others = {name: keeping_types(fn)(tensor) for name, tensor in self.others.items()}
+        return super()._apply(fn, recurse)
 
     def weight_matrix(self) -> Tensor:
         """Return the weight of the product, ``out x in`` in the compute type."""
@@ -150,26 +163,9 @@ class _FrozenMatmul(torch.autograd.Function):
         return torch.matmul(grad.to(layer.compute_dtype), layer.weight_matrix()).to(grad.dtype), None
 
 
-def packed(module: nn.Module) -> PackedLinear:
-    """Return ``module`` as a packed layer.
-
-    Raises:
-        ConfigError: If it is not one.
-    """
-    if not isinstance(module, PackedLinear):
-        raise ConfigError(f"a layer built by a quantiser backend was expected; got {type(module).__name__}")
-    return module
-
-
-def state_bytes(state: State) -> tuple[int, int]:
-    """Return the bytes of codes and of metadata, measured on the storages."""
-    codes = {key: tensor for key, tensor in state.items() if key in PLANE_NAMES}
-    return storage_bytes(codes), storage_bytes({key: tensor for key, tensor in state.items() if key not in codes})
-
-
-def storage_bytes(tensors: Mapping[str, Tensor]) -> int:
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the distinct storages behind ``tensors``."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}.values())
+    return sum({s._cdata: int(s.nbytes()) for s in (t.untyped_storage() for t in tensors)}.values())
 
 
 class QuantizerBackend(ABC):
@@ -190,7 +186,7 @@ class QuantizerBackend(ABC):
         """Return the packed tensors, on ``device``, of a weight matrix ``out x in`` of any floating type."""
 
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
-              compute_dtype: torch.dtype) -> nn.Module:
+              compute_dtype: torch.dtype) -> PackedLinear:
         """Return the layer over packed tensors (shared, not copied), on their device; ``shape`` is (out, in)."""
         layer = self.layer(shape[1], shape[0], bias=False, device="meta")
         layer.weight = nn.Parameter(state["codes"], requires_grad=False)

@@ -37,7 +37,7 @@ def pack_embeddings(model: Any, bits: int, compute_dtype: torch.dtype, device: t
         states = {name: backend_of(fmt).pack(weight, fmt, device) for name, weight in weights.items()}
         install_embeddings(model, states, fmt, compute_dtype)
     for table in packed_tables(model).values():
-        table.dense = table.unpacked() if keep_dense else None
+        table.dense = table.unpack() if keep_dense else None
 
 
 def install_embeddings(model: Any, states: Mapping[str, State], fmt: StorageFormat, compute_dtype: torch.dtype) -> None:

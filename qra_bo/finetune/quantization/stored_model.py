@@ -24,12 +24,11 @@ from qra_bo.finetune.models.gguf_header import Header, stored_header, tensor_of
 from qra_bo.finetune.models.gguf_reading import reading_gguf
 from qra_bo.finetune.models.load import gguf_config, gguf_of, load_tokenizer, packed_folder_of, without_dropout
 from qra_bo.finetune.models.packed_folder import FLOATS, LEAVES, PackedFolder, format_in
-from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
+from qra_bo.finetune.quantization.base import Packed, State, backend_of
 from qra_bo.finetune.quantization.embeddings import embedding_modules, put_head, put_tables
 from qra_bo.finetune.quantization.exl3 import Exl3Table
 from qra_bo.finetune.quantization.folder_states import state_in, values
 from qra_bo.finetune.quantization.stored import StoredTable, finite
-from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.memory.file_formats import TYPES, in_strips
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import StorageFormat
@@ -154,4 +153,4 @@ def stored_state(model: Any, name: str, fmt: StorageFormat) -> State:
     """Return the packed tensors of a stored linear or table of this format; empty where the model has none."""
     module = dict(model.named_modules()).get(name)
     holder = getattr(module, "table", module)
-    return holder.packed_state() if isinstance(holder, PackedLinear | PackedTable) and holder.fmt == fmt else {}
+    return holder.packed_state() if isinstance(holder, Packed) and holder.fmt == fmt else {}

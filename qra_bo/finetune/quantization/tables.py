@@ -11,25 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qra_bo.finetune.quantization.base import State, frozen, keeping_types
+from qra_bo.finetune.quantization.base import Packed, State, frozen
 from qra_bo.finetune.quantization.planes import codes_at, weight_of, words_of
 from qra_bo.memory.embeddings import tile_rows
 from qra_bo.space import StorageFormat
 
 
-class PackedTable(nn.Module):
-    """A frozen ``v x d`` matrix in a symmetric ``integer`` format, whose groups lie within rows.
+class PackedTable(Packed):
+    """A ``v x d`` matrix in a symmetric ``integer`` format, whose groups lie within rows.
 
     Args:
         state: Packed tensors.
         fmt: Their format.
         shape: ``(v, d)``.
         compute_dtype: Type of the unpacked weights.
-
-    Attributes:
-        product_dtype: As of ``PackedLinear``, of a head's product.
-        dense: The unpacked matrix, kept only where memory is traded for time.
-        target: The device that a table on the meta device stands for; ``None`` on real devices.
     """
 
     codes: Tensor
@@ -39,20 +34,10 @@ class PackedTable(nn.Module):
         super().__init__()
         self.fmt, self.shape, self.compute_dtype = fmt, shape, compute_dtype
         self.middle = 1 << fmt.bits - 1
-        self.product_dtype: torch.dtype | None = None
-        self.dense: Tensor | None = None
-        self.target: torch.device | None = None
         for name, tensor in state.items():
             self.register_buffer(name, tensor)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move the packed tensors as modules do, but keep their types: ``model.to(dtype)`` is for dense weights."""
-        move = keeping_types(fn)
-        self.dense = None if self.dense is None else move(self.dense)
-        return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-
     def packed_state(self) -> State:
-        """Return the packed tensors by name."""
         return dict(self.named_buffers())
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -82,8 +67,7 @@ class PackedTable(nn.Module):
         return weight_of(words_of(self.packed_state()), self.fmt, self.scale[first:last], self.middle,
                          (last - first, self.shape[1]), self.compute_dtype, self.target, first * per_row)
 
-    def unpacked(self) -> Tensor:
-        """Return the whole matrix, ``v x d`` in the compute type."""
+    def unpack(self) -> Tensor:
         return self.tile(0, self.shape[0])
 
 
@@ -124,7 +108,7 @@ class PackedHead(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole matrix, ``v x d``, unpacked at each use: TRL multiplies by a head's weight without its forward."""
-        return self.table.unpacked()
+        return self.table.unpack()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``... x d`` to ``... x v``; only ``x`` takes a gradient."""

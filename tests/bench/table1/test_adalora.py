@@ -17,7 +17,6 @@ from bench.table1.adalora_memory import adalora_bytes
 from bench.table1.adalora_run import evaluate_adalora
 from qra_bo.finetune.adapters.lora import attach, detach, lora_layers
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
@@ -71,7 +70,7 @@ def test_the_layers_gradients_are_those_of_plain_operations() -> None:
     model, spec = tiny_llama(layers=1)
     bank = LayerBank(model, spec, [parse_format("hqq3")], torch.float32, CPU)
     bank.install({spec.linears[0].name: "hqq3"})
-    base = packed(model.get_submodule(spec.linears[0].name))
+    base = model.get_submodule(spec.linears[0].name)
     draw = torch.Generator().manual_seed(2)
     x, down, up = (torch.randn(s, generator=draw).requires_grad_() for s in ((5, 64), (3, 64), (base.out_features, 3)))
     values = torch.randn(3, generator=draw).requires_grad_()

@@ -10,7 +10,7 @@ from bench.table1.decompositions import balanced, low_rank_first, quantised_firs
 from bench.table1.lowrank import leading
 from bench.table1.recipe import STARTS
 from bench.table1.starts import Requantise, evaluate_started
-from qra_bo.finetune.quantization.base import State, backend_of, packed
+from qra_bo.finetune.quantization.base import State, backend_of
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec
@@ -26,7 +26,7 @@ def requantise_in(fmt: str, device: str = "cpu") -> Requantise:
     def requantise(matrix: Tensor) -> tuple[State, Tensor]:
         state = backend_of(form).pack(matrix, form, torch.device(device))
         shape = (matrix.shape[0], matrix.shape[1])
-        return state, packed(backend_of(form).build(state, form, shape, None, torch.float32)).unpack()
+        return state, backend_of(form).build(state, form, shape, None, torch.float32).unpack()
 
     return requantise
 
@@ -48,8 +48,8 @@ def test_alternating_comes_closer_than_one_quantisation(fmt: str) -> None:
         found = how(weight, requantise, 8, 5)
         reached = min(found.errors)
         assert reached < plain
-        dense = packed(backend_of(parse_format(fmt)).build(found.state, parse_format(fmt), (96, 128), None,
-                                                           torch.float32)).unpack()
+        dense = backend_of(parse_format(fmt)).build(found.state, parse_format(fmt), (96, 128), None,
+                                                    torch.float32).unpack()
         error = float((weight - dense - found.factors.product()).norm() / weight.norm())
         assert error == pytest.approx(found.errors[-1] if how is quantised_first else reached, rel=1e-5)
     falling = low_rank_first(weight, requantise, 8, 20).errors[:-1]

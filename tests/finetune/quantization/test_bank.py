@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from qra_bo.finetune.cache import TensorStore
-from qra_bo.finetune.memory_probe import live_bytes
+from qra_bo.finetune.memory_probe import module_tensors
 from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats, relative_error
-from qra_bo.finetune.quantization.base import State, packed
+from qra_bo.finetune.quantization.base import State, storage_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import StopRequested
 from qra_bo.space import DecoderSpec, StorageFormat
@@ -93,12 +93,12 @@ def test_kept_dense_weights_change_no_bit_nor_measured_bytes() -> None:
         plain.install(choice)
         bank.install(choice)
         assert torch.equal(logits(model), logits(plain_model))
-    held, packed_alone = live_bytes(model), live_bytes(plain_model)
+    held, packed_alone = storage_bytes(module_tensors(model)), storage_bytes(module_tensors(plain_model))
     assert held > packed_alone
     with bank.only_packed():
-        assert live_bytes(model) == packed_alone
+        assert storage_bytes(module_tensors(model)) == packed_alone
         assert torch.equal(logits(model), logits(plain_model))
-    assert live_bytes(model) == held
+    assert storage_bytes(module_tensors(model)) == held
 
 
 def is_mapped(state: State, folder: Path) -> bool:
@@ -210,7 +210,7 @@ def test_a_reproduced_base_refuses_that_format_alone() -> None:
     fmt = LADDER[0]
     for linear in spec.linears:
         module = model.get_submodule(linear.name)
-        module.weight.data.copy_(packed(quantize(module, fmt, torch.float32)).unpack())
+        module.weight.data.copy_(quantize(module, fmt, torch.float32).unpack())
     bank = LayerBank(model, spec, LADDER, torch.float32, "cpu")
     assert relative_error(bank, spec.linears[0].name, fmt) < 0.01
     with pytest.raises(ConfigError, match="hqq4 of 4 bits reproduces this base") as caught:

@@ -17,7 +17,6 @@ from qra_bo.memory.formats import parse_format
 
 INTERPRETED = """
 import torch
-from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.quantization.plane_kernel import fused_unpack
 from qra_bo.finetune.quantization.planes import in_planes, words_of
 from qra_bo.memory.formats import FORMATS, PLANES, Plane, planes_of
@@ -27,7 +26,7 @@ from tests.conformance.quantizer import make_linear, quantize
 for fmt in FORMATS.values():
     if planes := planes_of(fmt):
         for height in (48, 17 if fmt.backend == "integer" else 64):  # 17 rows: the last words are not full
-            layer = packed(quantize(make_linear(height, 256), fmt, torch.float16))
+            layer = quantize(make_linear(height, 256), fmt, torch.float16)
             state = layer.packed_state()
             words, zero = words_of(state), state.get("zero", 1 << fmt.bits - 1)
             found = fused_unpack(words, planes, state["scale"], zero, fmt.block, torch.float16)

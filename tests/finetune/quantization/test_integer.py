@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qra_bo.finetune.quantization import integer
-from qra_bo.finetune.quantization.base import backend_of, packed
+from qra_bo.finetune.quantization.base import backend_of
 from qra_bo.finetune.quantization.integer import IntegerBackend, candidates, search
 from qra_bo.memory.formats import FORMATS, has_zeros, parse_format
 from qra_bo.utils.errors import ModelError
@@ -35,7 +35,7 @@ def spread(values: Tensor, group: int) -> Tensor:
 def error_of(name: str, weight: Tensor) -> float:
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = torch.nn.Parameter(weight, requires_grad=False)
-    return relative_error(packed(quantize(linear, parse_format(name), torch.float32)).unpack(), weight)
+    return relative_error(quantize(linear, parse_format(name), torch.float32).unpack(), weight)
 
 
 @EVERY_KIND
@@ -57,7 +57,7 @@ def test_weights_are_the_exact_products(bits: int, symmetric: bool) -> None:
         assert float(scale.abs().min()) >= torch.finfo(torch.float16).tiny
         zero = spread(state["zero"], fmt.block) if "zero" in state else torch.tensor(float(1 << fmt.bits - 1))
         exact = (codes.double() - zero.double()) * spread(scale, fmt.block).double()
-        unpack = {kind: packed(backend.build(state, fmt, shape, None, kind)).unpack()
+        unpack = {kind: backend.build(state, fmt, shape, None, kind).unpack()
                   for kind in (torch.float32, dtype)}
         assert torch.equal(unpack[torch.float32].double(), exact)
         # A consumer that computes in 16 bits multiplies two exact factors: one rounding, the same.
@@ -107,7 +107,7 @@ def test_scales_for_inputs_err_less_where_inputs_count(bits: int, symmetric: boo
     importance[[3, 100, 101]] = 1e-4 * importance.mean()
     backend, lost = IntegerBackend(), list[Tensor]()
     for state in (backend.pack(weight, fmt, CPU), backend.pack_for_inputs(weight, fmt, CPU, importance)):
-        error = packed(backend.build(state, fmt, (64, 256), None, torch.float32)).unpack() - weight
+        error = backend.build(state, fmt, (64, 256), None, torch.float32).unpack() - weight
         lost.append((error.square() * importance).view(64, -1, 64).sum(dim=2))
     assert bool((lost[1] <= lost[0] * (1 + 1e-5)).all())
     assert float(lost[1].sum()) < (0.8 if bits <= 4 else 0.95) * float(lost[0].sum())

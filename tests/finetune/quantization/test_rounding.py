@@ -18,7 +18,7 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks
 from qra_bo.finetune.quantization import gptq, moments
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.quantization.base import backend_of, packed
+from qra_bo.finetune.quantization.base import backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import second_moments
 from qra_bo.finetune.quantization.rounding import Rounding
@@ -76,7 +76,7 @@ def test_gptq_reduces_output_errors_in_the_same_bytes() -> None:
                 state = bank.state(name, fmt.name)
                 weight = bank.dense_weight(name).float()
                 layer = backend_of(fmt).build(state, fmt, tuple(weight.shape), None, torch.float32)
-                error = packed(layer).unpack() - weight
+                error = layer.unpack() - weight
                 lost.append(float(((error @ moments[name]) * error).sum()))
             assert lost[1] < lost[0], (fmt.name, name)
         choice = dict.fromkeys(NAMES, fmt.name)

@@ -8,7 +8,7 @@ import torch
 
 from bench.memory.trace import stand_in
 from qra_bo.finetune.memory_probe import PeakTracker, module_tensors
-from qra_bo.finetune.quantization.base import RingBackend, backend_of, packed
+from qra_bo.finetune.quantization.base import RingBackend, backend_of
 from qra_bo.memory.formats import FORMATS, parse_format, scratch_bytes
 from tests.conformance.quantizer import make_linear
 
@@ -24,10 +24,10 @@ def profile(layer: torch.nn.Module, device: torch.device) -> tuple[int, int, int
     """Live bytes before, at the peak of and after unpacking, then at the peak of a product forward and backward."""
     with PeakTracker() as tracker:
         tracker.track(module_tensors(layer))
-        dense = packed(layer).unpack()
+        dense = layer.unpack()
         unpacking, kept = tracker.peak_bytes, tracker.live_bytes
         del dense
-        x = torch.zeros(8, packed(layer).in_features, dtype=packed(layer).compute_dtype, device=device,
+        x = torch.zeros(8, layer.in_features, dtype=layer.compute_dtype, device=device,
                         requires_grad=True)
         tracker.reset_peak()
         layer(x).sum().backward()
@@ -50,7 +50,7 @@ def test_stand_ins_have_storages_and_peaks_of_real_layers(name: str) -> None:
             state, bias = states.get(dtype, states[DTYPES[0]]), None if offset is None else offset.to(dtype)
             real = backend_of(fmt).build(state, fmt, shape, bias, dtype)
             stand = stand_in(fmt, shape, offset is not None, dtype, CPU)
-            assert sizes(packed(stand).packed_state()) == sizes(packed(real).packed_state())
+            assert sizes(stand.packed_state()) == sizes(real.packed_state())
             assert profile(stand, torch.device("meta")) == profile(real, CPU)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.gguf_header import read_header
-from qra_bo.finetune.quantization.base import backend_of, packed, state_bytes, storage_bytes
+from qra_bo.finetune.quantization.base import PackedLinear, backend_of, storage_bytes
 from qra_bo.finetune.quantization.stored import SCALES, StoredTable, finite, unpacked
 from qra_bo.finetune.quantization.tables import PackedHead
 from qra_bo.memory.file_formats import TYPES
@@ -69,7 +69,7 @@ def dequantised(name: str, blocks: torch.Tensor) -> np.ndarray:
         return gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name]).astype(np.float32)
 
 
-def layer_of(name: str, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+def layer_of(name: str, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> PackedLinear:
     return backend_of(parse_format(name)).build({"codes": blocks_of(name, rows, columns)}, parse_format(name),
                                                 (rows, columns), torch.arange(rows).float(), dtype)
 
@@ -128,9 +128,9 @@ def test_tables_give_rows_and_logits_of_the_dense_matrix(name: str) -> None:
 def test_bytes_and_scratch_are_predicted(name: str) -> None:
     fmt, shape, kind = parse_format(name), (128, 4096), gguf.GGMLQuantizationType[name]
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    layer = packed(layer_of(name, *shape, dtype=torch.bfloat16))
+    layer = layer_of(name, *shape, dtype=torch.bfloat16)
     assert sum(matrix_bytes(fmt, *shape)) == shape[0] * shape[1] // block * size \
-        == sum(state_bytes(layer.packed_state()))
+        == storage_bytes(layer.packed_state().values())
     assert backend_of(fmt).empty_state(fmt, shape, torch.float32)["codes"].shape == layer.packed_state()["codes"].shape
     with PeakTracker() as tracker:
         tracker.track(layer.packed_state().values())
@@ -138,7 +138,7 @@ def test_bytes_and_scratch_are_predicted(name: str) -> None:
         dense = layer.unpack()
     measured = tracker.peak_bytes - before - dense.nbytes
     assert scratch_bytes(fmt, *shape, "cpu", 2) == pytest.approx(measured, abs=1.5 * 2**18)  # of a tile
-    assert storage_bytes(dict(enumerate(layer.tables))) == TYPES[name].table
+    assert storage_bytes(layer.tables) == TYPES[name].table
     layer.target, cpu = torch.device("cpu"), dense
     assert layer.to("meta").unpack().shape == cpu.shape
 

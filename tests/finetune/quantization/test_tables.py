@@ -50,7 +50,7 @@ def test_lookups_and_tiles_equal_the_definition(shape: tuple[int, int], bits: in
     tiles = list(table.tiles())
     assert [first for first, _ in tiles[1:]] == [last for _, last in tiles[:-1]]
     assert torch.equal(torch.cat([table.tile(*tile) for tile in tiles]), matrix)
-    assert torch.equal(table.unpacked(), matrix)
+    assert torch.equal(table.unpack(), matrix)
     assert len(tiles) == -(-shape[0] // min(shape[0], 3000 // shape[1]))
 
 
@@ -79,7 +79,7 @@ def test_kept_dense_tables_change_no_bit(bits: int) -> None:
         return [logits, torch.autograd.grad(logits, x, torch.ones_like(logits))[0], table.rows(torch.arange(9))]
 
     without = results()
-    table.dense = table.unpacked()
+    table.dense = table.unpack()
     assert all(torch.equal(one, other) for one, other in zip(without, results(), strict=True))
 
 
@@ -103,7 +103,7 @@ def pair(family: str, bits: int, dtype: torch.dtype, **changes: Any) -> tuple[An
     packed, dense = models
     pack_embeddings(packed, bits, dtype, CPU)
     for name, table in packed_tables(packed).items():
-        dense.get_submodule(name).weight.copy_(table.unpacked())
+        dense.get_submodule(name).weight.copy_(table.unpack())
     return packed, dense
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.finetune.quantization.rings import (
     ROTATION,
@@ -27,14 +26,13 @@ from qra_bo.memory.formats import parse_format, ring_length, rings_of
 CPU = torch.device("cpu")
 KERNEL = """
 import torch
-from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.quantization.trellis_kernel import fused_unpack
 from qra_bo.memory.formats import parse_format
 from tests.conformance.quantizer import make_linear, quantize
 
 for bits in (1, 2, 3, 4):
     for height, width in ((40, 128), (300, 64)):  # padded rings; an odd number of blocks
-        layer = packed(quantize(make_linear(height, width), parse_format(f"t{bits}"), torch.float16))
+        layer = quantize(make_linear(height, width), parse_format(f"t{bits}"), torch.float16)
         assert torch.equal(fused_unpack(layer.packed_state(), bits, torch.float16), layer.unpack()), (bits, height)
 """
 
@@ -111,7 +109,7 @@ def output_error(weight: Tensor, found: Tensor, moments: Tensor) -> float:
 def compensated(weight: Tensor, moments: Tensor, name: str) -> Tensor:
     backend, fmt = TrellisBackend(), parse_format(name)
     state = backend.compensated(weight, fmt, Inputs.of(rotated_moments(moments)))
-    return packed(backend.build(state, fmt, (weight.shape[0], weight.shape[1]), None, torch.float32)).unpack()
+    return backend.build(state, fmt, (weight.shape[0], weight.shape[1]), None, torch.float32).unpack()
 
 
 def problem(rows: int = 136, width: int = 128) -> tuple[Tensor, Tensor]:
@@ -125,7 +123,7 @@ def problem(rows: int = 136, width: int = 128) -> tuple[Tensor, Tensor]:
 def test_feedback_lowers_the_error_of_outputs() -> None:
     weight, moments = problem()
     backend, fmt = TrellisBackend(), parse_format("t2")
-    nearest = packed(backend.build(backend.pack(weight, fmt, CPU), fmt, (136, 128), None, torch.float32)).unpack()
+    nearest = backend.build(backend.pack(weight, fmt, CPU), fmt, (136, 128), None, torch.float32).unpack()
     assert output_error(weight, compensated(weight, moments, "t2"), moments) < \
         0.6 * output_error(weight, nearest, moments)
 
