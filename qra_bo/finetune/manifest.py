@@ -29,7 +29,7 @@ from qra_bo.memory.formats import format_from_json, parse_format
 from qra_bo.memory.stored import own_format
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
-from qra_bo.utils.files import COPY_AGAIN, MAY_READ, check_plain, check_readable, strict_json, write_json
+from qra_bo.utils.files import COPY_AGAIN, check_plain, check_readable, read_object, strict_json, write_json
 from qra_bo.utils.redact import redact_all
 from qra_bo.utils.version import versions
 
@@ -233,15 +233,11 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     check_plain(path)
-    try:
-        data = strict_json(path.read_text(encoding="utf-8"))
-    except PermissionError as error:
-        raise OutputError(f"{path} can't be read ({error.strerror}); {MAY_READ}") from error
-    except OSError as error:
-        raise OutputError(f"{folder} is not the folder of a finished run: it holds no {MANIFEST}") from error
-    except ValueError as error:
-        raise OutputError(f"{path} is not JSON ({error}); {COPY_AGAIN}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not path.exists():
+        raise OutputError(f"{folder} is not the folder of a finished run: it holds no {MANIFEST}")
+    check_readable(path)
+    data = read_object(path)
+    version = data.get("schema_version")
     if version != SCHEMA_VERSION:
         raise OutputError(f"{path} has schema version {version}; this release reads {SCHEMA_VERSION}: "
                           f"use the release that wrote it, or {COPY_AGAIN}")

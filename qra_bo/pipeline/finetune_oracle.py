@@ -1,6 +1,5 @@
 """The oracle that really fine-tunes, from a checked configuration. Loads torch."""
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,7 +39,7 @@ from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.space.decoder import spec_from_model, with_adapters
 from qra_bo.utils.device import resolve_device, resolve_dtype
 from qra_bo.utils.errors import DeviceError, ModelError
-from qra_bo.utils.files import cache_folder
+from qra_bo.utils.files import cache_folder, free_on_disk
 from qra_bo.utils.version import versions
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "hqq")
@@ -81,7 +80,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     formats = bank_formats(cfg, space)
     keep_dense = device.type == "cpu" and keeps_dense(spec, formats)
     pack_embeddings(model, cfg.embedding_bits, dtype, device, keep_dense=keep_dense)
-    on_host = not cfg.stored and is_too_large(storage_bytes(model.state_dict()), device, room)
+    on_host = not cfg.stored and is_too_large(storage_bytes(model.state_dict().values()), device, room)
     # The bank itself puts copies on the device, where there is room; codes of a single file are there once.
     apart = len(spec.linears[0].stored) != 1 and (device.type != "cpu" or on_host)
     keep_on_host(model, [name for name in linears if apart or not (
@@ -146,8 +145,7 @@ def check_disk(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, store: Ten
     formats = bank_formats(cfg, space)
     missing = max(0.0, 1 - store.count / (len(spec.linears) * sum(not fmt.is_base for fmt in formats)))
     size, place = round(missing * packed_bytes(cfg, spec, space, device_type)), cache_folder("bank")
-    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
-    if size > free:
+    if size > (free := free_on_disk(place)):
         raise DeviceError(f"the packed layers of {cfg.model_name} go to disk, as they take more RAM than "
                           f"worker.spill_above={cfg.worker.spill_above} allows; they need {format_size(size)} and the "
                           f"disk of {place} has {format_size(free)} free: free some, name another folder by the "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -125,6 +126,11 @@ def _finite(text: str) -> float:
     if value - value != 0.0:
         raise ValueError(f"{text[:40]} is beyond the range of numbers, which must be finite")
     return value
+
+
+def free_on_disk(folder: Path) -> int:
+    """Return the free bytes of the disk of a folder, which need not be there yet."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def check_plain(path: Path) -> None:

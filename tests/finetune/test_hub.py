@@ -81,7 +81,7 @@ def test_a_worker_reads_the_cache_and_asks_nothing(hub: Hub, repo: Path) -> None
 
 
 def test_a_full_disk_is_found_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qra_bo.finetune.models.hub.shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
     with pytest.raises(ModelError, match=r"takes .* kB, 256\.0 MB should stay free, and the disk of .* has 1\.0 MB"):
         fetch(NODE, bars=False)
     assert hub.fetched() == []

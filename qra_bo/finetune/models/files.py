@@ -110,9 +110,13 @@ def weight_files(folder: Path) -> list[Path]:
     names; without either all. ``check_model_files`` goes before."""
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
+    return [folder / part for part in shards(folder)] or sorted(folder.glob("*.safetensors"))
+
+
+def shards(folder: Path) -> list[str]:
+    """Return the files that an index of weights names; none without one."""
     index = _read(folder / INDEX)
-    return [folder / part for part in sorted(set(index["weight_map"].values()))] if index else \
-        sorted(folder.glob("*.safetensors"))
+    return sorted(set(index["weight_map"].values())) if index else []
 
 
 def quantization_marks(folder: Path) -> Any:

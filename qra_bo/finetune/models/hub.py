@@ -3,19 +3,18 @@
 Only safetensors (or the one GGUF file that is named), configuration and tokenizer files are ever asked for.
 """
 
-import json
 import logging
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from qra_bo.finetune.models.files import CONFIG, INDEX, WEIGHTS, bases_of, check_model_files
+from qra_bo.finetune.models.files import CONFIG, WEIGHTS, bases_of, check_model_files, shards
 from qra_bo.finetune.models.gguf_header import parts_of
 from qra_bo.memory import format_size
 from qra_bo.utils.errors import ModelError
+from qra_bo.utils.files import free_on_disk
 
 SMALL = (CONFIG, "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """Configuration, tokenizer and index files, which are read before any weights are asked for."""
@@ -87,9 +86,7 @@ def _weights(folder: Path, model: Mapping[str, Any]) -> list[str]:
     if named := parts_of(model.get("gguf_file")):
         return named
     check_model_files(folder, str(model["name"]))
-    if not (folder / INDEX).exists():
-        return [WEIGHTS]
-    return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    return shards(folder) or [WEIGHTS]
 
 
 class _Repository:
@@ -132,10 +129,7 @@ class _Repository:
                              "from safetensors alone, because pickles can run code: take a repository, or a revision "
                              "with model.revision, that holds a transformers model in safetensors")
         missing, cache = [file for file in listed if file.will_download], Path(constants.HF_HUB_CACHE)
-        size, place = sum(file.file_size or 0 for file in missing), cache
-        while not place.exists():
-            place = place.parent
-        free = shutil.disk_usage(place).free
+        size, free = sum(file.file_size or 0 for file in missing), free_on_disk(cache)
         if size + SPARE > free:
             raise ModelError(f"the download of {self.name!r} takes {format_size(size)}, {format_size(SPARE)} should "
                              f"stay free, and the disk of {cache} has {format_size(free)}; free some, or name a folder "
