@@ -103,8 +103,8 @@ def check_random_base(manifest: Manifest) -> None:
             raise ModelError(f"it has {sizes['n_layers']} layers, and the manifest {len(shapes)} modules")
         spec = spec_from_numbers(family="llama", **sizes)
     except (ValidationError, ModelError) as error:
-        why = error if isinstance(error, ModelError) else "; ".join(refusals(error))
-        raise OutputError(f"the manifest describes its base model badly: {why}; {COPY_AGAIN}") from error
+        raise OutputError(f"the manifest describes its base model badly: {'; '.join(refusals(error))}; {COPY_AGAIN}"
+                          ) from error
     if {linear.name: (linear.out_features, linear.in_features) for linear in spec.linears} != shapes:
         raise OutputError(f"the sizes of the base model in the manifest are not those of its modules; {COPY_AGAIN}")
     needed = 4 * (spec.linear_numel + spec.other_numel)

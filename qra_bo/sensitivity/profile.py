@@ -110,8 +110,7 @@ def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile
     try:
         return _PROFILE.validate_python({name: value for name, value in data.items() if name != "schema_version"})
     except (ValidationError, TypeError, OverflowError) as error:
-        said = "; ".join(refusals(error)) if isinstance(error, ValidationError) else error
-        raise ProfileError(f"{where}: {said}") from error
+        raise ProfileError(f"{where}: {'; '.join(refusals(error))}") from error
 
 
 def save_profile(profile: SensitivityProfile, path: Path) -> None:

@@ -44,9 +44,11 @@ class Group(BaseModel):
         return self.model_copy(update={name: getattr(checked, name) for name in changes})
 
 
-def refusals(error: ValidationError) -> list[str]:
-    """Return a text for every value that a model refuses or misses: its place, what was expected, and what was given.
-    """
+def refusals(error: Exception) -> list[str]:
+    """Return a text for every value that a model refuses or misses: its place, what was expected, and what was given;
+    of any other error its own."""
+    if not isinstance(error, ValidationError):
+        return [str(error)]
     return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" + ("" if e["type"] == "missing" else
                                                             f"; got {cut(repr(e['input']))}")
             for e in error.errors(include_url=False)]
