@@ -145,12 +145,14 @@ def recommended(setting: Setting, region: str | None) -> str | None:
     """Return the longest effort that costs no more before the final fine-tune than that does, ``None`` where none does
     and within a budget of a ``region`` where mixing does not pay. A longer training gains less by a mix, and a shorter
     one is not worth a search of many times its cost."""
+    if region != MIXING_PAYS:
+        return None
     best = None
     for name, effort in sorted(named_efforts().items(), key=lambda item: item[1].max_full_trials):
         *others, last = parts_of(replace(setting, config=setting.config.with_changes(effort=effort)))
         if last.what.startswith(FINAL_PART) and sum(part.tokens for part in others) <= last.tokens:
             best = name
-    return best if region == MIXING_PAYS else None
+    return best
 
 
 def more_steps(setting: Setting) -> tuple[dict[str, str], str]:
@@ -213,8 +215,8 @@ def times(parts: Sequence[Part], each: float | None) -> str:
                       f"in all about {rough(sum(part.time(each) for part in parts))}"])
 
 
-def plan_times(setting: Setting, plan: Plan) -> str:
-    """Return rough times for a plan: by its parts of what is recommended, or of the effort that the command names, and
+def plan_times(setting: Setting, plan: Plan, effort: str | None) -> str:
+    """Return rough times for a plan: by its parts of the ``effort`` that is recommended, or that the command names, and
     in all of the rest; without a search that is the training of the first budget's best simple choice."""
     config, first = setting.config, plan.budgets[0]
     card, simple = None if plan.card is None else timed_card(plan.card), first.fractional or first.best
@@ -228,7 +230,7 @@ def plan_times(setting: Setting, plan: Plan) -> str:
     if given is not None:
         options["task=finetune"] = replace(setting, given=given)
         if chosen not in options or not any(text.startswith("effort=") for text in config.words):
-            effort, advised = recommended(setting, first.advice.region), ", which is recommended"
+            advised = ", which is recommended"
             chosen = "task=finetune" if effort is None else f"effort={effort}"
     each = token_seconds(setting, card)
     parts = {name: beginning(option) + parts_of(option) for name, option in options.items()}
@@ -258,22 +260,16 @@ class FirstTrial:
                                       f"{times(self._parts, seconds / tokens)}")
 
 
-def next_command(plan: Plan, words: Sequence[str], setting: Setting) -> str | None:
-    """Return the command after a plan of one budget: a search where mixing can pay and one is worth its cost, else the
-    training of the best simple choice; ``None`` after several budgets, and where no uniform choice fits.
-
-    Args:
-        plan: The plan.
-        words: Flags and overrides of the command that made it.
-        setting: Of the run that was planned.
-    """
-    answer = plan.budgets[0]
+def next_command(plan: Plan, setting: Setting, effort: str | None) -> str | None:
+    """Return the command after a plan of one budget for the run of ``setting``: a search of the recommended ``effort``,
+    or where mixing can pay, else the training of the best simple choice; ``None`` after several budgets, and where no
+    uniform choice fits."""
+    answer, words = plan.budgets[0], setting.config.words
     if len(plan.budgets) > 1 or answer.best is None or answer.advice.region == NOTHING_FITS:
         return None
     on_card = {} if plan.card is None else {"budget": "auto", "device": "cuda"}
     named = {text.lstrip("+").partition("=")[0] for text in words}
     changes: dict[str, str | None] = dict.fromkeys(OF_A_PLAN) | {k: v for k, v in on_card.items() if k not in named}
-    effort = recommended(setting, answer.advice.region)
     advised = more_steps(setting)[0] or answer.advice.offer
     changes |= {key: value for key, value in advised.items() if key not in named}
     if effort is not None or (answer.advice.region == MIXING_PAYS and not setting.config.oracle.trains):

@@ -18,7 +18,7 @@ from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
 from qra_bo.memory.serving import ANY, gguf_bytes
-from qra_bo.pipeline.forecast import more_steps, next_command, plan_times
+from qra_bo.pipeline.forecast import more_steps, next_command, plan_times, recommended
 from qra_bo.pipeline.given import judged
 from qra_bo.pipeline.host_memory import host_parts
 from qra_bo.pipeline.pricing import make_plan
@@ -51,12 +51,13 @@ def run(config: RunConfig) -> int:
     setting = Setting(config, space, plan.memory, sequences=None if text is None else text.sequences)
     if len(plan.budgets) == 1:
         setting, _ = judged(setting, plan.budgets[0].size)
-    next_line = None if unread is not None else next_command(plan, config.words, setting)
+    effort = recommended(setting, plan.budgets[0].advice.region)
+    next_line = None if unread is not None else next_command(plan, setting, effort)
     if text is not None and text.facts is not None and _cuts_too_much(config, text):  # a run would end with a message
         next_line = command(config.words, {"train.length": str(text.facts.usual_length)})
     notes = _text(config, text)
     if unread is None and config.oracle.trains and plan.fits:
-        notes += filter(None, [plan_times(setting, plan), more_steps(setting)[1], _host(setting, plan)])
+        notes += filter(None, [plan_times(setting, plan, effort), more_steps(setting)[1], _host(setting, plan)])
     notes += preset_notes(config)
     if config.memory.format == "json":
         print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),
