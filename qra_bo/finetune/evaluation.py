@@ -10,7 +10,6 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -229,17 +228,18 @@ def _evaluated(model: Any, tokenizer: Any, tasks: Sequence[Any], manager: Any, b
     """Return what the harness finds; the model's mode and the global generators of random numbers are restored."""
     from lm_eval import evaluator  # an extra
     from lm_eval.models.huggingface import HFLM
-    # Of git and other programs it asks what nothing here reads, for seconds each time, and git complains on the screen.
-    unasked = patch.multiple(evaluator, get_git_commit_hash=str, add_env_info=dict)
-    with _left_as_found(model), unasked, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with _left_as_found(model, evaluator), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         wrapped = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch)
         return dict(evaluator.simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager,
                                               bootstrap_iters=BOOTSTRAPS, **options) or {})
 
 
 @contextmanager
-def _left_as_found(model: Any) -> Iterator[None]:
+def _left_as_found(model: Any, evaluator: Any) -> Iterator[None]:
     training, state = model.training, (random.getstate(), np.random.get_state())
+    asks = evaluator.get_git_commit_hash, evaluator.add_env_info
+    # Of git and other programs it asks what nothing here reads, for seconds each time, and git complains on the screen.
+    evaluator.get_git_commit_hash, evaluator.add_env_info = str, dict
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns of a model in memory and of data from a callable
@@ -247,6 +247,7 @@ def _left_as_found(model: Any) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+        evaluator.get_git_commit_hash, evaluator.add_env_info = asks
         model.train(training)
         random.setstate(state[0])
         np.random.set_state(state[1])
