@@ -32,6 +32,7 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeD
 """What Hydra raises for groups and files that it can't read."""
 MAIN = "config"  # in conf/
 MOST_ALIASES = 20
+"""Of a YAML file of the user's: aliases of aliases multiply values."""
 _VARIABLE = re.compile(r"\$\{oc\.env:\s*([^},\s]+)\s*(?:,\s*([^}]*?)\s*)?\}")
 
 
@@ -67,7 +68,10 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
                           f"{config_dir!r}.")
     groups = None if config_dir is None else Path(config_dir)
     for file in () if groups is None else (*groups.glob("*.yaml"), *groups.glob("*/*.yaml")):
-        check_aliases(file)
+        with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # what can't be read is left to Hydra
+            tokens = yaml.scan(file.read_text(encoding="utf-8"), yaml.SafeLoader)
+            if sum(isinstance(token, yaml.AliasToken) for token in tokens) > MOST_ALIASES:
+                raise ConfigError(f"{file} has more than {MOST_ALIASES} aliases (*NAME); write their values out")
     outer = get_gh_backup()
     GlobalHydra.instance().clear()  # a Hydra application may call this from its own job
     try:
@@ -77,15 +81,6 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
             yield app
     finally:
         restore_gh_from_backup(outer)
-
-
-def check_aliases(file: Path) -> None:
-    """Refuse a YAML file with more than ``MOST_ALIASES``: aliases of aliases multiply values. Raises ``ConfigError``; a
-    file that can't be read is left to Hydra."""
-    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        tokens = yaml.scan(file.read_text(encoding="utf-8"), yaml.SafeLoader)
-        if sum(isinstance(token, yaml.AliasToken) for token in tokens) > MOST_ALIASES:
-            raise ConfigError(f"{file} has more than {MOST_ALIASES} aliases (*NAME); write their values out")
 
 
 def search_path(config_dir: str | None) -> list[str]:

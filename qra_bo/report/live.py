@@ -12,20 +12,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import activity
 from qra_bo.report.text import duration, rough
 from qra_bo.space import Allocation
-from qra_bo.study.events import (
-    Calibration,
-    Confirmation,
-    End,
-    Event,
-    Final,
-    FinishedTrial,
-    Measured,
-    Objective,
-    Prediction,
-    Stage,
-    Untuned,
-    Warned,
-)
+from qra_bo.study import events as ev
 from qra_bo.study.header import Effort, Header
 from qra_bo.study.state import UNSEARCHED_STAGES, Study
 from qra_bo.study.verdict import verdict_card
@@ -45,32 +32,32 @@ def line_of(record: object, study: Study, before: Trial | None) -> str | None:
             return title(record)
         case Effort() as e:
             return f"effort is now {e.effort}"
-        case Stage(stage, "start"):
+        case ev.Stage(stage, "start"):
             return f"stage {stage}"
-        case FinishedTrial(trial):
+        case ev.FinishedTrial(trial):
             return _of_trial(trial, study, before)
         case ProfileResult() as r:
             p = r.profile
             return f"profile of {len(p.units)} units and {len(p.formats)} formats in {duration(r.seconds)}"
-        case Confirmation() | Prediction():
+        case ev.Confirmation() | ev.Prediction():
             return verdict_card(study).finding
-        case Untuned() as u:
+        case ev.Untuned() as u:
             return f"untuned model: test loss {u.loss:.4f}"
-        case Calibration() as c:
+        case ev.Calibration() as c:
             return f"learning rate {c.learning_rate:.3g} (rule {c.rule})"
-        case Objective() as o:
+        case ev.Objective() as o:
             return (f"the loss after {o.steps:,} steps, as in the final fine-tune, is minimised: losses of trials, "
                     f"after {o.before}, are carried to it by learned rates")
-        case Measured() as m:
+        case ev.Measured() as m:
             measured = "not measured" if m.measured_bytes is None else f"{format_size(m.measured_bytes)} measured"
             fits = "fits" if m.fits else "does NOT fit"
             return f"memory: {format_size(m.predicted_bytes)} predicted, {measured}, {fits}"
-        case Final() as f:
+        case ev.Final() as f:
             early = "" if f.steps == f.planned_steps else f" of {f.planned_steps}, ended early"
             return f"final fine-tune: test loss {f.loss:.4f} of step {f.kept_step}, {f.steps} steps{early}"
-        case Warned(message):
+        case ev.Warned(message):
             return f"warning: {message}"
-        case End(status):
+        case ev.End(status):
             return f"ended: {status}"
     return None
 
@@ -112,7 +99,7 @@ class LiveView:
         self._last_progress: tuple[str, float] = ("", float("-inf"))
         self._activity: tuple[str, float, int] = ("", 0.0, 0)  # its name, its beginning, and how far it was by then
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: ev.Event) -> None:
         study, before = self.study, self.study.incumbent
         study.add(event)
         if event.time < self._born:  # a resumed run replays its journal: one line for all
@@ -123,7 +110,7 @@ class LiveView:
             self._replayed = 0
         if (line := line_of(event.record, study, before)) is not None:
             record, eta, left = event.record, study.eta_seconds, ""
-            if eta is not None and isinstance(record, FinishedTrial) and record.trial.stage not in UNSEARCHED_STAGES:
+            if eta is not None and isinstance(record, ev.FinishedTrial) and record.trial.stage not in UNSEARCHED_STAGES:
                 share = min(100, 100 * study.search_cost.tokens / study.planned_cost)
                 left = f"  [{share:.0f} % of the planned search, about {rough(eta)} left]"
             self._print(line + left)
