@@ -1,7 +1,7 @@
 """Sensitivity profile of the real model: I_q by quantising one unit at a time, I_r from gradients."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from qra_bo.finetune.threads import one_thread
 from qra_bo.finetune.training.loss import CalibrationText, each_gradient, hidden_states, logits_of
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import FloatArray, StorageFormat, Unit
-from qra_bo.utils.errors import DeviceError, is_out_of_memory
+from qra_bo.utils.errors import explaining_lack_of_memory
 
 KEPT_LOG_PROBABILITIES = 512 * 2**20
 """Bytes of the dense model's log-probabilities up to which a CPU keeps them instead of computing them again for each
@@ -107,16 +107,11 @@ class DenseReference:
         return sums.t().cpu().numpy()
 
 
-@contextmanager
-def on_device(device: torch.device, text: CalibrationText) -> Iterator[None]:
-    """Turn a lack of memory within the block into a ``DeviceError``: it is not the result of any one allocation."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DeviceError(f"measuring sensitivities on {text.batch} sequences of {text.ids.shape[1]} tokens at once "
-                          f"takes more memory than {device} has; lower train.batch or train.length") from error
+def on_device(device: torch.device, text: CalibrationText) -> AbstractContextManager[None]:
+    """Explain a lack of memory within a block: it is not the result of any one allocation."""
+    return explaining_lack_of_memory(
+        f"measuring sensitivities on {text.batch} sequences of {text.ids.shape[1]} tokens at once takes more memory "
+        f"than {device} has; lower train.batch or train.length")
 
 
 class Measurement(NamedTuple):

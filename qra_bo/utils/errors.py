@@ -3,7 +3,8 @@
 import difflib
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
                  "CUDA error: out of memory", "CUDA driver error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
@@ -127,6 +128,17 @@ def from_lack_of_memory(error: BaseException) -> DeviceError | None:
     return DeviceError(f"memory ran out ({type(error).__name__}: {first}): end other programs that hold memory of the "
                        "device or the machine, lower train.batch or train.length, name a smaller budget or model, or "
                        "use a device with more memory")
+
+
+@contextmanager
+def explaining_lack_of_memory(said: str) -> Iterator[None]:
+    """Turn a lack of host or device memory within the block into a ``DeviceError`` that says so."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(said) from error
 
 
 def is_device_lost(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from qra_bo.finetune.threads import one_thread
 from qra_bo.memory.formats import RINGS_NUMEL
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
-from qra_bo.utils.errors import DeviceError, ModelError, OracleError, is_out_of_memory
+from qra_bo.utils.errors import ModelError, OracleError, explaining_lack_of_memory
 
 CHOOSE = "choose codes (how each weight is rounded)"
 
@@ -116,14 +116,10 @@ class Rounding:
                 done += 1
                 progress(CHOOSE, done, len(linears))
 
-        try:
+        # A lack of memory is not the result of any one allocation.
+        with explaining_lack_of_memory(f"choosing codes takes more than {self.device} holds; use a smaller "
+                                       "train.length, or quantizer.rounding=rtn"):
             each_moments(self.model, linears, self.ids, self.device, choose, self.is_text)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # It is not the result of any one allocation.
-            raise DeviceError(f"choosing codes takes more than {self.device} holds; use a smaller train.length, or "
-                              "quantizer.rounding=rtn") from error
 
     def _by_levels(self, weights: Mapping[str, Tensor], formats: Sequence[tuple[StorageFormat, LevelBackend]],
                    inputs: Inputs) -> Iterator[tuple[str, StorageFormat, State]]:
