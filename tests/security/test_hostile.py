@@ -186,7 +186,7 @@ def test_checksums_hold_for_what_was_written(tmp_path: Path) -> None:
 def test_a_data_file_that_is_a_pipe_or_a_device_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
-        with pytest.raises(DataError, match="there is no file"):
+        with pytest.raises(DataError, match="must be a file"):
             records_of(read_rows(str(path)), None, str(path))
 
 
