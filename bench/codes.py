@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qra_bo.finetune.quantization.base import LevelBackend, RingBackend, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
-from qra_bo.finetune.quantization.moments import Inputs, _factored
+from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.finetune.quantization.rings import STATE_BITS, rotated_moments
 from qra_bo.finetune.quantization.viterbi import RUN_UP
 from qra_bo.memory.formats import parse_format, ring_length
@@ -51,11 +51,9 @@ def seconds(action: Callable[[], Any], least: float = 0.2) -> float:
 
 
 def rates() -> dict[str, float]:
-    """Return a second's multiply-adds of products in fp32 and fp64, and its additions and comparisons of vectors."""
-    found = {}
-    for dtype in (torch.float32, torch.float64):
-        a, b = torch.randn(512, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype)
-        found[str(dtype).removeprefix("torch.")] = 512 * 576 * 1536 / seconds(partial(torch.matmul, a, b))
+    """Return a second's multiply-adds of products in fp32, and its additions and comparisons of vectors."""
+    a, b = torch.randn(512, 576), torch.randn(576, 1536)
+    found = {"float32": 512 * 576 * 1536 / seconds(partial(torch.matmul, a, b))}
     x, y = (np.zeros(VECTOR, np.float32) for _ in range(2))
     found["vector"] = 2 * VECTOR * ROUNDS / seconds(lambda: additions_and_comparisons(x, y))
     return found
@@ -87,8 +85,7 @@ def main() -> None:
     print(", ".join(f"{name} {value / 1e9:.1f} G/s" for name, value in rate.items()))
     inputs = torch.randn(10 * n, n) @ (torch.eye(n) + 0.3 * torch.randn(n, n) / n ** 0.5)
     weight, moments = torch.randn(rows, n) / n ** 0.5, inputs.T @ inputs
-    report("factors in fp64", seconds(lambda: Inputs.of(moments)), 2 / 3 * n**3 / rate["float64"])
-    report("factors in fp32", seconds(lambda: _factored(moments)), 2 / 3 * n**3 / rate["float32"])
+    report("factors", seconds(lambda: Inputs.of(moments)), n**3 / 3 / rate["float32"])
     plain, turned = Inputs.of(moments), Inputs.of(rotated_moments(moments))
     for fmt in map(parse_format, given.formats):
         floor = rows * n**2 / 2 / rate["float32"]

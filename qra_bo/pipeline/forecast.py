@@ -79,11 +79,10 @@ def beginning(setting: Setting) -> list[Part]:
 
 
 def _of_moments(spec: DecoderSpec, tokens: float) -> float:
-    """Return the operations of second moments over ``tokens`` of all inputs that linears share, and of factors, which
-    have about a quarter of a product's rate."""
+    """Return the operations of second moments over ``tokens`` of all inputs that linears share, and of factors."""
     met = tokens, tokens * spec.experts_per_token / max(1, spec.n_experts)
     inputs = {(m.name.rpartition(".")[0], m.fused): (m.in_features, met[m.expert]) for m in spec.linears}
-    return sum(width ** 2 * (reached + 8 * width) for width, reached in inputs.values()) * (tokens > 0)
+    return sum(width ** 2 * (reached + 2 * width) for width, reached in inputs.values()) * (tokens > 0)
 
 
 def parts_of(setting: Setting) -> list[Part]:

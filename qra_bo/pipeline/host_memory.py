@@ -21,8 +21,8 @@ LIBRARIES = 450 * 10**6
 CUDA_LIBRARIES = 3 * 10**9
 """Assumed resident bytes of a worker with those and a CUDA context, and of its buffers: not measured on a GPU."""
 FACTORS = 3
-"""Matrices in fp64 that are alive at once while the second moments of a layer's inputs are factored and inverted: 2.0
-were measured, beside the moments in fp32."""
+"""Matrices in fp32 that are alive at once while the second moments of a layer's inputs are factored, with these: two
+are counted in a test. Moments that are not positive definite in fp32, which are rare, take fp64 beside them."""
 GPTQ_ROWS = 2048
 """Tokens that go forward at once while codes are chosen: ``ROWS`` of ``moments``, which loads torch."""
 HEAP_PAD = 1 << 28
@@ -80,7 +80,7 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
     tables = spec.other_numel - unpacked_numel(spec, config.embedding_bits)
     width = max(linear.in_features for linear in spec.linears)
     rows, d = config.train.length * gptq_sequences(config, spec), spec.hidden_size
-    choosing = 0 if not rows else FACTORS * 8 * width**2 + 3 * 4 * d**2 + item * (
+    choosing = 0 if not rows else FACTORS * 4 * width**2 + 3 * 4 * d**2 + item * (
         rows * d + on_cpu * min(rows, max(GPTQ_ROWS, config.train.length)) * (4 * d + 3 * width))
     if rows and any(fmt.backend in ("trellis", TILES) for fmt in formats):  # after the layer's moments are factored
         matrix = max(linear.in_features * linear.out_features for linear in spec.linears)

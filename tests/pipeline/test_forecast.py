@@ -153,7 +153,7 @@ def test_choosing_codes_is_part_of_a_fine_tune(sequences: float | None, words: l
     run = replace(setting("+model=smollm2_135m", *words), sequences=sequences)
     start, *codes = beginning(replace(run, given=Given((uniform(30, "nf4", 4),), "", 2e-3, "")))
     assert [part.tokens for part in codes] == [tokens] * (tokens > 0)  # 10 tokens for each of 1,536 inputs
-    of_inputs = 30 * (3 * 576**2 * (tokens + 8 * 576) + 1536**2 * (tokens + 8 * 1536))  # no trellis in this allocation
+    of_inputs = 30 * (3 * 576**2 * (tokens + 2 * 576) + 1536**2 * (tokens + 2 * 1536))  # no trellis in this allocation
     taken = LEVEL_SECONDS * run.memory.spec.linear_numel + of_inputs / CORE_FLOPS
     assert [part.seconds for part in codes] == pytest.approx([taken / cores()] * (tokens > 0))
     assert start.tokens == pytest.approx(min(128, sequences or math.inf) * 128 / 3)

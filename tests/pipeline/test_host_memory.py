@@ -60,7 +60,7 @@ def test_choosing_codes_may_take_more_than_training() -> None:
     config, spec, space = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1024000")
     width, d = max(m.in_features for m in spec.linears), spec.hidden_size
     assert host_parts(config, spec, space)["training or choosing codes"] == \
-        3 * 8 * width**2 + 3 * 4 * d**2 + 2 * (1024000 * d + ROWS * (4 * d + 3 * width))
+        3 * 4 * width**2 + 3 * 4 * d**2 + 2 * (1024000 * d + ROWS * (4 * d + 3 * width))
     nearest = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1000000", "quantizer.rounding=rtn")[0]
     assert host_parts(nearest, spec, space)["training or choosing codes"] < 10**9
 

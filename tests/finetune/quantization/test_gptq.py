@@ -2,6 +2,7 @@
 
 import itertools
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -121,7 +122,7 @@ def test_stacked_matrices_and_formats_get_the_codes_of_each_alone(rows: int, mon
     monkeypatch.setattr(gptq, "STACKED_NUMEL", rows * 192)
     inp, device = 192, torch.device("cpu")
     moments, stack = mixed_moments(inp, 400), []
-    for seed, out in enumerate((16, 40)):
+    for seed, out in enumerate((16, 40), start=2):  # which have no weight half-way between two levels
         weight = make_linear(out, inp, seed=seed).weight
         for fmt in map(parse_format, ("hqq2", "nf4", "int8", "hqq3-g128", "hqq5", "hqq8")):
             backend = backend_of(fmt)
@@ -162,22 +163,42 @@ class _Alive(TorchDispatchMode):
 
 
 def test_two_matrices_are_alive_at_once_while_moments_are_factored() -> None:
-    moments = mixed_moments(24, 80)
+    moments = mixed_moments(200, 400)
     before = moments.clone()
-    with _Alive(24) as alive:
+    with _Alive(200) as alive:
         Inputs.of(moments)
     assert alive.most == 2
     assert torch.equal(moments, before)
 
 
-def test_a_factor_that_fails_at_either_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = torch.linalg.cholesky_ex
-    for failing in (0, 1):
-        calls = [failing == 0, failing == 1]
-        monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda *a, calls=calls, **k: (
-            real(*a, **k)[0], torch.tensor(int(calls.pop(0)))))
-        with pytest.raises(ModelError, match="not positive definite"):
-            Inputs.of(torch.eye(2))
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_factor_that_fails_in_fp32_is_made_in_fp64(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    factored, given = moments_module._factored, list[torch.dtype]()
+
+    def fails_at_first(moments: Tensor, by_moment: bool) -> tuple[Tensor, Tensor, bool]:
+        given.append(moments.dtype)
+        return *factored(moments, by_moment)[:2], len(given) <= failing
+
+    monkeypatch.setattr(moments_module, "_factored", fails_at_first)
+    with nullcontext() if failing == 1 else pytest.raises(ModelError, match="not positive definite"):
+        Inputs.of(torch.eye(2))
+    assert given == [torch.float32, torch.float64]
+
+
+def test_indefinite_moments_are_refused() -> None:
+    with pytest.raises(ModelError, match="not positive definite"):
+        Inputs.of(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+
+
+@pytest.mark.parametrize("n", [1, 128, 129, 300])
+@pytest.mark.parametrize("by_moment", [True, False])
+def test_the_factor_is_that_of_the_inverse_moments(n: int, by_moment: bool) -> None:
+    moments = mixed_moments(n, 3 * n + 1).double()
+    order, factor, _ = moments_module._factored(moments, by_moment)
+    damped = moments + 0.01 * moments.diagonal().mean() * torch.eye(n)
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped[order][:, order]), upper=True)
+    torch.testing.assert_close(factor, expected, rtol=1e-6, atol=1e-9)
+    assert torch.equal(factor, factor.triu())
 
 
 def test_importance_is_what_later_inputs_do_not_predict() -> None:
