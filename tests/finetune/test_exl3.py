@@ -3,7 +3,6 @@ the same weights, trained, saved and loaded again; damaged folders."""
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from qra_bo.memory.formats import matrix_bytes, parse_format, scratch_bytes
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
 from qra_bo.utils.errors import ConfigError, ModelError
+from tests.finetune.kernels import run_with_triton
 from tests.finetune.packed_folders import Packed, write
 from tests.finetune.quantization.test_stored import assert_head
 from tests.finetune.test_packed_folders import assert_equal, cut, formats, mutated, node, scaled
@@ -181,11 +181,8 @@ for name in ("exl3-mul1-2.5", "exl3-mul1-4", "exl3-mcg-3", "exl3-3inst-8"):
 
 @pytest.mark.parametrize(("code", "interpret"), [
     (INTERPRETED, "1"), pytest.param(COMPILED, "0", marks=pytest.mark.slow)])
-def test_kernel_has_the_bits_of_the_operators_and_compiles(code: str, interpret: str,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
-    monkeypatch.setenv("TRITON_INTERPRET", interpret)
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+def test_kernel_has_the_bits_of_the_operators_and_compiles(code: str, interpret: str) -> None:
+    run_with_triton(code, interpret)
 
 
 def test_kernel_is_compared_on_few_strips_and_runs_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:

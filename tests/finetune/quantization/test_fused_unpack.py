@@ -1,7 +1,6 @@
 """The fused kernel, in Triton's interpreter and compiled for GPUs, and the choice between it and plain operators."""
 
 import logging
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from qra_bo.finetune.quantization import fused_unpack, planes
 from qra_bo.finetune.quantization.fused_unpack import unpacked
 from qra_bo.memory.formats import parse_format
+from tests.finetune.kernels import run_with_triton
 
 INTERPRETED = """
 import torch
@@ -70,11 +70,8 @@ for backend, by_bits in PLANES.items():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("code", "interpret"), [(INTERPRETED, "1"), (COMPILED, "0")])
-def test_kernel_has_the_bits_of_the_operators_and_compiles(code: str, interpret: str,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
-    monkeypatch.setenv("TRITON_INTERPRET", interpret)
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+def test_kernel_has_the_bits_of_the_operators_and_compiles(code: str, interpret: str) -> None:
+    run_with_triton(code, interpret)
 
 
 def test_kernel_is_used_once_it_gave_the_bits_of_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,6 @@
 """Trellis codes: the best rings, their bits, what outliers do, and the kernel."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,6 +19,7 @@ from qra_bo.finetune.quantization.rings import (
 from qra_bo.finetune.quantization.trellis import TrellisBackend
 from qra_bo.finetune.quantization.viterbi import ring_states
 from qra_bo.memory.formats import parse_format, ring_length, rings_of
+from tests.finetune.kernels import run_with_triton
 
 CPU = torch.device("cpu")
 KERNEL = """
@@ -146,5 +144,4 @@ def test_outliers_harm_no_other_weight(what: str) -> None:
 
 @pytest.mark.slow
 def test_kernel_has_the_bits_of_the_operators() -> None:
-    pytest.importorskip("triton")
-    subprocess.run([sys.executable, "-c", KERNEL], check=True, timeout=600, env={**os.environ, "TRITON_INTERPRET": "1"})
+    run_with_triton(KERNEL, "1")
