@@ -178,7 +178,8 @@ class PoolExecutor(Executor, Generic[Handle]):
         request = {"op": "call", "method": method, "kwargs": dict(kwargs)}
         if workers == 1:
             return self._answered([Job(request)], progress)
-        self._answered([Job({**request, "method": "qra_bo.execution.base:describe", "kwargs": {}})] * workers, quiet)
+        described = {**request, "method": "qra_bo.execution.base:describe", "kwargs": {}}
+        self._answered([Job(described) for _ in range(workers)], quiet)  # each counts its own tries
         with TemporaryDirectory(prefix="qra_bo-") as folder:
             return self._answered([
                 Job({**request, "kwargs": {**kwargs, "share": {"number": i, "size": workers, "folder": folder}}},
