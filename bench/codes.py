@@ -27,7 +27,7 @@ from qra_bo.memory.formats import parse_format, ring_length
 from qra_bo.space import StorageFormat
 
 STEPS = 4
-"""Vector operations of a state and weight: a comparison with its choice, and two multiply-adds."""
+"""Vector operations of a state and weight: a difference, its square added, a comparison and its choice."""
 VECTOR = 1 << STATE_BITS
 ROUNDS = 1000
 
@@ -90,7 +90,7 @@ def main() -> None:
     for fmt in map(parse_format, given.formats):
         floor = rows * n**2 / 2 / rate["float32"]
         if isinstance(backend := backend_of(fmt), RingBackend):
-            around = 1 + 2 * RUN_UP / ring_length(rows)  # rings that do not close take up to twice as much
+            around = 1 + 2 * RUN_UP / ring_length(rows)
             floor += rows * n * around * STEPS * (1 << STATE_BITS) / rate["vector"]
             spent = seconds(partial(backend.compensated, weight, fmt, turned))
             report(fmt.name, spent, floor)

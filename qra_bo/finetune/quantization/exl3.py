@@ -145,6 +145,7 @@ class Exl3Backend(RingBackend):
     """Tiles of EXL3, read from a folder or, in the formats of ``GAINS``, made here."""
 
     layer = Exl3Linear
+    VERSION = 2
 
     def tables(self, fmt: StorageFormat, device: torch.device) -> tuple[Tensor, ...]:
         windows(EXL3[fmt.name].half_bits, device)

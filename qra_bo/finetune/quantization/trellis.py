@@ -60,7 +60,7 @@ class TrellisBackend(RingBackend):
     """Trellis storage: rotated weights by rings, with a scale for each row or for each of its blocks of inputs."""
 
     layer = TrellisLinear
-    VERSION = 2
+    VERSION = 3
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         turned = rotated(weight.cpu().float())  # see ``Rounding``: rings are coded on the host
