@@ -1,5 +1,6 @@
 """Conversations: their forms, token ids by chat templates, and the tokens on which a loss is taken."""
 
+import functools
 import io
 import json
 from dataclasses import replace
@@ -138,8 +139,9 @@ def test_answers_end_with_their_mark(template: str | None, contents: tuple[str, 
     ("{{ 1 / 0 }}", talk("a", "b"), "the model's chat template refuses the conversation"),
     ("{{ messages[7].content }}", talk("a", "b"), "the model's chat template refuses the conversation"),
     ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", talk("a", "b"), ".* template refuses the conversation"),
-    *((f"{{% for m in messages %}}<{{{{ m.role }}}}>{body}{{% endfor %}}", talk("Question?", "Answer."),
-       f"the model's chat template leaves out the text of the role '{role}'") for body, role in (
+    *((f"{{% for m in messages %}}<{{{{ m.role }}}}>{body}{{% endfor %}}", talk(*said),
+       f"the model's chat template leaves out the text of the role '{role}'")
+      for said in (("Question?", "Answer."), ("Is it a user?", "An assistant is.")) for body, role in (
         ("{% for part in m.content %}{{ part.text }}{% endfor %}", "user"),
         ("{% for part in m.content %}{{ part['text'] }}{% endfor %}", "user"),
         ("{% if m.content is not string %}{{ m.content[0].text }}{% endif %}", "user"),
@@ -239,6 +241,11 @@ def test_nulls_of_json_texts_are_kept() -> None:
     assert filled["function"]["arguments"] == {"city": "Bern"}  # as tables of the hub fill missing keys
 
 
+def nested(levels: int) -> Any:
+    """An object in an object, and so on."""
+    return functools.reduce(lambda inner, _: {"a": inner}, range(levels), "x")
+
+
 @pytest.mark.parametrize(("fields", "message"), [
     ({"messages": []}, "'messages' must be a list of objects with 'role' and 'content'"),
     ({"messages": [{"role": "user"}]}, "content of a message must be a text or a list of parts; got NoneType"),
@@ -260,6 +267,10 @@ def test_nulls_of_json_texts_are_kept() -> None:
     ({"conversations": [{"from": "gpt", "value": "x"}], "tools": "[1]"}, "'tools' must be a list of objects"),
     *(({"conversations": [{"from": "gpt", "value": "x"}], "tools": [{"type": "function", "function": wrong}]},
        "'tools' must be a list of objects whose 'function' is one") for wrong in ("name", ["name"], 3, True, [])),
+    *(({"messages": [ASKED, {"role": "assistant", "content": "b"}], "tools": tools}, "nested too deeply")
+      for tools in (nested(600), [nested(600)], {"function": nested(2000)}, [{"function": {"a": nested(700)}}])),
+    ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": nested(600)}}
+                                                               ]}]}, "nested too deeply"),
     ({"messages": [{"role": "assistant", "content": "\ud800"}]}, "half of a surrogate pair"),
     ({"prompt": [{"role": "user", "content": "x"}], "completion": "y"}, "the field 'prompt' must be text, got list"),
 ])

@@ -50,6 +50,8 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PLACEHOLDER = "\ue000placeholder\ue000"
 MOST_WRITTEN, MOST_BYTES, MOST_SECONDS = 2 * MOST_CHARACTERS, 5 * 10**8, 5.0
 """Characters of the longest text of a conversation, and bytes and CPU seconds that writing one may take."""
+_TELLING = 40
+"""Characters of a message that a template's own text does not hold by chance."""
 _AT_ONCE = 256
 """Conversations tokenised at once: their character offsets take much memory."""
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
@@ -104,12 +106,13 @@ class ChatTemplate:
         Errors are those of ``encode``."""
         messages, tools, where = conversation.messages, conversation.tools, conversation.where
         text, marked = self._text(messages, tools, where, marks=bool(_GENERATION.search(self.source(tools))))
-        lowered = text.lower()
-        for message in messages:  # of a list of parts, a template may write nothing of a text
-            words = re.findall(r"\w+", message["content"].lower()) if message["role"] in ("user", "assistant") else []
-            if words and not any(word in lowered for word in words):
-                raise DataError(f"{where}: the model's chat template leaves out the text of the role "
-                                f"{message['role']!r}; take a base model whose template writes it")
+        for i, message in enumerate(messages):  # of a list of parts, a template may write nothing of a text
+            own = message["content"].strip() if message["role"] in ("user", "assistant") else ""
+            if own and (len(own) < _TELLING or own not in text):
+                other = [*messages[:i], {**message, "content": _PLACEHOLDER}, *messages[i + 1:]]
+                if self._text(other, tools, where)[0] == text:
+                    raise DataError(f"{where}: the model's chat template leaves out the text of the role "
+                                    f"{message['role']!r}; take a base model whose template writes it")
         self._check_tools(conversation, text)
         _check_reasoning(conversation, text)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]

@@ -160,7 +160,10 @@ def to_record(fields: Any, where: str) -> Record | Conversation:
         names = cut(", ".join(map(repr, fields)), 400) or "none"
         raise DataError(f"{where}: expected {KINDS}; got the fields {names}")
     # Tables of the hub have all columns in every row: those of a row's own kind are not None.
-    record = min(known, key=lambda found: found[0])[1](fields, where)
+    try:
+        record = min(known, key=lambda found: found[0])[1](fields, where)
+    except RecursionError as error:
+        raise DataError(f"{where}: its objects are nested too deeply to be read") from error
     text = record.messages_json + record.tools_json if isinstance(record, Conversation) \
         else record.prompt + record.target
     check_characters(text, where)
