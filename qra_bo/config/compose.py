@@ -25,7 +25,7 @@ from qra_bo.config.resume import flatten
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.formatting import override_value
+from qra_bo.utils.formatting import cut, override_value
 from qra_bo.utils.redact import hide
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError)
@@ -170,7 +170,7 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = (), overrides
 
 def hydra_message(error: Exception) -> str:
     """One line for an error of Hydra's own."""
-    said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    said = cut(" ".join(str(error).split()).rstrip(".") or type(error).__name__, 400)
     return f"Hydra can't compose this configuration: {said}; see python -m qra_bo --help."
 
 

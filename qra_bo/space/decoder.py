@@ -311,10 +311,11 @@ def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_co
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError as error:
+    except Exception as error:  # of odd values transformers raises many kinds
         if "trust_remote_code" in str(error):
             raise ModelError(f"{name or config.model_type!r} {OWN_CODE}") from error
-        reason = "transformers has none" if "Unrecognized configuration class" in str(error) else str(error)[:200]
+        reason = "transformers has none" if "Unrecognized configuration class" in str(error) else \
+            f"it knows no {error}" if isinstance(error, KeyError) else str(error)[:200]
         raise ModelError(f"no causal language model can be built of a {config.model_type!r} configuration ({reason}): "
                          "it is not trained here; give a decoder of text alone such as Llama, Qwen or Mistral"
                          ) from error

@@ -162,6 +162,19 @@ def test_experts_are_units_of_their_layer(experts: str) -> None:
     assert spec.active_numel == spec.linear_numel - sum(m.numel for m in spec.linears if m.expert) * 2 // 3
 
 
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"hidden_act": "wiggle"}, "it knows no 'wiggle'"), ({"hidden_act": ""}, "it knows no ''"),
+    ({"hidden_act": "Silu"}, "it knows no 'Silu'"), ({"hidden_act": "SILU"}, "it knows no 'SILU'"),
+    ({"attn_implementation": "psychic"}, "psychic"), ({"attn_implementation": "flash_9"}, "flash_9"),
+    *(({"rope_parameters": {"rope_type": kind, "rope_theta": 1e4}}, f"it knows no '{kind}'")
+      for kind in ("spiral", "", "YARN", "default2", "llama4"))])
+def test_parts_that_transformers_does_not_know_are_refused(changes: dict[str, Any], reason: str) -> None:
+    small = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2, vocab_size=64,
+                 bos_token_id=None, eos_token_id=None)
+    with pytest.raises(ModelError, match=rf"can be built of a 'llama' configuration \(.*{reason}.*\)"):
+        spec_from_hf_config(AutoConfig.for_model("llama", **small, **changes))
+
+
 def test_a_vision_part_beside_the_decoder_is_refused() -> None:
     small = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1)
     text = dict(**small, num_key_value_heads=1, head_dim=16, vocab_size=64, pad_token_id=0)
