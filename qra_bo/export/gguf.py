@@ -46,9 +46,6 @@ def write(run: FinishedRun) -> list[Path]:
     source = Source(weights, layout, vocabulary_of(weights.tokenizer, rows), str(run.best["model"]))
     folder = run.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    if run.renew:
-        for name in (*(f"{name}.gguf" for name in FILES), MODELFILE):
-            (folder / name).unlink(missing_ok=True)
     wanted = [name for name in run.gguf if name != "base" or not run.manifest.untouched]  # which is the user's file
     written = [folder / f"{name}.gguf" for name in wanted]
     for name, path in zip(wanted, written, strict=True):

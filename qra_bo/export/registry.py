@@ -1,7 +1,8 @@
 """All export targets, the one call that writes several, and the one that loads them again (``export.check``)."""
 
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,10 @@ def _written(target: Target, run: FinishedRun) -> list[Path]:
     if target.loader is None:  # it holds nothing that an adapter determines
         return target.write(run)
     with run.recorded(target.name) as current:
-        return target.write(replace(run, renew=not current))
+        if not current and (folder := run.folder / target.path).is_dir():  # nothing of an earlier adapter is kept
+            shutil.rmtree(folder)
+            folder.mkdir()
+        return target.write(run)
 
 
 def stale_exports(run: FinishedRun) -> list[str]:

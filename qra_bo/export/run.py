@@ -46,6 +46,7 @@ BEST: type[BaseModel] = model_of(
     versus_best_uniform=model_of(mean=StrictFloat, low=StrictFloat, high=StrictFloat, train_seeds=Natural,
                                  steps=Natural) | None,
     objective=model_of(steps=Natural, predicted_beyond=_Loss), provenance=dict[str, Any],
+    prediction=model_of(label=Line, mean=_Loss, low=_Loss, high=_Loss, steps=Natural) | None,
     training=model_of(trial_steps=Count, steps=Natural, **{key: fields_of(TrainConfig)[key] for key in TRAINING}))
 """Types of the fields of ``best.json`` that exports state: the file may be of unknown origin, and its values are
 rendered into programs and pages."""
@@ -66,8 +67,7 @@ class FinishedRun:
     """The folder of a finished run, the contents of its three files, and the options of exports.
 
     ``trust_remote_code`` lets code run that comes with the base model; ``gguf`` are the files that the target ``gguf``
-    writes. ``renew`` says that what the folder holds of the target being written is unfinished, or of an earlier
-    adapter: nothing of it is kept.
+    writes.
     """
 
     folder: Path
@@ -76,7 +76,6 @@ class FinishedRun:
     manifest: Manifest
     trust_remote_code: bool = False
     gguf: tuple[str, ...] = GGUF_FILES
-    renew: bool = False
 
     @classmethod
     def read(cls, folder: Path, trust_remote_code: bool = False, gguf: Sequence[str] = GGUF_FILES) -> "FinishedRun":

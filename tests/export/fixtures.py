@@ -22,7 +22,7 @@ def best_json(**changes: Any) -> dict[str, Any]:
     return {"schema_version": 1, "model": "tiny", "granularity": "layer", "units": UNITS, "bits": list(BITS),
             "ranks": list(RANKS), "formats": formats, "alpha_over_rank": 2, "init": "kaiming", "oracle": "finetune",
             "searched": True, "winner_kind": "mixed", "loss": 4.01, "loss_se": .004, "metric": "test_loss",
-            "search_loss": 4.02, "delivered": None,
+            "search_loss": 4.02, "delivered": None, "prediction": None,
             "versus_best_simple": {"mean": -.012, "low": -.018, "high": -.006, "train_seeds": 5, "steps": 24},
             "versus_best_uniform": {"mean": -.012, "low": -.018, "high": -.006, "train_seeds": 5, "steps": 24},
             "objective": {"steps": 24, "trial_steps": 24, "confirmed_steps": 24, "predicted_beyond": 0.0},

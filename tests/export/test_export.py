@@ -135,6 +135,27 @@ def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, mo
     assert line.endswith(f"python -m qra_bo task=export out={run} 'export.targets=[mlx]'")
 
 
+@pytest.mark.parametrize("left", [
+    "chat_template.jinja", "model-00009-of-00009.safetensors", "old.gguf", "Modelfile", "generation_config.json",
+    "adapter/adapter_config.json", "model.safetensors.index.json"])
+def test_an_export_leaves_nothing_of_an_earlier_result(left, tmp_path, monkeypatch):
+    def write(finished):
+        (finished.folder / "mlx").mkdir(exist_ok=True)
+        (finished.folder / "mlx" / "new").touch()
+        return []
+
+    run = write_finished(tmp_path / "run")
+    monkeypatch.setitem(TARGETS, "mlx", replace(TARGETS["mlx"], write=write))
+    exported(run, ["mlx"])
+    (run / "mlx" / left).parent.mkdir(exist_ok=True)
+    (run / "mlx" / left).touch()
+    exported(run, ["mlx"])
+    assert (run / "mlx" / left).exists()  # of the same result
+    with_manifest(run, adapter_sha256="1" * 64)
+    exported(run, ["mlx"])
+    assert [p.name for p in (run / "mlx").iterdir()] == ["new"]
+
+
 def test_commands_that_write_exports_again_keep_folder_and_options(tmp_path, monkeypatch, caplog):
     def write(finished):
         raise OSError(28, "No space left on device")

@@ -87,7 +87,8 @@ BAD: list[tuple[str, Any]] = [
     ("memory", None), ("memory.budget_bytes", "x"), ("baselines", 7), ("baselines", [{"name": "a"}]),
     ("versus_best_uniform", [1]), ("versus_best_uniform.low", None), ("delivered", {}), ("objective", None),
     ("provenance", "x"), ("learning_rate", "2e-3"), ("lr_rule", "evil"), ("searched", 1), ("loss", [1]),
-    ("alpha_over_rank", "%n")]
+    ("alpha_over_rank", "%n"), *(("prediction", odd) for odd in (True, "x", [None], {"a": 1}, {"mean": None})),
+    ("prediction", {"label": "x", "mean": "y", "low": 1.0, "high": 1.0, "steps": 3})]
 
 
 @pytest.mark.parametrize(("key", "value"), BAD)
@@ -101,6 +102,16 @@ def test_values_of_a_wrong_type_in_a_result_reach_no_export(tmp_path: Path, key:
     with pytest.raises(OutputError, match=key.split(".")[0]):
         exported(run, ["card", "trl"])
     assert not (run / "export").exists()
+
+
+@pytest.mark.parametrize("changes", [
+    *({"provenance": odd} for odd in ({"a": "\ud800"}, {"\ud83d": 1}, {"a": {"b": ["\udfff"]}}, {"a\n# b": "c\n# d"})),
+    *({"searched": False, "prediction": {"label": "predicted", "mean": mean, "low": low, "high": 1.0, "steps": 3}}
+      for mean, low in ((None, None), (None, 0.5), (0.5, None), (0.5, 0.25), (0.5, 1.0)))])
+def test_odd_values_of_a_right_type_reach_the_card_as_text(tmp_path: Path, changes: dict[str, Any]) -> None:
+    [card] = exported(write_finished(tmp_path / "run", **changes), ["card"])
+    text = card.read_text(encoding="utf-8")
+    assert ("# b" in text.splitlines(), "# d" in text.splitlines()) == (False, False)
 
 
 @pytest.mark.parametrize("name", ["it's \U0001f600", 'a"""\\', "b\\", "Ünï\U0001f680{{ 1 }}", "$(x)`y`", "#: x"])
