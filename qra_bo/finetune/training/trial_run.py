@@ -215,7 +215,7 @@ class TrialRun:
         most = {self.name: steps} if self.final is None else \
             {self.name: steps, self.request.training: self.final.validations(steps)[0]}
         saved = self.processes.of_first(lambda: next(filter(None, (
-            store.load(name, at_most) for store in [self.store] if store for name, at_most in most.items())), None))
+            self.store.load(name, at_most) for name, at_most in most.items())), None) if self.store else None)
         if saved is None:
             return
         optimizer.load_state(saved.state)
