@@ -78,7 +78,9 @@ def run(config: RunConfig) -> Result:
     try:
         with ExitStack() as stack:
             view, listeners = listeners_of(config, folder, stack)
-            if view is not None and begun_study(folder) is None:
+            if view is not None and (begun := begun_study(folder)) is not None:
+                view.resumes(begun)
+            elif view is not None:
                 listeners.append(announced(setting, budget, advice, view.console))
             engine = Engine(folder, setting, budget, executor, make, fine_tunes=config.oracle.trains,
                             listeners=listeners, progress=quiet if view is None else view.progress)

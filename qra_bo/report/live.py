@@ -95,25 +95,24 @@ class LiveView:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.study, self._clock = console, Study(), clock
         self._born = datetime.now().astimezone() - timedelta(milliseconds=1)  # as a journal rounds times
-        self._replayed = 0
         self._last_progress: tuple[str, float] = ("", float("-inf"))
         self._activity: tuple[str, float, int] = ("", 0.0, 0)  # its name, its beginning, and how far it was by then
 
     def __call__(self, event: ev.Event) -> None:
         study, before = self.study, self.study.incumbent
         study.add(event)
-        if event.time < self._born:  # a resumed run replays its journal: one line for all
-            self._replayed += 1
+        if event.time < self._born:  # a resumed run replays its journal
             return
-        if self._replayed:
-            self._print(f"resumed after {self._replayed} events of earlier sessions: {title(study.header)}")
-            self._replayed = 0
         if (line := line_of(event.record, study, before)) is not None:
             record, eta, left = event.record, study.eta_seconds, ""
             if eta is not None and isinstance(record, ev.FinishedTrial) and record.trial.stage not in UNSEARCHED_STAGES:
                 share = min(100, 100 * study.search_cost.tokens / study.planned_cost)
                 left = f"  [{share:.0f} % of the planned search, about {rough(eta)} left]"
             self._print(line + left)
+
+    def resumes(self, study: Study) -> None:
+        """Say that a run goes on, before its model is loaded."""
+        self._print(f"resumed, {len(study.trials)} trials are done: {title(study.header)}")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` parts of ``what`` are done, at most every 20 s, and by the rate since its

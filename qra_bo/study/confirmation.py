@@ -135,7 +135,8 @@ def confirmation(losses: Mapping[Allocation, Sequence[Trial]], mixed: Allocation
         level: Coverage of the intervals.
     """
     beside, worse = _compared(losses, simple, uniform, level)
-    reference = simple if beside.mean < 0 and not worse else uniform
+    better = beside.mean < 0 or _compared(losses, uniform, simple, level)[1]
+    reference = simple if better and not worse else uniform
     candidate = mixed or reference
     found, failed = _compared(losses, candidate, reference, level)
     won = candidate != reference and not failed and found.high < 0

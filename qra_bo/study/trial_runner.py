@@ -168,6 +168,8 @@ class TrialRunner:
         self.status.write("running")  # first: caches keep what a run uses whose status is not "done"
         if (start := Stage(name, "start")) not in self._staged:
             self.record(start)
+        elif Stage(name, "end") not in self._staged:
+            self._describe()  # before anything is measured that would not compare
         yield
         if (end := Stage(name, "end")) not in self._staged:
             self.record(end)

@@ -360,6 +360,19 @@ def test_other_data_under_the_same_name_is_refused_and_new_packages_are_told(who
     assert any("numpy 1.0 ->" in m for m in warnings_of(tmp_path))
 
 
+def test_other_data_is_refused_before_a_profile_is_measured(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    class Unasked(PlantedOracle):
+        def profile(self, progress: Progress) -> SensitivityProfile:
+            raise AssertionError("a profile was measured")
+
+    lines = (whole[0] / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    begun = next(at for at, line in enumerate(lines, 1) if (event := json.loads(line))["event"] == "stage"
+                 and event["stage"] == "profile")
+    (tmp_path / "trials.jsonl").write_bytes(b"".join(lines[:begun]))
+    with pytest.raises(JournalError, match="data_sha256 was 'd0' and is 'd1'"):
+        run(tmp_path, InProcessExecutor(Unasked(data="d1")))
+
+
 def test_a_program_that_asks_otherwise_is_refused(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     class Other(Walk):
         def __init__(self, problem: SearchProblem) -> None:

@@ -109,6 +109,16 @@ def test_the_reference_is_the_better_simple_choice_on_these_seeds(ours: float, s
     assert confirmation(losses, None, FRACTION, UNIFORM, 24).winner == (FRACTION if simple < 1.2 else UNIFORM)
 
 
+@pytest.mark.parametrize(("simple", "uniform", "reference"), [
+    ((1.0, 1.1, 1.2), (None, None, 0.9), FRACTION), ((1.0, 1.1, 1.2), (None, None, None), FRACTION),
+    ((1.0, 1.1, 1.2), (None, 1.0, 1.1), FRACTION), ((None, None, 0.9), (1.0, 1.1, 1.2), UNIFORM),
+    ((None, 1.1, 1.0), (1.0, None, 1.2), UNIFORM), ((None, None), (None, None), UNIFORM)])
+def test_a_simple_choice_that_fails_where_the_other_does_not_is_no_reference(
+        simple: tuple[float | None, ...], uniform: tuple[float | None, ...], reference: Allocation) -> None:
+    data = confirmation(compared({FRACTION: simple, UNIFORM: uniform}), None, FRACTION, UNIFORM, 24)
+    assert (data.reference, data.winner) == (reference, reference)
+
+
 def test_training_seeds_differ_and_follow_from_the_seed() -> None:
     main, others = training_seeds(0, 8)
     assert len({main, *others}) == 9
