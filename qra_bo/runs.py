@@ -54,6 +54,8 @@ def chat(folder: Path, console: Console) -> None:
     from qra_bo.export.load import keep_unpacked, load
     from qra_bo.finetune.data.chat_template import ChatTemplate
     from qra_bo.finetune.data.conversations import Conversation
+    if sys.stdin.isatty():
+        print_line(console, "loading the model")
     model, tokenizer = load(folder, resolve_device("auto"))
     keep_unpacked(model)  # else every token unpacks every layer
     template, chats = ChatTemplate(tokenizer), bool(d.study.provenance.get("data_chats"))

@@ -111,6 +111,8 @@ def parse_budget(text: "str | int | Budget") -> Budget:
         return _NAMED[plain](str(text))
     if plain.startswith(("uniform", "mix")):
         raise BudgetError(f"{cut(repr(text))} is not a budget: {RULE}")
+    if plain.isdecimal() and 0 < int(plain) < 1000:
+        raise BudgetError(f"budget={plain} is {plain} bytes; give it a unit, as in {plain}GB")
     return Size(str(text), parse_size(text))
 
 

@@ -182,8 +182,8 @@ def serving_note(consumer: Consumer, memory: MemoryModel, space: SearchSpace) ->
         names = [f.name for f in space.formats]
         lost = [f.name for f in space.formats if not any(c.loads(f) for c in programs)] or names
         return f"The result is loaded by qra_bo.load, and exactly by {', '.join(able)} too." if able else \
-            f"The result is loaded by qra_bo.load alone: no other program has {', '.join(lost)}; export.targets=" \
-            "[merged] unpacks it to 16 bits for others."
+            f"As it is, the result is loaded by qra_bo.load and, in Python, PEFT. No server has {', '.join(lost)}: " \
+            "serve=NAME takes formats that one does, export.targets=[merged] unpacks to 16 bits."
     sizes = [(fmt.bits, uniform_bytes(memory, space, fmt, space.ranks[0])) for fmt in space.formats]
     useless = sorted({bits for bits, size in sizes if any(b > bits and s <= size for b, s in sizes)})
     kept = sorted({bits for bits, _ in sizes} - set(useless))

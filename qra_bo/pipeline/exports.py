@@ -118,6 +118,8 @@ def checked(config: RunConfig, run: "FinishedRun", console: Console | None) -> l
     weights = sum(math.prod(record.shape) for record in run.manifest.modules.values())
     if config.export.check is False or (config.export.check == "auto" and weights > QUICK_WEIGHTS):
         return []
+    if console is not None:
+        print_line(console, "loading the exports again, to compare them (export.check=false: not)")
     rows = check_exports(run)
     if console is not None:
         print_line(console, f"Exports, loaded again and compared on {N_TOKENS} held-out tokens:")

@@ -107,7 +107,8 @@ def parts_of(setting: Setting) -> list[Part]:
     steps = final_steps(config, setting.sequences)
     if config.oracle.trains and steps is not None:
         validations = len(config.final.validations(steps)) * _evaluated(setting, "validation")
-        parts.append(Part(f"{FINAL_PART} of {steps:,} step{'s' * (steps > 1)}",
+        most = "at most " if config.final.steps is None and setting.sequences is None else ""
+        parts.append(Part(f"{FINAL_PART} of {most}{steps:,} step{'s' * (steps > 1)}",
                           steps * config.train.step_tokens + validations + _evaluated(setting, "test"),
                           min(workers, config.final_workers)))  # one of them evaluates, which takes little beside
     return parts

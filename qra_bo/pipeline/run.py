@@ -98,11 +98,11 @@ def searcher_factory(config: RunConfig) -> MakeSearcher:
 def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:
     """Write report and exports of a finished run, and its answer on the terminal."""
     console = None if config.display == "none" else Console(file=tolerant(sys.stdout))
-    files = write_report(folder)
-    if (folder / "adapter").is_dir():
-        files += write_exports(config, folder, console)
-    if console is not None:
+    files, trained = write_report(folder), (folder / "adapter").is_dir()
+    if console is not None:  # before exports are made and checked, which takes a while
         parts = [path.relative_to(folder).parts for path in (folder / "best.json", *files)]
         shown = dict.fromkeys(p[0] + "/" * (len(p) > 1) for p in parts)
-        print_result(console, load_run(folder), folder, list(shown))
+        print_result(console, load_run(folder), folder, [*shown, *(["adapter/", "export/"] if trained else ())])
+    if trained:
+        write_exports(config, folder, console)
     return Result(folder, outcome.best, outcome.exit_status)

@@ -60,7 +60,7 @@ def test_json_stands_alone_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     data = json.loads(captured.out)
     assert [b["text"] for b in data["budgets"]] == ["1GB", "uniform:4,4"]
     assert captured.err == ""
-    assert main(["task=memory", "+model=tiny", "budget=10", "memory.format=json"]) == 2
+    assert main(["task=memory", "+model=tiny", "budget=10B", "memory.format=json"]) == 2
     captured = capfd.readouterr()
     assert json.loads(captured.out)["fits"] is False
     assert captured.err.startswith("qra_bo: a budget of 10 bytes")

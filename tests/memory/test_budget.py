@@ -57,6 +57,10 @@ def test_budgets() -> None:
     assert parse_budget("Uniform:4, 16") == Simple("Uniform:4, 16", Fraction(4), 16)
     assert parse_budget("mix: 3.8,2") == Simple("mix: 3.8,2", Fraction(19, 5), 2)
     assert parse_budget("8GB") == Size("8GB", 8 * 10**9)
+    assert parse_budget("12B") == Size("12B", 12)
+    for text in ("12", 12):
+        with pytest.raises(BudgetError, match="12 bytes; give it a unit, as in 12GB"):
+            parse_budget(text)
     for text in ("uniform:4", "uniform:4,0", "uniform:a,b", "uniform", "uniform:3.8,2", "mix:3.8", "mix:3.8,0",
                  "mix:.8,2", "mix:17,2", "mix:0.5,2"):
         with pytest.raises(BudgetError, match="is not a budget"):
