@@ -67,9 +67,8 @@ def fine_tune(config: RunConfig | Sequence[str] | None = None, *, config_dir: st
     ``"mix:BITS,RANK"``, a ``best.json`` or the folder of a run. Arguments and errors are those of ``search``; an
     allocation that measured over the budget is a ``UserError`` too.
     """
-    from qra_bo.pipeline.run import run  # loads matplotlib
     keywords = keywords if isinstance(config, RunConfig) else {"task": "finetune", **keywords}
-    return run(configure(config, config_dir, **keywords))
+    return search(config, config_dir=config_dir, **keywords)
 
 
 def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None, **keywords: Any) -> Plan:

@@ -68,6 +68,7 @@ def test_keywords_without_a_text_are_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("task", ["memory", "profile", "evaluate", "export", "report"])
-def test_a_search_runs_no_other_task(task: str) -> None:
+@pytest.mark.parametrize("call", [qra_bo.search, qra_bo.allocate, qra_bo.fine_tune])
+def test_a_run_is_no_other_task(call: Any, task: str) -> None:
     with pytest.raises(ConfigError, match=f"got task={task}"):
-        qra_bo.search(model="tiny", budget="9MB", task=task, out="run")
+        call(model="tiny", budget="9MB", task=task, out="run")

@@ -1,7 +1,6 @@
 """Sensitivities of every unit: to quantisation, and to the rank of an adapter; and their ``profile.json``."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ by which a further bit lowers it."""
 Stored = Annotated[FloatArray, PlainValidator(lambda values: np.array(values, dtype=np.float64)),
                    PlainSerializer(np.ndarray.tolist)]
 """An array of a record that a journal or a file holds."""
-DRAWS = 6
-"""Draws of labels for every sequence of a profile from gradients."""
+DRAWS, MOST = 6, 1e100
+"""Draws of labels for every sequence of a profile from gradients; most of any number, so that sums of squares are
+finite."""
 
 
 def gradient_passes(n_layers: int, units: int, formats: int) -> float:
@@ -67,9 +67,10 @@ class SensitivityProfile:
         for name, want in (("quantization_sensitivity", (n, f)), ("quantization_kl", (n, f)),
                            ("quantization_se", (n, f)), ("rank_sensitivity", (n, k))):
             array = getattr(self, name)
-            if array is not None and (array.shape != want or not np.isfinite(array).all()):
-                raise ProfileError(f"{name} must hold finite numbers of shape {want}; got shape {array.shape}")
-        if not math.isfinite(self.base_loss):
+            if array is not None and (array.shape != want or not (abs(array) <= MOST).all()):
+                raise ProfileError(f"{name} must hold finite numbers of shape {want}, none beyond {MOST:g}; got shape "
+                                   f"{array.shape}")
+        if not abs(self.base_loss) <= MOST:
             raise ProfileError(f"base_loss must be a finite number; got {self.base_loss}")
         for what, names in (("unit", self.units), ("format", self.formats)):
             if len(set(names)) < len(names):

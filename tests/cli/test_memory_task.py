@@ -81,7 +81,8 @@ def test_the_time_of_what_is_recommended_comes_first(words: list[str], first: st
 
 @pytest.mark.parametrize("words", [
     ["task=memory", "+model=tiny", "budget=1GB", "memory.format=json"], ["task=memory", "+model=tiny", "budget=1GB"],
-    ["task=report", "out={run}"], ["list", "{run}"], ["show", "{run}"]])
+    ["task=memory", "+model=tiny", "gpu=8GB"], ["task=memory", "+model=tiny", "budget=[1GB,2GB]", "memory.format=json"],
+    ["task=report", "out={run}"], ["list", "{run}"], ["list", "{run}/.."], ["show", "{run}"]])
 def test_an_answer_that_a_full_disk_cuts_off_is_an_error(
         words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", make_events())

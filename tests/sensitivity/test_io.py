@@ -41,7 +41,9 @@ def test_round_trip_is_exact(tmp_path: Path, with_gain: bool) -> None:
     ({"quantization_kl": {"a": 1}}, "float"), ({"quantization_kl": [[10**400]]}, "too large"),
     ({"base_loss": float("inf")}, "base_loss must be a finite number"),
     ({"units": ["a", "a"]}, "every unit must be named once; 'a' is named 2 times"),
-    ({"base_loss": 10**400}, "base_loss")])
+    *(({key: [[value] * n] * 2}, f"{key} must hold finite numbers") for value in (1e308, -1e308, 1e101)
+      for key, n in (("quantization_sensitivity", 4), ("quantization_kl", 4), ("rank_sensitivity", 8))),
+    *(({"base_loss": value}, "base_loss") for value in (10**400, 1e308, -1e101))])
 def test_what_is_unknown_no_number_or_named_twice_is_refused(change: dict[str, object], message: str) -> None:
     data = {**profile_to_json(make_profile(make_space(2))), **change}
     with pytest.raises(ProfileError, match=message):

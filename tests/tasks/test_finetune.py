@@ -255,6 +255,8 @@ def test_a_path_may_begin_like_a_uniform_choice(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(("content", "message"), [
     (None, "can't be read"), ("[", "is not JSON"), ("{}", "lists 'formats'"),
     ('{"formats": ["nf4"], "ranks": [4]}', "for 1 units; this model has 4"),
+    ('{"formats": ["nf4", "nf4", "nf4", "nf4"], "ranks": [4, 4, 4, 4], "units": ["a", "b", "c", "d"]}',
+     "file names ['a', 'b', 'c', 'd']"),
     ('{"formats": ["nf4", "nf4", "nf4", "nf5"], "ranks": [4, 4, 4, 4]}', "nf5"),
     ('{"formats": ["nf4", "nf4", "nf4", "nf4"], "ranks": [4, 4, 4, 4000]}', "4000"),
     ('{"formats": ["nf4", "nf4", "nf4", "nf4"], "ranks": [4, 4, 4, 4], "granularity": "block"}',
@@ -302,6 +304,9 @@ def make_own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
 @pytest.mark.parametrize(("file", "old", "new", "field"), [
     ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05', "config.rms_norm_eps was 1e-06 and is 1e-05"),
     ("config.json", '"rope_theta": 10000.0', '"rope_theta": 5000.0', "config.rope_parameters.rope_theta was 10000.0"),
+    ("tokenizer.json", '"ignore_merges": false', '"ignore_merges": true', "tokenizer was"),
+    ("tokenizer.json", '"normalizer": null', '"normalizer": {"type": "Lowercase"}', "tokenizer was"),
+    ("config.json", '"pretraining_tp": 1', '"pretraining_tp": 2', "config.pretraining_tp was 1 and is 2"),
     ("config.json", '"hidden_act": "silu"', '"hidden_act": "gelu"', "config.hidden_act was 'silu'"),
     ("config.json", '"max_position_embeddings": 2048', '"max_position_embeddings": 64', "config.max_position_emb"),
     ("tokenizer.json", '"Ā": 0', '"Ā": 1', "tokenizer was"),

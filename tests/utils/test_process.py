@@ -89,7 +89,10 @@ def test_installed_modules_come_before_those_of_the_working_directory(monkeypatc
     assert os.environ["MPLBACKEND"] == "agg"
 
 
-def test_a_working_folder_that_is_gone_is_one_message(tmp_path: Path) -> None:
-    code = f"import os; os.chdir({str(tmp_path)!r}); os.rmdir(os.getcwd()); from qra_bo.__main__ import main; main()"
+@pytest.mark.parametrize("words", [["task=memory"], ["--help"], ["+model=tiny", "out=x"], ["task=report", "out=/tmp"],
+                                   ["-m", "seed=1,2"], ["nonsense"], []])
+def test_a_working_folder_that_is_gone_is_one_message(words: list[str], tmp_path: Path) -> None:
+    code = (f"import os, sys; os.chdir({str(tmp_path)!r}); os.rmdir(os.getcwd()); sys.argv[1:] = {words}; "
+            "from qra_bo.__main__ import main; main()")
     done = subprocess.run(interpreter(code), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "qra_bo: the working folder is gone; change to another one\n")
