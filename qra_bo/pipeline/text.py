@@ -14,7 +14,8 @@ from qra_bo.finetune.data.packing import assemble
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.finetune.data.records import BlockFacts, Record, split_records
 from qra_bo.report.tables import print_data, progress_console
-from qra_bo.study.journal import JOURNAL_NAME
+from qra_bo.study.lines import begun_study
+from qra_bo.study.provenance import changes
 
 CHARACTERS_PER_TOKEN = 3.2
 """Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""
@@ -64,8 +65,8 @@ class RunText:
     def show(self, folder: Path | None = None) -> float | None:
         """Tokenise the user's data with the model's tokenizer alone, before weights are loaded, and show an example.
 
-        A run that has begun in ``folder``, and one whose workers are on other machines, are passed over. The records
-        are let go.
+        A run that has begun in ``folder``, and one whose workers are on other machines, are passed over; of one that
+        has ended the text must be the same. The records are let go.
 
         Returns:
             Sequences of the training split, estimated where the text is not the user's; ``None`` where passed over.
@@ -73,11 +74,13 @@ class RunText:
         Raises:
             ModelError: If the tokenizer can't be read.
             DataError: If a conversation can't be rendered, or too much of the answers would be cut off.
+            JournalError: If a run that has ended was trained on another text.
         """
         config, read = self._config, self._read
         self._read = None
-        begun = folder is not None and (folder / JOURNAL_NAME).exists()
-        if begun or config.executor.elsewhere or not config.oracle.trains:
+        begun = None if folder is None else begun_study(folder)
+        ended = begun is not None and begun.end is not None and isinstance(config.data, UserData)
+        if (begun and not ended) or config.executor.elsewhere or not config.oracle.trains:
             return None
         if not isinstance(config.data, UserData):
             size = text_size(config)
@@ -85,6 +88,9 @@ class RunText:
         from qra_bo.finetune.models.load import load_tokenizer  # loads transformers, which a simulation does without
         data = load_data(config.data, load_tokenizer(config.model), config.train.length, isolate=config.train.isolated,
                          read=read)
+        if begun is not None:  # what has ended asks no worker for its text
+            changes(begun.provenance, {**begun.provenance, "data_sha256": data.sha256})
+            return None
         if config.display != "none":
             print_data(progress_console(config.display == "plain"), data)
         return float(len(data.train))
