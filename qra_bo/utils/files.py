@@ -91,9 +91,10 @@ def write_json(path: Path, data: Any) -> None:
 
 def strict_json(text: str | bytes) -> Any:
     """Parse JSON, and refuse values that this program never writes. Raises ``ValueError`` if it is no JSON, is nested
-    too deeply, or holds NaN or a number beyond the range of floats."""
+    too deeply, or holds NaN, a number beyond the range of floats, or an object with one key twice."""
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=bounded_int)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=bounded_int,
+                          object_pairs_hook=_distinct)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -119,6 +120,13 @@ def bounded_int(text: str) -> int:
     if len(text) > MOST_DIGITS:
         raise ValueError(f"{text[:40]}... is beyond the range of numbers")
     return int(text)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"it gives {max(found, key=[key for key, _ in pairs].count)[:40]!r} twice in one object")
+    return found
 
 
 def _finite(text: str) -> float:
