@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def cut(tensor: torch.Tensor) -> torch.Tensor:
     (compressed(), {"config_groups": {"a": {"weights": {"type": "int", "strategy": "tensor"}}}}, {}, "strategy"),
     (compressed(), {}, {"mlp.gate_proj.weight_packed": cut}, "weight_packed"),
     (compressed(sym=False), {}, {"mlp.gate_proj.weight_zero_point": cut}, "weight_zero_point"),
+    (compressed(sym=False), {}, {"mlp.gate_proj.weight_zero_point": lambda _: None}, "weight_zero_point"),
     # None: of bitsandbytes
     (None, {"bnb_4bit_quant_type": "fp4"}, {}, "bnb_4bit_quant_type"),
     (None, {"load_in_8bit": True}, {}, "load_in_8bit"),
@@ -169,6 +171,16 @@ def test_tensors_without_a_place_are_refused(tmp_path: Path) -> None:
     save_file(found | {"model.layers.0.mlp.up_proj.act_scales": torch.ones(2)}, tmp_path / "m" / "model.safetensors")
     with pytest.raises(ModelError, match="act_scales"):
         load_stored(node(tmp_path / "m"), torch.float32)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_tied_head_may_be_there_once_more(tmp_path: Path, factor: int) -> None:
+    dense = write(tmp_path / "m", *awq(), tied=True)
+    found = load_file(tmp_path / "m" / "model.safetensors")
+    copy = {"lm_head.weight": factor * found["model.embed_tokens.weight"]}  # as AutoGPTQ writes it
+    save_file(found | copy, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    with nullcontext() if factor == 1 else pytest.raises(ModelError, match="lm_head"):
+        assert_equal(load_stored(node(tmp_path / "m"), torch.float32)[0].float(), dense)
 
 
 def test_other_files_replace_no_tensors(tmp_path: Path) -> None:

@@ -105,7 +105,14 @@ def test_files_in_parts_are_read_as_one(tmp_path: Path) -> None:
     assert part.name.startswith("p-00001-of-0000")
     models = [load_stored(node(path), torch.float32)[0] for path in (whole, part)]
     assert torch.equal(*map(logits, models))
-    next(tmp_path.glob("p-00002-*")).unlink()
+    (lone := tmp_path / "lone.gguf").write_bytes(part.read_bytes())
+    with pytest.raises(ModelError, match=r"one of \d parts"):
+        read_header(lone)
+    second = next(tmp_path.glob("p-00002-*"))
+    second.write_bytes(whole.read_bytes())
+    with pytest.raises(ModelError, match=r"another part holds blk\.0"):
+        read_header(part)
+    second.unlink()
     with pytest.raises(ModelError, match="00002"):
         read_header(part)
 

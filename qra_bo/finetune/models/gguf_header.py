@@ -74,10 +74,14 @@ def parts_of(name: str | None) -> list[str]:
 
 def read_header(path: Path) -> Header:
     """Return the header of a GGUF file, of all its parts; raises ``ModelError`` if one is missing or damaged."""
-    header = Header(path, {}, {})
-    for part in (path.with_name(name) for name in parts_of(path.name)):
+    header, names = Header(path, {}, {}), parts_of(path.name)
+    for part in map(path.with_name, names):
         try:
             values, tensors = _read(part, part.stat().st_mtime_ns)
+            if twice := header.tensors.keys() & tensors.keys():
+                raise ValueError(f"another part holds {min(twice)} too")
+            if (count := values.get("split.count", 0)) > max(1, len(names)):
+                raise ValueError(f"it is one of {count} parts, which are named NAME-00001-of-{count:05d}.gguf ...")
         except Exception as error:  # of a damaged file gguf raises anything
             raise ModelError(f"{part} can't be read as a GGUF file ({error}); copy or download it again") from error
         header = Header(path, header.values or values, {**header.tensors, **tensors})

@@ -177,7 +177,8 @@ def format_in(folder: PackedFolder, name: str, rows: int, columns: int) -> str:
     if folder.method == "compressed-tensors":
         bits = 32 * sides("weight_packed", words, rows, None)[1] // columns
         groups = sides("weight_scale", HALF, rows, None)[1]
-        zeros, ordered = has("weight_zero_point"), has("weight_g_idx")
+        unlike = [group["weights"].get("symmetric") is False for group in options["config_groups"].values()]
+        zeros, ordered = has("weight_zero_point") or (bool(unlike) and all(unlike)), has("weight_g_idx")
         shapes: dict[str, tuple[int, ...]] = {"weight_packed": (rows, -(-columns * bits // 32)), "weight_shape": (2,)}
         shapes |= {"weight_zero_point": (-(-rows * bits // 32), groups)} if zeros else {}
         shapes |= {"weight_g_idx": (columns,)} if ordered else {}

@@ -97,7 +97,8 @@ def _fill_from_folder(model: Any, folder: PackedFolder, dtype: torch.dtype) -> N
             setattr(module, leaf, nn.Parameter(values(folder, name)[:shape[0]], requires_grad=False))
             left.discard(name)
     if model.config.tie_word_embeddings:
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+        model.get_output_embeddings().weight = shared = model.get_input_embeddings().weight
+        left -= {name for name in left & {f"{head}.weight"} if torch.equal(values(folder, name), shared)}
     left = {name for name in left if not (name.endswith("rotary_emb.inv_freq")  # some hold it, and biases of zero
                                           or (name.endswith(".bias") and not values(folder, name).any()))}
     if left:
