@@ -88,9 +88,10 @@ def _choice(fields: Mapping[str, Any], where: str) -> Question:
     question, choices, answer = (fields.get(name) for name in ("question", "choices", "answer"))
     if not isinstance(question, str):
         raise DataError(f"{where}: the field 'question' must be text, got {type(question).__name__}")
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise DataError(f"{where}: 'choices' must be a list of at least two texts")
-    if isinstance(answer, str) and choices.count(answer) == 1:
+    if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices) or \
+            len({*choices}) < max(2, len(choices)):
+        raise DataError(f"{where}: 'choices' must be a list of at least two different texts")
+    if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise DataError(f"{where}: 'answer' must be the index of the right choice, 0 to {len(choices) - 1}, or its "
@@ -186,9 +187,10 @@ def answer_file(model: Any, tokenizer: Any, path: Path, *, batch: int, limit: in
     template, manager = ChatTemplate(tokenizer), TaskManager(include_defaults=False)
     items = [{**item, "prompt": template.question(item["prompt"])} if isinstance(item["prompt"], Conversation) else item
              for item in read_task_file(path, chat)[:limit]]
-    digests = [_digest(item) for item in items]
+    distinct = {_digest(item): item for item in items}  # repeats would narrow intervals
+    digests = list(distinct)
     yield digests, []
-    missing = [item for item, digest in zip(items, digests, strict=True) if digest not in known]
+    missing = [item for digest, item in distinct.items() if digest not in known]
     longest = max((len(tokenizer(item["target"])["input_ids"]) for item in items if "target" in item), default=0)
     for start in range(0, len(missing), AT_ONCE):
         asked = missing[start:start + AT_ONCE]

@@ -90,7 +90,7 @@ def test_generated_answers_are_matched(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)  # where git finds no repository
     model = says_yes()
     records = [{"question": f"Is {i} a number?", "answer": "no" if i == 2 else "yes"} for i in range(4)]
-    path = write(tmp_path / "say.jsonl", *records)
+    path = write(tmp_path / "say.jsonl", *records, records[3])  # a repeat counts once
     [_, (digests, answers)] = answer_file(model, byte_tokenizer(), path, batch=2)
     assert capfd.readouterr().err == ""
     [score] = scores_of("say", answers)
@@ -110,3 +110,5 @@ def test_all_malformed_questions_are_named(tmp_path: Path) -> None:
     file.write_text('{"question": "q", "answer": "7"}\n{"question": "q"}\n{"prompt": 3, "answer": "8"}\nnot json\n')
     with pytest.raises(DataError, match=r"^3 malformed records: .* line 2: .* line 3: .* line 4: not valid"):
         read_task_file(file)
+    with pytest.raises(DataError, match="different texts"):
+        read_task_file(write(file, {"question": "q", "choices": ["a", "b", "a"], "answer": 2}))
