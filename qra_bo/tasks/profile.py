@@ -16,6 +16,8 @@ from qra_bo.report.live import LiveView
 from qra_bo.report.tables import print_table, progress_console
 from qra_bo.sensitivity.profile import SensitivityProfile, save_profile
 from qra_bo.space import SearchSpace
+from qra_bo.utils.errors import OutputError
+from qra_bo.utils.files import read_object, writing
 from qra_bo.utils.formatting import DASH
 
 PROFILE_NAME = "profile.json"
@@ -25,21 +27,25 @@ def run(config: RunConfig) -> int:
     """Print the profile and write it to ``out``; returns 0.
 
     Raises:
-        UserError: If the input or the environment can't work.
+        UserError: If the input or the environment can't work, or another file of its name would be lost.
     """
     text = RunText(config)
     setting = make_setting(config, text=text)
     folder = new_folder(config, config.task) if config.out is None else Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PROFILE_NAME
+    with writing(path, "measure again"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if path.exists() and "quantization_kl" not in read_object(path):
+        raise OutputError(f"{path} is no profile, and would be written over; give another out=")
     text.show()
     view = None if config.display == "none" else LiveView(progress_console(config.display == "plain"))
     with tempfile.TemporaryDirectory(prefix="qra_bo-") as scratch, \
             closing(make_executor(setting.config, Path(scratch))) as executor:
         profile = executor.profile(quiet if view is None else view.progress).profile
-    save_profile(profile, folder / PROFILE_NAME)
+    save_profile(profile, path)
     console = Console(soft_wrap=True)
     print_profile(profile, setting.space, console)
-    console.print(f"Files: {folder / PROFILE_NAME}", markup=False, highlight=False)
+    console.print(f"Files: {path}", markup=False, highlight=False)
     return 0
 
 

@@ -28,6 +28,17 @@ def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     assert float(lines[6].split("\t")[5]) == pytest.approx(profile.require_rank_sensitivity()[:, 31].sum(), rel=1e-3)
 
 
+@pytest.mark.parametrize("text", ['{"my": "notes"}', "my notes"])
+def test_a_file_that_is_no_profile_is_not_written_over(text: str, tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_text(text)
+    assert main([*SETTINGS, "task=profile", f"out={tmp_path}"]) == 2
+    assert (tmp_path / "profile.json").read_text() == text
+
+
+def test_a_profile_needs_a_folder_that_can_be_made() -> None:
+    assert main([*SETTINGS, "task=profile", "out=/proc/none"]) == 2
+
+
 def test_tokens_of_codes_are_known_before() -> None:
     common = ["+model=tiny", "data=tiny", "train.length=32", "quantizer.tokens=1000", "data.calibration=3"]
     wanted = {(): 31 * 32, ("quantizer.rounding=rtn",): 0, ("oracle=synthetic",): 0}
