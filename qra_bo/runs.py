@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from rich.console import Console
@@ -54,6 +55,7 @@ def chat(folder: Path, console: Console) -> None:
     from qra_bo.export.load import keep_unpacked, load
     from qra_bo.finetune.data.chat_template import ChatTemplate
     from qra_bo.finetune.data.conversations import Conversation
+    from qra_bo.finetune.data.jsonl import check_characters
     if sys.stdin.isatty():
         print_line(console, "loading the model")
     model, tokenizer = load(folder, resolve_device("auto"))
@@ -62,8 +64,11 @@ def chat(folder: Path, console: Console) -> None:
     if sys.stdin.isatty():
         print_line(console, f"A line is {'a question' if chats else 'a text that the model goes on from'}, answered by "
                             f"the likeliest tokens, {ANSWER_TOKENS} at most; Ctrl-D ends.")
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as in the POSIX locale
     streamer, turns = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), list[dict[str, str]]()
     for line in filter(str.strip, sys.stdin):
+        check_characters(line, "your line")
         turns.append({"role": "user", "content": line.rstrip("\n")})
         text = template.question(Conversation(json.dumps([*turns, {"role": "assistant", "content": ""}]),
                                               (len(turns),), where="your line")) if chats else line.rstrip("\n")

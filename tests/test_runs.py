@@ -1,12 +1,15 @@
 """``python -m qra_bo.runs``: lists and shows; several runs on one page."""
 
 import json
+import os
 import shutil
+from io import BytesIO, TextIOWrapper
 
 import pytest
 
 from qra_bo import runs
 from qra_bo.cli.app import main as command
+from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.report import html
 from qra_bo.runs import main
 from qra_bo.study.journal import run_lock
@@ -83,6 +86,24 @@ def test_what_ends_a_command_is_a_status(error, status, monkeypatch, capsys):
     monkeypatch.setattr(runs, "chat", end)
     assert main(["chat", "x"]) == status
     assert len(capsys.readouterr().err.splitlines()) == (status == 2)
+
+
+@pytest.mark.parametrize("line", [b"b\xff\n", "b\udcff\n".encode("utf-8", "surrogatepass")])
+def test_a_line_that_is_no_text_is_refused(line, made, monkeypatch, capsys):
+    monkeypatch.setattr("qra_bo.export.load.load", lambda *_: (None, byte_tokenizer()))
+    monkeypatch.setattr("qra_bo.export.load.keep_unpacked", lambda _: None)
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(line), "utf-8"))
+    assert main(["chat", str(made / "done")]) == 2
+    assert "your line" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_odd_names_of_folders_break_no_table_and_no_page(made, tmp_path, capsys):
+    for name in ("a\tb\nforged\tdone", os.fsdecode(b"by\xff")):
+        shutil.copytree(made / "done", tmp_path / name)
+    assert command([f"out={tmp_path}", "task=report"]) == 0
+    assert "\nforged" not in capsys.readouterr().out
+    assert 'href="by%FF/report.html"' in (tmp_path / "report.html").read_text()
 
 
 def test_a_locked_run_is_active(outputs, capsys):

@@ -1,10 +1,12 @@
 """``report.html``, ``report.json`` and ``plots/*.png``: the whole run in files that open with no network."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,6 +27,7 @@ from qra_bo.study.lines import encode
 from qra_bo.study.results import checks
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 from qra_bo.utils.formatting import number, signed
+from qra_bo.utils.redact import printable
 
 
 def drawn(d: ReportData) -> dict[str, Figure | None]:
@@ -38,11 +41,12 @@ def _render(name: str, figures: Mapping[str, Figure | None], **values: Any) -> s
     environment = Environment(loader=PackageLoader("qra_bo.report"), autoescape=True, undefined=StrictUndefined,
                               keep_trailing_newline=True)
     environment.filters |= {"size": format_size, "duration": duration, "number": number, "signed": signed,
+                            "urlencode": lambda name: quote(os.fsencode(name)),
                             "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True)}
     environment.globals |= {"notes": story.notes, "versus": story.versus,
                             "allocation_line": story.allocation_line, "most_sensitive": most_sensitive,
                             "BREAKDOWN": BREAKDOWN}
-    return environment.get_template(name).render(values, figures=elements)
+    return printable(environment.get_template(name).render(values, figures=elements))
 
 
 def render_html(d: ReportData, figures: Mapping[str, Figure | None], folder: str = "RUN") -> str:

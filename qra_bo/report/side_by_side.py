@@ -47,9 +47,9 @@ class FoundRun:
     @property
     def cells(self) -> tuple[str, ...]:
         """The run as text, in the order of ``COLUMNS``."""
-        return (printable(self.name), self.state,
-                *(DASH if self.data is None else read(self.data) for read in FACTS.values()),
-                printable(self.own) or DASH)
+        facts = (DASH if self.data is None else read(self.data) for read in FACTS.values())
+        texts = self.name, self.state, *facts, self.own or DASH
+        return tuple(printable(text.translate({9: 0, 10: 0})) for text in texts)  # a tab or line break makes cells
 
 
 def find_runs(folder: Path) -> list[FoundRun]:

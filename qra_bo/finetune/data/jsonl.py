@@ -8,13 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.finetune.data.conversations import (
-    Conversation,
-    Fields,
-    from_messages,
-    from_prompt_and_completion,
-    from_sharegpt,
-)
+from qra_bo.finetune.data.conversations import Conversation, from_messages, from_prompt_and_completion, from_sharegpt
 from qra_bo.finetune.data.records import Record
 from qra_bo.utils.errors import ConfigError, DataError
 from qra_bo.utils.files import strict_json, user_path
@@ -176,17 +170,17 @@ def to_record(fields: Any, where: str) -> Record | Conversation:
 def check_characters(text: str, where: str) -> None:
     """Refuse a text that no file can hold. Raises ``DataError``."""
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise DataError(f"{where}: the text holds half of a surrogate pair, which is not a character")
+        raise DataError(f"{where}: the text holds half of a surrogate pair, or a byte that is not UTF-8: no character")
 
 
-def _text(fields: Fields, name: str, where: str) -> str:
+def _text(fields: Mapping[str, Any], name: str, where: str) -> str:
     value = fields[name]
     if not isinstance(value, str):
         raise DataError(f"{where}: the field {name!r} must be text, got {type(value).__name__}")
     return value
 
 
-def _refuse_unread(fields: Fields, names: Iterable[str], where: str) -> None:
+def _refuse_unread(fields: Mapping[str, Any], names: Iterable[str], where: str) -> None:
     """Refuse fields of which the record's text would hold nothing: an answer would be learned without its reasons."""
     unread = next((name for name in names if fields.get(name)), None)
     if unread is not None:
@@ -194,7 +188,7 @@ def _refuse_unread(fields: Fields, names: Iterable[str], where: str) -> None:
                         "lost; give prompt and completion as the model shall see them, or messages")
 
 
-def _instruction(fields: Fields, where: str) -> Record:
+def _instruction(fields: Mapping[str, Any], where: str) -> Record:
     _refuse_unread(fields, _UNREAD, where)
     instruction = _text(fields, "instruction", where)
     extra = _text(fields, "input", where) if fields.get("input") else ""
@@ -212,19 +206,19 @@ def _question(question: str, answer: str) -> Record:
     return Record(question_prompt(question), f" {answer}", question)
 
 
-def _question_and_answer(fields: Fields, where: str) -> Record:
+def _question_and_answer(fields: Mapping[str, Any], where: str) -> Record:
     _refuse_unread(fields, ("context", *_UNREAD), where)
     return _question(_text(fields, "question", where), _text(fields, "answer", where))
 
 
-def _hc3(fields: Fields, where: str) -> Record:
+def _hc3(fields: Mapping[str, Any], where: str) -> Record:
     answers = fields["human_answers"]
     if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
         raise DataError(f"{where}: the field 'human_answers' must be a list of texts")
     return _question(_text(fields, "question", where), answers[0])
 
 
-def _completion(fields: Fields, where: str) -> Record | Conversation:
+def _completion(fields: Mapping[str, Any], where: str) -> Record | Conversation:
     if isinstance(fields["prompt"], list) and isinstance(fields["completion"], list):
         return from_prompt_and_completion(fields, where)
     _refuse_unread(fields, _UNREAD, where)
@@ -232,7 +226,7 @@ def _completion(fields: Fields, where: str) -> Record | Conversation:
     return Record(prompt, _text(fields, "completion", where), prompt)
 
 
-_CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Fields, str], Record | Conversation]], ...] = (
+_CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any], str], Record | Conversation]], ...] = (
     (("instruction", "output"), _instruction),
     (("prompt", "completion"), _completion),
     (("question", "human_answers"), _hc3),
