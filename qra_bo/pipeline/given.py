@@ -189,7 +189,7 @@ def check_given(setting: Setting, given: Given, budget: int) -> None:
     allocation = given.allocations[0]
     need = setting.predictor(allocation)
     if need > budget:
-        raise BudgetError(f"the allocation needs {format_size(need)}, more than the budget of {format_size(budget)}; "
+        raise BudgetError(f"the allocation needs {format_size(need)}, {format_size(need - budget)} over the budget: "
                           f"use budget={math.ceil(need / 10**5) / 10:.1f}MB or more, lower train.batch or "
                           "train.length, set train.checkpointing=true, or give another allocation")
     if not setting.rules(budget).admits(allocation):

@@ -152,7 +152,7 @@ def test_measured_over_the_budget_is_status_2_with_what_to_do(tmp_path: Path, mo
 def test_predicted_over_the_budget_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*REAL, "task=finetune", "allocation=uniform:8,8", f"out={tmp_path / 'r'}"]
     assert main([*words, "budget=uniform:4,4"]) == 2
-    assert "more than the budget of" in capsys.readouterr().err
+    assert " kB over the budget" in capsys.readouterr().err
     assert main([*words, "max_average_bits=4"]) == 2
     assert "max_average_bits=4" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
