@@ -18,14 +18,7 @@ from qra_bo.execution.base import NO_RESULT, failure_of, oracle_method
 from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested, activity
 from qra_bo.trials import TrialSpec
 from qra_bo.utils import errors
-from qra_bo.utils.errors import (
-    ConfigError,
-    OracleError,
-    QRABOError,
-    UserError,
-    from_lack_of_memory,
-    is_device_lost,
-)
+from qra_bo.utils.errors import ConfigError, OracleError, QRABOError, UserError, from_lack_of_memory, is_device_lost
 from qra_bo.utils.process import STOPPING, prepare
 
 log = logging.getLogger(__name__)

@@ -9,15 +9,7 @@ import numpy as np
 
 from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import Refused
-from qra_bo.finetune.data.records import (
-    NO_LOSS,
-    BlockFacts,
-    DataSplits,
-    Record,
-    TokenBlocks,
-    named_rng,
-    texts_sha256,
-)
+from qra_bo.finetune.data.records import NO_LOSS, BlockFacts, DataSplits, Record, TokenBlocks, named_rng, texts_sha256
 from qra_bo.utils.errors import DataError
 
 Piece = tuple[list[int], list[int]]
