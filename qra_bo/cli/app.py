@@ -261,6 +261,9 @@ class SweepSummary(Callback):
         """Print the summary, and what the runs found."""
         from qra_bo.tasks.report import show_runs  # loads matplotlib, which one run may do without
         jobs = read_jobs(SweepSummary.folder)
+        if not jobs:
+            SweepSummary.status = _report(ConfigError("the sweep has no job; a value such as range(0,0) is empty"))
+            return
         print(summary(jobs, SweepSummary.folder))
         show_runs(Path(str(config.out or SweepSummary.folder)))
         SweepSummary.status = worst([BUG if job.status is None else job.status for job in jobs])

@@ -97,6 +97,13 @@ def test_a_sweep_goes_on_after_a_bad_job(seen: list[RunConfig], elsewhere: Path,
     assert f"4 jobs in outputs/{sweep.name}, 3 not done:" in out
 
 
+def test_a_sweep_over_no_values_is_no_success(seen: list[RunConfig], elsewhere: Path,
+                                              capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--multirun", "+model=tiny", "seed=range(0,0)"]) == 2
+    assert not seen
+    assert "the sweep has no job" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("status", [None, 0])
 def test_a_lost_process_of_a_launcher_exits_2(status: int | None, elsewhere: Path, monkeypatch: pytest.MonkeyPatch,
                                               capfd: pytest.CaptureFixture[str]) -> None:
