@@ -111,7 +111,7 @@ def parse_budget(text: "str | int | Budget") -> Budget:
         return _NAMED[plain](str(text))
     if plain.startswith(("uniform", "mix")):
         raise BudgetError(f"{cut(repr(text))} is not a budget: {RULE}")
-    if plain.isdecimal() and 0 < int(plain) < 1000:
+    if len(plain) < 4 and plain.isdecimal() and int(plain) > 0:
         raise BudgetError(f"budget={plain} is {plain} bytes; give it a unit, as in {plain}GB")
     return Size(str(text), parse_size(text))
 
