@@ -69,7 +69,8 @@ def run(config: RunConfig) -> Result:
     budget = checked_budget(setting, folder)
     if given is None:
         setting, advice = judged(setting, budget)
-    setting, make = dataclasses.replace(setting, sequences=text.show(folder)), searcher_factory(config)
+    begun = begun_study(folder)
+    setting, make = dataclasses.replace(setting, sequences=text.show(begun)), searcher_factory(config)
     trained = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
     if setting.given is None and config.effort.max_full_trials:
         # Built once before anything is measured, so that bad options end the run now.
@@ -78,7 +79,7 @@ def run(config: RunConfig) -> Result:
     try:
         with ExitStack() as stack:
             view, listeners = listeners_of(config, folder, stack)
-            if view is not None and (begun := begun_study(folder)) is not None:
+            if view is not None and begun is not None:
                 view.resumes(begun)
             elif view is not None:
                 listeners.append(announced(setting, budget, advice, view.console))

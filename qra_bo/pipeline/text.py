@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from qra_bo.config import RunConfig
 from qra_bo.finetune.data.conversations import Conversation
@@ -14,8 +13,8 @@ from qra_bo.finetune.data.packing import assemble
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.finetune.data.records import BlockFacts, Record, split_records
 from qra_bo.report.tables import print_data, progress_console
-from qra_bo.study.lines import begun_study
 from qra_bo.study.provenance import changes
+from qra_bo.study.state import Study
 
 CHARACTERS_PER_TOKEN = 3.2
 """Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""
@@ -62,11 +61,11 @@ class RunText:
         if isinstance(self._config.data, UserData) and self._read is None:
             self._read = read_data(self._config.data)
 
-    def show(self, folder: Path | None = None) -> float | None:
+    def show(self, begun: Study | None = None) -> float | None:
         """Tokenise the user's data with the model's tokenizer alone, before weights are loaded, and show an example.
 
-        A run that has begun in ``folder``, and one whose workers are on other machines, are passed over; of one that
-        has ended the text must be the same. The records are let go.
+        A run that has ``begun``, and one whose workers are on other machines, are passed over; of one that has ended
+        the text must be the same. The records are let go.
 
         Returns:
             Sequences of the training split, estimated where the text is not the user's; ``None`` where passed over.
@@ -78,7 +77,6 @@ class RunText:
         """
         config, read = self._config, self._read
         self._read = None
-        begun = None if folder is None else begun_study(folder)
         ended = begun is not None and begun.end is not None and isinstance(config.data, UserData)
         if (begun and not ended) or config.executor.elsewhere or not config.oracle.trains:
             return None

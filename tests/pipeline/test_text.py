@@ -11,6 +11,7 @@ from qra_bo.finetune.data.load import byte_tokenizer, load_data
 from qra_bo.pipeline import text
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.pipeline.text import RunText, text_size
+from qra_bo.study.lines import begun_study
 from qra_bo.utils.errors import JournalError
 from tests.report.fixtures import make_events, write_run
 
@@ -48,12 +49,12 @@ def test_a_run_that_has_ended_keeps_its_text(file: Path, tmp_path: Path) -> None
     config, events = load_config(words(file, "display=none")), make_events()
     sha256 = load_data(config.data, byte_tokenizer(), 32).sha256
     write_run(tmp_path / "run", [{**e, "data_sha256": sha256} if e["event"] == "provenance" else e for e in events])
-    assert RunText(config).show(tmp_path / "run") is None
+    assert RunText(config).show(begun_study(tmp_path / "run")) is None
     file.write_text(file.read_text().replace("9y", "9z"))
     with pytest.raises(JournalError, match="data_sha256"):
-        RunText(config).show(tmp_path / "run")
+        RunText(config).show(begun_study(tmp_path / "run"))
     write_run(tmp_path / "begun", events[:-1])  # whose worker will say so
-    assert RunText(config).show(tmp_path / "begun") is None
+    assert RunText(config).show(begun_study(tmp_path / "begun")) is None
 
 
 def test_a_run_reads_the_users_file_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
