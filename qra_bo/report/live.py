@@ -97,6 +97,7 @@ class LiveView:
         self._born = datetime.now().astimezone() - timedelta(milliseconds=1)  # as a journal rounds times
         self._last_progress: tuple[str, float] = ("", float("-inf"))
         self._activity: tuple[str, float, int] = ("", 0.0, 0)  # its name, its beginning, and how far it was by then
+        self._done = 0
 
     def __call__(self, event: ev.Event) -> None:
         study, before = self.study, self.study.incumbent
@@ -118,9 +119,9 @@ class LiveView:
         """Show that ``done`` of ``total`` parts of ``what`` are done, at most every 20 s, and by the rate since its
         beginning how long the others take."""
         now, name = self._clock(), activity(what)
-        if name != self._activity[0] or done < self._activity[2]:
+        if name != self._activity[0] or done < self._done:  # another one, or the same again
             self._activity = (name, now, done)
-        _, since, before = self._activity
+        (_, since, before), self._done = self._activity, done
         if name != self._last_progress[0] or now - self._last_progress[1] >= QUIET_SECONDS:
             self._last_progress = (name, now)
             known = done > before and done < total and now - since >= RATE_SECONDS

@@ -75,9 +75,9 @@ def test_an_activity_says_how_long_the_rest_takes_by_its_own_rate() -> None:
     view = LiveView(Console(file=out, width=300), clock=lambda: now[0])
     told = []
     for what, seconds, done in (("choose codes (a)", 0, 1), ("choose codes (a)", 21, 2), ("choose codes (a)", 63, 4),
-                                ("train", 70, 10), ("train (loss 3)", 91, 20), ("train", 100, 1), ("train", 103, 2)):
+                                ("train", 70, 1), ("train (loss 3)", 91, 10), ("train", 120, 1), ("train", 150, 2)):
         now[0] = seconds
         out.truncate(0)
         view.progress(what, done, 100)
         told.append(re.findall("about (.*) left", out.getvalue()))
-    assert told == [[], ["34 min"], ["34 min"], [], ["3 min"], [], []]
+    assert told == [[], ["34 min"], ["34 min"], [], ["4 min"], [], ["49 min"]]
