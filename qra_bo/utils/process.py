@@ -1,7 +1,9 @@
 """Independence of a process from its standard streams, its working directory and settings that it does not use; fresh
 interpreters; and the signals that stop a run."""
 
+import codecs
 import io
+import locale
 import os
 import resource
 import signal
@@ -126,7 +128,7 @@ def interpreter(code: str, *arguments: str) -> list[str]:
 
 
 def prepare() -> None:
-    """Make this process independent of its standard streams and of ``MPLBACKEND``; call it before files are opened.
+    """Make this process independent of streams, an ASCII locale and ``MPLBACKEND``; call it before files are opened.
 
     A closed stream leads to the null device, so that no other file gets its descriptor. Plots are drawn into files,
     whatever backend is named. Modules of the working directory shadow no installed ones.
@@ -144,6 +146,10 @@ def prepare() -> None:
         raise SystemExit(2) from None
     if sys.path[0] == here and not __file__.startswith(os.path.join(sys.path[0], "")):
         sys.path.append(sys.path.pop(0))  # by python -m; the user's own parts are found there, after what is installed
+    if codecs.lookup(locale.getencoding()).name == "ascii":  # torch reads files of its own by the locale
+        with suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+        os.environ["PYTHONUTF8"] = "1"  # of workers
     sys.stdout, sys.stderr = tolerant(sys.stdout), tolerant(sys.stderr)
     sys.stdin = os.fdopen(0, encoding=getattr(sys.stdin, "encoding", None), errors="replace", closefd=False)
     os.environ["MPLBACKEND"] = "agg"

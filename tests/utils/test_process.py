@@ -49,6 +49,15 @@ def test_a_stop_of_imports_prints_nothing(name: str) -> None:
     assert (found.returncode, found.stdout, found.stderr) == (-2, "", "")
 
 
+def test_files_of_libraries_are_read_where_the_locale_and_utf8_mode_are_of_ascii(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("\N{MINUS SIGN}", encoding="utf-8")
+    off = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    program = f"{{}}; print(ascii(open({str(tmp_path / 'f')!r}).read()))"
+    found = [subprocess.run(interpreter(program.format(before)), capture_output=True, text=True, env=off).stdout
+             for before in ("pass", "from qra_bo.utils.process import prepare; prepare()")]
+    assert found == ["", "'\\u2212'\n"]
+
+
 @pytest.mark.parametrize("text", ["\N{MINUS SIGN}0.25", "[\N{MINUS SIGN}1, \N{MINUS SIGN}2]", "\N{EN DASH}",
                                   "1\N{EN DASH}3", "\N{EURO SIGN}\N{MINUS SIGN}1"])
 def test_signs_of_numbers_are_kept_in_any_encoding(text: str) -> None:
