@@ -81,6 +81,8 @@ def test_json_lists_blank_lines_and_byte_order_marks_are_read(tmp_path: Path) ->
     ([{"txt": "a"}, "{", {"text": "b"}, {"text": 3}], r"^3 malformed .* line 2: .*jq -c.* \(3\) .* line 4: [^:]*$"),
     ([{"text": 3}, *["{"] * 8], r"^9 malformed .* line 1: .* \(2\) .* line 2, line 3, line 4 and 5 more: [^:]*$"),
     ([{f"k{i}": 3} for i in range(9)], r"^9 malformed .* \(5\) .* line 5: .* \(6\) .* and 1 more: other problems$"),
+    ([{"prompt": "p", "completion": "c", "label": 0}], "line 1: the field 'label' beside .*; got 0: write"),
+    ([{"prompt": [], "completion": [], "label": "false"}], "line 1: the field 'label' .*; got 'false': write"),
     (['{"question": "q", "answer": "a", "answer": "b"}'], "line 1: .* gives 'answer' twice"),
     ([], "is empty"),
     (["[]"], "is empty"),

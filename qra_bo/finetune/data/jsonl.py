@@ -219,6 +219,9 @@ def _hc3(fields: Mapping[str, Any], where: str) -> Record:
 
 
 def _completion(fields: Mapping[str, Any], where: str) -> Record | Conversation:
+    if fields.get("label") not in (None, True):
+        raise DataError(f"{where}: the field 'label' beside prompt and completion is true for good answers, false for "
+                        f"bad ones, which are left out; got {fields['label']!r}: write it so, or take it away")
     if isinstance(fields["prompt"], list) and isinstance(fields["completion"], list):
         return from_prompt_and_completion(fields, where)
     _refuse_unread(fields, _UNREAD, where)
