@@ -23,8 +23,7 @@ from qra_bo.finetune.manifest import (
     unflatten,
     unquantised_digest,
 )
-from qra_bo.finetune.models.facts import facts_of
-from qra_bo.finetune.models.files import bases_of
+from qra_bo.finetune.models.files import bases_of, facts_of
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
 from qra_bo.finetune.quantization.base import Packed, State, backend_of, pack_for

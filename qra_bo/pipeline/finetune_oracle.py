@@ -13,7 +13,7 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.checked_tensors import fast_hash
 from qra_bo.finetune.data.load import check_tokens, data_notes, load_data
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks
-from qra_bo.finetune.models.facts import facts_of
+from qra_bo.finetune.models.files import facts_of
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention

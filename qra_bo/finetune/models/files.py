@@ -1,6 +1,7 @@
-"""Before transformers reads a model's folder: no pickles, no redirects, no code unasked; and of a checkpoint with other
-parts, such as one for images, the text decoder alone."""
+"""Before transformers reads a model's folder: no pickles, no redirects, no code unasked; of a checkpoint with other
+parts, such as one for images, the text decoder alone; and what the numbers of a model that was read depend on."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,9 @@ TEXT_NAMES = {r"^language_model\.lm_head\.": "lm_head.", r"^language_model\.mode
               r"^model\.(language|text)_model\.": "model."}
 """Patterns of a decoder's names in such checkpoints, as the hub's files and the modules of transformers have them, with
 their replacements in a model of text."""
+INERT = frozenset({"architectures", "dtype", "id2label", "label2id", "problem_type", "return_dict", "torch_dtype",
+                   "transformers_version", "use_cache"})
+"""Fields of a configuration that change nothing here; so do those of output and of names."""
 log = logging.getLogger(__name__)
 
 
@@ -175,3 +179,13 @@ def text_part(config: Any, where: str) -> Any:
     warn_once(f"{where} ({config.model_type}) has other parts beside its text decoder: the decoder alone "
               f"({text.model_type}) is planned, loaded and trained, and parts for images or sound are left out")
     return text
+
+
+def facts_of(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Return the fields of a base model's configuration, and the digest of its tokenizer, as they were read."""
+    config = json.loads(model.config.to_json_string(use_diff=False), parse_constant=str)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    return {"config": {key: value for key, value in config.items()
+                       if key not in INERT and not key.startswith(("_", "output_"))},
+            "tokenizer": hashlib.sha256(text.encode()).hexdigest()}

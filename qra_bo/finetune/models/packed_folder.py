@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from qra_bo.finetune.models.facts import NO_NUMBERS
-from qra_bo.finetune.models.files import CONFIG, check_alike, check_model_files, quantization_marks, weight_files
+from qra_bo.finetune.models.files import CONFIG, INERT, check_alike, check_model_files, quantization_marks, weight_files
 from qra_bo.memory.file_formats import CODEBOOKS, STORED_FORMATS, in_strips
 from qra_bo.memory.formats import FORMATS, NESTED_BLOCK
 from qra_bo.memory.stored import with_stored
@@ -133,7 +132,7 @@ def folder_spec(spec: DecoderSpec, *folders: PackedFolder) -> DecoderSpec:
 def _facts(folder: PackedFolder) -> dict[str, Any]:
     """Return what folders of one model have alike: configuration, tokenizer, norms and biases."""
     fields, tokens = json.loads((folder.path / CONFIG).read_text(encoding="utf-8")), folder.path / "tokenizer.json"
-    own = NO_NUMBERS | {"_name_or_path", "quantization_config"}
+    own = INERT | {"_name_or_path", "quantization_config"}
     return {key: value for key, value in fields.items() if key not in own} | {
         tokens.name: tokens.read_bytes() if tokens.is_file() else None} | {
         name: tensor.reader.get_tensor(name).tolist() for name, tensor in folder.tensors.items()
