@@ -40,16 +40,20 @@ def show_run(folder: Path, console: Console) -> None:
     print_result(console, d, folder, [name for name in shown if (folder / name).exists()])
 
 
-def chat(folder: Path, console: Console) -> None:
+def chat(folder: Path, console: Console, system: str = "") -> None:
     """Answer every line of stdin by the model of a finished run, greedily and on a card where there is one; a
-    conversation where it was trained on some, by the same template, else each line as a text to go on from.
+    conversation where it was trained on some, by the same template, else each line as a text to go on from. ``system``
+    opens the conversation.
 
     Raises:
-        OutputError: If ``folder`` is no run, or has no adapter.
+        OutputError: If ``folder`` is no run, has no adapter, or was trained on texts, which have no system message.
     """
     d = load_run(folder)
     if not d.ended and d.study.final is None:
         raise OutputError(f"{folder} has no trained adapter yet. Go on: {dict(next_steps(d, str(folder)))['Continue']}")
+    chats = bool(d.study.provenance.get("data_chats"))
+    if system and not chats:
+        raise OutputError(f"{folder} was trained on texts, which have no system message: leave --system out")
     from transformers import TextStreamer  # loads torch, which the other commands do without
 
     from qra_bo.export.load import keep_unpacked, load
@@ -60,13 +64,14 @@ def chat(folder: Path, console: Console) -> None:
         print_line(console, "loading the model")
     model, tokenizer = load(folder, resolve_device("auto"))
     keep_unpacked(model)  # else every token unpacks every layer
-    template, chats = ChatTemplate(tokenizer), bool(d.study.provenance.get("data_chats"))
+    template = ChatTemplate(tokenizer)
     if sys.stdin.isatty():
         print_line(console, f"A line is {'a question' if chats else 'a text that the model goes on from'}, answered by "
                             f"the likeliest tokens, {ANSWER_TOKENS} at most; Ctrl-D ends.")
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # as in the POSIX locale
-    streamer, turns = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), list[dict[str, str]]()
+    streamer, turns = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), \
+        [{"role": "system", "content": system}] if system else []
     for line in filter(str.strip, sys.stdin):
         check_characters(line, "your line")
         turns.append({"role": "user", "content": line.rstrip("\n")})
@@ -82,9 +87,9 @@ def chat(folder: Path, console: Console) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; every command stores its function as ``run``, which takes the folder and a console."""
+    """The command line; every command stores its function as ``run``, which takes a console and the other arguments."""
     parser = argparse.ArgumentParser(prog="python -m qra_bo.runs", description="List runs, show one, or ask its model.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|chat")
+    commands = parser.add_subparsers(required=True, metavar="list|show|chat")
     listing = commands.add_parser("list", help="one line for every run below FOLDER")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
     listing.set_defaults(run=list_runs)
@@ -93,14 +98,15 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         command.add_argument("folder", type=Path)
         command.set_defaults(run=run)
+    command.add_argument("--system", default="", metavar="TEXT", help="system message of the conversation")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 130 on Ctrl-C, or 2 with one message on stderr where the input can't work."""
-    args = build_parser().parse_args(arguments)
+    given = vars(build_parser().parse_args(arguments))
     try:
-        args.run(args.folder, Console())
+        given.pop("run")(console=Console(), **given)
         check_printed()
     except KeyboardInterrupt:
         return 130

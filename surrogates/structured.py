@@ -209,8 +209,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         believer): deviations fall as one more value with the fitted noise lowers them; means, scales and warp stay."""
         predicted = self.warp.inverse(self.latent(rows)[0])
         counts = torch.cat([self._counts, torch.ones(len(rows), dtype=torch.float64)])
-        return StructuredModel(self.design, torch.cat([self.rows, rows]), torch.cat([self.y, predicted]), counts,
-                               self)
+        return StructuredModel(self.design, torch.cat([self.rows, rows]), torch.cat([self.y, predicted]), counts, self)
 
     def mean_table(self) -> Tensor:
         """Return the posterior mean of the additive latent tables, ``L x F x R``."""

@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 from io import BytesIO, TextIOWrapper
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from qra_bo import runs
 from qra_bo.cli.app import main as command
@@ -16,6 +18,7 @@ from qra_bo.study.journal import run_lock
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.formatting import DASH
+from tests.data.chat_templates import LLAMA3, chat_tokenizer
 from tests.report.fixtures import L, make_events, write_run
 
 ODD = [*make_events()[:-1], {**make_events()[-1], "best": "0" * 64}]
@@ -81,7 +84,7 @@ def test_odd_values_of_one_run_are_one_short_reason(change, tmp_path, capsys):
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2), (KeyboardInterrupt(), 130),
     (RunInterrupted(2), 130)])
 def test_what_ends_a_command_is_a_status(error, status, monkeypatch, capsys):
-    def end(*_):
+    def end(*_, **__):
         raise error
     monkeypatch.setattr(runs, "chat", end)
     assert main(["chat", "x"]) == status
@@ -95,6 +98,32 @@ def test_a_line_that_is_no_text_is_refused(line, made, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(line), "utf-8"))
     assert main(["chat", str(made / "done")]) == 2
     assert "your line" in capsys.readouterr().err
+
+
+def test_a_system_message_opens_a_conversation_and_is_refused_beside_texts(made, tmp_path, monkeypatch, capsys):
+    assert main(["chat", str(made / "done"), "--system", "Be brief."]) == 2
+    assert "leave --system out" in capsys.readouterr().err
+    events = make_events()
+    write_run(tmp_path / "talks", [events[0], {**events[1], "data_chats": True}, *events[2:]])
+    tokenizer, asked = chat_tokenizer(LLAMA3), []
+
+    def generate(input_ids, **_):
+        asked.append(tokenizer.decode(input_ids[0]))
+        return torch.cat([input_ids, torch.tensor([[65]])], dim=1)
+    model = SimpleNamespace(generate=generate, device="cpu")
+    monkeypatch.setattr("qra_bo.export.load.load", lambda *_: (model, tokenizer))
+    monkeypatch.setattr("qra_bo.export.load.keep_unpacked", lambda _: None)
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"one\ntwo\n"), "utf-8"))
+    assert main(["chat", str(tmp_path / "talks"), "--system", "Be brief."]) == 0
+    assert [(text.count("Be brief."), text.index("system") < text.index("one")) for text in asked] == [(1, True)] * 2
+    assert "two" in asked[1]
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_page_of_somebody_else_is_not_written_over(outputs, capsys):
+    (outputs / "report.html").write_text("mine")
+    assert command([f"out={outputs}", "task=report"]) == 2
+    assert ("move it" in capsys.readouterr().err, (outputs / "report.html").read_text()) == (True, "mine")
 
 
 @pytest.mark.usefixtures("without_figures")

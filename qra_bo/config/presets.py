@@ -119,7 +119,7 @@ def with_model_path(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     given = model.get("path")
     paths = [user_path(str(path)) for path in (given if isinstance(given, list) else [given])]
     folders, names = {path.parent for path in paths}, [path.name for path in paths]
-    files = [path.suffix == ".gguf" and (isinstance(given, list) or path.is_file()) for path in paths]
+    files = [path.suffix.lower() == ".gguf" and (isinstance(given, list) or path.is_file()) for path in paths]
     if not files or (any(files) and not (all(files) and len(folders) == 1)):
         raise ConfigError(f"model.path takes a list of GGUF files of one folder, or of folders; got {cut(given)}")
     if given and model.get("name") == "hf":

@@ -32,8 +32,7 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found = list(_model(config))
     if found:  # without a model the other rules can't be applied
         return found
-    for rule in (_task, _codes, _formats, target_problems, serve_problems, _numbers, _method, _files,
-                 _device):
+    for rule in (_task, _codes, _formats, target_problems, serve_problems, _numbers, _method, _files, _device):
         found += rule(config)
     if config.stored and not found:
         found += _try("model", lambda: make_space(config, make_spec(config)))

@@ -203,8 +203,7 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."),
                         FILE if stored else bank.device.type,
                         records, unquantised_digest(bank.model, (*records, *apart)),
-                        adapter_digest(folder / ADAPTER), PACKED if kept else None,
-                        package_versions(), tables)
+                        adapter_digest(folder / ADAPTER), PACKED if kept else None, package_versions(), tables)
     if kept:
         save_tensors(folder / PACKED, flatten(kept))
     write_json(folder / MANIFEST, manifest.to_json())

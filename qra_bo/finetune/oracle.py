@@ -134,8 +134,7 @@ class FinetuneOracle:
             source if self.bank.rounding is None else f"{source}, codes by GPTQ", found["se"].numpy())
         # The choice of codes takes a pass of its own, which all trials share.
         rounding = 0 if self.bank.rounding is None else self.bank.rounding.ids.numel()
-        self.profile_cost = {"training_tokens": int(trained),
-                             "forward_tokens": int(forward) + rounding}
+        self.profile_cost = {"training_tokens": int(trained), "forward_tokens": int(forward) + rounding}
         return profile
 
     def evaluate(self, request: TrialSpec, progress: Progress, then: Callable[[], None] | None = None) -> TrialResult:

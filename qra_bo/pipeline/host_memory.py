@@ -102,8 +102,7 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
             "allocator": HEAP_PAD}
 
 
-def _training(config: RunConfig, memory: MemoryModel, space: SearchSpace, budget: int | None,
-              spilled: bool) -> int:
+def _training(config: RunConfig, memory: MemoryModel, space: SearchSpace, budget: int | None, spilled: bool) -> int:
     """Return the bytes of adapters, states, activations and workspace of the most demanding trained allocation.
 
     With packed layers on disk (``spilled``) its weights count too: a step that reads them from there takes too long.

@@ -35,5 +35,4 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None,
     return SyntheticOracle(space, seed=cfg.seed, learning_rate=cfg.adapter.lr, noise=cfg.oracle.noise,
                            high_steps=cfg.fidelity.high, tokens_per_step=cfg.train.step_tokens,
                            eval_tokens=cfg.eval.sequences * cfg.train.length, test_times=cfg.eval.test_times,
-                           calibration_tokens=cfg.data.calibration * cfg.train.length,
-                           checkpoints=checkpoints)
+                           calibration_tokens=cfg.data.calibration * cfg.train.length, checkpoints=checkpoints)

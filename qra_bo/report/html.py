@@ -25,6 +25,7 @@ from qra_bo.study.cost import cost_of
 from qra_bo.study.gain import told_gain
 from qra_bo.study.lines import encode
 from qra_bo.study.results import checks
+from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 from qra_bo.utils.formatting import number, signed
 from qra_bo.utils.redact import printable
@@ -93,7 +94,9 @@ def write_report(folder: Path) -> list[Path]:
 
 
 def write_page(page: Path, runs: Sequence[FoundRun]) -> None:
-    """Write several readable runs side by side as one HTML document; raises ``OutputError`` if it can't be written."""
+    """Write readable runs side by side as one HTML page; raises ``OutputError`` if it can't, or finds another."""
+    if page.exists() and "qra_bo report" not in page.read_text("utf-8", "replace"):
+        raise OutputError(f"{page} is no page of this program, and would be written over; move it")
     answers = [(run, story.answer(run.data)) for run in runs if run.data is not None]
     with writing(page, "write it again"):
         replace_text(page, _render("runs.html.jinja", {}, answers=answers, columns=COLUMNS, caveats=caveats(runs)))

@@ -68,11 +68,11 @@ def test_learning_rate_falls_with_the_width_in_a_folder(numbers: dict[str, Any],
 
 
 @pytest.mark.parametrize(("path", "name"), [
-    ("org/name-0.5B", "name-0.5B"), ("a/mine/", "mine"), ("f.gguf", "f.gguf"),
+    ("org/name-0.5B", "name-0.5B"), ("a/mine/", "mine"), ("f.gguf", "f.gguf"), ("f.GGUF", "f.GGUF"),
     ("org/name model.name=other", "other")])
 def test_a_model_of_a_path_has_its_name(path: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "f.gguf").touch()
+    (tmp_path / path).touch() if path.lower() == "f.gguf" else None
     assert load_config(["+model=hf", *f"model.path={path}".split()]).model_name == name
 
 

@@ -51,8 +51,7 @@ class GroupedBackend(LevelBackend):
         ``roots`` are factors on the weights' errors, ``n x group`` in fp32; ``None``: all count alike.
         """
 
-    def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device,
-             importance: Tensor | None = None) -> State:
+    def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor | None = None) -> State:
         """See ``QuantizerBackend.pack``, and ``pack_for_inputs`` for ``importance``. On a CPU runs of groups are solved
         that fit into the cache and are too small for torch to split between threads, so that codes are the same on any
         number of them.

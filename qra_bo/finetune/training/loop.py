@@ -168,8 +168,7 @@ def held_out(model: Any, blocks: TokenBlocks, settings: TrainSettings, device: t
     return HeldOut(tuple(sequences), blocks.input_ids.size)
 
 
-def _sequence_sums(model: Any, ids: Tensor, goal: Tensor, chunk: int,
-                   positions: Tensor | None) -> list[float]:
+def _sequence_sums(model: Any, ids: Tensor, goal: Tensor, chunk: int, positions: Tensor | None) -> list[float]:
     hidden = hidden_states(model, ids, positions)[:, :-1]
     out = []
     for i in range(len(ids)):

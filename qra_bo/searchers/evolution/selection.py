@@ -63,8 +63,7 @@ class Promotion:
         seed: Seed of the published network (``surrogates.fidelity``).
     """
 
-    def __init__(self, problem: SearchProblem, importance_q: FloatArray, importance_r: FloatArray,
-                 seed: int) -> None:
+    def __init__(self, problem: SearchProblem, importance_q: FloatArray, importance_r: FloatArray, seed: int) -> None:
         self._problem, self._seed = problem, seed
         self._importance_q, self._importance_r = importance_q, importance_r
         self._model: FidelityModel | None = None
