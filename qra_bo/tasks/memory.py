@@ -53,8 +53,14 @@ def run(config: RunConfig) -> int:
         setting, _ = judged(setting, plan.budgets[0].size)
     effort = recommended(setting, plan.budgets[0].advice.region)
     next_line = None if unread is not None else next_command(plan, setting, effort)
+    retry = {}
     if text is not None and text.facts is not None and _cuts_too_much(config, text):  # a run would end with a message
-        next_line = command(config.words, {"train.length": str(text.facts.usual_length)})
+        retry = {"train.length": str(text.facts.usual_length)}
+    if unread is None and not plan.fits:
+        lever = next((change for change, needs in plan.levers.items() if needs <= plan.tightest), "")
+        retry = dict(change.split("=", 1) for change in lever.split()) | retry
+    if retry:
+        next_line = command(config.words, retry)
     notes = _text(config, text)
     if unread is None and config.oracle.trains and plan.fits:
         notes += filter(None, [plan_times(setting, plan, effort), more_steps(setting)[1], _host(setting, plan)])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -62,8 +63,16 @@ def test_json_stands_alone_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     assert captured.err == ""
     assert main(["task=memory", "+model=tiny", "budget=10B", "memory.format=json"]) == 2
     captured = capfd.readouterr()
-    assert json.loads(captured.out)["fits"] is False
+    found = json.loads(captured.out)
+    assert (found["fits"], found["next"]) == (False, None)
     assert captured.err.startswith("qra_bo: a budget of 10 bytes")
+
+
+def test_the_command_after_a_plan_in_which_nothing_fits_is_of_one_that_fits(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["task=memory", "+model=smollm2_135m", "budget=280MB", "memory.format=json", "device=cpu"]) == 2
+    words = shlex.split(json.loads(capfd.readouterr().out)["next"])
+    assert "train.checkpointing=true" in words
+    assert main(words[3:]) == 0
 
 
 @pytest.mark.parametrize(("words", "first"), [
