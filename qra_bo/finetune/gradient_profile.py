@@ -19,19 +19,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from qra_bo.finetune import profiling
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.data.records import named_rng
 from qra_bo.finetune.models.activations import decoder_layers, run_layer
 from qra_bo.finetune.precision import in_float32
-from qra_bo.finetune.profiling import (
-    QUANTIZATION,
-    Measurement,
-    differences,
-    kept_array,
-    measure_quantization_sensitivity,
-    on_device,
-    settled,
-)
+from qra_bo.finetune.profiling import Measurement
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loss import CalibrationText, input_gradient, logits_of, scale_and_cap
 from qra_bo.oracle.protocol import Progress
@@ -62,27 +55,27 @@ def measure_by_gradients(bank: LayerBank, units: Sequence[Unit], formats: Sequen
     bank.restore_dense()
     quantised = np.array([not fmt.is_base for fmt in formats], dtype=bool)
     rejected, found, tokens, spent = np.zeros(len(formats), dtype=bool), list[FloatArray](), 0, 0.0
-    with on_device(bank.device, text), in_float32(bank):
+    with profiling.on_device(bank.device, text), in_float32(bank):
         for number, (ids, labels) in enumerate(parts):
             first = sum(map(len, found))
             name = f"{first}-{first + len(ids)}"
 
             def report(done: int, n: int, number: int = number) -> None:
-                progress(QUANTIZATION, number * n + done, len(parts) * n)
+                progress(profiling.QUANTIZATION, number * n + done, len(parts) * n)
 
             sums = partial(_sums, bank, units, formats, ids, labels, text.logits_chunk, first, report)
-            found.append(kept_array(kept, f"gradients-{name}", sums))
+            found.append(profiling.kept_array(kept, f"gradients-{name}", sums))
             spent += ids.numel() * gradient_passes(bank.spec.n_layers, len(units), int(quantised.sum()))
             tokens += int((labels[:, 1:] != -100).sum())
             if number == 0 and quantised.any():
                 kl = found[0][..., :DRAWS].mean(axis=-1).sum(axis=0)
                 order = kl[:, quantised.argmax()].argsort()
                 checked = sorted({int(order[i * (len(units) - 1) // (CHECKED - 1)]) for i in range(CHECKED)})
-                _, direct, forward = differences(
+                _, direct, forward = profiling.differences(
                     bank, [units[u] for u in checked], formats, ids, labels, text.logits_chunk, kept, f"checked-{name}",
                     lambda done: progress("profile: check of gradients", done, CHECKED))
                 rejected, spent = quantised & _apart(kl[checked], direct[..., 1].sum(axis=0)), spent + forward
-            if settled(np.concatenate(found)[..., :DRAWS].mean(axis=-1)[:, :, quantised]):
+            if profiling.settled(np.concatenate(found)[..., :DRAWS].mean(axis=-1)[:, :, quantised]):
                 break
     sequences = np.concatenate(found)
     draws = sequences[..., :DRAWS]
@@ -91,8 +84,8 @@ def measure_by_gradients(bank: LayerBank, units: Sequence[Unit], formats: Sequen
     measured = rise, kl, np.sqrt(2 * kl / tokens)  # the variance of the first order is twice the divergence
     names = tuple(fmt.name for fmt, far in zip(formats, rejected, strict=True) if far)
     if names:
-        instead = measure_quantization_sensitivity(bank, units, [f for f in formats if f.name in names], text, progress,
-                                                   kept)
+        instead = profiling.measure_quantization_sensitivity(
+            bank, units, [f for f in formats if f.name in names], text, progress, kept)
         spent += instead.forward_tokens
         for mine, theirs in zip(measured, instead[:3], strict=True):
             mine[:, rejected] = theirs

@@ -10,8 +10,7 @@ from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import shrinking_ranks
 from qra_bo.space import Allocation, SearchSpace, StorageFormat
 
-NOTHING_BINDS, RANKS, BITS, MIXING_PAYS, NOTHING_FITS = \
-    "nothing binds", "ranks", "bits", "mixing pays", "nothing fits"
+NOTHING_BINDS, RANKS, BITS, MIXING_PAYS, NOTHING_FITS = "nothing binds", "ranks", "bits", "mixing pays", "nothing fits"
 """Regions of a budget, from generous to too small."""
 FOUR_BITS = 4
 """Width from which a uniform choice has been about as good as any mix (``docs/reference/limits.md``)."""

@@ -63,8 +63,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
     base = facts_of(model, tokenizer)
     if cfg.task in ("search", "finetune"):
         refuse_base(cfg, model, tokenizer)
-    spec = make_spec(cfg) if cfg.stored else \
-        with_adapters(spec_from_model(model, cfg.model_name), cfg.adapter.experts)
+    spec = make_spec(cfg) if cfg.stored else with_adapters(spec_from_model(model, cfg.model_name), cfg.adapter.experts)
     if not cfg.stored and spec.linears != make_spec(cfg).linears:
         raise ModelError(f"the shapes of {cfg.model_name!r} in conf/model differ from those of the model itself; "
                          "mend its numbers, or use +model=hf model.path=...")

@@ -64,8 +64,7 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         path = user_path(text)
         data = _read(path, config, space)
         allocation, lr = parse_allocation(data, path, [u.name for u in space.units])
-        rate = (config.adapter.lr, BY_RULE) if lr is None else \
-            (lr, cut(data.get("learning_rate_source") or CALIBRATED))
+        rate = (config.adapter.lr, BY_RULE) if lr is None else (lr, cut(data.get("learning_rate_source") or CALIBRATED))
         budget, scope = _budget(data, config.memory.scope)
         if config.embeddings == "auto" and data.get("embeddings") in WIDTHS:
             config = config.with_changes(embeddings=data["embeddings"])

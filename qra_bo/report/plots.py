@@ -164,8 +164,7 @@ def sensitivity(d: ReportData) -> Figure | None:
     legend(fig, above)
     if rank is not None:
         below[0].bar(x, rank[:, -1], color=style.BLUE, width=0.78)
-        dress(below[0], y="gain (first order)",
-              title=f"Adapter capacity: rank {rank.shape[1]} in this unit")
+        dress(below[0], y="gain (first order)", title=f"Adapter capacity: rank {rank.shape[1]} in this unit")
         below[0].grid(False, axis="x")
     last = [above, *below][-1]
     _name_units(last, short_names(p.units))

@@ -56,8 +56,7 @@ class Allocation:
     def from_json(cls, data: Mapping[str, Any]) -> "Allocation":
         """Inverse of ``to_json``; raises ``SpaceError`` if a field is missing or of the wrong type."""
         formats, ranks = data.get("formats"), data.get("ranks")
-        if not isinstance(formats, list) or not isinstance(ranks, list) \
-                or not all(isinstance(f, str) for f in formats):
+        if not isinstance(formats, list) or not isinstance(ranks, list) or not all(isinstance(f, str) for f in formats):
             raise SpaceError("an allocation needs the lists 'formats' (names) and 'ranks' (integers)")
         return cls(tuple(formats), tuple(ranks))
 

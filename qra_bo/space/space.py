@@ -172,8 +172,7 @@ class SearchSpace:
     def decode(self, row: IntArray) -> Allocation:
         """Inverse of ``encode`` for one row of ``2 L`` integers."""
         n = self.n_units
-        return Allocation(tuple(self.formats[int(i)].name for i in row[:n]),
-                          tuple(self.ranks[int(i)] for i in row[n:]))
+        return Allocation(tuple(self.formats[int(i)].name for i in row[:n]), tuple(self.ranks[int(i)] for i in row[n:]))
 
     def bits(self, allocation: Allocation) -> tuple[int, ...]:
         """Code bits of every unit; a format off the ladder is an error."""

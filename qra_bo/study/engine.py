@@ -15,17 +15,7 @@ from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.rates.model import load_rates, of_training
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
-from qra_bo.study.baselines import (
-    calibrate,
-    calibrate_check,
-    calibrate_given,
-    evaluate_baselines,
-    evaluate_references,
-    fractional_choices,
-    in_turn,
-    train_qlora,
-    uniform_choices,
-)
+from qra_bo.study import baselines
 from qra_bo.study.confirmation import confirm, settle_length
 from qra_bo.study.events import End, Final, Measured, Untuned
 from qra_bo.study.journal import Journal, session_seconds
@@ -93,7 +83,7 @@ class Engine:
             if self.fine_tunes:
                 evaluate_untuned(run)
             if (given := self.setting.given) is not None:
-                calibrate_given(run, given)
+                baselines.calibrate_given(run, given)
                 for note in given.notes:
                     run.warn(note)
                 return self._finish(run, ())
@@ -105,9 +95,9 @@ class Engine:
             settle_length(run, problem)
             problem = replace(problem, objective_steps=run.study.objective_steps)
             rates = of_training(load_rates(self.config.surrogate.rates), problem, run.study.objective_steps)
-            uniforms = uniform_choices(headroom.rules, problem, rates)
-            fractional = fractional_choices(problem, rates)
-            baselines = in_turn(uniforms, fractional)
+            uniforms = baselines.uniform_choices(headroom.rules, problem, rates)
+            fractional = baselines.fractional_choices(problem, rates)
+            choices = baselines.in_turn(uniforms, fractional)
             searched = run.study.end is not None or any(e.stage not in ENGINE_STAGES for e in run.study.trials)
             if begun is None or not (effort.max_full_trials or searched):  # what stopped before its first proposal
                 from qra_bo.study.prediction import predict  # loads torch, which planning does without
@@ -115,27 +105,27 @@ class Engine:
                     seen = Observations(problem)  # a rank may be off the ladder
                     uniform = next((a for a in uniforms if seen.position(a) is not None), None)
                     with run.stage(COMPARISON):
-                        calibrate_check(run, uniform or uniforms[0], rates.lr_scale)
+                        baselines.calibrate_check(run, uniform or uniforms[0], rates.lr_scale)
                         predict(run, problem, uniform, fractional)
                 return self._finish(run, ())
             limit, begun_with_references = begun.uniform_baselines, begun.references
             with run.stage("calibration"):
-                calibrate(run, uniforms)
+                baselines.calibrate(run, uniforms)
             method = pkgutil.resolve_name(self.config.method.target["_target_"])
             beside = "reference" if getattr(method, "published", False) else "baseline"  # whose winner is its own
             with run.stage("baseline"):
-                known = evaluate_baselines(run, headroom, baselines[:limit], fractional_as=beside)
+                known = baselines.evaluate_baselines(run, headroom, choices[:limit], fractional_as=beside)
             if begun_with_references:  # the searcher observes those that are feasible
                 with run.stage("reference"):
-                    known += evaluate_references(run, headroom)
+                    known += baselines.evaluate_references(run, headroom)
             with run.stage("search"):
                 searcher = SearchLoop(run, headroom, problem, self._make_searcher, known).search()
             if limit is not None and (effort.uniform_baselines is None or effort.uniform_baselines > limit):
                 # a longer effort asks for baselines that the first one left out
-                evaluate_baselines(run, headroom, baselines[:effort.uniform_baselines], fractional_as=beside)
+                baselines.evaluate_baselines(run, headroom, choices[:effort.uniform_baselines], fractional_as=beside)
             if effort.references and not begun_with_references:
                 with run.stage("reference"):
-                    evaluate_references(run, headroom)
+                    baselines.evaluate_references(run, headroom)
             checks = isinstance(searcher, (SelfChecking, Recommending))  # of all points: a later one outdates the check
             recommended = recommend(run, self._make_searcher(problem)) if checks else ()
             if self.config.confirm.seeds and effort.max_full_trials:
@@ -186,7 +176,7 @@ class Engine:
             raise no_loss("no trial within the budget gave a loss", study.trials)
         delivered = deliver(run, winner) if self.fine_tunes else winner
         if study.prediction is not None and self.config.effort.references:
-            train_qlora(run)
+            baselines.train_qlora(run)
         if study.end is None:
             wall = session_seconds(run.journal.content.events) + run.journal.elapsed
             memory, priced = self.setting.memory, space_of(self.setting.space, delivered)

@@ -24,8 +24,7 @@ FORMATS = (parse_format("hqq4"), parse_format("int8"), parse_format("fp16"))
 
 @pytest.fixture(autouse=True)
 def _on_all_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("gradient_profile", "profiling"):
-        monkeypatch.setattr(f"qra_bo.finetune.{module}.settled", lambda kl: False)
+    monkeypatch.setattr("qra_bo.finetune.profiling.settled", lambda kl: False)
 
 
 def measured(granularity: str, dtype: torch.dtype = torch.float32, **given: Any) -> tuple[Measurement, Measurement]:

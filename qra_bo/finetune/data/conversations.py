@@ -226,8 +226,7 @@ def _tool_calls(calls: Any, where: str, *, filled: bool = True) -> list[dict[str
         elif filled:
             arguments = without_none(arguments)
         extra = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        out.append({"type": "function", **extra,
-                    "function": {"name": function["name"], "arguments": arguments}})
+        out.append({"type": "function", **extra, "function": {"name": function["name"], "arguments": arguments}})
     return out
 
 

@@ -9,15 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+import transformers
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
@@ -103,7 +95,7 @@ def gguf_config(path: Path) -> Any:
 @cache
 def _gguf_config(path: Path, _changed: int) -> Any:
     with without_bars(), reading_gguf():
-        return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+        return transformers.AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
 
 
 def tokenizer_at_hand(model_cfg: Mapping[str, Any]) -> Any | None:
@@ -189,14 +181,14 @@ def _package(cfg: Mapping[str, Any]) -> Path:
 
 
 def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
-    config = LlamaConfig(hidden_size=cfg["hidden_size"], intermediate_size=cfg["intermediate_size"],
-                         num_hidden_layers=cfg["n_layers"], num_attention_heads=cfg["n_heads"],
-                         num_key_value_heads=cfg["n_kv_heads"], head_dim=cfg["head_dim"],
-                         vocab_size=cfg["vocab_size"], tie_word_embeddings=cfg["tied"],
-                         bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    config = transformers.LlamaConfig(
+        hidden_size=cfg["hidden_size"], intermediate_size=cfg["intermediate_size"], num_hidden_layers=cfg["n_layers"],
+        num_attention_heads=cfg["n_heads"], num_key_value_heads=cfg["n_kv_heads"], head_dim=cfg["head_dim"],
+        vocab_size=cfg["vocab_size"], tie_word_embeddings=cfg["tied"],
+        bos_token_id=None, eos_token_id=None, pad_token_id=None)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # the same random model everywhere; undone by fork_rng
-        model = LlamaForCausalLM(config)
+        model = transformers.LlamaForCausalLM(config)
     return model, byte_tokenizer()
 
 
@@ -214,18 +206,18 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
             if weights:
                 alone: dict[str, Any] = {}  # arguments for the text decoder of a checkpoint that has other parts too
                 if gguf is None:
-                    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
+                    config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
                     if (text := text_part(config, str(cfg["path"]))) is not config:
                         alone = {"config": text, "key_mapping": TEXT_NAMES}
                 with without_bars(warnings=not alone):  # one would list every weight of the parts that are left out
-                    model, found = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust,
-                                                                        output_loading_info=True, **safe, **alone)
+                    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                        str(folder), trust_remote_code=trust, output_loading_info=True, **safe, **alone)
                 _check_complete(model, found["missing_keys"], folder, str(cfg["name"]))
                 model.is_text_part = bool(alone)
                 model.base_origin = None if gguf is None else origin_of(folder / gguf)
                 if alone:  # save_pretrained would undo the renaming, and no text model reads the former names
                     model._weight_conversions = None
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust, **file)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust, **file)
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds for a malformed folder
@@ -292,8 +284,8 @@ def use_fast_attention(model: Any, device: torch.device, dtype: torch.dtype) -> 
     elif not takes_groups(dtype.itemsize, device.type, capability):
         name, kernel = "sdpa_ungrouped", ungrouped_attention
     if kernel is not None:
-        AttentionInterface.register(name, kernel)
-        AttentionMaskInterface.register(name, sdpa_mask)  # else padding and sliding windows are ignored
+        transformers.AttentionInterface.register(name, kernel)
+        transformers.AttentionMaskInterface.register(name, sdpa_mask)  # else padding and sliding windows are ignored
     choose_kernel(model, name)
     return name
 

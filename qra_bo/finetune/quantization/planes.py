@@ -5,6 +5,7 @@ the highest on, holds the ``k``-th run of ``n`` groups. Groups are padded to who
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -70,14 +71,12 @@ def weight_of(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: 
         target: The device that tensors on the meta device stand for; ``None`` on real devices.
         first: Number of the first group among those of the planes, where the matrix is a run of rows of a larger one.
     """
-    def plain() -> Tensor:
-        return _tile_by_tile(words, fmt, scale, zero, dtype, target, first).view(shape)
-
-    def fused() -> Tensor:
-        return by_kernel("plane_kernel", scale.device, words, planes_of(fmt), scale, zero, fmt.block, dtype,
-                         first).view(shape)
-
-    return unpacked((fmt.name, dtype, scale.device), fused, plain) if scale.device.type == "cuda" else plain()
+    plain = partial(_tile_by_tile, words, fmt, scale, zero, dtype, target, first)
+    if scale.device.type != "cuda":
+        return plain().view(shape)
+    fused = partial(by_kernel, "plane_kernel", scale.device, words, planes_of(fmt), scale, zero, fmt.block, dtype,
+                    first)
+    return unpacked((fmt.name, dtype, scale.device), fused, plain).view(shape)
 
 
 def _tile_by_tile(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: Tensor | int, dtype: torch.dtype,
