@@ -1,26 +1,12 @@
-"""Bytes of each storage format: pure arithmetic that equals, to the byte, what the real libraries store.
+"""Storage formats, and the bytes of each: pure arithmetic that equals, to the byte, what the real libraries store.
 
-| backend      | codes                                            | metadata                                           |
-|--------------|--------------------------------------------------|----------------------------------------------------|
-| bitsandbytes | NF4: two codes a byte                            | fp32 absmax a block; doubly quantised: 1 byte a    |
-|              |                                                  | block, fp32 absmax per 256 blocks, one fp32 offset |
-| bitsandbytes | int8: one byte a weight, unpacked to 16 bits     | fp32 scale a row                                   |
-| hqq          | 2, 4, 8 bits in bytes; 3 bits: 10 codes an int32 | 16-bit scale and zero a group                      |
-|              | 5, 6 bits: upper 4 bits and lower 1 or 2 apart   |                                                    |
-| integer      | the same, but for 3 bits: upper 2 and lower 1    | 16-bit scale a group of a row's columns;           |
-|              |                                                  | ``int``: one byte of zero a group beside it        |
-| trellis      | bits / 8 bytes a weight, in rings of outputs     | 16-bit scale a row; 4 bits a row and 64 columns    |
-| none         | 2 bytes a weight                                 | none                                               |
-| ordered      | the same as ``int``                              | that of ``int``; 4 bytes a column                  |
-| gguf         | bits / 8 bytes a weight (``file_formats``)       | the rest of a block                                |
-| exl3         | the same, of sides padded to whole 128           | 16-bit scale a row, and a column                   |
-
-Look-up tables (of NF4, double quantisation: 1,088 bytes; of trellis codes: ``table_bytes``) are shared by all layers
-and not counted to any of them.
+``BACKENDS`` holds all that planning knows of a backend. Look-up tables (of NF4, double quantisation: 1,088 bytes; of
+trellis codes: ``Backend.table_bytes``) are shared by all layers and not counted to any of them.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from qra_bo.memory.file_formats import BACKEND, EXL3, ORDERED, OTHER, STORED_FORMATS, STRIP, TILES, TYPES, in_strips
@@ -74,18 +60,8 @@ BITS = tuple(_DEFAULTS)
 """Bit-widths that a unit may have."""
 LEAST_BITS = min(BITS)
 
-_INTEGER = {bits: width.planes for bits, width in WIDTHS.items() if width.planes}
-PLANES: Mapping[str, Mapping[int, tuple[Plane, ...]]] = {
-    "hqq": {**{bits: width.planes for bits, width in WIDTHS.items() if "hqq" in width.kinds}, 3: (Plane(3, 10, 4),)},
-    "integer": _INTEGER, ORDERED: _INTEGER}
-"""Planes of each bit-width of a backend. HQQ's library has a packing of its own for 3 bits, and keeps codes of 5 and of
-6 bits in whole bytes, which saves nothing."""
-
-
 LONGEST_RING, SHORTEST_RING, RING_STEP = 256, 128, 8
 """Bounds of a ring of trellis codes, and its unit: eight codes of any bit-width fill whole bytes."""
-
-
 RINGS_NUMEL, RING_BYTES = 1 << 27, 24
 """Weights whose trellis codes are chosen at a time, and the bytes that each takes meanwhile."""
 
@@ -108,44 +84,177 @@ def rings_of(out_features: int) -> int:
     return -(-out_features // ring_length(out_features))
 
 
-def planes_of(fmt: StorageFormat) -> tuple[Plane, ...]:
-    """Return the planes of a format, the upper bits first; none where its codes are not packed in planes."""
-    return PLANES.get(fmt.backend, {}).get(fmt.bits, ())
-
-
 def padded_groups(planes: tuple[Plane, ...], groups: int) -> int:
     """Return ``groups`` rounded up to whole words of every plane, so that planes divide groups into equal runs."""
     per_word = max(plane.per_word for plane in planes)
     return -(-groups // per_word) * per_word
 
 
-def has_zeros(fmt: StorageFormat) -> bool:
-    """Whether an integer format stores a zero for every group; else it is the middle code, ``2^(bits - 1)``."""
-    return fmt.backend == ORDERED or (fmt.backend == "integer" and fmt.name.startswith("int"))
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """All that planning knows of a backend; what holds of few backends has a default.
+
+    Args:
+        packs: Class that packs its formats, as ``module:name``; it is imported only where weights are packed.
+        stored: Returns the bytes of the packed codes of a matrix (format, rows, columns), and those of its scales,
+            zeros and offsets.
+        scratch: Returns the bytes needed beside the dense weight while a matrix is unpacked; ``scratch_bytes`` has the
+            arguments.
+        formats: Those that a search may name.
+        by_row: Whether groups lie within rows, which then are whole groups; else the whole matrix is.
+        multiple: What columns (``by_row``) or weights must be a multiple of, by format; 0: of nothing.
+        planes: By bit-width, where ``planes.py`` packs codes of groups with a scale and a zero, the upper bits first.
+        table_bytes: Of the tables that all layers share, where they are counted at all.
+        ring_seconds: Core seconds of choosing a weight's code where codes depend on each other (``RingBackend``),
+            measured on a CPU; 0 where they do not.
+    """
+
+    packs: str
+    stored: Callable[[StorageFormat, int, int], tuple[int, int]]
+    scratch: Callable[[StorageFormat, int, int, str, int], int]
+    formats: tuple[StorageFormat, ...] = ()
+    by_row: bool = True
+    multiple: Callable[[StorageFormat], int] = attrgetter("block")
+    planes: Mapping[int, tuple[Plane, ...]] = field(default_factory=dict)
+    table_bytes: int = 0
+    ring_seconds: float = 0.0
 
 
-BACKENDS: Mapping[str, str] = {
-    "bitsandbytes": "qra_bo.finetune.quantization.bnb:BitsAndBytesBackend",
-    "hqq": "qra_bo.finetune.quantization.half_quadratic:HQQBackend",
-    BACKEND: "qra_bo.finetune.quantization.stored:StoredBackend",
-    OTHER: "qra_bo.finetune.quantization.stored:StoredBackend",
-    TILES: "qra_bo.finetune.quantization.exl3:Exl3Backend",
-    "integer": "qra_bo.finetune.quantization.integer:IntegerBackend",
-    ORDERED: "qra_bo.finetune.quantization.integer:OrderedBackend",
-    "none": "qra_bo.finetune.quantization.base:UnquantisedBackend",
-    "trellis": "qra_bo.finetune.quantization.trellis:TrellisBackend"}
-"""Class that packs the formats of each backend; it is imported only where weights are packed."""
+_TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
+"""Weights that the quantiser backends unpack at a time (``finetune.quantization.base.tile_numel``)."""
 
 
-_NAMES = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128), ("t{}", "trellis", 64),
-          ("exl3-mul1-{}", TILES, 0),
-          *((f"{kind}{{}}-g{group}", "integer", group) for kind in ("sym", "int") for group in (32, 64, 128)))
-FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
-    StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True), StorageFormat("nf4-nodq", "bitsandbytes", 4, 64),
-    StorageFormat("int8", "bitsandbytes", 8, 0), StorageFormat("fp16", "none", 16, 0),
-    *(StorageFormat(name.format(bits), backend, bits, block) for bits, width in WIDTHS.items()
-      for name, backend, block in _NAMES if name[:3].rstrip("{}") in width.kinds))}
+def strips_at_once(width: int, device: str) -> int:
+    """Return how many strips of a matrix of EXL3 with ``width`` inputs are unpacked at a time."""
+    return max(1, _TILE_NUMEL[device] // (STRIP * width))
+
+
+def _library_bytes(fmt: StorageFormat, rows: int, columns: int) -> tuple[int, int]:
+    """NF4: two codes a byte, fp32 absmax a block; doubly quantised 1 byte a block, fp32 absmax per 256 blocks, one fp32
+    offset. int8: one byte a weight, unpacked to 16 bits; fp32 scale a row."""
+    numel, blocks = rows * columns, -(-rows * columns // (fmt.block or columns))
+    metadata = blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 if fmt.double_quant else 4 * blocks
+    return numel * fmt.bits // 8, metadata
+
+
+def _library_scratch(fmt: StorageFormat, rows: int, columns: int, device: str, compute_bytes: int) -> int:
+    numel = rows * columns
+    if fmt.bits == 4:
+        return 4 * numel // fmt.block if fmt.double_quant else 0
+    return 4 * rows + (4 * min(max(_TILE_NUMEL[device], columns), numel) if device == "cpu" else 0)
+
+
+def _hqq_bytes(fmt: StorageFormat, rows: int, columns: int) -> tuple[int, int]:
+    """HQQ: 2, 4, 8 bits in bytes; 3 bits: 10 codes an int32; 5, 6 bits: upper 4 bits and lower 1 or 2 apart. 16-bit
+    scale and zero a group."""
+    planes, groups = planes_of(fmt), rows * columns // fmt.block
+    padded = padded_groups(planes, groups)
+    return sum(padded // plane.per_word * plane.word_bytes * fmt.block for plane in planes), 4 * groups
+
+
+def _integer_bytes(fmt: StorageFormat, rows: int, columns: int) -> tuple[int, int]:
+    """Integers: as HQQ, but for 3 bits: upper 2 and lower 1. 16-bit scale a group of a row's columns; ``int`` and
+    ``ordered``: one byte of zero beside it; ``ordered``, whose columns come in any order: 4 bytes a column."""
+    metadata = (3 if has_zeros(fmt) else 2) * (rows * columns // fmt.block)
+    return _hqq_bytes(fmt, rows, columns)[0], metadata + 4 * columns * (fmt.backend == ORDERED)
+
+
+def _planes_scratch(fmt: StorageFormat, rows: int, columns: int, device: str, compute_bytes: int) -> int:
+    planes, numel = planes_of(fmt), rows * columns
+    words = padded_groups(planes, numel // fmt.block) // planes[-1].per_word
+    tile = min(_TILE_NUMEL[device], words * fmt.block)
+    # A field is shifted, then masked; those above it are alive meanwhile.
+    shifted = 0 if planes[0].per_word == 1 else (3 if len(planes) > 1 else 2) * tile * planes[0].word_bytes
+    sorted_copy = compute_bytes * numel if fmt.backend == ORDERED else 0  # the weight before columns are in order
+    return shifted + (4 * tile if compute_bytes == 2 else 0) + 4 * tile // fmt.block + sorted_copy
+
+
+def _trellis_bytes(fmt: StorageFormat, rows: int, columns: int) -> tuple[int, int]:
+    """Trellis codes: bits / 8 bytes a weight, in rings of outputs. 16-bit scale a row; 4 bits a row and 64 columns."""
+    codes = rings_of(rows) * ring_length(rows) * columns * fmt.bits // 8
+    return codes, rows * (2 + -(-columns // (2 * fmt.block)))
+
+
+def _trellis_scratch(fmt: StorageFormat, rows: int, columns: int, device: str, compute_bytes: int) -> int:
+    run = ring_length(rows) * columns  # ring by ring, in fp32: values beside what makes them, then beside weights
+    return int(max(8.0, 4 + 1.5 * fmt.bits) * run) + run // 8 + (1 << 14)
+
+
+def _tiles_bytes(fmt: StorageFormat, rows: int, columns: int) -> tuple[int, int]:
+    """EXL3: bits / 8 bytes a weight, of sides padded to whole 128. 16-bit scale a row, and a column."""
+    rows, columns = in_strips(rows), in_strips(columns)
+    return rows * columns * EXL3[fmt.name].half_bits // 16, 2 * (rows + columns)
+
+
+def _tiles_scratch(fmt: StorageFormat, rows: int, columns: int, device: str, compute_bytes: int) -> int:
+    width, strips = in_strips(columns), in_strips(rows) // STRIP
+    return 8 * min(strips, strips_at_once(width, device)) * STRIP * width
+
+
+def _blocks_bytes(fmt: StorageFormat, rows: int, columns: int) -> tuple[int, int]:
+    """GGUF: bits / 8 bytes a weight are its codes, the rest of a block (``file_formats``) is metadata."""
+    if fmt.name not in TYPES:
+        raise SpaceError(f"{fmt.name} stands for the formats of a file's linears, and has no bytes of its own")
+    kind, codes = TYPES[fmt.name], rows * columns * fmt.bits // 8
+    return codes, rows * columns // kind.weights * kind.size - codes
+
+
+def _each(backend: str, groups: Mapping[str, int]) -> tuple[StorageFormat, ...]:
+    """Return the formats of a backend, by name the weights of a group, of every width that has the kind of the name:
+    its first letters, three at most."""
+    return tuple(StorageFormat(name.format(bits), backend, bits, block) for bits, width in WIDTHS.items()
+                 for name, block in groups.items() if name[:3].rstrip("{}") in width.kinds)
+
+
+_HERE = "qra_bo.finetune.quantization"
+_PLANES = {bits: width.planes for bits, width in WIDTHS.items() if width.planes}
+_BLOCKS = Backend(f"{_HERE}.stored:StoredBackend", _blocks_bytes,
+                  lambda fmt, rows, columns, device, _: min(_TILE_NUMEL[device], rows * columns) * 11 // 2)  # measured
+BACKENDS: Mapping[str, Backend] = {
+    "bitsandbytes": Backend(
+        f"{_HERE}.bnb:BitsAndBytesBackend", _library_bytes, _library_scratch,
+        (StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True),
+         StorageFormat("nf4-nodq", "bitsandbytes", 4, 64), StorageFormat("int8", "bitsandbytes", 8, 0)),
+        multiple=lambda fmt: 2 * (fmt.bits == 4)),
+    "none": Backend(f"{_HERE}.base:UnquantisedBackend", lambda fmt, rows, columns: (2 * rows * columns, 0),
+                    lambda *matrix: 0, (StorageFormat("fp16", "none", 16, 0),)),
+    "hqq": Backend(
+        f"{_HERE}.half_quadratic:HQQBackend", _hqq_bytes, _planes_scratch,
+        _each("hqq", {"hqq{}": 64, "hqq{}-g32": 32, "hqq{}-g128": 128}), by_row=False,
+        multiple=lambda fmt: fmt.block * (1 if fmt.bits == 3 else max(plane.per_word for plane in planes_of(fmt))),
+        planes={**_PLANES, 3: (Plane(3, 10, 4),)}),  # its library keeps codes of 5 and 6 bits in whole bytes
+    "trellis": Backend(
+        f"{_HERE}.trellis:TrellisBackend", _trellis_bytes, _trellis_scratch, _each("trellis", {"t{}": 64}),
+        table_bytes=2 << 14, ring_seconds=5.5e-7),  # values of its states, and the rotation
+    TILES: Backend(f"{_HERE}.exl3:Exl3Backend", _tiles_bytes, _tiles_scratch, _each(TILES, {"exl3-mul1-{}": 0}),
+                   ring_seconds=7e-6),
+    "integer": Backend(
+        f"{_HERE}.integer:IntegerBackend", _integer_bytes, _planes_scratch,
+        _each("integer", {f"{kind}{{}}-g{group}": group for kind in ("sym", "int") for group in (32, 64, 128)}),
+        planes=_PLANES),
+    ORDERED: Backend(f"{_HERE}.integer:OrderedBackend", _integer_bytes, _planes_scratch, planes=_PLANES),
+    BACKEND: _BLOCKS, OTHER: _BLOCKS}
+"""By the name that formats have."""
+FORMATS: Mapping[str, StorageFormat] = {fmt.name: fmt for backend in BACKENDS.values() for fmt in backend.formats}
 """Every storage format by name that a search may name."""
+
+
+def known_backend(fmt: StorageFormat) -> Backend:
+    """Return what planning knows of a format's backend. Raises ``ConfigError`` if ``BACKENDS`` lacks it."""
+    if fmt.backend not in BACKENDS:
+        raise ConfigError(f"the storage format {fmt.name!r} names the backend {fmt.backend!r}, which BACKENDS of "
+                          f"qra_bo/memory/formats.py lacks; it has {', '.join(BACKENDS)}: add it there")
+    return BACKENDS[fmt.backend]
+
+
+def planes_of(fmt: StorageFormat) -> tuple[Plane, ...]:
+    """Return the planes of a format, the upper bits first; none where its codes are not packed in planes."""
+    return known_backend(fmt).planes.get(fmt.bits, ())
+
+
+def has_zeros(fmt: StorageFormat) -> bool:
+    """Whether a format in planes stores a zero for every group; ``sym`` has the middle code, ``2^(bits - 1)``."""
+    return not (fmt.backend == "integer" and fmt.name.startswith("sym"))
 
 
 def parse_format(name: str) -> StorageFormat:
@@ -180,13 +289,10 @@ def format_from_json(data: Mapping[str, Any]) -> StorageFormat:
 def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None:
     """Refuse a matrix that the backend can't pack. Raises ``SpaceError`` if the weights (of the whole matrix, or of a
     row) do not divide into whole groups, or HQQ's groups not into whole words."""
-    planes = planes_of(fmt) if fmt.backend == "hqq" and fmt.bits != 3 else ()
-    per_word = max((plane.per_word for plane in planes), default=1)
-    multiple = 2 if fmt.backend == "bitsandbytes" and fmt.bits == 4 else fmt.block * per_word
-    by_row = fmt.backend in ("bitsandbytes", "integer", "trellis", BACKEND, ORDERED)
-    divisor = in_features if by_row else out_features * in_features
+    backend = known_backend(fmt)
+    multiple, divisor = backend.multiple(fmt), in_features if backend.by_row else out_features * in_features
     if multiple and divisor % multiple:
-        what = "columns" if by_row else "weights"
+        what = "columns" if backend.by_row else "weights"
         raise SpaceError(f"{fmt.name} packs {what} in multiples of {multiple}; a {out_features} x {in_features} matrix "
                          f"has {divisor}: choose another format for this bit-width, or leave the layer at fp16")
 
@@ -195,68 +301,10 @@ def matrix_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> tup
     """Return the bytes of the packed codes of one ``out_features x in_features`` matrix, and those of its scales, zeros
     and offsets. Raises ``SpaceError`` if the backend can't pack a matrix of this shape."""
     check_shape(fmt, out_features, in_features)
-    numel = out_features * in_features
-    codes, blocks = numel * fmt.bits // 8, -(-numel // (fmt.block or in_features))
-    if planes := planes_of(fmt):
-        groups = padded_groups(planes, numel // fmt.block)
-        codes = sum(groups // plane.per_word * plane.word_bytes * fmt.block for plane in planes)
-    if fmt.backend == "none":
-        return codes, 0
-    if fmt.backend == BACKEND:
-        kind = TYPES[fmt.name]
-        return codes, numel // kind.weights * kind.size - codes
-    if fmt.backend == TILES:
-        rows, columns = in_strips(out_features), in_strips(in_features)
-        return rows * columns * EXL3[fmt.name].half_bits // 16, 2 * (rows + columns)
-    if fmt.backend == "trellis":
-        rings = rings_of(out_features) * ring_length(out_features) * in_features
-        return rings * fmt.bits // 8, out_features * (2 + -(-in_features // (2 * fmt.block)))
-    if fmt.backend in ("integer", ORDERED):
-        return codes, (3 if has_zeros(fmt) else 2) * blocks + 4 * in_features * (fmt.backend == ORDERED)
-    return codes, blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 if fmt.double_quant else 4 * blocks
-
-
-def table_bytes(fmt: StorageFormat) -> int:
-    """Bytes of the tables that all layers of a trellis format share: values of its states, and the rotation."""
-    return 2 << 14 if fmt.backend == "trellis" else 0
-
-
-_TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
-"""Weights that the quantiser backends unpack at a time (``finetune.quantization.base.tile_numel``)."""
-
-
-def strips_at_once(width: int, device: str) -> int:
-    """Return how many strips of a matrix of EXL3 with ``width`` inputs are unpacked at a time."""
-    return max(1, _TILE_NUMEL[device] // (STRIP * width))
+    return known_backend(fmt).stored(fmt, out_features, in_features)
 
 
 def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, device: str, compute_bytes: int) -> int:
-    """Bytes that a backend needs, beside the dense weight, while it unpacks one matrix.
-
-    Args:
-        fmt: Storage format.
-        out_features: Rows of the matrix.
-        in_features: Its columns.
-        device: ``"cpu"`` or ``"cuda"``.
-        compute_bytes: Bytes of a weight in the compute type.
-    """
-    numel, tile = out_features * in_features, _TILE_NUMEL[device]
-    if fmt.backend == "none":
-        return 0
-    if planes := planes_of(fmt):
-        tile = min(tile, padded_groups(planes, numel // fmt.block) // planes[-1].per_word * fmt.block)
-        # A field is shifted, then masked; those above it are alive meanwhile.
-        field = 0 if planes[0].per_word == 1 else (3 if len(planes) > 1 else 2) * tile * planes[0].word_bytes
-        sorted_copy = compute_bytes * numel if fmt.backend == ORDERED else 0  # the weight before columns are in order
-        return field + (4 * tile if compute_bytes == 2 else 0) + 4 * tile // fmt.block + sorted_copy
-    if fmt.backend == "trellis":  # ring by ring, in fp32: values beside what they are made from, then beside weights
-        run = ring_length(out_features) * in_features
-        return int(max(8.0, 4 + 1.5 * fmt.bits) * run) + run // 8 + (1 << 14)
-    if fmt.backend == TILES:
-        width, strips = in_strips(in_features), in_strips(out_features) // STRIP
-        return 8 * min(strips, strips_at_once(width, device)) * STRIP * width
-    if fmt.backend == BACKEND:
-        return min(tile, numel) * 11 // 2  # measured: 4.0 to 6.1
-    if fmt.bits == 4:
-        return 4 * numel // fmt.block if fmt.double_quant else 0
-    return 4 * out_features + (4 * min(max(tile, in_features), numel) if device == "cpu" else 0)
+    """Return the bytes that a backend needs, beside the dense weight, while it unpacks one matrix; ``device`` is
+    ``"cpu"`` or ``"cuda"``, ``compute_bytes`` those of a weight in the compute type."""
+    return known_backend(fmt).scratch(fmt, out_features, in_features, device, compute_bytes)

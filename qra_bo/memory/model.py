@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from qra_bo.memory.activations import ORDER, LayerModel, TrainShape, group_of, rounding_bytes, workspace_bytes
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
-from qra_bo.memory.formats import matrix_bytes, table_bytes
+from qra_bo.memory.formats import known_backend, matrix_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
 from qra_bo.memory.stored import codebook_bytes, own_format
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
@@ -136,7 +136,7 @@ class MemoryModel:
         resident = stored + (c + self.master_item) * params + parts.states[:, None, :] + none
         saved, gradients = self._saved(space, parts, ranks), c * params[:, 0, :]
         earlier = gradients if self.shape.accumulate > 1 else np.zeros_like(gradients)  # of the step's batches before
-        tables = np.array([table_bytes(f) for f in space.formats], dtype=np.int64)[None, :, None]
+        tables = np.array([known_backend(f).table_bytes for f in space.formats], dtype=np.int64)[None, :, None]
         spike = self._spikes(space, saved, gradients)
         largest = np.array([max((max(m.in_features, m.out_features) for m in u.adapted), default=0)
                             for u in space.units])

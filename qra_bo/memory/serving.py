@@ -53,8 +53,8 @@ def gguf_bits(fmt: StorageFormat) -> int | None:
     Codes of an integer format are kept less their zeros, with a sign: these differences need a bit more where the zero
     is not the middle code.
     """
-    return next((bits for bits in _GGUF_BITS.get(fmt.backend, ()) if
-                 bits >= fmt.bits + has_zeros(fmt) and fmt.block % _GGUF_BLOCK == 0), None)
+    least, whole = fmt.bits + (fmt.backend == "integer" and has_zeros(fmt)), fmt.block % _GGUF_BLOCK == 0
+    return next((bits for bits in _GGUF_BITS.get(fmt.backend, ()) if bits >= least and whole), None)
 
 
 def in_mlx(fmt: StorageFormat) -> bool:

@@ -12,7 +12,7 @@ from qra_bo.finetune.training.final import LEAST_APART
 from qra_bo.memory import Plan, parse_format
 from qra_bo.memory.advice import MIXING_PAYS, NOTHING_FITS
 from qra_bo.memory.cards import Card, card_named, timed_card
-from qra_bo.memory.file_formats import TILES
+from qra_bo.memory.formats import known_backend
 from qra_bo.report.next_steps import OF_A_SEARCH, command
 from qra_bo.report.tables import print_line
 from qra_bo.report.text import rough
@@ -33,9 +33,9 @@ CARD_SHARE = 0.5
 LAYER_SECONDS = 224 * 6e-6
 """Least seconds of a decoder layer's training step on a GPU: the operations that it dispatches (counted on a CPU, under
 LoRA), at an assumed host time each; it bounds small models and batches."""
-START_SECONDS, CODE_SECONDS, LEVEL_SECONDS = 10.0, {"trellis": 5.5e-7, TILES: 7e-6}, 7e-8
-"""Seconds of imports, model, text and exports of the smallest model, its untuned loss apart, and core seconds of
-choosing a weight's code: a trellis's by backend, and that of a level by GPTQ. Measured on a CPU."""
+START_SECONDS, LEVEL_SECONDS = 10.0, 7e-8
+"""Seconds of imports, model, text and exports of the smallest model, its untuned loss apart, and core seconds in which
+GPTQ chooses a weight's level. Measured on a CPU."""
 FINAL_PART = "final fine-tune"
 FEW, MOST_EPOCHS = LEAST_APART, 10
 """Steps of a final fine-tune below which it is called too short, and most epochs that are advised."""
@@ -69,7 +69,7 @@ def beginning(setting: Setting) -> list[Part]:
     if not config.oracle.trains or setting.memory.shape.device != "cpu":
         return []
     level = LEVEL_SECONDS * (setting.code_tokens > 0)
-    coded = sum(CODE_SECONDS.get(fmt.backend, level) for fmt in formats) * setting.memory.spec.linear_numel
+    coded = sum(known_backend(fmt).ring_seconds or level for fmt in formats) * setting.memory.spec.linear_numel
     text = math.inf if setting.sequences is None else setting.sequences * config.train.length
     tokens = min(setting.code_tokens, text) if formats else 0.0
     coded += _of_moments(setting.memory.spec, tokens) / CORE_FLOPS

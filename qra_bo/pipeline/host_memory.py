@@ -8,8 +8,7 @@ from qra_bo.config import RunConfig, gptq_sequences
 from qra_bo.memory import MemoryModel, format_size, parse_size
 from qra_bo.memory.budget import free_bytes, largest, smallest
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
-from qra_bo.memory.file_formats import TILES
-from qra_bo.memory.formats import RING_BYTES, RINGS_NUMEL, matrix_bytes
+from qra_bo.memory.formats import RING_BYTES, RINGS_NUMEL, known_backend, matrix_bytes
 from qra_bo.memory.stored import own_format
 from qra_bo.pipeline.pricing import bank_formats, make_memory, reference_formats
 from qra_bo.space import Allocation, DecoderSpec, SearchSpace, StorageFormat, uniform
@@ -82,7 +81,7 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
     rows, d = config.train.length * gptq_sequences(config, spec), spec.hidden_size
     choosing = 0 if not rows else FACTORS * 4 * width**2 + 3 * 4 * d**2 + item * (
         rows * d + on_cpu * min(rows, max(GPTQ_ROWS, config.train.length)) * (4 * d + 3 * width))
-    if rows and any(fmt.backend in ("trellis", TILES) for fmt in formats):  # after the layer's moments are factored
+    if rows and any(known_backend(fmt).ring_seconds for fmt in formats):  # after the layer's moments are factored
         matrix = max(linear.in_features * linear.out_features for linear in spec.linears)
         at_once = max(matrix, min(RINGS_NUMEL, (os.cpu_count() or 1) * matrix))
         choosing = max(choosing, RING_BYTES * at_once + 3 * 4 * width**2 + item * rows * d)

@@ -27,8 +27,7 @@ class StorageFormat:
 
     Args:
         name: Short unique name, e.g. ``"nf4"``, ``"int8"``, ``"hqq3"``, ``"sym2-g32"``, ``"fp16"``.
-        backend: ``"bitsandbytes"``, ``"hqq"``, ``"integer"``, ``"trellis"``, ``"none"``; of files alone
-            ``"gguf"``, ``"other"``, ``"ordered"`` and ``"exl3"`` (``memory.file_formats``).
+        backend: A key of ``memory.formats.BACKENDS``.
         bits: Code bits per weight, 1 to 16.
         block: Weights that share one scale; 0 where a scale belongs to a whole row or there is none.
         double_quant: Whether the scales are themselves stored in 8 bits (bitsandbytes NF4 only).

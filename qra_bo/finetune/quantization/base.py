@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qra_bo.finetune.quantization.moments import Inputs
-from qra_bo.memory.formats import BACKENDS
+from qra_bo.memory.formats import known_backend
 from qra_bo.space.space import StorageFormat
 
 
@@ -253,7 +253,7 @@ def pack_for(weight: Tensor, fmt: StorageFormat, compute_dtype: torch.dtype, dev
 @cache
 def backend_of(fmt: StorageFormat) -> QuantizerBackend:
     """Return the backend that stores ``fmt``; its module is imported now."""
-    backend: QuantizerBackend = pkgutil.resolve_name(BACKENDS[fmt.backend])()
+    backend: QuantizerBackend = pkgutil.resolve_name(known_backend(fmt).packs)()
     return backend
 
 

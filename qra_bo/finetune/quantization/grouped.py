@@ -82,7 +82,7 @@ class GroupedBackend(LevelBackend):
         return {**in_planes(codes, fmt), **self._metadata(scale, zero, fmt, shape[0])}
 
     def _metadata(self, scale: Tensor, zero: Tensor, fmt: StorageFormat, rows: int) -> State:
-        found = {"scale": scale, "zero": zero} if fmt.backend == "hqq" or has_zeros(fmt) else {"scale": scale}
+        found = {"scale": scale, "zero": zero} if has_zeros(fmt) else {"scale": scale}
         return {name: values.view(rows, -1) for name, values in found.items()} if self.by_row else found
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:

@@ -1,6 +1,6 @@
 """Every backend against the shared suite: some formats of each always, one of every kind and width when slow."""
 
-from qra_bo.memory.formats import PLANES, WIDTHS
+from qra_bo.memory.formats import BACKENDS, WIDTHS
 from tests.conformance.quantizer import QuantizerConformance
 
 
@@ -17,7 +17,7 @@ class TestBitsAndBytes(QuantizerConformance):
 
 class TestHQQ(QuantizerConformance):
     formats = ("hqq3", "hqq4-g128", "hqq5-g32")
-    slow_formats = ("hqq3-g32", *(f"hqq{bits}" for bits in PLANES["hqq"] if bits != 3))
+    slow_formats = ("hqq3-g32", *(f"hqq{bits}" for bits in BACKENDS["hqq"].planes if bits != 3))
 
 
 class TestInteger(QuantizerConformance):

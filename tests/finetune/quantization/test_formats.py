@@ -4,14 +4,11 @@ from dataclasses import asdict
 
 import pytest
 
-from qra_bo.memory.formats import (
-    FORMATS,
-    check_shape,
-    format_from_json,
-    matrix_bytes,
-    parse_format,
-)
-from qra_bo.utils.errors import SpaceError
+from qra_bo.finetune.quantization.base import backend_of
+from qra_bo.memory import formats
+from qra_bo.memory.formats import BACKENDS, FORMATS, check_shape, format_from_json, matrix_bytes, parse_format
+from qra_bo.space import StorageFormat
+from qra_bo.utils.errors import ConfigError, SpaceError
 
 
 @pytest.mark.parametrize(("name", "shape", "weights", "metadata"), [
@@ -42,7 +39,20 @@ def test_bytes_by_hand(name: str, shape: tuple[int, int], weights: int, metadata
     assert matrix_bytes(fmt, *shape) == (weights, metadata)
 
 
+def test_a_backend_that_planning_lacks_is_an_error() -> None:
+    fmt = StorageFormat("fp4-g32", "fp4", 4, 32)
+    for refused in (lambda: matrix_bytes(fmt, 64, 64), lambda: formats.scratch_bytes(fmt, 64, 64, "cpu", 2),
+                    lambda: formats.planes_of(fmt), lambda: backend_of(fmt)):
+        with pytest.raises(ConfigError, match="'fp4', which BACKENDS of"):
+            refused()
+    with pytest.raises(SpaceError, match="other3 stands for the formats of a file"):
+        matrix_bytes(parse_format("other3"), 64, 64)
+
+
 def test_names_are_keys_and_json_round_trips() -> None:
+    named = [(fmt.name, fmt.backend) for backend in BACKENDS.values() for fmt in backend.formats]
+    assert len(dict(named)) == len(named)
+    assert all(fmt in BACKENDS[fmt.backend].formats for fmt in FORMATS.values())
     for name, fmt in FORMATS.items():
         assert fmt.name == name
         assert format_from_json(asdict(fmt)) == fmt

@@ -19,7 +19,7 @@ INTERPRETED = """
 import torch
 from qra_bo.finetune.quantization.plane_kernel import fused_unpack
 from qra_bo.finetune.quantization.planes import in_planes, words_of
-from qra_bo.memory.formats import FORMATS, PLANES, Plane, planes_of
+from qra_bo.memory.formats import BACKENDS, FORMATS, Plane, planes_of
 from qra_bo.space import StorageFormat
 from tests.conformance.quantizer import make_linear, quantize
 
@@ -37,7 +37,7 @@ for fmt in FORMATS.values():
                 assert torch.equal(rows.view(7, 256), layer.unpack()[5:12]), fmt.name
 
 seven = StorageFormat("seven", "integer", 7, 64)
-PLANES["integer"][7] = (Plane(4, 2, 1), Plane(2, 4, 1), Plane(1, 8, 1))
+BACKENDS["integer"].planes[7] = (Plane(4, 2, 1), Plane(2, 4, 1), Plane(1, 8, 1))
 codes = torch.randint(128, (13, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 words = words_of(in_planes(codes, seven))
 found = fused_unpack(words, planes_of(seven), torch.ones(13, 1), 64, 64, torch.float32)
@@ -47,13 +47,13 @@ COMPILED = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from qra_bo.finetune.quantization.plane_kernel import BLOCK, unpack_kernel
-from qra_bo.memory.formats import PLANES, Plane
+from qra_bo.memory.formats import BACKENDS, Plane
 
 METADATA = {"hqq": [("*fp16", "*fp16", 0)], "integer": [("*bf16", "*u8", 0), ("*bf16", "*bf16", 4)]}
 METADATA["ordered"] = METADATA["integer"]
-PLANES["integer"][7] = (Plane(4, 2, 1), Plane(2, 4, 1), Plane(1, 8, 1))  # three, which no format has
-for backend, by_bits in PLANES.items():
-    for bits, planes in by_bits.items():
+BACKENDS["integer"].planes[7] = (Plane(4, 2, 1), Plane(2, 4, 1), Plane(1, 8, 1))  # three, which no format has
+for backend, known in BACKENDS.items():
+    for bits, planes in known.planes.items():
         for scale, zero, middle in METADATA[backend]:
             upper, lower, lowest, *_ = [*planes, Plane(0, 1, 1), Plane(0, 1, 1)]
             word = "*i32" if upper.word_bytes == 4 else "*u8"
