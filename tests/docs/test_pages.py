@@ -7,6 +7,7 @@ from bench.choices import markdown
 from bench.pages.blocks import DOCS, read, refreshed
 from bench.pages.tables import TABLES
 from qra_bo.execution.base import ProfileResult
+from qra_bo.memory.formats import FORMATS
 from qra_bo.study.events import FinishedTrial, Provenance
 from qra_bo.study.lines import KINDS, decode, encode
 from qra_bo.trials import RESERVED
@@ -19,6 +20,13 @@ def test_tables_are_of_the_committed_results() -> None:
     old = [page for page in PAGES if (text := page.read_text(encoding="utf-8")) != refreshed(text, TABLES)]
     assert old == [], "python -m bench.pages writes the tables anew"
     assert markdown(read("simple_choices")["rows"]) in (DOCS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_kind_of_format_is_in_the_reference() -> None:
+    page = (DOCS / "reference" / "memory.md").read_text(encoding="utf-8")
+    kinds = {name.rstrip("-g0123456789") for name, fmt in FORMATS.items() if fmt.bits < 16}
+    missing = sorted(kind for kind in kinds if not re.search(rf"`{kind}[\d{{`]", page))
+    assert not missing, f"add a row of {missing} to the storage formats of docs/reference/memory.md"
 
 
 def test_journal_and_result_have_the_fields_that_their_page_names() -> None:

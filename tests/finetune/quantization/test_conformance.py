@@ -1,6 +1,6 @@
 """Every backend against the shared suite: some formats of each always, one of every kind and width when slow."""
 
-from qra_bo.memory.formats import BACKENDS, WIDTHS
+from qra_bo.memory.formats import BACKENDS, FORMATS, WIDTHS
 from tests.conformance.quantizer import QuantizerConformance
 
 
@@ -38,3 +38,12 @@ class TestExl3(QuantizerConformance):
 
 class TestUnquantised(QuantizerConformance):
     formats = ("fp16",)
+
+
+def test_every_format_joins_a_suite() -> None:
+    """Another group size of a kind and width has the suite of the first."""
+    joined = {name.partition("-g")[0] for suite in QuantizerConformance.__subclasses__()
+              for name in (*suite.formats, *suite.slow_formats)}
+    missing = [name for name in FORMATS if name.partition("-g")[0] not in joined]
+    assert not missing, f"add 'class TestX(QuantizerConformance): formats = {tuple(missing)}' to this file: no suite " \
+                        "here tests these formats"
