@@ -24,7 +24,7 @@ from qra_bo.finetune.quantization.base import (
     storage_bytes,
 )
 from qra_bo.finetune.quantization.planes import codes_at, words_of
-from qra_bo.memory.formats import check_shape, matrix_bytes, parse_format
+from qra_bo.memory.formats import check_shape, known_backend, matrix_bytes, parse_format
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import SpaceError
 
@@ -160,6 +160,14 @@ class QuantizerConformance:
             assert float((dense - linear.weight).abs().max()) <= 2 * step + 1e-3
 
         check()
+
+    def test_planning_and_layers_know_its_rings_and_tables(self, fmt: StorageFormat) -> None:
+        backend = self.backend(fmt)
+        assert isinstance(backend, RingBackend) == (known_backend(fmt).ring_seconds > 0), "say ring_seconds in BACKENDS"
+        for device in (CPU, torch.device("meta")):
+            first, again = backend.tables(fmt, device), backend.tables(fmt, device)
+            assert list(map(id, first)) == list(map(id, again)), "tables() makes new tensors: cache them by device"
+            assert {table.device.type for table in first} <= {device.type}
 
     def test_error_is_close_to_plain_rounding(self, fmt: StorageFormat) -> None:
         linear = make_linear(self.columns, 2 * self.columns)

@@ -172,8 +172,7 @@ class QuantizerBackend(ABC):
     """Packs weights into one family of storage formats.
 
     A new backend defines ``pack`` and ``layer`` (or ``build``), and ``empty_state`` where ``pack`` can't run on the
-    meta device. GPTQ chooses the codes of a ``LevelBackend`` and of a ``RingBackend``. It is named, with its formats,
-    in ``memory/formats.py``; a class in ``test_conformance.py`` tests it.
+    meta device: see ``docs/research/quantiser.md``. GPTQ chooses codes of a ``LevelBackend`` and of a ``RingBackend``.
     """
 
     layer: ClassVar[type[PackedLinear]]
@@ -196,7 +195,13 @@ class QuantizerBackend(ABC):
         return layer
 
     def tables(self, fmt: StorageFormat, device: torch.device) -> tuple[Tensor, ...]:
-        """Return the tables on ``device`` that layers of a format share, made here so that unpacking makes none."""
+        """Return the tables that all layers of a format on a device share, such as the values of its codes.
+
+        ``build`` calls it once a layer, with the device of the codes (the meta device too), so that no table is made
+        while weights are unpacked. Shapes and types are the backend's own: its ``unpack`` alone reads them, from the
+        same cached function, as a layer may have moved since. The tensors lie on ``device`` and are the same objects at
+        every call. Traces count them as the layer's. Empty: there are none, or they count as scratch of unpacking.
+        """
         return ()
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
