@@ -1,4 +1,4 @@
 """Packed linear layers: the backends, the bank that swaps them in a model, and the choice of codes by GPTQ.
 
-A new backend is a module here, named with its formats in ``memory/formats.py``.
+A new backend is a module here, and an entry of ``BACKENDS`` in ``memory/formats.py``.
 """
