@@ -4,29 +4,20 @@ import os
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
+import pydantic
 from annotated_types import Ge, Gt, Le
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    StrictFloat,
-    StrictInt,
-    ValidationError,
-    create_model,
-)
 from pydantic_core import PydanticCustomError
 
 from qra_bo.utils.errors import ConfigError, UserError, nearest_first
 from qra_bo.utils.formatting import cut
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, frozen=True)
+STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, frozen=True)
 """No unknown keys and finite numbers alone; a number where a text is wanted is its text."""
 MUST, REFUSED = "must", "refused"
 """Types of the validation errors that carry the end of a sentence, "must be ...", or a finished one."""
 
 
-class Group(BaseModel):
+class Group(pydantic.BaseModel):
     """Base of a group of options; frozen."""
 
     model_config = STRICT
@@ -39,7 +30,7 @@ class Group(BaseModel):
                               for name in sorted(unknown))
         try:
             checked = self.model_validate({**dict(self), **changes})
-        except ValidationError as error:
+        except pydantic.ValidationError as error:
             raise ConfigError(refusals(error)) from error
         return self.model_copy(update={name: getattr(checked, name) for name in changes})
 
@@ -47,7 +38,7 @@ class Group(BaseModel):
 def refusals(error: Exception) -> list[str]:
     """Return a text for every value that a model refuses or misses: its place, what was expected, and what was given;
     of any other error its own."""
-    if not isinstance(error, ValidationError):
+    if not isinstance(error, pydantic.ValidationError):
         return [str(error)]
     return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" + ("" if e["type"] == "missing" else
                                                             f"; got {cut(repr(e['input']))}")
@@ -58,20 +49,20 @@ def model_of(default: Any = ..., **kinds: Any) -> Any:
     """Return a model of the values of some keys, beside which there may be others: each of its kind, or the
     ``default`` where it is missing (``...``: none may be)."""
     fields: Any = {key: (kind, default) for key, kind in kinds.items()}
-    return create_model("Values", **fields)
+    return pydantic.create_model("Values", **fields)
 
 
-def must_be(words: str, holds: Callable[[Any], bool]) -> AfterValidator:
+def must_be(words: str, holds: Callable[[Any], bool]) -> pydantic.AfterValidator:
     """Return a validator of values for which ``holds`` is true; ``words`` follow "must be" in its message."""
     def check(value: Any) -> Any:
         if not holds(value):
             raise PydanticCustomError(MUST, "{words}", {"words": words})
         return value
 
-    return AfterValidator(check)
+    return pydantic.AfterValidator(check)
 
 
-def accepted_by(parse: Callable[[Any], object]) -> AfterValidator:
+def accepted_by(parse: Callable[[Any], object]) -> pydantic.AfterValidator:
     """Return a validator that refuses what ``parse`` refuses with a ``UserError``, in the words of that error."""
     def same(value: Any) -> Any:
         parse(value)
@@ -80,9 +71,9 @@ def accepted_by(parse: Callable[[Any], object]) -> AfterValidator:
     return converted_by(same)
 
 
-def converted_by(convert: Callable[[Any], Any]) -> AfterValidator:
+def converted_by(convert: Callable[[Any], Any]) -> pydantic.AfterValidator:
     """Return a validator like ``accepted_by`` whose value is what ``convert`` returns."""
-    return AfterValidator(refusing(convert))
+    return pydantic.AfterValidator(refusing(convert))
 
 
 def refusing(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -96,13 +87,13 @@ def refusing(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return check
 
 
-Count = Annotated[StrictInt, Ge(1), Le(10**9)]
-Natural = Annotated[StrictInt, Ge(0), Le(2**63 - 1)]
-Positive = Annotated[StrictFloat, Gt(0)]
-NonNegative = Annotated[StrictFloat, Ge(0)]
-Noise = Annotated[StrictFloat, Ge(0), Le(100)]
+Count = Annotated[pydantic.StrictInt, Ge(1), Le(10**9)]
+Natural = Annotated[pydantic.StrictInt, Ge(0), Le(2**63 - 1)]
+Positive = Annotated[pydantic.StrictFloat, Gt(0)]
+NonNegative = Annotated[pydantic.StrictFloat, Ge(0)]
+Noise = Annotated[pydantic.StrictFloat, Ge(0), Le(100)]
 """Standard deviation of a loss (nats); a larger one exceeds any loss, and squares of it would overflow."""
-ONE_IS_A_LIST = BeforeValidator(lambda value: [value] if isinstance(value, (str, int, float)) else value)
+ONE_IS_A_LIST = pydantic.BeforeValidator(lambda value: [value] if isinstance(value, (str, int, float)) else value)
 UserPath = Annotated[str, converted_by(os.path.expanduser)]
 """A path, in which ``~`` stands for the user's folder."""
 Texts = Annotated[tuple[str, ...], ONE_IS_A_LIST]

@@ -9,15 +9,7 @@ import pytest
 from bench.emulator.oracle import load_oracle
 from bench.search.methods import EVERYTHING
 from bench.search.play import FREE_REFUSALS, Arena, Game, make_arena, on_ladders, play
-from bench.search.summary import (
-    arena_rows,
-    best_found,
-    for_good,
-    paired_rows,
-    regrets,
-    search_rows,
-    targets_of,
-)
+from bench.search.summary import arena_rows, best_found, for_good, paired_rows, regrets, search_rows, targets_of
 from qra_bo.space import uniform
 from qra_bo.trials import Fidelity, Proposal
 from tests.bench.tables import make_table, predict

@@ -64,8 +64,7 @@ def test_free_keys_need_no_plus() -> None:
 def test_a_tilde_is_the_users_folder(quote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "hara, j"
     monkeypatch.setenv("HOME", str(home))
-    given = {key: f"{key}={quote}~/{name}{quote}" for key, name in (
-        ("out", "runs/a"), ("model.path", "models/mine"))}
+    given = {key: f"{key}={quote}~/{name}{quote}" for key, name in (("out", "runs/a"), ("model.path", "models/mine"))}
     config = load_config(["+model=hf", given["model.path"], given["out"]])
     assert (config.model["path"], config.out) == (f"{home}/models/mine", f"{home}/runs/a")
 

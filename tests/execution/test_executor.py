@@ -34,8 +34,7 @@ def make_faulty(tmp_path: Path) -> Iterator[Any]:
     made: list[LocalExecutor] = []
     (tmp_path / "faults").mkdir()
 
-    def make(deadline: float | None = 30.0, retries: int = 0, pause: float = 0.0,
-             **faults: str) -> LocalExecutor:
+    def make(deadline: float | None = 30.0, retries: int = 0, pause: float = 0.0, **faults: str) -> LocalExecutor:
         kwargs = {"pause": pause, "faults": {k.removeprefix("at"): v for k, v in faults.items()},
                   "folder": str(tmp_path / "faults")}
         made.append(LocalExecutor([OracleSpec(TARGET, kwargs)], Limits(deadline, retries=retries)))

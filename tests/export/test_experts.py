@@ -77,8 +77,7 @@ def test_llama_cpp_computes_the_runs_logits(family: str, tmp_path: Path) -> None
 
 
 def test_serve_llamacpp_plans_a_mixture(base: Path) -> None:
-    config = load_config(["+model=hf", f"model.path={base}", "data=tiny", "serve=llamacpp", "budget=1GB",
-                          "bits=[3,4]"])
+    config = load_config(["+model=hf", f"model.path={base}", "data=tiny", "serve=llamacpp", "budget=1GB", "bits=[3,4]"])
     assert {fmt.name for fmt in make_setting(config).space.formats} == {"sym3-g64", "sym4-g64"}
 
 

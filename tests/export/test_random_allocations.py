@@ -84,7 +84,6 @@ def test_random_allocations_reload_equal_or_are_refused(target: str, tmp_path: P
 @pytest.mark.parametrize("first", range(6, 306, 100))
 @pytest.mark.parametrize("target", PROMISES)
 def test_many_random_allocations(target: str, first: int, tmp_path: Path) -> None:
-    exported = [reload_or_refuse(numbered(number, target), target, tmp_path)
-                for number in range(first, first + 100)]
+    exported = [reload_or_refuse(numbered(number, target), target, tmp_path) for number in range(first, first + 100)]
     assert any(exported)
     assert not all(exported)

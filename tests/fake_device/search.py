@@ -109,8 +109,7 @@ def main(rounds: int) -> None:
             text, one_batch = CalibrationText(ids, ids, BATCH, 8), CalibrationText(ids, ids, len(TEXT), 8)
             chosen = coded if rounds > 1 or dtype == torch.bfloat16 else []  # GPTQ takes half of the time
             rounding = Rounding(model, names, chosen, ids, DEVICE, None)
-            bank = LayerBank(model, spec, (), dtype, DEVICE, rounding=rounding,
-                             dense_on_device=dtype == torch.bfloat16)
+            bank = LayerBank(model, spec, (), dtype, DEVICE, rounding=rounding, dense_on_device=dtype == torch.bfloat16)
             bank.restore_dense()
             units = make_units(spec, "module")
             for measured in (text, one_batch):  # fewer tokens than a linear is wide, and more

@@ -3,13 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.finetune.adapters.lora import (
-    adapter_parameters,
-    attach,
-    check_realised,
-    detach,
-    lora_layers,
-)
+from qra_bo.finetune.adapters.lora import adapter_parameters, attach, check_realised, detach, lora_layers
 from qra_bo.utils.errors import OracleError
 from tests.finetune.models import tiny_llama
 

@@ -5,14 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from qra_bo.finetune.adapters.lora import (
-    FusedLayer,
-    adapter_parameters,
-    attach,
-    detach,
-    fuse,
-    lora_layers,
-)
+from qra_bo.finetune.adapters.lora import FusedLayer, adapter_parameters, attach, detach, fuse, lora_layers
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.memory.formats import parse_format
 from tests.finetune.models import tiny_llama

@@ -7,12 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import (
-    AutoConfig,
-    AutoModelForMultimodalLM,
-    Gemma3ForCausalLM,
-    LlamaForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForMultimodalLM, Gemma3ForCausalLM, LlamaForCausalLM
 
 from bench.memory.trace import StepTracer
 from qra_bo.config import load_config, make_spec

@@ -81,8 +81,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
             setattr(model.get_submodule(parent), child, quantize(dense, fmt, dtype))
     if shape.checkpointing:
         use_checkpointing(model)
-    attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.adapted}, 2.0, 0,
-           dtype)
+    attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.adapted}, 2.0, 0, dtype)
     pairs = adapter_parameters(model)
     groups = [({f"{m.name}.{k}": p for m in u.adapted for k, p in pairs[m.name].items()}, 1e-3)
               for u in units if u.adapted]

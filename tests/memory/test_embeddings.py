@@ -6,13 +6,7 @@ from dataclasses import replace
 import pytest
 
 from qra_bo.memory import MemoryModel, TrainShape
-from qra_bo.memory.embeddings import (
-    embedding_format,
-    head_bytes,
-    packed_tables_bytes,
-    tile_rows,
-    unpacked_numel,
-)
+from qra_bo.memory.embeddings import embedding_format, head_bytes, packed_tables_bytes, tile_rows, unpacked_numel
 from qra_bo.memory.formats import matrix_bytes, parse_format
 from qra_bo.space import uniform
 from qra_bo.space.decoder import spec_from_numbers

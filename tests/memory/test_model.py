@@ -37,8 +37,7 @@ def total(model: MemoryModel, space: SearchSpace, allocation: Allocation) -> int
 def by_hand(table: CostTable, row: np.ndarray) -> int:
     n = table.shape[0]
     picks = [(u, int(row[u]), int(row[n + u])) for u in range(n)]
-    return max(p.fixed + sum(int(p.unit[i]) for i in picks) + max(int(p.spike[i]) for i in picks)
-               for p in table.phases)
+    return max(p.fixed + sum(int(p.unit[i]) for i in picks) + max(int(p.spike[i]) for i in picks) for p in table.phases)
 
 
 @settings(max_examples=30, deadline=None)

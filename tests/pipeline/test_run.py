@@ -88,8 +88,7 @@ def test_run_that_failed_before_its_journal_begins_again(tmp_path: Path, monkeyp
 def test_a_wrong_option_of_the_method_is_told_before_anything_is_measured(
         tmp_path: Path, profiles: list[Any], method: str, option: str) -> None:
     with pytest.raises(ConfigError, match=option.split("=", maxsplit=1)[0]):
-        qra_bo.search([*PLANTED, f"method={method}", f"method.{option}", "budget=uniform:4,4",
-                           f"out={tmp_path / 'r'}"])
+        qra_bo.search([*PLANTED, f"method={method}", f"method.{option}", "budget=uniform:4,4", f"out={tmp_path / 'r'}"])
     assert profiles == []
 
 

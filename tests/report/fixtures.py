@@ -117,8 +117,7 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
     nf4 = [uniform(L, "nf4", 4), uniform(L, "nf4", 2)]
     trials = [{"learning_rate": 2e-3 * scale, "loss": s.evaluate(nf4[0], "calibration", lr_scale=scale)}
               for scale in (.5, 1., 2.)]
-    s.add("calibration", {"learning_rate": 2e-3, "rule": "constant", "trials": trials,
-                          "tried": [1e-3, 2e-3, 4e-3]})
+    s.add("calibration", {"learning_rate": 2e-3, "rule": "constant", "trials": trials, "tried": [1e-3, 2e-3, 4e-3]})
     s.add("stage", {"stage": "baseline", "state": "start"})
     fractional = Allocation(("nf4", *("hqq3",) * 10, "nf4"), (5,) * L)
     for a in (nf4[1], fractional, uniform(L, "hqq3", 5), uniform(L, "hqq3", 4), uniform(L, "hqq2", 8)):

@@ -100,8 +100,7 @@ def baselines(landscape: Landscape) -> list[Trial]:
     problem = landscape.problem
     found = []
     for fmt in problem.space.formats:
-        fitting = [a for r in problem.space.ranks
-                   if problem.fits(a := uniform(problem.space.n_units, fmt.name, r))]
+        fitting = [a for r in problem.space.ranks if problem.fits(a := uniform(problem.space.n_units, fmt.name, r))]
         found += [Proposal(a, Fidelity.HIGH, "baseline") for a in fitting[-2:]]
     return [evaluate(landscape, p, i) for i, p in enumerate(found)]
 

@@ -159,8 +159,7 @@ def test_a_journal_nested_too_deeply_is_refused(tmp_path: Path) -> None:
         read_journal(tmp_path / "trials.jsonl")
 
 
-def test_control_characters_and_markup_are_only_shown(tmp_path: Path,
-                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_and_markup_are_only_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evil = "\x1b]0;owned\x07<script>alert(1)</script>\u202e\ud800[red]"
     events = make_events(model=evil)
     run = write_run(tmp_path / "r", events)

@@ -211,8 +211,7 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
     d = load_run(tmp_path)
     first, second = d.study.prediction.allocations[:2]
     reference, simple = d.study.prediction.reference, d.study.prediction.simple
-    for delivered, role in ((second, "the next best"), (simple, "the best simple choice"),
-                            (reference, "the best ")):
+    for delivered, role in ((second, "the next best"), (simple, "the best simple choice"), (reference, "the best ")):
         d = parse_events([{**e, "status": "next_best", "best": delivered.fingerprint} if e["event"] == "end" else e
                           for e in events])
         v = d.verdict

@@ -5,14 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.table1.adalora import (
-    AdaLoraOptimizer,
-    AdaLoraSettings,
-    RankAllocator,
-    TripletLora,
-    make_triplets,
-    realise,
-)
+from bench.table1.adalora import AdaLoraOptimizer, AdaLoraSettings, RankAllocator, TripletLora, make_triplets, realise
 from bench.table1.adalora_memory import adalora_bytes
 from bench.table1.adalora_run import evaluate_adalora
 from qra_bo.finetune.adapters.lora import attach, detach, lora_layers

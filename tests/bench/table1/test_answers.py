@@ -16,8 +16,7 @@ from tests.finetune.test_finetune import make, quiet
 
 
 @pytest.mark.parametrize("initial_rank", [None, 3])
-def test_tasks_are_scored_with_the_adapters_attached(monkeypatch: pytest.MonkeyPatch,
-                                                      initial_rank: int | None) -> None:
+def test_tasks_are_scored_with_the_adapters_attached(monkeypatch: pytest.MonkeyPatch, initial_rank: int | None) -> None:
     oracle = make()
     seen: list[float] = []
 

@@ -50,8 +50,7 @@ def test_divergence_is_symmetric_jensen_shannon() -> None:
         return kept
 
     p = probabilities()
-    oracle.bank.install({m.name: f for u, f in zip(oracle.units, ("hqq3", "nf4"), strict=True)
-                                       for m in u.linears})
+    oracle.bank.install({m.name: f for u, f in zip(oracle.units, ("hqq3", "nf4"), strict=True) for m in u.linears})
     q = probabilities()
     m = (p + q) / 2
     expected = 0.5 * ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)).mean()

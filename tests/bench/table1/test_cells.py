@@ -9,13 +9,7 @@ from bench.table1 import cells
 from bench.table1.limits import parse_limit
 from bench.table1.methods import ROWS
 from bench.table1.results import accuracy, qra_bo_like
-from qra_bo.utils.errors import (
-    DeviceError,
-    ModelError,
-    TrainingError,
-    UserError,
-    WorkerError,
-)
+from qra_bo.utils.errors import DeviceError, ModelError, TrainingError, UserError, WorkerError
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: UserError) -> cells.CellResult:

@@ -36,8 +36,7 @@ def test_the_interval_covers() -> None:
     rng, hits, n = np.random.default_rng(0), 0, 400
     for _ in range(n):
         level, noise = rng.normal(0, 0.02, 5), rng.normal(0, 0.004, (3, 5))
-        q, x, lora = ({s: base + level[s] + noise[i, s] for s in range(5)}
-                      for i, base in enumerate((4.10, 4.03, 4.00)))
+        q, x, lora = ({s: base + level[s] + noise[i, s] for s in range(5)} for i, base in enumerate((4.10, 4.03, 4.00)))
         found = gap_closed(x, q, lora)
         assert found.low is not None
         assert found.high is not None

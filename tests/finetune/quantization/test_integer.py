@@ -57,8 +57,7 @@ def test_weights_are_the_exact_products(bits: int, symmetric: bool) -> None:
         assert float(scale.abs().min()) >= torch.finfo(torch.float16).tiny
         zero = spread(state["zero"], fmt.block) if "zero" in state else torch.tensor(float(1 << fmt.bits - 1))
         exact = (codes.double() - zero.double()) * spread(scale, fmt.block).double()
-        unpack = {kind: backend.build(state, fmt, shape, None, kind).unpack()
-                  for kind in (torch.float32, dtype)}
+        unpack = {kind: backend.build(state, fmt, shape, None, kind).unpack() for kind in (torch.float32, dtype)}
         assert torch.equal(unpack[torch.float32].double(), exact)
         # A consumer that computes in 16 bits multiplies two exact factors: one rounding, the same.
         consumer = (codes.to(dtype) - zero.to(dtype)) * spread(scale, fmt.block).to(dtype)

@@ -27,8 +27,7 @@ def profile(layer: torch.nn.Module, device: torch.device) -> tuple[int, int, int
         dense = layer.unpack()
         unpacking, kept = tracker.peak_bytes, tracker.live_bytes
         del dense
-        x = torch.zeros(8, layer.in_features, dtype=layer.compute_dtype, device=device,
-                        requires_grad=True)
+        x = torch.zeros(8, layer.in_features, dtype=layer.compute_dtype, device=device, requires_grad=True)
         tracker.reset_peak()
         layer(x).sum().backward()
         return unpacking, kept, tracker.peak_bytes
