@@ -41,9 +41,8 @@ def show_run(folder: Path, console: Console) -> None:
 
 
 def chat(folder: Path, console: Console, system: str = "") -> None:
-    """Answer every line of stdin by the model of a finished run, greedily and on a card where there is one; a
-    conversation where it was trained on some, by the same template, else each line as a text to go on from. ``system``
-    opens the conversation.
+    """Answer every line of stdin by the model of a finished run, greedily and on a card where there is one: where it
+    was trained on conversations in one that ``system`` opens, by the same template, else as a text to go on from.
 
     Raises:
         OutputError: If ``folder`` is no run, has no adapter, or was trained on texts, which have no system message.

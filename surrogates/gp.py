@@ -13,7 +13,7 @@ from botorch.utils.sampling import manual_seed
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
-from surrogates.errors import SurrogateError
+from surrogates.errors import SurrogateError, check_shape
 
 
 def matern52(distance: Tensor) -> Tensor:
@@ -33,9 +33,11 @@ def fit_gp(train_X: Tensor, train_Y: Tensor) -> SingleTaskGP:
         train_Y: ``n x 1`` float64, standardised within the model.
 
     Raises:
-        SurrogateError: If all targets are equal, or the fit fails, from starting points drawn from the priors too.
-        botorch.exceptions.BotorchError: If the data are unfit: shapes that disagree, values that are not numbers.
+        SurrogateError: If shapes disagree, all targets are equal, or the fit fails, from drawn starting points too.
+        botorch.exceptions.BotorchError: If values are not numbers.
     """
+    check_shape("train_X", train_X, (None, None))
+    check_shape("train_Y", train_Y, (len(train_X), 1))
     if train_Y.min() == train_Y.max():
         raise SurrogateError(f"all {train_Y.shape[0]} targets equal {train_Y[0].item():g}: there is nothing to learn")
     covar = get_covar_module_with_dim_scaled_prior(ard_num_dims=train_X.shape[1], use_rbf_kernel=False)

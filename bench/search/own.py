@@ -19,6 +19,7 @@ import argparse
 import itertools
 import json
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,34 +89,43 @@ def places_of(tasks: Sequence[str], families: Sequence[str], budgets: Sequence[s
 
 
 def compare(methods: Mapping[str, Mapping[str, Any]], places: Iterable[Arena], seeds: int,
-            published: Sequence[Mapping[str, Any]], out: Path | None) -> None:
+            published: Sequence[Mapping[str, Any]], out: Path | None) -> set[str]:
     """Play ``seeds`` searches of every method in every arena; print the rows of each arena once it is done, and write
-    all so far to ``out``."""
+    all so far to ``out``. A method that fails is left out from then on; returns those that did."""
     print(f"{seeds} of the 10 published seeds (--seeds 10: all; few rank methods only roughly), {EQUIVALENTS:g} "
           "full-trial equivalents a search; regrets at its end: the median over the seeds, the least and the largest")
     width = max(map(len, [*methods, *BESIDE]))
     print(f"{'arena':<28} {'method':<{width}} {'regret':>6} {'min to max':>14} {'seeds':>5} {'refused':>7}", flush=True)
-    rows: list[Row] = []
+    rows, failed = list[Row](), set[str]()
     for arena in places:
-        here = rows_of(arena, methods, seeds, published)
+        here = rows_of(arena, {name: methods[name] for name in methods if name not in failed}, seeds, published)
+        failed |= methods.keys() - {row["method"] for row in here}
         for row in here:
             regrets = spread([row["regrets"][str(seed)] for seed in range(seeds)])
             print(f"{arena.name:<28} {row['method']:<{width}} {regrets} {row['refused']:7.1f}", flush=True)
         rows += here
         if out is not None:
             out.write_text(json.dumps({"equivalents": EQUIVALENTS, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return failed
 
 
 def rows_of(arena: Arena, methods: Mapping[str, Mapping[str, Any]], seeds: int,
             published: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return a row of every method in ``arena``: those of one's own, which are played, and the published."""
+    """Return a row of every method in ``arena``: those of one's own, which are played, and the published. Where one
+    raises, its traceback is printed."""
     task, family, budget = place = arena.oracle.table.facts.task, arena.oracle.emulator.family, arena.budget.text
     known = {row["method"]: row for row in published if arena_of(row) == place}
     scale = next(iter(known.values()))
     best, uniform = scale["best_known"], scale["best_uniform"]
     base = {"task": task, "emulator": family, "budget": budget, "best_known": best, "best_uniform": uniform}
-    rows = [{**base, "method": name, "options": dict(options), **_played(arena, name, options, seeds, best, uniform)}
-            for name, options in methods.items()]
+    rows = []
+    for name, options in methods.items():
+        try:
+            played = _played(arena, name, options, seeds, best, uniform)
+        except Exception:  # of a class that others wrote
+            _say(f"{traceback.format_exc()}{arena.name}: {name} failed and is left out")
+        else:
+            rows.append({**base, "method": name, "options": dict(options), **played})
     for name, row in ((name, known[title]) for name, title in BESIDE.items()):
         rows.append({**base, "method": name, "regrets": row["finals"], "refused": row["refused"],
                      "costs": row["costs"], "curve": row["curve"]})
@@ -130,6 +140,8 @@ def _played(arena: Arena, name: str, options: Mapping[str, Any], seeds: int, bes
         run = play(arena, Entry(name, "", "peer", options), seed, EQUIVALENTS)
         traces[str(seed)] = [[cost, (loss - best) / (uniform - best)] for cost, loss in run["trace"]]
         refusals[str(seed)] = run["refused"]
+        if run["broken"]:
+            _say(f"{name}: {run['broken']} proposals over the budget or repeated, at which a real run ends")
     return {"regrets": {seed: trace[-1][1] for seed, trace in traces.items()},
             "refused": float(np.mean(list(refusals.values()))), "refusals": refusals, "traces": traces}
 
@@ -161,12 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         methods = methods_of(given.methods)
         for options in methods.values():
             make_searcher(options, rehearsal())  # a method that can't be made is told before tables are read
-        compare(methods, places_of(given.tasks, given.emulators, given.budgets), given.seeds,
-                published_rows(RESULTS / "search.json"), given.out)
+        failed = compare(methods, places_of(given.tasks, given.emulators, given.budgets), given.seeds,
+                         published_rows(RESULTS / "search.json"), given.out)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status
-    return 0
+    except KeyboardInterrupt:
+        _say("stopped; --out has the arenas that were done")
+        return 130
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ class Game:
         self.best_uniform = np.inf
         self.trials: list[Trial] = []
         self._bits = {f.name: f.bits for f in arena.problem.space.formats}
-        self.refused = 0
+        self.refused = self.broken = 0
+        self._asked = set[tuple[Allocation, Fidelity]]()
 
     def evaluate(self, proposal: Proposal) -> Trial:
         """Evaluate, count and note. A promotion pays its further steps alone; allocations that the emulator refuses
@@ -114,6 +115,9 @@ class Game:
         steps = arena.problem.high_steps if high else arena.problem.low_steps or arena.problem.high_steps
         request = TrialSpec(proposal.allocation, steps, arena.problem.high_steps, self.train_seed,
                                     learning_rate=arena.own_rate)
+        asked = proposal.allocation, proposal.fidelity
+        self.broken += asked in self._asked or not arena.rules.fits(proposal.allocation)
+        self._asked.add(asked)
         measured = arena.oracle.evaluate(request, quiet)
         if measured.state is not TrialState.OK:
             self.refused += 1
@@ -188,7 +192,7 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
             "note": entry.note, "seed": seed, "equivalents": equivalents, "best_uniform": game.best_uniform,
             "after_baselines": round(after_baselines, 4),
             "trace": [[round(cost, 4), loss] for cost, loss in game.trace], "finds": finds(game),
-            "refused": game.refused, "cpu_seconds": round(seconds, 3),
+            "refused": game.refused, "broken": game.broken, "cpu_seconds": round(seconds, 3),
             "rows_sha256": arena.oracle.describe()["data_sha256"]}
 
 

@@ -5,7 +5,7 @@ import math
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from hydra.utils import instantiate
@@ -71,15 +71,12 @@ class Searcher(Protocol):
     @property
     def name(self) -> str:
         """Name in messages, e.g. ``"autoqra"``."""
-        ...
 
     def ask(self, n: int) -> list[Proposal]:
         """Return up to ``n`` new proposals; fewer or none when the space is exhausted or the method has converged."""
-        ...
 
     def tell(self, trials: Sequence[Trial], /) -> None:
         """Learn of finished trials, failed ones included, all at the learning rate of the search."""
-        ...
 
 
 @runtime_checkable
@@ -88,7 +85,6 @@ class Recommending(Protocol):
 
     def recommend(self) -> Sequence[Allocation]:
         """Return allocations on the ladders and within the budget that have a high-fidelity loss, the best first."""
-        ...
 
 
 @runtime_checkable
@@ -99,7 +95,6 @@ class Forecasting(Protocol):
     def chance_of_gain(self) -> float | None:
         """Probability that the latest proposal's loss is below the incumbent's by more than the noise of comparing two
         trials; ``None`` where its surrogate can't say yet."""
-        ...
 
 
 @runtime_checkable
@@ -113,7 +108,6 @@ class SelfChecking(Protocol):
         ``spearman_good`` (among the better half; both ``None`` where undefined), ``nll`` (nats), ``coverage_50`` and
         ``coverage_90``.
         """
-        ...
 
 
 def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher:
@@ -129,7 +123,9 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
         inspect.signature(made).bind(problem)
     except TypeError as error:
         raise ConfigError(f"method: {config['_target_']} can't be called with the given options: {error}") from error
-    return cast(Searcher, made(problem))
+    if not isinstance(searcher := made(problem), Searcher):
+        raise ConfigError(f"method: {config['_target_']} must have name, ask and tell, like qra_bo.searchers.Searcher")
+    return searcher
 
 
 def _target_problems(where: str, config: Mapping[str, Any]) -> Iterator[str]:

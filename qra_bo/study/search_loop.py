@@ -150,19 +150,26 @@ class SearchLoop:
         self._stopped = True
         return True
 
+    def _broken(self, proposal: Proposal) -> str:
+        """Return what of the searcher's contract a proposal breaks; empty where nothing."""
+        run, a, rules = self.run, proposal.allocation, self._headroom.rules
+        if not run.setting.space.contains(a):
+            return "is off the ladders"
+        if not rules.fits(a):
+            return f"needs {rules.predict_bytes(a):,} bytes, over the budget of {rules.budget_bytes:,}, or more bits"
+        if proposal.stage in ENGINE_STAGES:
+            return f"has the stage {proposal.stage!r}, a stage of the engine"
+        if proposal.fidelity is Fidelity.LOW and run.config.fidelity.low is None:
+            return "is at a fidelity that is off"
+        again = run.plan(a, proposal.stage, proposal.fidelity).spec.key in self._known
+        return "had been proposed or been told of before" if again else ""
+
     def _planned(self, name: str, proposal: Proposal) -> PlannedTrial:
         """Return the trial of a proposal that keeps the searcher's contract."""
-        run, a, stage, rules = self.run, proposal.allocation, proposal.stage, self._headroom.rules
-        if not run.setting.space.contains(a) or not rules.fits(a) or stage in ENGINE_STAGES \
-                or (proposal.fidelity is Fidelity.LOW and run.config.fidelity.low is None):
-            raise SearcherError(
-                f"{name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage {stage!r}: off the "
-                f"ladders, over the budget of {rules.budget_bytes:,} bytes, at a fidelity that is off, or "
-                "in a stage of the engine; this is a bug of the search method")
-        planned = run.plan(a, stage, proposal.fidelity)
-        if planned.spec.key in self._known:
-            raise SearcherError(f"{name} proposed {planned.spec.key}, which it had proposed or been told of before; "
-                                "this is a bug of the search method")
+        if wrong := self._broken(proposal):
+            raise SearcherError(f"{name} proposed {proposal.allocation.to_json()} at fidelity {proposal.fidelity.value}; "
+                                f"it {wrong}: a bug of the search method")
+        planned = self.run.plan(proposal.allocation, proposal.stage, proposal.fidelity)
         self._known.add(planned.spec.key)
         return planned
 

@@ -1,6 +1,7 @@
 """A method of one's own beside the published ones."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,42 @@ from bench.emulator.oracle import load_oracle
 from bench.search import own
 from bench.search.methods import EQUIVALENTS, Entry
 from bench.search.play import make_arena, play
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.trials import Fidelity, Proposal, Trial
 from tests.bench.tables import make_table, predict
 from tests.spaces import make_space
 
 TARGET = "examples.own_searcher.CoordinateSearch"
 
 
-def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Repeats:
+    """Proposes twice what it was told of first."""
+
+    name = "repeats"
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self.left, self.known = 2, list[Trial]()
+
+    def ask(self, n: int) -> list[Proposal]:
+        self.left -= 1
+        return [Proposal(self.known[-1].allocation, Fidelity.LOW, "global")] * (self.left >= 0)
+
+    def tell(self, trials: Sequence[Trial], /) -> None:
+        self.known += trials
+
+
+class Raises(Repeats):
+    def ask(self, n: int) -> list[Proposal]:
+        raise ZeroDivisionError("no idea")
+
+
+class Silent:
+    def __init__(self, problem: SearchProblem) -> None:
+        self.name = "silent"
+
+
+def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
     space = make_space(4)
     oracle = load_oracle(make_table(tmp_path), "boosted", space)
     budget = oracle.table.facts.budgets[0]
@@ -30,6 +60,12 @@ def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch
                      "--out", str(tmp_path / "own.json")]) == 0
     kept = json.loads((tmp_path / "own.json").read_text())["rows"]
     assert [row["method"] for row in kept] == ["CoordinateSearch", *own.BESIDE]
+    assert "a real run ends" not in capsys.readouterr().err
+    given = ["--tasks", "plays", "--seeds", "1", "--emulators", "boosted"]
+    assert own.main([f"{__name__}.Raises", f"{__name__}.Repeats", *given]) == 1  # the other one is played all the same
+    out, err = capsys.readouterr()
+    assert ("Raises failed" in err, "no idea" in err, "1 proposals over the budget or repeated" in err) == (True,) * 3
+    assert [name in out for name in ("Repeats", "Raises")] == [True, False]
     run = play(arena, Entry("", "", "peer", {"_target_": TARGET, "changes": 1}), 0, EQUIVALENTS)
     assert kept[0]["regrets"] == {"0": pytest.approx((run["trace"][-1][1] - 3.0) / 2.0)}
     assert [row["regrets"]["0"] for row in kept[1:]] == pytest.approx([0.1 * i for i in range(len(own.BESIDE))])
@@ -39,6 +75,7 @@ def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch
                                                 ([TARGET, "changes"], "KEY=VALUE"),
                                                 (["changes=2"], "PACKAGE.MODULE.CLASS"),
                                                 ([TARGET, TARGET], "given once"),
+                                                ([f"{__name__}.Silent"], "must have name, ask and tell"),
                                                 ([TARGET, "--out", "no/such/folder/own.json"], "folder that exists"),
                                                 ([TARGET, "speed=2"], "speed")])
 def test_own_method_that_can_not_be_made_exits_2(given: list[str], message: str,

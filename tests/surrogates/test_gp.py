@@ -43,6 +43,12 @@ def test_a_failed_fit_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
         fit_gp(*data())
 
 
+@pytest.mark.parametrize(("n", "columns"), [(8, 1), (10, 2)])
+def test_targets_of_another_shape_are_told(n: int, columns: int) -> None:
+    with pytest.raises(SurrogateError, match=rf"train_Y must have the shape 10 x 1; got \({n}, {columns}\)"):
+        fit_gp(data(10)[0], torch.ones(n, columns, dtype=torch.float64))
+
+
 def test_pending_points_keep_the_mean_and_lower_the_variance() -> None:
     model = fit_gp(*data(30))
     new = data(40)[0][30:]
