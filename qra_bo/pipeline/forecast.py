@@ -37,8 +37,8 @@ START_SECONDS, LEVEL_SECONDS = 10.0, 7e-8
 """Seconds of imports, model, text and exports of the smallest model, its untuned loss apart, and core seconds in which
 GPTQ chooses a weight's level. Measured on a CPU."""
 FINAL_PART = "final fine-tune"
-FEW, MOST_EPOCHS = LEAST_APART, 10
-"""Steps of a final fine-tune below which it is called too short, and most epochs that are advised."""
+FEW, FEW_EPOCHS, MOST_EPOCHS = LEAST_APART, 3, 10
+"""Steps of a final fine-tune below which it is called too short; epochs beyond which steps get smaller; most epochs."""
 OF_A_PLAN = ("task", "gpu", "memory.format", "out", "resume")
 """Keys that a run after a plan does without."""
 
@@ -158,13 +158,13 @@ def recommended(setting: Setting, region: str | None) -> str | None:
 
 def more_steps(setting: Setting) -> tuple[dict[str, str], str]:
     """Return the keys and values that give a final fine-tune of few steps more, and a sentence; neither where it needs
-    none. Steps get smaller where repeats of the text are not enough."""
+    none. Steps get smaller where a few repeats of the text are not enough."""
     final, train, sequences = setting.config.final, setting.config.train, setting.sequences
     steps = final_steps(setting.config, sequences)
     if not sequences or final.steps is not None or steps is None or steps >= min(FEW, final.max_steps or FEW):
         return {}, ""
-    most = max(MOST_EPOCHS, final.epochs)
-    accumulate = max(1, min(train.accumulate, int(most * sequences / (FEW * train.batch))))
+    few, most = max(FEW_EPOCHS, final.epochs), max(MOST_EPOCHS, final.epochs)  # repeats are learned by heart
+    accumulate = max(1, min(train.accumulate, int(few * sequences / (FEW * train.batch))))
     epochs = min(most, math.ceil(FEW * train.batch * accumulate / sequences))
     changes = {key: f"{value:g}" for key, value, now in (
         ("final.epochs", epochs, final.epochs), ("train.accumulate", accumulate, train.accumulate)) if value != now}

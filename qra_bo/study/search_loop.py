@@ -167,8 +167,8 @@ class SearchLoop:
     def _planned(self, name: str, proposal: Proposal) -> PlannedTrial:
         """Return the trial of a proposal that keeps the searcher's contract."""
         if wrong := self._broken(proposal):
-            raise SearcherError(f"{name} proposed {proposal.allocation.to_json()} at fidelity {proposal.fidelity.value}; "
-                                f"it {wrong}: a bug of the search method")
+            raise SearcherError(f"{name} proposed {proposal.allocation.to_json()} ({proposal.fidelity.value} fidelity):"
+                                f" it {wrong}; a bug of the search method")
         planned = self.run.plan(proposal.allocation, proposal.stage, proposal.fidelity)
         self._known.add(planned.spec.key)
         return planned

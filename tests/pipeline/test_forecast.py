@@ -139,7 +139,8 @@ def test_a_search_is_recommended_where_it_costs_no_more_than_the_training(words:
 @pytest.mark.parametrize(("words", "sequences", "epochs", "accumulate"), [
     ([], 10.0, "10", None), ([], 50.0, "2", None), ([], 4000.0, None, None), (["final.steps=3"], 10.0, None, None),
     (["final.max_steps=2"], 90.0, None, None), (["final.epochs=5"], 20.0, None, None), ([], None, None, None),
-    (["train.accumulate=16"], 40.0, "10", "4"), (["train.accumulate=16"], 1.0, "10", "1"),
+    (["train.accumulate=16"], 40.0, "3", "1"), (["train.accumulate=16"], 1.0, "10", "1"),
+    (["train.accumulate=16", "train.batch=1"], 33.0, "3", "3"),
     (["final.epochs=30"], 2.0, None, None)])
 def test_a_final_fine_tune_of_few_steps_gets_more(words: list[str], sequences: float | None, epochs: str | None,
                                                   accumulate: str | None) -> None:
