@@ -114,11 +114,11 @@ def check(words: list[str], there: Path) -> None:
         run_or_compose(words[3:], there)
     elif words[:3] == ["python", "-m", "qra_bo.runs"]:
         given = build_parser().parse_args(words[3:])
-        for folder in [*getattr(given, "folders", []), *([given.folder] if given.command == "show" else [])]:
+        for folder in [*getattr(given, "folders", []), *([given.folder] if words[3] == "show" else [])]:
             if not folder.exists():
                 write_run(there / folder, make_events())
         # The journal of a finished run is here, its model is not.
-        assert runs(words[3:]) == (2 if given.command == "chat" else 0)
+        assert runs(words[3:]) == (2 if words[3] == "chat" else 0)
     elif words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]) is not None, words
     elif words[:2] == ["pip", "install"]:
