@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         command.add_argument("folder", type=Path)
         command.set_defaults(run=run)
-    command.add_argument("--system", default="", metavar="TEXT", help="system message of the conversation")
+    commands.choices["chat"].add_argument("--system", default="", metavar="TEXT", help="system message of the talk")
     return parser
 
 

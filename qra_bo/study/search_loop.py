@@ -151,7 +151,7 @@ class SearchLoop:
         return True
 
     def _broken(self, proposal: Proposal) -> str:
-        """Return what of the searcher's contract a proposal breaks; empty where nothing."""
+        """Return what of the searcher's contract a proposal breaks by itself; empty where nothing."""
         run, a, rules = self.run, proposal.allocation, self._headroom.rules
         if not run.setting.space.contains(a):
             return "is off the ladders"
@@ -161,17 +161,17 @@ class SearchLoop:
             return f"has the stage {proposal.stage!r}, a stage of the engine"
         if proposal.fidelity is Fidelity.LOW and run.config.fidelity.low is None:
             return "is at a fidelity that is off"
-        again = run.plan(a, proposal.stage, proposal.fidelity).spec.key in self._known
-        return "had been proposed or been told of before" if again else ""
+        return ""
 
     def _planned(self, name: str, proposal: Proposal) -> PlannedTrial:
         """Return the trial of a proposal that keeps the searcher's contract."""
-        if wrong := self._broken(proposal):
-            raise SearcherError(f"{name} proposed {proposal.allocation.to_json()} ({proposal.fidelity.value} fidelity):"
-                                f" it {wrong}; a bug of the search method")
-        planned = self.run.plan(proposal.allocation, proposal.stage, proposal.fidelity)
-        self._known.add(planned.spec.key)
-        return planned
+        if not (wrong := self._broken(proposal)):
+            planned = self.run.plan(proposal.allocation, proposal.stage, proposal.fidelity)
+            if planned.spec.key not in self._known:
+                self._known.add(planned.spec.key)
+                return planned
+        raise SearcherError(f"{name} proposed {proposal.allocation.to_json()} ({proposal.fidelity.value} fidelity):"
+                            f" it {wrong or 'had been proposed or been told of before'}; a bug of the search method")
 
     def _next(self) -> Trial | None:
         """Return the next trial to tell: the journal's, or the next that ends; ``None`` where the search ends.
