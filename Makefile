@@ -25,7 +25,7 @@ PINS_SUITE := tests/config tests/space tests/memory/test_model.py tests/memory/t
 EFFORT ?= instant
 ifeq ($(EFFORT),instant)
 DEMO := bits=[3,4] quantizer.formats.3=[int3-g64] quantizer.tokens=2048 data.calibration=2 profiling=gradients \
-  fidelity.low=8 eval.sequences=16 effort.references=true calibrate.lr_scales=[1.0]
+  fidelity.low=4 eval.sequences=16 export.check=false calibrate.lr_scales=[1.0]
 endif
 
 # Parts of first-gpu-hour, each in a process of its own.

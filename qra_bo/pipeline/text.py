@@ -2,16 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qra_bo.config import RunConfig
 from qra_bo.finetune.data.conversations import Conversation
-from qra_bo.finetune.data.load import load_data, read_data, render
+from qra_bo.finetune.data.load import load_data, read_data, render, split_data
 from qra_bo.finetune.data.options import HubData, PlaysData, UserData
 from qra_bo.finetune.data.packing import assemble
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
-from qra_bo.finetune.data.records import BlockFacts, Record, split_records
+from qra_bo.finetune.data.records import BlockFacts, Record
 from qra_bo.report.tables import print_data, progress_console
 from qra_bo.study.provenance import changes
 from qra_bo.study.state import Study
@@ -24,8 +24,8 @@ SAMPLE = 5000
 
 @dataclass(frozen=True, slots=True)
 class TextSize:
-    """Size of a run's text before anything is trained: its name, records of all splits without ``repeated`` ones, those
-    of the training split, its tokens without padding, and the sequences of ``train.length`` that it is packed into.
+    """Size of a run's text before anything is trained: its name, records of all splits, those ``left_out`` by reason,
+    those of the training split, its tokens without padding, and its sequences of ``train.length``.
 
     ``facts`` are those of the records that a tokenizer counted, ``None`` without one; ``basis`` says what the number of
     tokens stands on.
@@ -33,7 +33,7 @@ class TextSize:
 
     source: str
     records: int
-    repeated: int
+    left_out: Mapping[str, int]
     training_records: int
     training_tokens: int
     sequences: float
@@ -108,11 +108,9 @@ def text_size(config: RunConfig) -> TextSize | None:
         return None
     splits: tuple[Sequence[Record | Conversation], ...]
     if isinstance(cfg, PlaysData):
-        source, splits = f"the plays of {PACKAGE} {VERSION}", play_records()
-        read = sum(map(len, splits))
+        source, splits, left_out = f"the plays of {PACKAGE} {VERSION}", play_records(), Counter[str]()
     else:
-        source, found = str(getattr(cfg, "path", None) or cfg.name), read_data(cfg)[0]
-        splits, read = split_records(found, cfg.held_out, 0, source), len(found)
+        source, splits, left_out = split_data(cfg)
     train, records = splits[0], sum(map(len, splits))
     # To a model of bytes every one is a token.
     per_token, basis = (1.0, "estimated at a token a byte") if config.model["source"] == "random" else \
@@ -127,9 +125,8 @@ def text_size(config: RunConfig) -> TextSize | None:
         else:
             samples = [render(split[:SAMPLE], cfg.render, tokenizer) for split in splits]  # they are shuffled
             blocks = assemble(tokenizer, samples, length, 1, 0, source, config.train.isolated).train
-            times = len(train) / len(samples[0])
-            facts, sequences = blocks.facts, times * len(blocks)
-            tokens = times * facts.used_tokens
+            facts, times = blocks.facts, len(train) / len(samples[0])
+            sequences, tokens = times * len(blocks), times * facts.used_tokens
             basis = "counted by the model's tokenizer" if times == 1 else \
                 f"estimated from {len(samples[0]):,} of them that the model's tokenizer counted"
-    return TextSize(source, records, read - records, len(train), round(tokens), sequences, facts, basis)
+    return TextSize(source, records, left_out, len(train), round(tokens), sequences, facts, basis)

@@ -105,8 +105,6 @@ def print_data(console: Console, data: DataSplits) -> None:
     print_line(console, f"  {facts.told_cut(train.input_ids.shape[1]) or 'no record is cut'}")
     for reason, n in data.left_out.items():
         print_line(console, f"  left out, because {reason}: {n:,}")
-    if data.repeated:
-        print_line(console, f"  left out as repeats of an earlier record: {data.repeated:,}")
     if data.render == "chat":
         print_line(console, "  instructions are rendered by the model's chat template; data.render=plain: as text")
     if not data.example:

@@ -53,7 +53,7 @@ def health(study: Study) -> list[Card]:
     """Return the cards that the numbers of a run answer; before its end most are not measured."""
     return [Card("surrogate", "Surrogate predictive?", *_surrogate(study)),
             Card("memory", "Memory as predicted?", *_memory(study)),
-            Card("length", "Trained long enough?", *_length(study))]
+            Card("length", "Had its loss settled?", *_length(study))]
 
 
 def _surrogate(study: Study) -> Answered:

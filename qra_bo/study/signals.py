@@ -19,8 +19,8 @@ class RunInterrupted(KeyboardInterrupt):
 
     def __init__(self, signum: int, folder: Path | None = None, key: str = "out") -> None:
         self.signum, self.exit_status = signum, 128 + signum
-        where = "" if folder is None else f" with {key}={folder}"
-        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again{where} to go on")
+        where = "" if folder is None else f" with {key}={folder} to go on"
+        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again{where}")
 
 
 class Interrupts:

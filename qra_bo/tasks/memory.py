@@ -199,8 +199,8 @@ def _text(config: RunConfig, text: TextSize | None) -> list[str]:
     if text is None:
         return []
     size = f"{text.training_tokens:,}" if text.basis.startswith("counted") else f"about {text.training_tokens:,}"
-    repeats = f" (left out as repeats: {text.repeated:,})" if text.repeated else ""
-    lines = [f"Text: {text.source}: {text.records:,} records{repeats}, {text.training_records:,} of them for training; "
+    left = "".join(f" (left out, because {reason}: {n:,})" for reason, n in text.left_out.items())
+    lines = [f"Text: {text.source}: {text.records:,} records{left}, {text.training_records:,} of them for training; "
              f"{size} training tokens ({text.basis}), in about {text.sequences:,.0f} sequences"]
     if text.facts is not None and (cut := text.facts.told_cut(config.train.length)):
         refused = ": a run refuses that until train.length or data.max_cut is raised"

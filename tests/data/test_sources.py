@@ -94,11 +94,12 @@ def test_malformed_files_name_the_line(tmp_path: Path, lines: list[Any], message
 
 def test_records_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = [{"instruction": str(i), "input": "", "output": "" if i % 4 == 0 else "b"} for i in range(20)]
-    fields = config("jsonl", path=write(tmp_path, *rows))  # as 28 records of Alpaca are
+    fields = config("jsonl", path=write(tmp_path, *rows, rows[1], rows[2]))  # as 28 records of Alpaca are
     records, left_out = read_data(fields)
-    assert (len(records), left_out) == (15, {"their target text is empty": 5})
+    assert (len(records), left_out) == (17, {"their target text is empty": 5})
     data = load_data(fields, byte_tokenizer(), 256)
-    assert "5 records of" in data_notes(fields, data)[0]
+    assert data.left_out == {"their target text is empty": 5, "they repeat an earlier one": 2}
+    assert [note.partition(" records of ")[0] for note in data_notes(fields, data)[:2]] == ["5", "2"]
     shown = io.StringIO()
     print_data(Console(width=200, file=shown), data)
     assert "left out, because their target text is empty: 5" in shown.getvalue()

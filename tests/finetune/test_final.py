@@ -91,6 +91,7 @@ def test_progress_has_the_mean_loss_of_ten_steps_and_the_latest_validation(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses: list[float] = []
     told: list[list[float]] = []
+    said: list[str] = []
 
     def recorded(*args: Any) -> tuple[float, int]:
         found = train_step(*args)
@@ -99,11 +100,12 @@ def test_progress_has_the_mean_loss_of_ten_steps_and_the_latest_validation(
 
     monkeypatch.setattr("qra_bo.finetune.oracle.train_step", recorded)
     found = finalise(tmp_path / "run", progress=lambda what, at, total: told.append(
-        [float(n) for n in re.findall(r"\d+\.\d+", what)]) if activity(what) == TRAINING else None)
+        [float(n) for n in re.findall(r"\d+\.\d+", what)]) if activity(what) == TRAINING else said.append(what))
     assert [t[0] for t in told] == pytest.approx([np.mean(losses[max(0, n - 10):n]) for n in range(1, 13)], abs=1e-4)
     assert losses[-1] < losses[0]
     assert found["training"] == [[step, loss] for step, loss in enumerate(losses, 1)]
     assert [t[1:] for t in told] == [[]] * 2 + [[loss] for loss in (5.4, 5.2, 5.0, 5.2, 5.4) for _ in range(2)]
+    assert said[-1] == "test (validation loss 5.6000 after 12 steps)"
 
 
 @pytest.mark.parametrize(("dies_at", "patience"), [(3, None), (8, 2), (12, None)])
@@ -117,7 +119,7 @@ def test_a_killed_final_fine_tune_continues_to_the_same_result(dies_at: int, pat
             finalise(killed, make(killed, checkpoint_seconds=0.0), patience=patience)
     done: list[int] = []
     again = finalise(killed, make(killed), lambda what, at, total: done.append(at), patience=patience)
-    assert done == list(range(dies_at, whole["steps"] + 1))
+    assert done == [*range(dies_at, whole["steps"] + 1), 0]  # the test comes last
     assert again == whole
     assert same(adapter(killed), adapter(tmp_path / "whole"))
     finished = finalise(killed, make(killed), patience=patience)  # and the journal's line was lost

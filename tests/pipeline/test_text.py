@@ -35,6 +35,7 @@ def test_a_text_is_counted_by_the_models_tokenizer(file: Path) -> None:
         10, 8, "counted by the model's tokenizer", str(file))
     assert size.training_tokens == prepared.train.facts.used_tokens
     assert size.sequences == len(prepared.train)
+    assert size.left_out == prepared.left_out
 
 
 def test_a_large_text_is_counted_by_a_sample(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ MOST_CHARACTERS = 10**7
 """Characters of a record, a hundred novels or so: a tokenizer takes some 200 bytes for each."""
 MOST_NAMED = 5
 """Problems of a source's records that are named."""
-FALSE_LABEL, EMPTY_TARGET = "their label is false", "their target text is empty"
+FALSE_LABEL, EMPTY_TARGET, REPEATED = "their label is false", "their target text is empty", "they repeat an earlier one"
 """Reasons for which records are left out."""
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from qra_bo.finetune.data.conversations import Conversation
-from qra_bo.finetune.data.jsonl import read_rows, records_of
-from qra_bo.finetune.data.options import DataConfig, HubData, PlaysData, TinyData, UserData
+from qra_bo.finetune.data.jsonl import REPEATED, read_rows, records_of
+from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData, UserData
 from qra_bo.finetune.data.packing import assemble, pack
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.finetune.data.records import NO_LOSS, DataSplits, Record, named_rng, split_records
@@ -56,6 +56,15 @@ def read_data(cfg: DataConfig, seed: int = 0) -> tuple[list[Record | Conversatio
     return records_of(rows, cfg.max_records, str(cfg.path), cfg.chat == "last")
 
 
+def split_data(cfg: TinyData | JsonlData | HubData, seed: int = 0,
+               read: tuple[list[Record | Conversation], Counter[str]] | None = None) \
+        -> tuple[str, tuple[list[Record | Conversation], ...], Counter[str]]:
+    """Return a data set's name and splits, and how many records were left out, by reason: as in ``load_data``."""
+    source, (records, left_out) = str(getattr(cfg, "path", None) or cfg.name), read or read_data(cfg, seed)
+    splits = split_records(records, cfg.held_out, seed, source)
+    return source, splits, left_out + Counter({REPEATED: len(records) - sum(map(len, splits))})
+
+
 def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, isolate: bool = False,
               read: tuple[list[Record | Conversation], Counter[str]] | None = None) -> DataSplits:
     """Read, split, tokenise and pack into sequences of ``length`` tokens; ``isolate``: see ``packing.pack``.
@@ -69,9 +78,7 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, 
     if isinstance(data_cfg, PlaysData):
         return assemble(tokenizer, play_records(), length, data_cfg.calibration, seed, f"plays of {PACKAGE} {VERSION}",
                         isolate)
-    source = str(getattr(data_cfg, "path", None) or data_cfg.name)
-    records, left_out = read or read_data(data_cfg, seed)
-    splits = split_records(records, data_cfg.held_out, seed, source)
+    source, splits, left_out = split_data(data_cfg, seed, read)
     if not isinstance(data_cfg, UserData):
         return assemble(tokenizer, splits, length, data_cfg.calibration, seed, source, isolate)
     rendered = [render(split, data_cfg.render, tokenizer) for split in splits]
@@ -84,8 +91,7 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, 
     before, after = (sum(isinstance(r, Record) and bool(r.asked) for part in parts for r in part)
                      for parts in (splits, rendered))
     how = "chat" if after < before else "plain" if before else ""
-    return replace(data, example=_example(tokenizer, rendered[0][0], length), left_out=left_out, render=how,
-                   repeated=len(records) - sum(map(len, splits)))
+    return replace(data, example=_example(tokenizer, rendered[0][0], length), left_out=left_out, render=how)
 
 
 def render(records: Sequence[Record | Conversation], how: str, tokenizer: Any) -> list[Record | Conversation]:
@@ -127,8 +133,6 @@ def data_notes(data_cfg: DataConfig, data: DataSplits) -> list[str]:
     if not isinstance(data_cfg, UserData):
         return []
     notes = [f"{n:,} records of {data.source} are left out, because {reason}" for reason, n in data.left_out.items()]
-    if data.repeated:
-        notes.append(f"repeats of an earlier record in {data.source} that are left out: {data.repeated:,}")
     if data.plain_template:
         notes.append("the tokenizer has no chat template, so turns stand as 'User: ...' and 'Assistant: ...', a line "
                      "each; ask the model in this form")

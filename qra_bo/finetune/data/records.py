@@ -141,7 +141,6 @@ class DataSplits:
         source: Name of the source.
         example: A training record as the model sees it: its parts, and whether a loss is taken on each.
         left_out: Number of records that were left out, by reason.
-        repeated: Records that equal an earlier one, and count once with it.
         chats: Whether the model sees conversations.
         plain_template: Whether these stand in a plain template, as the tokenizer has none.
         render: ``"chat"`` where instructions, questions and prompts were rendered as chats, ``"plain"`` where not, and
@@ -156,7 +155,6 @@ class DataSplits:
     source: str
     example: tuple[tuple[str, bool], ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
-    repeated: int = 0
     chats: bool = False
     plain_template: bool = False
     render: str = ""
