@@ -8,11 +8,12 @@ options. A search has 40 full-trial equivalents, of which the profile and the un
 method in an arena (a text, an emulator and a budget). Its regrets are of the searches' ends: 1 is the best uniform
 choice that fits and 0 the best allocation known; above 1, nothing better than the baselines was found, which are
 evaluated once and with noise. The spread is the least and the largest regret of the row's seeds: so few give no 95 %
-interval that means anything. Published methods have the same seeds, from bench/results/search.json. "refused" is how
-many proposals of a search the emulator refused as too far from its table: the mean over the row's searches, of a
-published method over all of its ten. ``--out`` has the rows with the regret of every seed; of one's own methods also
-refusals and the trace, pairs of cost (full-trial equivalents) and the incumbent's regret, of published ones the median
-``curve`` at ``costs``.
+interval that means anything. Differences to the published methods, on the same seeds and arenas, come last: their
+interval is over arenas (of one arena, over seeds). Published methods have the same seeds, from
+bench/results/search.json. "refused" is how many proposals of a search the emulator refused as too far from its table:
+the mean over the row's searches, of a published method over all of its ten. ``--out`` has the rows with the regret of
+every seed; of one's own methods also refusals and the trace, pairs of cost (full-trial equivalents) and the incumbent's
+regret, of published ones the median ``curve`` at ``costs``.
 """
 
 import argparse
@@ -38,7 +39,9 @@ from qra_bo.config import load_config
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.sensitivity.profile import typical_profile
+from qra_bo.study.intervals import paired_interval
 from qra_bo.utils.errors import ConfigError, UserError
+from qra_bo.utils.formatting import signed
 
 BESIDE = {plain(name): name for name in ("random", "NSGA-II", "TuRBO", "bits by believed sensitivity, then ranks",
                                          "qra_bo")}
@@ -106,7 +109,23 @@ def compare(methods: Mapping[str, Mapping[str, Any]], places: Iterable[Arena], s
         rows += here
         if out is not None:
             out.write_text(json.dumps({"equivalents": EQUIVALENTS, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(*differences(rows, [name for name in methods if name not in failed], seeds), sep="\n")
     return failed
+
+
+def differences(rows: Sequence[Row], names: Sequence[str], seeds: int) -> Iterator[str]:
+    """Yield a line for every one of one's own methods beside a published one: the mean difference of their regrets in
+    all arenas, with a 95 % interval where there are two arenas or seeds."""
+    found: dict[str, list[list[float]]] = {}
+    for row in rows:
+        found.setdefault(row["method"], []).append([row["regrets"][str(seed)] for seed in range(seeds)])
+    for name, other in itertools.product(names, BESIDE):
+        less = np.subtract(found[name], found[other])
+        values = less.mean(axis=1) if len(less) > 1 else less[0]
+        over = f"{len(less)} arenas" if len(less) > 1 else f"{seeds} seeds"
+        between = paired_interval(values.tolist()) if len(values) > 1 else None
+        shown = "" if between is None else f" (95 % over {over}: {signed(between.low, 2)} to {signed(between.high, 2)})"
+        yield f"{name} less {other}: {signed(float(values.mean()), 2)}{shown}"
 
 
 def rows_of(arena: Arena, methods: Mapping[str, Mapping[str, Any]], seeds: int,

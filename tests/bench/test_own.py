@@ -11,7 +11,9 @@ from bench.search import own
 from bench.search.methods import EQUIVALENTS, Entry
 from bench.search.play import make_arena, play
 from qra_bo.searchers.base import SearchProblem
+from qra_bo.study.intervals import paired_interval
 from qra_bo.trials import Fidelity, Proposal, Trial
+from qra_bo.utils.formatting import signed
 from tests.bench.tables import make_table, predict
 from tests.spaces import make_space
 
@@ -69,6 +71,18 @@ def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch
     run = play(arena, Entry("", "", "peer", {"_target_": TARGET, "changes": 1}), 0, EQUIVALENTS)
     assert kept[0]["regrets"] == {"0": pytest.approx((run["trace"][-1][1] - 3.0) / 2.0)}
     assert [row["regrets"]["0"] for row in kept[1:]] == pytest.approx([0.1 * i for i in range(len(own.BESIDE))])
+
+
+def test_differences_are_paired_over_arenas_and_of_one_arena_over_seeds() -> None:
+    others = [{"method": name, "regrets": {"0": 0.0, "1": 0.5}} for name in own.BESIDE for _ in range(2)]
+    mine = [{"method": "mine", "regrets": {"0": 0.5, "1": 1.0}}, {"method": "mine", "regrets": {"0": 0.25, "1": 0.5}}]
+    between = paired_interval([0.5, 0.125])
+    assert next(own.differences([*mine, *others], ["mine"], 2)) == (
+        f"mine less {next(iter(own.BESIDE))}: +0.31 (95 % over 2 arenas: {signed(between.low, 2)} to "
+        f"{signed(between.high, 2)})")
+    assert len([*own.differences([*mine, *others], ["mine"], 2)]) == len(own.BESIDE)
+    assert "(95 % over 2 seeds: +0.50 to +0.50)" in next(own.differences([mine[0], *others[::2]], ["mine"], 2))
+    assert next(own.differences([mine[0], *others[::2]], ["mine"], 1)).endswith(": +0.50")
 
 
 @pytest.mark.parametrize(("given", "message"), [(["no.such.Searcher"], "can't be imported"),
