@@ -112,8 +112,7 @@ def _fewest_seeds(run: TrialRunner) -> int:
 def _is_confirmed(run: TrialRunner) -> bool:
     """Whether the last confirmation is as long, and on as many seeds, as this effort asks for.
 
-    It is of the present candidate: another trial of the search makes it outdated. Trials of damaged lines are done
-    again.
+    Another trial of the search makes it outdated, and trials of damaged lines are done again.
     """
     c = run.study.confirmation
     if c is None or c.steps < run.study.confirmation_steps or run.journal.content.damaged:
@@ -156,9 +155,9 @@ def _compared(losses: Mapping[Allocation, Sequence[Trial]], candidate: Allocatio
     both = [] if candidate == reference else list(zip(losses[candidate], losses[reference], strict=True))
     failed, pairs = any(r.ok and not c.ok for c, r in both), [(c, r) for c, r in both if c.ok and r.ok]
     if len(pairs) < 2:
-        return Compared(0.0, 0.0, 0.0, (), (), (), False), failed
+        return Compared(0.0, 0.0, 0.0, (), (), (), False, level), failed
     ours, theirs = ([e.result.sequence_losses for e in side] for side in zip(*pairs, strict=True))
     interval, over_text = interval_of([loss_of(c) - loss_of(r) for c, r in pairs], ours, theirs, level)
     return Compared(**asdict(interval), train_seeds=tuple(c.spec.train_seed for c, _ in pairs), over_text=over_text,
-                    candidate_losses=tuple(loss_of(c) for c, _ in pairs),
+                    level=level, candidate_losses=tuple(loss_of(c) for c, _ in pairs),
                     reference_losses=tuple(loss_of(r) for _, r in pairs)), failed

@@ -182,12 +182,13 @@ class Choice:
 @checked(frozen=True, slots=True)
 class Compared(Interval):
     """Test losses of two allocations on unseen training seeds that gave both (nats), with the interval of candidate -
-    reference: over other held-out text of the kind too, or seeds alone."""
+    reference, of coverage ``level``: over other held-out text of the kind too, or seeds alone."""
 
     train_seeds: tuple[int, ...]
     candidate_losses: Losses
     reference_losses: Losses
     over_text: bool
+    level: float
 
     @property
     def differences(self) -> Losses:

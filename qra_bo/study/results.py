@@ -145,8 +145,7 @@ def _loss(study: Study, point: Trial | None) -> dict[str, Any]:
 
 
 def _prediction(study: Study) -> dict[str, Any] | None:
-    """Return the predicted difference to the best uniform baseline; ``None`` for its numbers where there is no such
-    baseline, or another allocation is delivered."""
+    """Return the predicted difference to the best uniform baseline; without numbers where another is delivered."""
     p = study.prediction
     if p is None:
         return None
@@ -170,7 +169,7 @@ def _versus(study: Study, side: str) -> dict[str, Any] | None:
     if known is None or (winner != other and not known.train_seeds):
         return None  # it was trained on no two seeds beside the other
     return {**{k: getattr(known, k) if winner != other else 0.0 for k in ("mean", "low", "high")},
-            "train_seeds": len(known.train_seeds), "steps": c.steps, "over_text": known.over_text}
+            "train_seeds": len(known.train_seeds), "steps": c.steps, "over_text": known.over_text, "level": known.level}
 
 
 def _objective(study: Study) -> dict[str, Any]:

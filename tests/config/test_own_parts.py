@@ -53,7 +53,7 @@ def test_own_method_can_not_have_the_name_of_another(given: list[str]) -> None:
 def test_own_class_alone_takes_no_options_of_the_default(more: dict[str, Any]) -> None:
     given = [f"method.{key}={'null' if value is None else value}" for key, value in more.items()]
     method = load_config(["+model=tiny", "method._target_=mine.Swap", *given]).method
-    assert (method.name, method.target) == ("own", {"_target_": "mine.Swap", **more})
+    assert (method.name, method.target) == ("Swap", {"_target_": "mine.Swap", **more})
 
 
 def test_stored_configuration_imports_no_target() -> None:

@@ -177,7 +177,7 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
         "mean": float(differences.mean()),
         "low": float(differences.mean() - half), "high": float(differences.mean() + half),
         "winner_kind": "mixed" if wins else "uniform", "candidate_failed": False, "steps": 64,
-        "ahead": 0.0, "ahead_sd": 0.0, "over_text": False})
+        "ahead": 0.0, "ahead_sd": 0.0, "over_text": False, "level": 0.95})
     chosen = best if wins else reference
     s.add("measured", {"allocation": chosen.to_json(), "predicted_bytes": predicted(chosen),
                        "measured_bytes": predicted(chosen) - 1_100_000, "scope": "peak", "fits": True, "peaks": {}})

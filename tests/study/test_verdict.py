@@ -24,7 +24,7 @@ def changed(kind: str, lines: Lines = WON, **fields: Any) -> Lines:
 
 def seeds(n: int, difference: float) -> dict[str, Any]:
     return {"train_seeds": list(range(n)), "candidate_losses": [4.0 + difference] * n, "reference_losses": [4.0] * n,
-            "mean": difference, "low": difference - .01, "high": difference + .01, "over_text": False}
+            "mean": difference, "low": difference - .01, "high": difference + .01, "over_text": False, "level": 0.95}
 
 
 def against_fractional(lines: Lines) -> Lines:
