@@ -29,7 +29,7 @@ class Entry:
         name: Of the row.
         method: Name among the search methods.
         kind: ``"qra_bo"``, ``"peer"``, ``"informed"`` (a peer with our measure of sensitivity), ``"published"``,
-            ``"ablation"`` or ``"transfer"``.
+            ``"ablation"``, ``"transfer"``, or ``"own"``: of one's own, which is told of ranks off the ladder too.
         options: Of the method; none means its defaults.
         note: What differs from a method's own defaults.
         recommended: Whether the incumbent is what the method recommends, if it does; else the least loss seen.

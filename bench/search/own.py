@@ -10,10 +10,10 @@ choice that fits and 0 the best allocation known; above 1, nothing better than t
 evaluated once and with noise. The spread is the least and the largest regret of the row's seeds: so few give no 95 %
 interval that means anything. Differences to the published methods, on the same seeds and arenas, come last: their
 interval is over arenas (of one arena, over seeds). Published methods have the same seeds, from
-bench/results/search.json. "refused" is how many proposals of a search the emulator refused as too far from its table:
-the mean over the row's searches, of a published method over all of its ten. ``--out`` has the rows with the regret of
-every seed; of one's own methods also refusals and the trace, pairs of cost (full-trial equivalents) and the incumbent's
-regret, of published ones the median ``curve`` at ``costs``.
+bench/results/search.json. "refused" is how many proposals of a search were over the budget, or too far from the table
+for its emulator: the mean over the row's searches, of a published method over all of its own. ``--out`` has the rows
+with the regret of every seed; of one's own methods also refusals and the trace, pairs of cost (full-trial equivalents)
+and the incumbent's regret, of published ones the median ``curve`` at ``costs``.
 """
 
 import argparse
@@ -43,8 +43,8 @@ from qra_bo.study.intervals import paired_interval
 from qra_bo.utils.errors import ConfigError, UserError
 from qra_bo.utils.formatting import signed
 
-BESIDE = {plain(name): name for name in ("random", "NSGA-II", "TuRBO", "bits by believed sensitivity, then ranks",
-                                         "qra_bo")}
+BESIDE = {plain(name): name for name in ("random", "NSGA-II", "TuRBO", "blind mix", "sequential bits, then ranks",
+                                         "bits by believed sensitivity, then ranks", "qra_bo")}
 """Published methods by their titles in the documentation."""
 
 
@@ -156,7 +156,7 @@ def _played(arena: Arena, name: str, options: Mapping[str, Any], seeds: int, bes
     traces, refusals = dict[str, list[list[float]]](), dict[str, int]()
     for seed in range(seeds):
         _say(f"{arena.name}: {name}, search {seed + 1} of {seeds}")
-        run = play(arena, Entry(name, "", "peer", options), seed, EQUIVALENTS)
+        run = play(arena, Entry(name, "", "own", options), seed, EQUIVALENTS)
         traces[str(seed)] = [[cost, (loss - best) / (uniform - best)] for cost, loss in run["trace"]]
         refusals[str(seed)] = run["refused"]
         if run["broken"]:

@@ -130,8 +130,7 @@ def within_average(space: SearchSpace, most_bits: float | None) -> list[StorageF
 
 
 def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, budget: int) -> int:
-    """Return the largest integer rank that fits with ``fmt`` on every unit, of at most the largest of the space; 0
-    where none does.
+    """Return the largest integer rank that fits with ``fmt`` on every unit, at most the largest of the space, else 0.
 
     Bytes grow with the rank but where optimiser states shrink, so that each run of ranks between is bisected alone.
     """
@@ -154,8 +153,7 @@ def smallest_side(space: SearchSpace) -> int:
 
 
 def _most(fits: Callable[[int], bool], most: int, least: int = 0) -> int:
-    """Return the largest integer above ``least``, and of at most ``most``, that fits, by bisection; ``least`` where
-    none does."""
+    """Return the largest integer above ``least``, and of at most ``most``, that fits, by bisection; else ``least``."""
     return least + bisect_left(range(least + 1, most + 1), True, key=lambda n: not fits(n))
 
 

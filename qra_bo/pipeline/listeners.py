@@ -61,8 +61,7 @@ def listeners_of(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[Liv
 
 
 class OwnListener:
-    """Guard of the listener that ``logger._target_`` names: its first failure is logged, after which it gets no further
-    event.
+    """Guard of the listener that ``logger._target_`` names: its first failure is logged, and ends it.
 
     It is any callable that takes one journal event, a mapping with the key ``event``, and is made with the keyword
     ``folder``, which exists from the first event on, and the other keys of ``logger``. A resumed run gives all its

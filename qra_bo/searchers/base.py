@@ -105,8 +105,7 @@ class SelfChecking(Protocol):
         """Return every observation as the surrogate predicts it from the others; ``None`` with too few of them.
 
         Keys: ``observed``, ``predicted`` and ``sd`` (lists of ``n``, in nats), and over these ``n``, ``spearman``,
-        ``spearman_good`` (among the better half; both ``None`` where undefined), ``nll`` (nats), ``coverage_50`` and
-        ``coverage_90``.
+        ``spearman_good`` (of the better half; ``None`` where undefined), ``nll`` (nats), ``coverage_50`` and ``_90``.
         """
 
 
@@ -124,7 +123,8 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
     except TypeError as error:
         raise ConfigError(f"method: {config['_target_']} can't be called with the given options: {error}") from error
     if not isinstance(searcher := made(problem), Searcher):
-        raise ConfigError(f"method: {config['_target_']} must have name, ask and tell, like qra_bo.searchers.Searcher")
+        raise ConfigError(f"method: {config['_target_']} must have name, ask and tell; it lacks " + ", ".join(
+            name for name in ("name", "ask", "tell") if not hasattr(searcher, name)))
     return searcher
 
 

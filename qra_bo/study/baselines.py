@@ -79,8 +79,7 @@ def _promising(choices: Sequence[Allocation], problem: SearchProblem, rates: Rat
 
 
 def in_turn(uniforms: Sequence[Allocation], fractional: Sequence[Allocation]) -> list[Allocation]:
-    """Return the baselines of a run in order: a uniform and a fractional choice in turn, no more of these than of
-    those."""
+    """Return the baselines of a run in order: a uniform and a fractional choice in turn, the latter no more."""
     pairs = itertools.zip_longest(uniforms, fractional[:len(uniforms)])
     return [a for pair in pairs for a in pair if a is not None]
 
@@ -155,7 +154,7 @@ def next_rate(tried: Mapping[float, float], most: int,
     """Return the learning rate to try after ``tried`` (loss by rate, infinite where there was none): beyond the end at
     which the best one is, in the ratio of the two there.
 
-    ``None`` where worse ones lie on both sides of it, ``most`` are tried, or it gains less than ``noise`` on the rate
+    ``None`` where worse ones lie on both sides of it, ``most`` are tried, or it gains ``noise`` or less on the rate
     beside it: near their optimum losses are convex in the rate's logarithm, so that a further one gains no more.
     """
     rates = sorted(tried)
@@ -163,15 +162,14 @@ def next_rate(tried: Mapping[float, float], most: int,
     if len(rates) >= most or len(rates) < 2 or rates[0] < best < rates[-1]:
         return None
     beside = rates[1] if best == rates[0] else rates[-2]
-    if math.isfinite(tried[beside]) and tried[beside] - tried[best] < noise(best, beside):
+    if math.isfinite(tried[beside]) and tried[beside] - tried[best] <= noise(best, beside):
         return None
     following = float(f"{best * best / beside:.4g}")
     return None if following in tried else following  # rates that differ by less than their digits
 
 
 def calibration_choices(baseline: Allocation, n: int) -> list[Allocation]:
-    """Return ``n`` uniform allocations in the format of ``baseline``, from its rank r down to about r / 4 in equal
-    ratios.
+    """Return ``n`` uniform allocations of ``baseline``'s format, its rank r and down to r / 4 in equal ratios.
 
     A search trades ranks for bits, so the rate must suit smaller ranks too; a single allocation has rank about r / 2.
     Fewer are returned where small ranks coincide.

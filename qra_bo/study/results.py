@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from qra_bo.memory.file_formats import STORED
 from qra_bo.memory.formats import parse_format
 from qra_bo.space.space import BLIND_RULE
-from qra_bo.study.events import End
+from qra_bo.study.events import Compared, End
 from qra_bo.study.gain import gain_of
 from qra_bo.study.header import BY_RULE
 from qra_bo.study.health import Card, health
@@ -69,7 +69,7 @@ def build_best(study: Study) -> dict[str, Any]:
                            "go on")
     header, formats = study.header, {f.name: asdict(f) for f in study.header.formats}
     point, measured = study.point(winner), study.measurement(winner)
-    cost, full = study.cost, header.full_trial_tokens
+    cost, full, c = study.cost, header.full_trial_tokens, study.confirmation
     calibration = study.calibration
     if calibration is None or (point is None and not (study.prediction or (study.given and final))):
         raise JournalError(f"the journal holds no full-fidelity trial of the winner {winner.fingerprint}")
@@ -94,6 +94,8 @@ def build_best(study: Study) -> dict[str, Any]:
                          **{key: header.config["train"][key] for key in TRAINING}},
             **_loss(study, point), "verdict": verdict_of(study).kind.value,
             "versus_best_simple": _versus(study, "reference"), "versus_best_uniform": _versus(study, "uniform"),
+            "mixed_versus_simple": None if c is None or c.candidate == c.reference or not c.train_seeds else
+            {f.name: list(v) if isinstance(v := getattr(c, f.name), tuple) else v for f in fields(Compared)},
             "objective": _objective(study),
             "memory": {
                 "scope": header.scope, "budget_bytes": header.budget_bytes, "max_average_bits": header.max_average_bits,

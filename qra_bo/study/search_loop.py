@@ -1,11 +1,9 @@
 """The search of a run: ask, evaluate and tell, with as many proposals under way as there are workers.
 
 A searcher's proposals depend on the order in which it is told of trials. The journal holds that order, and with
-every trial how many were kept under way: a replay asks and tells as the sessions before did, whatever its own number of
-workers.
+every trial how many were kept under way: a replay asks and tells as the sessions before did, whatever its own number.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -21,12 +19,21 @@ from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
 from qra_bo.utils.errors import JournalError, QRABOError
 from qra_bo.utils.version import __version__
 
-log = logging.getLogger(__name__)
 MakeSearcher = Callable[[SearchProblem], Searcher]
 
 
 class SearcherError(QRABOError):
     """A search method broke its contract: a bug, never a result."""
+
+
+def asked_of(searcher: Searcher) -> list[Proposal]:
+    """Return what a searcher proposes next; raises ``SearcherError`` where that is no list of proposals."""
+    found = searcher.ask(1)
+    if isinstance(found, list | tuple) and all(
+            isinstance(p, Proposal) and isinstance(p.fidelity, Fidelity) for p in found):
+        return list(found)
+    raise SearcherError(f"{searcher.name}.ask must return a list of qra_bo.trials.Proposal, each with a Fidelity; got "
+                        f"{found!r:.200}")
 
 
 class SearchLoop:
@@ -116,11 +123,11 @@ class SearchLoop:
             expected = sum(p.spec.steps for p in self._pending.values())
             if run.setting.full_trial_tokens * expected / high >= left:
                 return
-            run.progress("search", round(run.study.search_cost.tokens), round(run.setting.planned_cost))
-            proposals = searcher.ask(1)
+            run.progress("search (tokens)", round(run.study.search_cost.tokens), round(run.setting.planned_cost))
+            proposals = asked_of(searcher)
             if not proposals:
-                if not self._pending:
-                    log.info("%s has nothing left to propose", searcher.name)
+                if not self._pending and all(trial.stage in ENGINE_STAGES for trial in run.study.trials):
+                    run.warn(f"{searcher.name} proposed nothing at all, and the search was ended")
                 return
             for proposal in proposals:
                 planned = self._planned(searcher.name, proposal)

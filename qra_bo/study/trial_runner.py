@@ -233,8 +233,7 @@ class TrialRunner:
 
     def next_finished(self) -> Trial:
         """Wait for the next trial that ends, and write it down: the journal has trials in the order of their ends, or
-        where the executor is ``in_order`` of their submission. Raises ``OracleError`` if a trial with a loss counted no
-        tokens."""
+        where the executor is ``in_order`` of their submission. Raises ``OracleError`` if a loss came with no tokens."""
         self._overhead += time.monotonic() - self._mark
         first = next(iter(self.under_way))
         try:

@@ -89,7 +89,7 @@ def test_differences_are_paired_over_arenas_and_of_one_arena_over_seeds() -> Non
                                                 ([TARGET, "changes"], "KEY=VALUE"),
                                                 (["changes=2"], "PACKAGE.MODULE.CLASS"),
                                                 ([TARGET, TARGET], "given once"),
-                                                ([f"{__name__}.Silent"], "must have name, ask and tell"),
+                                                ([f"{__name__}.Silent"], "it lacks ask, tell"),
                                                 ([TARGET, "--out", "no/such/folder/own.json"], "folder that exists"),
                                                 ([TARGET, "speed=2"], "speed")])
 def test_own_method_that_can_not_be_made_exits_2(given: list[str], message: str,

@@ -24,7 +24,7 @@ def test_choices_reach_down_to_a_quarter_of_the_rank(rank: int, n: int, ranks: l
     ({1.0: 2.0, 2.0: 3.0}, 7, 0.5), ({1.0: 2.0, 2.0: 1.0}, 7, 4.0), ({1.0: math.inf, 2.0: math.inf}, 7, 0.5),
     ({1.0: 3.0, 2.0: 2.0, 4.0: 2.5}, 7, None), ({1.0: 3.0, 2.0: 2.0, 4.0: math.inf}, 7, None),
     ({1.0: 3.0, 2.0: 2.0}, 2, None), ({1.0: 3.0}, 7, None), ({2e-4: 3.0, 2.0002e-4: 4.0}, 7, None),
-    ({1.0: 3.0, 3.0: 2.0, 4.0: 1.0}, 7, 5.333)])
+    ({1.0: 3.0, 3.0: 2.0, 4.0: 1.0}, 7, 5.333), ({1.0: 2.0, 2.0: 2.0}, 7, None)])
 def test_rates_go_on_beyond_the_end_where_the_best_is(tried: dict[float, float], most: int,
                                                       following: float | None) -> None:
     assert next_rate(tried, most) == following

@@ -319,6 +319,25 @@ def test_a_searcher_that_breaks_its_contract_is_stopped(tmp_path: Path, allocati
         run(tmp_path, searcher=Bad)
 
 
+@pytest.mark.parametrize("asked", [None, Stubborn.proposal, [Stubborn.proposal.allocation], [[0, 1]],
+                                   [Proposal(Stubborn.proposal.allocation, "high", "evolution")]])
+def test_what_is_no_list_of_proposals_is_refused(tmp_path: Path, asked: Any) -> None:
+    class Bad(Walk):
+        def ask(self, n: int) -> list[Proposal]:
+            return asked
+
+    with pytest.raises(SearcherError, match=r"ask must return a list of qra_bo\.trials\.Proposal"):
+        run(tmp_path, searcher=Bad)
+
+
+def test_a_searcher_that_proposes_nothing_is_told_of(tmp_path: Path) -> None:
+    class Silent(Walk):
+        def ask(self, n: int) -> list[Proposal]:
+            return []
+
+    assert [w for w in run(tmp_path, searcher=Silent).study.warnings if "proposed nothing at all" in w]
+
+
 def test_what_a_searcher_says_of_its_surrogate_is_kept_until_the_search_goes_on(tmp_path: Path) -> None:
     class Judging(Walk):
         def surrogate_check(self) -> dict[str, Any]:

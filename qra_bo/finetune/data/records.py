@@ -176,8 +176,7 @@ def texts_sha256(splits: Sequence[Sequence[Record | Conversation]], template: st
 
 def split_records(records: Sequence[AnyRecord], held_out: float, seed: int,
                   source: str) -> tuple[list[AnyRecord], list[AnyRecord], list[AnyRecord]]:
-    """Shuffle and split into train, validation and test; all records of one prompt share a split, and equal ones count
-    once.
+    """Shuffle into train, validation and test; all records of a prompt share a split, and equal ones count once.
 
     ``held_out`` is the share of the prompts in validation, and again in test; each has at least one. Where there are
     fewer than three prompts, every record stands for itself. Messages name ``source``.
