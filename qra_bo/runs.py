@@ -31,8 +31,7 @@ def list_runs(folder: Path, console: Console) -> None:
 
 
 def show_run(folder: Path, console: Console) -> None:
-    """Print the result of one run. Raises ``OutputError`` if ``folder`` is none, ``JournalError`` if its journal can't
-    be read."""
+    """Print the result of one run. Raises ``OutputError`` or ``JournalError`` if ``folder`` is none, or unreadable."""
     d = load_run(folder)
     if not d.ended:
         print_line(console, f"State: {FoundRun(folder.name, folder, d).state} in the stage {d.stage}")

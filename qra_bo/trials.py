@@ -143,8 +143,7 @@ class TrialResult:
         switch_seconds: The part of it spent on switching the model to the allocation.
         message: Reason for a state other than ``ok``, or empty.
         peaks: Measured memory by phase; empty where nothing was measured.
-        sequence_losses: Summed loss, number of target tokens and document of every held-out sequence; empty where not
-            known.
+        sequence_losses: Summed loss, number of target tokens and document of every held-out sequence, where known.
     """
 
     state: TrialState

@@ -111,8 +111,7 @@ def optimizer_groups(model: Any, run: str | Path) -> list[dict[str, Any]]:
 
 
 def keep_unpacked(model: Any, whatever: bool = False) -> None:
-    """Keep every weight unpacked beside its packed form: all where ``whatever``, else as far as half of a card's free
-    memory goes."""
+    """Keep every weight unpacked beside its packed form: all if ``whatever``, else in half of a card's free memory."""
     for module in model.modules():
         if not isinstance(module, Packed):
             continue

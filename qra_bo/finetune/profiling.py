@@ -116,8 +116,7 @@ def on_device(device: torch.device, text: CalibrationText) -> AbstractContextMan
 
 class Measurement(NamedTuple):
     """Sensitivities to quantisation, each ``L x F`` in nats: rise of the loss, KL from the dense model, standard error
-    of the rise. The dense model's loss (nats a token), the tokens that went forward, and the sequences that they were
-    measured on.
+    of the rise. The dense model's loss (nats a token), the tokens that went forward, and the number of sequences.
 
     Of those from gradients, the relative standard error of divergences from the draws of labels, and the formats that
     were measured directly all the same.

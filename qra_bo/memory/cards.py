@@ -14,8 +14,7 @@ class Card:
     Args:
         title: Name as the driver reports it, without the vendor (``torch.cuda.get_device_name``).
         gib: Memory that CUDA reports; less than is printed on the box, most of all with error correction.
-        tflops: Dense 16-bit products with fp32 accumulation, in 10^12 operations a second; no sparsity. ``None``: not
-            known.
+        tflops: Dense 16-bit products with fp32 accumulation, in 10^12 operations a second; ``None``: not known.
         capability: Compute capability, e.g. ``(8, 9)``.
     """
 

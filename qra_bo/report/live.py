@@ -113,7 +113,8 @@ class LiveView:
 
     def resumes(self, study: Study) -> None:
         """Say that a run goes on, before its model is loaded."""
-        self._print(f"resumed, {len(study.trials)} trials are done: {title(study.header)}")
+        n = len(study.trials)
+        self._print(f"resumed{f', {n} trials are done' if n else ''}: {title(study.header)}")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` parts of ``what`` are done, at most every 20 s, and by the rate since its

@@ -117,6 +117,7 @@ def comparison(d: ReportData) -> list[Row]:
     chosen: list[tuple[str, Allocation, str | None]] = [] if d.winner is None else [(leader, d.winner, None)]
     if c is not None and c.candidate not in (c.reference, d.winner):
         chosen.append(("best mixed", c.candidate, None))
+    chosen += [("also checked", a, None) for a in _checks(d) if a not in (d.winner, v.reference, v.uniform)]
     simple = None if v.reference == v.uniform else v.reference
     chosen += [(role, a, None) for role, a in (("best simple", simple), ("best uniform", v.uniform)) if a is not None]
     references = (("QLoRA", d.reference("nf4", 16)), ("LoRA, 16-bit", d.reference("fp16", 16)))
@@ -137,18 +138,26 @@ def _beside_prediction(d: ReportData) -> Trial | None:
         (e for e in d.study.trials if e.stage == COMPARISON and e.spec.split == "test" and e.ok), None)
 
 
+def _checks(d: ReportData) -> dict[Allocation, Trial]:
+    """Return the short trainings that check a prediction, by their allocations."""
+    return {} if d.study.prediction is None else {
+        e.allocation: e for e in d.study.trials if e.stage == COMPARISON and e.spec.split == "validation" and e.ok}
+
+
 def tested(d: ReportData) -> str:
     """Say which trainings the test losses of the comparison are of."""
     if d.study.untried:
         also = "" if _beside_prediction(d) is None else f", of QLoRA after {d.header.high_steps} steps"
-        return f"after the final fine-tune{also}"
+        p = d.study.prediction
+        return f"after the final fine-tune{also}{'' if p is None else f'; search loss: after {p.checked_steps} steps'}"
     steps = d.study.confirmation_steps if d.study.confirmation is None else d.study.confirmation.steps
     return f"mean over unseen training seeds, after {steps} steps"
 
 
 def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, test_loss: float | None,
          trial: Trial | None = None) -> Row:
-    e, m = trial or d.point(allocation, codes), d.study.measurement(allocation)
+    e = trial or d.point(allocation, codes) or (None if codes else _checks(d).get(allocation))
+    m = d.study.measurement(allocation)
     predicted = e.predicted_bytes if e else m.predicted_bytes if m else None
     if predicted is None and d.study.end is not None and allocation == d.winner:
         predicted = d.study.end.predicted_bytes

@@ -19,7 +19,8 @@ class GainKind(StrEnum):
     WORSE = "worse than untuned"
 
 
-LEADS = {GainKind.BETTER: "Training helped", GainKind.UNRESOLVED: "It is not shown that training helped",
+LEADS = {GainKind.BETTER: "Training helped", GainKind.UNRESOLVED:
+         "It is not shown that training helped (more records, more steps or a larger data.held_out may show it)",
          GainKind.WORSE: "WORSE THAN UNTUNED: training made the model worse; lower adapter.lr, or look at the data"}
 
 

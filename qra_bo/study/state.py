@@ -156,8 +156,7 @@ class Study:
 
     @property
     def planned_cost(self) -> float:
-        """Training tokens that the run may spend up to the end of its search, by the effort that it was last started
-        with."""
+        """Training tokens that the run may spend up to the end of its search, by its latest effort."""
         return 0.0 if self.effort is None else self.effort.planned_cost
 
     @property

@@ -9,6 +9,7 @@ import pytest
 
 import qra_bo
 from qra_bo.pipeline.run import Result
+from qra_bo.report import story
 from qra_bo.report.data import load_run, parse_events
 from qra_bo.report.html import render_html
 from qra_bo.report.story import answer, comparison, versus
@@ -221,7 +222,11 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
         assert said.sentence.index(d.study.name(first)) < said.sentence.index(d.study.name(delivered))
         own = build_best(d.study)["prediction"]
         assert (own["label"], own["mean"], own["low"], own["high"]) == ("predicted, not searched", None, None, None)
-    assert [row.role for row in comparison(d)] == ["delivered = best uniform"]
+    rows = comparison(d)
+    assert [row.role for row in rows] == ["delivered = best uniform", "also checked", "also checked"]
+    losses = {d.study.name(e.allocation): e.loss for e in d.study.trials}
+    assert {row.name: row.search_loss for row in rows} == losses
+    assert f"after {d.study.prediction.checked_steps} steps" in story.tested(d)
 
 
 def test_the_final_fine_tune_is_no_time_of_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

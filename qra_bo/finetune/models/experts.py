@@ -69,8 +69,7 @@ def fuse(model: nn.Module) -> None:
 
 def pooled(linears: Sequence[str], moments: MutableMapping[str, Tensor],
            tokens: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the experts' ``linears`` of a layer with their second moments (``in x in``), which are taken out of
-    ``moments``.
+    """Yield the experts' ``linears`` of a layer with their second moments (``in x in``), taken out of ``moments``.
 
     Where fewer ``tokens`` reached a linear than it has inputs, its moments are singular and mostly chance: the mean
     moments of all experts' tokens stand for the missing ones, and for all where none came.

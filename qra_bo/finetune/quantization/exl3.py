@@ -28,8 +28,7 @@ from qra_bo.utils.errors import ConfigError
 
 TILE = 16
 GAINS: Mapping[str, float] = {"exl3-mul1-2": 1.0, "exl3-mul1-3": 1.1, "exl3-mul1-4": 1.1}
-"""Scale of least squared error on normal numbers, over their root mean square, of each format whose codes are chosen
-here."""
+"""Scale of least squared error on normal numbers, over their root mean square, of formats that are made here."""
 
 
 @cache

@@ -198,8 +198,7 @@ def unit_groups(parameters: Mapping[str, Mapping[str, Parameter]], unit_of: Mapp
 
 
 def prompt_of(blocks: TokenBlocks) -> list[int]:
-    """Return the first record's prompt: its tokens before the first on which a loss is taken, else the beginning of the
-    text."""
+    """Return the first record's prompt: its tokens before the first with a loss, else the beginning of the text."""
     ids, trained = blocks.input_ids[0], np.flatnonzero(blocks.labels[0] != NO_LOSS)
     first = int(trained[0]) if len(trained) else len(ids)
     return [int(token) for token in ids[:first if first > 1 else min(PROMPT_TOKENS, len(ids) // 2)]]

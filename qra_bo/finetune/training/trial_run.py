@@ -163,7 +163,7 @@ class TrialRun:
     def activity(self) -> str:
         """What progress is reported of, with the mean loss of the latest steps and the latest validation loss."""
         held_out = [f", validation loss {loss:.4f} after {step} steps" for step, loss in self.at.curve[-1:]]
-        return f"{self.purpose} (loss {fmean(self.at.losses[-LATEST:]):.4f}{''.join(held_out)})"
+        return f"{self.purpose} (mean loss of {LATEST} steps {fmean(self.at.losses[-LATEST:]):.4f}{''.join(held_out)})"
 
     @property
     def ended(self) -> bool:
