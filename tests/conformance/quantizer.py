@@ -107,6 +107,7 @@ class QuantizerConformance:
     formats: ClassVar[tuple[str, ...]]
     slow_formats: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[int] = 128  # a multiple of every group
+    farthest: ClassVar[float] = 2.0  # most error of one weight, in steps of a grid of its bits over the whole matrix
     on_constants: ClassVar[float] = 1.5  # most error of equal weights in a ring's codes, in steps of their bits
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -140,7 +141,7 @@ class QuantizerConformance:
         torch.testing.assert_close(backend.build(again, fmt, shape, None, torch.float32).unpack(), own)
 
     def test_bytes_and_weights_of_any_shape(self, fmt: StorageFormat) -> None:
-        @settings(max_examples=12, deadline=None)
+        @settings(max_examples=12, deadline=None, derandomize=True)
         @given(out=st.integers(1, 70), inp=st.integers(1, 10), times=st.sampled_from([2, 32, 64]))
         def check(out: int, inp: int, times: int) -> None:
             inp *= times
@@ -155,9 +156,10 @@ class QuantizerConformance:
             assert state_bytes(layer.packed_state()) == matrix_bytes(fmt, out, inp)
             dense = layer.unpack()
             assert dense.shape == (out, inp)
-            # No weight, clipped or not, is off by two steps of a coarse grid: a wrong block or order would be.
+            # No weight, clipped or not, is off by some steps of a coarse grid: a wrong block or order would be.
             step = float(linear.weight.max() - linear.weight.min()) / (2 ** fmt.bits - 1)
-            assert float((dense - linear.weight).abs().max()) <= 2 * step + 1e-3
+            assert float((dense - linear.weight).abs().max()) <= self.farthest * step + 1e-3, \
+                "a wrong block or order? else raise the suite's `farthest`"
 
         check()
 

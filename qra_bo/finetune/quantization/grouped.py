@@ -94,5 +94,5 @@ class GroupedBackend(LevelBackend):
 
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
         ascending = codes.reshape(-1, fmt.block)
-        stored = torch.where(state["scale"].view(-1, 1) < 0, (1 << fmt.bits) - 1 - ascending, ascending)
+        stored = torch.where(state["scale"].view(-1, 1).float() < 0, (1 << fmt.bits) - 1 - ascending, ascending)
         return {**state, **in_planes(stored, fmt)}

@@ -30,7 +30,7 @@ class Rounding:
     Args:
         model: The model, dense when the codes are made.
         linears: Names of the linears.
-        formats: Formats for which codes are chosen; all below 16 bits have free ones.
+        formats: Formats; those whose codes are neither levels nor rings keep the codes of ``pack``.
         ids: Token ids of the text, ``n x length``.
         device: Device on which codes are chosen.
         store: Store of codes across runs, or ``None``.
@@ -39,7 +39,8 @@ class Rounding:
 
     def __init__(self, model: Any, linears: Sequence[str], formats: Sequence[StorageFormat], ids: Tensor,
                  device: torch.device, store: TensorStore | None, is_text: Tensor | None = None) -> None:
-        self.model, self.linears, self.formats, self.device, self.store = model, tuple(linears), formats, device, store
+        self.model, self.linears, self.device, self.store = model, tuple(linears), device, store
+        self.formats = [fmt for fmt in formats if isinstance(backend_of(fmt), LevelBackend | RingBackend)]
         self.ids, self.is_text = ids, is_text
         self._states: dict[tuple[str, str], State] = {}
         self._ready = False
@@ -58,7 +59,7 @@ class Rounding:
         """
         if self._ready:
             return
-        missing, store = self._missing(self.linears), self.store
+        missing, store = self._missing(self.linears) if self.formats else [], self.store
         if missing:
             with nullcontext() if store is None else \
                     store.alone(lambda: progress(CHOOSE, store.count, len(self.linears))):

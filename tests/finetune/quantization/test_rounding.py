@@ -57,6 +57,12 @@ def inputs_of_linears() -> dict[str, Tensor]:
     return found
 
 
+def test_a_format_of_neither_levels_nor_rings_keeps_its_own_codes() -> None:
+    plain, free = parse_format("fp16"), parse_format("nf4")
+    assert Rounding(MODEL, NAMES, [plain, free], TEXT, CPU, None).formats == [free]
+    Rounding(MODEL, NAMES, [plain], TEXT, CPU, None).prepare(quiet)  # nothing to choose
+
+
 def test_second_moments_computed_by_half_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qra_bo.finetune.quantization.moments.COLUMNS", 4)
     inputs, total = torch.randn(64, 11, generator=torch.Generator().manual_seed(1)), torch.eye(11)
