@@ -9,7 +9,7 @@ method in an arena (a text, an emulator and a budget). Its regrets are of the se
 choice that fits and 0 the best allocation known; above 1, nothing better than the baselines was found, which are
 evaluated once and with noise. The spread is the least and the largest regret of the row's seeds: so few give no 95 %
 interval that means anything. Differences to the published methods, on the same seeds and arenas, come last: their
-interval is over arenas (of one arena, over seeds). Published methods have the same seeds, from
+interval is over arenas (of fewer than four, over searches). Published methods have the same seeds, from
 bench/results/search.json. "refused" is how many proposals of a search were over the budget, or too far from the table
 for its emulator: the mean over the row's searches, of a published method over all of its own. ``--out`` has the rows
 with the regret of every seed; of one's own methods also refusals and the trace, pairs of cost (full-trial equivalents)
@@ -46,6 +46,8 @@ from qra_bo.utils.formatting import signed
 BESIDE = {plain(name): name for name in ("random", "NSGA-II", "TuRBO", "blind mix", "sequential bits, then ranks",
                                          "bits by believed sensitivity, then ranks", "qra_bo")}
 """Published methods by their titles in the documentation."""
+LEAST_ARENAS = 4
+"""Fewest arenas over which an interval says something."""
 
 
 def methods_of(words: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -115,14 +117,14 @@ def compare(methods: Mapping[str, Mapping[str, Any]], places: Iterable[Arena], s
 
 def differences(rows: Sequence[Row], names: Sequence[str], seeds: int) -> Iterator[str]:
     """Yield a line for every one of one's own methods beside a published one: the mean difference of their regrets in
-    all arenas, with a 95 % interval where there are two arenas or seeds."""
+    all arenas, with a 95 % interval over arenas, or below ``LEAST_ARENAS`` over searches."""
     found: dict[str, list[list[float]]] = {}
     for row in rows:
         found.setdefault(row["method"], []).append([row["regrets"][str(seed)] for seed in range(seeds)])
     for name, other in itertools.product(names, BESIDE):
         less = np.subtract(found[name], found[other])
-        values = less.mean(axis=1) if len(less) > 1 else less[0]
-        over = f"{len(less)} arenas" if len(less) > 1 else f"{seeds} seeds"
+        values, over = (less.mean(axis=1), f"{len(less)} arenas") if len(less) >= LEAST_ARENAS else \
+            (less.ravel(), f"{less.size} searches")
         between = paired_interval(values.tolist()) if len(values) > 1 else None
         shown = "" if between is None else f" (95 % over {over}: {signed(between.low, 2)} to {signed(between.high, 2)})"
         yield f"{name} less {other}: {signed(float(values.mean()), 2)}{shown}"
@@ -159,8 +161,10 @@ def _played(arena: Arena, name: str, options: Mapping[str, Any], seeds: int, bes
         run = play(arena, Entry(name, "", "own", options), seed, EQUIVALENTS)
         traces[str(seed)] = [[cost, (loss - best) / (uniform - best)] for cost, loss in run["trace"]]
         refusals[str(seed)] = run["refused"]
+        if (cost := traces[str(seed)][-1][0]) < EQUIVALENTS - 1:
+            _say(f"{name}: proposed nothing more at {cost:.1f} of {EQUIVALENTS:g} full-trial equivalents")
         if run["broken"]:
-            _say(f"{name}: {run['broken']} proposals over the budget or repeated, at which a real run ends")
+            _say(f"{name}: {run['broken']} proposals over the budget, off the ladders or repeated; a real run ends at one")
     return {"regrets": {seed: trace[-1][1] for seed, trace in traces.items()},
             "refused": float(np.mean(list(refusals.values()))), "refusals": refusals, "traces": traces}
 

@@ -18,6 +18,7 @@ from qra_bo.oracle.protocol import quiet
 from qra_bo.searchers.base import Recommending, SearchProblem
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
+from qra_bo.study.search_loop import asked_of
 from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.state import is_uniform
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
@@ -177,7 +178,7 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
     seconds = 0.0
     while game.spent < equivalents * arena.equivalent:
         start = time.process_time()
-        proposals = searcher.ask(1)
+        proposals = asked_of(searcher)
         seconds += time.process_time() - start
         if not proposals:
             break

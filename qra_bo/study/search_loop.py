@@ -191,7 +191,8 @@ class SearchLoop:
             raise JournalError(
                 f"the journal can't be continued: its next trial is {key}, and the search now asks for "
                 f"{', '.join(pending) or 'nothing'}. It was written by version {run.study.header.version}, this is "
-                f"{__version__}: go on with the versions in its provenance, or start a new run with another out=")
+                f"{__version__}: go on with the versions in its provenance and a method that proposes the same after "
+                "the same trials, or start a new run with another out=")
         held = next((r for r in run.replay if r[0].spec.key in pending), None)
         if held is not None:
             run.replay.remove(held)

@@ -62,27 +62,28 @@ def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch
                      "--out", str(tmp_path / "own.json")]) == 0
     kept = json.loads((tmp_path / "own.json").read_text())["rows"]
     assert [row["method"] for row in kept] == ["CoordinateSearch", *own.BESIDE]
-    assert "a real run ends" not in capsys.readouterr().err
+    assert "a real run ends at one" not in capsys.readouterr().err
     given = ["--tasks", "plays", "--seeds", "1", "--emulators", "boosted"]
     assert own.main([f"{__name__}.Raises", f"{__name__}.Repeats", *given]) == 1  # the other one is played all the same
     out, err = capsys.readouterr()
-    assert ("Raises failed" in err, "no idea" in err, "1 proposals over the budget or repeated" in err) == (True,) * 3
+    assert ("Raises failed" in err, "no idea" in err, "1 proposals over the budget, off the ladders" in err) == (True,) * 3
     assert [name in out for name in ("Repeats", "Raises")] == [True, False]
     run = play(arena, Entry("", "", "peer", {"_target_": TARGET, "changes": 1}), 0, EQUIVALENTS)
     assert kept[0]["regrets"] == {"0": pytest.approx((run["trace"][-1][1] - 3.0) / 2.0)}
     assert [row["regrets"]["0"] for row in kept[1:]] == pytest.approx([0.1 * i for i in range(len(own.BESIDE))])
 
 
-def test_differences_are_paired_over_arenas_and_of_one_arena_over_seeds() -> None:
-    others = [{"method": name, "regrets": {"0": 0.0, "1": 0.5}} for name in own.BESIDE for _ in range(2)]
-    mine = [{"method": "mine", "regrets": {"0": 0.5, "1": 1.0}}, {"method": "mine", "regrets": {"0": 0.25, "1": 0.5}}]
-    between = paired_interval([0.5, 0.125])
-    assert next(own.differences([*mine, *others], ["mine"], 2)) == (
-        f"mine less {next(iter(own.BESIDE))}: +0.31 (95 % over 2 arenas: {signed(between.low, 2)} to "
-        f"{signed(between.high, 2)})")
-    assert len([*own.differences([*mine, *others], ["mine"], 2)]) == len(own.BESIDE)
-    assert "(95 % over 2 seeds: +0.50 to +0.50)" in next(own.differences([mine[0], *others[::2]], ["mine"], 2))
-    assert next(own.differences([mine[0], *others[::2]], ["mine"], 1)).endswith(": +0.50")
+@pytest.mark.parametrize("arenas", [1, 2, 4])
+def test_differences_are_paired_over_many_arenas_or_else_over_searches(arenas: int) -> None:
+    others = [{"method": name, "regrets": {"0": 0.0, "1": 0.5}} for name in own.BESIDE for _ in range(arenas)]
+    mine = [{"method": "mine", "regrets": {"0": 0.5 + i, "1": 0.5 + i}} for i in range(arenas)]
+    between = paired_interval([0.25 + i for i in range(arenas)] if arenas == 4 else
+                              [d + i for i in range(arenas) for d in (0.5, 0.0)])
+    over = "4 arenas" if arenas == 4 else f"{2 * arenas} searches"
+    found = [*own.differences([*mine, *others], ["mine"], 2)]
+    assert len(found) == len(own.BESIDE)
+    assert found[0] == (f"mine less {next(iter(own.BESIDE))}: {signed(between.mean, 2)} (95 % over {over}: "
+                        f"{signed(between.low, 2)} to {signed(between.high, 2)})")
 
 
 @pytest.mark.parametrize(("given", "message"), [(["no.such.Searcher"], "can't be imported"),
