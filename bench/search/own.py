@@ -164,7 +164,7 @@ def _played(arena: Arena, name: str, options: Mapping[str, Any], seeds: int, bes
         if (cost := traces[str(seed)][-1][0]) < EQUIVALENTS - 1:
             _say(f"{name}: proposed nothing more at {cost:.1f} of {EQUIVALENTS:g} full-trial equivalents")
         if run["broken"]:
-            _say(f"{name}: {run['broken']} proposals over the budget, off the ladders or repeated, which end a real run")
+            _say(f"{name}: {run['broken']} proposals over the budget, off the ladders or repeated, which end a run")
     return {"regrets": {seed: trace[-1][1] for seed, trace in traces.items()},
             "refused": float(np.mean(list(refusals.values()))), "refusals": refusals, "traces": traces}
 

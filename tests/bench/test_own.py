@@ -62,7 +62,7 @@ def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch
                      "--out", str(tmp_path / "own.json")]) == 0
     kept = json.loads((tmp_path / "own.json").read_text())["rows"]
     assert [row["method"] for row in kept] == ["CoordinateSearch", *own.BESIDE]
-    assert "a real run ends at one" not in capsys.readouterr().err
+    assert "which end a run" not in capsys.readouterr().err
     given = ["--tasks", "plays", "--seeds", "1", "--emulators", "boosted"]
     assert own.main([f"{__name__}.Raises", f"{__name__}.Repeats", *given]) == 1  # the other one is played all the same
     out, err = capsys.readouterr()
