@@ -139,9 +139,7 @@ class FinetuneOracle:
 
     def evaluate(self, request: TrialSpec, progress: Progress, then: Callable[[], None] | None = None) -> TrialResult:
         """Train (from a checkpoint if there is one) and evaluate; ``then`` is called while the adapters are attached.
-
-        Lack of memory and divergence are results.
-        """
+        Lack of memory and divergence are results."""
         return self._run(TrialRun(request, self.checkpoints), progress, then)
 
     def forget(self, progress: Progress, trainings: Sequence[str] = ()) -> dict[str, Any]:
