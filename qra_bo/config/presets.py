@@ -56,7 +56,9 @@ def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
         chosen.append("data=jsonl")
     if "method._target_" in given and "method" not in given:
         own = str(_group(raw, "method").get("_target_")).rpartition(".")[2]
-        chosen += ["method=_own", *[f"method.name={own}"] * (own.isidentifier() and "method.name" not in given)]
+        chosen.append("method=_own")
+        if own.isidentifier() and "method.name" not in given:
+            chosen.append(f"method.name={own}")
     if raw.get("task") == "finetune" and "calibrate.lr_scales" not in given and \
             _group(raw, "adapter").get("lr", "auto") != "auto":
         chosen.append("calibrate.lr_scales=[1.0]")

@@ -49,7 +49,7 @@ def read_task_file(path: Path, chat: bool = False) -> list[Question]:
     """Return every question of a JSON or JSONL file.
 
     Objects with ``question``, ``choices`` (at least two texts) and ``answer`` (the index of the right one, or its text)
-    are multiple choice; all others are training records of ``data=jsonl``, with their prompts, or as conversations.
+    are multiple choice; all others are training records of ``data=jsonl``, with prompts, or by ``chat`` conversations.
 
     Raises:
         DataError: If the file can't be read, is empty, mixes both kinds, or records are malformed; names the lines.

@@ -298,9 +298,9 @@ class FinetuneOracle:
         probe = MemoryProbe(optimizer, self.bank, self.settings.scope)
         self._train(run, optimizer, probe, progress)
         run.choose(optimizer)
-        for step, loss in run.at.curve[-1:]:
+        if run.final is not None:
             with suppress(StopRequested):  # the test is all that is left
-                progress(f"test (validation loss {loss:.4f} after {step} steps)", 0, 1)
+                progress(f"test ({run.validated})", 0, 1)
         result = self._held_out(request.split, run, probe)
         at = run.at
         return TrialResult(TrialState.OK, result.loss, result.se, (*at.curve, (at.step, result.loss)),

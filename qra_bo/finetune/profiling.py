@@ -153,7 +153,7 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
     ``text.batch`` sequences go forward at a time, and at least two where a pass copies the weights to the device first.
     They begin at the first layer of the unit; the dense model's input to that layer is kept in host memory. No more
     sequences are measured once the order of the units is ``settled``. A pass through k of n layers counts as its share
-    of the layers in the tokens that went forward. What ``kept`` holds is not measured again, and counts as much.
+    of the layers in the tokens that went forward. What ``kept`` holds of all units counts as if measured.
 
     Raises:
         DeviceError: If memory runs out.

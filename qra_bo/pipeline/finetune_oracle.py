@@ -105,8 +105,8 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
         check_disk(cfg, spec, space, bank_store, device.type)
     rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
     if cfg.quantizer.rounding != "rtn":
-        rounding = Rounding(model, linears, [f for f in space.formats if not f.is_base],
-                            torch.from_numpy(text.input_ids), model.device, codes, torch.from_numpy(text.is_text))
+        rounding = Rounding(model, linears, space.formats, torch.from_numpy(text.input_ids), model.device, codes,
+                            torch.from_numpy(text.is_text))
     bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding, keep_dense=keep_dense, store=bank_store,
                      dense_on_device=cfg.stored or (apart and not on_host), states=states)
     bank.restore_dense()

@@ -197,7 +197,7 @@ def check_given(setting: Setting, given: Given, budget: int) -> None:
 
 
 def judged(setting: Setting, budget: int) -> tuple[Setting, Advice]:
-    """Return the advice on ``budget`` bytes, and the setting, which trains a uniform one where nothing binds.
+    """Return the advice on ``budget`` bytes and the setting, which trains a uniform choice where nothing binds.
 
     Smaller ranks follow, in case that choice measures over the budget. A simulation always searches, and so does
     ``search.force=true``.

@@ -104,7 +104,8 @@ def comparison(d: ReportData) -> list[Row]:
 
     An allocation of several roles is one line, e.g. ``"winner = best uniform"``.
     """
-    study, v, beside = d.study, d.verdict, _beside_prediction(d)
+    study, v, checks = d.study, d.verdict, _beside_prediction(d, "validation")
+    beside = next(iter(_beside_prediction(d, "test").values()), None)
     c = study.confirmation
     tests: dict[Allocation, float] = {}
     if c is not None:
@@ -117,7 +118,7 @@ def comparison(d: ReportData) -> list[Row]:
     chosen: list[tuple[str, Allocation, str | None]] = [] if d.winner is None else [(leader, d.winner, None)]
     if c is not None and c.candidate not in (c.reference, d.winner):
         chosen.append(("best mixed", c.candidate, None))
-    chosen += [("also checked", a, None) for a in _checks(d) if a not in (d.winner, v.reference, v.uniform)]
+    chosen += [("also checked", a, None) for a in checks if a not in (d.winner, v.reference, v.uniform)]
     simple = None if v.reference == v.uniform else v.reference
     chosen += [(role, a, None) for role, a in (("best simple", simple), ("best uniform", v.uniform)) if a is not None]
     references = (("QLoRA", d.reference("nf4", 16)), ("LoRA, 16-bit", d.reference("fp16", 16)))
@@ -126,28 +127,22 @@ def comparison(d: ReportData) -> list[Row]:
     for role, allocation, codes in chosen:
         known = roles.get((allocation, codes))
         roles[allocation, codes] = role if known is None else f"{known} = {role}"
-    rows = [_row(d, role, allocation, codes, None if codes else tests.get(allocation))
-            for (allocation, codes), role in roles.items()]
+    rows = [_row(d, role, allocation, codes, None if codes else tests.get(allocation),
+                 None if codes else checks.get(allocation)) for (allocation, codes), role in roles.items()]
     return rows if beside is None else [*rows, replace(
         _row(d, "QLoRA", beside.allocation, beside.spec.codes, beside.loss, beside), search_loss=None)]
 
 
-def _beside_prediction(d: ReportData) -> Trial | None:
-    """Return the trial of QLoRA beside a predicted allocation."""
-    return None if d.study.prediction is None else next(
-        (e for e in d.study.trials if e.stage == COMPARISON and e.spec.split == "test" and e.ok), None)
-
-
-def _checks(d: ReportData) -> dict[Allocation, Trial]:
-    """Return the short trainings that check a prediction, by their allocations."""
+def _beside_prediction(d: ReportData, split: str) -> dict[Allocation, Trial]:
+    """Return trials beside a prediction: on ``"test"`` of QLoRA, on ``"validation"`` the short ones that check it."""
     return {} if d.study.prediction is None else {
-        e.allocation: e for e in d.study.trials if e.stage == COMPARISON and e.spec.split == "validation" and e.ok}
+        e.allocation: e for e in d.study.trials if e.stage == COMPARISON and e.spec.split == split and e.ok}
 
 
 def tested(d: ReportData) -> str:
     """Say which trainings the test losses of the comparison are of."""
     if d.study.untried:
-        also = "" if _beside_prediction(d) is None else f", of QLoRA after {d.header.high_steps} steps"
+        also = "" if not _beside_prediction(d, "test") else f", of QLoRA after {d.header.high_steps} steps"
         p = d.study.prediction
         return f"after the final fine-tune{also}{'' if p is None else f'; search loss: after {p.checked_steps} steps'}"
     steps = d.study.confirmation_steps if d.study.confirmation is None else d.study.confirmation.steps
@@ -156,8 +151,7 @@ def tested(d: ReportData) -> str:
 
 def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, test_loss: float | None,
          trial: Trial | None = None) -> Row:
-    e = trial or d.point(allocation, codes) or (None if codes else _checks(d).get(allocation))
-    m = d.study.measurement(allocation)
+    e, m = trial or d.point(allocation, codes), d.study.measurement(allocation)
     predicted = e.predicted_bytes if e else m.predicted_bytes if m else None
     if predicted is None and d.study.end is not None and allocation == d.winner:
         predicted = d.study.end.predicted_bytes

@@ -105,7 +105,8 @@ class SelfChecking(Protocol):
         """Return every observation as the surrogate predicts it from the others; ``None`` with too few of them.
 
         Keys: ``observed``, ``predicted`` and ``sd`` (lists of ``n``, in nats), and over these ``n``, ``spearman``,
-        ``spearman_good`` (of the better half; ``None`` where undefined), ``nll`` (nats), ``coverage_50`` and ``_90``.
+        ``spearman_good`` (among the better half; both ``None`` where undefined), ``nll`` (nats), ``coverage_50`` and
+        ``coverage_90``.
         """
 
 

@@ -22,7 +22,7 @@ Stored = Annotated[FloatArray, PlainValidator(lambda values: np.array(values, dt
                    PlainSerializer(np.ndarray.tolist)]
 """An array of a record that a journal or a file holds."""
 DRAWS, MOST = 6, 1e100
-"""Draws of labels for every sequence of a profile from gradients; most of any number, for finite squares."""
+"""Draws of labels for every sequence of a profile from gradients; most of any number, so that squares are finite."""
 
 
 def gradient_passes(n_layers: int, units: int, formats: int) -> float:
@@ -38,7 +38,7 @@ class SensitivityProfile:
     Raises ``ProfileError`` if shapes disagree, a value is not finite, or a unit or format is named twice.
 
     Args:
-        quantization_sensitivity: I_q, ``L x F``: rise of the calibration loss (nats) by that unit alone.
+        quantization_sensitivity: I_q, ``L x F``: rise of the calibration loss (nats) by that format of one unit.
         quantization_kl: ``L x F``: mean KL divergence (nats) from the 16-bit model's predictions, likewise.
         rank_sensitivity: I_r, ``L x K``: cumulative sums over the ``K`` leading singular directions of the weight
             gradient's squared singular values, summed over the unit's matrices: the first-order effect of a rank-k

@@ -184,7 +184,7 @@ def average_bits(bits: Sequence[int], numel: IntArray) -> float:
 
 
 def make_units(spec: DecoderSpec, granularity: str) -> tuple[Unit, ...]:
-    """Group the linears of ``spec`` into units by one of ``GRANULARITIES``, in order, experts of a layer together."""
+    """Group linears of ``spec`` into units by one of ``GRANULARITIES``, in module order, a layer's experts together."""
     members: dict[str, list[Linear]] = {}
     for linear in spec.linears:
         prefix = linear.name.partition(f".{linear.layer}.")[0] + f".{linear.layer}"

@@ -79,7 +79,7 @@ def _promising(choices: Sequence[Allocation], problem: SearchProblem, rates: Rat
 
 
 def in_turn(uniforms: Sequence[Allocation], fractional: Sequence[Allocation]) -> list[Allocation]:
-    """Return the baselines of a run in order: a uniform and a fractional choice in turn, the latter no more."""
+    """Return the baselines of a run in order: uniform and fractional choices in turn, at most as many of these."""
     pairs = itertools.zip_longest(uniforms, fractional[:len(uniforms)])
     return [a for pair in pairs for a in pair if a is not None]
 
@@ -169,7 +169,7 @@ def next_rate(tried: Mapping[float, float], most: int,
 
 
 def calibration_choices(baseline: Allocation, n: int) -> list[Allocation]:
-    """Return ``n`` uniform allocations of ``baseline``'s format, its rank r and down to r / 4 in equal ratios.
+    """Return ``n`` uniform allocations in the format of ``baseline``, of ranks r down to about r / 4 in equal ratios.
 
     A search trades ranks for bits, so the rate must suit smaller ranks too; a single allocation has rank about r / 2.
     Fewer are returned where small ranks coincide.

@@ -110,10 +110,8 @@ def _fewest_seeds(run: TrialRunner) -> int:
 
 
 def _is_confirmed(run: TrialRunner) -> bool:
-    """Whether the last confirmation is as long, and on as many seeds, as this effort asks for.
-
-    Another trial of the search makes it outdated, and trials of damaged lines are done again.
-    """
+    """Whether the last confirmation is as long, and on as many seeds, as this effort asks for. It is of the present
+    candidate: another trial makes it outdated. Trials of damaged lines are done again."""
     c = run.study.confirmation
     if c is None or c.steps < run.study.confirmation_steps or run.journal.content.damaged:
         return False

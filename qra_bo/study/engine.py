@@ -197,7 +197,7 @@ def evaluate_untuned(run: TrialRunner) -> None:
 
 
 def deliver(run: TrialRunner, winner: Allocation) -> Allocation:
-    """Fine-tune the winner, unless the journal has its final fine-tune and the files are there; return what came.
+    """Fine-tune the winner, unless the journal has its final fine-tune and files are there; return the delivered one.
 
     Raises:
         OutputError: If none of the best allocations measured within the budget.

@@ -57,7 +57,7 @@ def told_gain(study: Study) -> str:
         f"95 % interval over text {signed(gain.versus.low)} to {signed(gain.versus.high)}"
     before, after = (f"{math.exp(min(loss, 700)):.4g}" for loss in (gain.before, gain.after))
     n = len({(*s, i)[2] for i, s in enumerate(final.sequences)})
-    tested = f"tested on {sum(s[1] for s in final.sequences):,} tokens of {n:,} record{'s'[n == 1:]}"
+    tested = f"tested on {sum(s[1] for s in final.sequences):,} tokens of {n:,} record{'' if n == 1 else 's'}"
     trained = cut = ""
     if found := study.provenance.get("data_facts"):
         facts, train = BlockFacts(**found), study.header.config["train"]

@@ -1,7 +1,7 @@
 """The search of a run: ask, evaluate and tell, with as many proposals under way as there are workers.
 
 A searcher's proposals depend on the order in which it is told of trials. The journal holds that order, and with
-every trial how many were kept under way: a replay asks and tells as the sessions before did, whatever its own number.
+every trial how many were kept under way: a replay asks and tells as those sessions did, with any number of workers.
 """
 
 from collections.abc import Callable, Sequence

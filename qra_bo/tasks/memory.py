@@ -65,7 +65,7 @@ def run(config: RunConfig) -> int:
     if unread is None and config.oracle.trains and plan.fits:
         notes += filter(None, [plan_times(setting, plan, effort), more_steps(setting)[1], _host(setting, plan)])
     notes += preset_notes(config)
-    if not {word.partition("=")[0] for word in config.words} & {"budget", "gpu", "profile"}:
+    if not {word.lstrip("+").partition("=")[0] for word in config.words} & {"budget", "gpu", "profile"}:
         notes.insert(0, f"No budget is given: {config.budget[0]} is assumed; budget=8GB or gpu=NAME plans for yours")
     if config.memory.format == "json":
         print(json.dumps(plan.to_json() | {"notes": notes, "text": None if text is None else asdict(text),

@@ -162,8 +162,14 @@ class TrialRun:
     @property
     def activity(self) -> str:
         """What progress is reported of, with the mean loss of the latest steps and the latest validation loss."""
-        held_out = [f", validation loss {loss:.4f} after {step} steps" for step, loss in self.at.curve[-1:]]
-        return f"{self.purpose} (mean loss of {LATEST} steps {fmean(self.at.losses[-LATEST:]):.4f}{''.join(held_out)})"
+        latest = self.at.losses[-LATEST:]
+        last = f", {self.validated}" if self.at.curve else ""
+        return f"{self.purpose} (mean loss of {len(latest)} steps {fmean(latest):.4f}{last})"
+
+    @property
+    def validated(self) -> str:
+        """The latest validation loss of a final fine-tune, in words."""
+        return "validation loss {1:.4f} after {0} steps".format(*self.at.curve[-1])
 
     @property
     def ended(self) -> bool:
