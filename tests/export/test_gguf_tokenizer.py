@@ -35,7 +35,7 @@ INDENTED = (" ", "   ", " one", "    four = 4", "\u2581marked \u2581.")
 
 @cache
 def corpus() -> tuple[str, ...]:
-    return tuple(record.prompt + record.target for split in play_records() for record in split[:25]) + TEXTS
+    return tuple(record.prompt + record.target for split in play_records() for record in split[:2]) + TEXTS
 
 
 def trained(pre: Any, normaliser: Any = None, **model: Any) -> Tokenizer:

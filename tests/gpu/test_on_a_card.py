@@ -28,7 +28,7 @@ from tests.finetune.models import final_options
 
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(
     not torch.cuda.is_available(), reason="there is no GPU")])]
-SIDES = (256, 1024)
+SIDES = (128, 512)
 CLOSE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
 """Relative differences by type: a product that is rounded once more or less."""
 MIXED = Allocation(("nf4", "int8", "hqq3", "hqq2"), (4, 2, 3, 1))

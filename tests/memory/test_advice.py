@@ -107,7 +107,7 @@ def test_more_bytes_never_buy_fewer_bits_nor_a_smaller_rank_of_equal_bits(spec: 
     space = space_of(spec, formats=("t2", "t3", "nf4", "int8"), ranks=(1, 8, 32))
     memory, widths = MemoryModel(spec, TrainShape(1, 64, device="cuda")), set()
     last, most = (0, 0), (8, 32)
-    for size in np.linspace(*(smallest(memory.table(space), space)[0] * n for n in (0.7, 3.0)), 150).astype(int):
+    for size in np.linspace(*(smallest(memory.table(space), space)[0] * n for n in (0.7, 3.0)), 60).astype(int):
         own = with_embeddings(memory, space, int(size))
         best = best_uniform(own, space, int(size), None)
         now = (0, 0) if best is None else (best[0].bits, best[1])

@@ -1,5 +1,6 @@
 """Specs told from numbers equal those of the real modules on the meta device."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ def models() -> list[str]:
     return [name for name in options()["model"] if name != "hf"]
 
 
+@cache
 def read(name: str) -> dict[str, Any]:
     return dict(load_config([f"+model={name}", "task=memory"]).model)
 
