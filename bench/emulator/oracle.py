@@ -17,7 +17,7 @@ from qra_bo.oracle.synthetic import StepsDone, named_normal
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, FloatArray, SearchSpace
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
-from qra_bo.utils.errors import ConfigError, OracleError
+from qra_bo.utils.errors import ConfigError, ContractError
 
 
 class EmulatorOracle:
@@ -69,11 +69,11 @@ class EmulatorOracle:
         Outside the table's reach the result is a failure.
 
         Raises:
-            OracleError: If the steps are not among those that the table records, or the schedule is another.
+            ContractError: If the steps are not among those that the table records, or the schedule is another.
         """
         start, facts, steps = time.monotonic(), self.table.facts, self.emulator.steps
         if request.schedule_steps != facts.steps or request.steps not in steps:
-            raise OracleError(f"the table of {facts.task} records the losses after {list(steps)} steps of a schedule "
+            raise ContractError(f"the table of {facts.task} records the losses after {list(steps)} steps of a schedule "
                               f"of {facts.steps}; got {request.steps} of {request.schedule_steps}")
         refused = self.emulator.refusal(request.allocation)
         if refused is not None:

@@ -41,7 +41,7 @@ from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import check_shape
 from qra_bo.space import Allocation, DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.space.decoder import spec_from_model
-from qra_bo.utils.errors import OracleError
+from qra_bo.utils.errors import ContractError
 
 META = torch.device("meta")
 Groups = Sequence[tuple[dict[str, Parameter], float]]
@@ -118,7 +118,7 @@ class StepTracer:
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        OracleError: If the modules of the configuration are not those of the spec.
+        ContractError: If the modules of the configuration are not those of the spec.
     """
 
     def __init__(self, spec: DecoderSpec, config: Any = None, *, trust_remote_code: bool = False) -> None:
@@ -131,7 +131,7 @@ class StepTracer:
         self._tables = {name: self.model.get_submodule(name) for name in embedding_modules(self.model)}
         built = spec_from_model(self.model, spec.name)
         if built != spec:
-            raise OracleError(f"the modules that transformers builds for {spec.name!r} are not those of its numbers: "
+            raise ContractError(f"the modules that transformers builds for {spec.name!r} are not those of its numbers: "
                               f"{built.linear_numel} parameters in linears and {built.other_numel} others, expected "
                               f"{spec.linear_numel} and {spec.other_numel}")
 
@@ -141,7 +141,7 @@ class StepTracer:
         Raises:
             SpaceError: If a format can't store a matrix of the decoder.
             ModelError: If the decoder can't use SDPA.
-            OracleError: If it gives adapted layers inputs in another than the compute type.
+            ContractError: If it gives adapted layers inputs in another than the compute type.
         """
         start = time.perf_counter()
         dtype, target = DTYPES[shape.compute_dtype_bytes], torch.device(shape.device)
@@ -234,7 +234,7 @@ class TracedLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != self.down.dtype:
-            raise OracleError(f"an adapter in {self.down.dtype} is given inputs in {x.dtype}: this decoder changes "
+            raise ContractError(f"an adapter in {self.down.dtype} is given inputs in {x.dtype}: this decoder changes "
                               "types between its layers, and can't be traced")
         return fused_linear(x, self.down, self.up, self.base, SCALE)
 

@@ -19,7 +19,7 @@ from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec, TrialState
-from qra_bo.utils.errors import OracleError, is_out_of_memory
+from qra_bo.utils.errors import ContractError, is_out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ def run_adalora(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress,
         oracle's memory scope, or ``None``) and ``seconds``.
 
     Raises:
-        OracleError: If there are not as many formats as units.
+        ContractError: If there are not as many formats as units.
     """
     if len(task.formats) != len(oracle.units):
-        raise OracleError(f"the model has {len(oracle.units)} units; {len(task.formats)} formats were given")
+        raise ContractError(f"the model has {len(oracle.units)} units; {len(task.formats)} formats were given")
     start = time.monotonic()
     result: dict[str, Any] = {"state": TrialState.OK.value, "message": "", "loss": None, "loss_se": None, "ranks": {},
                               "average_rank": None, "training_tokens": 0, "forward_tokens": 0, "measured_bytes": None}

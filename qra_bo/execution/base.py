@@ -14,10 +14,10 @@ from typing import Any, Final
 from qra_bo.oracle.protocol import Oracle, Progress, quiet
 from qra_bo.sensitivity.profile import SensitivityProfile, profile_from_json, profile_to_json
 from qra_bo.trials import RESERVED, TrialResult, TrialSpec, TrialState
-from qra_bo.utils.errors import OracleError, UserError, is_out_of_memory
+from qra_bo.utils.errors import ContractError, UserError, is_out_of_memory
 
 _COST: Final = ("training_tokens", "forward_tokens", "seconds")
-NO_RESULT: Final = (UserError, OracleError)
+NO_RESULT: Final = (UserError, ContractError)
 """Exceptions of ``evaluate`` that end the run; all others are results."""
 
 
@@ -106,7 +106,7 @@ class Executor(ABC):
     def profile(self, progress: Progress) -> ProfileResult:
         """Measure the sensitivities of every unit in every format (nats), with their cost.
 
-        Raises ``WorkerError`` as ``describe``, and ``UserError`` or ``OracleError`` if the oracle can't measure them.
+        Raises ``WorkerError`` as ``describe``, and ``UserError`` or ``ContractError`` if the oracle can't measure them.
         """
         return ProfileResult.from_json(self.call(f"{__name__}:profile", {}, progress))
 
@@ -119,7 +119,7 @@ class Executor(ABC):
         """Wait for the next trial that ends, of those submitted and not returned yet (at least one).
 
         A trial that diverges, runs out of memory or loses its worker is returned without a loss. Raises
-        ``WorkerError`` if a worker can't build its oracle, and ``UserError`` or ``OracleError`` if no trial can
+        ``WorkerError`` if a worker can't build its oracle, and ``UserError`` or ``ContractError`` if no trial can
         succeed, e.g. because data are missing; the run ends.
         """
 

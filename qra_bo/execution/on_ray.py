@@ -11,7 +11,7 @@ from qra_bo.execution.base import OracleSpec
 from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
 from qra_bo.execution.worker import Reporter, error_body, error_from_body, serve
 from qra_bo.oracle.protocol import Oracle, Progress, StopRequested
-from qra_bo.utils.errors import DeviceError, MissingExtraError, OracleError
+from qra_bo.utils.errors import ContractError, DeviceError, MissingExtraError
 
 WORK, TALK = "work", "talk"
 """Two threads of an actor: one evaluates, the other reports progress."""
@@ -85,7 +85,7 @@ class ActorHandle(WorkerHandle):
             first = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             raise WorkerLost(first, starved="OutOfMemory" in first or "OOM" in first) from None
         except errors.RayTaskError as error:
-            raise OracleError(f"a worker on Ray broke: {error}") from error
+            raise ContractError(f"a worker on Ray broke: {error}") from error
         self.answer, self.state = None, WorkerState.IDLE
         if message["kind"] == "result":
             body: dict[str, Any] = message["body"]

@@ -18,7 +18,7 @@ from qra_bo.execution.base import NO_RESULT, failure_of, oracle_method
 from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested, activity
 from qra_bo.trials import TrialSpec
 from qra_bo.utils import errors
-from qra_bo.utils.errors import ConfigError, OracleError, QRABOError, UserError, from_lack_of_memory, is_device_lost
+from qra_bo.utils.errors import ConfigError, ContractError, QRABOError, UserError, from_lack_of_memory, is_device_lost
 from qra_bo.utils.process import STOPPING, prepare
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def error_body(error: BaseException) -> dict[str, Any]:
 
 def error_from_body(body: Mapping[str, Any]) -> QRABOError:
     """Return the error of another process as this one would have raised it; a foreign one becomes an
-    ``OracleError``."""
+    ``ContractError``."""
     if body["problems"] is not None:
         return ConfigError(body["problems"])
     kind = getattr(errors, body["type"], None)
@@ -140,7 +140,7 @@ def error_from_body(body: Mapping[str, Any]) -> QRABOError:
         error: QRABOError = kind.__new__(kind)
         error.args = (body["message"],)
         return error
-    return OracleError(f"{body['type']}: {body['message']}\n{body['trace']}")
+    return ContractError(f"{body['type']}: {body['message']}\n{body['trace']}")
 
 
 def _send(connection: Connection, kind: str, body: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, FloatArray, SearchSpace, StorageFormat
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
-from qra_bo.utils.errors import OracleError
+from qra_bo.utils.errors import ContractError
 from qra_bo.utils.files import replace_text
 
 log = logging.getLogger(__name__)
@@ -193,12 +193,12 @@ class SyntheticOracle:
                                   gain, FLOOR + TOTAL_TASK, f"synthetic landscape of seed {self._seed}")
 
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        """Return one point of the planted learning curve. Raises ``OracleError`` if the allocation is of another number
-        of units, or the steps are out of range, and ``ConfigError`` if a format is unknown."""
+        """Return one point of the planted learning curve. Raises ``ContractError`` if the allocation is of another
+        number of units, or the steps are out of range, and ``ConfigError`` if a format is unknown."""
         start = time.monotonic()
         allocation, steps = request.allocation, request.steps
         if len(allocation) != self._space.n_units or not 0 < steps <= request.schedule_steps:
-            raise OracleError(f"expected {self._space.n_units} units and 1 to {request.schedule_steps} steps; got "
+            raise ContractError(f"expected {self._space.n_units} units and 1 to {request.schedule_steps} steps; got "
                               f"{len(allocation)} units and {steps} steps")
         planted = self._planted(request)
         first = self._done.start(request)

@@ -27,9 +27,9 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None,
         return make_finetune(cfg, Path(out), room)
     space = make_space(cfg, make_spec(cfg))
     if isinstance(cfg.oracle, OwnOracleConfig):
-        from hydra.utils import instantiate  # half a second that other oracles do without
-        made = instantiate({**cfg.oracle.target, "_partial_": True}, _convert_="all")
-        return cast(Oracle, made(config=cfg, space=space, folder=Path(out)))
+        from qra_bo.searchers.base import make_own  # loads Hydra, half a second that other oracles do without
+        return cast(Oracle, make_own("oracle", cfg.oracle.target, ("describe", "profile", "evaluate", "close"),
+                                     config=cfg, space=space, folder=Path(out)))
     assert isinstance(cfg.oracle, SyntheticOracleConfig)
     from qra_bo.oracle.synthetic import SyntheticOracle  # loads scipy, which planning memory does without
     return SyntheticOracle(space, seed=cfg.seed, learning_rate=cfg.adapter.lr, noise=cfg.oracle.noise,

@@ -5,7 +5,7 @@ import math
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from hydra.utils import instantiate
@@ -116,27 +116,35 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
     ``_target_`` is imported: the configuration must be the user's own, never one read from the folder of a run. Raises
     ``ConfigError`` if a target can't be imported, or an option is unknown or out of its range.
     """
-    if problems := list(_target_problems("method", config)):
+    return cast(Searcher, make_own("method", config, ("name", "ask", "tell"), problem))
+
+
+def make_own(where: str, config: Mapping[str, Any], members: Sequence[str], /, *args: Any, **given: Any) -> Any:
+    """Call what ``_target_`` names with ``args``, ``given`` and the other keys of ``config``, a group named ``where``.
+
+    Raises ``ConfigError`` like ``make_searcher``, and if what is made lacks one of ``members``.
+    """
+    if problems := list(_target_problems(where, config, ("problem", *given))):
         raise ConfigError(problems)
-    made = instantiate({**config, "_partial_": True}, _convert_="all")
+    made, name = instantiate({**config, "_partial_": True}, _convert_="all"), config["_target_"]
     try:
-        inspect.signature(made).bind(problem)
+        inspect.signature(made).bind(*args, **given)
     except TypeError as error:
-        raise ConfigError(f"method: {config['_target_']} can't be called with the given options: {error}") from error
-    if not isinstance(searcher := made(problem), Searcher):
-        raise ConfigError(f"method: {config['_target_']} must have name, ask and tell; it lacks " + ", ".join(
-            name for name in ("name", "ask", "tell") if not hasattr(searcher, name)))
-    return searcher
+        raise ConfigError(f"{where}: {name} can't be called with the given options: {error}") from error
+    found = made(*args, **given)
+    if lacking := [member for member in members if not hasattr(found, member)]:
+        raise ConfigError(f"{where}: {name} must have {', '.join(members)}; it lacks {', '.join(lacking)}")
+    return found
 
 
-def _target_problems(where: str, config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a message for every target that can't be imported and every unknown option, at any depth."""
+def _target_problems(where: str, config: Mapping[str, Any], given: Sequence[str] = ()) -> Iterator[str]:
+    """Yield a message for every target that can't be imported and every option, at any depth, that is unknown."""
     try:
         parameters = inspect.signature(pkgutil.resolve_name(config["_target_"])).parameters
     except Exception as error:  # an import may raise anything
         yield f"{where}._target_: {config['_target_']!r} can't be imported: {error}"
         return
-    known = [name for name in parameters if name != "problem"]
+    known = [name for name in parameters if name not in given]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in config.items():
         if not key.startswith("_") and key not in known and not takes_any:

@@ -26,7 +26,7 @@ from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.study.state import COMPARISON, ENGINE_STAGES, UNTUNED, Study
 from qra_bo.study.trial_runner import Listener, TrialRunner, no_loss
 from qra_bo.trials import Trial, TrialState
-from qra_bo.utils.errors import OracleError, OutputError
+from qra_bo.utils.errors import ContractError, OutputError
 
 MEASURED_CANDIDATES = 5
 """How many allocations may be measured at the end, from the winner down, before the run gives up."""
@@ -80,8 +80,10 @@ class Engine:
             QRABOError: If the worker could not be started, or a searcher or oracle broke its contract.
         """
         with self._session() as run:
-            if self.fine_tunes:
-                evaluate_untuned(run)
+            if self.fine_tunes and run.study.untuned is None:  # what a result is compared with first
+                with run.stage(UNTUNED):
+                    run.record(Untuned(**run.executor.call("untuned", {"split": "test"}, run.progress)))
+                    run.reset_stopwatch()
             if (given := self.setting.given) is not None:
                 baselines.calibrate_given(run, given)
                 for note in given.notes:
@@ -164,7 +166,7 @@ class Engine:
         profile, space = run.study.profile.profile, self.setting.space
         units, formats = tuple(u.name for u in space.units), tuple(f.name for f in space.formats)
         if profile.units != units or profile.formats != formats:
-            raise OracleError(f"the profile must be of the {len(units)} units and the formats {list(formats)} of the "
+            raise ContractError(f"the profile must be of the {len(units)} units and the formats {list(formats)} of the "
                               f"space, got {len(profile.units)} units and {list(profile.formats)}")
         return profile
 
@@ -186,14 +188,6 @@ class Engine:
         best = write_best(self.folder, study)
         status = 0 if study.end is not None and study.end.status == "done" else 3
         return RunOutcome(delivered, status, best, study, found)
-
-
-def evaluate_untuned(run: TrialRunner) -> None:
-    """Evaluate the model before any training on the test split, once a run: what a result is compared with first."""
-    if run.study.untuned is None:
-        with run.stage(UNTUNED):
-            run.record(Untuned(**run.executor.call("untuned", {"split": "test"}, run.progress)))
-            run.reset_stopwatch()
 
 
 def deliver(run: TrialRunner, winner: Allocation) -> Allocation:

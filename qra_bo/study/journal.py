@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from qra_bo.trials import RESERVED, SCHEMA_VERSION
-from qra_bo.utils.errors import JournalError, OracleError, OutputError
+from qra_bo.utils.errors import ContractError, JournalError, OutputError
 from qra_bo.utils.files import bounded_int, check_plain
 from qra_bo.utils.holder import holder_of, name_holder
 from qra_bo.utils.redact import printable, redact_all
@@ -247,11 +247,11 @@ class Journal:
         """Write one event, secrets hidden, and wait until the disk has it; returns it as a reader will see it.
 
         Raises:
-            OracleError: If a field is reserved or not JSON: a bug of the caller.
+            ContractError: If a field is reserved or not JSON: a bug of the caller.
             OutputError: If the line can't be written; the lines before it stay readable.
         """
         if fields.keys() & RESERVED or self._fd is None:
-            raise OracleError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & RESERVED)} "
+            raise ContractError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & RESERVED)} "
                               "are the journal's own, or the journal is not open")
         elapsed = max(round(self.elapsed, 3), round(self.last + 0.001, 3))  # no two lines of a run are alike
         data: Line = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
@@ -261,7 +261,7 @@ class Journal:
             data["crc"] = checksum(data)
             line = json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         except (TypeError, ValueError) as error:
-            raise OracleError(f"the event {event!r} holds a value that is not JSON: {error}") from error
+            raise ContractError(f"the event {event!r} holds a value that is not JSON: {error}") from error
         with self._shield():
             self._write(self._fd, line)
         self._run, self.last = self._run or data["crc"], elapsed

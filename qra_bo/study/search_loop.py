@@ -16,23 +16,19 @@ from qra_bo.study.setting import Headroom
 from qra_bo.study.state import ENGINE_STAGES
 from qra_bo.study.trial_runner import PlannedTrial, TrialRunner
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
-from qra_bo.utils.errors import JournalError, QRABOError
+from qra_bo.utils.errors import ContractError, JournalError
 from qra_bo.utils.version import __version__
 
 MakeSearcher = Callable[[SearchProblem], Searcher]
 
 
-class SearcherError(QRABOError):
-    """A search method broke its contract: a bug, never a result."""
-
-
 def asked_of(searcher: Searcher) -> list[Proposal]:
-    """Return what a searcher proposes next; raises ``SearcherError`` where that is no list of proposals."""
+    """Return what a searcher proposes next; raises ``ContractError`` where that is no list of proposals."""
     found = searcher.ask(1)
     if isinstance(found, list | tuple) and all(
             isinstance(p, Proposal) and isinstance(p.fidelity, Fidelity) for p in found):
         return list(found)
-    raise SearcherError(f"{searcher.name}.ask must return a list of qra_bo.trials.Proposal, each with a Fidelity; got "
+    raise ContractError(f"{searcher.name}.ask must return a list of qra_bo.trials.Proposal, each with a Fidelity; got "
                         f"{found!r:.200}")
 
 
@@ -75,7 +71,7 @@ class SearchLoop:
         searcher, or ``None`` where no memory was left for any.
 
         Raises:
-            SearcherError: If the searcher breaks its contract.
+            ContractError: If the searcher breaks its contract.
             JournalError: If it asks otherwise than the journal was written.
         """
         run, planned = self.run, self.run.setting.planned_cost
@@ -177,7 +173,7 @@ class SearchLoop:
             if planned.spec.key not in self._known:
                 self._known.add(planned.spec.key)
                 return planned
-        raise SearcherError(f"{name} proposed {proposal.allocation.to_json()} ({proposal.fidelity.value} fidelity):"
+        raise ContractError(f"{name} proposed {proposal.allocation.to_json()} ({proposal.fidelity.value} fidelity):"
                             f" it {wrong or 'had been proposed or been told of before'}; a bug of the search method")
 
     def _next(self) -> Trial | None:

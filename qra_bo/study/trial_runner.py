@@ -25,7 +25,7 @@ from qra_bo.study.setting import Setting
 from qra_bo.study.state import ENGINE_STAGES, UNSEARCHED_STAGES, Study
 from qra_bo.study.status import SEARCHING, StatusFile
 from qra_bo.trials import SCHEMA_VERSION, Fidelity, Trial, TrialResult, TrialSpec, TrialState
-from qra_bo.utils.errors import OracleError, QRABOError, TrainingError
+from qra_bo.utils.errors import ContractError, QRABOError, TrainingError
 from qra_bo.utils.redact import redact
 from qra_bo.utils.version import __version__
 
@@ -233,7 +233,7 @@ class TrialRunner:
 
     def next_finished(self) -> Trial:
         """Wait for the next trial that ends, and write it down: the journal has trials in the order of their ends, or
-        where the executor is ``in_order`` of their submission. Raises ``OracleError`` if a loss came with no tokens."""
+        where the executor is ``in_order`` of their submission. Raises ``ContractError`` as ``_checked``."""
         self._overhead += time.monotonic() - self._mark
         first = next(iter(self.under_way))
         try:
@@ -269,12 +269,14 @@ class TrialRunner:
     def _checked(self, r: TrialResult, spec: TrialSpec) -> TrialResult:
         """Return the result with a loss that is not finite as a divergence, and a failure that has no token count
         charged in full, so that a search of failures ends too."""
+        if not (isinstance(r, TrialResult) and isinstance(r.loss, int | float | None)):
+            raise ContractError(f"evaluate must return a qra_bo.trials.TrialResult, its loss a number; got {r!r:.99}")
         if r.state is TrialState.OK and (r.loss is None or not math.isfinite(r.loss)):
             r = replace(r, state=TrialState.DIVERGED, message=f"the loss is {r.loss}")
         tokens = r.training_tokens
         if r.state is TrialState.OK:
             if tokens + r.forward_tokens <= 0:
-                raise OracleError(f"the oracle counted no tokens for {spec.key}: an effort could never be spent")
+                raise ContractError(f"the oracle counted no tokens for {spec.key}: an effort could never be spent")
             return r
         if tokens == 0 and r.forward_tokens == 0:
             tokens = round(self.setting.full_trial_tokens * spec.steps / self.config.fidelity.high)

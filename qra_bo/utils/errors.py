@@ -86,8 +86,8 @@ class TrainingError(UserError):
     """A training that a run can't do without diverged or ran out of memory."""
 
 
-class OracleError(QRABOError):
-    """An oracle broke its contract: a bug, never a result."""
+class ContractError(QRABOError):
+    """An oracle or a search method broke its contract: a bug, never a result."""
 
 
 class MissingExtraError(UserError):

@@ -9,7 +9,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from qra_bo.cli import app
 from qra_bo.cli.app import Job, read_jobs, record_job
 from qra_bo.config import RunConfig, compose
-from qra_bo.utils.errors import BudgetError, OracleError
+from qra_bo.utils.errors import BudgetError, ContractError
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
         if config.seed == 8:
             raise RuntimeError("a bug")
         if config.seed == 9:
-            raise OracleError("a broken contract")
+            raise ContractError("a broken contract")
         if config.seed == 10:
             raise MemoryError("no room")
         return 3 if config.seed == 3 else 0

@@ -19,6 +19,13 @@ def make_oracle(config: RunConfig, space: SearchSpace, folder: Path, noise: floa
                            eval_tokens=100, calibration_tokens=100, checkpoints=folder / "checkpoints")
 
 
+class Silent:
+    """Measures sensitivities and no loss."""
+
+    def __init__(self, **options: object) -> None:
+        self.describe = self.profile = lambda: options
+
+
 @pytest.fixture(name="mine")
 def write_config_dir(tmp_path: Path) -> str:
     (tmp_path / "conf" / "oracle").mkdir(parents=True)
@@ -29,6 +36,15 @@ def write_config_dir(tmp_path: Path) -> str:
 def test_own_oracle_is_made_from_its_yaml(mine: str, tmp_path: Path) -> None:
     config = load_config(["+model=tiny", "oracle=mine", "oracle.noise=0.5"], mine)
     assert isinstance(oracles.make_oracle(config.to_dict(), str(tmp_path)), SyntheticOracle)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (["oracle.nose=0.5"], r"oracle\.nose: .*make_oracle has no such parameter; known: noise"),
+    ([f"oracle._target_={__name__}.Silent", "oracle.noise=1"], r"oracle: .*Silent must have .*; it lacks evaluate"),
+    (["oracle._target_=no.such.Oracle"], r"oracle\._target_: 'no\.such\.Oracle' can't be imported")])
+def test_own_oracle_that_can_not_be_made_is_refused(given: list[str], message: str, mine: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        oracles.make_oracle(load_config(["+model=tiny", "oracle=mine", *given], mine).to_dict(), str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["finetune", "synthetic"])

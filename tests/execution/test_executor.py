@@ -20,7 +20,7 @@ from qra_bo.execution.pool import Limits
 from qra_bo.oracle.protocol import quiet
 from qra_bo.space import uniform
 from qra_bo.trials import TrialSpec, TrialState
-from qra_bo.utils.errors import DeviceError, ModelError, OracleError, WorkerError
+from qra_bo.utils.errors import ContractError, DeviceError, ModelError, WorkerError
 from qra_bo.utils.process import STOPPING
 from tests.study.oracles import PlantedOracle
 
@@ -74,7 +74,7 @@ def test_a_fault_is_a_result_and_the_next_request_is_served(faulty: Any) -> None
         assert message in found.message
         assert (".py, line " in found.message) == (fault in ("raise", "memory", "allocator", "device")), found.message
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
-    with pytest.raises(OracleError, match=r"(?s)realised rank differs.*Traceback"):
+    with pytest.raises(ContractError, match=r"(?s)realised rank differs.*Traceback"):
         executor.evaluate(REQUEST, quiet)
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
 
@@ -115,7 +115,7 @@ def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:
     with pytest.raises(ModelError, match="no weights of big") as caught:
         LocalExecutor([OracleSpec("tests.study.oracles:no_weights", {"name": "big"})], Limits(30)).describe()
     assert caught.value.exit_status == 2
-    with pytest.raises(OracleError, match=r"AttributeError.*'absent'"):
+    with pytest.raises(ContractError, match=r"AttributeError.*'absent'"):
         LocalExecutor([OracleSpec("tests.study.oracles:absent")], Limits(30)).describe()
 
 
@@ -217,7 +217,7 @@ def test_in_process_faults_are_results_too(tmp_path: Path) -> None:
     executor = InProcessExecutor(oracle)
     assert executor.evaluate(REQUEST, quiet).state is TrialState.FAILED
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OOM
-    with pytest.raises(OracleError):
+    with pytest.raises(ContractError):
         executor.evaluate(REQUEST, quiet)
     executor.close()
     assert oracle.closed

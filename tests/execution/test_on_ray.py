@@ -12,7 +12,7 @@ from qra_bo.execution.pool import Limits
 from qra_bo.oracle.protocol import quiet
 from qra_bo.space import uniform
 from qra_bo.trials import TrialSpec, TrialState
-from qra_bo.utils.errors import OracleError
+from qra_bo.utils.errors import ContractError
 from tests.study.oracles import PlantedOracle
 
 ray = pytest.importorskip("ray", reason="executor=ray needs the extra 'ray'")
@@ -68,7 +68,7 @@ def test_what_dies_twice_is_a_failure_and_errors_are_told_apart(faulty: Any) -> 
     assert lost.state is TrialState.FAILED
     assert "worker lost" in lost.message
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OOM
-    with pytest.raises(OracleError, match="realised rank differs"):
+    with pytest.raises(ContractError, match="realised rank differs"):
         executor.evaluate(REQUEST, quiet)
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
 

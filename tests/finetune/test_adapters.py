@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach, check_realised, detach, lora_layers
-from qra_bo.utils.errors import OracleError
+from qra_bo.utils.errors import ContractError
 from tests.finetune.models import tiny_llama
 
 MODEL, SPEC = tiny_llama()
@@ -49,9 +49,9 @@ def test_initialisation_is_rank_nested_and_seeded() -> None:
 def test_what_was_not_realised_is_refused() -> None:
     attach(MODEL, dict.fromkeys(NAMES, 2), 2.0, 0, torch.float32)
     try:
-        with pytest.raises(OracleError, match="requested rank 3"):
+        with pytest.raises(ContractError, match="requested rank 3"):
             check_realised(MODEL, {**dict.fromkeys(NAMES, 2), NAMES[0]: 3}, 2.0)
-        with pytest.raises(OracleError, match="realised on"):
+        with pytest.raises(ContractError, match="realised on"):
             check_realised(MODEL, {n: 2 for n in NAMES[1:]}, 2.0)
     finally:
         detach(MODEL)

@@ -13,7 +13,7 @@ from qra_bo.memory.budget import parse_budget, parse_size
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.sensitivity.profile import profile_from_json, profile_to_json
 from qra_bo.study.journal import Journal, read_journal
-from qra_bo.utils.errors import BudgetError, ConfigError, OracleError, ProfileError, UserError
+from qra_bo.utils.errors import BudgetError, ConfigError, ContractError, ProfileError, UserError
 from tests.fuzz.targets import FINETUNE, PARSERS, SCRATCH, SPACE
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -76,7 +76,7 @@ def test_every_changed_byte_of_a_journal_is_noticed(events: list[dict[str, Any]]
     with Journal(SCRATCH.folder) as journal:
         written.append(journal.append("header", {"schema_version": 3}))
         for fields in events:
-            with suppress(OracleError):  # NaN and infinity are never written
+            with suppress(ContractError):  # NaN and infinity are never written
                 written.append(journal.append("warning", fields))
     raw = path.read_bytes()
     read = read_journal(path)

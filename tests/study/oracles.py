@@ -15,7 +15,7 @@ from tqdm import tqdm
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
-from qra_bo.utils.errors import ModelError, OracleError
+from qra_bo.utils.errors import ContractError, ModelError
 
 UNITS = tuple(f"model.layers.{u}" for u in range(4))
 FORMATS = ("hqq2", "nf4", "hqq8")
@@ -117,7 +117,7 @@ class PlantedOracle:
         elif fault == "device":
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         elif fault == "bug":
-            raise OracleError("realised rank differs")
+            raise ContractError("realised rank differs")
         return fault
 
 

@@ -21,11 +21,10 @@ from qra_bo.study.events import Event
 from qra_bo.study.journal import Journal, checksum, read_journal, session_seconds
 from qra_bo.study.lines import as_line, begun_study
 from qra_bo.study.results import write_best
-from qra_bo.study.search_loop import SearcherError
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.state import UNSEARCHED_STAGES
 from qra_bo.trials import Fidelity, Proposal, TrialResult, TrialSpec, TrialState
-from qra_bo.utils.errors import JournalError, QRABOError
+from qra_bo.utils.errors import ContractError, JournalError, QRABOError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import (
     BUDGET,
@@ -304,30 +303,32 @@ class Stubborn(Walk):
         return [self.proposal]
 
 
-@pytest.mark.parametrize(("allocation", "fidelity", "stage", "message"), [
-    (Stubborn.proposal.allocation, Fidelity.HIGH, "evolution", "been told of before"),
-    (uniform(4, "nf4", 4), Fidelity.HIGH, "evolution", "been told of before"),
-    (uniform(4, "hqq8", 8), Fidelity.HIGH, "evolution", r"needs [\d,]+ bytes, over the budget"),
-    (uniform(4, "hqq2", 3), Fidelity.HIGH, "evolution", "off the ladders"),
-    (uniform(4, "hqq2", 2), Fidelity.HIGH, "baseline", "a stage of the engine")])
-def test_a_searcher_that_breaks_its_contract_is_stopped(tmp_path: Path, allocation: Allocation, fidelity: Fidelity,
-                                                        stage: str, message: str) -> None:
-    class Bad(Stubborn):
-        proposal = Proposal(allocation, fidelity, stage)
-
-    with pytest.raises(SearcherError, match=message):
-        run(tmp_path, searcher=Bad)
-
-
-@pytest.mark.parametrize("asked", [None, Stubborn.proposal, [Stubborn.proposal.allocation], [[0, 1]],
-                                   [Proposal(Stubborn.proposal.allocation, "high", "evolution")]])
-def test_what_is_no_list_of_proposals_is_refused(tmp_path: Path, asked: Any) -> None:
+@pytest.mark.parametrize(("asked", "message"), [
+    ([Stubborn.proposal], "been told of before"),
+    ([Proposal(uniform(4, "nf4", 4), Fidelity.HIGH, "evolution")], "been told of before"),
+    ([Proposal(uniform(4, "hqq8", 8), Fidelity.HIGH, "evolution")], r"needs [\d,]+ bytes, over the budget"),
+    ([Proposal(uniform(4, "hqq2", 3), Fidelity.HIGH, "evolution")], "off the ladders"),
+    ([Proposal(uniform(4, "hqq2", 2), Fidelity.HIGH, "baseline")], "a stage of the engine"),
+    *((asked, r"ask must return a list of qra_bo\.trials\.Proposal") for asked in (
+        None, Stubborn.proposal, [Stubborn.proposal.allocation], [[0, 1]],
+        [Proposal(Stubborn.proposal.allocation, "high", "evolution")]))])
+def test_a_searcher_that_breaks_its_contract_is_stopped(tmp_path: Path, asked: Any, message: str) -> None:
     class Bad(Walk):
         def ask(self, n: int) -> list[Proposal]:
             return asked
 
-    with pytest.raises(SearcherError, match=r"ask must return a list of qra_bo\.trials\.Proposal"):
+    with pytest.raises(ContractError, match=message):
         run(tmp_path, searcher=Bad)
+
+
+@pytest.mark.parametrize("result", [1.0, None, TrialResult(TrialState.OK, "low", None, (), 8, 8, 0, None, 0.0)])
+def test_an_oracle_whose_result_is_none_is_stopped(tmp_path: Path, result: Any) -> None:
+    class Bad(PlantedOracle):
+        def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
+            return result
+
+    with pytest.raises(ContractError, match=r"evaluate must return a qra_bo\.trials\.TrialResult, its loss a number"):
+        run(tmp_path, InProcessExecutor(Bad()))
 
 
 def test_a_searcher_that_proposes_nothing_is_told_of(tmp_path: Path) -> None:

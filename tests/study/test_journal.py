@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_bo.study.journal import LOCK_NAME, Journal, checksum, is_locked, read_journal, run_lock, session_seconds
-from qra_bo.utils.errors import JournalError, OracleError, OutputError
+from qra_bo.utils.errors import ContractError, JournalError, OutputError
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 HEADER = {"schema_version": 3, "config": {"a": {"b": 1}}, "config_sha256": "x"}
@@ -156,9 +156,9 @@ def test_lock_of_a_dead_process_does_not_hold(tmp_path: Path, monkeypatch: pytes
 def test_what_is_not_json_is_a_bug_and_writes_nothing(tmp_path: Path, value: object) -> None:
     with Journal(tmp_path) as journal:
         journal.append("header", HEADER)
-        with pytest.raises(OracleError, match="not JSON"):
+        with pytest.raises(ContractError, match="not JSON"):
             journal.append("warning", {"message": value})
-        with pytest.raises(OracleError, match="own"):
+        with pytest.raises(ContractError, match="own"):
             journal.append("warning", {"crc": "0"})
     assert len(read_journal(tmp_path / "trials.jsonl").events) == 1
 

@@ -17,7 +17,7 @@ from qra_bo.finetune.models.experts import mixed
 from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.space import Unit
 from qra_bo.space.allocation import peft_patterns
-from qra_bo.utils.errors import OracleError
+from qra_bo.utils.errors import ContractError
 
 ADAPTER = "default"
 
@@ -109,7 +109,7 @@ def attach(model: Any, ranks: Mapping[str, int], alpha_over_rank: float, train_s
     so that they differ by their ranks and formats alone.
 
     Raises:
-        OracleError: If PEFT realised another rank, scale or set of modules than requested.
+        ContractError: If PEFT realised another rank, scale or set of modules than requested.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT draws an initialisation of its own, replaced below, and reads an attribute that transformers renamed
@@ -144,16 +144,16 @@ def lora_layers(model: Any) -> dict[str, LoraLayer]:
 
 
 def check_realised(model: Any, ranks: Mapping[str, int], alpha_over_rank: float) -> None:
-    """Compare every module's realised rank and scale with the requested ones; raises ``OracleError`` if they differ."""
+    """Compare every module's realised rank and scale with what was asked; raises ``ContractError`` if they differ."""
     layers = lora_layers(model)
     wanted = {name: rank for name, rank in ranks.items() if rank > 0}
     if set(layers) != set(wanted):
-        raise OracleError(f"adapters were requested on {len(wanted)} modules and realised on {len(layers)}: "
+        raise ContractError(f"adapters were requested on {len(wanted)} modules and realised on {len(layers)}: "
                           f"{sorted(set(wanted) ^ set(layers))[:4]}")
     for name, layer in layers.items():
         scale = layer.scaling[ADAPTER]
         if layer.r[ADAPTER] != wanted[name] or abs(scale - alpha_over_rank) > 1e-9:
-            raise OracleError(f"{name}: requested rank {wanted[name]} and scale {alpha_over_rank}, "
+            raise ContractError(f"{name}: requested rank {wanted[name]} and scale {alpha_over_rank}, "
                               f"realised {layer.r[ADAPTER]} and {scale}")
 
 

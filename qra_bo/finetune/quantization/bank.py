@@ -32,7 +32,7 @@ from qra_bo.memory.formats import check_shape, parse_format
 from qra_bo.memory.stored import own_format
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.space import DecoderSpec, StorageFormat
-from qra_bo.utils.errors import ConfigError, ModelError, OracleError
+from qra_bo.utils.errors import ConfigError, ContractError, ModelError
 
 SMALLEST_ERROR = 0.02
 """Relative error below which a format of at most 4 bits is taken to reproduce the base."""
@@ -142,7 +142,7 @@ class LayerBank:
         Raises:
             ConfigError: If a format is unknown.
             SpaceError: If a format can't pack a linear of this shape.
-            OracleError: If a name is not a linear of the model, or adapters are still attached.
+            ContractError: If a name is not a linear of the model, or adapters are still attached.
         """
         self.choose_codes()
         changed = {name: wanted for name, wanted in choice.items() if self._installed.get(name) != wanted}
@@ -277,10 +277,10 @@ class LayerBank:
 
     def _check_place(self, name: str) -> None:
         if name not in self._placed:
-            raise OracleError(f"{name!r} is not a linear layer of {self.spec.name}")
+            raise ContractError(f"{name!r} is not a linear layer of {self.spec.name}")
         found = self.model.get_submodule(name)
         if found is not self._placed[name]:
-            raise OracleError(f"{name} holds a {type(found).__name__} that the bank did not put there; "
+            raise ContractError(f"{name} holds a {type(found).__name__} that the bank did not put there; "
                               "detach adapters before formats change")
 
     def _place(self, name: str, layer: nn.Module) -> None:

@@ -17,7 +17,7 @@ from qra_bo.finetune.threads import one_thread
 from qra_bo.memory.formats import RINGS_NUMEL
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
-from qra_bo.utils.errors import ModelError, OracleError, explaining_lack_of_memory
+from qra_bo.utils.errors import ContractError, ModelError, explaining_lack_of_memory
 
 CHOOSE = "choose codes (how each weight is rounded)"
 
@@ -53,7 +53,7 @@ class Rounding:
         """Choose all codes, or read them from the store; once. Of several processes one chooses, the others wait.
 
         Raises:
-            OracleError: If they are still to be chosen and the model is not dense any more.
+            ContractError: If they are still to be chosen and the model is not dense any more.
             ModelError: If inputs of a layer are not finite.
             DeviceError: If the device has not the memory.
         """
@@ -87,7 +87,7 @@ class Rounding:
     def _make(self, linears: Sequence[str], progress: Progress) -> None:
         modules = {name: self.model.get_submodule(name) for name in linears}
         if any(isinstance(module, PackedLinear) for module in modules.values()):
-            raise OracleError("codes are chosen on the dense model, and some of its linears are already quantised")
+            raise ContractError("codes are chosen on the dense model, and some of its linears are already quantised")
         done = 0
 
         def choose(sharing: list[str], moments: Tensor) -> None:

@@ -15,7 +15,7 @@ from bench.emulator.table import Table, TableRow, load_costs, load_rows, load_ta
 from bench.optimum import true_losses
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec, TrialState
-from qra_bo.utils.errors import OracleError
+from qra_bo.utils.errors import ContractError
 from tests.bench.tables import make_oracle, make_table, write_rows
 from tests.conformance.oracle import OracleSuite, quiet
 from tests.spaces import every_row, make_costs, make_space
@@ -161,7 +161,7 @@ def test_trials_outside_the_domain_fail_and_other_steps_are_refused(emulator: Em
         m = oracle.evaluate(TrialSpec(foreign, 24, 24, 0, 2e-3), quiet)
         assert (m.state, m.loss) == (TrialState.FAILED, None)
         assert "outside the domain" in m.message
-    with pytest.raises(OracleError, match="records the losses after"):
+    with pytest.raises(ContractError, match="records the losses after"):
         oracle.evaluate(TrialSpec(uniform(4, "nf4", 4), 7, 24, 0, 2e-3), quiet)
 
 

@@ -15,7 +15,7 @@ from qra_bo.finetune.quantization.base import State, storage_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import StopRequested
 from qra_bo.space import DecoderSpec, StorageFormat
-from qra_bo.utils.errors import ConfigError, ModelError, OracleError
+from qra_bo.utils.errors import ConfigError, ContractError, ModelError
 from tests.conformance.quantizer import quantize
 from tests.finetune.models import tiny_llama
 
@@ -174,9 +174,9 @@ def test_stop_packs_none_of_the_layers_that_wait(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("choice", "error", "message"), [
     ({"model.layers.0.mlp.up_proj": "nf5"}, ConfigError, "nf4"),
-    ({"lm_head": "nf4"}, OracleError, "lm_head"),
-    ({"model.layers.9.mlp.up_proj": "nf4"}, OracleError, "layers.9"),
-    ({"model.layers.9.mlp.up_proj": "fp16"}, OracleError, "layers.9"),
+    ({"lm_head": "nf4"}, ContractError, "lm_head"),
+    ({"model.layers.9.mlp.up_proj": "nf4"}, ContractError, "layers.9"),
+    ({"model.layers.9.mlp.up_proj": "fp16"}, ContractError, "layers.9"),
 ])
 def test_bad_choices_change_nothing(choice: dict[str, str], error: type[Exception], message: str) -> None:
     model, _, bank = make_bank()
@@ -190,7 +190,7 @@ def test_bad_choices_change_nothing(choice: dict[str, str], error: type[Exceptio
 def test_refuses_attached_adapters() -> None:
     model, spec, bank = make_bank()
     model.model.layers[0].mlp.up_proj = nn.Sequential(model.model.layers[0].mlp.up_proj)
-    with pytest.raises(OracleError, match="adapters"):
+    with pytest.raises(ContractError, match="adapters"):
         bank.install(uniform(spec, "nf4"))
 
 

@@ -28,7 +28,7 @@ from qra_bo.pipeline.finetune_oracle import caches, split_calibration
 from qra_bo.pipeline.oracles import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec
-from qra_bo.utils.errors import DeviceError, ModelError, OracleError
+from qra_bo.utils.errors import ContractError, DeviceError, ModelError
 from tests.finetune.models import tiny_llama
 
 CPU = torch.device("cpu")
@@ -143,7 +143,7 @@ def test_codes_are_chosen_before_anything_is_installed() -> None:
     bank, other = make_bank(formats=("hqq3",)), make_bank(formats=("hqq3",))
     bank.install({NAMES[0]: "nf4"})  # a format whose codes are the nearest
     try:
-        with pytest.raises(OracleError, match="some of its linears are already quantised"):
+        with pytest.raises(ContractError, match="some of its linears are already quantised"):
             other.state(NAMES[1], "hqq3")
         early = bank.state(NAMES[1], "hqq3")
     finally:
