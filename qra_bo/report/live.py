@@ -45,6 +45,8 @@ def line_of(record: object, study: Study, before: Trial | None) -> str | None:
             return f"untuned model: test loss {u.loss:.4f}"
         case ev.Calibration() as c:
             return f"learning rate {c.learning_rate:.3g} (rule {c.rule})"
+        case ev.Stopped() as s:
+            return f"search ended early: its next proposal gains with a chance of {s.chance:.0%}, below {s.least:.0%}"
         case ev.Objective() as o:
             return (f"the loss after {o.steps:,} steps, as in the final fine-tune, is minimised: losses of trials, "
                     f"after {o.before}, are carried to it by learned rates")

@@ -120,10 +120,8 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
 
 
 def make_own(where: str, config: Mapping[str, Any], members: Sequence[str], /, *args: Any, **given: Any) -> Any:
-    """Call what ``_target_`` names with ``args``, ``given`` and the other keys of ``config``, a group named ``where``.
-
-    Raises ``ConfigError`` like ``make_searcher``, and if what is made lacks one of ``members``.
-    """
+    """Call what ``_target_`` names with ``args``, ``given`` and the other keys of ``config``, the group ``where``.
+    Raises ``ConfigError`` like ``make_searcher``, and if what is made lacks one of ``members``."""
     if problems := list(_target_problems(where, config, ("problem", *given))):
         raise ConfigError(problems)
     made, name = instantiate({**config, "_partial_": True}, _convert_="all"), config["_target_"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qra_bo.report.live import line_of
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import read_journal
 from tests.study.problem import Walk, run
@@ -30,6 +31,7 @@ def test_search_ends_before_the_first_unlikely_trial(tmp_path: Path, stop: float
     assert len(searched(outcome)) == trials
     stopped = outcome.study.stopped
     assert stopped.chance < stop <= 2 * stopped.chance
+    assert f"chance of {stopped.chance:.0%}, below {stop:.0%}" in line_of(stopped, outcome.study, None)
     assert outcome.study.confirmation is not None
 
 
