@@ -2,10 +2,9 @@
 
 import qra_bo
 
-result = qra_bo.search(model="tiny", data="tiny", budget="uniform:4,4", effort="quick", device="cpu",
-                       display="none", train={"batch": 2, "length": 32}, fidelity={"high": 4, "low": 2},
-                       eval={"sequences": 4}, final={"steps": 4}, confirm={"seeds": 0},
-                       **{"effort.max_full_trials": 4, "data.max_records": 32})
+result = qra_bo.fine_tune(model="tiny", data="tiny", allocation="mix:3.5,4", device="cpu", display="none",
+                          train={"batch": 2, "length": 32}, eval={"sequences": 4}, final={"steps": 8},
+                          **{"adapter.lr": 0.01, "data.max_records": 32})
 print(result)
 model, tokenizer = qra_bo.load(result.folder)
 inputs = tokenizer("A tiny model says", return_tensors="pt")

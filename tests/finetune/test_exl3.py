@@ -30,6 +30,7 @@ from qra_bo.memory.formats import matrix_bytes, parse_format, scratch_bytes
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
 from qra_bo.utils.errors import ConfigError, ModelError
+from tests.executors import work_in_this_process
 from tests.finetune.kernels import run_with_triton
 from tests.finetune.packed_folders import Packed, write
 from tests.finetune.quantization.test_stored import assert_head
@@ -300,7 +301,8 @@ def test_plan_counts_padding_and_the_head(whole: Path) -> None:
     assert facts["tables"] == ["exl3-mul1-6"]
 
 
-def test_runs_are_trained_saved_and_loaded_again(tmp_path: Path) -> None:
+def test_runs_are_trained_saved_and_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work_in_this_process(monkeypatch)
     write_exl3(tmp_path / "m", tied=True)
     best = run(load_config(overrides(tmp_path / "m", f"out={tmp_path / 'run'}"))).best
     (own,) = best["stored"]["files"].values()

@@ -22,6 +22,7 @@ from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
 from qra_bo.study.lines import begun_study
 from qra_bo.utils.errors import ConfigError
+from tests.executors import work_in_this_process
 from tests.finetune.test_exl3 import write_exl3
 from tests.finetune.test_packed_folders import logits, node
 from tests.hub_server import serving
@@ -50,7 +51,9 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_a_mix_is_trained_saved_loaded_and_exported_unchanged(folders: Path, tmp_path: Path) -> None:
+def test_a_mix_is_trained_saved_loaded_and_exported_unchanged(folders: Path, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    work_in_this_process(monkeypatch)
     (tmp_path / "mix.json").write_text(json.dumps({"formats": MIX, "ranks": [2, 4]}))
     best = run(load_config(overrides(folders, f"out={tmp_path / 'run'}", "task=finetune", "budget=1GB",
                                      f"allocation={tmp_path / 'mix.json'}", "serve=exllamav3"))).best

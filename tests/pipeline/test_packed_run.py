@@ -17,6 +17,7 @@ from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
 from qra_bo.utils.errors import ConfigError, ModelError
+from tests.executors import work_in_this_process
 from tests.finetune.packed_folders import awq, compressed, gptq, random_llama, write, write_nf4
 from tests.pipeline.test_stored_run import SMALL
 
@@ -34,7 +35,9 @@ def overrides(folder: Path, *more: str) -> list[str]:
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
     folder = tmp_path_factory.mktemp("packed")
     FOLDERS[request.param](folder / "m")
-    return request.param, folder, run(load_config(overrides(folder / "m", f"out={folder / 'run'}"))).best
+    with pytest.MonkeyPatch.context() as patch:
+        work_in_this_process(patch)
+        return request.param, folder, run(load_config(overrides(folder / "m", f"out={folder / 'run'}"))).best
 
 
 def test_results_load_with_the_codes_of_the_folder(finished: tuple[str, Path, Any]) -> None:

@@ -23,6 +23,7 @@ from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
 from qra_bo.study.lines import begun_study
 from qra_bo.utils.errors import ConfigError, ModelError, SpaceError
+from tests.executors import work_in_this_process
 from tests.finetune.stored_files import MIXED, write_file
 from tests.finetune.test_stored_model import changed, logits, node
 
@@ -46,11 +47,13 @@ def two(folder: Path, *more: str) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("stored")
     file = write_file(folder / "m.gguf", tables=("Q8_0", "Q6_K"))
-    best = run(load_config(overrides(file, f"out={folder / 'run'}", *EXPORTS))).best
-    write_file(folder / "w.gguf", types=WIDE, tables=("Q8_0", "Q4_K"))
-    (folder / "mix.json").write_text(json.dumps({"formats": BOTH, "ranks": [2, 4]}))
-    run(load_config(two(folder, f"out={folder / 'mix'}", "task=finetune", f"allocation={folder / 'mix.json'}",
-                        "budget=1GB", *EXPORTS)))
+    with pytest.MonkeyPatch.context() as patch:
+        work_in_this_process(patch)
+        best = run(load_config(overrides(file, f"out={folder / 'run'}", *EXPORTS))).best
+        write_file(folder / "w.gguf", types=WIDE, tables=("Q8_0", "Q4_K"))
+        (folder / "mix.json").write_text(json.dumps({"formats": BOTH, "ranks": [2, 4]}))
+        run(load_config(two(folder, f"out={folder / 'mix'}", "task=finetune", f"allocation={folder / 'mix.json'}",
+                            "budget=1GB", *EXPORTS)))
     return folder, dict(best)
 
 
