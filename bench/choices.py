@@ -1,9 +1,10 @@
 """What the choice of layers is worth: tables and figure of the study of simple choices.
 
-    python -m bench.choices      (writes bench/results/simple_choices.json and docs/figures/choices.png, prints tables)
+    python -m bench.choices      (writes bench/results/simple_choices.json, simple_draws.json, docs/figures/choices.png)
 
 At every limit: uniform, the blind rule of a fractional choice, units drawn at random, the order by weight error alone,
-and the predicted mix, trained on the same unseen seeds and read on the same text. The last table is README's.
+and the predicted mix, trained on the same unseen seeds and read on the same text. Five draws beside the rule, all with
+the codes of one encoder, are a study of their own. The last table is README's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from qra_bo.trials import SequenceLosses
 from qra_bo.utils.formatting import DASH, signed
 
 PLANS, STUDIES = Path(__file__).parent / "study" / "plans", ("simple_choices", "simple_choices_0_5b")
+DRAWS = "simple_draws"
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "choices.png"
 DRAWN, RULE, UNIFORM, PREDICTED = "drawn", "rule", "uniform", "predicted"
 LOOKS = ((UNIFORM, "uniform", BLUE, "s"), (f"{RULE}, rank 4", "rule, at rank 4", SKY, "o"),
@@ -58,10 +60,10 @@ def loss_of(sequences: SequenceLosses) -> float:
     return sum(s[0] for s in sequences) / sum(s[1] for s in sequences)
 
 
-def rows() -> list[Row]:
-    """Return the rows in the order of the plan; the draws of a limit are one, with the losses of each."""
+def rows(studies: Sequence[str]) -> list[Row]:
+    """Return the rows in the order of the plans; the draws of a limit are one, with the losses of each."""
     found = []
-    for name in STUDIES:
+    for name in studies:
         study, find = load_study(PLANS / f"{name}.yaml"), finder(stores_in(RESULTS / name))
         found += [row for arms in study.comparisons for row in _limit([settle(arm, find) for arm in arms])]
     return found
@@ -124,13 +126,15 @@ def markdown(found: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    found = rows()
-    shown = [{**row, "less the rule": _text(row["less_rule"]), "less the draws": _text(row["less_draws"])}
-             for row in found]
-    sessions = [session for store in stores_in(RESULTS / "simple_choices") for session in store.sessions()]
-    publish("simple_choices", (), found, COLUMNS, shown=shown, made=sessions[-1] if sessions else None)
-    FIGURE.write_bytes(png_bytes(draw(found)))
-    print(markdown(found))
+    for name, studies in (("simple_choices", STUDIES), (DRAWS, (DRAWS,))):
+        found = rows(studies)
+        shown = [{**row, "less the rule": _text(row["less_rule"]), "less the draws": _text(row["less_draws"])}
+                 for row in found]
+        sessions = [session for store in stores_in(RESULTS / name) for session in store.sessions()]
+        publish(name, (), found, COLUMNS, shown=shown, made=sessions[-1] if sessions else None)
+        if name != DRAWS:
+            FIGURE.write_bytes(png_bytes(draw(found)))
+            print(markdown(found))
 
 
 def _text(d: Mapping[str, Any] | None) -> str | None:

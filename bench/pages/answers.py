@@ -1,6 +1,7 @@
 """Finished runs on the same test text and the same questions, one of them the reference.
 
     python -m bench.pages.answers NAME 'QLoRA=RUN' '3 bits=RUN' --questions FILE
+    python -m bench.pages.answers NAME QLoRA '2 bits=RUN' --questions FILE      (QLoRA's row stays as it is)
 
 Each run was trained (``task=finetune``); those that answered FILE.jsonl (``task=evaluate``) have a share of right ones.
 Writes losses by sequence and all answers to ``bench/results/NAME.json``, and ten right beside ten wrong answers of the
@@ -81,16 +82,17 @@ def main() -> None:
     """Read the runs and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the results")
-    parser.add_argument("runs", nargs="+", metavar="LABEL=RUN", help="the reference first")
+    parser.add_argument("runs", nargs="+", metavar="LABEL[=RUN]", help="the reference first; no RUN: of the results")
     parser.add_argument("--questions", required=True, metavar="FILE", help="their file, without its ending")
     given = parser.parse_args()
-    rows = [row for run in given.runs for row in collect(run.partition("=")[0], Path(run.partition("=")[2]),
-                                                         given.questions)]
-    asked = [row for row in rows if row["steps"] and row["answers"]]
+    rows = list[Row]()
+    for label, _, run in (text.partition("=") for text in given.runs):
+        kept = [row for row in read(given.name)["rows"] if row["choice"] == label] if not run else []
+        rows += kept or collect(label, Path(run), given.questions)
     publish(given.name, [], rows, ["choice", "stored", "bits", "rank", "steps", "loss"],
             made={"git": rows[0]["git"], "machine": machine()})
-    if asked:
-        (RESULTS / f"{given.name}.md").write_text(beside(asked[-1]), encoding="utf-8")
+    if (last := [row for row in rows if row["steps"]][-1])["answers"]:
+        (RESULTS / f"{given.name}.md").write_text(beside(last), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -140,18 +140,18 @@ def length(result: str) -> str:
          fixed(r["rank"], 1), str(r["seeds"]), fixed(r["loss"], 4), *differences(r)] for r in rows]) + source(result)
 
 
-def choices() -> str:
+def choices(name: str) -> str:
     """What simple choices and predicted mixes reach within each limit; of draws, the best and the worst one."""
     def spread(row: Row) -> str:
         return fixed(row["loss"], 3) + (f" ({fixed(min(row['of_draws']), 3)} to {fixed(max(row['of_draws']), 3)})"
                                         if row["of_draws"] else "")
 
-    found = read("simple_choices")["rows"]
+    found = read(name)["rows"]
     return grid(("text", "stored", "steps", "choice", "code bits", "rank", "seeds", "test loss", "less the rule",
                  "less the mean of the draws"), [
         [r["text"], r["limit"], str(r["steps"]), r["choice"], fixed(r["bits"]), fixed(r["rank"], 1), str(r["seeds"]),
          spread(r), *(("" if r[d] is None else between(r[d]["mean"], r[d]["low"], r[d]["high"]))
-                      for d in ("less_rule", "less_draws"))] for r in found]) + source("simple_choices")
+                      for d in ("less_rule", "less_draws"))] for r in found]) + source(name)
 
 
 def _small(value: float) -> str:
@@ -211,5 +211,6 @@ TABLES: Tables = {
     "proposals": partial(columns, "scale", PROPOSALS, lambda row: "pending" in row),
     "memory-traces": partial(columns, "memory", TRACES, _kind("summary")),
     "memory-real": partial(columns, "memory", REAL_STEPS, _kind("real")),
-    "choices": choices, **{f"answers-{what}": partial(answers.table, f"answers_{what}") for what in ("size", "steps")},
+    "choices": partial(choices, "simple_choices"), "draws": partial(choices, "simple_draws"),
+    **{f"answers-{what}": partial(answers.table, f"answers_{what}") for what in ("size", "steps")},
     "memory-allocator": partial(targets, "memory_allocator")}
