@@ -125,16 +125,21 @@ def markdown(found: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def published(studies: Sequence[str]) -> list[Row]:
+    """Return the rows of studies, and write them to the results of the first."""
+    found = rows(studies)
+    shown = [{**row, "less the rule": _text(row["less_rule"]), "less the draws": _text(row["less_draws"])}
+             for row in found]
+    sessions = [session for store in stores_in(RESULTS / studies[0]) for session in store.sessions()]
+    publish(studies[0], (), found, COLUMNS, shown=shown, made=sessions[-1] if sessions else None)
+    return found
+
+
 def main() -> None:
-    for name, studies in (("simple_choices", STUDIES), (DRAWS, (DRAWS,))):
-        found = rows(studies)
-        shown = [{**row, "less the rule": _text(row["less_rule"]), "less the draws": _text(row["less_draws"])}
-                 for row in found]
-        sessions = [session for store in stores_in(RESULTS / name) for session in store.sessions()]
-        publish(name, (), found, COLUMNS, shown=shown, made=sessions[-1] if sessions else None)
-        if name != DRAWS:
-            FIGURE.write_bytes(png_bytes(draw(found)))
-            print(markdown(found))
+    published([DRAWS])
+    found = published(STUDIES)
+    FIGURE.write_bytes(png_bytes(draw(found)))
+    print(markdown(found))
 
 
 def _text(d: Mapping[str, Any] | None) -> str | None:

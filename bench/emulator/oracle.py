@@ -74,7 +74,7 @@ class EmulatorOracle:
         start, facts, steps = time.monotonic(), self.table.facts, self.emulator.steps
         if request.schedule_steps != facts.steps or request.steps not in steps:
             raise ContractError(f"the table of {facts.task} records the losses after {list(steps)} steps of a schedule "
-                              f"of {facts.steps}; got {request.steps} of {request.schedule_steps}")
+                                f"of {facts.steps}; got {request.steps} of {request.schedule_steps}")
         refused = self.emulator.refusal(request.allocation)
         if refused is not None:
             return TrialResult(TrialState.FAILED, None, None, (), 0, 0, 0, None, time.monotonic() - start, 0.0,

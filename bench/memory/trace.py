@@ -132,8 +132,8 @@ class StepTracer:
         built = spec_from_model(self.model, spec.name)
         if built != spec:
             raise ContractError(f"the modules that transformers builds for {spec.name!r} are not those of its numbers: "
-                              f"{built.linear_numel} parameters in linears and {built.other_numel} others, expected "
-                              f"{spec.linear_numel} and {spec.other_numel}")
+                                f"{built.linear_numel} parameters in linears and {built.other_numel} others, expected "
+                                f"{spec.linear_numel} and {spec.other_numel}")
 
     def trace(self, space: SearchSpace, allocation: Allocation, shape: TrainShape) -> Traced:
         """Follow one optimiser step, with both moments in place, under an allocation of ``space``.
@@ -235,7 +235,7 @@ class TracedLora(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != self.down.dtype:
             raise ContractError(f"an adapter in {self.down.dtype} is given inputs in {x.dtype}: this decoder changes "
-                              "types between its layers, and can't be traced")
+                                "types between its layers, and can't be traced")
         return fused_linear(x, self.down, self.up, self.base, SCALE)
 
 

@@ -199,7 +199,7 @@ class SyntheticOracle:
         allocation, steps = request.allocation, request.steps
         if len(allocation) != self._space.n_units or not 0 < steps <= request.schedule_steps:
             raise ContractError(f"expected {self._space.n_units} units and 1 to {request.schedule_steps} steps; got "
-                              f"{len(allocation)} units and {steps} steps")
+                                f"{len(allocation)} units and {steps} steps")
         planted = self._planted(request)
         first = self._done.start(request)
         times = self._test_times if request.split == "test" else 0

@@ -135,7 +135,7 @@ def make_own(where: str, config: Mapping[str, Any], members: Sequence[str], /, *
     return found
 
 
-def _target_problems(where: str, config: Mapping[str, Any], given: Sequence[str] = ()) -> Iterator[str]:
+def _target_problems(where: str, config: Mapping[str, Any], given: Sequence[str] = ("problem",)) -> Iterator[str]:
     """Yield a message for every target that can't be imported and every option, at any depth, that is unknown."""
     try:
         parameters = inspect.signature(pkgutil.resolve_name(config["_target_"])).parameters

@@ -167,7 +167,7 @@ class Engine:
         units, formats = tuple(u.name for u in space.units), tuple(f.name for f in space.formats)
         if profile.units != units or profile.formats != formats:
             raise ContractError(f"the profile must be of the {len(units)} units and the formats {list(formats)} of the "
-                              f"space, got {len(profile.units)} units and {list(profile.formats)}")
+                                f"space, got {len(profile.units)} units and {list(profile.formats)}")
         return profile
 
     def _finish(self, run: TrialRunner, recommended: Sequence[Allocation]) -> RunOutcome:

@@ -252,7 +252,7 @@ class Journal:
         """
         if fields.keys() & RESERVED or self._fd is None:
             raise ContractError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & RESERVED)} "
-                              "are the journal's own, or the journal is not open")
+                                "are the journal's own, or the journal is not open")
         elapsed = max(round(self.elapsed, 3), round(self.last + 0.001, 3))  # no two lines of a run are alike
         data: Line = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
                        **({} if self._run is None else {"run": self._run}), "session": self._session,

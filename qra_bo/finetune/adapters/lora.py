@@ -149,12 +149,12 @@ def check_realised(model: Any, ranks: Mapping[str, int], alpha_over_rank: float)
     wanted = {name: rank for name, rank in ranks.items() if rank > 0}
     if set(layers) != set(wanted):
         raise ContractError(f"adapters were requested on {len(wanted)} modules and realised on {len(layers)}: "
-                          f"{sorted(set(wanted) ^ set(layers))[:4]}")
+                            f"{sorted(set(wanted) ^ set(layers))[:4]}")
     for name, layer in layers.items():
         scale = layer.scaling[ADAPTER]
         if layer.r[ADAPTER] != wanted[name] or abs(scale - alpha_over_rank) > 1e-9:
             raise ContractError(f"{name}: requested rank {wanted[name]} and scale {alpha_over_rank}, "
-                              f"realised {layer.r[ADAPTER]} and {scale}")
+                                f"realised {layer.r[ADAPTER]} and {scale}")
 
 
 def detach(model: Any) -> None:

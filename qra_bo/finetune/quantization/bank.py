@@ -281,7 +281,7 @@ class LayerBank:
         found = self.model.get_submodule(name)
         if found is not self._placed[name]:
             raise ContractError(f"{name} holds a {type(found).__name__} that the bank did not put there; "
-                              "detach adapters before formats change")
+                                "detach adapters before formats change")
 
     def _place(self, name: str, layer: nn.Module) -> None:
         if isinstance(layer, PackedLinear):
