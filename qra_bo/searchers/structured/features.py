@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity.importance import sensitivity_scales, shrunk_sensitivity
+from qra_bo.sensitivity.importance import min_max, sensitivity_scales, shrunk_sensitivity
 from qra_bo.space import FloatArray
 from surrogates.structured import Component
 
@@ -24,7 +24,7 @@ def build_components(problem: SearchProblem) -> list[Component]:
     n_units, n_formats, n_ranks = problem.costs.shape
     share = space.unit_share[:, None]
     level, root = sensitivity_scales(shrunk_sensitivity(problem.profile))
-    log_rank = rank_scale(problem)
+    log_rank = min_max(np.log(np.array(space.ranks, dtype=np.float64)))
     below = np.triu(np.ones((n_formats, n_formats)))[:, :-1]  # below[f, j] = 1 for formats up to j: a step above it
     rank_steps = np.tril(np.ones((n_ranks, n_ranks)))[:, 1:] * np.sqrt(np.diff(log_rank))
 
@@ -56,12 +56,6 @@ def build_components(problem: SearchProblem) -> list[Component]:
     built = [_normalised(name, phi, scale, reference) for name, (phi, scale) in parts.items() if phi.shape[-1]]
     return [c for c in built if c is not None] or [
         Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64))]
-
-
-def rank_scale(problem: SearchProblem) -> FloatArray:
-    """Return the logarithm of the rank, from 0 at the smallest to 1 at the largest, ``R``."""
-    logs = np.log(np.array(problem.space.ranks, dtype=np.float64))
-    return (logs - logs[0]) / (logs[-1] - logs[0]) if len(logs) > 1 else np.zeros(1)
 
 
 def _normalised(name: str, phi: FloatArray, scale: float, rows: Tensor) -> Component | None:
@@ -100,7 +94,7 @@ def prior_tables(problem: SearchProblem) -> list[FloatArray]:
     rows = np.array([[f] * n_units + [0] * n_units for f in range(n_formats)], dtype=np.int64)
     # The largest format that every unit could have at the smallest rank; the smallest if none fits.
     typical = max(np.flatnonzero(problem.costs.feasible(rows, problem.budget_bytes)), default=0)
-    ranks = rank_scale(problem)[None, None, :]
+    ranks = min_max(np.log(np.array(problem.space.ranks, dtype=np.float64)))[None, None, :]
     tables = []
     for power, rate in _ASSUMPTIONS[:n]:
         loss = level if power == 1.0 else root
