@@ -45,7 +45,7 @@ def outputs(made, tmp_path):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Pages are written without figures, which take longest."""
-    monkeypatch.setattr(html, "drawn", lambda d: {})
+    monkeypatch.setattr(html, "PLOTS", {})
 
 
 def test_list_has_a_line_a_run_and_keeps_unreadable_ones(made, capsys):

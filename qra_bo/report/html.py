@@ -31,11 +31,6 @@ from qra_bo.utils.formatting import number, signed
 from qra_bo.utils.redact import printable
 
 
-def drawn(d: ReportData) -> dict[str, Figure | None]:
-    """Draw every figure of a run, by name; ``None`` where the data are missing."""
-    return {name: draw(d) for name, draw in PLOTS.items()}
-
-
 def _render(name: str, figures: Mapping[str, Figure | None], **values: Any) -> str:
     """Render a page of this package; every value is escaped."""
     elements = {name: fig and svg_element(fig, name) for name, fig in figures.items()}
@@ -86,7 +81,8 @@ def write_report(folder: Path) -> list[Path]:
     """
     check_run_folder(folder)
     d = load_run(folder)
-    page, data, figures = folder / "report.html", folder / "report.json", drawn(d)
+    page, data = folder / "report.html", folder / "report.json"
+    figures = {name: draw(d) for name, draw in PLOTS.items()}
     with writing(folder, f"write the report again: task=report out={folder}"):
         replace_text(page, render_html(d, figures, str(folder)))
         replace_text(data, json.dumps(report_json(d), indent=1, sort_keys=True) + "\n")

@@ -95,7 +95,7 @@ def test_the_time_of_what_is_recommended_comes_first(words: list[str], first: st
 def test_an_answer_that_a_full_disk_cuts_off_is_an_error(
         words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", make_events())
-    monkeypatch.setattr(html, "drawn", lambda d: {})
+    monkeypatch.setattr(html, "PLOTS", {})
     with open("/dev/full", "w", encoding="utf-8") as full:
         monkeypatch.setattr(sys, "stdout", tolerant(full))
         assert (runs.main if "=" not in words[0] else main)([word.format(run=run) for word in words]) == 2

@@ -65,7 +65,7 @@ def in_this_process(config: RunConfig, folder: Path, room: int | None = None) ->
 def _here(cache: Path) -> Iterator[None]:
     """Let the oracle work in this process, with a cache of its own and without the figures, which take longest."""
     with mock.patch("qra_bo.pipeline.run.make_executor", in_this_process), \
-            mock.patch("qra_bo.report.html.drawn", return_value={}), \
+            mock.patch("qra_bo.report.html.PLOTS", {}), \
             mock.patch.dict(os.environ, {"QRA_BO_CACHE": str(cache)}):
         yield
 
