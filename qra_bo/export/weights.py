@@ -20,8 +20,6 @@ from qra_bo.memory.serving import TARGET_FORMATS
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
-GENERATION = "generation_config.json"
-
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
@@ -192,7 +190,7 @@ def save_generation(settings: Any, folder: Path) -> None:
     """Write the defaults for generation of a base as they are, ``None`` for none: many releases of transformers load
     published ones that they refuse to save."""
     if settings is not None:
-        settings.to_json_file(str(folder / GENERATION), use_diff=True, keys_to_pop=["compile_config"])
+        settings.to_json_file(str(folder / "generation_config.json"), use_diff=True, keys_to_pop=["compile_config"])
 
 
 def _others(model: Any, linears: Mapping[str, LinearWeights]) -> dict[str, Tensor]:
