@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ PACKED = "packed.safetensors"
 ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"
 DTYPES, DEVICES, FILE = ("float32", "bfloat16", "float16"), ("cpu", "cuda"), "file"
 PACKAGES = ("torch", "bitsandbytes", "hqq", "numba", "peft", "transformers")
-FORMAT_FIELDS = ("name", "backend", "bits", "block", "double_quant")
 PROBE = "probe.safetensors"
 LONGEST_NAME = 500
 """Characters of the longest name of a module: work grows with their square."""
@@ -62,7 +61,7 @@ class ModuleRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModuleRecord":
-        fmt = format_from_json({key: data[key] for key in FORMAT_FIELDS})
+        fmt = format_from_json({f.name: data[f.name] for f in fields(StorageFormat)})
         rows, columns = data["shape"]
         rank, alpha, sha256 = data["rank"], data["alpha"], data["sha256"]
         if any(type(n) is not int or n < 0 for n in (rows, columns, rank)) or type(alpha) not in (int, float) \
@@ -146,8 +145,8 @@ class Manifest:
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a manifest with the checksum of all of them under ``sha256``."""
-    fields = {key: value for key, value in data.items() if key != "sha256"}
-    return {**fields, "sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()}
+    stated = {key: value for key, value in data.items() if key != "sha256"}
+    return {**stated, "sha256": hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()}
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
