@@ -5,24 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qra_bo.config.resume import changed
 from qra_bo.export.foreign import check_random_base, read_adapter
 from qra_bo.export.run import problems_of, rate_of
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach
-from qra_bo.finetune.manifest import (
-    ADAPTER,
-    DEVICES,
-    Manifest,
-    ModuleRecord,
-    read_manifest,
-    tensors_digest,
-    unflatten,
-    unquantised_digest,
-)
+from qra_bo.finetune.manifest import ADAPTER, Manifest, ModuleRecord, read_manifest, tensors_digest, unquantised_digest
 from qra_bo.finetune.models.files import bases_of, facts_of
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
@@ -31,7 +20,7 @@ from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modu
 from qra_bo.finetune.quantization.stored_model import load_others, load_stored, stored_state
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
-from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder, read_object
+from qra_bo.utils.files import COPY_AGAIN, check_run_folder, read_object
 
 
 def load(run: str | Path, device: str | torch.device = "cpu", *, adapter: bool = True, trainable: bool = False,
@@ -62,7 +51,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, adapter: bool =
                           "takes no gradients: attach an adapter of your own to it with peft.get_peft_model")
     try:
         target = torch.device(resolve_device(str(device)))
-        if target.type not in DEVICES:
+        if target.type not in ("cpu", "cuda"):
             raise RuntimeError(target.type)
     except RuntimeError as error:
         raise DeviceError(f"device must be 'cpu', 'cuda' or e.g. 'cuda:1'; got {str(device)!r}") from error
@@ -196,7 +185,7 @@ def packed_states(model: Any, manifest: Manifest, folder: Path) -> Iterator[tupl
     if unquantised_digest(model, (*manifest.modules, *tables)) != manifest.unquantised_sha256:
         raise ModelError("the base model is not the one that this run fine-tuned: its embeddings, norms or biases "
                          f"differ; expected {dict(manifest.model)}")
-    stored = stored_states(manifest, folder)
+    stored = manifest.packed_states(folder)
     models = [model, *load_others(manifest.model, dtype)] if manifest.stored else []
     for name, record in records.items():
         of_base = manifest.stored or record.format.is_base
@@ -230,21 +219,6 @@ def _dense(model: nn.Module, name: str, record: ModuleRecord) -> Any:
         raise ModelError(f"the base model's {name} is {module}; this run quantised a weight of "
                          f"{record.shape[0]} x {record.shape[1]}")
     return module
-
-
-def stored_states(manifest: Manifest, folder: Path) -> dict[str, State]:
-    """Return the packed tensors that a run kept, by module; raises ``OutputError`` if their file is missing or
-    damaged."""
-    if manifest.packed is None:
-        return {}
-    path = folder / manifest.packed
-    if not path.is_file():
-        raise OutputError(f"{path}, which the manifest names, is missing")
-    check_readable(path)
-    try:
-        return unflatten(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise OutputError(f"{path} is damaged or no safetensors file ({error}); {COPY_AGAIN}") from error
 
 
 def _adapted(model: Any, tensors: Mapping[str, Tensor], manifest: Manifest, device: torch.device) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -136,6 +137,20 @@ class Manifest:
             raise OutputError(f"alpha / r must be one positive number for all modules of a run, got "
                               f"{sorted(set(scales))[:4]} in its manifest; {COPY_AGAIN}")
         return scales[0]
+
+    def packed_states(self, folder: Path) -> dict[str, State]:
+        """Return the packed tensors that the run in ``folder`` kept, by module; raises ``OutputError`` if their file is
+        missing or damaged."""
+        if self.packed is None:
+            return {}
+        path = folder / self.packed
+        if not path.is_file():
+            raise OutputError(f"{path}, which the manifest names, is missing")
+        check_readable(path)
+        try:
+            return unflatten(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise OutputError(f"{path} is damaged or no safetensors file ({error}); {COPY_AGAIN}") from error
 
     def to_json(self) -> dict[str, Any]:
         records = {kind: {name: record.to_json() for name, record in getattr(self, kind).items()}
