@@ -2,15 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qra_bo.config import RunConfig
 from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.load import load_data, read_data, render, split_data
-from qra_bo.finetune.data.options import HubData, PlaysData, UserData
+from qra_bo.finetune.data.options import HubData, UserData
 from qra_bo.finetune.data.packing import assemble
-from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.finetune.data.records import BlockFacts, Record
 from qra_bo.report.tables import print_data, progress_console
 from qra_bo.study.provenance import changes
@@ -106,11 +105,7 @@ def text_size(config: RunConfig) -> TextSize | None:
     cfg, length = config.data, config.train.length
     if isinstance(cfg, HubData):
         return None
-    splits: tuple[Sequence[Record | Conversation], ...]
-    if isinstance(cfg, PlaysData):
-        source, splits, left_out = f"the plays of {PACKAGE} {VERSION}", play_records(), Counter[str]()
-    else:
-        source, splits, left_out = split_data(cfg)
+    source, splits, left_out = split_data(cfg)
     train, records = splits[0], sum(map(len, splits))
     # To a model of bytes every one is a token.
     per_token, basis = (1.0, "estimated at a token a byte") if config.model["source"] == "random" else \

@@ -42,24 +42,24 @@ def hub_rows(cfg: HubData) -> Iterator[tuple[str, Any]]:
     return ((f"{name}, record {i + 1}", rows[i]) for i in range(len(rows)))
 
 
-def read_data(cfg: DataConfig, seed: int = 0) -> tuple[list[Record | Conversation], Counter[str]]:
+def read_data(cfg: TinyData | JsonlData | HubData, seed: int = 0) -> tuple[list[Record | Conversation], Counter[str]]:
     """Return the records of a data set, and how many were left out, by reason.
 
     Raises:
         DataError: If the data is missing, malformed or empty.
     """
-    if isinstance(cfg, PlaysData):
-        return [record for split in play_records() for record in split], Counter()
     if isinstance(cfg, TinyData):
         return list(tiny_records(cfg.max_records or 512, seed)), Counter()
     rows = hub_rows(cfg) if isinstance(cfg, HubData) else read_rows(cfg.path)
     return records_of(rows, cfg.max_records, str(cfg.path), cfg.chat == "last")
 
 
-def split_data(cfg: TinyData | JsonlData | HubData, seed: int = 0,
+def split_data(cfg: DataConfig, seed: int = 0,
                read: tuple[list[Record | Conversation], Counter[str]] | None = None) \
-        -> tuple[str, tuple[list[Record | Conversation], ...], Counter[str]]:
+        -> tuple[str, tuple[Sequence[Record | Conversation], ...], Counter[str]]:
     """Return a data set's name and splits, and how many records were left out, by reason: as in ``load_data``."""
+    if isinstance(cfg, PlaysData):
+        return f"plays of {PACKAGE} {VERSION}", play_records(), Counter()
     source, (records, left_out) = str(getattr(cfg, "path", None) or cfg.name), read or read_data(cfg, seed)
     splits = split_records(records, cfg.held_out, seed, source)
     return source, splits, left_out + Counter({REPEATED: len(records) - sum(map(len, splits))})
@@ -75,9 +75,6 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, 
     Raises:
         DataError: If the data is missing, malformed or too small, or too much of its answers would be cut.
     """
-    if isinstance(data_cfg, PlaysData):
-        return assemble(tokenizer, play_records(), length, data_cfg.calibration, seed, f"plays of {PACKAGE} {VERSION}",
-                        isolate)
     source, splits, left_out = split_data(data_cfg, seed, read)
     if not isinstance(data_cfg, UserData):
         return assemble(tokenizer, splits, length, data_cfg.calibration, seed, source, isolate)
