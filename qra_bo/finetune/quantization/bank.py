@@ -17,18 +17,9 @@ from torch import nn
 
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.host_linear import HostLinear
-from qra_bo.finetune.quantization.base import (
-    Packed,
-    PackedLinear,
-    RingBackend,
-    State,
-    backend_of,
-    frozen,
-    pack_for,
-    storage_bytes,
-)
+from qra_bo.finetune.quantization.base import Packed, PackedLinear, State, backend_of, frozen, pack_for, storage_bytes
 from qra_bo.finetune.quantization.rounding import Rounding
-from qra_bo.memory.formats import check_shape, parse_format
+from qra_bo.memory.formats import check_shape, known_backend, parse_format
 from qra_bo.memory.stored import own_format
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.space import DecoderSpec, StorageFormat
@@ -312,7 +303,7 @@ def refuse_reproducing_formats(bank: LayerBank, formats: Sequence[StorageFormat]
     names = [linears[i * (len(linears) - 1) // (SAMPLED - 1)].name for i in range(SAMPLED)]
     problems = []
     for fmt in formats:
-        if fmt.bits > 4 or fmt.is_base or isinstance(backend_of(fmt), RingBackend):  # which takes minutes
+        if fmt.bits > 4 or fmt.is_base or known_backend(fmt).ring_seconds:  # which takes minutes
             continue
         worst = max(relative_error(bank, name, fmt) for name in names)
         if worst < SMALLEST_ERROR:
