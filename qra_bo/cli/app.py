@@ -39,19 +39,13 @@ from qra_bo.config.presets import choices
 from qra_bo.config.rules import ON_A_RUN
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.tasks import run_task
-from qra_bo.utils.errors import (
-    ConfigError,
-    OutputError,
-    QRABOError,
-    WorkerError,
-    from_lack_of_memory,
-    from_system,
-    worst,
-)
+from qra_bo.utils.errors import ConfigError, OutputError, QRABOError, WorkerError, from_lack_of_memory, from_system
 from qra_bo.utils.redact import printable, redact
 from qra_bo.utils.version import __version__
 
 BUG = 1
+SEVERITY = (0, 3, 2, BUG)
+"""Exit statuses from best to worst: done, delivered with a warning, a user error, a bug; a signal is worse still."""
 JOBS = "jobs.jsonl"
 """A line for every start and end of a job in the sweep's folder, whatever launcher runs it."""
 NAMING = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
@@ -266,7 +260,8 @@ class SweepSummary(Callback):
             return
         print(summary(jobs, SweepSummary.folder))
         show_runs(Path(str(config.out or SweepSummary.folder)))
-        SweepSummary.status = worst([BUG if job.status is None else job.status for job in jobs])
+        statuses = [BUG if job.status is None else job.status for job in jobs]
+        SweepSummary.status = max(statuses, key=lambda s: SEVERITY.index(s) if s in SEVERITY else len(SEVERITY))
 
     @classmethod
     def is_cut_off(cls) -> bool:

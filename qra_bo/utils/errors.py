@@ -3,7 +3,7 @@
 import difflib
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
@@ -146,12 +146,3 @@ def is_device_lost(error: BaseException) -> bool:
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):
         return False
     return any(c.__name__ == "AcceleratorError" for c in type(error).__mro__) or "CUDA error: " in str(error)
-
-
-_SEVERITY = (0, 3, 2, 1)
-"""Exit statuses from best to worst: done, delivered with a warning, a user error, a bug."""
-
-
-def worst(statuses: Sequence[int]) -> int:
-    """Return the worst of some exit statuses: a signal, then a bug, a user error, a warning, done."""
-    return max(statuses, key=lambda s: _SEVERITY.index(s) if s in _SEVERITY else len(_SEVERITY), default=0)
