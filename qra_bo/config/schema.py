@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, InstanceOf, PlainSerializer, PrivateAttr, StrictBool, StrictFloat, StrictInt
+from pydantic import AfterValidator, PlainSerializer, PlainValidator, PrivateAttr, StrictBool, StrictFloat, StrictInt
 
 from qra_bo.config import groups
 from qra_bo.config.check import validated
@@ -18,19 +18,9 @@ from qra_bo.memory.cards import Card, card_by_key, card_key
 from qra_bo.memory.file_formats import STORED
 from qra_bo.space.space import check_ladder
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.fields import (
-    ONE_IS_A_LIST,
-    Group,
-    Natural,
-    Positive,
-    UserPath,
-    accepted_by,
-    converted_by,
-    must_be,
-    refusing,
-)
+from qra_bo.utils.fields import ONE_IS_A_LIST, Group, Natural, Positive, UserPath, accepted_by, must_be, refusing
 
-BudgetSpec = Annotated[InstanceOf[Budget], BeforeValidator(refusing(parse_budget)), PlainSerializer(str)]
+BudgetSpec = Annotated[Budget, PlainValidator(refusing(parse_budget)), PlainSerializer(str)]
 """A budget, parsed here and nowhere else; a JSON value holds its text."""
 
 
@@ -42,7 +32,7 @@ class RunConfig(Group):
     budget: Annotated[tuple[BudgetSpec, ...], ONE_IS_A_LIST,
                       must_be("a size such as 10GB, or a list of sizes, each given once",
                               lambda sizes: 0 < len(sizes) == len(set(sizes)))]
-    gpu: Annotated[str, converted_by(card_key)] | None
+    gpu: Annotated[str, AfterValidator(refusing(card_key))] | None
     bits: Annotated[tuple[StrictInt, ...], accepted_by(lambda bits: bits and check_ladder("bits", bits))]
     ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: check_ladder("ranks", ranks))]
     max_average_bits: StrictFloat | None

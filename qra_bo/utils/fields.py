@@ -68,12 +68,7 @@ def accepted_by(parse: Callable[[Any], object]) -> pydantic.AfterValidator:
         parse(value)
         return value
 
-    return converted_by(same)
-
-
-def converted_by(convert: Callable[[Any], Any]) -> pydantic.AfterValidator:
-    """Return a validator like ``accepted_by`` whose value is what ``convert`` returns."""
-    return pydantic.AfterValidator(refusing(convert))
+    return pydantic.AfterValidator(refusing(same))
 
 
 def refusing(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -94,7 +89,7 @@ NonNegative = Annotated[pydantic.StrictFloat, Ge(0)]
 Noise = Annotated[pydantic.StrictFloat, Ge(0), Le(100)]
 """Standard deviation of a loss (nats); a larger one exceeds any loss, and squares of it would overflow."""
 ONE_IS_A_LIST = pydantic.BeforeValidator(lambda value: [value] if isinstance(value, (str, int, float)) else value)
-UserPath = Annotated[str, converted_by(os.path.expanduser)]
+UserPath = Annotated[str, pydantic.AfterValidator(os.path.expanduser)]
 """A path, in which ``~`` stands for the user's folder."""
 Texts = Annotated[tuple[str, ...], ONE_IS_A_LIST]
 """A list of texts; one text stands for a list of one."""
