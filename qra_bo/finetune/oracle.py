@@ -24,13 +24,11 @@ from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.final import VALIDATIONS, FinalConfig
 from qra_bo.finetune.training.loop import (
-    NEW_TOKENS,
     DivergedError,
     HeldOut,
     TrainSettings,
     continuation,
     held_out,
-    prompt_of,
     train_step,
     unit_groups,
 )
@@ -194,17 +192,16 @@ class FinetuneOracle:
         if not math.isfinite(found.loss):
             raise TrainingError(f"the model's loss before any training is {found.loss}; give dtype=float32, or a model "
                                 "whose weights are whole")
-        prompt, new = self._continued()
-        passed = sum(len(prompt) + i for i in range(min(len(new) + 1, NEW_TOKENS)))
+        prompt, new, passed = self._continued()
         return {"loss": found.loss, "loss_se": found.se, "sequences": found.sequences,
                 "forward_tokens": found.tokens + passed, "prompt": self._text(prompt), "text": self._text(new)}
 
-    def _continued(self) -> tuple[list[int], list[int]]:
-        """Return a held-out prompt and how the model goes on from it; both are empty without a tokenizer."""
+    def _continued(self) -> tuple[list[int], list[int], int]:
+        """Return a held-out prompt, how the model goes on from it, and the tokens that went forward; nothing without a
+        tokenizer."""
         if self.tokenizer is None:
-            return [], []
-        prompt = prompt_of(self.data.test)
-        return prompt, continuation(self.model, prompt, self.tokenizer.eos_token_id, self.device)
+            return [], [], 0
+        return continuation(self.model, self.data.test, self.tokenizer.eos_token_id, self.device)
 
     def _text(self, tokens: Sequence[int]) -> str:
         # The last token may end within a character.

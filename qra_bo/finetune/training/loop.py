@@ -197,22 +197,22 @@ def unit_groups(parameters: Mapping[str, Mapping[str, Parameter]], unit_of: Mapp
     return [(named, settings.peak_lr(rate, ranks[unit], steps)) for unit, named in grouped.items()]
 
 
-def prompt_of(blocks: TokenBlocks) -> list[int]:
-    """Return the first record's prompt: its tokens before the first with a loss, else the beginning of the text."""
-    ids, trained = blocks.input_ids[0], np.flatnonzero(blocks.labels[0] != NO_LOSS)
-    first = int(trained[0]) if len(trained) else len(ids)
-    return [int(token) for token in ids[:first if first > 1 else min(PROMPT_TOKENS, len(ids) // 2)]]
-
-
 @torch.no_grad()
-def continuation(model: Any, prompt: list[int], end: int | None, device: torch.device) -> list[int]:
-    """Return the most likely next tokens, ``NEW_TOKENS`` or up to the token ``end``. Logits of one token are alive at
-    once, and no cache of keys: it takes no more memory than an evaluation."""
+def continuation(model: Any, blocks: TokenBlocks, end: int | None,
+                 device: torch.device) -> tuple[list[int], list[int], int]:
+    """Return the first record's prompt, its tokens before the first with a loss, else the beginning of the text; the
+    most likely next tokens, ``NEW_TOKENS`` or up to the token ``end``; and the number of tokens that went forward.
+
+    Logits of one token are alive at once, and no cache of keys: it takes no more memory than an evaluation."""
     model.eval()
-    ids = list(prompt)
-    while len(ids) < len(prompt) + NEW_TOKENS:
-        token = int(logits_of(model, hidden_states(model, torch.tensor([ids], device=device))[0, -1:]).argmax())
+    ids, trained = blocks.input_ids[0].tolist(), np.flatnonzero(blocks.labels[0] != NO_LOSS)
+    first = int(trained[0]) if len(trained) else len(ids)
+    prompt, new, passed = ids[:first if first > 1 else min(PROMPT_TOKENS, len(ids) // 2)], list[int](), 0
+    while len(new) < NEW_TOKENS:
+        text = torch.tensor([prompt + new], device=device)
+        passed += text.numel()
+        token = int(logits_of(model, hidden_states(model, text)[0, -1:]).argmax())
         if token == end:
             break
-        ids.append(token)
-    return ids[len(prompt):]
+        new.append(token)
+    return prompt, new, passed
