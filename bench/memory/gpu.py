@@ -96,7 +96,7 @@ def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape
     from qra_bo.finetune.adapters.lora import adapter_parameters, attach
     from qra_bo.finetune.data.records import TokenBlocks
     from qra_bo.finetune.memory_probe import MemoryProbe
-    from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step, unit_groups
+    from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step
     from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 
     if device.type == "cuda":
@@ -107,7 +107,7 @@ def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape
     attach(model, {m: ranks[u] for m, u in unit_of.items()}, 2.0, 0, DTYPES[shape.compute_dtype_bytes])
     settings = TrainSettings(shape.batch, shape.accumulate, logits_chunk=shape.logits_chunk,
                              checkpointing=shape.checkpointing, optimizer=AdamWSettings(kind=shape.optimizer))
-    groups = unit_groups(adapter_parameters(model), unit_of, ranks, settings, 2e-3)
+    groups = settings.unit_groups(adapter_parameters(model), unit_of, ranks, 2e-3)
     optimizer = UnitwiseAdamW(groups, settings.optimizer)
     nothing_kept_dense = SimpleNamespace(only_packed=nullcontext, device=device, model=model)
     probe = MemoryProbe(optimizer, nothing_kept_dense, "peak")  # type: ignore[arg-type]

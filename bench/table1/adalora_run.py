@@ -13,7 +13,7 @@ from qra_bo.finetune.data.records import batches
 from qra_bo.finetune.memory_probe import MemoryProbe
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.profiling import unit_choice
-from qra_bo.finetune.training.loop import DivergedError, held_out, train_step, unit_groups
+from qra_bo.finetune.training.loop import DivergedError, held_out, train_step
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.synthetic import SyntheticOracle
@@ -111,8 +111,8 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
            oracle.settings.alpha_over_rank, task.train_seed, oracle.bank.compute_dtype)
     parameters = make_triplets(oracle.model, task.train_seed)
     unit_of = {linear.name: unit.name for unit in oracle.units for linear in unit.linears}
-    groups = unit_groups(parameters, unit_of, {u.name: initial for u in oracle.units}, settings, task.learning_rate,
-                         task.steps)
+    groups = settings.unit_groups(parameters, unit_of, {u.name: initial for u in oracle.units}, task.learning_rate,
+                                  task.steps)
     allocator = RankAllocator(parameters, task.settings, task.steps)
     optimizer = AdaLoraOptimizer(UnitwiseAdamW(groups, settings.optimizer), allocator)
     probe = MemoryProbe(optimizer, oracle.bank, scope)

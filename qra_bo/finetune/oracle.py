@@ -23,15 +23,7 @@ from qra_bo.finetune.models.load import located
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.final import VALIDATIONS, FinalConfig
-from qra_bo.finetune.training.loop import (
-    DivergedError,
-    HeldOut,
-    TrainSettings,
-    continuation,
-    held_out,
-    train_step,
-    unit_groups,
-)
+from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, continuation, held_out, train_step
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.finetune.training.processes import ALONE, joined
@@ -281,8 +273,8 @@ class FinetuneOracle:
         """Return an optimiser with one AdamW group per unit of the built model, for a schedule of ``steps`` steps;
         ``None``: as long as a trial's."""
         ranks = {unit.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)}
-        groups = unit_groups(adapter_parameters(self.model), self._unit_of, ranks, self.settings.train, rate, steps)
-        return UnitwiseAdamW(groups, self.settings.train.optimizer)
+        settings, parameters = self.settings.train, adapter_parameters(self.model)
+        return UnitwiseAdamW(settings.unit_groups(parameters, self._unit_of, ranks, rate, steps), settings.optimizer)
 
     def _evaluate(self, run: TrialRun, progress: Progress) -> TrialResult:
         request = run.request

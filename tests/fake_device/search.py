@@ -24,7 +24,7 @@ from qra_bo.finetune.gradient_profile import measure_by_gradients
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.rounding import Rounding
-from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step, unit_groups
+from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step
 from qra_bo.finetune.training.loss import CalibrationText, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.formats import parse_format
@@ -69,7 +69,7 @@ def train(bank: LayerBank, case: Case) -> None:
     attach(bank.model, ranks, 2.0, 0, case.dtype)
     settings = TrainSettings(BATCH, 2, logits_chunk=8, optimizer=AdamWSettings(kind=case.optimizer))
     unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
-    groups = unit_groups(adapter_parameters(bank.model), unit_of, {unit.name: 2 for unit in units}, settings, 2e-3)
+    groups = settings.unit_groups(adapter_parameters(bank.model), unit_of, {unit.name: 2 for unit in units}, 2e-3)
     inner = UnitwiseAdamW(groups, settings.optimizer)
     order = np.tile(np.arange(settings.step_sequences), (2, 1))
     blocks = TokenBlocks(TEXT, TEXT, TEXT if case.isolated else None)

@@ -8,7 +8,7 @@ import torch
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach, detach
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.training.learning_rate import RATE_RULES, RateRule
-from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step, unit_groups
+from qra_bo.finetune.training.loop import TrainSettings, held_out, train_step
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from tests.finetune.models import tiny_llama
 
@@ -51,8 +51,8 @@ def test_units_get_their_own_rate() -> None:
     ranks = {linear.name: 1 + linear.layer for linear in SPEC.linears}
     attach(MODEL, ranks, 2.0, 0, torch.float32)
     try:
-        groups = unit_groups(adapter_parameters(MODEL), {n: n.split(".")[2] for n in ranks}, {"0": 1, "1": 2},
-                             TrainSettings(), 0.5)
+        groups = TrainSettings().unit_groups(adapter_parameters(MODEL), {n: n.split(".")[2] for n in ranks},
+                                             {"0": 1, "1": 2}, 0.5)
         assert [(len(named), lr) for named, lr in groups] == [(14, 2.0), (14, pytest.approx(math.sqrt(8) / 2))]
     finally:
         detach(MODEL)
@@ -65,8 +65,8 @@ def test_training_learns_and_padding_counts_for_nothing() -> None:
     names = {linear.name: 4 for linear in SPEC.linears}
     attach(MODEL, names, 2.0, 0, torch.float32)
     try:
-        optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(MODEL), dict.fromkeys(names, "all"), {"all": 4},
-                                              settings, 5e-3), settings.optimizer)
+        groups = settings.unit_groups(adapter_parameters(MODEL), dict.fromkeys(names, "all"), {"all": 4}, 5e-3)
+        optimizer = UnitwiseAdamW(groups, settings.optimizer)
         before = held_out(MODEL, TokenBlocks(BLOCKS, labels), settings, CPU)
         order = np.arange(8).reshape(2, 4)[np.arange(20) % 2]
         tokens = sum(train_step(MODEL, optimizer, TokenBlocks(BLOCKS, labels), order, step, settings, CPU)[1]
@@ -95,8 +95,8 @@ def gradients_and_step(batch: int, accumulate: int,
     for pair in adapter_parameters(model).values():
         pair["B"].data.normal_(0, 0.05, generator=generator)  # at B = 0 the gradients of A vanish
     settings = TrainSettings(batch, accumulate, logits_chunk=8)
-    optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(model), dict.fromkeys(names, "all"), {"all": 4}, settings,
-                                          5e-3), settings.optimizer)
+    groups = settings.unit_groups(adapter_parameters(model), dict.fromkeys(names, "all"), {"all": 4}, 5e-3)
+    optimizer = UnitwiseAdamW(groups, settings.optimizer)
     found: list[torch.Tensor] = []
 
     def mark(phase: str) -> None:

@@ -61,6 +61,20 @@ class TrainSettings:
         ratio = 1.0 if steps is None or self.lr_steps is None else steps / self.lr_steps
         return rate * self.lr_rule.factor(rank, ratio)
 
+    def unit_groups(self, parameters: Mapping[str, Mapping[str, Parameter]], unit_of: Mapping[str, str],
+                    ranks: Mapping[str, int], rate: float,
+                    steps: int | None = None) -> list[tuple[dict[str, Parameter], float]]:
+        """Return one optimiser group per unit, with the learning rate that ``rate`` gives its rank (``peak_lr``).
+
+        ``parameters`` are A and B of every module, ``unit_of`` names its unit, ``ranks`` are those of the units.
+        ``steps`` are those of the schedule; ``None``: as long as the settings' rate is for.
+        """
+        grouped: dict[str, dict[str, Parameter]] = {}
+        for module, pair in parameters.items():
+            for which, parameter in pair.items():
+                grouped.setdefault(unit_of[module], {})[f"{module}.{which}"] = parameter
+        return [(named, self.peak_lr(rate, ranks[unit], steps)) for unit, named in grouped.items()]
+
     def lr_factor(self, step: int, total: int) -> float:
         """Return the schedule's factor on the peak for the update number ``step`` (from 0) of ``total``."""
         warm = max(1, round(self.warmup * total))
@@ -180,21 +194,6 @@ def _sequence_sums(model: Any, ids: Tensor, goal: Tensor, chunk: int, positions:
             del logits  # freed before the next chunk's are made
         out.append(total)
     return out
-
-
-def unit_groups(parameters: Mapping[str, Mapping[str, Parameter]], unit_of: Mapping[str, str],
-                ranks: Mapping[str, int], settings: TrainSettings, rate: float,
-                steps: int | None = None) -> list[tuple[dict[str, Parameter], float]]:
-    """Return one optimiser group per unit, with the learning rate that ``rate`` gives its rank (``peak_lr``).
-
-    ``parameters`` are A and B of every module, ``unit_of`` names its unit, ``ranks`` are those of the units. ``steps``
-    are those of the schedule; ``None``: as long as the settings' rate is for.
-    """
-    grouped: dict[str, dict[str, Parameter]] = {}
-    for module, pair in parameters.items():
-        for which, parameter in pair.items():
-            grouped.setdefault(unit_of[module], {})[f"{module}.{which}"] = parameter
-    return [(named, settings.peak_lr(rate, ranks[unit], steps)) for unit, named in grouped.items()]
 
 
 @torch.no_grad()
