@@ -86,7 +86,7 @@ def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs, host
     Everything is transposed: a column of the weights is contiguous.
     """
     order, factor = inputs.order, inputs.factor
-    rest = torch.cat([weight[p.first:p.last, order].t().float() for weight, _, p in pieces], dim=1)
+    rest = torch.cat([weight[p.first:p.last].float().t() for weight, _, p in pieces], dim=1)[order]
     n, rows = rest.shape
     if host:
         levels, middles = _table(pieces[0][1])
@@ -131,7 +131,7 @@ def _on_device(part: Tensor, scale: Tensor, offset: Tensor, within: Tensor, code
 
 def _on_host(part: Tensor, scale: Tensor, offset: Tensor, within: Tensor, codes: Tensor, *, levels: Tensor,
              middles: Tensor) -> Tensor:
-    """Like ``_on_device``, of rows of one grid with ``levels`` and the ``middles`` between them."""
+    """Like ``_on_device``, of rows of one grid with the ``levels`` and ``middles`` of ``_table``."""
     errors = torch.empty_like(part)
     _compiled()(*(t.numpy() for t in (part, scale, offset, within, levels, middles, codes, errors)))
     return errors
@@ -151,12 +151,20 @@ def _compiled() -> Any:
                 for r in range(len(rest)):
                     # a group without a scale holds its offset
                     error[r] = (rest[r] - zero[r]) / (step[r] if step[r] > 0 else np.float32(np.inf))
-                for r in range(len(rest)):
-                    index = np.int32(0)
-                    for m in range(len(middles)):
-                        index += np.int32(error[r] > middles[m])  # of two equally near levels the lower one
-                    code[r] = index
-                    error[r] = (rest[r] - (levels[index] * step[r] + zero[r])) / within[j, j]
+                if len(middles) == 0:
+                    for r in range(len(rest)):
+                        level = np.rint(error[r])
+                        level -= np.float32(level - error[r] >= np.float32(0.5))  # of two equally near the lower one
+                        level = min(max(level, levels[0]), levels[-1])
+                        code[r] = np.int32(level - levels[0])
+                        error[r] = (rest[r] - (level * step[r] + zero[r])) / within[j, j]
+                else:
+                    for r in range(len(rest)):
+                        index = np.int32(0)
+                        for m in range(len(middles)):
+                            index += np.int32(error[r] > middles[m])  # of two equally near levels the lower one
+                        code[r] = index
+                        error[r] = (rest[r] - (levels[index] * step[r] + zero[r])) / within[j, j]
                 for k in range(j + 1, columns):
                     later, share = part[k, first:last], within[j, k]
                     for r in range(len(later)):
@@ -166,9 +174,10 @@ def _compiled() -> Any:
 
 
 def _table(grid: Grid) -> tuple[Tensor, Tensor]:
-    """Return the levels of a grid and the ``K - 1`` middles between them."""
-    levels = torch.tensor(grid.levels, dtype=torch.float32) if isinstance(grid.levels, range) else grid.levels
-    return levels, (levels[1:] + levels[:-1]) / 2
+    """Return the levels of a grid and the ``K - 1`` middles between them; no middles of consecutive integers."""
+    if isinstance(grid.levels, range):
+        return torch.tensor(grid.levels, dtype=torch.float32), torch.empty(0)
+    return grid.levels, (grid.levels[1:] + grid.levels[:-1]) / 2
 
 
 def _levels(pieces: Sequence[tuple[Grid, int]], device: torch.device) \

@@ -128,3 +128,14 @@ def test_weights_beyond_the_range_of_fp16_scales_are_refused(value: float) -> No
     weight[3, 5] = value
     with pytest.raises(ModelError, match="sym4-g64 can't store a weight matrix"):
         backend_of(parse_format("sym4-g64")).pack(weight, parse_format("sym4-g64"), CPU)
+
+
+@EVERY_KIND
+def test_a_cpu_and_a_device_choose_the_same_scales(bits: int, symmetric: bool) -> None:
+    groups = matrix("heavy", (200, 32), bits)
+    groups[3] = 0.0
+    roots = matrix("heavy", (8, 32), 1).abs()
+    scales, zeros = candidates(groups, bits, symmetric)
+    lowest = torch.full_like(scales, -(1 << bits - 1)) if zeros is None else -zeros
+    there = integer._on_device(groups, roots.repeat(25, 1), scales, lowest, (1 << bits) - 1)
+    torch.testing.assert_close(integer._on_host(groups, roots, scales, lowest, (1 << bits) - 1), there)
