@@ -86,7 +86,7 @@ def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs, host
     Everything is transposed: a column of the weights is contiguous.
     """
     order, factor = inputs.order, inputs.factor
-    rest = torch.cat([weight[p.first:p.last].float().t() for weight, _, p in pieces], dim=1)[order]
+    rest = torch.cat([weight[p.first:p.last].float().t().contiguous() for weight, _, p in pieces], dim=1)[order]
     n, rows = rest.shape
     if host:
         levels, middles = _table(pieces[0][1])
@@ -165,10 +165,18 @@ def _compiled() -> Any:
                             index += np.int32(error[r] > middles[m])  # of two equally near levels the lower one
                         code[r] = index
                         error[r] = (rest[r] - (levels[index] * step[r] + zero[r])) / within[j, j]
-                for k in range(j + 1, columns):
+                done = j - j % 4  # four columns at a time: later ones are read and written once for all of them
+                for k in range(j + 1, min(done + 4, columns)):
                     later, share = part[k, first:last], within[j, k]
                     for r in range(len(later)):
                         later[r] -= share * error[r]
+                if j == done + 3:
+                    e0, e1, e2 = errors[done, first:last], errors[done + 1, first:last], errors[done + 2, first:last]
+                    for k in range(j + 1, columns):
+                        later = part[k, first:last]
+                        s0, s1, s2, s3 = within[done, k], within[done + 1, k], within[done + 2, k], within[j, k]
+                        for r in range(len(later)):
+                            later[r] = (((later[r] - s0 * e0[r]) - s1 * e1[r]) - s2 * e2[r]) - s3 * error[r]
 
     return compiled(rounded)
 

@@ -72,37 +72,36 @@ def search(groups: Tensor, bits: int, symmetric: bool, roots: Tensor | None = No
     top, middle = (1 << bits) - 1, 1 << bits - 1
     scales, zeros = candidates(groups, bits, symmetric)
     lowest = torch.full_like(scales, -middle) if zeros is None else -zeros
-    of_candidates = _on_host if groups.device.type == "cpu" else _on_device
-    errors = of_candidates(groups, torch.ones_like(groups[:1]) if roots is None else roots, scales, lowest, top)
-    best = errors.nan_to_num_(torch.inf, torch.inf).argmin(dim=0).view(1, -1, 1)
-    scale, low = scales.gather(0, best)[0], lowest.gather(0, best)[0]
+    of_candidates = _best_on_host if groups.device.type == "cpu" else _best_on_device
+    best = of_candidates(groups, torch.ones_like(groups[:1]) if roots is None else roots, scales, lowest, top)
+    scale, low = (tensor.gather(0, best.view(1, -1, 1))[0] for tensor in (scales, lowest))
     return torch.div(groups, scale).round_().sub_(low).clamp_(0, top), scale, -low
 
 
-def _on_device(groups: Tensor, roots: Tensor, scales: Tensor, lowest: Tensor, top: int) -> Tensor:
-    """Return the sum of squared errors of every candidate, ``C x n``, whose levels are ``lowest`` to ``lowest + top``;
-    there may be one row of ``roots`` for all groups."""
+def _best_on_device(groups: Tensor, roots: Tensor, scales: Tensor, lowest: Tensor, top: int) -> Tensor:
+    """Return the index of every group's candidate of least error, ``n``, among those whose levels are ``lowest`` to
+    ``lowest + top``; there may be one row of ``roots`` for all groups."""
     errors = torch.empty(scales.shape[:2], device=groups.device)
     for scale, low, error in zip(scales, lowest, errors, strict=True):
         level = torch.div(groups, scale).round_().clamp_(low, low + top)
         torch.sum(torch.addcmul(groups, level, scale, value=-1).mul_(roots).square_(), dim=1, out=error)
-    return errors
+    return errors.nan_to_num_(torch.inf, torch.inf).argmin(dim=0)
 
 
-def _on_host(groups: Tensor, roots: Tensor, scales: Tensor, lowest: Tensor, top: int) -> Tensor:
-    """Like ``_on_device``, in one pass over the weights: with torch's operators it takes six times as long."""
-    errors = torch.empty(scales.shape[:2])
+def _best_on_host(groups: Tensor, roots: Tensor, scales: Tensor, lowest: Tensor, top: int) -> Tensor:
+    """Like ``_best_on_device``, in one pass over the weights: with torch's operators it takes six times as long."""
+    best = torch.zeros(len(groups), dtype=torch.int64)
     arrays = (tensor.numpy() for tensor in (groups, roots, scales[..., 0], lowest[..., 0]))
-    _compiled()(*arrays, np.float32(top), errors.numpy())
-    return errors
+    _compiled()(*arrays, np.float32(top), best.numpy())
+    return best
 
 
 @cache
 def _compiled() -> Any:
-    """Return the compiled function ``(groups, roots, scales, lowest, top, errors)``, which fills ``errors``."""
-    def fill(groups: Any, roots: Any, scales: Any, lowest: Any, top: Any, errors: Any) -> None:
+    """Return the compiled function ``(groups, roots, scales, lowest, top, best)``, which fills ``best``."""
+    def fill(groups: Any, roots: Any, scales: Any, lowest: Any, top: Any, best: Any) -> None:
         for g in range(len(groups)):
-            root = roots[g % len(roots)]
+            root, least = roots[g % len(roots)], np.float32(np.inf)
             for c in range(len(scales)):
                 scale, low = scales[c, g], lowest[c, g]
                 inverse, total = np.float32(1) / scale, np.float32(0)
@@ -110,7 +109,8 @@ def _compiled() -> Any:
                     level = min(max(np.rint(groups[g, i] * inverse), low), low + top)
                     error = (groups[g, i] - level * scale) * root[i]
                     total += error * error
-                errors[c, g] = total
+                if total < least:
+                    best[g], least = c, total
 
     return compiled(fill, fastmath={"contract", "reassoc", "nsz"})
 
