@@ -1,6 +1,7 @@
 """What tests cache is theirs alone, and goes when they end; and the user without rights whom tests may run as."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -13,6 +14,16 @@ from tests.hostile import Place, unprivileged
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder
     os.environ["QRA_BO_CACHE"] = tempfile.mkdtemp(prefix="qra_bo-tests-")
     atexit.register(shutil.rmtree, os.environ["QRA_BO_CACHE"], ignore_errors=True)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected out of later garbage collections, which took a twelfth of the time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # extension modules look for leaks when the interpreter ends
 
 
 @pytest.fixture(name="place")

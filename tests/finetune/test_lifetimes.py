@@ -32,11 +32,9 @@ REQUEST = TrialSpec(MIXED, 3, 3, 5, 2e-3)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def older_objects_left_out() -> Iterator[None]:
+def older_objects_left_out() -> None:
     gc.collect()
-    gc.freeze()  # gc.get_objects passes over all that was made before
-    yield
-    gc.unfreeze()
+    gc.freeze()  # gc.get_objects passes over all that was made before, and later collections do
 
 
 @pytest.fixture(autouse=True)
