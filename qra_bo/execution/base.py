@@ -1,5 +1,6 @@
 """The executor contract, what all executors share, and the executor that calls its oracle in this process."""
 
+import json
 import pkgutil
 import sysconfig
 import time
@@ -44,18 +45,26 @@ class ProfileResult:
 
 
 def describe(oracle: Oracle, progress: Progress) -> Mapping[str, Any]:
-    """Return the oracle's provenance."""
-    return oracle.describe()
+    """Return the oracle's provenance. Raises ``ContractError`` if JSON can't hold it."""
+    found = oracle.describe()
+    try:
+        json.dumps({**found}, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"describe must return a dict that JSON can hold ({error}); got {found!r:.99}") from error
+    return found
 
 
 def profile(oracle: Oracle, progress: Progress) -> dict[str, Any]:
     """Measure the oracle's profile and add up its cost; returns a ``ProfileResult`` as JSON.
 
     Tokens are read from the mapping that the oracle leaves in ``profile_cost``: ``training_tokens`` and
-    ``forward_tokens``. An oracle without it trains nothing. Seconds are wall time.
+    ``forward_tokens``. An oracle without it trains nothing. Seconds are wall time. Raises ``ContractError`` if it is
+    no profile.
     """
     start = time.monotonic()
     found, cost = oracle.profile(progress), getattr(oracle, "profile_cost", {})
+    if not isinstance(found, SensitivityProfile):
+        raise ContractError(f"profile must return a qra_bo.sensitivity.profile.SensitivityProfile; got {found!r:.99}")
     return ProfileResult(found, int(cost.get("training_tokens", 0)), int(cost.get("forward_tokens", 0)),
                          time.monotonic() - start).to_json()
 

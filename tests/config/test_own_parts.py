@@ -1,15 +1,18 @@
 """An oracle of the user's own package: one YAML in a --config-dir and nothing else."""
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from qra_bo.config import RunConfig, config_from_dict, load_config
+from qra_bo.execution import base
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.pipeline import oracles
 from qra_bo.space import SearchSpace
-from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.errors import ConfigError, ContractError
 
 OWN = f"name: mine\n_target_: {__name__}.make_oracle\nnoise: 0.001\n"
 
@@ -45,6 +48,14 @@ def test_own_oracle_is_made_from_its_yaml(mine: str, tmp_path: Path) -> None:
 def test_own_oracle_that_can_not_be_made_is_refused(given: list[str], message: str, mine: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         oracles.make_oracle(load_config(["+model=tiny", "oracle=mine", *given], mine).to_dict(), str(tmp_path))
+
+
+@pytest.mark.parametrize(("what", "given"), [("describe", None), ("describe", {"path": Path()}),
+                                             ("describe", {"loss": float("nan")}), ("profile", [1.0])])
+def test_own_oracle_that_returns_something_else_is_told_so(what: str, given: object) -> None:
+    oracle: Any = SimpleNamespace(**{what: lambda *_: given})
+    with pytest.raises(ContractError, match=rf"{what} must return a .*; got {re.escape(repr(given))}"):
+        getattr(base, what)(oracle, lambda *_: None)
 
 
 @pytest.mark.parametrize("name", ["finetune", "synthetic"])
