@@ -85,10 +85,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="LABEL[=RUN]", help="the reference first; no RUN: of the results")
     parser.add_argument("--questions", required=True, metavar="FILE", help="their file, without its ending")
     given = parser.parse_args()
+    pairs = [text.partition("=") for text in given.runs]
+    kept = {} if all(run for _, _, run in pairs) else {row["choice"]: row for row in read(given.name)["rows"]}
+    if unknown := [label for label, _, run in pairs if not run and label not in kept]:
+        parser.error(f"{unknown} have no RUN and are not in bench/results/{given.name}.json, which has {[*kept]}")
     rows = list[Row]()
-    for label, _, run in (text.partition("=") for text in given.runs):
-        kept = [row for row in read(given.name)["rows"] if row["choice"] == label] if not run else []
-        rows += kept or collect(label, Path(run), given.questions)
+    for label, _, run in pairs:
+        rows += collect(label, Path(run), given.questions) if run else [kept[label]]
     publish(given.name, [], rows, ["choice", "stored", "bits", "rank", "steps", "loss"],
             made={"git": rows[0]["git"], "machine": machine()})
     if (last := [row for row in rows if row["steps"]][-1])["answers"]:
