@@ -33,7 +33,7 @@ CARD_SHARE = 0.5
 LAYER_SECONDS = 224 * 6e-6
 """Least seconds of a decoder layer's training step on a GPU: the operations that it dispatches (counted on a CPU, under
 LoRA), at an assumed host time each; it bounds small models and batches."""
-START_SECONDS, LEVEL_SECONDS = 10.0, 7e-8
+START_SECONDS, LEVEL_SECONDS = 10.0, 6e-8
 """Seconds of imports, model, text and exports of the smallest model, its untuned loss apart, and core seconds in which
 GPTQ chooses a weight's level. Measured on a CPU."""
 FINAL_PART = "final fine-tune"
