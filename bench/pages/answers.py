@@ -23,6 +23,7 @@ from qra_bo.memory.budget import format_size
 from qra_bo.memory.formats import parse_format
 from qra_bo.study.intervals import text_interval
 from qra_bo.tasks.answers import AnswerFile, interval, paired
+from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.formatting import DASH
 
 METRIC, SHOWN = "exact_match", 10
@@ -36,8 +37,11 @@ def collect(label: str, folder: Path, task: str) -> list[Row]:
 
     Raises:
         OutputError: If the folder holds no finished run.
+        ConfigError: If its bytes are not of stored memory.
     """
     events = {e["event"]: e for e in map(json.loads, (folder / "trials.jsonl").read_text("utf-8").splitlines())}
+    if (scope := events["measured"]["scope"]) != "stored":
+        raise ConfigError(f"{folder} measured bytes of scope {scope}; rows need those of memory.scope=stored")
     chosen, final = events["measured"]["allocation"], events["final"]
     facts = {"stored": events["measured"]["measured_bytes"], "rank": fmean(chosen["ranks"]),
              "bits": fmean(parse_format(f).bits for f in chosen["formats"]), "git": events["provenance"]["git"]}

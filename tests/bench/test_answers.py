@@ -9,14 +9,14 @@ from bench.pages import answers
 from qra_bo.finetune.evaluation import Answer
 from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS
 from qra_bo.tasks.answers import AnswerFile
-from qra_bo.utils.errors import OutputError
+from qra_bo.utils.errors import ConfigError, OutputError
 from qra_bo.utils.formatting import DASH
 
 
-def run(folder: Path, loss: float, right: int) -> Path:
+def run(folder: Path, loss: float, right: int, scope: str = "stored") -> Path:
     """Write what is read of a run: two units, two test sequences of 10 tokens, ten answers; the base knows none."""
     chosen = {"formats": ["t2", "t3"], "ranks": [2, 4]}
-    events = ({"event": "measured", "allocation": chosen, "measured_bytes": 140_000_000},
+    events = ({"event": "measured", "allocation": chosen, "measured_bytes": 140_000_000, "scope": scope},
               {"event": "provenance", "git": "abc"},
               {"event": "untuned", "loss": 2.0, "sequences": [[20.0, 10, 0], [20.0, 10, 1]]},
               {"event": "final", "loss": loss, "kept_step": 24, "sequences": [[10 * loss, 10, 0], [10 * loss, 10, 1]]})
@@ -52,3 +52,8 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     (folder / ADAPTER / ADAPTER_WEIGHTS).unlink()
     with pytest.raises(OutputError, match="finished"):
         answers.collect("a", folder, "sums")
+
+
+def test_bytes_of_another_scope_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"scope peak; rows need those of memory\.scope=stored"):
+        answers.collect("a", run(tmp_path / "a", 1.0, 4, "peak"), "sums")
