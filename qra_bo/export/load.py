@@ -11,7 +11,15 @@ from qra_bo.config.resume import changed
 from qra_bo.export.foreign import check_random_base, read_adapter
 from qra_bo.export.run import problems_of, rate_of
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach
-from qra_bo.finetune.manifest import ADAPTER, Manifest, ModuleRecord, read_manifest, tensors_digest, unquantised_digest
+from qra_bo.finetune.manifest import (
+    ADAPTER,
+    DEVICES,
+    Manifest,
+    ModuleRecord,
+    read_manifest,
+    tensors_digest,
+    unquantised_digest,
+)
 from qra_bo.finetune.models.files import bases_of, facts_of
 from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
@@ -51,7 +59,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, adapter: bool =
                           "takes no gradients: attach an adapter of your own to it with peft.get_peft_model")
     try:
         target = torch.device(resolve_device(str(device)))
-        if target.type not in ("cpu", "cuda"):
+        if target.type not in DEVICES:
             raise RuntimeError(target.type)
     except RuntimeError as error:
         raise DeviceError(f"device must be 'cpu', 'cuda' or e.g. 'cuda:1'; got {str(device)!r}") from error
