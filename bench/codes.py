@@ -23,6 +23,7 @@ from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.finetune.quantization.rings import STATE_BITS, rotated_moments
 from qra_bo.finetune.quantization.viterbi import RUN_UP
+from qra_bo.finetune.threads import ANY_ORDER
 from qra_bo.memory.formats import parse_format, ring_length
 from qra_bo.space import StorageFormat
 
@@ -32,7 +33,7 @@ VECTOR = 1 << STATE_BITS
 ROUNDS = 1000
 
 
-@numba.njit(fastmath={"contract", "reassoc", "nsz"})
+@numba.njit(fastmath={*ANY_ORDER})
 def additions_and_comparisons(x: Any, y: Any) -> None:
     """Keep the lesser of ``x`` and ``y`` plus a number, many times."""
     for turn in range(ROUNDS):

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+ANY_ORDER = ("contract", "reassoc", "nsz")
+"""For ``compiled``: products and sums in any order and fused, so that loops of sums run over vectors; NaN stays NaN."""
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:

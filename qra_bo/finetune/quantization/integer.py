@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.quantization.grouped import GroupedBackend
-from qra_bo.finetune.threads import compiled
+from qra_bo.finetune.threads import ANY_ORDER, compiled
 from qra_bo.memory.formats import has_zeros
 from qra_bo.space.space import StorageFormat
 
@@ -112,7 +112,7 @@ def _compiled() -> Any:
                 if total < least:
                     best[g], least = c, total
 
-    return compiled(fill, fastmath={"contract", "reassoc", "nsz"})
+    return compiled(fill, ANY_ORDER)
 
 
 class IntegerBackend(GroupedBackend):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.threads import compiled
+from qra_bo.finetune.threads import ANY_ORDER, compiled
 
 RUN_UP = 64
 """Weights on each side of where a ring is closed: trellises of 16 bits err 1 % more with half of them, and half a
@@ -97,4 +97,4 @@ def _compiled(state_bits: int, code_bits: int) -> Any:
                         states[ring, step] = stem << code_bits | code
                 first, steps = 0, n
 
-    return compiled(encode, fastmath={"contract", "reassoc", "nsz"})
+    return compiled(encode, ANY_ORDER)
