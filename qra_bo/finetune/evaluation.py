@@ -6,7 +6,7 @@ import logging
 import random
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,18 @@ def score_named(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int,
     if unknown:
         raise ConfigError([f"eval.tasks: the installed lm-eval knows no task {t!r}; give a name that its list of tasks "
                            "has (lm-eval ls tasks), or a file that ends in .jsonl or .json" for t in unknown])
-    return _scores(_evaluated(model, tokenizer, tasks, manager, batch, limit=limit, log_samples=False))
+    found = _evaluated(model, tokenizer, tasks, manager, batch, limit=limit, log_samples=False)
+    scores = []
+    for task, metrics in found["results"].items():
+        questions = int(found["n-samples"][task]["effective"]) if task in found["n-samples"] else 0
+        for key, value in metrics.items():
+            metric, _, which = key.partition(",")
+            if not which or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = metrics.get(f"{metric}_stderr,{which}")
+            scores.append(TaskScore(task, metric if which == "none" else f"{metric} ({which})", float(value),
+                                    float(error) if isinstance(error, float) else None, questions))
+    return scores
 
 
 def answer_file(model: Any, tokenizer: Any, path: Path, *, batch: int, limit: int | None = None, chat: bool = False,
@@ -229,14 +240,6 @@ def _evaluated(model: Any, tokenizer: Any, tasks: Sequence[Any], manager: Any, b
     """Return what the harness finds; the model's mode and the global generators of random numbers are restored."""
     from lm_eval import evaluator  # an extra
     from lm_eval.models.huggingface import HFLM
-    with _left_as_found(model, evaluator), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        wrapped = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch)
-        return dict(evaluator.simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager,
-                                              bootstrap_iters=BOOTSTRAPS, **options) or {})
-
-
-@contextmanager
-def _left_as_found(model: Any, evaluator: Any) -> Iterator[None]:
     training, state = model.training, (random.getstate(), np.random.get_state())
     asks = evaluator.get_git_commit_hash, evaluator.add_env_info
     # Of git and other programs it asks what nothing here reads, for seconds each time, and git complains on the screen.
@@ -245,7 +248,10 @@ def _left_as_found(model: Any, evaluator: Any) -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns of a model in memory and of data from a callable
     try:
-        yield
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            wrapped = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch)
+            return dict(evaluator.simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager,
+                                                  bootstrap_iters=BOOTSTRAPS, **options) or {})
     finally:
         logger.setLevel(level)
         evaluator.get_git_commit_hash, evaluator.add_env_info = asks
@@ -292,17 +298,3 @@ def _task(name: str, items: Sequence[Question], longest: int) -> dict[str, Any]:
                                   "max_gen_toks": min(longest + SPARE_TOKENS, MOST_TOKENS)},
             "process_results": lambda doc, results: {"exact_match": float(same_answer(results[0], doc["target"]))},
             "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]}
-
-
-def _scores(found: Mapping[str, Any]) -> list[TaskScore]:
-    scores = []
-    for task, metrics in found["results"].items():
-        questions = int(found["n-samples"][task]["effective"]) if task in found["n-samples"] else 0
-        for key, value in metrics.items():
-            metric, _, which = key.partition(",")
-            if not which or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            error = metrics.get(f"{metric}_stderr,{which}")
-            scores.append(TaskScore(task, metric if which == "none" else f"{metric} ({which})", float(value),
-                                    float(error) if isinstance(error, float) else None, questions))
-    return scores
