@@ -65,43 +65,29 @@ def read_journal(path: Path) -> JournalContent:
     good_bytes = raw.rfind(b"\n") + 1
     if raw:
         _check_header(path, raw, good_bytes)
-    events, warnings, damaged = [], [], []
+    kept, seen, warnings, damaged = list[Line](), set[object](), list[str](), list[int]()
+    strays: dict[str, list[int]] = {"they belong to another run": [], "they repeat earlier lines": []}
     for number, line in enumerate(raw[:good_bytes].split(b"\n")[:-1], start=1):
         event = _decode(line)
         if event is None:
             damaged.append(number)
             warnings.append(f"line {number} of {path.name} is damaged (its checksum does not hold); it was left out "
                             "and the rest kept")
-        else:
-            events.append((number, event))
-    if good_bytes < len(raw):
-        warnings.append(f"the last line of {path.name} was cut off (a process was killed while it wrote); it was "
-                        "dropped, and what it held is done again")
-    kept, strays = _own_and_once(events)
-    warnings += [f"lines of {path.name} left out, because {why}: {len(numbers)}, the first of them line {numbers[0]}"
-                 for why, numbers in strays.items() if numbers]
-    return JournalContent(tuple(kept), tuple(warnings), tuple(damaged), good_bytes)
-
-
-def _own_and_once(lines: Iterable[tuple[int, Line]]) -> tuple[list[Line], dict[str, list[int]]]:
-    """Return the events of the run that the first one opens, each event and each trial once, and the numbers of the
-    other lines by what is wrong with them."""
-    kept: list[Line] = []
-    seen: set[object] = set()
-    foreign: list[int] = []
-    repeated: list[int] = []
-    for number, event in lines:
+            continue
         own = not kept or (event["event"] != "header" and event.get("run", kept[0]["crc"]) == kept[0]["crc"])
         names = {(event["session"], event["elapsed"], event["crc"]),
                  *([event["key"]] if event["event"] == "trial" and isinstance(event.get("key"), str) else [])}
-        if names & seen:
-            repeated.append(number)
-        elif not own:
-            foreign.append(number)
-        else:
+        if own and not names & seen:
             seen |= names
             kept.append(event)
-    return kept, {"they belong to another run": foreign, "they repeat earlier lines": repeated}
+        else:
+            strays["they repeat earlier lines" if names & seen else "they belong to another run"].append(number)
+    if good_bytes < len(raw):
+        warnings.append(f"the last line of {path.name} was cut off (a process was killed while it wrote); it was "
+                        "dropped, and what it held is done again")
+    warnings += [f"lines of {path.name} left out, because {why}: {len(numbers)}, the first of them line {numbers[0]}"
+                 for why, numbers in strays.items() if numbers]
+    return JournalContent(tuple(kept), tuple(warnings), tuple(damaged), good_bytes)
 
 
 def _decode(line: bytes) -> Line | None:
