@@ -88,19 +88,13 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
         run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner is "
                  "not confirmed")
         return
-    ahead, ahead_sd = _ahead(run, problem, found.candidate, found.reference, steps)
-    run.conclude(replace(found, ahead=ahead, ahead_sd=ahead_sd))
-
-
-def _ahead(run: TrialRunner, problem: SearchProblem, candidate: Allocation, reference: Allocation,
-           steps: int) -> tuple[float, float]:
-    """Return what learned rates add to the difference after ``steps`` up to the length that the run minimises, with its
-    standard deviation (nats); 0 where nothing is beyond."""
-    longer, seen = run.study.objective_steps, Observations(problem)
-    rows = seen.position(candidate), seen.position(reference)
-    if steps >= longer or rows[0] is None or rows[1] is None:
-        return 0.0, 0.0
-    return change_of_difference(load_rates(run.config.surrogate.rates), problem, rows[0], rows[1], steps, longer)
+    seen, longer = Observations(problem), study.objective_steps
+    rows = seen.position(found.candidate), seen.position(found.reference)
+    if steps < longer and rows[0] is not None and rows[1] is not None:
+        ahead, ahead_sd = change_of_difference(load_rates(run.config.surrogate.rates), problem, rows[0], rows[1], steps,
+                                               longer)
+        found = replace(found, ahead=ahead, ahead_sd=ahead_sd)
+    run.conclude(found)
 
 
 def _fewest_seeds(run: TrialRunner) -> int:

@@ -90,7 +90,17 @@ class TrialRunner:
     def begin(self) -> None:
         """Write the header of a new run, or check that the journal is of this one and note a changed effort. Raises
         ``JournalError`` if the journal belongs to another configuration."""
-        now = self._header()
+        c, s = self.config, self.setting
+        now = Header(
+            **self._effort, schema_version=SCHEMA_VERSION, config=c.to_journal(), config_sha256=c.config_sha256,
+            version=__version__, seed=c.seed, train_seed=s.train_seed, model=c.model_name, granularity=c.granularity,
+            units=tuple(u.name for u in s.space.units), formats=s.space.formats, ranks=s.space.ranks,
+            unit_numel=tuple(int(n) for n in s.space.unit_numel), budget_bytes=self.budget_bytes,
+            budget_text=str(c.budget[0]), max_average_bits=c.max_average_bits, scope=c.memory.scope,
+            oracle=c.oracle.name, high_steps=c.fidelity.high, low_steps=c.fidelity.low,
+            full_trial_tokens=s.full_trial_tokens, alpha_over_rank=c.adapter.alpha_over_rank,
+            method=c.method.name, rates_sha256=rates_sha256(c.surrogate.rates), given=s.given,
+            stored=stored_facts(s.memory.spec, s.space.units))
         if self.study.effort is None:
             self.record(now, describe=False)
         else:
@@ -104,19 +114,6 @@ class TrialRunner:
                 self.warn(f"continued with settings that change no finished trial: {', '.join(other)}")
         for message in self.journal.content.warnings:
             self.warn(message)
-
-    def _header(self) -> Header:
-        c, s = self.config, self.setting
-        return Header(
-            **self._effort, schema_version=SCHEMA_VERSION, config=c.to_journal(), config_sha256=c.config_sha256,
-            version=__version__, seed=c.seed, train_seed=s.train_seed, model=c.model_name, granularity=c.granularity,
-            units=tuple(u.name for u in s.space.units), formats=s.space.formats, ranks=s.space.ranks,
-            unit_numel=tuple(int(n) for n in s.space.unit_numel), budget_bytes=self.budget_bytes,
-            budget_text=str(c.budget[0]), max_average_bits=c.max_average_bits, scope=c.memory.scope,
-            oracle=c.oracle.name, high_steps=c.fidelity.high, low_steps=c.fidelity.low,
-            full_trial_tokens=s.full_trial_tokens, alpha_over_rank=c.adapter.alpha_over_rank,
-            method=c.method.name, rates_sha256=rates_sha256(c.surrogate.rates), given=s.given,
-            stored=stored_facts(s.memory.spec, s.space.units))
 
     def record(self, record: Record, *, describe: bool = True) -> None:
         """Write one event; with ``describe`` the first of a session is preceded by its provenance."""
