@@ -61,8 +61,6 @@ class PlantedOracle:
                 raise
             time.sleep(.05 if fault == "crawl" else self.pause / request.steps)
         a = request.allocation
-        if fault == "nan":
-            return TrialResult(TrialState.OK, float("nan"), .002, (), request.steps, 1, 1, None, 0.0, 0.0)
         noise = np.random.default_rng(abs(int(a.fingerprint, 16)) + request.train_seed).normal() * .001
         damage = {"fp16": np.zeros(4), **{f: DAMAGE[:, i] for i, f in enumerate(FORMATS)}}
         loss = (4 + sum(damage[f][u] / (1 + .2 * r) for u, (f, r) in enumerate(zip(a.formats, a.ranks, strict=True)))

@@ -108,6 +108,13 @@ class Walk:
                 self._promote.append(e.allocation)
 
 
+class Silent(Walk):
+    """Proposes nothing."""
+
+    def ask(self, n: int) -> list[Proposal]:
+        return []
+
+
 class Recorded(Walk):
     """Keeps all that were made since a test emptied the list, with what each was asked and told in turn."""
 

@@ -10,7 +10,7 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation
 from qra_bo.study.verdict import VerdictKind, verdict_of
 from qra_bo.trials import Fidelity, Proposal
-from tests.study.problem import Walk, run
+from tests.study.problem import Silent, Walk, run
 
 BAD, GOOD = -1.0, 0.8
 MIXED = (Allocation(("hqq8", "nf4", "hqq2", "nf4"), (2, 2, 4, 2)),
@@ -32,16 +32,6 @@ class Contrary(Walk):
         return sorted(losses, key=lambda a: -losses[a])
 
 
-def test_what_is_recommended_is_confirmed_rather_than_the_least_loss(tmp_path: Path) -> None:
-    outcome = run(tmp_path, searcher=Contrary)
-    study = outcome.study
-    losses = {a: study.point(a).loss for a in MIXED}  # type: ignore[union-attr]
-    least, largest = sorted(MIXED, key=lambda a: losses[a] or 0.0)
-    assert study.best_mixed.allocation == least
-    assert study.confirmation.candidate == largest
-    assert outcome.found.allocation == largest
-
-
 def checked(agreement: float | None) -> type[Contrary]:
     """A searcher that recommends the larger loss, with the leave-one-out agreement of its surrogate."""
     class Checked(Contrary):
@@ -51,24 +41,24 @@ def checked(agreement: float | None) -> type[Contrary]:
     return Checked
 
 
-@pytest.mark.parametrize(("agreement", "by"), [(GOOD, "surrogate"), (BAD, "loss"), (None, "loss")])
-def test_failed_surrogate_leaves_the_choice_to_losses(tmp_path: Path, agreement: float | None, by: str) -> None:
-    study = run(tmp_path, searcher=checked(agreement)).study
-    assert study.choice.by == by
-    assert (study.choice.candidate == study.best_mixed.allocation) == (by == "loss")
-    assert study.confirmation.candidate == study.choice.candidate
-
-
-class NothingMixed(Contrary):
-    """Proposes nothing."""
-
-    def __init__(self, problem: SearchProblem) -> None:
-        super().__init__(problem)
-        self._queue = []
+@pytest.mark.parametrize(("searcher", "by"), [
+    (checked(GOOD), "surrogate"), (checked(BAD), "loss"), (checked(None), "loss"), (Contrary, None)])
+def test_what_is_recommended_is_confirmed_unless_the_surrogate_fails(tmp_path: Path, searcher: Any,
+                                                                     by: str | None) -> None:
+    outcome = run(tmp_path, searcher=searcher)
+    study = outcome.study
+    least, largest = sorted(MIXED, key=lambda a: study.point(a).loss or 0.0)
+    assert study.best_mixed.allocation == least
+    assert study.confirmation.candidate == (least if by == "loss" else largest)
+    if by is None:
+        assert outcome.found.allocation == largest
+    else:
+        assert (study.choice.by, study.choice.candidate) == (by, study.confirmation.candidate)
 
 
 def test_uniform_choice_is_not_confirmed_with_itself(tmp_path: Path) -> None:
-    study = run(tmp_path, searcher=NothingMixed, effort__uniform_baselines=1).study
+    study = run(tmp_path, searcher=Silent, effort__uniform_baselines=1).study
+    assert [w for w in study.warnings if "proposed nothing at all" in w]
     c = study.confirmation
     assert c.candidate == c.reference
     assert (c.train_seeds, c.winner_kind) == ((), "uniform")

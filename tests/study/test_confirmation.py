@@ -11,7 +11,6 @@ from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
 from qra_bo.study.engine import RunOutcome
-from qra_bo.study.lines import begun_study
 from qra_bo.study.state import Study
 from qra_bo.study.verdict import VerdictKind, verdict_of
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
@@ -97,47 +96,25 @@ def test_another_winner_of_more_seeds_is_fine_tuned_wherever_that_was_cut_off(tm
         assert comparable(favoured(folder, lost=SEEDS[3:]).best) == comparable(whole.best)
 
 
-def test_the_same_winner_of_more_seeds_is_not_fine_tuned_again(tmp_path: Path) -> None:
+def test_the_same_winner_of_more_seeds_is_not_fine_tuned_again_nor_are_seeds_given_up(tmp_path: Path) -> None:
     few = favoured(tmp_path, effort__sequential=True)
     more = favoured(tmp_path)
     assert (confirmed(few.study), confirmed(more.study)) == (list(SEEDS[:3]), list(SEEDS))
     assert few.winner == more.winner
+    lower = favoured(tmp_path, effort="quick", effort__sequential=True)
+    assert (confirmed(lower.study), lower.best) == (list(SEEDS), more.best)
     assert [len(lines_of(tmp_path, kind)) for kind in ("confirmation", "final", "end")] == [2, 1, 2]
 
 
-def test_a_lower_effort_keeps_the_confirmation_on_more_seeds(tmp_path: Path) -> None:
-    whole = favoured(tmp_path)
-    again = favoured(tmp_path, effort="quick", effort__sequential=True)
-    assert confirmed(again.study) == list(SEEDS)
-    assert again.best == whole.best
-    assert len(lines_of(tmp_path, "confirmation")) == len(lines_of(tmp_path, "end")) == 1
-
-
-def test_a_lower_effort_keeps_the_longer_confirmation(tmp_path: Path) -> None:
-    whole = long_run(tmp_path).study
-    lower = long_run(tmp_path, effort__max_full_trials=12).study
-    assert lower.confirmation_steps < whole.confirmation_steps
-    assert lower.confirmation == whole.confirmation
-    assert [e.spec.key for e in lower.trials] == [e.spec.key for e in whole.trials]
-
-
-def test_a_higher_effort_that_finds_nothing_new_confirms_at_a_longer_training(tmp_path: Path) -> None:
+def test_a_higher_effort_that_finds_nothing_new_confirms_longer_and_a_lower_one_keeps_that(tmp_path: Path) -> None:
     short = long_run(tmp_path, Contrary, effort__max_full_trials=12).study
     longer = long_run(tmp_path, Contrary).study
     assert short.points == longer.points
     assert [s.confirmation.steps for s in (short, longer)] == [8, 24]
-    assert longer.confirmation_steps == 24
-
-
-def test_a_damaged_trial_of_the_confirmation_is_done_again(tmp_path: Path) -> None:
-    whole = favoured(tmp_path)
-    path = tmp_path / "trials.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    number = next(i for i, line in enumerate(lines) if b'"stage":"confirmation"' in line and b'"trial"' in line)
-    lines[number] = lines[number].replace(b'"state":"ok"', b'"state":"xx"')
-    path.write_bytes(b"".join(lines))
-    favoured(tmp_path)
-    assert {e.spec.key for e in begun_study(tmp_path).trials} == {e.spec.key for e in whole.study.trials}
+    lower = long_run(tmp_path, Contrary, effort__max_full_trials=12).study
+    assert (lower.confirmation_steps, longer.confirmation_steps) == (8, 24)
+    assert lower.confirmation == longer.confirmation
+    assert [e.spec.key for e in lower.trials] == [e.spec.key for e in longer.trials]
 
 
 def test_a_candidate_that_an_extension_finds_is_confirmed(tmp_path: Path) -> None:

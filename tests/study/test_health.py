@@ -6,11 +6,10 @@ import pytest
 
 from qra_bo.study.health import FAIL, PASS, UNKNOWN, WARN, Card
 from qra_bo.study.lines import study_of
-from qra_bo.study.results import build_best, checks
+from qra_bo.study.results import checks
 from tests.report.fixtures import make_events
 
 Events = list[dict[str, Any]]
-NAMES = ["beats_simple", "surrogate", "memory", "length"]
 
 
 def changed(kind: str, events: Events | None = None, **fields: Any) -> Events:
@@ -27,15 +26,6 @@ def only(name: str, events: Events) -> Card:
 
 def test_a_run_that_has_begun_measures_nothing() -> None:
     assert {c.status for c in checks(study_of(make_events()[:2]))} == {UNKNOWN}
-
-
-def test_best_json_holds_every_card_and_the_delivered_loss() -> None:
-    events = changed("header", config={"quantizer": {}, "embeddings": 16, "train": dict.fromkeys(
-        ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
-         "optimizer", "checkpointing"), 1)})
-    best = build_best(study_of(events))
-    assert [c["name"] for c in best["checks"]] == NAMES
-    assert best["delivered"] == {"loss": 3.871, "loss_se": .004, "steps": 320, "kept_step": 240, "metric": "test_loss"}
 
 
 @pytest.mark.parametrize(("good", "covered", "status"), [
