@@ -35,7 +35,7 @@ from tests.finetune.kernels import run_with_triton
 from tests.finetune.packed_folders import Packed, write
 from tests.finetune.quantization.test_stored import assert_head
 from tests.finetune.test_packed_folders import assert_equal, cut, formats, mutated, node, scaled
-from tests.pipeline.test_stored_run import SMALL
+from tests.pipeline.test_stored_run import overrides
 
 MARKS = {"mul1": 0x83DCD12D, "mcg": 0xCBAC1FED}
 NAMES = [f"exl3-{book}-{half / 2:g}" for book in ("mul1", "mcg", "3inst") for half in range(2, 17)
@@ -116,17 +116,6 @@ def test_tiles_of_a_head_are_rows_of_the_whole() -> None:
     assert torch.equal(table.unpack(), dense)
     assert torch.equal(table.tile(130, 515), dense[130:515])
     assert_head(table, dense)
-
-
-def test_product_and_gradient_equal_autograds() -> None:
-    layer = layer_of("exl3-mcg-3", 300, 200)
-    ours, plain_x = (torch.randn(5, 200, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
-                     for _ in range(2))
-    results = layer(ours), nn.functional.linear(plain_x, layer.unpack(), layer.bias)
-    for result in results:
-        result.square().sum().backward()
-    assert torch.equal(*results)
-    torch.testing.assert_close(ours.grad, plain_x.grad, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["exl3-mul1-3.5", "exl3-mcg-8", "exl3-3inst-1"])
@@ -285,10 +274,6 @@ def test_tensors_of_another_codebook_or_place_are_refused(whole: Path, tmp_path:
         save_file(found | extra, tmp_path / "m" / "model.safetensors", {"format": "pt"})
         with pytest.raises(ModelError, match=said):
             load_stored(node(tmp_path / "m"), torch.float32)
-
-
-def overrides(folder: Path, *more: str) -> list[str]:
-    return ["+model=hf", f"model.path={folder}", *SMALL, *more]
 
 
 def test_plan_counts_padding_and_the_head(whole: Path) -> None:

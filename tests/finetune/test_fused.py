@@ -38,6 +38,8 @@ def _unfuse(model: torch.nn.Module) -> None:
 
 
 def test_loss_and_gradients_are_those_of_peft(model: torch.nn.Module) -> None:
+    fuse(model)  # a second time changes nothing
+    assert all(isinstance(layer, FusedLayer) for layer in lora_layers(model).values())
     fused_loss, fused = _loss_and_gradients(model)
     _unfuse(model)
     loss, gradients = _loss_and_gradients(model)
@@ -55,11 +57,6 @@ def test_autocast_computes_as_in_peft(model: torch.nn.Module) -> None:
     (ours, fused), (theirs, gradients) = found
     assert torch.equal(ours, theirs)
     assert all(torch.equal(a, b) and a.any() for a, b in zip(fused, gradients, strict=True))
-
-
-def test_every_layer_is_fused(model: torch.nn.Module) -> None:
-    fuse(model)  # a second time changes nothing
-    assert all(isinstance(layer, FusedLayer) for layer in lora_layers(model).values())
 
 
 @pytest.mark.filterwarnings("ignore:Adapter default was active")

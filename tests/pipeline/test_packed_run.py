@@ -19,15 +19,11 @@ from qra_bo.pipeline.run import run
 from qra_bo.utils.errors import ConfigError, ModelError
 from tests.executors import work_in_this_process
 from tests.finetune.packed_folders import awq, compressed, gptq, random_llama, write, write_nf4
-from tests.pipeline.test_stored_run import SMALL
+from tests.pipeline.test_stored_run import overrides
 
 FOLDERS: dict[str, Callable[[Path], Any]] = {
     "gidx4-g32": lambda path: write(path, *gptq(4, 32, sym=False, desc_act=True)), "nf4": write_nf4,
     "int4-g64": lambda path: write(path, *awq()), "sym3-g32": lambda path: write(path, *compressed(3, 32))}
-
-
-def overrides(folder: Path, *more: str) -> list[str]:
-    return ["+model=hf", f"model.path={folder}", *SMALL, *more]
 
 
 @pytest.fixture(scope="module", params=["gidx4-g32", *(pytest.param(name, marks=pytest.mark.slow)

@@ -8,7 +8,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.gguf_header import read_header
@@ -97,19 +96,6 @@ def test_weights_of_the_embedded_file_equal_those_of_gguf() -> None:
             assert np.array_equal(weights, dequantised(kind, blocks))
             seen.add(kind)
     assert seen == {"Q4_1", "Q8_0"}
-
-
-@EVERY_TYPE
-def test_product_and_gradient_equal_autograds(name: str) -> None:
-    layer = layer_of(name, 24, 512)
-    weight = torch.from_numpy(dequantised(name, layer.weight.data))
-    x = torch.randn(5, 512, generator=torch.Generator().manual_seed(1))
-    ours, plain = (x.clone().requires_grad_(True) for _ in range(2))
-    results = layer(ours), nn.functional.linear(plain, weight, layer.bias)
-    for result in results:
-        result.square().sum().backward()
-    assert torch.equal(*results)
-    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-6, atol=1e-6)
 
 
 @EVERY_TYPE
