@@ -52,17 +52,11 @@ def make_evil(tmp_path: Path) -> Path:
     return evil
 
 
-def test_the_shapes_of_a_model_ask_nothing_on_the_terminal(evil: Path, asked: list[object]) -> None:
+def test_shapes_and_traces_of_a_model_ask_nothing_on_the_terminal(evil: Path, asked: list[object]) -> None:
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        StepTracer(make_spec(load_config(["task=memory", "+model=tiny"])), AutoConfig.from_pretrained(evil))
     with pytest.raises(ModelError, match=r"code of its own.*model\.trust_remote_code=true"):
         make_spec(load_config(["task=memory", "+model=hf", f"model.path={evil}"]))
-    assert not asked
-    assert not (evil / "ran").exists()
-
-
-def test_a_trace_asks_nothing_on_the_terminal(evil: Path, asked: list[object]) -> None:
-    spec = make_spec(load_config(["task=memory", "+model=tiny"]))
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        StepTracer(spec, AutoConfig.from_pretrained(evil))
     assert not asked
     assert not (evil / "ran").exists()
 

@@ -56,23 +56,8 @@ def test_forbidden_rows_give_the_best_in_order(seed: int) -> None:
         row = solve_knapsack(values, costs, budget, forbid=found)
         assert objective(values, row[None])[0] == pytest.approx(order[rank], abs=1e-9)
         found = np.vstack([found, row])
-
-
-def test_exhausted_space_is_said() -> None:
-    values, costs, budget = random_problem(1, 1, 1)
-    rows = every_row(1)
-    fits = rows[costs.feasible(rows, budget)]
     with pytest.raises(BudgetError, match="no further allocation"):
         solve_knapsack(values, costs, budget, forbid=fits)
-
-
-def test_the_largest_spike_counts_once() -> None:
-    unit = np.zeros((2, 2, 1), dtype=np.int64)
-    spike = np.array([[[0], [10]], [[0], [10]]], dtype=np.int64)
-    values = np.array([[[1.0], [0.0]], [[1.0], [0.0]]])
-    costs = CostTable((PhaseCost("p", 0, unit, spike),))
-    assert solve_knapsack(values, costs, 10).tolist() == [1, 1, 0, 0]
-    assert solve_knapsack(values, costs, 9).tolist() == [0, 0, 0, 0]
 
 
 def test_the_budget_holds_to_the_byte() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qra_bo.memory import parse_format
 from qra_bo.space import Allocation, Linear, SearchSpace, Unit, average_bits
-from qra_bo.space.space import blind_order, mix, wider_units
+from qra_bo.space.space import blind_order, mix
 
 LOW, HIGH = parse_format("hqq3"), parse_format("nf4")
 
@@ -53,11 +53,3 @@ def test_a_mix_is_the_longest_beginning_of_the_order_that_keeps_to_its_bits(size
             if sum((4 if u in order[:k] else 3) * n for u, n in enumerate(sizes)) <= bits * sum(sizes)]
     found = mix(space, LOW, HIGH, bits, 1)
     assert {u for u, f in enumerate(found.formats) if f == HIGH.name} == max(fits, key=len)
-
-
-@given(SIZES)
-def test_whole_bits_are_one_format(sizes: list[int]) -> None:
-    space = make_space(sizes)
-    for fmt in (LOW, HIGH):
-        assert mix(space, LOW, HIGH, Fraction(fmt.bits), 2).formats == (fmt.name,) * len(sizes)
-    assert wider_units(blind_order(space)).sum(axis=1).tolist() == list(range(len(sizes) + 1))

@@ -5,6 +5,7 @@ import pytest
 
 from qra_bo.space import Allocation, SearchSpace, average_bits, make_units, uniform
 from qra_bo.space.decoder import spec_from_numbers
+from qra_bo.space.space import check_ladder
 from qra_bo.utils.errors import SpaceError
 from tests.spaces import FORMATS, every_row, make_space
 
@@ -53,3 +54,9 @@ def test_foreign_allocations_are_refused(allocation: Allocation, match: str) -> 
     assert not space.contains(allocation)
     with pytest.raises(SpaceError, match=match):
         space.encode(allocation)
+
+
+@pytest.mark.parametrize("values", [(), (0, 2), (-1, 2), (4, 2), (2, 2), (2, 3.0), (True, 2), ("2",)])
+def test_malformed_ladders_are_refused(values: tuple[int, ...]) -> None:
+    with pytest.raises(SpaceError, match="the ranks ladder must be positive integers, strictly increasing"):
+        check_ladder("ranks", values)
