@@ -1,4 +1,5 @@
-"""What tests cache is theirs alone, and goes when they end; and the user without rights whom tests may run as."""
+"""What tests cache is theirs alone, and goes when they end; no test waits for the disk; and the user without rights
+whom tests may run as."""
 
 import atexit
 import gc
@@ -24,6 +25,14 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # extension modules look for leaks when the interpreter ends
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_disk_waits() -> Iterator[None]:
+    """A test needs no power-cut safety; waiting for the disk was most of the time of those that keep a journal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield
 
 
 @pytest.fixture(name="place")

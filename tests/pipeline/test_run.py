@@ -63,7 +63,6 @@ def count_profiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(SyntheticOracle, "profile",
                         lambda self, progress: (measured.append(self), profile(self, progress))[1])
     monkeypatch.setattr(qra_bo.pipeline.run, "write_report", lambda folder: [])
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
     return measured
 
 

@@ -1,9 +1,7 @@
 """A run whose continuation differs in one key: refused with the key's name, or finished as before and said."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,18 +83,16 @@ def changed(key: str) -> str:
 
 
 @pytest.fixture(scope="module", name="begun")
-def make_begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def make_begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder whose run was cut off in the middle of its search, and what it comes to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda fd: None)
-        folder = tmp_path_factory.mktemp("resume")
-        best = qra_bo.search(SHORT, out=str(folder / "whole")).best
-        lines = (folder / "whole" / "trials.jsonl").read_bytes().splitlines(keepends=True)
-        stages = [json.loads(line).get("stage") for line in lines]
-        middle = stages.index("search") + (len(stages) - 1 - stages[::-1].index("search") - stages.index("search")) // 2
-        (folder / "cut").mkdir()
-        (folder / "cut" / "trials.jsonl").write_bytes(b"".join(lines[:middle]))
-        yield folder / "cut", dict(best)
+    folder = tmp_path_factory.mktemp("resume")
+    best = qra_bo.search(SHORT, out=str(folder / "whole")).best
+    lines = (folder / "whole" / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    stages = [json.loads(line).get("stage") for line in lines]
+    middle = stages.index("search") + (len(stages) - 1 - stages[::-1].index("search") - stages.index("search")) // 2
+    (folder / "cut").mkdir()
+    (folder / "cut" / "trials.jsonl").write_bytes(b"".join(lines[:middle]))
+    return folder / "cut", dict(best)
 
 
 def test_every_key_has_another_value() -> None:

@@ -1,6 +1,5 @@
 """Ranks that are tried for methods which take theirs as given, and what that costs."""
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +25,7 @@ def test_ranks_are_halved_from_the_largest_with_nf4_and_doubled_from_one_where_t
     assert rows_given_rank.rank_choices(session, parse_limit("peak 1GB")) == ranks
 
 
-def test_amq_is_charged_one_profile_for_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
+def test_amq_is_charged_one_profile_for_all_ranks(tmp_path: Path) -> None:
     config = load_config(["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=rtn",
                           "quantizer.formats.2=[int2-g64]", "quantizer.formats.3=[int3-g64]"])
     options = load_options(["table1.rank_choices=3", "table1.amq_evaluations=4"])

@@ -1,7 +1,6 @@
 """Tables whose work was split over folders: joined, they are the table that one folder would have become."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -35,11 +34,9 @@ def make(folder: Path, limits: tuple[str, ...], *more: str) -> dict[str, Any]:
 @pytest.fixture(scope="module", name="parts")
 def make_parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     folder = tmp_path_factory.mktemp("parts")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda fd: None)
-        make(folder / "whole", LIMITS)
-        make(folder / "a", LIMITS[:1])
-        make(folder / "b", LIMITS[1:])
+    make(folder / "whole", LIMITS)
+    make(folder / "a", LIMITS[:1])
+    make(folder / "b", LIMITS[1:])
     return folder / "whole", folder / "a", folder / "b"
 
 
@@ -82,7 +79,6 @@ def test_results_that_do_not_compare_are_refused(parts: tuple[Path, Path, Path],
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_results_give_the_published_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
     monkeypatch.setattr("qra_bo.pipeline.prepare.check_ram", lambda *_: None)  # nothing is loaded
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # the published table was made on a CPU
     config = load_table(["+model=smollm2_135m", "data=plays", "effort=quick", "display=none", *PUBLISHED[name],

@@ -1,7 +1,6 @@
 """Whole tables on the planted oracle: every row, its limits, going on after a kill, and what is refused."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,7 @@ def make(folder: Path, *more: str) -> dict[str, Any]:
 @pytest.fixture(scope="module", name="made")
 def make_table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("table") / "t"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda fd: None)
-        return folder, make(folder)
+    return folder, make(folder)
 
 
 def test_qlora_as_published_keeps_an_embedding_of_16_bits(tmp_path: Path) -> None:
