@@ -16,18 +16,12 @@ from qra_bo.space import Allocation, SearchSpace, make_units
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize(("size", "reserved"), [(1, 2 * MIB), (MIB, 2 * MIB), (MIB + 1, 20 * MIB),
-                                                (10 * MIB - 512, 20 * MIB), (10 * MIB, 10 * MIB),
-                                                (10 * MIB + 1, 12 * MIB), (21 * MIB, 22 * MIB)])
-def test_first_allocation_reserves_a_segment_of_its_class(size: int, reserved: int) -> None:
-    allocator = CachingAllocator(expandable=False)
-    allocator.malloc(size)
-    assert allocator.reserved == reserved
-
-
-@pytest.mark.parametrize(("size", "reserved"), [(1, 2 * MIB), (MIB + 1, 20 * MIB), (21 * MIB, 40 * MIB)])
-def test_expandable_segments_grow_in_steps(size: int, reserved: int) -> None:
-    allocator = CachingAllocator(expandable=True)
+@pytest.mark.parametrize(("expandable", "size", "reserved"), [
+    (False, 1, 2 * MIB), (False, MIB, 2 * MIB), (False, MIB + 1, 20 * MIB), (False, 10 * MIB - 512, 20 * MIB),
+    (False, 10 * MIB, 10 * MIB), (False, 10 * MIB + 1, 12 * MIB), (False, 21 * MIB, 22 * MIB),
+    (True, 1, 2 * MIB), (True, MIB + 1, 20 * MIB), (True, 21 * MIB, 40 * MIB)])
+def test_first_allocation_reserves_a_segment_of_its_class_or_steps(expandable: bool, size: int, reserved: int) -> None:
+    allocator = CachingAllocator(expandable)
     allocator.malloc(size)
     assert allocator.reserved == reserved
 

@@ -139,15 +139,15 @@ class SearcherSuite:
 
     def test_same_asks_and_trials_give_the_same_proposals_in_a_fresh_process(self) -> None:
         process = fresh_process()
-        assert process.stdin is not None
-        assert process.stdout is not None
         process.stdin.write(f"{type(self).__module__} {type(self).__qualname__}\n")
         process.stdin.flush()
         assert process.stdout.readline().strip() == usual_proposals(type(self))
 
-    def test_the_seed_matters_or_the_method_has_none(self) -> None:
+    def test_the_seed_matters_or_the_method_has_none_and_no_global_state_is_touched(self) -> None:
         problem, oracle = make_problem(seed=1)
+        before = np.random.get_state()[1].copy()
         other = as_json(proposals_of(play(self.make(problem), problem, oracle, self.limit)))
+        np.testing.assert_array_equal(np.random.get_state()[1], before)
         assert (other == usual_proposals(type(self))) == self.seedless
 
     def test_unrequested_trials_are_not_proposed_again(self) -> None:
@@ -198,9 +198,3 @@ class SearcherSuite:
         proposals = proposals_of(play(self.make(problem), problem, oracle, 5))
         assert len(proposals) <= 2
         assert len({p.allocation for p in proposals}) <= 1
-
-    def test_no_global_random_state_is_touched(self) -> None:
-        problem, oracle = make_problem()
-        before = np.random.get_state()[1].copy()
-        play(self.make(problem), problem, oracle, 10)
-        np.testing.assert_array_equal(np.random.get_state()[1], before)
