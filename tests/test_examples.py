@@ -53,7 +53,6 @@ def test_journal_is_copied_to_optuna_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert states.count("FAIL") == sum(not e.ok for e in run.study.trials)
     assert states.count("PRUNED") == sum(e.ok and e.fidelity == "low" for e in run.study.trials)
     best = run.study.incumbent
-    assert best is not None
     assert study.best_value == best.loss
     assert [study.best_params[f"{u} format"] for u in run.header.units] == list(best.allocation.formats)
     assert [study.best_params[f"{u} rank"] for u in run.header.units] == list(best.allocation.ranks)

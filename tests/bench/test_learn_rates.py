@@ -69,7 +69,6 @@ def test_study_needs_enough_losses() -> None:
     told = [e for _, told in play(RandomSearch(problem), problem, oracle, LEAST_LOSSES) for e in told]
     assert study_of(problem, told[:-1]) is None
     found = study_of(problem, told, 2.0)
-    assert found is not None
     assert (found.terms.shape, found.tokens, found.lr_scale) == ((LEAST_LOSSES, 3), problem.trial_tokens, 2.0)
 
 

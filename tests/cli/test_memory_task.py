@@ -84,7 +84,6 @@ def test_the_time_of_what_is_recommended_comes_first(words: list[str], first: st
                                                      capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["task=memory", "device=cpu", *words]) == 0
     found = re.search(r"Time of (\S+?)[, ]", " ".join(capsys.readouterr().out.split()))
-    assert found is not None
     assert found[1] == first
 
 

@@ -1,6 +1,5 @@
 """``serve``: formats that come with a consumer, and what it does not load."""
 
-
 import pytest
 
 from qra_bo.config import load_config

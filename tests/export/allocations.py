@@ -135,7 +135,6 @@ def build_on(node: dict[str, Any], case: Case, folder: Path) -> FinishedRun:
 def rows_of(run: FinishedRun, target: str, ids: Tensor) -> list[Row]:
     """Load an export by the program it is for; return its comparisons with the run's own logits of some tokens."""
     loader = TARGETS[target].loader
-    assert loader is not None
     rows = list(loader.rows(target, run, Reference(run, ids)))
     assert rows
     return rows

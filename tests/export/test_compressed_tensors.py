@@ -1,6 +1,5 @@
 """The mixed base as plain transformers loads it: the run's own logits, with and without the adapter."""
 
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -39,5 +38,4 @@ def test_an_adapter_of_one_rank_computes_the_same_logits(run: FinishedRun) -> No
     folder.mkdir(parents=True)
     vllm.write_adapter(run, folder)
     [row] = rows_of(run, "vllm", torch.arange(48))
-    assert row.largest is not None
     assert row.largest < 1e-4

@@ -55,7 +55,6 @@ def linear_of(name: str, rows: int, columns: int, seed: int = 0) -> LinearWeight
 def test_blocks_hold_the_weights_of_each_format(name: str) -> None:
     linear = linear_of(name, 12, 256)
     form = form_of(linear.format, 256)
-    assert form is not None
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
     found, wanted = dequantize(linear_blocks(linear, order), form), linear.dense(torch.float32)[order].numpy()
     if is_exact(linear.format):
@@ -75,7 +74,6 @@ def test_extreme_codes_and_zeros_survive() -> None:
             state = {**state, "zero": torch.tensor([[0, (1 << linear.format.bits) - 1]] * 4, dtype=torch.uint8)}
         extreme = replace(linear, state=state)
         form = form_of(linear.format, 64)
-        assert form is not None
         np.testing.assert_array_equal(dequantize(linear_blocks(extreme, torch.arange(4)), form),
                                       extreme.dense(torch.float32).numpy())
 
@@ -104,7 +102,6 @@ def check_logits(run: FinishedRun) -> None:
     for what, row in rows.items():
         assert row.largest is not None, row
         assert "f32" not in what or row.largest <= EXACT, row
-        assert row.kl is not None
         assert row.kl < KL, row
 
 

@@ -81,7 +81,6 @@ def test_printed_command_answers_the_openai_client(programs: str, tmp_path: Path
         answer = client.chat.completions.create(model="any", max_tokens=8, temperature=0,
                                                 messages=[{"role": "user", "content": "one two"}])
         assert answer.choices[0].message.content
-        assert answer.usage is not None
         assert answer.usage.completion_tokens <= 8
         loaded = json.load(urllib.request.urlopen(f"{address}/lora-adapters"))
     assert [(entry["scale"], Path(entry["path"]).name) for entry in loaded] == [(1.0, "adapter.gguf")]

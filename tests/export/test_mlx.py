@@ -1,6 +1,5 @@
 """Runs as mlx-lm loads them: the run's own weights at every width and group, and its logits."""
 
-
 import mlx.core as mx
 import numpy as np
 import pytest

@@ -97,7 +97,6 @@ def awq(group: int = 64) -> tuple[dict[str, Any], Callable[[str, Tensor, torch.G
     def words(values: Tensor) -> Tensor:
         eight = values.view(len(values), -1, 8).long()
         packed = sum(eight[..., out] << 4 * place for place, out in enumerate(AWQ_PLACES))
-        assert isinstance(packed, Tensor)
         return packed.to(torch.int32)
 
     def pack(_: str, weight: Tensor, generator: torch.Generator) -> Packed:

@@ -18,7 +18,6 @@ def test_round_trip(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "new")
     store.save("x", _checkpoint(4, 8))
     loaded = store.load("x", 8)
-    assert loaded is not None
     assert torch.equal(loaded.state["a|master"], torch.arange(3.0))
     assert (loaded.step, loaded.target, loaded.first) == (4, 8, 2)
     assert (loaded.training_tokens, loaded.forward_tokens) == (100, 30)
@@ -82,5 +81,4 @@ def test_a_full_disk_costs_the_checkpoint_alone(tmp_path: Path, monkeypatch: pyt
     assert "No space left" in caplog.text
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["x.safetensors"]
     kept = store.load("x", 8)
-    assert kept is not None
     assert kept.step == 1

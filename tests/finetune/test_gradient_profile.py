@@ -107,6 +107,5 @@ def test_gradients_pass_a_head_that_scales_and_caps() -> None:
                                .view_as(log_p), atol=1e-5)
     picked = log_p.gather(-1, goal[:, 1:].clamp(min=0).unsqueeze(-1)).squeeze(-1) * (goal[:, 1:] != -100)
     picked.sum().backward()
-    assert hidden.grad is not None
     torch.testing.assert_close(found[-1], hidden.grad, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(losses, -picked.sum(-1).detach(), rtol=1e-4, atol=1e-4)

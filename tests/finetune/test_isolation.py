@@ -56,7 +56,6 @@ def records_of(ids: Tensor, labels: Tensor, positions: Tensor) -> Iterator[tuple
 def test_a_pack_equals_its_records_alone(family: str) -> None:
     model = model_of(family)
     blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
-    assert blocks.positions is not None
     ids, labels, positions = (torch.from_numpy(x) for x in (blocks.input_ids, blocks.labels, blocks.positions))
     whole, gradient = loss_and_gradient(model, ids, labels, positions)
     alone, summed, n = 0.0, torch.zeros_like(gradient), 0
@@ -81,7 +80,6 @@ def test_fp32_isolates_with_packed_embeddings_and_16_bits(file: torch.dtype) -> 
     bank = LayerBank(model, spec, (parse_format("fp16"),), torch.float32, "cpu")
     bank.install({linear.name: "fp16" for linear in spec.linears})
     blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
-    assert blocks.positions is not None
     ids, labels, positions = (torch.from_numpy(x) for x in (blocks.input_ids, blocks.labels, blocks.positions))
     with torch.no_grad():
         whole, _ = token_losses(model, ids, labels, 64, positions)
@@ -92,7 +90,6 @@ def test_fp32_isolates_with_packed_embeddings_and_16_bits(file: torch.dtype) -> 
 def test_a_kernel_with_its_own_type_isolates_too() -> None:
     model = model_of("llama", torch.bfloat16)
     blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
-    assert blocks.positions is not None
     changed = blocks.input_ids.copy()
     changed[:, :8] = 7  # the first record of every row
     settings = TrainSettings(batch=2, logits_chunk=32)
@@ -112,13 +109,11 @@ def test_positions_begin_anew_in_every_record() -> None:
     assert (blocks.input_ids[~blocks.is_text] == TOKENIZER.pad_token_id).all()
     np.testing.assert_array_equal(blocks.take(3).is_text, blocks.is_text[:3])
     assert joined.positions is None
-    assert blocks.positions is not None
     assert (blocks.input_ids == joined.input_ids).all()
     ends = blocks.input_ids == TOKENIZER.eos_token_id
     assert (blocks.positions[:, 1:][ends[:, :-1]] == 0).all()
     assert (blocks.positions == 0).sum() == len(RECORDS) + (blocks.input_ids == TOKENIZER.pad_token_id).any(1).sum()
     head = blocks.take(2).positions
-    assert head is not None
     assert len(head) == 2
 
 

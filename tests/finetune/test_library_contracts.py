@@ -3,7 +3,6 @@
 A new version that changes one of them fails here, with the name, and not within a training.
 """
 
-
 import pytest
 import torch
 

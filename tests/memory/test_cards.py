@@ -1,6 +1,5 @@
 """The table of cards: consistent with the memory and the generations that the names state."""
 
-
 import pytest
 
 from qra_bo.memory.cards import CARDS, card_by_key, card_key, card_named, timed_card

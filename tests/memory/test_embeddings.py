@@ -1,6 +1,5 @@
 """Bytes of packed embeddings and heads: closed forms, and what they do to budgets."""
 
-
 from dataclasses import replace
 
 import pytest

@@ -1,6 +1,5 @@
 """Formats and stored bytes of the programs that serve a result."""
 
-
 import pytest
 
 from qra_bo.memory import MemoryModel, TrainShape, default_format

@@ -51,7 +51,7 @@ def deliver(folder: Path, executor: InProcessExecutor, budget: int) -> tuple[All
     return delivered, events
 
 
-def test_a_winner_that_measures_within_the_budget_is_delivered(tmp_path: Path, executor: InProcessExecutor,) -> None:
+def test_a_winner_that_measures_within_the_budget_is_delivered(tmp_path: Path, executor: InProcessExecutor) -> None:
     budget = measure(executor, WINNER)
     delivered, events = deliver(tmp_path, executor, budget)
     assert delivered == WINNER
@@ -72,8 +72,7 @@ def test_one_byte_over_the_budget_hands_over_to_the_next_best(tmp_path: Path, ex
 
 
 def test_a_winner_that_the_device_can_not_hold_hands_over_to_the_next_best(
-        tmp_path: Path, executor: InProcessExecutor,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+        tmp_path: Path, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     real = finetune.train_step
 
     def starved(model: Any, *args: Any) -> int:
@@ -90,8 +89,7 @@ def test_a_winner_that_the_device_can_not_hold_hands_over_to_the_next_best(
 
 
 def test_a_final_fine_tune_that_diverges_is_the_users_to_mend(
-        tmp_path: Path, executor: InProcessExecutor,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+        tmp_path: Path, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverges(*_: Any) -> int:
         raise finetune.DivergedError("loss inf at step 1")
 

@@ -126,7 +126,6 @@ def test_a_mix_of_two_files_is_chosen_by_a_profile_of_the_second(finished: tuple
     config = load_config(two(finished[0], f"out={finished[0] / 'instant'}", "memory.scope=stored", "budget=mix:5,2",
                              "final.steps=2"))
     best, found = run(config).best, begun_study(finished[0] / "instant").profile
-    assert found is not None
     assert (found.profile.quantization_kl > 0).tolist() == [[True, False]] * 2
     assert best["memory"]["measured_bytes"] == best["memory"]["predicted_bytes"] <= best["memory"]["budget_bytes"]
     assert run(config).best["delivered"] == best["delivered"]

@@ -46,7 +46,6 @@ def random_search(landscape: Landscape, n: int) -> float:
 def predicted(searcher: StructuredSearch, row: np.ndarray) -> float:
     """Loss of a row (``2 L``) by posterior mean."""
     model = searcher._fitted()
-    assert model is not None
     return float(model.warp.moments(*model.latent(torch.from_numpy(row[None])))[0])
 
 
@@ -133,7 +132,6 @@ def test_surrogate_check_predicts_every_observation() -> None:
         told.append(evaluate(landscape, proposal, len(told)))
     searcher.tell(told[-2:])
     check = searcher.surrogate_check()
-    assert check is not None
     assert check["observed"] == [e.loss for e in told]
     assert {len(check[k]) for k in ("observed", "predicted", "sd")} == {check["n"]} == {len(told)}
     assert 0.0 <= check["coverage_50"] <= check["coverage_90"] <= 1.0

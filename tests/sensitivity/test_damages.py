@@ -1,6 +1,5 @@
 """What a profile leads to expect, between a noisy measurement and a clean one."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given

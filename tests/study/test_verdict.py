@@ -36,10 +36,7 @@ def against_fractional(lines: Lines) -> Lines:
 
 def versus(study: Study, key: str) -> tuple[float, float]:
     """Differences of the winner to the best simple and the best uniform choice, as ``best.json`` states them."""
-    simple, uniform = (_versus(study, side) for side in ("reference", "uniform"))
-    assert simple is not None
-    assert uniform is not None
-    return simple[key], uniform[key]
+    return tuple(_versus(study, side)[key] for side in ("reference", "uniform"))
 
 
 def delivering(which: str, lines: Lines = WON) -> Lines:

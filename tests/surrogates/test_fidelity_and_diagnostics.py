@@ -1,6 +1,5 @@
 """Eq. 7's network and the diagnostics."""
 
-
 import pytest
 import torch
 

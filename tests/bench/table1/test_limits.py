@@ -1,6 +1,5 @@
 """Limits as they are written, and what is said of those that can't be read."""
 
-
 from bench.table1.limits import Limit, parse_limit
 
 

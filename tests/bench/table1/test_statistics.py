@@ -38,8 +38,6 @@ def test_the_interval_covers() -> None:
         level, noise = rng.normal(0, 0.02, 5), rng.normal(0, 0.004, (3, 5))
         q, x, lora = ({s: base + level[s] + noise[i, s] for s in range(5)} for i, base in enumerate((4.10, 4.03, 4.00)))
         found = gap_closed(x, q, lora)
-        assert found.low is not None
-        assert found.high is not None
         hits += found.low <= 0.7 <= found.high
     assert 0.91 <= hits / n <= 0.985
 
@@ -66,17 +64,13 @@ def test_a_gap_within_its_noise_is_unresolved() -> None:
 def test_differences_are_paired_and_signed() -> None:
     assert shared({1: 0.0, 2: 0.0}, {2: 0.0, 3: 0.0}) == [2]
     found = difference(LORA_16, QLORA)
-    assert found is not None
     assert found.verdict == "better"
     assert found.mean == pytest.approx(-0.1 + 0.001 * np.mean([s % 3 for s in SEEDS]))
     back = difference(QLORA, LORA_16)
-    assert back is not None
     assert (back.verdict, back.mean, back.train_seeds) == ("worse", -found.mean, 8)
     level = difference({0: 1.0, 1: 2.0}, {0: 1.1, 1: 1.9, 5: 0.0})
-    assert level is not None
     assert (level.verdict, level.train_seeds) == ("undecided", 2)
     few = difference({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}, {0: 1.5, 1: 2.5, 2: 3.5, 3: 4.51})
-    assert few is not None
     assert few.high < 0
     assert few.verdict == "undecided"  # "better" takes five seeds
     assert difference({0: 1.0}, {0: 1.0}) is None
@@ -87,12 +81,10 @@ def test_differences_hold_for_other_text_where_sequences_are_known() -> None:
     texts = [{s: [(200 * (level + x), 100) for x in draw.normal(0, 0.02, 12)] for s in SEEDS} for level in (1.8, 1.9)]
     losses = [{s: sum(loss for loss, _ in text) / 2400 for s, text in side.items()} for side in texts]
     found = difference(*losses, (), *texts)
-    assert found is not None
     assert found.over_text
     wide = two_way_interval(*(list(side.values()) for side in texts))
     assert (found.low, found.high) == pytest.approx((wide.low, wide.high))
     alone = difference(*losses, (), texts[0])
-    assert alone is not None
     assert not alone.over_text
 
 

@@ -33,7 +33,6 @@ def make_table(shape: tuple[int, int], bits: int, dtype: torch.dtype) -> tuple[P
     """A table of random weights, and the matrix by its definition: (code - middle) * scale."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(bits), dtype=torch.float32)
     fmt = embedding_format(bits, shape[1])
-    assert fmt is not None
     state = backend_of(fmt).pack(weight, fmt, CPU)
     scale = state["scale"].double().repeat_interleave(fmt.block, dim=1)
     matrix = ((integer_codes(state, fmt, shape).double() - 2 ** (bits - 1)) * scale).to(dtype)
