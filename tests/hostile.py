@@ -94,7 +94,7 @@ class Place:
                 os.chown(path, self.uid, self.uid, follow_symlinks=False)
 
     def run(self, *words: str, under: Environment | None = None, module: str = "qra_bo",
-            variables: Mapping[str, str] | None = None, seconds: float = SECONDS) -> Ended:
+            seconds: float = SECONDS) -> Ended:
         """Run ``python -m MODULE WORDS`` in the working directory; the exit status is its own, behind a pipe too."""
         under = under or Environment()
         if under.traps:
@@ -112,8 +112,7 @@ class Place:
         keep = {k: v for k, v in os.environ.items() if k in ("PATH", "OMP_NUM_THREADS", "LANG", "LD_LIBRARY_PATH")}
         environment = {**keep, "HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp"),
                        "QRA_BO_CACHE": str(self.folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1",
-                       **({"PYTHONPATH": str(self.modules)} if self.modules else {}), **under.variables,
-                       **(variables or {})}
+                       **({"PYTHONPATH": str(self.modules)} if self.modules else {}), **under.variables}
         command = f'{{ "$@"; echo $? >"{self.folder}/status"; }} {under.shell}'
         done = subprocess.run(["sh", "-c", command, "sh", *python, *words], cwd=self.work, env=environment,
                               capture_output=True, timeout=seconds, check=False, preexec_fn=self._become())

@@ -21,16 +21,12 @@ class Hub:
     Args:
         repos: Folder with the files of every repository by its id, or by ``ID@BRANCH``.
         gated: Ids that are listed and whose files are refused with 401.
-        cut: Bytes after which the connection is closed in the middle of a file, by the file's name; each once.
-        broken: Whether every answer with contents of weights breaks off.
         requests: Method, path and ``Range`` of every request.
         url: Address.
     """
 
     repos: dict[str, Path]
     gated: set[str] = field(default_factory=set)
-    cut: dict[str, int] = field(default_factory=dict)
-    broken: bool = False
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     url: str = ""
 
@@ -59,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         repo, revision = (api[1], api[3] or "main") if api else (found[1], found[2]) if found else ("", "")
         if repo not in self.hub.repos:
-            return self._error(401 if repo.startswith("private") else 404, "RepoNotFound")
+            return self._error(404, "RepoNotFound")
         commits = {"main": COMMIT} | {key.partition("@")[2]: hashlib.sha1(key.encode()).hexdigest()
                                       for key in self.hub.repos if key.startswith(f"{repo}@")}
         branch = next((name for name, commit in commits.items() if revision in (name, commit)), None)
@@ -88,15 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(data) - first))
         self.end_headers()
-        if not contents:
-            return
-        last = self.hub.cut.pop(file.name, None)
-        if self.hub.broken and file.suffix == ".safetensors":
-            last = first
-        self.wfile.write(data[first:last])
-        if last is not None:
-            self.wfile.flush()
-            self.close_connection = True
+        if contents:
+            self.wfile.write(data[first:])
 
     def _json(self, value: Any) -> None:
         data = json.dumps(value).encode()

@@ -1,4 +1,4 @@
-"""Downloads from a hub on the loopback interface: first, cut and resumed, refused, missing, offline, a full disk."""
+"""Downloads from a hub on the loopback interface: first, again, refused, missing, offline, a full disk."""
 
 import json
 import shutil

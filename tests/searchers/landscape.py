@@ -19,6 +19,7 @@ FORMATS = {2: StorageFormat("hqq2", "hqq", 2, 64), 3: StorageFormat("hqq3", "hqq
 RANKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 BITS_STORED = {2: 2.5, 3: 3.5, 4: 4.127, 8: 8.02}
 DAMAGE = {2: 3.1, 3: 0.50, 4: 0.14, 8: 0.004}  # of all units together, after fine-tuning (nats)
+POWER = 1.4  # of the sum of damages
 NUMEL, LORA = 3_540_000, 10_176  # of a layer of SmolLM2-135M; adapter parameters per rank
 
 
@@ -36,19 +37,18 @@ class Landscape:
 
 
 def make_landscape(seed: int, *, n_units: int = 30, bits: tuple[int, ...] = (3, 4, 8), ranks: tuple[int, ...] = RANKS,
-                   baseline: tuple[int, int] = (4, 4), adapter_bytes: int = 16, power: float = 1.4,
-                   fidelity: float = 0.7, noise: float = 0.005, search_seed: int = 0) -> Landscape:
+                   baseline: tuple[int, int] = (4, 4), fidelity: float = 0.7, noise: float = 0.005,
+                   search_seed: int = 0) -> Landscape:
     """A landscape with the budget of the uniform baseline ``baseline`` (bits, rank).
 
-    ``fidelity`` is the correlation of measured and true damages of units (in logarithms), and likewise of gains;
-    ``adapter_bytes`` are bytes per adapter parameter: 16 for the training peak, 2 for what is stored.
+    ``fidelity`` is the correlation of measured and true damages of units (in logarithms), and likewise of gains.
     """
     rng = np.random.default_rng([9173, seed])
     linear = [Linear(f"model.layers.{i}.w", 576, NUMEL // 576, i, "mlp", "down") for i in range(n_units)]
     space = SearchSpace(tuple(Unit(m.name, (m,)) for m in linear), tuple(FORMATS[b] for b in bits), ranks)
     rank = np.array(ranks, dtype=np.float64)
     weights = np.array([int(NUMEL * BITS_STORED[b] / 8) for b in bits])
-    unit = np.broadcast_to(weights[None, :, None] + (LORA * adapter_bytes * rank).astype(np.int64)[None, None, :],
+    unit = np.broadcast_to(weights[None, :, None] + (16 * LORA * rank).astype(np.int64)[None, None, :],
                            (n_units, len(bits), len(ranks))).astype(np.int64)
     costs = CostTable((PhaseCost("peak", 1000, unit, np.zeros_like(unit)),))
     budget = int(costs.totals(space.encode(uniform(n_units, FORMATS[baseline[0]].name, baseline[1]))[None, :])[0])
@@ -60,7 +60,7 @@ def make_landscape(seed: int, *, n_units: int = 30, bits: tuple[int, ...] = (3, 
     depth = 1.0 + 0.8 * np.cos(np.linspace(0, 2 * np.pi, n_units) + rng.uniform(0, 2 * np.pi))
     true_d, seen_d = related(0.9)
     true_g, seen_g = related(0.6)
-    totals = np.array([DAMAGE[b] for b in bits]) ** (1 / power)
+    totals = np.array([DAMAGE[b] for b in bits]) ** (1 / POWER)
     jitter = np.exp(0.25 * rng.standard_normal((n_units, len(bits))))
     damage = true_d[:, None] * jitter
     damage *= totals / damage.sum(axis=0)
@@ -77,7 +77,7 @@ def make_landscape(seed: int, *, n_units: int = 30, bits: tuple[int, ...] = (3, 
     def truth(rows: np.ndarray) -> np.ndarray:
         q, r = rows[:, :n_units], log_rank[rows[:, n_units:]]
         total = (damage[index, q] * (1 - 0.35 * r)).sum(axis=1)
-        return 4.0 + total**power - (gain * (1 - np.exp(-2 * r))).sum(axis=1)
+        return 4.0 + total**POWER - (gain * (1 - np.exp(-2 * r))).sum(axis=1)
 
     problem = SearchProblem(space, costs, budget, profile, 24, None, search_seed, step_tokens=512)
     return Landscape(problem, truth, noise)
