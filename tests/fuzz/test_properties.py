@@ -13,7 +13,7 @@ from qra_bo.memory.budget import parse_budget, parse_size
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.sensitivity.profile import profile_from_json, profile_to_json
 from qra_bo.study.journal import Journal, read_journal
-from qra_bo.utils.errors import BudgetError, ConfigError, ContractError, ProfileError, UserError
+from qra_bo.utils.errors import BudgetError, ConfigError, ContractError, JournalError, ProfileError, UserError
 from tests.fuzz.targets import FINETUNE, PARSERS, SCRATCH, SPACE
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -82,16 +82,17 @@ def test_every_changed_byte_of_a_journal_is_noticed(events: list[dict[str, Any]]
     read = read_journal(path)
     assert not read.damaged
     assert len(read.events) == len(written)
-    first = raw.index(b"\n") + 1
-    at = first + int(share * (len(raw) - first))
-    if at < len(raw) and raw[at:at + 1] != b"\n":
-        changed = bytearray(raw)
-        changed[at] ^= 1 << bit
-        path.write_bytes(changed)
+    at = int(share * len(raw))
+    changed = bytearray(raw)
+    changed[at] ^= 1 << bit
+    path.write_bytes(changed)
+    try:
         again = read_journal(path)
-        kept = [e for e in again.events if e in read.events]
-        assert len(kept) == len(again.events)  # nothing that was not written
-        assert len(again.events) < len(read.events) or again.events == read.events
+    except JournalError:
+        assert at <= raw.index(b"\n")  # the header
+        return
+    assert all(e in read.events for e in again.events)  # nothing that was not written
+    assert again.events == read.events or (len(again.events) < len(read.events) and again.warnings)
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True) | st.integers(-10**400, 10**400))

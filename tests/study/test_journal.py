@@ -10,8 +10,6 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qra_bo.study.journal import LOCK_NAME, Journal, checksum, is_locked, read_journal, run_lock, session_seconds
 from qra_bo.utils.errors import ContractError, JournalError, OutputError
@@ -71,21 +69,6 @@ def test_a_trial_that_was_written_twice_counts_once(tmp_path: Path) -> None:
     assert content.warnings == ("lines of trials.jsonl left out, because they repeat earlier lines: 1, the first of "
                                 "them line 3",)
     assert content.damaged == ()
-
-
-@given(st.integers(0, 10_000), st.integers(0, 7))
-def test_a_flipped_bit_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactory, position: int, bit: int) -> None:
-    path = write(tmp_path_factory.mktemp("flip"))
-    good = read_journal(path).events
-    raw = bytearray(path.read_bytes())
-    raw[position % len(raw)] ^= 1 << bit
-    path.write_bytes(bytes(raw))
-    try:
-        content = read_journal(path)
-    except JournalError:
-        return
-    assert all(e in good for e in content.events)
-    assert content.events == good or content.warnings
 
 
 @pytest.mark.parametrize("text", ["hello", "hello\n", '{"event": "trial"}\n', "[]\n", "\n"])
