@@ -50,19 +50,13 @@ def read(name: str) -> dict[str, Any]:
     return dict(load_config([f"+model={name}", "task=memory"]).model)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_numbers_equal_the_meta_model(family: str, tied: bool) -> None:
-    n = {**SMALL, "tied": tied, "attention_bias": family in ("qwen2", "gpt_neox"),
-         **(EXPERTS if family in MIXTURES else {})}
+@pytest.mark.parametrize(("family", "tied", "bias"), [
+    *((family, tied, family in ("qwen2", "gpt_neox")) for family in FAMILIES for tied in (True, False)),
+    *((family, True, True) for family in ("llama", "qwen3", "gemma"))])
+def test_numbers_equal_the_meta_model(family: str, tied: bool, bias: bool) -> None:
+    n = {**SMALL, "tied": tied, "attention_bias": bias, **(EXPERTS if family in MIXTURES else {})}
     if family == "gpt_neox":
         n["n_kv_heads"] = n["n_heads"]
-    assert spec_from_numbers("x", family, **n) == spec_from_hf_config(config_of(family, n), "x")
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
-def test_attention_bias_is_counted(family: str) -> None:
-    n = {**SMALL, "attention_bias": True}
     assert spec_from_numbers("x", family, **n) == spec_from_hf_config(config_of(family, n), "x")
 
 
