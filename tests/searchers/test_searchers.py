@@ -50,7 +50,7 @@ def predicted(searcher: StructuredSearch, row: np.ndarray) -> float:
 
 
 def test_structured_beats_uniform_random_and_the_published_method() -> None:
-    n = 10
+    n = 6
     gains = []
     for seed in range(2):
         landscape = small(seed)
@@ -65,7 +65,7 @@ def test_structured_beats_uniform_random_and_the_published_method() -> None:
 
 def test_trust_region_proposes_within_its_radius_and_stops() -> None:
     landscape = small(0, noise=0.0)
-    searcher = LossTrustRegion(landscape.problem, n_initial=4, radius=1, largest_radius=1, tolerance=2e-3)
+    searcher = LossTrustRegion(landscape.problem, n_initial=4, radius=1, largest_radius=1, tolerance=5e-3)
     known = [e for e in baselines(landscape) if landscape.problem.space.contains(e.allocation)]
     assert len(known) >= 4  # no random proposals come first
     searcher.tell(known)
