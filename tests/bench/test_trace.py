@@ -31,25 +31,15 @@ def test_a_step_with_8_bit_moments_is_traced(compute: int) -> None:
     assert real.phases[2] <= traced.step + added <= real.phases[2] + unseen
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_mask_on_a_gpu_is_traced_and_predicted(checkpointing: bool) -> None:
-    config = config_of("llama", num_hidden_layers=4)
-    spec = spec_from_model(AutoModelForCausalLM.from_config(config))
-    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), (4,))
-    shape = TrainShape(2, 512, checkpointing, 2, device="cuda", isolated=True)
-    allocation = Allocation(("nf4",) * 4, (4,) * 4)
-    traced = StepTracer(spec, config).trace(space, allocation, shape)
-    parts = MemoryModel(spec, shape, allowance=Allowance(0, 0)).breakdown(space, allocation)
-    assert -0.005 <= (sum(parts.values()) - rounding_bytes(spec, shape)) / traced.peak - 1 <= 0.05
-
-
-@pytest.mark.parametrize(("family", "checkpointing", "compute"), [("llama", False, 2), ("llama", True, 4),
-                                                                  ("qwen3", True, 2)])
-def test_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpointing: bool, compute: int) -> None:
+@pytest.mark.parametrize(("family", "checkpointing", "compute", "changes"), [
+    ("llama", False, 2, {"isolated": True}), ("llama", True, 2, {"isolated": True}),
+    *((*case, {"grouped": False}) for case in (("llama", False, 2), ("llama", True, 4), ("qwen3", True, 2)))])
+def test_masks_and_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpointing: bool, compute: int,
+                                                                    changes: dict[str, bool]) -> None:
     config = config_of(family, num_hidden_layers=4)
     spec = spec_from_model(AutoModelForCausalLM.from_config(config))
     space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), (4,))
-    shape = TrainShape(2, 512, checkpointing, compute, device="cuda", grouped=False)
+    shape = TrainShape(2, 512, checkpointing, compute, device="cuda", **changes)
     allocation, tracer = Allocation(("nf4",) * 4, (4,) * 4), StepTracer(spec, config)
     traced = tracer.trace(space, allocation, shape)
 
@@ -58,11 +48,12 @@ def test_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpoin
         return sum(parts.values()) - rounding_bytes(spec, shape)
 
     assert -0.005 <= predicted(shape) / traced.peak - 1 <= 0.05
-    grouped = replace(shape, grouped=True)
-    layers = 1 if checkpointing else spec.n_layers
-    least = layers * compute * shape.tokens * (spec.n_heads - spec.n_kv_heads) * spec.head_dim  # of k alone
-    assert predicted(shape) - predicted(grouped) >= least
-    assert traced.peak - tracer.trace(space, allocation, grouped).peak >= least
+    if not shape.grouped:
+        grouped = replace(shape, grouped=True)
+        layers = 1 if checkpointing else spec.n_layers
+        least = layers * compute * shape.tokens * (spec.n_heads - spec.n_kv_heads) * spec.head_dim  # of k alone
+        assert predicted(shape) - predicted(grouped) >= least
+        assert traced.peak - tracer.trace(space, allocation, grouped).peak >= least
 
 
 def test_layers_of_seventy_billion_parameters_are_traced() -> None:
