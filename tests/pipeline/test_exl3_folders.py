@@ -20,13 +20,16 @@ from qra_bo.finetune.models.load import located
 from qra_bo.finetune.quantization.stored_model import load_others, load_stored
 from qra_bo.pipeline.pricing import make_plan
 from qra_bo.pipeline.run import run
-from qra_bo.study.lines import begun_study
 from qra_bo.utils.errors import ConfigError
 from tests.executors import work_in_this_process
 from tests.finetune.test_exl3 import write_exl3
 from tests.finetune.test_packed_folders import logits, node
 from tests.hub_server import serving
-from tests.pipeline.test_stored_run import SMALL, assert_codes_on_the_host_are_built
+from tests.pipeline.test_stored_run import (
+    SMALL,
+    assert_a_profile_chooses_a_mix,
+    assert_codes_on_the_host_are_built,
+)
 
 WIDE = {**dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"), "mul1-3"),
         "down_proj": "3inst-3", "lm_head": "mul1-6"}
@@ -85,13 +88,7 @@ def test_a_mix_is_trained_saved_loaded_and_exported_unchanged(folders: Path, tmp
 
 @pytest.mark.slow
 def test_a_mix_is_chosen_by_a_profile_of_the_second_folder(folders: Path, tmp_path: Path) -> None:
-    config = load_config(overrides(folders, f"out={tmp_path / 'run'}", "memory.scope=stored", "budget=mix:2.5,2",
-                                   "final.steps=2"))
-    best = run(config).best
-    found = begun_study(tmp_path / "run").profile
-    assert (found.profile.quantization_kl > 0).tolist() == [[True, False]] * 2
-    assert best["memory"]["measured_bytes"] == best["memory"]["predicted_bytes"] <= best["memory"]["budget_bytes"]
-    assert run(config).best["delivered"] == best["delivered"]
+    assert_a_profile_chooses_a_mix(overrides(folders), tmp_path / "run", "mix:2.5,2")
 
 
 def test_codes_of_two_folders_on_the_host_are_built_where_they_run(folders: Path) -> None:

@@ -121,14 +121,18 @@ def test_a_mix_of_two_files_has_the_weights_and_the_very_tensors_of_each(finishe
     assert best["average_bits"] == 8 * parts["weights"] / sum(best["unit_numel"])
 
 
-@pytest.mark.slow
-def test_a_mix_of_two_files_is_chosen_by_a_profile_of_the_second(finished: tuple[Path, dict[str, Any]]) -> None:
-    config = load_config(two(finished[0], f"out={finished[0] / 'instant'}", "memory.scope=stored", "budget=mix:5,2",
-                             "final.steps=2"))
-    best, found = run(config).best, begun_study(finished[0] / "instant").profile
+def assert_a_profile_chooses_a_mix(words: list[str], out: Path, budget: str) -> None:
+    """Search a mix of the codes of two bases; those of the model itself lose nothing in its profile."""
+    config = load_config([*words, f"out={out}", "memory.scope=stored", f"budget={budget}", "final.steps=2"])
+    best, found = run(config).best, begun_study(out).profile
     assert (found.profile.quantization_kl > 0).tolist() == [[True, False]] * 2
     assert best["memory"]["measured_bytes"] == best["memory"]["predicted_bytes"] <= best["memory"]["budget_bytes"]
     assert run(config).best["delivered"] == best["delivered"]
+
+
+@pytest.mark.slow
+def test_a_mix_of_two_files_is_chosen_by_a_profile_of_the_second(finished: tuple[Path, dict[str, Any]]) -> None:
+    assert_a_profile_chooses_a_mix(two(finished[0]), finished[0] / "instant", "mix:5,2")
 
 
 def assert_codes_on_the_host_are_built(config: RunConfig, fmt: str) -> None:

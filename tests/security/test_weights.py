@@ -36,15 +36,6 @@ def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, message: str) -> None
         load_base({**HF, "path": str(folder)})
 
 
-def test_a_whole_folder_loads_in_parts_too(folder: Path) -> None:
-    load_base({**HF, "path": str(folder)})
-    model, _ = load_base(MODEL)
-    (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder, max_shard_size="100KB")
-    assert (folder / "model.safetensors.index.json").exists()
-    load_base({**HF, "path": str(folder)})
-
-
 @pytest.mark.parametrize("shard", ["x.bin", "../x.safetensors", "/etc/x.safetensors", 3])
 def test_an_index_names_safetensors_in_the_folder_alone(folder: Path, monkeypatch: pytest.MonkeyPatch,
                                                         shard: object) -> None:

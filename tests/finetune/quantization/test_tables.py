@@ -111,6 +111,8 @@ def pair(family: str, bits: int, dtype: torch.dtype, **changes: Any) -> tuple[An
 def test_chunked_loss_and_gradient_equal_a_dense_heads(family: str, bits: int, tied: bool) -> None:
     packed, dense = pair(family, bits, torch.float32, tie_word_embeddings=tied)
     assert len(packed_tables(packed)) == (1 if tied else 2)
+    packed.tie_weights()  # as evaluation harnesses do: nothing is left to tie
+    assert isinstance(packed.get_output_embeddings(), PackedHead)
     ids = torch.arange(2, 26).reshape(2, 12) * 11
     found = []
     for model in (packed, dense):
@@ -122,15 +124,6 @@ def test_chunked_loss_and_gradient_equal_a_dense_heads(family: str, bits: int, t
         found.append((total, torch.autograd.grad(total, embedded[0])[0], model(input_ids=ids).logits))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
     assert torch.equal(packed.get_input_embeddings()(ids), dense.get_input_embeddings()(ids))
-
-
-def test_generated_text_equals_that_of_a_dense_model() -> None:
-    packed, dense = pair("llama", 8, torch.float32)
-    options = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
-    ids = torch.arange(5, 11).reshape(1, 6)
-    assert torch.equal(packed.generate(ids, **options), dense.generate(ids, **options))
-    packed.tie_weights()  # as evaluation harnesses do: nothing is left to tie
-    assert isinstance(packed.get_output_embeddings(), PackedHead)
 
 
 def test_sixteen_bits_change_nothing() -> None:
