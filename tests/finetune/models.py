@@ -29,6 +29,13 @@ def tiny_llama(layers: int = 2, vocab: int = 97, dtype: torch.dtype = torch.floa
     return model, spec_from_model(model, "tiny")
 
 
+def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a model in training or in evaluation, as it is, without a graph."""
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return found
+
+
 def tiny_gemma3_with_vision(folder: Path, *, original: bool = True, tied: bool = True) -> Any:
     """Save a Gemma 3 of 6 layers with a vision part and return it; ``original``: with the names of the hub's files,
     else with those of the modules of transformers."""

@@ -24,6 +24,8 @@ from tests.memory.steps import config_of
 
 CPU = torch.device("cpu")
 RECORDS = [Record(f"{i}: say {'la ' * (i % 5)}", f"{'la ' * (i % 5)}{i}") for i in range(20)]
+BLOCKS = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
+TENSORS = tuple(map(torch.from_numpy, (BLOCKS.input_ids, BLOCKS.labels, BLOCKS.positions)))
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "gpt_neox")
 
 
@@ -55,17 +57,15 @@ def records_of(ids: Tensor, labels: Tensor, positions: Tensor) -> Iterator[tuple
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pack_equals_its_records_alone(family: str) -> None:
     model = model_of(family)
-    blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
-    ids, labels, positions = (torch.from_numpy(x) for x in (blocks.input_ids, blocks.labels, blocks.positions))
-    whole, gradient = loss_and_gradient(model, ids, labels, positions)
+    whole, gradient = loss_and_gradient(model, *TENSORS)
     alone, summed, n = 0.0, torch.zeros_like(gradient), 0
-    for piece in records_of(ids, labels, positions):
+    for piece in records_of(*TENSORS):
         loss, part = loss_and_gradient(model, *piece, None)
         alone, summed, n = alone + loss, summed + part, n + 1
-    assert n == len(RECORDS) > len(blocks)
+    assert n == len(RECORDS) > len(BLOCKS)
     assert whole == pytest.approx(alone, rel=1e-5)
     assert float((gradient - summed).abs().max()) <= 1e-4 * float(summed.abs().max())
-    joined, _ = loss_and_gradient(model, ids, labels, None)
+    joined, _ = loss_and_gradient(model, *TENSORS[:2], None)
     assert abs(joined - alone) > 1e-4 * alone
 
 
@@ -79,41 +79,37 @@ def test_fp32_isolates_with_packed_embeddings_and_16_bits(file: torch.dtype) -> 
         weight.data = weight.data.to(file)
     bank = LayerBank(model, spec, (parse_format("fp16"),), torch.float32, "cpu")
     bank.install({linear.name: "fp16" for linear in spec.linears})
-    blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
-    ids, labels, positions = (torch.from_numpy(x) for x in (blocks.input_ids, blocks.labels, blocks.positions))
     with torch.no_grad():
-        whole, _ = token_losses(model, ids, labels, 64, positions)
-        alone = sum(float(token_losses(model, *piece, 64)[0]) for piece in records_of(ids, labels, positions))
+        whole, _ = token_losses(model, *TENSORS[:2], 64, TENSORS[2])
+        alone = sum(float(token_losses(model, *piece, 64)[0]) for piece in records_of(*TENSORS))
     assert float(whole) == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_kernel_with_its_own_type_isolates_too() -> None:
     model = model_of("llama", torch.bfloat16)
-    blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
-    changed = blocks.input_ids.copy()
+    changed = BLOCKS.input_ids.copy()
     changed[:, :8] = 7  # the first record of every row
     settings = TrainSettings(batch=2, logits_chunk=32)
-    later = blocks.labels.copy()
-    for row, positions in enumerate(blocks.positions):
+    later = BLOCKS.labels.copy()
+    for row, positions in enumerate(BLOCKS.positions):
         later[row, :(positions == 0).nonzero()[0][1]] = NO_LOSS
     isolated, joined = ([held_out(model, TokenBlocks(ids, later, positions), settings, CPU).loss
-                         for ids in (blocks.input_ids, changed)] for positions in (blocks.positions, None))
+                         for ids in (BLOCKS.input_ids, changed)] for positions in (BLOCKS.positions, None))
     assert isolated[0] == isolated[1]
     assert joined[0] != joined[1]
 
 
 def test_positions_begin_anew_in_every_record() -> None:
-    blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
     joined = pack(TOKENIZER, RECORDS, 96, 0)
-    assert blocks.is_text.sum() == joined.is_text.sum() == blocks.facts.used_tokens
-    assert (blocks.input_ids[~blocks.is_text] == TOKENIZER.pad_token_id).all()
-    np.testing.assert_array_equal(blocks.take(3).is_text, blocks.is_text[:3])
+    assert BLOCKS.is_text.sum() == joined.is_text.sum() == BLOCKS.facts.used_tokens
+    assert (BLOCKS.input_ids[~BLOCKS.is_text] == TOKENIZER.pad_token_id).all()
+    np.testing.assert_array_equal(BLOCKS.take(3).is_text, BLOCKS.is_text[:3])
     assert joined.positions is None
-    assert (blocks.input_ids == joined.input_ids).all()
-    ends = blocks.input_ids == TOKENIZER.eos_token_id
-    assert (blocks.positions[:, 1:][ends[:, :-1]] == 0).all()
-    assert (blocks.positions == 0).sum() == len(RECORDS) + (blocks.input_ids == TOKENIZER.pad_token_id).any(1).sum()
-    head = blocks.take(2).positions
+    assert (BLOCKS.input_ids == joined.input_ids).all()
+    ends = BLOCKS.input_ids == TOKENIZER.eos_token_id
+    assert (BLOCKS.positions[:, 1:][ends[:, :-1]] == 0).all()
+    assert (BLOCKS.positions == 0).sum() == len(RECORDS) + (BLOCKS.input_ids == TOKENIZER.pad_token_id).any(1).sum()
+    head = BLOCKS.take(2).positions
     assert len(head) == 2
 
 

@@ -1,6 +1,7 @@
 """A run's manifest, and the model that is rebuilt from it."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,12 @@ from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.memory.formats import parse_format
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import OutputError, UserError
+from tests.finetune.models import logits_of
 
 MODEL = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128, "n_heads": 4,
          "n_kv_heads": 2, "head_dim": 16, "vocab_size": 300, "tied": True}
 FORMATS = ("nf4", "hqq2", "int8", "fp16", "hqq3", "nf4-nodq", "t2")
-IDS = torch.arange(16).reshape(2, 8)
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        out: torch.Tensor = model(input_ids=IDS).logits
-    return out
+logits = partial(logits_of, ids=torch.arange(16).reshape(2, 8))
 
 
 def make_run(folder: Path) -> torch.Tensor:

@@ -19,7 +19,6 @@ from qra_bo.space import make_units
 from qra_bo.utils.errors import DeviceError, ModelError
 from tests.finetune.models import tiny_llama
 
-CPU = torch.device("cpu")
 IDS = np.random.default_rng(0).integers(0, 97, (4, 12))
 LABELS = np.where(np.arange(12) < 3, -100, IDS)
 
@@ -31,6 +30,12 @@ def calibration(ids: np.ndarray, labels: np.ndarray) -> CalibrationText:
 TEXT = calibration(IDS, LABELS)
 
 
+def made(*names: str, layers: int = 2, granularity: str = "block") -> tuple[LayerBank, Any, Any]:
+    """A bank of these formats over a small model, the units of the model, and the formats."""
+    (model, spec), formats = tiny_llama(layers=layers), tuple(map(parse_format, names))
+    return LayerBank(model, spec, formats, torch.float32, "cpu"), make_units(spec, granularity), formats
+
+
 def _log_p(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return torch.log_softmax(model(input_ids=torch.from_numpy(IDS)).logits[:, 2:-1].float(), -1)
@@ -40,18 +45,15 @@ def _log_p(model: torch.nn.Module) -> torch.Tensor:
 def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "KEPT_LOG_PROBABILITIES", kept)
     monkeypatch.setattr(profiling, "settled", lambda kl: False)
-    model, spec = tiny_llama(layers=3)
-    formats = (parse_format("hqq2"), parse_format("hqq4"), parse_format("fp16"))
-    bank = LayerBank(model, spec, formats, torch.float32, "cpu")
-    units = make_units(spec, "block")
+    bank, units, formats = made("hqq2", "hqq4", "fp16", layers=3)
     rise, kl, se, base, spent, used, *_ = measure_quantization_sensitivity(bank, units, formats, TEXT, quiet)
     goal = torch.from_numpy(IDS[:, 3:]).unsqueeze(-1)
-    dense = _log_p(model)
+    dense = _log_p(bank.model)
     assert base == pytest.approx(-float(dense.gather(-1, goal).mean()), abs=1e-5)
     for u, unit in enumerate(units):
         for f, fmt in enumerate(formats[:2]):
             bank.install({m.name: fmt.name for m in unit.linears})
-            changed = _log_p(model)
+            changed = _log_p(bank.model)
             bank.restore_dense()
             assert rise[u, f] == pytest.approx(-float(changed.gather(-1, goal).mean()) - base, abs=1e-5)
             apart = (dense.exp() * (dense - changed)).sum(-1)
@@ -65,11 +67,9 @@ def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypa
 
 
 def test_a_settled_order_of_units_ends_the_measurement() -> None:
-    model, spec = tiny_llama(layers=3)
-    bank = LayerBank(model, spec, (parse_format("hqq2"),), torch.float32, "cpu")
-    units, ids = make_units(spec, "block"), np.repeat(IDS[:1], 6, axis=0)  # equal sequences have equal orders
+    bank, units, formats = made("hqq2", "fp16", layers=3)
+    ids = np.repeat(IDS[:1], 6, axis=0)  # equal sequences have equal orders
     seen: list[tuple[int, int]] = []
-    formats = (parse_format("hqq2"), parse_format("fp16"))
     found = measure_quantization_sensitivity(bank, units, formats, calibration(ids, ids),
                                              lambda _, done, total: seen.append((done, total)))
     alone = measure_quantization_sensitivity(bank, units, formats, calibration(ids[:1], ids[:1]), quiet)
@@ -89,12 +89,9 @@ def test_order_settles_by_the_agreement_of_the_halves(second: tuple[float, ...],
 
 
 def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
-    model, spec = tiny_llama()
-    bank = LayerBank(model, spec, (parse_format("hqq2"),), torch.float32, "cpu")
-    units = make_units(spec, "layer")[:1]
-    model.eval()
+    bank, units, formats = made("hqq2", granularity="layer")
     with torch.no_grad():
-        odds = torch.softmax(model(input_ids=torch.from_numpy(IDS)).logits[:, -2].float(), -1)
+        odds = torch.softmax(bank.model.eval()(input_ids=torch.from_numpy(IDS)).logits[:, -2].float(), -1)
     generator = torch.Generator().manual_seed(0)
     rises, kls, errors = [], [], []
     for _ in range(200):
@@ -102,7 +99,7 @@ def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
         ids[:, -1] = torch.multinomial(odds, 1, generator=generator).squeeze(1).numpy()  # drawn from the dense model
         labels = np.where(np.arange(12) < 11, -100, ids)
         text = calibration(ids, labels)
-        found = measure_quantization_sensitivity(bank, units, (parse_format("hqq2"),), text, quiet)
+        found = measure_quantization_sensitivity(bank, units[:1], formats, text, quiet)
         rises.append(found.rise[0, 0])
         kls.append(found.kl[0, 0])
         errors.append(found.se[0, 0])
@@ -113,10 +110,9 @@ def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
 
 
 def test_rank_sensitivity_is_the_spectrum_of_the_weight_gradient() -> None:
-    model, spec = tiny_llama()
-    units = make_units(spec, "layer")
-    bank = LayerBank(model, spec, (parse_format("hqq2"),), torch.float32, CPU)
-    bank.install({linear.name: "hqq2" for linear in spec.linears})  # what trained before must not matter
+    bank, units, _ = made("hqq2", granularity="layer")
+    model = bank.model
+    bank.install({linear.name: "hqq2" for linear in bank.spec.linears})  # what trained before must not matter
     found, tokens = measure_rank_sensitivity(bank, units, TEXT, 5, quiet)
     assert tokens == IDS.size
     expected = np.zeros((len(units), 5))
@@ -140,24 +136,21 @@ def test_rank_sensitivity_is_the_spectrum_of_the_weight_gradient() -> None:
 
 def test_more_sequences_take_no_more_memory_than_their_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "KEPT_LOG_PROBABILITIES", 0)
-    model, spec = tiny_llama(layers=6)
-    formats = (parse_format("hqq2"),)
-    bank = LayerBank(model, spec, formats, torch.float32, "cpu")
-    units, peaks = make_units(spec, "block"), []
+    bank, units, formats = made("hqq2", layers=6)
+    peaks = []
     for n in (2, 2, 24):  # the first packs the layers
         ids = np.random.default_rng(0).integers(0, 97, (n, 12))
         with PeakTracker() as tracker:
-            tracker.track_existing(model)
+            tracker.track_existing(bank.model)
             measure_quantization_sensitivity(bank, units, formats, calibration(ids, ids), quiet)
         peaks.append(tracker.peak_bytes)
-    states = 22 * 12 * spec.hidden_size * 4
+    states = 22 * 12 * bank.spec.hidden_size * 4
     assert peaks[2] - peaks[1] < 4 * states  # of the dense model at the end, and at one layer and at the next
 
 
 def test_a_base_that_crosses_to_the_device_takes_two_sequences_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "settled", lambda kl: False)
-    model, spec = tiny_llama(layers=2)
-    formats, units = (parse_format("hqq2"),), make_units(spec, "layer")
+    bank, units, formats = made("hqq2", granularity="layer")
     real, sizes = profiling.hidden_states, set[int]()
 
     def counted(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -165,7 +158,6 @@ def test_a_base_that_crosses_to_the_device_takes_two_sequences_a_pass(monkeypatc
         return real(model, ids)
 
     monkeypatch.setattr(profiling, "hidden_states", counted)
-    bank = LayerBank(model, spec, formats, torch.float32, CPU)
     alone = measure_quantization_sensitivity(bank, units, formats, TEXT, quiet)
     assert sizes == {1}
     monkeypatch.setattr(LayerBank, "streams", True)
@@ -177,9 +169,7 @@ def test_a_base_that_crosses_to_the_device_takes_two_sequences_a_pass(monkeypatc
 
 def test_a_killed_profile_goes_on_with_other_sequences_a_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(profiling, "settled", lambda kl: False)
-    model, spec = tiny_llama(layers=2)
-    formats, units = (parse_format("hqq2"),), make_units(spec, "layer")
-    bank, store = LayerBank(model, spec, formats, torch.float32, CPU), TensorStore(tmp_path, {})
+    (bank, units, formats), store = made("hqq2", granularity="layer"), TensorStore(tmp_path, {})
 
     def killed(_what: str, done: int, n: int) -> None:
         if done == n - 1:  # of four parts with a sequence each, all but one unit of the last are kept
@@ -202,18 +192,16 @@ def test_lack_of_memory_in_the_profile_is_a_device_error(part: str, measure: Cal
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(profiling, part, full)
-    model, spec = tiny_llama(layers=2)
-    bank, units = LayerBank(model, spec, (), torch.float32, "cpu"), make_units(spec, "block")
+    bank, units, _ = made()
     arguments = (bank, units, (), TEXT) if part == "hidden_states" else (bank, units, TEXT, 2)
     with pytest.raises(DeviceError, match=r"on 2 sequences of 12 tokens at once.*lower train\.batch"):
         measure(*arguments, quiet)
 
 
 def test_gradients_that_overflow_are_a_model_error() -> None:
-    model, spec = tiny_llama(layers=2)
+    bank, units, _ = made()
     with torch.no_grad():  # as activations that exceed fp16
-        model.get_submodule(spec.linears[-1].name).weight.fill_(torch.inf)
-    bank, units = LayerBank(model, spec, (), torch.float32, "cpu"), make_units(spec, "block")
+        bank.model.get_submodule(bank.spec.linears[-1].name).weight.fill_(torch.inf)
     with pytest.raises(ModelError, match=r"gradient of model\.layers.* not finite in float32.*another dtype"):
         measure_rank_sensitivity(bank, units, TEXT, 2, quiet)
 

@@ -1,6 +1,7 @@
 """The layer bank: packed once, swapped in place, bit for bit the same on the way back."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,15 @@ from qra_bo.oracle.protocol import StopRequested
 from qra_bo.space import DecoderSpec, StorageFormat
 from qra_bo.utils.errors import ConfigError, ContractError, ModelError
 from tests.conformance.quantizer import quantize
-from tests.finetune.models import tiny_llama
+from tests.finetune.models import logits_of, tiny_llama
 
 FORMATS = tuple(parse_format(name) for name in ("hqq2", "hqq3", "nf4", "int8", "fp16"))
-IDS = torch.arange(24).reshape(2, 12)
+logits = partial(logits_of, ids=torch.arange(24).reshape(2, 12))
 
 
 def make_bank(dtype: torch.dtype = torch.bfloat16, **options: Any) -> tuple[Any, DecoderSpec, LayerBank]:
     model, spec = tiny_llama(dtype=dtype)
     return model, spec, LayerBank(model, spec, FORMATS, dtype, "cpu", **options)
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        out: torch.Tensor = model(input_ids=IDS).logits
-    return out
 
 
 def uniform(spec: DecoderSpec, fmt: str) -> dict[str, str]:
