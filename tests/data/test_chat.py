@@ -79,13 +79,6 @@ def test_tokens_without_characters_of_their_own_are_not_trained() -> None:
     assert overlapping([(0, 2), (7, 8)], offsets) == [False, True, False, False, False, False, False, True, False]
 
 
-@pytest.mark.parametrize("template", [GEMMA, LLAMA3, MISTRAL])
-def test_a_conversation_begins_with_one_bos(template: str) -> None:
-    tokenizer = chat_tokenizer(template)
-    ((ids, _),) = ChatTemplate(tokenizer).encode([talk("a", "b", "c", "d")])
-    assert ids.count(tokenizer.bos_token_id) == 1
-
-
 ASKED = {"role": "user", "content": "?"}
 CALL = {"function": {"name": "f", "arguments": {"x": 1}}, "type": "function"}
 
