@@ -127,17 +127,16 @@ def test_workers_of_one_machine_give_one_result_whichever_is_faster(tmp_path: Pa
 
 
 def test_time_that_is_up_lets_what_is_under_way_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[int] = []
     monkeypatch.setattr(TrialRunner, "search_seconds",
                         property(lambda self: 3600.0 * (len(self.study.trials) >= 20)))
     run(tmp_path, ShuffledExecutor(4, 1), max_hours=.5)
-    ended.append(len(searched(tmp_path)))
+    ended = len(searched(tmp_path))
     assert sum("max_hours=0.5" in m for m in warnings_of(tmp_path)) == 1
     raw = (tmp_path / "trials.jsonl").read_bytes()
     run(tmp_path, ShuffledExecutor(4, 1), max_hours=.5)
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
     run(tmp_path, ShuffledExecutor(2, 1), max_hours=2.0)
-    assert len(searched(tmp_path)) > ended[0]
+    assert len(searched(tmp_path)) > ended
     assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
 
 

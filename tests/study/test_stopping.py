@@ -35,7 +35,7 @@ def test_search_ends_before_the_first_unlikely_trial(tmp_path: Path, stop: float
     assert outcome.study.confirmation is not None
 
 
-def test_stopped_search_stops_again_and_a_longer_one_goes_on(tmp_path: Path) -> None:
+def test_stopped_search_stops_again_a_longer_one_goes_on_and_what_it_did_is_taken_over(tmp_path: Path) -> None:
     first = run(tmp_path, searcher=Fading, effort__stop=0.2)
     again = run(tmp_path, searcher=Fading, effort__stop=0.2)
     assert searched(again) == searched(first)
@@ -44,15 +44,10 @@ def test_stopped_search_stops_again_and_a_longer_one_goes_on(tmp_path: Path) -> 
     alone = run(tmp_path / "alone", searcher=Fading, effort__stop=None)
     assert searched(longer) == searched(alone)
     assert len(searched(longer)) > 3
-
-
-def test_stopped_search_takes_over_what_a_longer_one_did_until_it_was_killed(tmp_path: Path) -> None:
-    first = run(tmp_path, searcher=Fading, effort__stop=0.2)
-    longer = run(tmp_path, searcher=Fading, effort__stop=None)
     path, after = tmp_path / "trials.jsonl", len(searched(first)) + 1
     lines = path.read_bytes().splitlines(keepends=True)
     trials = [i for i, line in enumerate(lines) if b'"trial"' in line and b'"stage":"evolution"' in line]
-    path.write_bytes(b"".join(lines[:trials[after - 1] + 1]))
+    path.write_bytes(b"".join(lines[:trials[after - 1] + 1]))  # the longer one was killed
     again = run(tmp_path, searcher=Fading, effort__stop=0.2)
     assert searched(again) == searched(longer)[:after]
     assert again.study.confirmation is not None
