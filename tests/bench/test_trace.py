@@ -34,8 +34,8 @@ def test_a_step_with_8_bit_moments_is_traced(compute: int) -> None:
 @pytest.mark.parametrize(("family", "checkpointing", "compute", "changes"), [
     ("llama", False, 2, {"isolated": True}), ("llama", True, 2, {"isolated": True}),
     *((*case, {"grouped": False}) for case in (("llama", False, 2), ("llama", True, 4), ("qwen3", True, 2)))])
-def test_masks_and_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpointing: bool, compute: int,
-                                                                    changes: dict[str, bool]) -> None:
+def test_masks_and_repeated_heads_of_a_gpu_are_traced(family: str, checkpointing: bool, compute: int,
+                                                          changes: dict[str, bool]) -> None:
     config = config_of(family, num_hidden_layers=4)
     spec = spec_from_model(AutoModelForCausalLM.from_config(config))
     space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), (4,))

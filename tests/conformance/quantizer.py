@@ -181,7 +181,7 @@ class QuantizerConformance:
         wider = 1.9 if fmt.block == 0 else 1.35  # one scale a row, or groups of 128, cost more than groups of 64
         assert 0 < error <= wider * bound
 
-    def test_dequantised_weight_is_rounded_once_and_the_original_left_alone(self, fmt: StorageFormat) -> None:
+    def test_dequantised_weight_is_rounded_once_and_the_original_kept(self, fmt: StorageFormat) -> None:
         linear = make_linear(64, self.columns)
         before = linear.weight.clone()
         exact = self.layer(fmt, linear, torch.float32).unpack()

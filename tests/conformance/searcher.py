@@ -143,7 +143,7 @@ class SearcherSuite:
         process.stdin.flush()
         assert process.stdout.readline().strip() == usual_proposals(type(self))
 
-    def test_the_seed_matters_or_the_method_has_none_and_no_global_state_is_touched(self) -> None:
+    def test_seed_matters_or_there_is_none_and_global_state_is_kept(self) -> None:
         problem, oracle = make_problem(seed=1)
         before = np.random.get_state()[1].copy()
         other = as_json(proposals_of(play(self.make(problem), problem, oracle, self.limit)))

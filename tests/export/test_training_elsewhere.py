@@ -132,7 +132,7 @@ def test_script_for_trl_trains_the_adapter(run: Path, tmp_path: Path, monkeypatc
     assert not any(torch.equal(trained[key].float(), before[key].float()) for key in before)
 
 
-def test_script_for_trl_scales_the_loss_of_a_run_in_float16_and_keeps_a_constant_rate(run: Path) -> None:
+def test_script_for_trl_scales_fp16_losses_and_keeps_a_constant_rate(run: Path) -> None:
     finished = FinishedRun.read(run)
     assert rate_of({**finished.best, "lr_rule": "constant"}, 3) == finished.best["learning_rate"]
     assert "fp16=False" in render("train_trl.py", finished)

@@ -80,7 +80,7 @@ def test_columns_beyond_whole_groups_are_refused(serve: str) -> None:
         CONSUMERS[serve].matrix_bytes(parse_format("sym4-g64"), 64, 96)
 
 
-def test_stored_scope_prices_the_consumers_file_and_the_peak_of_training_does_not() -> None:
+def test_stored_scope_prices_the_consumers_file_and_peak_does_not() -> None:
     space, peaks = space_of(formats=SYM), set()
     for serve in CONSUMERS:
         training = MemoryModel(TINY, SHAPE, matrix_bytes=CONSUMERS[serve].matrix_bytes)

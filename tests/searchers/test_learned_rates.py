@@ -59,7 +59,7 @@ def test_second_proposal_depends_on_the_first_loss() -> None:
     assert len(found) == 2
 
 
-def test_chance_of_a_gain_is_a_probability_from_the_first_model_until_all_candidates_were_tried() -> None:
+def test_chance_of_a_gain_is_a_probability_while_candidates_are_left() -> None:
     problem, oracle = make_problem(n_units=1)
     searcher = unlearned(problem, 2, draws=1)
     assert isinstance(searcher, Forecasting)

@@ -32,7 +32,7 @@ def test_rates_go_on_beyond_the_end_where_the_best_is(tried: dict[float, float],
 
 @pytest.mark.parametrize(("best", "curvature", "spread", "tried", "chosen"), [
     (0.3e-3, 1.0, 0.0, 5, 0.25e-3), (0.1e-3, 0.001, 0.1, 3, None), (0.1e-3, 0.1, 0.1, 6, None)])
-def test_rates_are_bracketed_by_worse_ones_but_for_gains_below_the_noise_of_text(
+def test_rates_are_bracketed_unless_text_is_noisier_than_the_gain(
         best: float, curvature: float, spread: float, tried: int, chosen: float | None, tmp_path: Path) -> None:
     """Half, once and twice 0.002 lost 0.723, 0.851 and 6.09 on a 0.5B model: a parabola chose worse than half. Where
     losses by sequence differ at random by 0.1, their mean over 64 has a standard error of about 0.02."""

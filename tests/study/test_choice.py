@@ -43,8 +43,8 @@ def checked(agreement: float | None) -> type[Contrary]:
 
 @pytest.mark.parametrize(("searcher", "by"), [
     (checked(GOOD), "surrogate"), (checked(BAD), "loss"), (checked(None), "loss"), (Contrary, None)])
-def test_what_is_recommended_is_confirmed_unless_the_surrogate_fails(tmp_path: Path, searcher: Any,
-                                                                     by: str | None) -> None:
+def test_recommendation_is_confirmed_unless_the_surrogate_fails(tmp_path: Path, searcher: Any,
+                                                                by: str | None) -> None:
     outcome = run(tmp_path, searcher=searcher)
     study = outcome.study
     least, largest = sorted(MIXED, key=lambda a: study.point(a).loss or 0.0)

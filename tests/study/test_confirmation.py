@@ -96,7 +96,7 @@ def test_another_winner_of_more_seeds_is_fine_tuned_wherever_that_was_cut_off(tm
         assert comparable(favoured(folder, lost=SEEDS[3:]).best) == comparable(whole.best)
 
 
-def test_the_same_winner_of_more_seeds_is_not_fine_tuned_again_nor_are_seeds_given_up(tmp_path: Path) -> None:
+def test_same_winner_of_more_seeds_is_trained_once_and_seeds_are_kept(tmp_path: Path) -> None:
     few = favoured(tmp_path, effort__sequential=True)
     more = favoured(tmp_path)
     assert (confirmed(few.study), confirmed(more.study)) == (list(SEEDS[:3]), list(SEEDS))
@@ -106,7 +106,7 @@ def test_the_same_winner_of_more_seeds_is_not_fine_tuned_again_nor_are_seeds_giv
     assert [len(lines_of(tmp_path, kind)) for kind in ("confirmation", "final", "end")] == [2, 1, 2]
 
 
-def test_a_higher_effort_that_finds_nothing_new_confirms_longer_and_a_lower_one_keeps_that(tmp_path: Path) -> None:
+def test_higher_effort_confirms_longer_and_a_lower_one_keeps_that(tmp_path: Path) -> None:
     short = long_run(tmp_path, Contrary, effort__max_full_trials=12).study
     longer = long_run(tmp_path, Contrary).study
     assert short.points == longer.points

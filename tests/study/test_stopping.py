@@ -35,7 +35,7 @@ def test_search_ends_before_the_first_unlikely_trial(tmp_path: Path, stop: float
     assert outcome.study.confirmation is not None
 
 
-def test_stopped_search_stops_again_a_longer_one_goes_on_and_what_it_did_is_taken_over(tmp_path: Path) -> None:
+def test_stopped_search_stops_again_and_takes_over_a_longer_one(tmp_path: Path) -> None:
     first = run(tmp_path, searcher=Fading, effort__stop=0.2)
     again = run(tmp_path, searcher=Fading, effort__stop=0.2)
     assert searched(again) == searched(first)
