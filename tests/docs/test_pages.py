@@ -22,6 +22,11 @@ def test_tables_are_of_the_committed_results() -> None:
     assert markdown(read("simple_choices")["rows"]) in (DOCS.parent / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_site_lists_every_page_once() -> None:
+    listed = re.findall(r"^ +- .*: (\S+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
+
+
 def test_every_kind_of_format_is_in_the_reference() -> None:
     page = (DOCS / "reference" / "memory.md").read_text(encoding="utf-8")
     kinds = {name.rstrip("-g0123456789") for name, fmt in FORMATS.items() if fmt.bits < 16}
