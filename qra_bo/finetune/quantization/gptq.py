@@ -22,7 +22,7 @@ from qra_bo.finetune.quantization.base import Grid
 from qra_bo.finetune.quantization.moments import Inputs
 from qra_bo.finetune.threads import compiled
 
-VERSION = 3
+VERSION = 4
 """Goes up with every change of the codes that are chosen here, or of their moments: codes on disk are kept by it."""
 HOST = "cpu"
 """Type of the device for which numba compiles the loop."""

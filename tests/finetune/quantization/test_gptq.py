@@ -16,7 +16,7 @@ from qra_bo.finetune.quantization import gptq
 from qra_bo.finetune.quantization import moments as moments_module
 from qra_bo.finetune.quantization.base import Grid, LevelBackend, backend_of
 from qra_bo.finetune.quantization.gptq import compensated_codes
-from qra_bo.finetune.quantization.moments import Inputs
+from qra_bo.finetune.quantization.moments import Inputs, second_moments, shrink
 from qra_bo.memory.formats import parse_format
 from qra_bo.utils.errors import ModelError
 from tests.conformance.quantizer import grid_values, levels_of, make_linear, nearest_codes, scale_and_offset
@@ -209,6 +209,32 @@ def test_importance_is_what_later_inputs_do_not_predict() -> None:
         later = inputs.order[place + 1:]
         known = damped[column, later] @ torch.linalg.solve(damped[later][:, later], damped[later, column])
         assert float(inputs.importance[column]) == pytest.approx(float(damped[column, column] - known), rel=1e-3)
+
+
+@pytest.mark.parametrize(("tokens", "left"), [(0, 0.0), (8, 0.0), (16, 0.0), (64, 0.75), (1600, 0.99)])
+def test_correlations_lose_the_share_that_is_chance(tokens: int, left: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments_module, "COLUMNS", 2)
+    moments = torch.diag(torch.tensor([4.0, 9.0, 1.0, 0.0]))  # the last input is always 0
+    moments[0, 1] = moments[1, 0] = 6 * 0.75 ** 0.5  # a squared correlation of 3/4, of three pairs: 1/4 in the mean
+    expected = moments.clone()
+    expected[0, 1] = expected[1, 0] = left * moments[0, 1]
+    torch.testing.assert_close(shrink(moments, tokens), expected)
+
+
+def test_inputs_that_do_not_correlate_have_moments_of_their_own() -> None:
+    for moments in (torch.zeros(3, 3), torch.tensor([[5.0]]), torch.diag(torch.tensor([1.0, 2.0, 0.0]))):
+        torch.testing.assert_close(shrink(moments.clone(), 100), moments)
+
+
+def test_shrunk_moments_of_few_tokens_lose_less_on_others() -> None:
+    draw, alike = torch.Generator().manual_seed(5), moments_module.ALIKE
+    weight, mix = torch.randn(32, 96, generator=draw), torch.eye(96) + 0.1 * torch.randn(96, 96, generator=draw)
+    seen = second_moments((torch.randn(200, 96, generator=draw) @ mix).repeat(alike, 1))
+    grid, found = make_grid(32, 96, 4), list[float]()
+    for moments in (seen, torch.diag(seen.diagonal()), shrink(seen.clone(), 200 * alike)):
+        codes = codes_of(weight, grid, moments)
+        found.append(lost(weight, grid_values(grid, codes), mix.T @ mix))
+    assert found[2] < 0.97 * min(found[:2])
 
 
 class OnDevice:
