@@ -68,8 +68,9 @@ def fuse(model: nn.Module) -> None:
 
 
 def pooled(linears: Sequence[str], moments: MutableMapping[str, Tensor],
-           tokens: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the experts' ``linears`` of a layer with their second moments (``in x in``), taken out of ``moments``.
+           tokens: Mapping[str, int]) -> Iterator[tuple[str, Tensor, int]]:
+    """Yield the experts' ``linears`` of a layer with their second moments (``in x in``), taken out of ``moments``, and
+    the tokens that these were seen on.
 
     Where fewer ``tokens`` reached a linear than it has inputs, its moments are singular and mostly chance: the mean
     moments of all experts' tokens stand for the missing ones, and for all where none came.
@@ -80,6 +81,7 @@ def pooled(linears: Sequence[str], moments: MutableMapping[str, Tensor],
         sums[stack] = sums[stack].add_(moments[name]) if stack in sums else moments[name].clone()
     totals = {stack: sum(n for name, n in tokens.items() if stack_of(name) == stack) for stack in sums}
     for name in linears:
-        total, stack = moments.pop(name, None), stack_of(name)
-        missing = max(0, len(sums[stack]) - tokens.get(name, 0)) / max(1, totals[stack])
-        yield name, missing * sums[stack] if total is None else total.add_(sums[stack], alpha=missing)
+        total, stack, own = moments.pop(name, None), stack_of(name), tokens.get(name, 0)
+        missing = max(0, len(sums[stack]) - own) / max(1, totals[stack])
+        yield (name, missing * sums[stack] if total is None else total.add_(sums[stack], alpha=missing),
+               totals[stack] if missing else own)

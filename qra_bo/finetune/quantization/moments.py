@@ -86,8 +86,8 @@ def each_moments(model: Any, linears: Sequence[str], ids: Tensor, device: torch.
             for name in list(shared):
                 use(shared.pop(name), shrink(moments.pop(name), seen[name]))
             experts = [name for name in linears if expert_of(name) is not None and model.get_submodule(name) in own]
-            for name, total in pooled(experts, moments, seen):
-                use([name], shrink(total, max(seen.get(name, 0), len(total))))
+            for name, total, reached in pooled(experts, moments, seen):
+                use([name], shrink(total, reached))
     finally:
         model.train(training)
 
