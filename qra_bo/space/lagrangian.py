@@ -15,6 +15,7 @@ _MOST_CHANGES = 400
 _MOST_SIDE = 600  # changes that give bytes up, and that take them, among which exchanges are sought
 _LEAST_GAIN = 1e-12
 _REL_GAP = 1e-2
+_LEAST_WEIGHT = 1e-300  # of a phase: it may bind again
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class _Relaxation:
                 best = found
             tight = found if found is not None else self._priced(sizes, np.inf)
             share = self._used(tight) / np.maximum(self._room, 1)
-            weights = weights * np.exp(4.0 * (share - share.max()) / 0.1)
+            weights = np.maximum(weights * np.exp(4.0 * (share - share.max()) / 0.1), _LEAST_WEIGHT)
             weights /= weights.sum()
         return self._home if best is None and self._bounded and self._fits(self._home) else best
 

@@ -47,6 +47,12 @@ def test_region_is_kept(seed: int) -> None:
     assert objective(values, row[None])[0] < objective(values, centre[None])[0]
 
 
+def test_a_hopeless_budget_of_several_phases_is_refused() -> None:
+    values, costs, _ = random_problem(0, 3, 2)
+    with pytest.raises(BudgetError):
+        solve_relaxed(values, costs, 3)
+
+
 def test_a_budget_without_limits_gives_the_minimum() -> None:
     values, costs, _ = random_problem(0, 3, 2)
     row = solve_relaxed(values, costs, 10**9)
