@@ -18,8 +18,10 @@ ROWS = 2048
 """Inputs that are widened to fp32 at a time, and tokens that go forward at once."""
 COLUMNS = 512
 """Columns of second moments that are computed together, from the diagonal down."""
-ALIKE = 4
+ALIKE = 8
 """Tokens of a text that show as much of its correlations as one that is independent of all others."""
+MOST_ADDED = 1000
+"""Times its own moment that an input may have added to it: correlations are gone."""
 LEAST_QUARTER = 128
 """Columns of a triangular matrix that are inverted at once."""
 
@@ -34,8 +36,8 @@ def each_moments(model: Any, linears: Sequence[str], ids: Tensor, device: torch.
     and the moments of one layer are alive at a time. ``use`` is called with the names of the linears that share an
     input and its moments (``in x in`` in fp32) over the tokens where ``is_text`` holds (``n x length``; ``None``:
     everywhere), in the order in which the model calls them. The moments of an expert that fewer tokens reach than it
-    has inputs are completed by those of all experts of its layer (``pooled``). All are shrunk (``shrink``). The model's
-    mode is restored.
+    has inputs are completed by those of all experts of its layer (``pooled``). Correlations are shrunk (``shrink``).
+    The model's mode is restored.
     """
     size, training, layers = max(1, ROWS // ids.shape[1]), model.training, decoder_layers(model)
     parts = torch.split(ids, size)
@@ -109,20 +111,22 @@ def second_moments(inputs: Tensor, total: Tensor | None = None) -> Tensor:
 
 
 def shrink(moments: Tensor, tokens: int) -> Tensor:
-    """Return second moments of inputs (``in x in``, changed in place) whose correlations lack the share of their
-    squares that is chance where so many ``tokens`` were seen (Schäfer and Strimmer 2005, doi 10.2202/1544-6115.1175).
+    """Return second moments of inputs (``in x in``) with more on the diagonal, in place, so that correlations lack the
+    share of their squares that is chance where so many ``tokens`` were seen (Schäfer and Strimmer 2005,
+    doi 10.2202/1544-6115.1175).
 
     Chance gives correlations of independent tokens a square of ``1 / tokens``; ``ALIKE`` tokens of a text count as one.
-    Codes that are fitted to chance err more on other text, most where inputs are wide and hardly correlate.
+    Codes that are fitted to chance err more on other text, most where inputs are wide and hardly correlate. Inputs
+    above the mean get as much as the mean one: a few that are huge on single tokens keep their correlations.
     """
-    diagonal = moments.diagonal().clone()
+    diagonal = moments.diagonal()
     scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
     n = int(scale.count_nonzero())
     squares = sum(float((part * scale[:, None] * of_part).square().sum()) for part, of_part in zip(
         torch.split(moments, COLUMNS, dim=1), torch.split(scale, COLUMNS), strict=True)) - n
     chance = ALIKE * n * (n - 1) / max(1, tokens)
-    moments.mul_(1 - chance / max(chance, squares, 1e-30))
-    moments.diagonal().copy_(diagonal)
+    added = chance / max(squares - chance, chance / MOST_ADDED, 1e-30)
+    diagonal.add_(added * torch.minimum(diagonal, diagonal.mean()))
     return moments
 
 

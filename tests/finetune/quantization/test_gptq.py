@@ -211,19 +211,31 @@ def test_importance_is_what_later_inputs_do_not_predict() -> None:
         assert float(inputs.importance[column]) == pytest.approx(float(damped[column, column] - known), rel=1e-3)
 
 
-@pytest.mark.parametrize(("tokens", "left"), [(0, 0.0), (8, 0.0), (16, 0.0), (64, 0.75), (1600, 0.99)])
+@pytest.mark.parametrize(("tokens", "left"), [(0, 0), (16, 0), (32, 0), (128, 0.75), (3200, 0.99)])
 def test_correlations_lose_the_share_that_is_chance(tokens: int, left: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments_module, "COLUMNS", 2)
-    moments = torch.diag(torch.tensor([4.0, 9.0, 1.0, 0.0]))  # the last input is always 0
-    moments[0, 1] = moments[1, 0] = 6 * 0.75 ** 0.5  # a squared correlation of 3/4, of three pairs: 1/4 in the mean
-    expected = moments.clone()
-    expected[0, 1] = expected[1, 0] = left * moments[0, 1]
-    torch.testing.assert_close(shrink(moments, tokens), expected)
+    moments = 7 * torch.eye(3)
+    moments[0, 1] = moments[1, 0] = 7 * 0.75 ** 0.5  # a squared correlation of 3/4, of three pairs: 1/4 in the mean
+    found = shrink(moments.clone(), tokens)
+    assert float(found[0, 1] / found[0, 0]) == pytest.approx(left * 0.75 ** 0.5, abs=1e-3)
+    assert torch.equal(found.diagonal(), found[0, 0].expand(3))
+    assert torch.equal(found.fill_diagonal_(7), moments)
 
 
-def test_inputs_that_do_not_correlate_have_moments_of_their_own() -> None:
-    for moments in (torch.zeros(3, 3), torch.tensor([[5.0]]), torch.diag(torch.tensor([1.0, 2.0, 0.0]))):
-        torch.testing.assert_close(shrink(moments.clone(), 100), moments)
+def test_an_input_above_the_mean_gets_as_much_as_the_mean_one() -> None:
+    moments = torch.tensor([[100.0, 1.0, 0.0], [1.0, 4.0, 1.0], [0.0, 1.0, 1.0]])
+    added = (shrink(moments.clone(), 1000) - moments).diagonal()
+    assert added[0] == pytest.approx(35 / 4 * added[1])
+    assert added[1] == pytest.approx(4 * added[2])
+    assert 0 < added[2] < 1
+
+
+def test_inputs_without_correlations_keep_none() -> None:
+    for moments in (torch.zeros(3, 3), torch.tensor([[5.0]])):
+        assert torch.equal(shrink(moments.clone(), 100), moments)
+    found = shrink(torch.diag(torch.tensor([1.0, 2.0, 0.0])), 100)
+    assert found.diagonal().tolist() == [1001, 1002, 0]
+    assert found.count_nonzero() == 2
 
 
 def test_shrunk_moments_of_few_tokens_lose_less_on_others() -> None:
