@@ -21,7 +21,7 @@ def test_the_example_is_a_storage_format_in_the_four_files(tmp_path: Path) -> No
     module, planning, suite, row, commands = BLOCKS
     for name in ("qra_bo", "tests", "docs", "bench"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("conf", "scripts", "surrogates", "README.md", "pyproject.toml"):
+    for name in ("conf", "scripts", "surrogates", "README.md", "pyproject.toml", "mkdocs.yml"):
         (tmp_path / name).symlink_to(ROOT / name)
     formats, begin = tmp_path / "qra_bo" / "memory" / "formats.py", "BACKENDS: Mapping[str, Backend] = {\n"
     (entry,) = re.findall(r'`("\w+": \w+)`', PAGE)

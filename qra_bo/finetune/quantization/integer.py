@@ -91,20 +91,19 @@ def _best_on_device(groups: Tensor, roots: Tensor, scales: Tensor, lowest: Tenso
 def _best_on_host(groups: Tensor, roots: Tensor, scales: Tensor, lowest: Tensor, top: int) -> Tensor:
     """Like ``_best_on_device``, in one pass over the weights: with torch's operators it takes six times as long."""
     best = torch.zeros(len(groups), dtype=torch.int64)
-    arrays = (tensor.numpy() for tensor in (groups, roots, scales[..., 0], lowest[..., 0]))
+    arrays = (tensor.numpy() for tensor in (groups, roots, scales[..., 0], scales[..., 0].reciprocal(), lowest[..., 0]))
     _compiled()(*arrays, np.float32(top), best.numpy())
     return best
 
 
 @cache
 def _compiled() -> Any:
-    """Return the compiled function ``(groups, roots, scales, lowest, top, best)``, which fills ``best``."""
-    def fill(groups: Any, roots: Any, scales: Any, lowest: Any, top: Any, best: Any) -> None:
+    """Return the compiled function ``(groups, roots, scales, inverses, lowest, top, best)``, which fills ``best``."""
+    def fill(groups: Any, roots: Any, scales: Any, inverses: Any, lowest: Any, top: Any, best: Any) -> None:
         for g in range(len(groups)):
             root, least = roots[g % len(roots)], np.float32(np.inf)
             for c in range(len(scales)):
-                scale, low = scales[c, g], lowest[c, g]
-                inverse, total = np.float32(1) / scale, np.float32(0)
+                scale, inverse, low, total = scales[c, g], inverses[c, g], lowest[c, g], np.float32(0)
                 for i in range(groups.shape[1]):  # a weight between two levels errs alike with both
                     level = min(max(np.rint(groups[g, i] * inverse), low), low + top)
                     error = (groups[g, i] - level * scale) * root[i]
