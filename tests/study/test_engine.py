@@ -349,12 +349,15 @@ def test_another_configuration_is_refused_and_nothing_written(whole: tuple[Path,
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != ".lock"} == before
 
 
-def test_new_packages_are_told(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+def test_other_data_under_the_same_name_is_refused_and_new_packages_are_told(whole: tuple[Path, RunOutcome],
+                                                                             tmp_path: Path) -> None:
     lines = (whole[0] / "trials.jsonl").read_bytes().split(b"\n")
     provenance = json.loads(lines[1])
     provenance["packages"]["numpy"] = "1.0"
     provenance["crc"] = checksum(provenance)
     (tmp_path / "trials.jsonl").write_bytes(b"\n".join([lines[0], json.dumps(provenance).encode(), *lines[2:20], b""]))
+    with pytest.raises(JournalError, match="data_sha256 was 'd0' and is 'd1'"):
+        run(tmp_path, InProcessExecutor(PlantedOracle(data="d1")))
     run(tmp_path)
     assert any("numpy 1.0 ->" in m for m in warnings_of(tmp_path))
 

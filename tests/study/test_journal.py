@@ -101,6 +101,21 @@ def in_a_child(act: Callable[[], object]) -> None:
 
 
 @FORKS
+def test_second_writer_is_told_who_holds_the_run(tmp_path: Path) -> None:
+    def enter() -> None:
+        try:
+            Journal(tmp_path).__enter__()
+        except OutputError as error:
+            (tmp_path / "said").write_text(str(error))
+
+    with Journal(tmp_path):
+        in_a_child(enter)
+    assert f"in use by process {os.getpid()} on" in (tmp_path / "said").read_text()
+    with Journal(tmp_path) as again:
+        assert again.content.events == ()
+
+
+@FORKS
 @pytest.mark.filterwarnings("ignore:flock not supported")
 @pytest.mark.parametrize("has_flock", [True, False])
 def test_lock_of_a_dead_process_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_flock: bool) -> None:
