@@ -92,9 +92,11 @@ def planned_device(device: str, card: str | None = None) -> str:
 
 
 def resolve_device(device: str) -> str:
-    """``"auto"`` becomes ``"cuda"`` where there is one, else ``"cpu"``. Loads torch. Raises ``DeviceError`` if CUDA is
-    demanded and there is none."""
-    import torch  # stays unloaded in task=memory
+    """``"auto"`` becomes ``"cuda"`` where there is one, else ``"cpu"``. Raises ``DeviceError`` if CUDA is demanded and
+    there is none."""
+    if device.startswith("cpu"):
+        return device
+    import torch  # stays unloaded in task=memory, and in the driver of a run that names a CPU until its exports
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
