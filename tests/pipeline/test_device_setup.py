@@ -19,6 +19,7 @@ import os, sys
 from importlib.abc import MetaPathFinder
 from qra_bo.config import load_config
 from qra_bo.pipeline.oracles import make_oracle
+from qra_bo.pipeline.prepare import make_setting
 
 class AtImport(MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -26,9 +27,11 @@ class AtImport(MetaPathFinder):
             print([os.environ.get(key) for key in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")], flush=True)
             os._exit(0)
 
+config = load_config(["model=tiny", "data=tiny", "budget=1GB", "device=cpu"])
+make_setting(config)  # in the driver, before any worker starts
 assert "torch" not in sys.modules
 sys.meta_path.insert(0, AtImport())
-make_oracle(load_config(["model=tiny", "data=tiny", "budget=1GB", "device=cpu"]).to_dict(), "unused")
+make_oracle(config.to_dict(), "unused")
 """
 
 
