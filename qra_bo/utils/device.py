@@ -96,7 +96,7 @@ def resolve_device(device: str) -> str:
     there is none."""
     if device.startswith("cpu"):
         return device
-    import torch  # stays unloaded in task=memory, and in the driver of a run that names a CPU until its exports
+    import torch  # stays unloaded in task=memory, and till its exports in the driver of a CPU run without a search
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
