@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +129,21 @@ class EmulatorOracle:
 
 def load_oracle(path: Path, family: str, space: SearchSpace, *, noise: float | None = None,
                 checkpoints: Path | None = None) -> EmulatorOracle:
-    """Return the oracle over a table, named by its folder or its ``evaluations.csv``, with a newly fitted emulator.
+    """Return the oracle over a table, named by its folder or its ``evaluations.csv``.
 
     Raises:
         DataError: If the table can't be read or holds too little.
         ConfigError: If there is no such emulator, or the run is of other units, formats or ranks than the table.
     """
-    table, rows = load_table(path), folder_of(path) / ROWS
+    rows, files = folder_of(path) / ROWS, sorted(folder_of(path).glob("*"))
+    emulator = _fitted(path, family, tuple((file.name, file.stat().st_mtime_ns) for file in files))
     sha256 = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
-    return EmulatorOracle(Emulator(table, family), space, sha256, noise=noise, checkpoints=checkpoints)
+    return EmulatorOracle(emulator, space, sha256, noise=noise, checkpoints=checkpoints)
+
+
+@lru_cache(maxsize=1)  # for the runs of a sweep, which share a process
+def _fitted(path: Path, family: str, files: tuple[tuple[str, int], ...]) -> Emulator:  # files: of the cache
+    return Emulator(load_table(path), family)
 
 
 def oracle_of_run(table: str | None, emulator: str, noise: float | None, config: RunConfig, space: SearchSpace,
