@@ -25,9 +25,9 @@ from qra_bo.study.setting import FINAL, Setting
 from qra_bo.trials import TrialState
 from qra_bo.utils.device import cores, multiplies_bf16, resolve_dtype
 
-CORE_FLOPS, SLOW_BF16_FLOPS = 1.2e11, 6e10
-"""Rough floating-point operations a second of a core in training, and of one that multiplies bf16 slower than fp32: an
-Intel Xeon's, of SmolLM2-135M in steps of 4 x 128 tokens."""
+CORE_FLOPS, FP32_FLOPS = 1.2e11, 6e10
+"""Rough floating-point operations a second of a core in training, SmolLM2-135M's in steps of 4 x 128 tokens on an Intel
+Xeon, and of one that has to multiply in fp32, as second moments are: of Qwen2.5 1.5B 5.8e10 on an AMD EPYC."""
 CARD_SHARE = 0.5
 """Assumed share of a card's dense 16-bit rate that training reaches: not measured."""
 LAYER_SECONDS = 224 * 6e-6
@@ -72,7 +72,7 @@ def beginning(setting: Setting) -> list[Part]:
     coded = sum(known_backend(fmt).ring_seconds or level for fmt in formats) * setting.memory.spec.linear_numel
     text = math.inf if setting.sequences is None else setting.sequences * config.train.length
     tokens = min(setting.code_tokens, text) if formats else 0.0
-    coded += _of_moments(setting.memory.spec, tokens) / CORE_FLOPS
+    coded += _of_moments(setting.memory.spec, tokens) / FP32_FLOPS
     passed = 0.0 if setting.given is None else tokens
     return [Part("start", _evaluated(setting, "test"), seconds=START_SECONDS)] + \
         [Part("choosing codes", passed, seconds=coded / cores())] * (coded + passed > 0)
@@ -204,7 +204,7 @@ def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
     if tflops is not None:
         return max(operations / (CARD_SHARE * tflops * 1e12), spec.n_layers * LAYER_SECONDS / shape.tokens)
     slow = resolve_dtype(setting.config.dtype, "cpu") == "bfloat16" and not multiplies_bf16()
-    return operations / ((SLOW_BF16_FLOPS if slow else CORE_FLOPS) * cores())
+    return operations / ((FP32_FLOPS if slow else CORE_FLOPS) * cores())
 
 
 def times(parts: Sequence[Part], each: float | None) -> str:

@@ -15,7 +15,7 @@ from qra_bo.memory.advice import BITS, MIXING_PAYS
 from qra_bo.memory.cards import CARDS
 from qra_bo.pipeline import forecast
 from qra_bo.pipeline.forecast import (
-    CORE_FLOPS,
+    FP32_FLOPS,
     LEVEL_SECONDS,
     FirstTrial,
     Part,
@@ -154,7 +154,7 @@ def test_choosing_codes_is_part_of_a_fine_tune(sequences: float | None, words: l
     start, *codes = beginning(replace(run, given=Given((uniform(30, "nf4", 4),), "", 2e-3, "")))
     assert [part.tokens for part in codes] == [tokens] * (tokens > 0)  # 10 tokens for each of 1,536 inputs
     of_inputs = 30 * (3 * 576**2 * (tokens + 2 * 576) + 1536**2 * (tokens + 2 * 1536))  # no trellis in this allocation
-    taken = LEVEL_SECONDS * run.memory.spec.linear_numel + of_inputs / CORE_FLOPS
+    taken = LEVEL_SECONDS * run.memory.spec.linear_numel + of_inputs / FP32_FLOPS
     assert [part.seconds for part in codes] == pytest.approx([taken / cores()] * (tokens > 0))
     assert start.tokens == pytest.approx(min(128, sequences or math.inf) * 128 / 3)
     assert beginning(run)[0] == start
