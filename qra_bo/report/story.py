@@ -2,6 +2,7 @@
 ``report.json`` share. Judgements are those of ``study.verdict`` and ``study.health``."""
 
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import numpy as np
 
@@ -134,9 +135,13 @@ def comparison(d: ReportData) -> list[Row]:
 
 
 def _beside_prediction(d: ReportData, split: str) -> dict[Allocation, Trial]:
-    """Return trials beside a prediction: on ``"test"`` of QLoRA, on ``"validation"`` the short ones that check it."""
-    return {} if d.study.prediction is None else {
-        e.allocation: e for e in d.study.trials if e.stage == COMPARISON and e.spec.split == split and e.ok}
+    """Return trials beside a prediction: on ``"test"`` of QLoRA, on ``"validation"`` the short ones that check it, of
+    each allocation the one with the best of the learning rates that were tried on it."""
+    best: dict[Allocation, tuple[float, Trial]] = {}
+    for e in d.study.trials if d.study.prediction is not None else ():
+        if e.stage == COMPARISON and e.spec.split == split and e.loss is not None:
+            best[e.allocation] = min(best.get(e.allocation, (e.loss, e)), (e.loss, e), key=itemgetter(0))
+    return {a: e for a, (_, e) in best.items()}
 
 
 def tested(d: ReportData) -> str:
