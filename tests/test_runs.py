@@ -13,8 +13,10 @@ from qra_bo import runs
 from qra_bo.cli.app import main as command
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.report import html
+from qra_bo.report.data import parse_events
+from qra_bo.report.side_by_side import FoundRun, caveats
 from qra_bo.runs import main
-from qra_bo.study.journal import run_lock
+from qra_bo.study.journal import read_journal, run_lock
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.formatting import DASH
@@ -144,6 +146,14 @@ def test_a_locked_run_is_active(outputs, capsys):
 def test_show_prints_the_answer(made, capsys):
     assert main(["show", str(made / "done")]) == 0
     assert "3.8710" in capsys.readouterr().out
+
+
+def test_runs_on_another_split_are_said_to_differ(made):
+    events = read_journal(made / "done" / "trials.jsonl").events
+    one, other = (FoundRun(split, made, parse_events([{**e, "data_sha256": split} if e["event"] == "provenance" else e
+                                                      for e in events])) for split in ("a", "b"))
+    assert not any("differ" in text for text in caveats([one, one]))
+    assert caveats([one, other])[0].startswith("The runs differ in data or its split (seed): ")
 
 
 @pytest.mark.usefixtures("without_figures")

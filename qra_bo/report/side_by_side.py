@@ -80,7 +80,7 @@ Reader = Callable[[ReportData], str]
 SETTING: tuple[tuple[str, Reader], ...] = (
     ("model", lambda d: d.header.model), ("budget", lambda d: format_size(d.header.budget_bytes)),
     ("scope", lambda d: d.header.scope), ("oracle", lambda d: d.header.oracle), ("codes", lambda d: d.rounding),
-    ("data", lambda d: str(d.study.provenance.get("data_sha256", DASH))[:12]),
+    ("data or its split (seed)", lambda d: str(d.study.provenance.get("data_sha256", DASH))[:12]),
     ("steps", lambda d: str(d.header.high_steps)))
 """Settings that two runs must share for their losses to be comparable."""
 FACTS: dict[str, Reader] = {
