@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 from gguf import GGMLQuantizationType as Form
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -21,6 +22,13 @@ MIXED: Mapping[str, str] = {"attn_q": "Q4_K IQ2_S", "attn_k": "Q5_1 IQ1_M", "att
 SHAPES = {"attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN // 2, HIDDEN), "attn_v": (HIDDEN // 2, HIDDEN),
           "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN),
           "ffn_down": (HIDDEN, INNER)}
+
+
+def llama3_divisors(width: int) -> npt.NDArray[np.float32]:
+    """Divisors that llama.cpp's converter writes for Llama 3.1, ``width / 2``: of its own code, factor 8."""
+    waves = 2 * np.pi * 10000.0 ** (np.arange(0, width, 2) / width)
+    smooth = np.clip((8192 / waves - 1) / (4 - 1), 0, 1)
+    return (1 / ((1 - smooth) / 8 + smooth)).astype(np.float32)
 
 
 def write_file(path: Path, *, types: Mapping[str, str] = MIXED, tables: Sequence[str] = ("Q8_0",),
@@ -72,7 +80,7 @@ def write_file(path: Path, *, types: Mapping[str, str] = MIXED, tables: Sequence
     if len(tables) == 2:
         matrix("output.weight", tables[1], (ROWS, HIDDEN))
     if rope:
-        writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, HIDDEN // HEADS // 2, dtype=np.float32))
+        writer.add_tensor("rope_freqs.weight", llama3_divisors(HIDDEN // HEADS))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -11,15 +11,18 @@ import pytest
 import torch
 from huggingface_hub import constants, file_download
 from safetensors import safe_open
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from qra_bo.config import load_config, make_spec
 from qra_bo.export.load import dense_base
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.hub import cached, fetch
 from qra_bo.finetune.models.load import load_base, source_folder
+from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.utils.errors import ModelError
 from tests.finetune.models import tiny_llama
+from tests.finetune.stored_files import write_file
 from tests.hub_server import COMMIT, Hub, serving
 
 NODE: dict[str, Any] = {"name": "hf", "source": "path", "path": "org/tiny", "revision": None, "gguf_file": None,
@@ -78,6 +81,23 @@ def test_a_worker_reads_the_cache_and_asks_nothing(hub: Hub, repo: Path) -> None
         assert torch.equal(model.state_dict()[name], value)
     fetch(NODE, bars=False)  # what is there is not fetched again
     assert hub.fetched() == []
+
+
+def test_a_stored_base_is_pinned_and_named_like_a_dense_one(hub: Hub, repo: Path, tmp_path: Path,
+                                                            caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copy(write_file(tmp_path / "m.gguf"), repo)
+    model, _ = load_stored({**NODE, "gguf_file": "m.gguf"}, torch.float32)
+    assert (model.config._commit_hash, model.name_or_path, model.config.name_or_path) == (COMMIT, *2 * ("org/tiny",))
+    assert f"commit {COMMIT}, was taken" in caplog.text
+    (repo / "m.gguf").unlink()
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    config = Qwen2Config(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                         num_key_value_heads=2, vocab_size=320)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)  # of which transformers makes a tokenizer of one token
+    with pytest.raises(ModelError, match="holds no tokenizer"):
+        load_base({**NODE, "path": str(tmp_path)})
 
 
 def test_a_full_disk_is_found_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,22 @@
 """Models over the codes of GGUF files, against transformers on the dequantised weights; damaged files."""
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from qra_bo.export.gguf_file import Source
 from qra_bo.export.gguf_layout import layout_of
 from qra_bo.export.gguf_tokenizer import vocabulary_of
+from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.memory_probe import PeakTracker
 from qra_bo.finetune.models.gguf_header import read_header
 from qra_bo.finetune.models.load import load_base
-from qra_bo.finetune.quantization import stored_model
 from qra_bo.finetune.quantization.stored import StoredLinear, StoredTable, unpacked
 from qra_bo.finetune.quantization.stored_model import load_stored
 from qra_bo.finetune.quantization.tables import PackedEmbedding
@@ -22,7 +24,8 @@ from qra_bo.memory.file_formats import TYPES
 from qra_bo.memory.formats import parse_format
 from qra_bo.utils.errors import ModelError
 from tests.export.test_decoders import DECODERS, decoder
-from tests.finetune.stored_files import HIDDEN, INNER, MIXED, write_file
+from tests.finetune import stored_files
+from tests.finetune.stored_files import HEADS, HIDDEN, INNER, MIXED, llama3_divisors, write_file
 from tests.finetune.test_packed_folders import assert_equal, logits
 
 SIMPLE = dict.fromkeys(MIXED, "Q4_0")
@@ -70,9 +73,15 @@ def test_decoders_compute_transformers_logits(tmp_path: Path, monkeypatch: pytes
     model, weights = decoder(DECODERS[name])
     path = tmp_path / "m.gguf"
     Source(weights, layout_of(weights.config), vocabulary_of(weights.tokenizer, 320), "random").write_model(path)
-    monkeypatch.setattr(stored_model, "load_tokenizer", lambda _: None)  # transformers reads none without merges
+    without_tokenizer(monkeypatch)
     stored, _ = load_stored(node(path), torch.float32)
     torch.testing.assert_close(logits(stored), logits(model), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(load_base(node(path))[0].float()), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def without_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every model the tokenizer of bytes: transformers reads none without merges."""
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: byte_tokenizer())
 
 
 @pytest.mark.parametrize("name", ["llama, linear", "llama, tied, biases", "gemma3", "phi3, partial"])
@@ -81,9 +90,11 @@ def test_decoders_that_transformers_reads_otherwise_are_refused(tmp_path: Path, 
     _, weights = decoder(DECODERS[name])
     path = tmp_path / "m.gguf"
     Source(weights, layout_of(weights.config), vocabulary_of(weights.tokenizer, 320), "random").write_model(path)
-    monkeypatch.setattr(stored_model, "load_tokenizer", lambda _: None)
+    without_tokenizer(monkeypatch)
     with pytest.raises(ModelError):
         load_stored(node(path), torch.float32)
+    with pytest.raises(ModelError, match=r"turns|holds .* weights"):
+        load_base(node(path))
 
 
 def test_files_in_parts_are_read_as_one(tmp_path: Path) -> None:
@@ -92,6 +103,8 @@ def test_files_in_parts_are_read_as_one(tmp_path: Path) -> None:
     assert part.name.startswith("p-00001-of-0000")
     models = [load_stored(node(path), torch.float32)[0] for path in (whole, part)]
     assert torch.equal(*map(logits, models))
+    with pytest.raises(ModelError, match="codes=stored, or join"):
+        load_base(node(part))
     (lone := tmp_path / "lone.gguf").write_bytes(part.read_bytes())
     with pytest.raises(ModelError, match=r"one of \d parts"):
         read_header(lone)
@@ -104,11 +117,17 @@ def test_files_in_parts_are_read_as_one(tmp_path: Path) -> None:
         read_header(part)
 
 
-def test_divisors_of_frequencies_are_applied(tmp_path: Path) -> None:
-    plain, divided = (load_stored(node(write_file(tmp_path / f"{rope}.gguf", rope=rope)), torch.float32)[0]
-                      for rope in (False, True))
+@pytest.mark.parametrize("load", [lambda node: load_stored(node, torch.float32), load_base])
+def test_divisors_of_frequencies_are_those_of_llama_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      load: Callable[[Any], Any]) -> None:
+    plain, divided = (load(node(write_file(tmp_path / f"{rope}.gguf", rope=rope)))[0] for rope in (False, True))
     ratio = plain.model.rotary_emb.inv_freq / divided.model.rotary_emb.inv_freq
-    torch.testing.assert_close(ratio, torch.linspace(1, 8, len(ratio)))
+    torch.testing.assert_close(ratio, torch.from_numpy(divisors := llama3_divisors(HIDDEN // HEADS)))
+    assert len(set(divisors)) > 2
+    assert divided.config.rope_parameters["rope_type"] == "llama3"  # exports read it there
+    monkeypatch.setattr(stored_files, "llama3_divisors", lambda _: divisors[::-1])
+    with pytest.raises(ModelError, match="otherwise than Llama"):
+        load(node(write_file(tmp_path / "other.gguf", rope=True)))
 
 
 def test_loading_makes_no_dense_matrix(tmp_path: Path) -> None:

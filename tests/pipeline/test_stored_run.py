@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ import qra_bo
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.export.registry import check_exports
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.models.gguf_header import read_header
+from qra_bo.finetune.models.gguf_header import ROPE, read_header
 from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.quantization.bank import LayerBank
@@ -46,11 +47,11 @@ def two(folder: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("stored")
-    file = write_file(folder / "m.gguf", tables=("Q8_0", "Q6_K"))
+    file = write_file(folder / "m.gguf", tables=("Q8_0", "Q6_K"), rope=True)
     with pytest.MonkeyPatch.context() as patch:
         work_in_this_process(patch)
         best = run(load_config(overrides(file, f"out={folder / 'run'}", *EXPORTS))).best
-        write_file(folder / "w.gguf", types=WIDE, tables=("Q8_0", "Q4_K"))
+        write_file(folder / "w.gguf", types=WIDE, tables=("Q8_0", "Q4_K"), rope=True)
         (folder / "mix.json").write_text(json.dumps({"formats": BOTH, "ranks": [2, 4]}))
         run(load_config(two(folder, f"out={folder / 'mix'}", "task=finetune", f"allocation={folder / 'mix.json'}",
                             "budget=1GB", *EXPORTS)))
@@ -91,11 +92,11 @@ def test_another_file_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:
     kept = file.read_bytes()
     try:
         data = bytearray(kept)
-        data[-3] ^= 1  # a code of the head
+        data[-131] ^= 1  # a code of the head, before the divisors
         file.write_bytes(data)
         with pytest.raises(ModelError, match="lm_head"):
             qra_bo.load(folder / "run")
-        write_file(file, types={**MIXED, "ffn_up": "Q4_0"}, tables=("Q8_0", "Q6_K"))
+        write_file(file, types={**MIXED, "ffn_up": "Q4_0"}, tables=("Q8_0", "Q6_K"), rope=True)
         for name in ("run", "mix"):
             with pytest.raises(ModelError, match="up_proj"):
                 qra_bo.load(folder / name)
@@ -112,6 +113,7 @@ def test_a_mix_of_two_files_has_the_weights_and_the_very_tensors_of_each(finishe
                                atol=1e-5)
     wide, narrow, base = (read_header(folder / name).tensors for name in ("w.gguf", "m.gguf", "mix/gguf/base.gguf"))
     assert base.keys() == wide.keys()
+    np.testing.assert_allclose(base[ROPE].data, wide.pop(ROPE).data, rtol=1e-6)  # made from the configuration's entry
     for name, tensor in {**wide, **{name: t for name, t in narrow.items() if name.startswith("blk.0.")}}.items():
         assert (base[name].tensor_type, base[name].data.tobytes()) == (tensor.tensor_type, tensor.data.tobytes())
     best = json.loads((folder / "mix" / "best.json").read_text())

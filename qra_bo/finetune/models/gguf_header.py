@@ -18,6 +18,8 @@ from qra_bo.space.decoder import MOST_LAYERS, DecoderSpec
 from qra_bo.utils.errors import ModelError
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+ROPE = "rope_freqs.weight"
+"""Divisors of the rotary embedding's frequencies, by which llama.cpp stretches Llama 3.1's context."""
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Those whose models transformers computes from the header as llama.cpp does: others leave out keys of theirs."""
 _PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
@@ -97,6 +99,17 @@ def stored_header(path: Path) -> Header:
     return header
 
 
+def check_rotary(model: Any, header: Header) -> None:
+    """Raise ``ModelError`` if transformers computes the attention of a GGUF file otherwise than llama.cpp."""
+    config, turned = model.config, 2 * len(getattr(getattr(model.get_decoder(), "rotary_emb", None), "inv_freq", ()))
+    wanted, scaling = header.value("rope.dimension_count", turned), header.value("rope.scaling.type", "none")
+    width = getattr(config, "head_dim", None)  # transformers gives each Gemma the scale of heads of 256
+    if ((turned and wanted != turned) or getattr(config, "query_pre_attn_scalar", width) != width
+            or (scaling != "none" and scaling not in str(getattr(config, "rope_parameters", None)))):
+        raise ModelError(f"{header.path} turns {wanted} columns of a head of {width}, scaled by {scaling!r}, and "
+                         f"transformers reads {config.model_type} otherwise; choose another model, or a folder of it")
+
+
 @cache
 def _read(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path.is_file():  # a pipe would wait for ever
@@ -113,8 +126,7 @@ def _read(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def stored_spec(spec: DecoderSpec, header: Header, *others: Header) -> DecoderSpec:
     """Return a decoder whose linears and tables have the types of a file; its linears also those of ``others``, which
-    differ from it in nothing but the codes of matrices. Errors: those of ``tensor_of``, ``check_alike`` and
-    ``with_stored``."""
+    differ from it in nothing but the codes of matrices. Errors: of ``tensor_of``, ``check_alike``, ``with_stored``."""
     def kind(header: Header, module: str, *shape: int) -> str:
         return str(tensor_of(header, spec.n_layers, f"{module}.weight", shape).tensor_type.name)
 

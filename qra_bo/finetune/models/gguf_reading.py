@@ -5,11 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gguf
+import torch
+from gguf.quants import dequantize
 from transformers import modeling_gguf_pytorch_utils as reader
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from qra_bo.finetune.models.gguf_header import QuickReader, read_header
+from qra_bo.finetune.models.gguf_header import ROPE, Header, QuickReader, read_header
+from qra_bo.utils.errors import ModelError
 
 
 @contextmanager
@@ -32,8 +37,7 @@ def reading_gguf() -> Iterator[None]:
 
 
 def origin_of(path: Path) -> str | None:
-    """Return the format that most weights of a GGUF file were quantised to, in words; ``None`` where it has 16 bits or
-    more."""
+    """Return the format of most weights of a GGUF file, in words; ``None`` where it has 16 bits or more."""
     numel = Counter[gguf.GGMLQuantizationType]()
     for tensor in read_header(path).tensors.values():
         numel[tensor.tensor_type] += int(tensor.n_elements)
@@ -41,3 +45,19 @@ def origin_of(path: Path) -> str | None:
     per_block, size = gguf.GGML_QUANT_SIZES[kind]
     bits = 8 * size / per_block
     return None if bits >= 16 else f"dequantised from {path.name}: {kind.name}, {bits:.3g} bits a weight with scales"
+
+
+def stretch(config: Any, header: Header) -> None:
+    """Give ``config`` the entry of Llama 3.1 and later that divides rotary frequencies as the file does: transformers
+    passes over the file's divisors. Between 1 and the factor they tell the original context."""
+    divisors = torch.tensor(dequantize(header.tensors[ROPE].data, header.tensors[ROPE].tensor_type))
+    base, factor = config.rope_parameters["rope_theta"], float(divisors.max())
+    plain = base ** -(torch.arange(len(divisors)) / len(divisors))
+    smooth = (1 / divisors - 1 / factor) / (1 - 1 / factor)
+    contexts = (2 * torch.pi / plain * (1 + 3 * smooth))[(divisors > 1) & (divisors < factor)]
+    config.rope_parameters = {
+        "rope_theta": base, "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": round(float(contexts.median())) if len(contexts) else 8192}
+    made, _ = ROPE_INIT_FUNCTIONS["llama3"](config, None)
+    if made.shape != plain.shape or not torch.allclose(made, plain / divisors, rtol=1e-4, atol=0):
+        raise ModelError(f"{header.path} divides rotary frequencies otherwise than Llama 3.1; choose another model")

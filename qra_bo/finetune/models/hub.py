@@ -41,8 +41,8 @@ def fetch(model: Mapping[str, Any], *, bars: bool = True) -> None:
     """
     for base in filter(is_on_hub, bases_of(model)):
         repo = _Repository(base)
-        folder = repo.get(SMALL) if base.get("gguf_file") is None else Path()  # a GGUF file holds all
-        repo.get(_weights(folder, base), bars=bars and sys.stderr.isatty())
+        small = repo.get(SMALL) if base.get("gguf_file") is None else Path()  # a GGUF file holds all
+        folder = repo.get(_weights(small, base), bars=bars and sys.stderr.isatty())
         if base.get("revision") is None:
             log.warning("model.revision is not set: the newest revision of %s, commit %s, was taken; pin it with "
                         "model.revision=%s", base.get("path"), folder.name, folder.name)

@@ -17,8 +17,8 @@ from transformers.utils import logging as transformers_logging
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.experts import unfuse
 from qra_bo.finetune.models.files import TEXT_NAMES, bases_of, check_model_files, check_unquantised, may_run, text_part
-from qra_bo.finetune.models.gguf_header import EMBEDDING, HEAD, read_header
-from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf
+from qra_bo.finetune.models.gguf_header import EMBEDDING, HEAD, ROPE, Header, check_rotary, parts_of, read_header
+from qra_bo.finetune.models.gguf_reading import origin_of, reading_gguf, stretch
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
 from qra_bo.finetune.models.packed_folder import PackedFolder, packed_folder
 from qra_bo.utils.device import takes_groups
@@ -89,6 +89,8 @@ def gguf_config(path: Path) -> Any:
         raise ModelError(f"transformers can't read the configuration of {path} ({str(error).strip()[:200]}); choose "
                          "another file of this model") from error
     config.tie_word_embeddings = HEAD not in header.tensors
+    if ROPE in header.tensors:
+        stretch(config, header)
     return config
 
 
@@ -195,8 +197,10 @@ def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
     """Return the model, ``None`` without ``weights``, and the tokenizer in ``folder``."""
     trust, gguf = may_run(cfg), gguf_of(cfg).name if cfg.get("gguf_file") else None
+    if weights and len(parts_of(gguf)) > 1:
+        raise ModelError(f"transformers reads no GGUF file in parts, as {gguf} is: add codes=stored, or join the parts "
+                         "by llama-gguf-split --merge")
     file = {} if gguf is None else {"gguf_file": gguf}
-    safe = {"use_safetensors": True} if gguf is None else file  # a pickle can run code when it is read
     try:
         with without_bars(), reading_gguf():
             check_model_files(folder, str(cfg["name"]), gguf=gguf is not None)
@@ -205,7 +209,10 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
             model = None
             if weights:
                 alone: dict[str, Any] = {}  # arguments for the text decoder of a checkpoint that has other parts too
-                if gguf is None:
+                safe: dict[str, Any] = {"use_safetensors": True}  # a pickle can run code when it is read
+                if gguf is not None:
+                    safe = {**file, "config": gguf_config(folder / gguf)}
+                else:
                     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
                     if (text := text_part(config, str(cfg["path"]))) is not config:
                         alone = {"config": text, "key_mapping": TEXT_NAMES}
@@ -213,11 +220,16 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
                     model, found = transformers.AutoModelForCausalLM.from_pretrained(
                         str(folder), trust_remote_code=trust, output_loading_info=True, **safe, **alone)
                 _check_complete(model, found["missing_keys"], folder, str(cfg["name"]))
+                if gguf is not None:
+                    _check_whole(model, read_header(folder / gguf))
                 model.is_text_part = bool(alone)
                 model.base_origin = None if gguf is None else origin_of(folder / gguf)
                 if alone:  # save_pretrained would undo the renaming, and no text model reads the former names
                     model._weight_conversions = None
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust, **file)
+            if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):  # made of config.json alone
+                raise ModelError(f"the folder {folder} of {cfg['name']!r} holds no tokenizer; save the model's there "
+                                 "too: tokenizer.save_pretrained(FOLDER)")
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds for a malformed folder
@@ -226,8 +238,7 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
                          f"{str(folder)!r} ({reason}); a folder needs config.json, *.safetensors and a tokenizer; "
                          "without weights use task=memory or oracle=synthetic") from error
     if model is not None and gguf is not None:
-        # Its weights are dense now. transformers keeps the mark of the file's quantisation, which refuses trainers
-        # and saving.
+        # Its weights are dense now. transformers keeps a mark of quantisation that refuses trainers and saving.
         model.hf_quantizer.remove_quantization_config(model)
     if model is not None and is_on_hub(cfg):  # what is saved names the repository, not this machine's cache
         model.config._commit_hash = folder.name
@@ -242,6 +253,15 @@ def _check_complete(model: Any, missing: Iterable[str], folder: Path, name: str)
         raise ModelError(f"the files of {name!r} in {folder} lack {len(lacking)} of its weights, such as {lacking[0]}, "
                          "and transformers would draw them at random; copy or download the model again, whole, or "
                          "save it again as a causal language model")
+
+
+def _check_whole(model: Any, header: Header) -> None:
+    """Refuse a GGUF file of which transformers passes over weights, such as biases, and reports none."""
+    check_rotary(model, header)
+    held = sum(int(tensor.n_elements) for name, tensor in header.tensors.items() if name != ROPE)
+    if held != (taken := sum(parameter.numel() for parameter in model.parameters())):
+        raise ModelError(f"{header.path} holds {held:,} weights, and transformers takes {taken:,} of "
+                         "them; choose a folder of this model, or codes=stored")
 
 
 def fp32_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,

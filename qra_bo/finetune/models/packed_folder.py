@@ -34,8 +34,7 @@ _READ: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "exl3": {},
     "config_groups": {"input_activations": (None,), "output_activations": (None,), "format": ("pack-quantized", None)},
     "weights": {"type": ("int",), "strategy": ("group",)}}
-"""Fields and the values that are read: of ``quantization_config`` by its ``quant_method``, and of compressed-tensors'
-groups."""
+"""Fields and values that are read, of ``quantization_config`` by ``quant_method`` and of compressed-tensors' groups."""
 METHODS = tuple(_READ)[:5]
 
 

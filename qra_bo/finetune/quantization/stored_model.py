@@ -20,8 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from qra_bo.finetune.models.files import bases_of
-from qra_bo.finetune.models.gguf_header import Header, stored_header, tensor_of
+from qra_bo.finetune.models.gguf_header import ROPE, Header, check_rotary, stored_header, tensor_of
 from qra_bo.finetune.models.gguf_reading import reading_gguf
+from qra_bo.finetune.models.hub import is_on_hub
 from qra_bo.finetune.models.load import gguf_config, gguf_of, load_tokenizer, packed_folder_of, without_dropout
 from qra_bo.finetune.models.packed_folder import FLOATS, LEAVES, PackedFolder, format_in
 from qra_bo.finetune.quantization.base import Packed, State, backend_of
@@ -34,9 +35,6 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.space import StorageFormat
 from qra_bo.space.decoder import check_sizes
 from qra_bo.utils.errors import ModelError
-
-ROPE = "rope_freqs.weight"
-"""Divisors of the rotary embedding's frequencies, by which llama.cpp stretches Llama 3.1's context."""
 
 
 def load_stored(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
@@ -68,7 +66,9 @@ def _model(model_cfg: Mapping[str, Any], dtype: torch.dtype) -> Any:
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()  # each became a tensor of its own
     fill(model)
-    model.name_or_path = config._name_or_path = str(path)
+    model.name_or_path = config._name_or_path = str(model_cfg["path"] if is_on_hub(model_cfg) else path)
+    if is_on_hub(model_cfg):  # as of a dense base: what is saved names the repository, not this machine's cache
+        config._commit_hash = (path if path.is_dir() else path.parent).name
     without_dropout(model.requires_grad_(False).eval())
     return model
 
@@ -108,7 +108,7 @@ def _fill_from_folder(model: Any, folder: PackedFolder, dtype: torch.dtype) -> N
 
 def _fill(model: Any, header: Header, dtype: torch.dtype) -> None:
     """Put every tensor of a GGUF file in its place in a model without weights."""
-    config, left, decoder = model.config, set(header.tensors), model.get_decoder()
+    config, left = model.config, header.tensors.keys() - {ROPE}
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=config.to_dict())
     tables, (embedding, head) = {}, embedding_modules(model)
 
@@ -124,13 +124,7 @@ def _fill(model: Any, header: Header, dtype: torch.dtype) -> None:
         return taken(tensor, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32),
                      lambda values: torch.isfinite(values).all())
 
-    frequencies, scaling = decoder.rotary_emb.inv_freq, header.value("rope.scaling.type", "none")
-    turned = header.value("rope.dimension_count", 2 * len(frequencies))
-    if turned != 2 * len(frequencies) or scaling != "none":
-        raise ModelError(f"{header.path} turns {turned} columns of a head, scaled by {scaling!r}, and transformers' "
-                         f"{config.model_type} {2 * len(frequencies)} without scaling; choose another model")
-    if ROPE in left:
-        frequencies /= dense(header.tensors[ROPE])
+    check_rotary(model, header)
     for name, parameter in list(model.named_parameters()):
         place, _, leaf = name.rpartition(".")
         module, shape, packed = model.get_submodule(place), tuple(parameter.shape), parameter.ndim == 2
