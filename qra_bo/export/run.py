@@ -21,7 +21,7 @@ from qra_bo.memory.serving import server_rank
 from qra_bo.report.text import allocation_rows
 from qra_bo.space.decoder import expert_of
 from qra_bo.study.results import TRAINING, check_best
-from qra_bo.utils.errors import OutputError
+from qra_bo.utils.errors import OutputError, UserError
 from qra_bo.utils.fields import Count, Natural, NonNegative, model_of, refusals
 from qra_bo.utils.files import check_run_folder, read_object, write_json
 from qra_bo.utils.formatting import number, override_value, signed
@@ -66,8 +66,7 @@ def problems_of(best: Mapping[str, Any]) -> Sequence[str]:
 class FinishedRun:
     """The folder of a finished run, the contents of its three files, and the options of exports.
 
-    ``trust_remote_code`` lets code run that comes with the base model; ``gguf`` are the files that the target ``gguf``
-    writes.
+    ``trust_remote_code`` lets code run that comes with the model; ``gguf`` are the files that this target writes.
     """
 
     folder: Path
@@ -138,8 +137,13 @@ class FinishedRun:
         path.parent.mkdir(parents=True, exist_ok=True)
         current = made_from.pop(target, None) == self.manifest.adapter_sha256
         write_json(path, made_from)
-        yield current
-        write_json(path, {**made_from, target: self.manifest.adapter_sha256})
+        whole = {**made_from, target: self.manifest.adapter_sha256}
+        try:
+            yield current
+        except UserError:  # refused, so that nothing was written over
+            write_json(path, whole if current else made_from)
+            raise
+        write_json(path, whole)
 
     def _made_from(self) -> dict[str, Any]:
         try:

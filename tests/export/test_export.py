@@ -17,7 +17,7 @@ from qra_bo.finetune.manifest import MANIFEST, adapter_digest, sealed
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.exports import commands, warn_of_stale
 from qra_bo.study.journal import JournalContent
-from qra_bo.utils.errors import ConfigError, OutputError
+from qra_bo.utils.errors import ConfigError, ModelError, OutputError
 from tests.export.finished import exported
 from tests.export.fixtures import manifest_json, module_ranks, write_finished
 
@@ -112,7 +112,7 @@ def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, mo
     def write(finished):
         (finished.folder / "mlx").mkdir(exist_ok=True)
         if broken:
-            raise OSError(28, "No space left on device")
+            raise broken[0]
         return []
 
     monkeypatch.setitem(TARGETS, "mlx", replace(TARGETS["mlx"], write=write))
@@ -120,7 +120,11 @@ def test_exports_that_failed_or_are_of_an_earlier_adapter_are_stale(tmp_path, mo
     assert found() == []
     exported(run, ["mlx"])
     assert found() == []
-    broken.append(True)
+    broken.append(ModelError("the base is gone"))
+    with pytest.raises(ModelError):
+        exported(run, ["mlx"])
+    assert found() == []  # nothing was written over
+    broken[0] = OSError(28, "No space left on device")
     with pytest.raises(OutputError, match="No space left"):
         exported(run, ["mlx"])
     assert found() == ["mlx"]
