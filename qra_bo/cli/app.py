@@ -259,8 +259,11 @@ class SweepSummary(Callback):
             SweepSummary.status = _report(ConfigError("the sweep has no job; a value such as range(0,0) is empty"))
             return
         print(summary(jobs, SweepSummary.folder))
-        show_runs(Path(str(config.out or SweepSummary.folder)))
         statuses = [BUG if job.status is None else job.status for job in jobs]
+        try:
+            show_runs(Path(str(config.out or SweepSummary.folder)))
+        except QRABOError as error:
+            statuses.append(_report(error))
         SweepSummary.status = max(statuses, key=lambda s: SEVERITY.index(s) if s in SEVERITY else len(SEVERITY))
 
     @classmethod

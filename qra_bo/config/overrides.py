@@ -50,8 +50,7 @@ def options(config_dir: str | None = None) -> dict[str, tuple[str, ...]]:
 
 
 def normalise(overrides: Iterable[str]) -> list[str]:
-    """Accept ``model=NAME`` like ``+model=NAME``, quote ``uniform:BITS,RANK`` and ``mix:BITS,RANK``, and read ``~`` as
-    a shell does.
+    """Read ``model=NAME`` as ``+model=NAME``, quote ``uniform:BITS,RANK`` and ``mix:BITS,RANK``, expand ``~``.
 
     A key of the schema and a group may be given with or without ``+``. A flag passes as it is.
     """
@@ -140,6 +139,9 @@ def _problem(text: str, override: Override, sweep: bool, known: dict[str, tuple[
     if override.is_delete():
         return Problem(key, f"{text!r}: keys of the configuration can't be deleted; give {key} another value.")
     removed = key in REMOVED and not key.startswith("oracle.")  # which one of the user's own may have
+    group = key.removesuffix(".name")
+    if group in ("model", "data", "effort", "train") and group != key and override.value() in known[group]:
+        return Problem(key, f"{key} is a label alone; {group}={override.value()} chooses what has this name.")
     if key not in known and (removed or not _is_value(key)):
         return unknown_key(key, [*VALUES, *known])
     if override.is_sweep_override() and not sweep:

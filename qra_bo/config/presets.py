@@ -116,8 +116,7 @@ def _width(model: Mapping[str, Any]) -> int | None:
 
 def with_model_path(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return plain values in which GGUF files that ``model.path`` names are their folder and ``model.gguf_file``, and a
-    model of ``+model=hf`` has its name. Raises ``ConfigError`` if a list is not of such files in one folder, or of
-    folders."""
+    model of ``+model=hf`` has its name. Raises ``ConfigError`` if a list is of neither files nor folders."""
     model = _group(raw, "model")
     given = model.get("path")
     paths = [user_path(str(path)) for path in (given if isinstance(given, list) else [given])]

@@ -140,8 +140,7 @@ def parse_events(lines: Sequence[Mapping[str, Any]], warnings: Sequence[str] = (
     """Check a journal's lines and fold them; ``warnings`` are messages of the journal's reader.
 
     Raises:
-        JournalError: If there is no header, an event is malformed, the delivered allocation is in none, or values do
-            not go together.
+        JournalError: If there is no header, an event is malformed, the delivered allocation in none, or values clash.
     """
     study, ended_at = Study(), None
     try:  # a checksum does not say who wrote a line

@@ -1,6 +1,7 @@
 """Commands of this program that can be pasted into a shell, and uses of a finished run."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +9,7 @@ from qra_bo.report.data import ReportData
 from qra_bo.utils.formatting import override_value
 from qra_bo.utils.redact import printable, redact
 
+_QUOTED = re.compile(r"'((?:uniform|mix):[^']*)'")  # by ``normalise``
 OF_A_SEARCH = ("budget", "effort", "oracle")
 """Values and groups that task=finetune does without, or refuses."""
 
@@ -21,7 +23,7 @@ def command(words: Sequence[str], changes: Mapping[str, str | None], without: Se
         without: Keys and groups that are left out, with the keys of those groups.
     """
     flags = [text for text in words if text.startswith("-")]
-    given = {text.lstrip("+").partition("=")[0]: text.lstrip("+").replace("'", "") for text in words
+    given = {text.lstrip("+").partition("=")[0]: _QUOTED.sub(r"\1", text.lstrip("+")) for text in words
              if not text.startswith("-")}
     kept = {key: text for key, text in given.items() if key.partition(".")[0] not in without}
     kept |= {key: f"{key}={value}" for key, value in changes.items() if value is not None}

@@ -9,7 +9,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from qra_bo.cli import app
 from qra_bo.cli.app import Job, read_jobs, record_job
 from qra_bo.config import RunConfig, compose
-from qra_bo.utils.errors import BudgetError, ContractError
+from qra_bo.utils.errors import BudgetError, ConfigError, ContractError
 
 
 @pytest.fixture(autouse=True)
@@ -222,6 +222,19 @@ def test_a_list_of_jobs_that_was_cut_off_is_no_success(line: str, elsewhere: Pat
     app.SweepSummary().on_multirun_end(app.DictConfig({"out": None}))
     assert app.SweepSummary.status == app.BUG
     assert [job.status for job in read_jobs(elsewhere)] == [0, None]
+
+
+def test_a_page_that_cannot_be_written_is_one_message(elsewhere: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      capfd: pytest.CaptureFixture[str]) -> None:
+    def refuse(_: Path) -> None:
+        raise ConfigError("report.html is of another program")
+
+    monkeypatch.setattr("qra_bo.tasks.report.show_runs", refuse)
+    record_job(elsewhere, Job(1, "seed=1", 0, ""))
+    app.SweepSummary.folder = elsewhere
+    app.SweepSummary().on_multirun_end(app.DictConfig({"out": None}))
+    assert app.SweepSummary.status == 2
+    assert "report.html" in capfd.readouterr().err
 
 
 def test_a_summary_commands_no_terminal(elsewhere: Path) -> None:

@@ -119,6 +119,7 @@ def test_all_problems_are_reported_at_once() -> None:
     (["method._target_=3"], "method: _target_ must be the dotted path of a class or function"),
     (["quantizer.formats.four=[nf4]"], "must be a mapping from bit-widths to lists of format names"),
     (["~seed"], "keys of the configuration can't be deleted"),
+    (["model.name=llama2_7b"], "model.name is a label alone; model=llama2_7b chooses"),
     (["data=jsonl", "data.path='~nobody_here/x.jsonl'"], "there is no file '~nobody_here/x.jsonl'"),
     *(([f"adapter.lr={rate}"], "adapter.lr must be at") for rate in ("1e308", "1e7", "1e-320")),
     *(([f"calibrate.lr_scales=[{scales}]"], "at most 50 distinct numbers from 1e-6 to 1e6") for scales in (

@@ -1,6 +1,7 @@
 """Sentences about results state no more than the evidence supports."""
 
 import io
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from qra_bo.report import story
 from qra_bo.report.data import parse_events
+from qra_bo.report.next_steps import command
 from qra_bo.report.tables import print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names
 from qra_bo.space import uniform
@@ -83,3 +85,8 @@ def test_texts():
         "0.attn", "0.mlp", "1.attn"]
     assert short_names(["a.b", "a.c.d"]) == ["b", "c.d"]
     assert describe_allocation(["l.0", "l.1", "l.2"], [8, 4, 4], [1, 2, 2]) == "0: 8-bit r1 · 1\u20132: 4-bit r2"
+
+
+def test_commands_keep_the_quotes_of_the_user() -> None:
+    words = ["data.path='chats (1).jsonl'", "budget='mix:3.8,2'", "+model=tiny"]
+    assert shlex.split(command(words, {})) == ["python", "-m", "qra_bo", "+model=tiny", words[0], "budget=mix:3.8,2"]
