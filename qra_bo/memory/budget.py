@@ -23,8 +23,8 @@ from qra_bo.utils.process import interpreter
 
 OF_ALLOCATION = "allocation"
 """Budget of ``task=finetune``: what the given allocation was found within."""
-RULE = ("a size is a positive number with a unit, such as 10GB (10^9 bytes), 10GiB (2^30 bytes) or 512MB, a bare "
-        "integer of bytes, auto, uniform:BITS,RANK such as uniform:4,16, or mix:BITS,RANK such as mix:3.8,2")
+RULE = ("a size is a positive number with a unit, such as 10GB (10^9 bytes), 10GiB (2^30 bytes) or 512MB, or a "
+        "bare integer of bytes")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SIZE = re.compile(r"([0-9]{1,24})(\.[0-9]{1,24})? ?([a-z]*)")
@@ -109,11 +109,12 @@ def parse_budget(text: "str | int | Budget") -> Budget:
         return Simple(str(text), Fraction(match[1] or match[2]), int(match[3]))
     if plain in _NAMED:
         return _NAMED[plain](str(text))
-    if plain.startswith(("uniform", "mix")):
-        raise BudgetError(f"{cut(repr(text))} is not a budget: {RULE}")
     if len(plain) < 4 and plain.isdecimal() and int(plain) > 0:
         raise BudgetError(f"budget={plain} is {plain} bytes; give it a unit, as in {plain}GB")
-    return Size(str(text), parse_size(text))
+    try:
+        return Size(str(text), parse_size(text))
+    except BudgetError as error:
+        raise BudgetError(f"{error}; or give auto, uniform:BITS,RANK or mix:BITS,RANK, as in mix:3.8,2") from None
 
 
 _NAMED = {"auto": Auto, OF_ALLOCATION: OfAllocation}
@@ -239,10 +240,11 @@ def smallest(table: CostTable, space: SearchSpace) -> tuple[int, Allocation]:
     """
     n, _, n_ranks = table.shape
     unit = np.max([phase.unit for phase in table.phases], axis=0)
-    spike = np.max([phase.spike for phase in table.phases], axis=0)
+    spikes = [phase.spike for phase in table.phases]
     kept = n_ranks if (np.diff(unit, axis=2) < 0).any() else 1
-    unit, spike = unit[:, :, :kept].reshape(n, -1), spike[:, :, :kept].reshape(n, -1)
+    unit = unit[:, :, :kept].reshape(n, -1)
     options = [np.where(spike <= level, unit, np.iinfo(np.int64).max).argmin(axis=1)
+               for spike in (s[:, :, :kept].reshape(n, -1) for s in (*spikes, np.max(spikes, axis=0)))
                for level in np.unique(spike) if (spike.min(axis=1) <= level).all()]
     rows = np.unique([np.concatenate([option // kept, option % kept]) for option in options], axis=0)
     totals = table.totals(rows)

@@ -75,8 +75,7 @@ def updated(early: float, late: float, error: float, measured: float) -> Interva
     """Return what is expected of a difference of two losses (nats) after a ``measured`` one at lower fidelity.
 
     Of a model that nobody learned from, the promised differences may be off by about their own size: the truth is taken
-    to be ``k`` times them, ``k ~ N(1, 1)``, and an error that both lengths share: that of the rates, and more on
-    other models.
+    to be ``k`` times them, ``k ~ N(1, 1)``, and an error that both lengths share: the rates', and more on other models.
 
     Args:
         early: What the rates promise at the measured length.

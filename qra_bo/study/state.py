@@ -49,8 +49,7 @@ class Study:
             that began without trials (``effort=instant``), of the extension that searches; ``None`` before it.
         by_key: The first trial of every specification, by its key.
         points: Finished full-fidelity trials that may be incumbent: within the budget as predicted and as measured, on
-            the validation split, at the search's training seed and learning rate; calibrated uniform baselines count as
-            baselines.
+            the validation split, at the search's seed and rate; calibrated uniform baselines count as baselines.
         cost: All of it, failures, references, confirmation included.
         search_cost: The part that the effort limits: up to the end of the search, less the references.
         measurements: Measured memory of candidate winners, in order.

@@ -266,9 +266,11 @@ class TrialRunner:
     def _checked(self, r: TrialResult, spec: TrialSpec) -> TrialResult:
         """Return the result with a loss that is not finite as a divergence, and a failure that has no token count
         charged in full, so that a search of failures ends too."""
-        if not (isinstance(r, TrialResult) and isinstance(r.loss, int | float | None)):
-            raise ContractError(f"evaluate must return a qra_bo.trials.TrialResult, its loss a number; got {r!r:.99}")
-        if r.state is TrialState.OK and (r.loss is None or not math.isfinite(r.loss)):
+        if not (isinstance(r, TrialResult) and isinstance(r.loss, int | float | None)
+                and {type(count) for count in (r.new_steps, r.training_tokens, r.forward_tokens)} == {int}):
+            raise ContractError("evaluate must return a qra_bo.trials.TrialResult, its loss a number, its steps and "
+                                f"tokens Python's int; got {r!r:.199}")
+        if r.state is TrialState.OK and (r.loss is None or not abs(r.loss) <= 1e100):  # whose square is finite
             r = replace(r, state=TrialState.DIVERGED, message=f"the loss is {r.loss}")
         tokens = r.training_tokens
         if r.state is TrialState.OK:

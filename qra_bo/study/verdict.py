@@ -69,8 +69,7 @@ class Verdict:
         reference: The best simple choice.
         uniform: The best uniform choice.
         versus_simple: Difference of candidate and reference; ``None`` where nothing was compared.
-        versus_uniform: Difference of what was chosen and ``uniform``, where these are others than those of
-            ``versus_simple``.
+        versus_uniform: Difference of what was chosen and ``uniform``, where others than of ``versus_simple``.
         failed: Whether the candidate failed on an unseen seed where the reference did not.
     """
 

@@ -63,7 +63,7 @@ def test_budgets() -> None:
             parse_budget(text)
     for text in ("uniform:4", "uniform:4,0", "uniform:a,b", "uniform", "uniform:3.8,2", "mix:3.8", "mix:3.8,0",
                  "mix:.8,2", "mix:17,2", "mix:0.5,2"):
-        with pytest.raises(BudgetError, match="is not a budget"):
+        with pytest.raises(BudgetError, match="is not a size"):
             parse_budget(text)
     with pytest.raises(ConfigError, match="9 bits"):
         parse_budget("uniform:9,4")
@@ -131,7 +131,7 @@ SMALL = DecoderSpec(TINY.name, TINY.family, tuple(m for m in TINY.linears if m.l
        scope=st.sampled_from(["peak", "stored"]), compute=st.sampled_from([2, 4]))
 def test_smallest_and_largest_equal_brute_force(batch: int, length: int, checkpointing: bool, scope: str,
                                                 compute: int) -> None:
-    space = space_of(SMALL, "block", ("hqq2", "hqq3", "nf4", "int8"), (1, 4))
+    space = space_of(SMALL, "block", ("hqq2", "t3", "nf4", "int8"), (1, 4))
     table = MemoryModel(SMALL, TrainShape(batch, length, checkpointing, compute), scope).table(space)
     rows = np.array([(*q, *r) for q in itertools.product(range(4), repeat=4)
                      for r in itertools.product(range(2), repeat=4)])

@@ -8,6 +8,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qra_bo.execution.base import InProcessExecutor
@@ -311,7 +312,8 @@ def test_a_searcher_that_breaks_its_contract_is_stopped(tmp_path: Path, asked: A
         run(tmp_path, searcher=Bad)
 
 
-@pytest.mark.parametrize("result", [1.0, None, TrialResult(TrialState.OK, "low", None, (), 8, 8, 0, None, 0.0)])
+@pytest.mark.parametrize("result", [1.0, None, TrialResult(TrialState.OK, "low", None, (), 8, 8, 0, None, 0.0),
+                                    TrialResult(TrialState.OK, 1.0, None, (), np.int64(8), 8, 0, None, 0.0)])
 def test_an_oracle_whose_result_is_none_is_stopped(tmp_path: Path, result: Any) -> None:
     class Bad(PlantedOracle):
         def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
