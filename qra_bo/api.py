@@ -48,8 +48,7 @@ def allocate(config: RunConfig | Sequence[str] | PurePath | None = None, *, conf
     as ``"mix:3.8,2"``, or a path, is an allocation and needs no profile: ``fine_tune`` with it as the ``allocation``.
 
     The same as ``search(effort="instant")``: ``best["prediction"]`` holds the predicted difference to the best uniform
-    choice. ``search`` with more effort and the same ``out`` goes on from it. Arguments and errors are those of
-    ``search``.
+    choice. ``search`` with more effort and this ``out`` goes on. Arguments and errors are those of ``search``.
     """
     if isinstance(config, str | PurePath):
         return fine_tune(config_dir=config_dir, allocation=config, **keywords)

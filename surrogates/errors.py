@@ -9,8 +9,7 @@ class SurrogateError(ValueError):
 
 
 def check_shape(name: str, value: Tensor, want: tuple[int | None, ...]) -> None:
-    """Compare a shape with the expected one, ``None`` standing for any size. Raises ``SurrogateError`` if they
-    differ."""
+    """Compare a shape with the expected one, ``None``: any size. Raises ``SurrogateError`` if they differ."""
     fits = value.ndim == len(want) and all(w is None or w == g for w, g in zip(want, value.shape, strict=False))
     if not fits:
         words = " x ".join("?" if w is None else str(w) for w in want)

@@ -124,12 +124,10 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         like: A model over the same design whose scales, warp, residual and level of ``centre`` are taken over;
             ``None``: they are fitted, which costs ``O(n^3)`` about a hundred times.
         residual: Prior median scale of the Matern residual on ladder codes; 0 leaves it out.
-        warps: Offsets of the warp to choose from, in multiples of the gap between best and median ``y``; ``None`` is no
-            warp.
+        warps: Offsets to choose from, in multiples of the gap between best and median ``y``; ``None`` is no warp.
 
     Raises:
-        SurrogateError: If shapes disagree, there are fewer than 2 rows, a value is not finite, or no warp gives a
-            finite likelihood.
+        SurrogateError: If shapes disagree, rows are under 2, a value is not finite, or no warp's likelihood is finite.
     """
 
     def __init__(self, design: Design, rows: Tensor, y: Tensor, counts: Tensor | None = None,
@@ -235,8 +233,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
             for block, scale, weight in parts])
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
-        """Return latent mean and standard deviation (noise included) of every observation given the others, each
-        ``n``."""
+        """Return latent mean and standard deviation (with noise) of every observation given the others, each ``n``."""
         variance = 1.0 / torch.cholesky_inverse(self._chol).diagonal()
         return self._z - self._alpha * variance, variance.sqrt()
 

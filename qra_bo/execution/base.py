@@ -37,8 +37,7 @@ class ProfileResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ProfileResult":
-        """Inverse of ``to_json``, exact to the last bit; raises ``ProfileError``, ``KeyError``, ``TypeError`` or
-        ``ValueError``."""
+        """Inverse of ``to_json``, exact; raises ``ProfileError``, ``KeyError``, ``TypeError`` or ``ValueError``."""
         cost = int(data["training_tokens"]), int(data["forward_tokens"]), float(data["seconds"])
         fields = {key: value for key, value in data.items() if key not in RESERVED | {*_COST}}
         return cls(profile_from_json({"schema_version": 1} | fields, "the profile event"), *cost)
@@ -58,8 +57,7 @@ def profile(oracle: Oracle, progress: Progress) -> dict[str, Any]:
     """Measure the oracle's profile and add up its cost; returns a ``ProfileResult`` as JSON.
 
     Tokens are read from the mapping that the oracle leaves in ``profile_cost``: ``training_tokens`` and
-    ``forward_tokens``. An oracle without it trains nothing. Seconds are wall time. Raises ``ContractError`` if it is
-    no profile.
+    ``forward_tokens``. An oracle without it trains nothing. Wall seconds. Raises ``ContractError`` if it is no profile.
     """
     start = time.monotonic()
     found, cost = oracle.profile(progress), getattr(oracle, "profile_cost", {})

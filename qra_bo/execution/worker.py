@@ -76,8 +76,7 @@ def _end_with_driver(driver: int) -> None:
 
 
 class Reporter:
-    """Progress of one request, passed on to ``tell`` at most every ``PROGRESS_SECONDS``; a trial ends where ``stopped``
-    says so.
+    """Progress of a request, given to ``tell`` at most every ``PROGRESS_SECONDS``; ``stopped`` ends a trial.
 
     Attributes:
         done: Optimiser steps of the trial so far.
@@ -131,8 +130,7 @@ def error_body(error: BaseException) -> dict[str, Any]:
 
 
 def error_from_body(body: Mapping[str, Any]) -> QRABOError:
-    """Return the error of another process as this one would have raised it; a foreign one becomes an
-    ``ContractError``."""
+    """Return another process's error as this one would have raised it; a foreign one is a ``ContractError``."""
     if body["problems"] is not None:
         return ConfigError(body["problems"])
     kind = getattr(errors, body["type"], None)

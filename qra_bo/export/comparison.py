@@ -31,8 +31,7 @@ class Row:
         note: What explains the difference, or why nothing was compared.
         largest: Largest absolute difference of logits; ``None`` where nothing was compared.
         mean: Mean of these differences, where it was taken.
-        kl: Mean over positions of the KL divergence of the export's distribution from the run's own, in nats, where it
-            was taken.
+        kl: Mean over positions of the KL divergence of the export from the run's own model, nats, where taken.
     """
 
     what: str

@@ -57,8 +57,7 @@ def quantization_config(weights: RunWeights, base: PackedFolder | None = None) -
 
 
 def tensors_of(weights: RunWeights, base: PackedFolder | None = None) -> dict[str, Tensor]:
-    """Return the tensors of the file by name. Beside the codes of linears they are those of a stored ``base``, in its
-    own types."""
+    """Return the file's tensors by name. Beside the linears' codes they are those of a stored ``base``."""
     packed = {f"{linear.name}.{leaf}": part for linear in weights.linears.values()
               for leaf, part in _parts(linear).items()}
     others = weights.others if base is None else {

@@ -123,8 +123,7 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
 
     Raises:
         OutputError: If the manifest names none, or describes it badly.
-        ModelError: If it is not at hand, or no longer where the run found it, or needs code to run and the caller does
-            not allow that.
+        ModelError: If it is not at hand, not where the run found it, or needs code that the caller does not allow.
     """
     node = manifest.model
     if not isinstance(node.get("source"), str) or not isinstance(node.get("name"), str):

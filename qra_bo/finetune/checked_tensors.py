@@ -30,8 +30,7 @@ def fast_hash(tensors: Mapping[str, Tensor], facts: str = "") -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Replace ``path`` by contiguous tensors and texts about them, with the permissions of any new file. Raises
-    ``OSError``."""
+    """Replace ``path`` by contiguous tensors and their texts, with a new file's permissions. Raises ``OSError``."""
     try:
         save_file(dict(tensors), path, metadata=None if about is None else dict(about))
     except SafetensorError as error:

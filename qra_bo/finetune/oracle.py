@@ -189,8 +189,7 @@ class FinetuneOracle:
                 "forward_tokens": found.tokens + passed, "prompt": self._text(prompt), "text": self._text(new)}
 
     def _continued(self) -> tuple[list[int], list[int], int]:
-        """Return a held-out prompt, how the model goes on from it, and the tokens that went forward; nothing without a
-        tokenizer."""
+        """Return a held-out prompt, how the model goes on, and the tokens forward; nothing without a tokenizer."""
         if self.tokenizer is None:
             return [], [], 0
         return continuation(self.model, self.data.test, self.tokenizer.eos_token_id, self.device)

@@ -227,8 +227,7 @@ def settled(kl: FloatArray) -> bool:
     """Whether more sequences would hardly change the order of the units by their divergence, in any format.
 
     The sequences are divided into two halves. Where the halves' ranks of the units correlate with r (Spearman), those
-    of all sequences together have the reliability 2 r / (1 + r) (Spearman-Brown formula), which must be at least
-    ``RELIABLE``.
+    of all together have the reliability 2 r / (1 + r) (Spearman-Brown formula), at the least ``RELIABLE``.
 
     Args:
         kl: Summed over the tokens of each sequence, ``n x L x F``.

@@ -55,8 +55,7 @@ messages, start-up lines of Ultralytics and Unsloth, a server's log (rtx4080). N
 
 Products: NVIDIA's data sheets (t4, v100, a10, a100, l4, l40s) and white papers (h100 and all rtx but two: "Peak FP16
 Tensor TFLOPS with FP32 Accumulate"), as public repositories and pages quote them; the documents themselves were not
-read. Those of rtx3060 and rtx3070 are computed: 3,584 cores at 1.777 GHz and 5,888 at 1.725, four operations each as
-on the rtx3090.
+read. Those of rtx3060 and rtx3070 are computed: 3,584 cores at 1.777 GHz and 5,888 at 1.725, 4 operations each.
 Compute capabilities: NVIDIA's list of CUDA GPUs and torch's device properties.
 """
 

@@ -12,8 +12,7 @@ WIDTHS = (16, 8, 6)
 """Bits that an embedding can have."""
 _GROUPS = (64, 32)
 _TILE_NUMEL = {"cpu": 1 << 20, "cuda": 1 << 24}
-"""Weights of a tile at most: its products are large enough for the device, and its bytes hide behind a chunk of
-logits."""
+"""Weights of a tile at most: its products fill the device, and its bytes hide behind a chunk of logits."""
 
 
 def embedding_format(bits: int, width: int) -> StorageFormat | None:

@@ -96,10 +96,8 @@ class Backend:
 
     Args:
         packs: Class that packs its formats, as ``module:name``; it is imported only where weights are packed.
-        stored: Returns the bytes of the packed codes of a matrix (format, rows, columns), and those of its scales,
-            zeros and offsets.
-        scratch: Returns the bytes needed beside the dense weight while a matrix is unpacked; ``scratch_bytes`` has the
-            arguments.
+        stored: Returns the bytes of a matrix's codes (format, rows, columns), and of scales, zeros and offsets.
+        scratch: Returns the bytes beside the dense weight while one is unpacked; ``scratch_bytes`` has the arguments.
         formats: Those that a search may name.
         by_row: Whether groups lie within rows, which then are whole groups; else the whole matrix is.
         multiple: What columns (``by_row``) or weights must be a multiple of, by format; 0: of nothing.
@@ -269,8 +267,7 @@ def parse_format(name: str) -> StorageFormat:
 
 
 def default_format(bits: int) -> StorageFormat:
-    """Return the format of a bit-width where the configuration names none. Raises ``ConfigError`` if no backend offers
-    the bit-width."""
+    """Return a bit-width's format where none is named. Raises ``ConfigError`` if no backend offers the bit-width."""
     if bits not in _DEFAULTS:
         raise ConfigError(f"no backend stores weights in {bits} bits; choose from {sorted(BITS)}")
     return FORMATS[_DEFAULTS[bits]]

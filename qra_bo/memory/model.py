@@ -123,8 +123,7 @@ class MemoryModel:
 
     def phases(self, space: SearchSpace) -> tuple[PhaseCost, ...]:
         """Bytes of every phase, in the order of a step: load, forward, backward, step; in scope ``stored`` just that.
-        Transient bytes carry the allocator's allowance. Raises ``SpaceError`` if a format can't store some matrix of
-        the space."""
+        Transient bytes carry the allowance. Raises ``SpaceError`` if a format can't store a matrix of the space."""
         parts = self._parts(space)
         ranks = np.array(space.ranks, dtype=np.int64)
         stored = (parts.weights + parts.metadata)[:, :, None]
@@ -249,8 +248,7 @@ class MemoryModel:
 
     def file_bytes(self, space: SearchSpace, allocation: Allocation) -> int:
         """Return the bytes of everything that a file of the model holds: what scope ``stored`` counts, embedding, head,
-        norms and biases, in 16 bits where they are not packed. Raises ``SpaceError`` if the allocation is not of this
-        space."""
+        norms and biases, in 16 bits if not packed. Raises ``SpaceError`` if the allocation is not of this space."""
         (stored,) = replace(self, scope="stored").phases(space)
         linears = int(CostTable((stored,)).totals(space.encode(allocation)[None, :])[0])
         return linears + self.embedding_bytes + 2 * unpacked_numel(self.spec, self.shape.embeddings)

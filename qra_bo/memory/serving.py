@@ -14,8 +14,7 @@
 All load 16 bits. compressed-tensors holds codes of 1 to 8 bits, and 0.18 to 0.20 read no integer zeros. MLX keeps a
 bias of ``-zero * scale`` in 16 bits, which is exact where the zero has at most 3 bits beside the 8 of the scale, or is
 a power of two. vLLM fuses projections of one input (q, k, v; gate, up), so that these must be alike; its release 0.32
-multiplies by 4 and 8 bits on every GPU, by the other widths with its Humming kernels (CUDA), and by 4 bits alone on a
-CPU.
+multiplies by 4 and 8 bits on every GPU, by the other widths with its Humming kernels (CUDA), by 4 bits on a CPU.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -194,8 +193,7 @@ def serving_note(consumer: Consumer, memory: MemoryModel, space: SearchSpace) ->
 
 
 def gguf_bytes(memory: MemoryModel, space: SearchSpace, allocation: Allocation) -> dict[str, int]:
-    """Return the bytes of all tensors in the files of the export ``gguf``, by the name of the file; names in
-    ``export.gguf``.
+    """Return the bytes of all tensors in the files of the export ``gguf``, by file; names in ``export.gguf``.
 
     Headers come on top: the vocabulary, and an entry a tensor. Norms and biases have 32 bits there, adapters too; an
     embedding in 8 or 6 bits is stored as Q8_0, and merged files hold linears with an adapter as F16 or Q8_0. Gate and

@@ -48,8 +48,7 @@ def packed_bytes(config: RunConfig, spec: DecoderSpec, space: SearchSpace, devic
 
 
 def is_mapped(config: RunConfig) -> bool:
-    """Whether the base's weights are mapped from safetensors, or from a GGUF file as they are, and take no memory of a
-    worker's own."""
+    """Whether the weights are mapped from safetensors or a GGUF file, and take no memory of a worker's own."""
     return config.stored or (config.model["source"] == "path" and config.model["gguf_file"] is None)
 
 

@@ -31,8 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def announced(setting: Setting, budget: int, advice: Advice | None, console: Console) -> Listener:
-    """Print advice, choices and parts of a run that begins; return the listener that times the parts by its first
-    trial."""
+    """Print advice, choices and parts of a run that begins; return the listener that times them by its first trial."""
     config = setting.config
     if advice is not None:
         print_line(console, f"Advice: {advice.sentence} {advice.offered}".rstrip())

@@ -26,8 +26,7 @@ class TextSize:
     """Size of a run's text before anything is trained: its name, records of all splits, those ``left_out`` by reason,
     those of the training split, its tokens without padding, and its sequences of ``train.length``.
 
-    ``facts`` are those of the records that a tokenizer counted, ``None`` without one; ``basis`` says what the number of
-    tokens stands on.
+    ``facts``: of the records that a tokenizer counted, ``None`` without one; ``basis`` says what the tokens stands on.
     """
 
     source: str

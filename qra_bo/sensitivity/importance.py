@@ -17,8 +17,7 @@ EPS = 1e-8
 
 
 def sensitivity_scales(sensitivity: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return a quantisation sensitivity (nats) made at least 0 and falling along the ladder, and its square root, each
-    ``L x F``."""
+    """Return a sensitivity (nats), at least 0 and falling along the ladder, and its square root, each ``L x F``."""
     level = np.clip(sensitivity, 0.0, None)
     monotone = np.maximum.accumulate(level[:, ::-1], axis=1)[:, ::-1]
     return monotone, np.sqrt(monotone)

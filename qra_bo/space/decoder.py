@@ -245,8 +245,7 @@ def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
 
 
 def is_stack(module: Any) -> bool:
-    """Whether a module holds the weights of all experts of a layer, ``experts x out x in``, as transformers loads
-    them."""
+    """Whether a module holds the weights of a layer's experts, ``experts x out x in``, as transformers loads them."""
     return getattr(getattr(module, "gate_up_proj", None), "ndim", 0) == 3
 
 
@@ -302,8 +301,7 @@ def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_co
     """Return the decoder that a transformers configuration describes; the model is built on the meta device.
 
     Code that comes with the model runs only with ``trust_remote_code``, which is passed on always, because
-    transformers asks on the terminal otherwise. Raises ``ModelError`` if transformers knows no causal language model of
-    that type.
+    transformers asks on the terminal otherwise. Raises ``ModelError`` if it knows no causal model of that type.
     """
     import torch  # planning memory does without torch
     from transformers import AutoModelForCausalLM

@@ -61,8 +61,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` as ``replacing`` does, and wait until the disk has it; raises ``OSError`` if it
-    can't be written."""
+    """Replace ``path`` by ``text`` as ``replacing`` does, and wait for the disk; raises ``OSError`` if it can't."""
     # A link that another process puts there is not followed.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     with replacing(path) as temporary, open(os.open(temporary, flags, 0o666), "w", encoding="utf-8") as file:
@@ -100,8 +99,7 @@ def strict_json(text: str | bytes) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of unknown origin; raises ``OutputError`` if it can't be read, or is something
-    else."""
+    """Read a JSON object from any file; raises ``OutputError`` if it can't be read, or is something else."""
     if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
         raise OutputError(f"{path} must be a file of JSON; it is a folder, a pipe or a device")
     try:
@@ -142,8 +140,7 @@ def free_on_disk(folder: Path) -> int:
 
 
 def check_plain(path: Path) -> None:
-    """Refuse a path that is there and no regular file. Raises ``OutputError`` if it is a symbolic link, a pipe, a
-    device or a folder."""
+    """Raise ``OutputError`` if a path is there and no regular file: a symbolic link, a pipe, a device or a folder."""
     try:
         kind = _kind(path)
     except OSError as error:

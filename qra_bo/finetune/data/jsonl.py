@@ -42,8 +42,7 @@ def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None, source:
     """Return the records of a source in order, at most ``max_records``, and how many were left out, by reason.
 
     A record whose ``label`` is false is left out: data sets of preferences mark the answers that are bad so. One whose
-    target is empty is left out too: Alpaca itself has 28 of them. With ``last_turns`` conversations keep their last
-    trained turn alone.
+    target is empty is left out too: Alpaca has 28. With ``last_turns`` conversations keep their last trained turn.
 
     Raises:
         DataError: If there is no record, or some are malformed; the message names their places.

@@ -49,8 +49,7 @@ def install_embeddings(model: Any, states: Mapping[str, State], fmt: StorageForm
 
 
 def put_tables(model: Any, table: PackedTable, own: PackedTable) -> None:
-    """Put packed tables in the place of a model's embedding and head; raises ``ModelError`` if these are not such that
-    can be packed."""
+    """Put packed tables in place of embedding and head; raises ``ModelError`` if these can't be packed."""
     multiplier, name, embedding = _multiplier(model), embedding_modules(model)[0], model.get_input_embeddings()
     put_head(model, own)
     model.set_submodule(name, PackedEmbedding(table, multiplier, embedding.padding_idx))
@@ -79,8 +78,7 @@ def embedding_modules(model: Any) -> tuple[str, str]:
 
 
 def packed_tables(model: nn.Module) -> dict[str, PackedTable]:
-    """Return the packed tables of a model by the name of their embedding or, where it has its own, head; empty in
-    16 bits."""
+    """Return a model's packed tables by the name of the embedding or, of its own, head; empty in 16 bits."""
     found: dict[str, PackedTable] = {}
     for name, module in model.named_modules():
         if isinstance(module, PackedEmbedding | PackedHead) and module.table not in found.values():

@@ -21,8 +21,7 @@ compared: dict[tuple[Any, ...], bool] = {}
 
 
 def by_kernel(module: str, device: torch.device, *args: Any) -> Tensor:
-    """Return what ``fused_unpack`` of a module beside this one gives; it is imported now, as not every platform has
-    Triton."""
+    """Return what ``fused_unpack`` of a module beside this one gives; imported now: not every platform has Triton."""
     kernel = importlib.import_module(f"{__package__}.{module}").fused_unpack
     with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
         return cast(Tensor, kernel(*args))

@@ -80,8 +80,7 @@ def _pieces(heights: Sequence[int], rows: int) -> Iterator[list[_Piece]]:
 
 
 def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs, host: bool) -> Tensor:
-    """Return the codes, ``in x rows`` in the order of ``inputs``, of the stacked rows of ``pieces``; on the host they
-    are of one grid.
+    """Return the codes of ``pieces``, ``in x rows`` in the order of ``inputs``; on the host they are of one grid.
 
     Everything is transposed: a column of the weights is contiguous.
     """

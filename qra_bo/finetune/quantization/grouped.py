@@ -53,8 +53,7 @@ class GroupedBackend(LevelBackend):
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device, importance: Tensor | None = None) -> State:
         """See ``QuantizerBackend.pack``, and ``pack_for_inputs`` for ``importance``. On a CPU runs of groups are solved
-        that fit into the cache and are too small for torch to split between threads, so that codes are the same on any
-        number of them.
+        that fit into the cache and that torch does not split between threads: codes are the same on any number of them.
 
         Raises:
             ModelError: If a scale or a zero is not finite.

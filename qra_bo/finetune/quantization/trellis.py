@@ -64,8 +64,7 @@ class TrellisBackend(RingBackend):
         return Inputs.of(rings.rotated_moments(moments))
 
     def compensated(self, weight: Tensor, fmt: StorageFormat, inputs: Inputs) -> State:
-        """See ``RingBackend``: a ring can't be coded in part, so that a whole input is coded before its error is
-        compensated."""
+        """See ``RingBackend``: no ring is coded in part, so that a whole input is before its error is compensated."""
         turned = rings.rotated(weight.float())
         (scale, steps), levels = scales_of(turned), rings.table(fmt.bits, weight.device)
         length, order, factor = ring_length(len(weight)), inputs.order, inputs.factor

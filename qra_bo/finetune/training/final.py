@@ -32,16 +32,14 @@ class FinalConfig(Group):
     patience: Count | None
 
     def length(self, sequences: float, step_sequences: int) -> int:
-        """Return the optimiser steps for a training split of ``sequences``, of which a step takes
-        ``step_sequences``."""
+        """Return the optimiser steps for ``sequences`` of training, of which one takes ``step_sequences``."""
         if self.steps is not None:
             return self.steps
         wanted = max(1, round(self.epochs * sequences / step_sequences))
         return wanted if self.max_steps is None else min(wanted, self.max_steps)
 
     def validations(self, length: int) -> tuple[int, ...]:
-        """Return the steps of a training of ``length`` steps after which the validation loss is taken; the last is
-        ``length``."""
+        """Return the steps, of ``length``, after which the validation loss is taken; the last is ``length``."""
         half = -(-length // 2)
         apart = min(LEAST_APART, half) if half >= SHORT else LEAST_APART
         every = self.validate_every or max(apart, round(length / VALIDATIONS))

@@ -93,8 +93,7 @@ def check_isolation(model: Any, length: int) -> None:
     """Refuse to isolate records in rows of ``length`` tokens where the decoder can't.
 
     Raises:
-        ModelError: If its attention has a window shorter than a row, which a mask would replace, or it takes no
-            positions.
+        ModelError: If its attention has a window shorter than a row, which a mask replaces, or takes no positions.
     """
     known = inspect.signature(model.get_decoder().forward).parameters
     if "position_ids" not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):

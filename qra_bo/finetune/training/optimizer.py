@@ -2,8 +2,7 @@
 
 Working copies of the adapters have the compute type, so that no activation is cast; masters and moments are fp32.
 Updating unit by unit keeps the fp32 gradients of one unit alive: 16 bytes a parameter in bf16 (2 working, 2 gradient, 4
-master, 8 moments) and in fp32 (working copy and master are one). Moments of 8 bits are bitsandbytes';
-see ``memory.optimizers``.
+master, 8 moments) and in fp32 (working copy and master are one). 8-bit ones: bitsandbytes'; see ``memory.optimizers``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
