@@ -7,8 +7,7 @@ _MODEL = "+model=hf model.path=FOLDER-or-ORG/NAME"
 _DATA = "data=hub data.path=ORG/NAME, or data=jsonl data.path=FILE"
 _RANK = "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere"
 _BITS = "bits=[...] for a search, or task=finetune allocation=uniform:{},RANK"
-OURS: Mapping[str, str] = {
-    "model_name_or_path": _MODEL, "base_model": _MODEL,
+OURS: Mapping[str, str] = {"model_name_or_path": _MODEL, "base_model": _MODEL,
     "dataset": _DATA, "dataset_name": _DATA, "datasets": _DATA,
     "per_device_train_batch_size": "train.batch", "micro_batch_size": "train.batch", "batch_size": "train.batch",
     "gradient_accumulation_steps": "train.accumulate",
@@ -31,8 +30,7 @@ OURS: Mapping[str, str] = {
 """By the other name, in lower case."""
 _TABLE = "--config-dir bench/conf oracle=emulator oracle.table=FOLDER searches a table, in a checkout of the project"
 _LENGTH = "the confirmation trains as long as the final fine-tune, where the effort affords it (search.length=final)"
-REMOVED: Mapping[str, str] = {
-    "confirm.ranking_factor": _LENGTH, "effort.ranking_top": _LENGTH,
+REMOVED: Mapping[str, str] = {"confirm.ranking_factor": _LENGTH, "effort.ranking_top": _LENGTH,
     "effort.compare": "the best uniform choice is trained beside a predicted allocation in any case, and "
                       "effort.references=true trains QLoRA too",
     "effort.rate_factors": "task=finetune with adapter.lr=RATE trains at another rate, and python -m bench.study PLAN "

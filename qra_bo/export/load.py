@@ -11,6 +11,7 @@ from qra_bo.config.resume import changed
 from qra_bo.export.foreign import check_random_base, read_adapter
 from qra_bo.export.run import problems_of, rate_of
 from qra_bo.finetune.adapters.lora import adapter_parameters, attach
+from qra_bo.finetune.data.chat_template import ChatTemplate
 from qra_bo.finetune.manifest import (
     ADAPTER,
     DEVICES,
@@ -152,7 +153,16 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
     if found := changed(node.get("base") or {}, facts_of(*loaded)):
         raise ModelError(f"the base model is not as this run found it: {'; '.join(found[:5])}. Restore its "
                          "configuration and its tokenizer")
+    _end_answers(*loaded)
     return loaded
+
+
+def _end_answers(model: Any, tokenizer: Any) -> None:
+    """Let generation end at the chat template's mark too: a base model's defaults may name another end token."""
+    if (settings := getattr(model, "generation_config", None)) is not None:
+        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+        if new := [token for token in ChatTemplate(tokenizer).ends if token not in ends]:
+            settings.eos_token_id = [*(token for token in ends if token is not None), *new]
 
 
 def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device) -> None:

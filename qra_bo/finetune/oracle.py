@@ -93,8 +93,7 @@ class FinetuneOracle:
     def describe(self) -> dict[str, Any]:
         return {"device": str(self.device), "dtype": str(self.bank.compute_dtype).removeprefix("torch."),
                 "threads": torch.get_num_threads(), "data_sha256": self.data.sha256,
-                "train_sequences": len(self.data.train),
-                "train": asdict(self.settings.train), **self._provenance}
+                "train_sequences": len(self.data.train), "train": asdict(self.settings.train), **self._provenance}
 
     def profile(self, progress: Progress) -> SensitivityProfile:
         """Measure I_q and I_r on calibration text from the training split; a cached profile costs as much."""

@@ -46,8 +46,7 @@ CARDS: Mapping[str, Card] = {
     "a100_40": Card("A100-SXM4-40GB", 39.38, 312, (8, 0)),
     "a100_80": Card("A100-SXM4-80GB", 79.14, 312, (8, 0)),
     "l4": Card("L4", 22.03, 121, (8, 9)),
-    "l40s": Card("L40S", 44.39, 362, (8, 9)),
-    "h100": Card("H100 80GB HBM3", 79.10, 989.4, (9, 0))}
+    "l40s": Card("L40S", 44.39, 362, (8, 9)), "h100": Card("H100 80GB HBM3", 79.10, 989.4, (9, 0))}
 """Cards by the name that ``gpu=`` takes.
 
 Memory: the lowest total that a public report names together with the card: torch's device properties and out-of-memory

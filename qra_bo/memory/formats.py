@@ -50,10 +50,8 @@ WIDTHS: Mapping[int, Width] = {
     1: Width("t1", ("t",), ()),
     2: Width("t2", ("hqq", "sym", "int", "t", "exl"), (_TWO,)),
     3: Width("t3", ("hqq", "sym", "int", "t", "exl"), (_TWO, _ONE)),
-    4: Width("nf4", ("hqq", "sym", "int", "t", "exl"), (_FOUR,)),
-    5: Width("hqq5-g128", ("hqq", "sym"), (_FOUR, _ONE)),
-    6: Width("hqq6-g128", ("hqq", "sym"), (_FOUR, _TWO)),
-    8: Width("int8", ("hqq", "sym"), (_EIGHT,))}
+    4: Width("nf4", ("hqq", "sym", "int", "t", "exl"), (_FOUR,)), 5: Width("hqq5-g128", ("hqq", "sym"), (_FOUR, _ONE)),
+    6: Width("hqq6-g128", ("hqq", "sym"), (_FOUR, _TWO)), 8: Width("int8", ("hqq", "sym"), (_EIGHT,))}
 """Every bit-width below 16: formats, planes, consumers and the tests' lists follow from it."""
 _DEFAULTS = {**{bits: width.default for bits, width in WIDTHS.items()}, 16: "fp16"}
 BITS = tuple(_DEFAULTS)

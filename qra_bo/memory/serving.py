@@ -165,8 +165,7 @@ REMOVED_TARGETS: Mapping[str, str] = dict.fromkeys(
 TARGET_FORMATS: Mapping[str, tuple[Callable[[StorageFormat], bool], str]] = {
     "compressed_tensors": (CONSUMERS["transformers"].loads, "serve=transformers"),
     "gguf": (lambda fmt: fmt.is_base or gguf_bits(fmt) is not None, "serve=llamacpp"),
-    "mlx": (in_mlx, "serve=mlx"),
-    "exl3": (lambda fmt: fmt.is_base or fmt.backend == TILES, "serve=exllamav3")}
+    "mlx": (in_mlx, "serve=mlx"), "exl3": (lambda fmt: fmt.is_base or fmt.backend == TILES, "serve=exllamav3")}
 """By export target that holds some formats alone: whether it holds one, exactly or rounded, and what to search with."""
 
 

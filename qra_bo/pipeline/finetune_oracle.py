@@ -115,8 +115,7 @@ def make_finetune(cfg: RunConfig, out: Path, room: int | None = None) -> Finetun
                         test=data.test.take(cfg.eval.on("test")))
     return FinetuneOracle(looked_at, space.units, space.formats, bank, finetune_settings(cfg),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
-                           "data_render": data.render, "data_chats": data.chats,
-                           "data_facts": asdict(data.train.facts),
+                           "data_render": data.render, "data_chats": data.chats, "data_facts": asdict(data.train.facts),
                            "notes": [*data_notes(cfg.data, data), *(overlap if cfg.task != "finetune" else ())],
                            "model_sha256": weights, "base": base,
                            "model_revision": getattr(model.config, "_commit_hash", None),

@@ -95,8 +95,7 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget:
             "packed embeddings": packed_tables_bytes(spec, config.embedding_bits) if on_cpu else 0,
             "unpacked copies": item * (spec.linear_numel * quantised + tables)
             if on_cpu and keeps_dense(spec, formats) else 0,
-            "training or choosing codes": max(training, choosing),
-            "libraries": LIBRARIES if on_cpu else CUDA_LIBRARIES,
+            "training or choosing codes": max(training, choosing), "libraries": LIBRARIES if on_cpu else CUDA_LIBRARIES,
             "allocator": HEAP_PAD}
 
 

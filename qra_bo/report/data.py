@@ -19,8 +19,7 @@ from qra_bo.study.verdict import Told, Verdict, told, verdict_of
 from qra_bo.trials import Trial, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError, UserError
 
-BREAKDOWN = {
-    "weights": "quantised weights", "quant_metadata": "scales and zeros", "unquantised": "unquantised weights",
+BREAKDOWN = {"weights": "quantised weights", "quant_metadata": "scales and zeros", "unquantised": "unquantised weights",
     "embeddings": "packed embedding and head", "adapters": "adapters", "gradients": "gradients",
     "optimizer": "optimiser states", "activations": "activations", "workspace": "workspace"}
 """Parts of the predicted memory, in the order of figures, with their labels."""

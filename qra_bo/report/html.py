@@ -58,14 +58,11 @@ def render_html(d: ReportData, figures: Mapping[str, Figure | None], folder: str
 
 def report_json(d: ReportData) -> dict[str, Any]:
     """The same data for scripts: answer, comparison, health cards, units, cost and trials."""
-    return {
-        "schema_version": 3, "model": d.header.model, "state": d.state, "oracle": d.header.oracle,
+    return {"schema_version": 3, "model": d.header.model, "state": d.state, "oracle": d.header.oracle,
         "proxy_label": d.proxy_label, "budget_bytes": d.header.budget_bytes, "scope": d.header.scope,
         "answer": asdict(story.answer(d)), "comparison": [asdict(r) for r in story.comparison(d)],
-        "checks": [asdict(c) for c in checks(d.study)],
-        "notes": dict(story.notes(d)), "warnings": list(d.warnings),
-        "surrogate_check": d.study.surrogate_check and encode(d.study.surrogate_check),
-        "verdict": asdict(d.verdict),
+        "checks": [asdict(c) for c in checks(d.study)], "notes": dict(story.notes(d)), "warnings": list(d.warnings),
+        "surrogate_check": d.study.surrogate_check and encode(d.study.surrogate_check), "verdict": asdict(d.verdict),
         "units": [dict(zip(("unit", "format", "bits", "rank"), row, strict=True)) for row in _unit_rows(d)],
         "cost": {"cost": d.study.cost.tokens, "full_trial_equivalents": d.equivalents, "wall_seconds": d.wall_seconds,
                  "overhead_seconds": d.study.overhead_seconds},

@@ -83,8 +83,7 @@ SETTING: tuple[tuple[str, Reader], ...] = (
     ("data or its split (seed)", lambda d: str(d.study.provenance.get("data_sha256", DASH))[:12]),
     ("steps", lambda d: str(d.header.high_steps)))
 """Settings that two runs must share for their losses to be comparable."""
-FACTS: dict[str, Reader] = {
-    **dict(SETTING[:2]),
+FACTS: dict[str, Reader] = {**dict(SETTING[:2]),
     "bits": lambda d: DASH if d.winner is None else f"{d.average_bits(d.winner):.2f}",
     "rank": lambda d: DASH if d.winner is None else f"{sum(d.winner.ranks) / len(d.winner):.1f}",
     "untuned": lambda d: DASH if d.study.untuned is None else number(d.study.untuned.loss),

@@ -54,7 +54,7 @@ def trained_text(tokenizer: Any, conversation: Conversation) -> list[str]:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_ids_and_masks_are_those_of_transformers(name: str) -> None:
     tokenizer, twin = chat_tokenizer(TEMPLATES[name]), chat_tokenizer(marked(TEMPLATES[name]))
-    talks = random_talks(200, systems=name != "gemma")
+    talks = random_talks(200, systems=name not in ("gemma", "mistral"))
     found = list(ChatTemplate(tokenizer).encode(talks))
     by_marks = list(ChatTemplate(twin).encode(talks))
     for conversation, (ids, trained), of_twin in zip(talks, found, by_marks, strict=True):
@@ -69,7 +69,8 @@ def test_ids_and_masks_are_those_of_transformers(name: str) -> None:
 def test_spaces_are_trained_where_offsets_are_trimmed(name: str) -> None:
     tokenizer, trimming = (chat_tokenizer(TEMPLATES[name]) for _ in range(2))
     trimming.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
-    talks = [talk("?", "def f(x):\n    if x:\n        return 1\n"), *random_talks(50, systems=name != "gemma")]
+    talks = [talk("?", "def f(x):\n    if x:\n        return 1\n"),
+             *random_talks(50, systems=name not in ("gemma", "mistral"))]
     assert list(ChatTemplate(trimming).encode(talks)) == list(ChatTemplate(tokenizer).encode(talks))
 
 
@@ -97,6 +98,9 @@ CALL = {"function": {"name": "f", "arguments": {"x": 1}}, "type": "function"}
      [{"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "2"}]),
     ([{"role": "assistant", "content": [], "tool_calls": [CALL]}],
      [{"role": "assistant", "content": "", "tool_calls": [CALL]}]),
+    ([{"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+      {"role": "function", "name": "f", "content": "2"}],
+     [{"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "function", "name": "f", "content": "2"}]),
     ([{"role": "gpt", "content": [{"type": "output_text", "text": "b"}]}], [{"role": "assistant", "content": "b"}]),
     ([{"role": "assistant", "content": [{"type": "tool_call", "name": "f", "arguments": '{"x": 1}', "input": None}]}],
      [{"role": "assistant", "content": "", "tool_calls": [CALL]}]),
@@ -125,10 +129,21 @@ def test_answers_end_with_their_mark(template: str | None, contents: tuple[str, 
     assert trained_text(tokenizer, last) == trained[1:]
 
 
+@pytest.mark.parametrize(("template", "ends"), [
+    (TEMPLATES["chatml"], ["<|im_end|>"]), (None, ["<end>"]), (PHI, [])])  # there <|end|> is a text
+def test_answers_are_ended_by_the_special_token_of_the_template(template: str | None, ends: list[str]) -> None:
+    tokenizer = chat_tokenizer(template)
+    assert [tokenizer.decode([token]) for token in ChatTemplate(tokenizer).ends] == ends
+
+
 @pytest.mark.parametrize(("template", "conversation", "reason"), [
     ("{{ messages | map(attribute='content') | map('upper') | sort | join(' ') }}", talk("b", "a"),
      "the answer of turn 2 can't be told from the rest"),
     (GEMMA, talk("a", "b", system="c"), r".* template refuses the conversation \(System role not supported\)"),
+    # as Mistral's, which writes the system's text before a last turn that is the user's
+    ("{% for m in messages if m.role != 'system' %}{% if loop.last and m.role == 'user' %}{{ messages[0].content }}"
+     "{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}", talk("a", "b", system="c"),
+     "the model's chat template leaves out the text of the role 'system'; leave such messages out"),
     ("{{ 1 / 0 }}", talk("a", "b"), "the model's chat template refuses the conversation"),
     ("{{ messages[7].content }}", talk("a", "b"), "the model's chat template refuses the conversation"),
     ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", talk("a", "b"), ".* template refuses the conversation"),
@@ -155,6 +170,7 @@ def test_all_forms_of_a_conversation_are_the_same() -> None:
     forms = [{"messages": messages}, {"messages": parts}, {"conversations": messages},
              {"conversations": turns, "system": "s"},
              {"conversations": [{"from": "system", "value": "s"}, *turns]},
+             {"messages": messages[1:], "system_prompt": "s"},
              {"messages": messages[1:], "system": "s"}, {"conversations": messages[1:], "system": "s"},
              {"messages": messages, "system": "another"}, {"messages": messages, "prompt": None, "completion": None},
              {"prompt": messages[:2], "completion": messages[2:]},
@@ -211,8 +227,9 @@ def test_tool_calls_are_rendered_and_trained() -> None:
                   {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]},
               {"role": "tool", "content": "2", "tool_call_id": "c1"}, {"role": "assistant", "content": "Two."}]
     filled = {**TOOL, "returns": None}  # as tables of the hub fill missing keys
-    other = chat({"messages": openai, "tools": [{"type": "function", "function": filled}]})
-    assert ChatTemplate(tokenizer).render(other)[0] == ChatTemplate(tokenizer).render(conversation)[0]
+    for other in ({"tools": [{"type": "function", "function": filled}]}, {"functions": [filled]}):
+        assert (ChatTemplate(tokenizer).render(chat({"messages": openai, **other}))[0]
+                == ChatTemplate(tokenizer).render(conversation)[0])
     ((ids, _),) = ChatTemplate(tokenizer).encode([conversation])
     assert ids == tokenizer.apply_chat_template(conversation.messages, tools=conversation.tools)["input_ids"]
 

@@ -75,6 +75,7 @@ def test_json_lists_blank_lines_and_byte_order_marks_are_read(tmp_path: Path) ->
     ([{"question": "q", "human_answers": []}], "must be a list of texts"),
     ([{"question": "q", "context": "c", "answer": "a"}], "line 1: the field 'context' .* would be lost"),
     ([{"question": "q", "answer": "a", "history": ["h"]}], "line 1: the field 'history' .* would be lost"),
+    ([{"instruction": "i", "output": "o", "context": "c"}], "line 1: the field 'context' .* would be lost"),
     ([{"prompt": "p", "completion": "c", "history": ["h"]}], "line 1: the field 'history' .* would be lost"),
     ([{"instruction": "i", "output": "o", "system": "s"}], "line 1: the field 'system' .* would be lost"),
     ([{"instruction": "i", "output": "o", "history": [["q", "a"]]}], "line 1: the field 'history' .* would be lost"),

@@ -50,6 +50,8 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PLACEHOLDER = "\ue000placeholder\ue000"
 MOST_WRITTEN, MOST_BYTES, MOST_SECONDS = 2 * MOST_CHARACTERS, 5 * 10**8, 5.0
 """Characters of the longest text of a conversation, and bytes and CPU seconds that writing one may take."""
+_WRITTEN = ("system", "developer", "user", "assistant")
+"""Roles whose texts a template must write."""
 _TELLING = 40
 """Characters of a message that a template's own text does not hold by chance."""
 _AT_ONCE = 256
@@ -72,6 +74,13 @@ class ChatTemplate:
     def is_plain(self) -> bool:
         """Whether the tokenizer has no template of its own."""
         return not self.tokenizer.chat_template
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids of the special token that the template writes after an answer; none where it writes another text there.
+        A base model's own end token is often another."""
+        first = self.tokenizer(self._marks[1], add_special_tokens=False)["input_ids"][:1]
+        return [i for i in first if (token := self.tokenizer.added_tokens_decoder.get(i)) and token.special]
 
     def source(self, tools: Tools = None) -> str:
         """Return the template's text for conversations with or without ``tools``: some tokenizers have one for each."""
@@ -107,12 +116,12 @@ class ChatTemplate:
         messages, tools, where = conversation.messages, conversation.tools, conversation.where
         text, marked = self._text(messages, tools, where, marks=bool(_GENERATION.search(self.source(tools))))
         for i, message in enumerate(messages):  # of a list of parts, a template may write nothing of a text
-            own = message["content"].strip() if message["role"] in ("user", "assistant") else ""
+            own = message["content"].strip() if message["role"] in _WRITTEN else ""
             if own and (len(own) < _TELLING or own not in text):
                 other = [*messages[:i], {**message, "content": _PLACEHOLDER}, *messages[i + 1:]]
                 if self._text(other, tools, where)[0] == text:
                     raise DataError(f"{where}: the model's chat template leaves out the text of the role "
-                                    f"{message['role']!r}; take a base model whose template writes it")
+                                    f"{message['role']!r}; leave such messages out, or take a base that has them")
         self._check_tools(conversation, text)
         _check_reasoning(conversation, text)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -136,8 +145,7 @@ class ChatTemplate:
         try:
             _check_powers(source)
             with bounded(MOST_BYTES, MOST_SECONDS):  # a text can double on each pass, and loops multiply
-                texts, spans = render_jinja_template(
-                    conversations=[list(messages)], tools=tools, chat_template=source,
+                texts, spans = render_jinja_template(conversations=[list(messages)], tools=tools, chat_template=source,
                     add_generation_prompt=begin, return_assistant_tokens_mask=marks,
                     **self.tokenizer.special_tokens_map)
             if len(texts[0]) > MOST_WRITTEN:

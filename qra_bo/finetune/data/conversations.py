@@ -120,17 +120,18 @@ def _conversation(messages: Sequence[Message], fields: Fields, where: str,
                   completion: Sequence[Message] = ()) -> Conversation:
     """Return the conversation with the loss on the assistant's turns, of ``completion`` alone where that is given.
 
-    The record's ``system`` goes before messages that begin with no such message of their own.
+    The record's ``system`` or ``system_prompt`` goes before messages that begin with no such message of their own.
     """
-    if fields.get("system") and messages[0]["role"] not in ("system", "developer"):
-        messages = [{"role": "system", "content": _text(fields["system"], False, where)}, *messages]
+    system = fields.get("system") or fields.get("system_prompt")
+    if system and messages[0]["role"] not in ("system", "developer"):
+        messages = [{"role": "system", "content": _text(system, False, where)}, *messages]
     first, messages = len(messages) if completion else 0, [*messages, *completion]
     trained = [i for i, message in enumerate(messages)
                if message["role"] == "assistant" and i >= first and _is_trained(message, where)]
     if not trained:
         raise DataError(f"{where}: no message of the role 'assistant' on which a loss could be taken")
     plain = [{key: value for key, value in message.items() if key not in _WEIGHTS} for message in messages]
-    tools = _tools(fields.get("tools"), where)
+    tools = _tools(fields.get("tools") or fields.get("functions"), where)
     return Conversation(json.dumps(plain, ensure_ascii=False), tuple(trained),
                         json.dumps(tools, ensure_ascii=False) if tools else "", where)
 
@@ -144,9 +145,10 @@ def _messages(turns: Any, name: str, where: str) -> list[Message]:
         if turn["role"] not in ROLES:
             raise DataError(f"{where}: the role of a message must be one of {', '.join(ROLES)}; "
                             f"got {cut(repr(turn['role']))}")
-        message = {"role": turn["role"], "content": _text(turn.get("content"), bool(turn.get("tool_calls")), where)}
-        if turn.get("tool_calls"):
-            message["tool_calls"] = _tool_calls(turn["tool_calls"], where)
+        calls = turn.get("tool_calls") or turn.get("function_call")  # the second is OpenAI's older name
+        message = {"role": turn["role"], "content": _text(turn.get("content"), bool(calls), where)}
+        if calls:
+            message["tool_calls"] = _tool_calls(calls, where)
         message |= {key: turn[key] for key in (*_KEPT, *_WEIGHTS) if turn.get(key) is not None}
         out.append(message)
     return out

@@ -16,7 +16,7 @@ from qra_bo.utils.formatting import cut
 
 _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a response that appropriately completes "
            "the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n")
-_UNREAD = ("system", "history")
+_UNREAD = ("system", "system_prompt", "history")
 """Fields for which the text of an instruction, a question or a prompt has no place."""
 MOST_CHARACTERS = 10**7
 """Characters of a record, a hundred novels or so: a tokenizer takes some 200 bytes for each."""
@@ -188,7 +188,7 @@ def _refuse_unread(fields: Mapping[str, Any], names: Iterable[str], where: str) 
 
 
 def _instruction(fields: Mapping[str, Any], where: str) -> Record:
-    _refuse_unread(fields, _UNREAD, where)
+    _refuse_unread(fields, ("context", *_UNREAD), where)
     instruction = _text(fields, "instruction", where)
     extra = _text(fields, "input", where) if fields.get("input") else ""
     prompt = _ALPACA.format(with_input=", paired with an input that provides further context" if extra else "",
@@ -229,10 +229,8 @@ def _completion(fields: Mapping[str, Any], where: str) -> Record | Conversation:
 
 
 _CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any], str], Record | Conversation]], ...] = (
-    (("instruction", "output"), _instruction),
-    (("prompt", "completion"), _completion),
-    (("question", "human_answers"), _hc3),
-    (("question", "answer"), _question_and_answer),
+    (("instruction", "output"), _instruction), (("prompt", "completion"), _completion),
+    (("question", "human_answers"), _hc3), (("question", "answer"), _question_and_answer),
     (("messages",), from_messages), (("conversations",), from_sharegpt),
     (("text",), lambda f, w: Record("", _text(f, "text", w))),
 )

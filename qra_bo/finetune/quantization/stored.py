@@ -214,8 +214,7 @@ _WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "IQ3_S": lambda b: _looked_up("IQ3_S", _wider(b[:, 2:66], _fields(b[:, 66:74], 1, 1)),
                                   _scaled(b, 2, _fields(b[:, 106:], 4, 1)), b[:, 74:106]),
     "Q2_K": _q2_k, "Q3_K": _q3_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs, "IQ1_S": _iq1_s, "IQ1_M": _iq1_m, "TQ1_0": _tq1_0,
-    "IQ2_XS": _iq2_xs, "F16": _half,
-    "Q4_K": lambda b: _affine_k(_fields(b[:, 16:], 4, 32), b),
+    "IQ2_XS": _iq2_xs, "F16": _half, "Q4_K": lambda b: _affine_k(_fields(b[:, 16:], 4, 32), b),
     "Q5_K": lambda b: _affine_k(_above_4(_fields(b[:, 16:48], 1, 32), _fields(b[:, 48:], 4, 32)), b)}
 
 

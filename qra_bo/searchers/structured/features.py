@@ -36,8 +36,7 @@ def build_components(problem: SearchProblem) -> list[Component]:
     kl = np.clip(profile.quantization_kl, 0.0, None)
     sides = np.stack([level, root, kl, np.sqrt(kl)], axis=-1)[:, :, None, :]
     sensitivities = np.broadcast_to(sides, (n_units, n_formats, n_ranks, sides.shape[-1]))
-    parts = {
-        "format": (table(below, flat_r), 0.7), "rank": (table(flat_f, log_rank[:, None]), 0.3),
+    parts = {"format": (table(below, flat_r), 0.7), "rank": (table(flat_f, log_rank[:, None]), 0.3),
         "rank shape": (table(flat_f, rank_steps), 0.15), "quantization_sensitivity": (sensitivities, 0.7),
         "quantization_sensitivity x rank": (sensitivities[..., 1:2] * log_rank[None, None, :, None], 0.2),
     }
