@@ -189,19 +189,19 @@ def answer_file(model: Any, tokenizer: Any, path: Path, *, batch: int, limit: in
                 known: Container[str] = ()) -> Iterator[tuple[list[str], list[Answer]]]:
     """Ask a model in memory the questions of a file (``read_task_file``, which takes ``chat``), ``AT_ONCE`` at a time.
 
-    Yields the digests of all questions beside the new answers in the file's order, at first without any. Texts are
-    generated greedily, by forward passes of ``batch`` sequences; ``limit`` keeps the first questions; those whose
-    digest is ``known`` are left out.
+    Yields the digests of all questions beside the new answers in the file's order, at first without any. Texts are made
+    greedily, ``batch`` sequences at once; ``limit`` keeps the first questions; digests that are ``known`` are left out.
     """
     from lm_eval.tasks import TaskManager  # an extra
     template, manager = ChatTemplate(tokenizer), TaskManager(include_defaults=False)
+    every = read_task_file(path, chat)
+    longest = max((len(tokenizer(item["target"])["input_ids"]) for item in every if "target" in item), default=0)
     items = [{**item, "prompt": template.question(item["prompt"])} if isinstance(item["prompt"], Conversation) else item
-             for item in read_task_file(path, chat)[:limit]]
+             for item in every[:limit]]
     distinct = {_digest(item): item for item in items}  # repeats would narrow intervals
     digests = list(distinct)
     yield digests, []
     missing = [item for digest, item in distinct.items() if digest not in known]
-    longest = max((len(tokenizer(item["target"])["input_ids"]) for item in items if "target" in item), default=0)
     for start in range(0, len(missing), AT_ONCE):
         asked = missing[start:start + AT_ONCE]
         with redirect_stderr(io.StringIO()):  # its bars; the caller says how far it is

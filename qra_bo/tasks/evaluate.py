@@ -45,7 +45,7 @@ def run(config: RunConfig) -> int:
     chat = asks_in_chats(folder, tokenizer)
     for path in files:
         asked = AnswerFile.of_run(folder, path.stem)
-        answers = _ask(model, tokenizer, path, config, chat, asked)
+        answers = _ask(model, tokenizer, path, config, chat, asked, others.get(path))
         if against == UNTUNED:
             others[path] = AnswerFile.of_run(folder, path.stem, UNTUNED)
             with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
@@ -54,11 +54,7 @@ def run(config: RunConfig) -> int:
             low, high = interval(score.value, score.questions)
             row: dict[str, Any] = {**asdict(score), "low": low, "high": high}
             if path in others:
-                pair = paired(answers, others[path].answers, score.metric)
-                if not pair.questions:
-                    raise ConfigError(f"eval.against={against} answered none of the questions of {path.name}; ask it "
-                                      f"first: python -m qra_bo task=evaluate out={against} with the same eval.tasks")
-                row["against"] = {"run": str(against), **asdict(pair)}
+                row["against"] = {"run": str(against), **asdict(paired(answers, others[path].answers, score.metric))}
             rows.append(row)
     for row in rows:
         print(_line(row))
@@ -82,14 +78,18 @@ def _others(files: Sequence[Path], run: Path | None) -> dict[Path, AnswerFile]:
     return found
 
 
-def _ask(model: Any, tokenizer: Any, path: Path, config: RunConfig, chat: bool, asked: AnswerFile) -> list[Any]:
-    """Ask what is not answered yet, and return the answers to the file's questions in its order."""
+def _ask(model: Any, tokenizer: Any, path: Path, config: RunConfig, chat: bool, asked: AnswerFile,
+         other: AnswerFile | None = None) -> list[Any]:
+    """Return the answers in the file's order, asking what lacks one; nothing is asked where ``other`` has none."""
     from qra_bo.finetune.evaluation import answer_file
     wanted: list[str] = []
     for wanted, answers in answer_file(model, tokenizer, path, batch=config.train.batch, limit=config.eval.limit,
                                        chat=chat, known=asked.known):
         if answers:
             asked.add(answers)
+        elif other is not None and other.known.isdisjoint(wanted):
+            raise ConfigError(f"eval.against={config.eval.against} answered none of the questions of {path.name} as "
+                              "this run asks them; ask it with the same eval.tasks and chat template")
         known = asked.known
         print(f"{asked.path.parent.name}/{asked.path.stem}: {sum(q in known for q in wanted):,} of {len(wanted):,} "
               "questions answered", file=sys.stderr)

@@ -103,6 +103,11 @@ def test_generated_answers_are_matched(tmp_path: Path, monkeypatch: pytest.Monke
     assert answers[2] == Answer(answers[2].question, "Question: Is 2 a number?\nAnswer:", "no", answers[2].answer,
                                 {"exact_match": 0.0})
     assert answers[2].answer.strip() == "yes"
+    monkeypatch.setattr(evaluation, "SPARE_TOKENS", 0)
+    path = write(tmp_path / "s.jsonl", {"question": "Yes?", "answer": "y"}, {"question": "No?", "answer": "yes, yes"})
+    few, every = (list(answer_file(model, byte_tokenizer(), path, batch=2, limit=limit))[1][1] for limit in (1, None))
+    assert few == every[:1]  # they are kept: no answer is shorter for the questions asked beside it
+    assert few[0].answer.strip() == "yes"
 
 
 def test_all_malformed_questions_are_named(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from qra_bo.cli.app import main
 from qra_bo.config import load_config
-from qra_bo.finetune.evaluation import TaskScore
+from qra_bo.finetune.evaluation import Answer, TaskScore
 from qra_bo.pipeline.prepare import make_setting
 from qra_bo.sensitivity.profile import profile_from_json
+from qra_bo.tasks.answers import AnswerFile
 from qra_bo.tasks.evaluate import asks_in_chats
+from tests.finetune.test_harness import write
 
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none"]
 
@@ -71,3 +73,21 @@ def test_scores_are_printed_where_the_folder_takes_no_file(tmp_path: Path, monke
     out, err = capsys.readouterr()
     assert "t: acc 0.5000, 2 questions" in out
     assert "Read-only file system" in err
+
+
+def test_nothing_is_asked_where_the_other_run_answered_other_questions(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def asked(*_: object, **__: object) -> Any:
+        yield ["this"], []
+        raise AssertionError("it was asked")
+
+    path = write(tmp_path / "t.jsonl", {"question": "1?", "answer": "1"})
+    other = AnswerFile(path, {}, [Answer("other", "", "", "", {"exact_match": 1.0})])
+    monkeypatch.setattr("qra_bo.export.load.keep_unpacked", lambda _: None)
+    monkeypatch.setattr("qra_bo.finetune.evaluation.check_tasks", lambda _: None)  # lm-eval is an extra
+    monkeypatch.setattr("qra_bo.export.load.load", lambda *_, **__: (None, SimpleNamespace(chat_template=None)))
+    monkeypatch.setattr("qra_bo.finetune.evaluation.answer_file", asked)
+    monkeypatch.setattr("qra_bo.tasks.evaluate._others", lambda *_: {path: other})
+    monkeypatch.setattr(AnswerFile, "of_run", lambda *_: AnswerFile(tmp_path / "new.jsonl", {}))
+    assert main(["task=evaluate", f"out={tmp_path}", f"eval.tasks=[{path}]", "eval.against=elsewhere"]) == 2
+    assert "eval.against=elsewhere answered none of the questions of t.jsonl" in capsys.readouterr().err
