@@ -60,10 +60,6 @@ class Emulator:
             return "further from every row of the table than its rows are from one another"
         return None
 
-    def covers(self, allocation: Allocation) -> bool:
-        """Return whether the table covers an allocation."""
-        return self.refusal(allocation) is None
-
     def rate_penalty(self, lr_scale: float) -> float:
         """Return the cost of another factor on the learning rate than the table's own (nats), by ``rate_curve``."""
         here, home = (self.curvature * math.log2(scale / self.best_rate) ** 2 for scale in (lr_scale, self.rate))
