@@ -37,10 +37,9 @@ class FidelityModel:
                                  f"fidelities; got {features.shape[0]}")
         self._shift, self._scale = features.mean(dim=0), _spread(features)
         self._target_shift, self._target_scale = target.mean(), _spread(target[:, None])[0]
-        generator = torch.Generator().manual_seed(seed)
-        self._network = self._build(features.shape[1], generator)
-        self._train((features - self._shift) / self._scale, (target - self._target_shift) / self._target_scale,
-                    generator)
+        rng = torch.Generator().manual_seed(seed)
+        self._network = self._build(features.shape[1], rng)
+        self._train((features - self._shift) / self._scale, (target - self._target_shift) / self._target_scale, rng)
 
     def predict(self, features: Tensor) -> Tensor:
         """Return the predicted high-fidelity loss of ``n x d`` rows, ``n``."""

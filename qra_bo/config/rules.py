@@ -98,8 +98,7 @@ def _codes(config: RunConfig) -> Iterator[Problem]:
         "serve": (config.serve not in (ANY, server), f"it loads other codes: use serve={server}"),
         "export.targets": (bool(others), f"{', '.join(others)} can't hold these codes: leave it out, or use merged")}
     if config.stored:
-        yield from (Problem(key, f"{key} beside codes=stored: {why}.")
-                    for key, (given, why) in reasons.items() if given)
+        yield from (Problem(key, f"{key} beside codes=stored: {why}.") for key, (bad, why) in reasons.items() if bad)
     elif several:
         yield Problem("codes", "several of model.path, gguf_file or revision are for codes=stored: give that, or one.")
     elif not config.bits:

@@ -84,7 +84,9 @@ class Family:
     fp32_routing: bool = False
 
 
-_FAMILIES = {"llama": Family(), "mistral": Family(), "qwen2": Family(), "qwen3": Family(head_norms=True),
+_FAMILIES = {**dict.fromkeys(("llama", "mistral", "ministral", "ministral3", "qwen2", "smollm3"), Family()),
+             **dict.fromkeys(("qwen3", "hunyuan_v1_dense"), Family(head_norms=True)),
+             **dict.fromkeys(("olmo2", "olmo3", "exaone4"), Family(extra_norms=1, head_norms=True)),
              "phi3": Family(partial_rotary=True, fused=True), "gemma": Family(fp32_norm_weight=True),
              "gemma2": Family(extra_norms=2, fp32_norm_weight=True),
              "gemma3_text": Family(extra_norms=2, head_norms=True, fp32_norm_weight=True),

@@ -159,12 +159,13 @@ def space_of(space: SearchSpace, allocation: Allocation) -> SearchSpace:
 
 
 def simple_choice(choice: Simple, space: SearchSpace, order: Sequence[int] | None = None) -> Allocation:
-    """Return the allocation of a simple choice: of whole bits the uniform one, else that of the two widths of the space
-    on both sides of its bits, see ``space.space.mix``, with units in ``order`` (``None``: by the blind rule). The rank
-    may be off the ladder. Raises ``SpaceError`` if the space has no width on one side."""
-    if choice.bits in BITS:
-        return uniform(space.n_units, format_for(int(choice.bits), space).name, choice.rank)
+    """Return the allocation of a simple choice: of whole bits the uniform one (of a ``mix`` if the space has them or no
+    others around), else that of the two widths of the space on both sides of its bits, see ``space.space.mix``, with
+    units in ``order`` (``None``: by the blind rule). Any rank will do. Raises ``SpaceError`` if a side has no width."""
     below, above = ([f for f in space.formats if side * (f.bits - choice.bits) > 0] for side in (-1, 1))
+    between = "mix" in choice.text.lower() and below and above and choice.bits not in {f.bits for f in space.formats}
+    if choice.bits in BITS and not between:
+        return uniform(space.n_units, format_for(int(choice.bits), space).name, choice.rank)
     if not below or not above:
         raise SpaceError(f"{choice}: {float(choice.bits):g} bits lie between no two of bits="
                          f"{sorted({f.bits for f in space.formats})}; give others, or widen bits")

@@ -137,10 +137,9 @@ class MemoryModel:
         earlier = gradients if self.shape.accumulate > 1 else np.zeros_like(gradients)  # of the step's batches before
         tables = np.array([known_backend(f).table_bytes for f in space.formats], dtype=np.int64)[None, :, None]
         spike = self._spikes(space, saved, gradients)
-        largest = np.array([max((max(m.in_features, m.out_features) for m in u.adapted), default=0)
-                            for u in space.units])
+        width = np.array([max((max(m.in_features, m.out_features) for m in u.adapted), default=0) for u in space.units])
         unit_gradients = (2 * parts.numel[:, None] * ranks) if c == 2 else np.zeros_like(parts.update)
-        converting = unit_gradients + (2 * largest[:, None] * ranks if c == 2 else 0)
+        converting = unit_gradients + (2 * width[:, None] * ranks if c == 2 else 0)
         step = np.maximum(converting, unit_gradients + parts.update)
         fixed = (self.unquantised_bytes + self.embedding_bytes + SHARED_BYTES + shared_bytes(self.shape.optimizer)
                  + rounding_bytes(self.spec, self.shape) + codebook_bytes(self.spec, space.formats))

@@ -81,9 +81,8 @@ def beginning(setting: Setting) -> list[Part]:
 def _of_moments(spec: DecoderSpec, tokens: float) -> float:
     """Return the operations of second moments over ``tokens`` of all inputs that linears share, and of factors."""
     routed = tokens * spec.experts_per_token / max(1, spec.n_experts)
-    inputs = {(m.name.rpartition(".")[0], m.fused): (m.in_features, routed if m.expert else tokens)
-              for m in spec.linears}
-    return sum(width ** 2 * (reached + 2 * width) for width, reached in inputs.values()) * (tokens > 0)
+    met = {(m.name.rpartition(".")[0], m.fused): (m.in_features, routed if m.expert else tokens) for m in spec.linears}
+    return sum(width ** 2 * (reached + 2 * width) for width, reached in met.values()) * (tokens > 0)
 
 
 def parts_of(setting: Setting) -> list[Part]:

@@ -87,7 +87,8 @@ class DecoderSpec:
 MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
 """Families of mixtures of experts that are trained here: every layer has experts, and their router chooses by softmax.
 Each expert is two linears: ``gate_up``, which PEFT's own rules for experts do not rename, and ``down``."""
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt_neox", *MIXTURES)
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt_neox",
+            "smollm3", *MIXTURES)
 """Families whose spec follows from numbers alone; others need their transformers configuration."""
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Names of the number of experts in configurations of transformers."""
@@ -269,6 +270,8 @@ def _check_dense(model: Any) -> None:
     if unlike := sorted(_SIZES & set(getattr(model.config.get_text_config(), "per_layer_attributes", None) or ())):
         raise ModelError(f"{kind!r} has layers that differ in {', '.join(unlike)}, which the memory model does not "
                          "cover; expected a decoder of like layers such as Llama, Qwen or Mistral")
+    if kind in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"):
+        raise ModelError(f"{kind!r} has layers of Mamba, to which PEFT adds no adapters; expected a decoder like Llama")
     layers = [path for path, _ in model.named_modules() if _LAYER.search(path)]
     experts = [path for path in layers if path.endswith(".experts")]
     check_mixture(model.config.get_text_config(), experts)

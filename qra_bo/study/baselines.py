@@ -209,11 +209,10 @@ def evaluate_references(run: TrialRunner, headroom: Headroom) -> list[Trial]:
     """
     rules, lora, qlora = headroom.rules, uniform(run.setting.space.n_units, "fp16", 16), _qlora(run, "reference")
     given = [lora] if qlora.spec.codes else [lora, qlora.spec.allocation]
-    feasible = [set(a.formats) <= set(rules.formats) and max(a.ranks) <= rules.max_rank and rules.fits(a)
-                for a in given]
-    planned = [run.plan(a, "baseline" if ok else "reference") for a, ok in zip(given, feasible, strict=True)]
+    fits = [set(a.formats) <= set(rules.formats) and max(a.ranks) <= rules.max_rank and rules.fits(a) for a in given]
+    planned = [run.plan(a, "baseline" if ok else "reference") for a, ok in zip(given, fits, strict=True)]
     found = run.evaluate_all([*planned, qlora] if qlora.spec.codes else planned)
-    return [replace(e, stage="baseline") for e, ok in zip(found, feasible, strict=False) if ok]
+    return [replace(e, stage="baseline") for e, ok in zip(found, fits, strict=False) if ok]
 
 
 def train_qlora(run: TrialRunner) -> None:

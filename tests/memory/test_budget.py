@@ -29,7 +29,7 @@ from qra_bo.memory.budget import (
     smallest,
 )
 from qra_bo.memory.formats import BITS
-from qra_bo.space import Allocation, DecoderSpec, average_bits
+from qra_bo.space import Allocation, DecoderSpec, average_bits, uniform
 from qra_bo.space.space import blind_order, wider_units
 from qra_bo.utils.errors import BudgetError, ConfigError, SpaceError
 from tests.memory.spaces import TINY, space_of
@@ -91,12 +91,14 @@ def test_a_mix_is_priced_as_its_allocation_and_whole_bits_as_the_uniform_choice(
     assert set(found.formats) == {"nf4", format_for(3, space).name}
     assert average_bits([parse_format(f).bits for f in found.formats], space.unit_numel) <= 3.5
     assert resolve_budget(choice, MODEL, space) == allocation_bytes(MODEL, space, found)
-    for bits in BITS:
+    for bits in sorted({f.bits for f in space.formats} | {16}):
         assert resolve_budget(f"mix:{bits}.0,3", MODEL, space) == resolve_budget(f"uniform:{bits},3", MODEL, space)
     wide, absent = space_of(formats=("nf4", "fp16")), next(bits for bits in range(5, 16) if bits not in BITS)
     found = simple_choice(parse_budget(f"mix:{absent},3"), wide)
     assert set(found.formats) == {"nf4", "fp16"}  # the widths of the space around one that no format has
     assert resolve_budget(f"mix:{absent},3", MODEL, wide) == allocation_bytes(MODEL, wide, found)
+    assert set(simple_choice(parse_budget("mix:8,3"), wide).formats) == {"nf4", "fp16"}  # nor has it 8 bits
+    assert simple_choice(parse_budget("uniform:8,3"), wide) == uniform(4, format_for(8, wide).name, 3)
     with pytest.raises(SpaceError, match="between no two"):
         resolve_budget("mix:8.5,3", MODEL, space)
 

@@ -84,7 +84,7 @@ PUBLISHED = {"smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama2_70
              "gemma3_4b_instruct": 3_880_263_168, "gemma3_12b_instruct": 11_766_034_176,
              "gemma3_27b_instruct": 27_009_346_304, "phi4": 14_659_507_200, "phi3_5_mini": 3_821_079_552,
              "qwen3_30b_a3b": 30_532_122_624, "mixtral_8x7b_instruct": 46_702_792_704,
-             "olmoe_1b_7b_instruct": 6_919_161_856}
+             "olmoe_1b_7b_instruct": 6_919_161_856, "smollm3_3b": 3_075_098_624}
 """Parameters, those of tied heads counted once: the wheel's GGUF, KerasHub's presets, and totals of safetensors on the
 hub that public repositories quote (Llama of 1 B, 3 B and 70 B; Qwen2.5 of 1.5, 7 and 14 B; Phi; Gemma 3 of 4, 12 and
 27 B, less their vision part; mixtures)."""
@@ -131,8 +131,9 @@ def test_other_decoders_are_walked_too() -> None:
 @pytest.mark.parametrize(("family", "changes", "reason"), [
     ("qwen2_moe", {"num_experts": 2, "moe_intermediate_size": 32}, "layers of experts that are not trained here"),
     ("gpt_oss", {"num_local_experts": 2}, "layers of experts that are not trained here"),
-    ("qwen3_moe", {"num_experts": 2, "moe_intermediate_size": 32, "mlp_only_layers": [0]}, "in 1 of its layers alone")])
-def test_other_mixtures_of_experts_are_refused(family: str, changes: dict[str, Any], reason: str) -> None:
+    ("qwen3_moe", {"num_experts": 2, "moe_intermediate_size": 32, "mlp_only_layers": [0]}, "in 1 of its layers alone"),
+    ("falcon_h1", {}, "layers of Mamba")])
+def test_decoders_of_other_layers_are_refused(family: str, changes: dict[str, Any], reason: str) -> None:
     small = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
                  num_hidden_layers=2, vocab_size=64, pad_token_id=0)
     with pytest.raises(ModelError, match=f"{family!r} has .*{reason}"):

@@ -114,9 +114,8 @@ def attach(model: Any, ranks: Mapping[str, int], alpha_over_rank: float, train_s
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT draws an initialisation of its own, replaced below, and reads an attribute that transformers renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        config = LoraConfig(**peft_patterns(ranks, alpha_over_rank), lora_dropout=0.0, bias="none",
-                            task_type="CAUSAL_LM")
-        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+        lora = LoraConfig(**peft_patterns(ranks, alpha_over_rank), lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
+        wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)
     for name, layer in lora_layers(model).items():
         rank, base = layer.r[ADAPTER], layer.get_base_layer()
         down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]

@@ -74,9 +74,8 @@ def weight_of(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: 
     plain = partial(_tile_by_tile, words, fmt, scale, zero, dtype, target, first)
     if scale.device.type != "cuda":
         return plain().view(shape)
-    fused = partial(by_kernel, "plane_kernel", scale.device, words, planes_of(fmt), scale, zero, fmt.block, dtype,
-                    first)
-    return unpacked((fmt.name, dtype, scale.device), fused, plain).view(shape)
+    fast = partial(by_kernel, "plane_kernel", scale.device, words, planes_of(fmt), scale, zero, fmt.block, dtype, first)
+    return unpacked((fmt.name, dtype, scale.device), fast, plain).view(shape)
 
 
 def _tile_by_tile(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: Tensor | int, dtype: torch.dtype,
