@@ -1,8 +1,8 @@
 """Decoders as GGUF describes them: architecture, names of tensors, their order of rows, and the keys of the header.
 
 Families are those that tests compare with transformers on random models: llama and mistral, qwen2, qwen3, gemma3_text,
-phi3; mixtral, qwen3_moe and olmoe, whose experts are one tensor of three sides a layer. Another family, or a setting
-that llama.cpp computes otherwise, is refused.
+phi3, smollm3; mixtral, qwen3_moe and olmoe, whose experts are one tensor of three sides a layer. Another family, or a
+setting that llama.cpp computes otherwise, is refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,8 @@ from qra_bo.utils.errors import ConfigError
 
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2,
                  "qwen3": MODEL_ARCH.QWEN3, "gemma3_text": MODEL_ARCH.GEMMA3, "phi3": MODEL_ARCH.PHI3,
-                 "mixtral": MODEL_ARCH.LLAMA, "qwen3_moe": MODEL_ARCH.QWEN3MOE, "olmoe": MODEL_ARCH.OLMOE}
+                 "mixtral": MODEL_ARCH.LLAMA, "qwen3_moe": MODEL_ARCH.QWEN3MOE, "olmoe": MODEL_ARCH.OLMOE,
+                 "smollm3": MODEL_ARCH.SMOLLM3}
 """GGUF's architecture of each family of transformers."""
 _GEMMA_PERIOD = 6
 """Gemma 3: every sixth layer sees the whole text, fixed in llama.cpp."""
@@ -60,7 +61,7 @@ class Layout:
         """
         path, leaf = stack_of(module).rsplit(".", 1)
         order = torch.arange(rows)
-        if self.architecture is MODEL_ARCH.LLAMA and leaf in ("q_proj", "k_proj"):
+        if self.architecture in (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3) and leaf in ("q_proj", "k_proj"):
             order = order.view(-1, 2, self.head_width // 2).transpose(1, 2).reshape(-1)
         if expert_of(module) is None:
             return [(self.name(module), order)]
@@ -148,8 +149,8 @@ def layout_of(config: Any) -> Layout:
 
 def _differences(config: Any, rope: Mapping[str, Any], local: Mapping[str, Any] | None) -> Iterator[str]:
     """Yield what llama.cpp computes otherwise; ``local`` is the rotary embedding of layers with a sliding window."""
-    gemma, layers = config.model_type == "gemma3_text", config.num_hidden_layers
-    olmoe = config.model_type == "olmoe"
+    family, layers = config.model_type, config.num_hidden_layers
+    gemma, olmoe = family == "gemma3_text", family == "olmoe"
     window = getattr(config, "sliding_window", None)
     if not gemma and window is not None and getattr(config, "use_sliding_window", True) \
             and window < config.max_position_embeddings:
@@ -167,11 +168,12 @@ def _differences(config: Any, rope: Mapping[str, Any], local: Mapping[str, Any] 
         yield "scale of the attention's scores"
     if getattr(config, "attn_logit_softcapping", None) or getattr(config, "final_logit_softcapping", None):
         yield "capped scores or logits"
-    if rope["rope_type"] not in ("default", "linear", "llama3") and \
-            (config.model_type, rope["rope_type"]) != ("phi3", "longrope"):
+    if rope["rope_type"] not in ("default", "linear", "llama3") and (family, rope["rope_type"]) != ("phi3", "longrope"):
         yield "scaling of the rotary embedding"
     if (getattr(config, "hidden_activation", None) or config.hidden_act) != ("gelu_pytorch_tanh" if gemma else "silu"):
         yield "activation of the MLP"
+    if any(turned == (i % 4 == 3) for i, turned in enumerate(getattr(config, "no_rope_layers", None) or ())):
+        yield "layers without a rotary embedding"
     if getattr(config, "norm_topk_prob", not olmoe) == olmoe:
         yield f"norm_topk_prob={config.norm_topk_prob}"
     if getattr(config, "clip_qkv", None) is not None:

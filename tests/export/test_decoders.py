@@ -18,6 +18,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 from qra_bo.export.gguf_file import Source
@@ -55,6 +56,7 @@ DECODERS: dict[str, Any] = {
     "qwen2, yarn": Qwen2Config(**SIZES, rope_parameters=YARN), "qwen3": Qwen3Config(**SIZES, head_dim=32),
     "gemma3": Gemma3TextConfig(**GEMMA),
     "gemma3, linear": Gemma3TextConfig(**GEMMA, rope_parameters={"full_attention": LINEAR, "sliding_attention": ROPE}),
+    "smollm3": SmolLM3Config(**SIZES, tie_word_embeddings=True),
     "phi3": Phi3Config(**SIZES), "phi3, partial": Phi3Config(**SIZES, rope_parameters={**ROPE,
                                                                                       "partial_rotary_factor": 0.5}),
     "phi3, long": Phi3Config(**{**SIZES, "max_position_embeddings": 2048}, original_max_position_embeddings=256,
@@ -150,6 +152,7 @@ def mlx(config: Any) -> None:
     (gguf_layout, LlamaConfig(**SIZES, rope_parameters={**LINEAR, "rope_type": "dynamic"}), "scaling of the rotary"),
     (gguf_layout, LlamaConfig(**SIZES, hidden_act="gelu"), "activation"),
     (gguf_layout, Qwen3MoeConfig(**SIZES), "norm_topk_prob=False"),
+    (gguf_layout, SmolLM3Config(**SIZES, no_rope_layer_interval=2), "layers without a rotary embedding"),
     (gguf_layout, OlmoeConfig(**SIZES, clip_qkv=8.0), "clipped queries.*; tied embeddings or grouped heads"),
     (mlx, MistralConfig(**SIZES, sliding_window=7), "no sliding window, here of 7 tokens, for models of 'mistral'"),
     (mlx, LlamaConfig(**SIZES, rope_parameters={**LINEAR, "rope_type": "dynamic"}), "this model has 'dynamic'"),

@@ -101,9 +101,8 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
         if turn["from"] not in SHAREGPT:
             raise DataError(f"{where}: 'from' must be one of {', '.join(SHAREGPT)}; got {cut(repr(turn['from']))}")
         if turn["from"] in CALLS:
-            calls = _parsed(turn["value"], f"the value of a {turn['from']}", where)
-            message: Message = {"role": "assistant", "content": "",
-                                "tool_calls": _tool_calls(calls, where, filled=False)}
+            made = _tool_calls(_parsed(turn["value"], f"the value of a {turn['from']}", where), where, filled=False)
+            message: Message = {"role": "assistant", "content": "", "tool_calls": made}
         else:
             message = {"role": SHAREGPT[turn["from"]], "content": turn["value"]}
         messages.append(message | {key: turn[key] for key in _WEIGHTS if turn.get(key) is not None})
