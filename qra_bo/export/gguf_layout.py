@@ -1,8 +1,8 @@
 """Decoders as GGUF describes them: architecture, names of tensors, their order of rows, and the keys of the header.
 
 Families are those that tests compare with transformers on random models: llama and mistral, qwen2, qwen3, gemma3_text,
-phi3, smollm3; mixtral, qwen3_moe and olmoe, whose experts are one tensor of three sides a layer. Another family, or a
-setting that llama.cpp computes otherwise, is refused.
+phi3, smollm3, seed_oss, olmo2; mixtral, qwen3_moe and olmoe, whose experts are one tensor of three sides a layer.
+Another family, or a setting that llama.cpp computes otherwise, is refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from qra_bo.utils.errors import ConfigError
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2,
                  "qwen3": MODEL_ARCH.QWEN3, "gemma3_text": MODEL_ARCH.GEMMA3, "phi3": MODEL_ARCH.PHI3,
                  "mixtral": MODEL_ARCH.LLAMA, "qwen3_moe": MODEL_ARCH.QWEN3MOE, "olmoe": MODEL_ARCH.OLMOE,
-                 "smollm3": MODEL_ARCH.SMOLLM3}
+                 "smollm3": MODEL_ARCH.SMOLLM3, "seed_oss": MODEL_ARCH.SEED_OSS, "olmo2": MODEL_ARCH.OLMO2}
 """GGUF's architecture of each family of transformers."""
 _GEMMA_PERIOD = 6
 """Gemma 3: every sixth layer sees the whole text, fixed in llama.cpp."""

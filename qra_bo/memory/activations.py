@@ -84,7 +84,7 @@ class Family:
     fp32_routing: bool = False
 
 
-_FAMILIES = {**dict.fromkeys(("llama", "mistral", "ministral", "ministral3", "qwen2", "smollm3"), Family()),
+_FAMILIES = {**dict.fromkeys(("llama", "mistral", "ministral", "ministral3", "qwen2", "seed_oss", "smollm3"), Family()),
              **dict.fromkeys(("qwen3", "hunyuan_v1_dense"), Family(head_norms=True)),
              **dict.fromkeys(("olmo2", "olmo3", "exaone4"), Family(extra_norms=1, head_norms=True)),
              "phi3": Family(partial_rotary=True, fused=True), "gemma": Family(fp32_norm_weight=True),

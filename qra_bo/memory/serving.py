@@ -135,7 +135,7 @@ def _packed(fmt: StorageFormat) -> tuple[int, int]:
 
 
 _SYM, _INT = (tuple(bits for bits, width in WIDTHS.items() if kind in width.kinds) for kind in (_SYMMETRIC, _ZEROS))
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "smollm3")
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "smollm3", "seed_oss", "olmo2")
 """Decoders whose exports ``gguf`` and ``mlx`` were compared with transformers."""
 CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
     Consumer(ANY, "any program", {}),

@@ -88,7 +88,7 @@ MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
 """Families of mixtures of experts that are trained here: every layer has experts, and their router chooses by softmax.
 Each expert is two linears: ``gate_up``, which PEFT's own rules for experts do not rename, and ``down``."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt_neox",
-            "smollm3", *MIXTURES)
+            "seed_oss", "smollm3", *MIXTURES)
 """Families whose spec follows from numbers alone; others need their transformers configuration."""
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Names of the number of experts in configurations of transformers."""
@@ -135,8 +135,8 @@ def spec_from_numbers(name: str, family: str, *, n_layers: int, hidden_size: int
                       attention_bias: bool = False, n_experts: int = 0, experts_per_token: int = 0) -> DecoderSpec:
     """Return the decoder that these numbers (see ``DecoderSpec``) describe; needs neither torch nor a download.
 
-    The family is one of ``FAMILIES``; with ``attention_bias`` the attention's projections have biases (qwen2: q, k and
-    v alone). Raises ``ModelError`` if the family is unknown or a number makes no sense.
+    The family is one of ``FAMILIES``; with ``attention_bias`` the attention's projections have biases (of qwen2 and
+    seed_oss q, k and v alone). Raises ``ModelError`` if the family is unknown or a number makes no sense.
     """
     if family not in FAMILIES:
         raise ModelError(f"the shapes of family {family!r} do not follow from numbers alone; known: "
@@ -191,7 +191,7 @@ def _shapes(family: str, d: int, i: int, heads: int, kv_heads: int, head_dim: in
         yield "self_attn.q_proj", q, d, bias
         yield "self_attn.k_proj", kv, d, bias
         yield "self_attn.v_proj", kv, d, bias
-        yield "self_attn.o_proj", d, q, bias and family != "qwen2"
+        yield "self_attn.o_proj", d, q, bias and family not in ("qwen2", "seed_oss")
         if experts:
             for e in range(experts):
                 yield f"mlp.experts.{e}.gate_up", 2 * i, d, False

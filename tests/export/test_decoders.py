@@ -13,11 +13,13 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     OlmoeConfig,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
     SmolLM3Config,
 )
 
@@ -57,6 +59,7 @@ DECODERS: dict[str, Any] = {
     "gemma3": Gemma3TextConfig(**GEMMA),
     "gemma3, linear": Gemma3TextConfig(**GEMMA, rope_parameters={"full_attention": LINEAR, "sliding_attention": ROPE}),
     "smollm3": SmolLM3Config(**SIZES, tie_word_embeddings=True),
+    "seed_oss": SeedOssConfig(**SIZES, head_dim=32), "olmo2": Olmo2Config(**SIZES),
     "phi3": Phi3Config(**SIZES), "phi3, partial": Phi3Config(**SIZES, rope_parameters={**ROPE,
                                                                                       "partial_rotary_factor": 0.5}),
     "phi3, long": Phi3Config(**{**SIZES, "max_position_embeddings": 2048}, original_max_position_embeddings=256,

@@ -52,7 +52,7 @@ def read(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("family", "tied", "bias"), [
     *((family, tied, family in ("qwen2", "gpt_neox")) for family in FAMILIES for tied in (True, False)),
-    *((family, True, True) for family in ("llama", "qwen3", "gemma"))])
+    *((family, True, True) for family in ("llama", "qwen3", "gemma", "seed_oss"))])
 def test_numbers_equal_the_meta_model(family: str, tied: bool, bias: bool) -> None:
     n = {**SMALL, "tied": tied, "attention_bias": bias, **(EXPERTS if family in MIXTURES else {})}
     if family == "gpt_neox":
@@ -84,7 +84,8 @@ PUBLISHED = {"smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama2_70
              "gemma3_4b_instruct": 3_880_263_168, "gemma3_12b_instruct": 11_766_034_176,
              "gemma3_27b_instruct": 27_009_346_304, "phi4": 14_659_507_200, "phi3_5_mini": 3_821_079_552,
              "qwen3_30b_a3b": 30_532_122_624, "mixtral_8x7b_instruct": 46_702_792_704,
-             "olmoe_1b_7b_instruct": 6_919_161_856, "smollm3_3b": 3_075_098_624}
+             "olmoe_1b_7b_instruct": 6_919_161_856, "smollm3_3b": 3_075_098_624,
+             "seed_oss_36b_instruct": 36_151_104_512}
 """Parameters, those of tied heads counted once: the wheel's GGUF, KerasHub's presets, and totals of safetensors on the
 hub that public repositories quote (Llama of 1 B, 3 B and 70 B; Qwen2.5 of 1.5, 7 and 14 B; Phi; Gemma 3 of 4, 12 and
 27 B, less their vision part; mixtures)."""
