@@ -59,6 +59,8 @@ def _model(config: RunConfig) -> Iterator[Problem]:
     if config.model["source"] == "path" and not config.model["path"]:
         yield Problem("model.path", "+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with "
                                     "config.json and *.safetensors; got null.")
+    if config.model["source"] == "wheel" and not str(config.model["path"]).isidentifier():
+        yield Problem("model.path", f"model.path={config.model['path']} needs +model=hf, or +model=NAME of its shapes.")
 
 
 def _task(config: RunConfig) -> Iterator[Problem]:

@@ -133,9 +133,8 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
     runs_code = bool(node.get("trust_remote_code"))
     if runs_code and not trust_remote_code:
         raise ModelError(f"the run in {folder} asks to run code that comes with {node.get('path')!r} "
-                         "(trust_remote_code); a run's folder is data and can't allow that itself. If you trust that "
-                         "code, say so: qra_bo.load(run, trust_remote_code=True), or model.trust_remote_code=true in "
-                         "a command")
+                         "(trust_remote_code); a run's folder is data and can't allow that itself. If you trust it, "
+                         "say so: qra_bo.load(run, trust_remote_code=True), or model.trust_remote_code=true")
     if node["source"] == "random":
         check_random_base(manifest)
     for where in (Path(str(base.get("path"))) for base in bases_of(node)):

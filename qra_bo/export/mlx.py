@@ -152,8 +152,7 @@ def _windows(family: str, data: Mapping[str, Any]) -> dict[str, Any]:
         full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
         if not full or full != list(range(full[0], len(kinds), full[0] + 1)):
             raise ConfigError("the target mlx covers Gemma 3 whose layers attend to the whole text at regular "
-                              f"intervals; here these are the layers {full}: export.targets=[merged] writes 16-bit "
-                              "weights")
+                              f"intervals; these are the layers {full}: export.targets=[merged] writes 16-bit weights")
         return {"sliding_window_pattern": full[0] + 1}
     sliding = not kinds or "sliding_attention" in kinds
     if window is None or window >= data["max_position_embeddings"] or not sliding:

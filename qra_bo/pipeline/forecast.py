@@ -277,6 +277,6 @@ def next_command(plan: Plan, setting: Setting, effort: str | None) -> str | None
     mixed = answer.fractional
     simple = f"uniform:{answer.best.bits},{answer.best.rank}" if mixed is None else mixed.what
     changes |= {"task": "finetune", "allocation": simple}
-    if mixed is None and answer.best.embeddings != 16:  # what the allocation alone would not say
-        changes["embeddings"] = str(answer.best.embeddings)
+    if (bits := (mixed or answer.best).embeddings) != 16:  # what the allocation alone would not say
+        changes["embeddings"] = str(bits)
     return command(words, changes, OF_A_SEARCH)

@@ -53,27 +53,31 @@ def is_mapped(config: RunConfig) -> bool:
 
 
 def spills(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_type: str) -> bool:
-    """Whether packed layers go to disk: those of all workers take more than ``worker.spill_above``.
+    """Whether packed layers go to disk: those of all workers take more than ``worker.spill_above``; where that is
+    ``auto``, more than half of what is free, or on a GPU than the rest of what a run needs leaves.
 
     Raises:
         BudgetError: If that is ``auto`` and this machine does not say what memory is free.
     """
-    given = config.worker.spill_above
+    given, workers = config.worker.spill_above, config.executor.workers
     limit = free_bytes("cpu") // 2 if given == "auto" else parse_size(given)
-    return config.executor.workers * packed_bytes(config, spec, space, device_type) > limit
+    if given == "auto" and device_type != "cpu":  # on a CPU training reads spilled layers again and again
+        rest = sum(host_parts(config, spec, space, None, device_type, spilled=True).values())
+        limit = min(limit, free_bytes("cpu") - workers * rest)
+    return workers * packed_bytes(config, spec, space, device_type) > limit
 
 
 def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget: int | None,
-               device_type: str = "cpu") -> Mapping[str, int]:
+               device_type: str = "cpu", spilled: bool | None = None) -> Mapping[str, int]:
     """Return the RAM that a worker of ``oracle=finetune`` needs beyond what is in use now, in bytes by purpose, within
-    ``budget`` bytes (``None``: of any allocation).
+    ``budget`` bytes (``None``: of any allocation). ``spilled``: see ``spills``.
 
     Files that are mapped are left out: the system reads them again where memory lacks. On a CPU an installed layer is
     the bank's own, so that training adds only what is neither weight nor metadata, unless the bank is on disk.
     """
     on_cpu, item = device_type == "cpu", BYTES[resolve_dtype(config.dtype, device_type)]
     formats = bank_formats(config, space)
-    spilled = spills(config, spec, space, device_type)
+    spilled = spills(config, spec, space, device_type) if spilled is None else spilled
     quantised = sum(not fmt.is_base or config.stored for fmt in formats)
     tables = spec.other_numel - unpacked_numel(spec, config.embedding_bits)
     width = max(linear.in_features for linear in spec.linears)
@@ -143,5 +147,4 @@ def check_ram(config: RunConfig, spec: DecoderSpec, space: SearchSpace, budget: 
         raise DeviceError(
             f"fine-tuning {config.model_name} on {where} needs about {format_size(need)} of RAM ({listed}) and "
             f"{format_size(available)} is available; name fewer bits (each format is packed once) or fewer "
-            f"executor.workers, keep packed layers on disk (worker.spill_above=1MB), {advice}, a machine with more "
-            "RAM, or oracle=synthetic")
+            f"executor.workers, keep packed layers on disk (worker.spill_above=1MB), {advice}, or more RAM")

@@ -75,8 +75,8 @@ def checked_budget(setting: Setting, folder: Path | None = None) -> int:
         budget = study.header.budget_bytes
     else:
         budget = budget_bytes(config, config.budget[0], setting.memory, setting.space)
+    check_card(config, setting.memory, budget)
     if setting.given is None:
-        check_card(config, setting.memory, budget)
         check_budget(budget, setting.costs(budget), setting.space, setting.memory)
         check_uniform(setting.rules(budget))
     else:

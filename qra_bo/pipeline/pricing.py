@@ -118,27 +118,27 @@ def budget_bytes(config: RunConfig, budget: Budget, memory: MemoryModel, space: 
 
 
 def check_card(config: RunConfig, memory: MemoryModel, budget: int) -> None:
-    """Refuse a training peak of ``budget`` bytes that the GPUs of this machine can't hold: every larger trial would run
-    out of memory. Other machines, simulations, ``gpu=`` and budgets of stored bytes are not checked.
+    """Refuse a training peak of ``budget`` bytes that the card of ``gpu=`` or this machine's GPUs can't hold: every
+    larger trial would run out of memory. Other machines, simulations and budgets of stored bytes are not checked.
 
     Raises:
         BudgetError: With the budget, the bytes of the smallest card, and what to do.
     """
-    here = config.oracle.trains and not config.executor.elsewhere and config.gpu is None
+    here = config.oracle.trains and not config.executor.elsewhere
     if not here or memory.shape.device != "cuda" or memory.scope != "peak":
         return
-    total = min(map(total_bytes, worker_cards(config)), default=budget)
+    cards = [config.card.total_bytes] if config.card is not None else map(total_bytes, worker_cards(config))
+    total = min(cards, default=budget)
     if budget > total:
         raise BudgetError(f"a budget of {format_size(budget)} is more than the GPU has, {format_size(total)} in "
-                          "all; use budget=auto for what is free, or a smaller size. task=memory gpu=NAME plans for "
-                          "another card")
+                          "all; use budget=auto for what is free, or a smaller size. gpu=NAME plans for another card")
 
 
 def make_plan(config: RunConfig) -> Plan:
     """Price simple choices, budgets and cards; needs no weights and no GPU.
 
     Raises:
-        BudgetError: If ``budget=auto`` and the device has nothing free.
+        BudgetError: If ``budget=auto`` and the device has nothing free, or a budget is above the card of ``gpu=``.
         ModelError: If the model's shapes are not available.
     """
     spec, device = make_spec(config), planned_device(config.device, config.gpu)
@@ -147,6 +147,8 @@ def make_plan(config: RunConfig) -> Plan:
     on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
     budgets = {str(budget): budget_bytes(config, budget, memory, space) for budget in config.budget}
     learned = load_rates(config.surrogate.rates)
+    if config.card is not None:
+        check_card(config, memory, max(budgets.values()))
 
     def fractional(memory: MemoryModel, size: int) -> Allocation | None:
         problem = Setting(config, space, memory).problem(size, typical_profile(space), 0.0)

@@ -141,8 +141,7 @@ class Repair:
             edits = np.flatnonzero(free & (row > 0))
             if not len(edits):
                 raise BudgetError(f"the allocation needs {totals[binding]} bytes, more than the budget of "
-                                  f"{self._budget}, and nothing of it can be lowered any more; raise the budget, or "
-                                  "admit lower bits or ranks")
+                                  f"{self._budget}; nothing of it can be lowered: raise it, or admit fewer bits")
             unit, of_format = edits % len(units), edits < len(units)
             after = (binding, unit, q[unit] - of_format, r[unit] - ~of_format)
             peak, owner = spikes[binding].max(), int(spikes[binding].argmax())

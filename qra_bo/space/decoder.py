@@ -254,8 +254,7 @@ def check_mixture(text: Any, layers: Sequence[str] = ()) -> None:
     """Raise ``ModelError`` if a configuration names experts, or ``layers`` are some, of a family not trained here."""
     if text.model_type not in MIXTURES and any((*layers, *(getattr(text, key, None) for key in EXPERT_COUNTS))):
         raise ModelError(f"{text.model_type!r} has layers of experts that are not trained here, in 16 bits or fewer; "
-                         f"take a mixture of one of the families {', '.join(MIXTURES)}, or a dense decoder such as "
-                         "Llama or Qwen")
+                         f"take one of the families {', '.join(MIXTURES)}, or a dense decoder such as Llama or Qwen")
 
 
 def _check_dense(model: Any) -> None:
@@ -318,6 +317,5 @@ def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_co
         reason = "transformers has none" if "Unrecognized configuration class" in str(error) else \
             f"it knows no {error}" if isinstance(error, KeyError) else str(error)[:200]
         raise ModelError(f"no causal language model can be built of a {config.model_type!r} configuration ({reason}): "
-                         "it is not trained here; give a decoder of text alone such as Llama, Qwen or Mistral"
-                         ) from error
+                         "it is not trained here; give a decoder of text alone, as of Llama or Qwen") from error
     return spec_from_model(model, name)

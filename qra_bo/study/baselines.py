@@ -46,8 +46,7 @@ def check_uniform(rules: BaselineRules) -> None:
     if not any(largest_rank(rules, fmt) for fmt in rules.formats):
         least, fmt = min((rules.predict_bytes(uniform(rules.n_units, f, 1)), f) for f in rules.formats)
         raise BudgetError(f"the budget of {rules.budget_bytes:,} bytes is below the smallest uniform choice: "
-                          f"{fmt} with rank 1 needs {least:,} bytes; raise budget to at least that, or "
-                          "add a lower bit-width to bits")
+                          f"{fmt} with rank 1 needs {least:,} bytes; raise budget to that, or add fewer bits to bits")
 
 
 def uniform_choices(rules: BaselineRules, problem: SearchProblem, rates: Rates) -> list[Allocation]:

@@ -107,8 +107,9 @@ def render(plan: Plan, notes: Sequence[str] = ()) -> RenderableType:
     """
     advice = [" ".join(filter(None, (
         f"{_named(b.text, b.size)}: {b.advice.sentence}", b.advice.offered, b.note, None if b.fractional is None else
-        f"Without a search: task=finetune allocation={b.fractional.what} needs {format_size(b.fractional.total)}.")))
-              for b in plan.budgets]
+        f"Without a search: task=finetune allocation={b.fractional.what}"
+        f"{'' if b.fractional.embeddings == 16 else f' embeddings={b.fractional.embeddings}'} needs "
+        f"{format_size(b.fractional.total)}."))) for b in plan.budgets]
     lines = filter(None, (*advice, *notes, plan.serving, _head(plan)))
     parts: list[RenderableType] = [*map(Text, lines), _uniform(plan)]
     usual = [f" {row.what} ({row.fmt}, rank {row.rank}) needs {format_size(row.total)} and "

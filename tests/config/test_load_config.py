@@ -105,6 +105,7 @@ def test_all_problems_are_reported_at_once() -> None:
     (["seed=]"], "is not of the form KEY=VALUE that Hydra reads .* into quotes"),
     (["+model=meta-llama/Llama-3.1-8B"], r"given as \+model=hf model\.path=meta-llama/Llama-3\.1-8B\.$"),
     (["model=tiny", "+model=qwen3_4b"], "model must be given once; got tiny and qwen3_4b"),
+    (["model.path=models/mine"], r"model\.path=models/mine needs \+model=hf"),
     (["ranks=[4,193]"], r"rank 193 is larger than model\.layers\.0\.self_attn\.k_proj allows"),
     (["quantizer.formats.4=[]"], r"quantizer\.formats must name a storage format for 4 bits, e\.g\. .*=\[nf4\]"),
     (["quantizer.formats.4=[int8]"], r"of 4 bits must be distinct and store 4 bits; got \['int8'\], of \[8\] bits"),

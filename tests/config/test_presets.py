@@ -57,7 +57,7 @@ def test_what_is_given_wins() -> None:
     ("qwen2_5_32b_instruct", "gpu", 1.6e-4), ("smollm2_135m", "cpu", 2e-3), ("qwen2_5_0_5b_instruct", "cpu", 1.3e-3),
     ("tiny", "cpu", 2e-3), ("hf", "cpu", 2e-3), ("hf", "gpu", 2e-4)])
 def test_learning_rate_falls_with_the_width(model: str, train: str, rate: float) -> None:
-    config = load_config([f"+model={model}", "model.path=org/name", f"train={train}"])
+    config = load_config([f"+model={model}", "model.path=name", f"train={train}"])
     assert config.adapter.lr == rate
 
 

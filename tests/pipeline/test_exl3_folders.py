@@ -79,7 +79,8 @@ def test_a_mix_is_trained_saved_loaded_and_exported_unchanged(folders: Path, tmp
     storage = facts["tensor_storage"]
     assert [storage[f"model.layers.{i}.self_attn.v_proj"]["bits_per_weight"] for i in range(2)] == [2.5, 3]
     assert (facts["version"], facts["head_bits"]) == ("1.6", 6)
-    assert json.loads((tmp_path / "run" / "exl3" / "generation_config.json").read_text())["eos_token_id"] == [7, 9]
+    assert json.loads((tmp_path / "run" / "exl3" / "generation_config.json").read_text())["eos_token_id"] \
+            == [7, 9, 256]  # the tokenizer's own too
     parts = best["memory"]["breakdown"]
     assert parts["weights"] + parts["quant_metadata"] == sum(
         t.nbytes for name, t in mixed.items() if ".layers." in name and t.ndim and "norm" not in name

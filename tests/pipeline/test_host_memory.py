@@ -136,6 +136,22 @@ def test_workers_with_a_gpu_each_need_host_memory_too(monkeypatch: pytest.Monkey
     check_ram(config, spec, space, "cuda")
 
 
+def test_more_free_memory_never_refuses_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, spec, space = setting("+model=qwen2_5_7b_instruct", "budget=uniform:8,32", "train=gpu", "bits=[8]",
+                                  "effort.references=false", "embeddings=16")
+    ran = []
+    for free in range(4, 18):
+        monkeypatch.setattr(host_memory, "free_bytes", lambda device, free=free: free * 10**9)
+        try:
+            check_ram(config, spec, space, "cuda")
+        except DeviceError:
+            ran.append(False)
+        else:
+            ran.append(True)
+    assert ran == sorted(ran)
+    assert (ran[0], ran[-1]) == (False, True)
+
+
 @pytest.mark.parametrize(("device", "lacks"), [("auto", "torch sees none on this machine"),
                                                ("cpu", "device=cpu is another")])
 def test_a_card_is_planned_for_and_not_trained_on_a_cpu(device: str, lacks: str,

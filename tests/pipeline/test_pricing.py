@@ -10,8 +10,11 @@ from qra_bo.memory import parse_format
 from qra_bo.memory.advice import largest_rank
 from qra_bo.memory.budget import parse_budget, simple_choice, smallest
 from qra_bo.pipeline import pricing
+from qra_bo.pipeline.forecast import next_command
 from qra_bo.pipeline.prepare import checked_budget, make_setting
 from qra_bo.pipeline.pricing import budget_bytes, make_memory, make_plan
+from qra_bo.study.setting import Setting
+from qra_bo.tasks.memory import plan_lines
 from qra_bo.utils.errors import BudgetError
 
 
@@ -55,7 +58,8 @@ def test_held_out_evaluation_never_decides_a_plan() -> None:
     (["budget=8GB"], True), (["budget=8.1GB"], False), (["budget=8.1GB", "executor.workers=2"], False),
     (["budget=8.1GB", "device=cuda:1"], True), (["budget=8.1GB", "memory.scope=stored"], True),
     (["budget=8.1GB", "gpu=rtx4090"], True), (["budget=8.1GB", "oracle=synthetic"], True),
-    (["budget=8.1GB", "device=cpu"], True)])
+    (["budget=8.1GB", "device=cpu"], True), (["task=finetune", "allocation=uniform:4,4", "budget=8GB"], True),
+    (["task=finetune", "allocation=uniform:4,4", "budget=8.1GB"], False)])
 def test_a_budget_above_what_the_card_has_is_refused(changes: list[str], fits: bool, tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -70,6 +74,28 @@ def test_a_budget_above_what_the_card_has_is_refused(changes: list[str], fits: b
     with pytest.raises(BudgetError, match=r"a budget of 8\.10 GB is more than the GPU has, 8\.00 GB in all; use "
                                           r"budget=auto"):
         checked_budget(made, tmp_path)
+
+
+def test_no_plan_is_made_of_more_than_the_named_card_has() -> None:
+    words = ["task=memory", "+model=mistral_7b_instruct", "gpu=rtx3060", "train.length=512"]
+    assert make_plan(load_config([*words, "budget=[8GB,12GB]"])).fits
+    with pytest.raises(BudgetError, match=r"a budget of 20\.00 GB is more than the GPU has, 12\.\d+ GB in all"):
+        make_plan(load_config([*words, "budget=[8GB,20GB]"]))
+    assert make_plan(load_config([*words, "budget=20GB", "memory.scope=stored"])).fits
+
+
+def test_a_recommended_mix_keeps_the_embedding_that_it_was_priced_with() -> None:
+    words = ["task=memory", "+model=qwen2_5_14b_instruct", "gpu=rtx3060", "budget=9.4GB"]
+    config = load_config(words)
+    plan = make_plan(config)
+    (answer,) = plan.budgets
+    assert answer.fractional is not None
+    assert answer.fractional.embeddings == 6
+    offered = f"task=finetune allocation={answer.fractional.what} embeddings=6"
+    assert f"Without a search: {offered} needs 9." in " ".join(" ".join(plan_lines(plan)).split())
+    following = next_command(plan, Setting(config, make_space(config, plan.memory.spec), plan.memory), None)
+    assert following is not None
+    assert {"embeddings=6", f"allocation={answer.fractional.what}"} <= set(following.split())
 
 
 @pytest.mark.parametrize(("changes", "size"), [([], 8), (["executor.workers=1"], 20), (["device=cuda:1"], 8)])

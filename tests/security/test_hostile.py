@@ -84,7 +84,7 @@ def test_no_export_runs_remote_code_without_consent(whole: Path, tmp_path: Path,
     monkeypatch.setattr("qra_bo.export.load.fetch", lambda _: None)
     monkeypatch.setattr("qra_bo.export.load.load_base", asked.append)
     run = FinishedRun(folder, {}, {}, read_manifest(folder))
-    with pytest.raises(ModelError, match=r"evil/model.*model\.trust_remote_code=true in a command"):
+    with pytest.raises(ModelError, match=r"evil/model.*model\.trust_remote_code=true"):
         WRITERS[name](run)
     assert not asked
     with pytest.raises(TypeError):  # at the user's word it asks the loader, which gives nothing here
@@ -97,7 +97,7 @@ def test_tasks_run_no_remote_code_without_consent(whole: Path, tmp_path: Path, m
                   lambda d: d["model"].update(trust_remote_code=True, source="path", path="evil/model"))
     monkeypatch.setattr("qra_bo.finetune.evaluation.check_tasks", lambda tasks: None)
     config = ["task=evaluate", "eval.tasks=[x]", f"out={run}", "device=cpu"]
-    with pytest.raises(ModelError, match="trust that code"):
+    with pytest.raises(ModelError, match="If you trust it"):
         evaluate(load_config(config))
 
 

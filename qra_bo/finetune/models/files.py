@@ -67,8 +67,7 @@ def check_model_files(folder: Path, name: str, *, gguf: bool = False) -> None:
     for shard in shards.values() if isinstance(shards, dict) else [shards]:
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or PurePosixPath(shard).name != shard:
             raise ModelError(f"{INDEX} of {folder} names {str(shard)[:100]!r} as a part of the weights of {name!r}; "
-                             "every part must be a *.safetensors beside it: pickles, which can run code when they are "
-                             "read, are never read here")
+                             "every part must be a *.safetensors beside it: pickles, which can run code, are not read")
 
 
 def check_unquantised(folder: Path, name: str) -> None:

@@ -320,8 +320,7 @@ def choose_kernel(model: Any, name: str) -> None:
     if not model._supports_sdpa:
         raise ModelError(f"decoders of the family {family!r} can't be trained here: their attention caps its scores or "
                          "has no kernel of PyTorch's scaled_dot_product_attention, which training and its memory model "
-                         "rely on; choose another base model, such as one of the families llama, mistral, qwen2, "
-                         "qwen3, gemma, gemma3, phi3 or gpt_neox")
+                         "rely on; choose another base model, such as one of llama, mistral, qwen3, gemma3 or phi3")
     model.set_attn_implementation(name)
 
 
