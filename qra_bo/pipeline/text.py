@@ -109,13 +109,16 @@ def text_size(config: RunConfig) -> TextSize | None:
     # To a model of bytes every one is a token.
     per_token, basis = (1.0, "estimated at a token a byte") if config.model["source"] == "random" else \
         (CHARACTERS_PER_TOKEN, f"estimated at {CHARACTERS_PER_TOKEN} characters a token, as the embedded text has")
-    tokens, facts = sum(record.characters for record in train) / per_token, None
+    whole, facts = [record.characters / per_token for record in train], None
+    tokens = sum(min(n, length) if isinstance(r, Conversation) else n for n, r in zip(whole, train, strict=True))
     sequences = float(math.ceil(tokens / length))
     if isinstance(cfg, UserData):
         from qra_bo.finetune.models.load import tokenizer_at_hand  # loads transformers, which other plans do without
         tokenizer = tokenizer_at_hand(config.model)
         if tokenizer is None:
             basis += "; this machine lacks the model's tokenizer"
+            if (lost := 1 - tokens / sum(whole)) > 0.01:
+                basis += f"; train.length={length} cuts about {lost:.0%} of the conversations, see data.max_cut"
         else:
             samples = [render(split[:SAMPLE], cfg.render, tokenizer) for split in splits]  # they are shuffled
             blocks = assemble(tokenizer, samples, length, 1, 0, source, config.train.isolated).train

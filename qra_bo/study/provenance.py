@@ -80,5 +80,4 @@ def check_same_run(path: Path, before: Header, now: Header) -> None:
                            "with, or start a new run with another out=")
     if before.rates_sha256 != now.rates_sha256:  # the run would not repeat its proposals or its prediction
         raise JournalError(f"the run in {path} can't be continued: the file of surrogate.rates has changed since it "
-                           f"began (sha256 was {before.rates_sha256} and is {now.rates_sha256}). Restore it, or start "
-                           "a new run with another out=")
+                           f"began (its sha256 was {before.rates_sha256}). Restore it, or give another out=")

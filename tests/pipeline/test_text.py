@@ -46,6 +46,19 @@ def test_a_large_text_is_counted_by_a_sample(file: Path, monkeypatch: pytest.Mon
     assert size.sequences == pytest.approx(size.training_tokens / 32, rel=0.5)
 
 
+def test_without_a_tokenizer_each_conversation_counts_up_to_where_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": [
+        {"role": "user", "content": f"{i} " * 500}, {"role": "assistant", "content": "y" * (3200 if i else 32)}]})
+        + "\n" for i in range(10)))
+    size = text_size(load_config(["+model=llama2_7b", "device=cpu", "data=jsonl", f"data.path={path}",
+                                  "train.length=512"]))
+    assert size is not None
+    assert size.training_tokens <= 8 * 512
+    assert size.sequences <= 8
+    assert "lacks the model's tokenizer; train.length=512 cuts about 59% of the conv" in size.basis
+
+
 def test_a_run_that_has_ended_keeps_its_text(file: Path, tmp_path: Path) -> None:
     config, events = load_config(words(file, "display=none")), make_events()
     sha256 = load_data(config.data, byte_tokenizer(), 32).sha256

@@ -188,8 +188,7 @@ class ChatTemplate:
                 return (first - len(lead) if before.endswith(lead) else first,
                         end + len(mark) if after.startswith(mark) else end)
         raise DataError(f"{where}: the answer of turn {turn + 1} can't be told from the rest of the text that the "
-                        "model's chat template writes, so no loss could be taken on it alone; use data.chat=last, or "
-                        "give prompt and completion as texts")
+                        "model's chat template writes, so it can't be trained alone; use data.chat=last, or give texts")
 
     @functools.cached_property
     def _marks(self) -> tuple[str, str]:
