@@ -272,8 +272,8 @@ class PoolExecutor(Executor, Generic[Handle]):
             raise WorkerError(f"the worker was lost while it built the oracle: {lost}; if memory is short, free some, "
                               "choose a smaller model or fewer workers, and run the same command again") from lost
         elif job.spec is None:
-            raise WorkerError("the worker was lost before the oracle could answer "
-                              f"{job.request['method'].rpartition(':')[2]!r}: {lost}; run this command again") from lost
+            name = job.request["method"].rpartition(":")[2]
+            raise WorkerError(f"the worker was lost during {name!r}: {lost}; run the same command again") from lost
         else:
             why = f"{lost}: the machine ran out of memory" if starved else str(lost)
             log.warning("a trial was lost: %s; another worker is started for the next one", why)
